@@ -1,0 +1,137 @@
+"""Checkpoints: a folder of safetensors and one JSON manifest with checksums, written whole or not at all.
+
+    <folder>/state.safetensors    tensors by name
+    <folder>/manifest.json        {"format": 1, "meta": {...}, "sha256": {file: digest}}
+
+A checkpoint is written beside its final name, flushed to disk and renamed, so a reader sees the old one or the new one,
+never a part. Nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+FORMAT = 1
+STATE, MANIFEST = "state.safetensors", "manifest.json"
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that is missing, truncated or altered; the message names the file and what to do."""
+
+
+def file_sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def weights_sha256(weights: Mapping[str, torch.Tensor | np.ndarray]) -> str:
+    """One checksum of named arrays: over sorted names, dtypes, shapes and bytes."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        value = weights[name]
+        array = value.detach().cpu().contiguous() if isinstance(value, torch.Tensor) else value
+        if isinstance(array, torch.Tensor):
+            array = array.view(torch.int16).numpy() if array.dtype == torch.bfloat16 else array.numpy()
+        array = np.ascontiguousarray(array)
+        digest.update(f"{name}|{array.dtype}|{array.shape}|".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def save_checkpoint(folder: str | Path, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any]) -> None:
+    """Write a checkpoint atomically. An existing folder of that name is replaced only once the new one is complete."""
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir()
+        save_file({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}, partial / STATE)
+        manifest = {"format": FORMAT, "meta": dict(meta), "sha256": {STATE: file_sha256(partial / STATE)}}
+        (partial / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+        _flush(partial)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise CheckpointError(f"cannot write the checkpoint {folder}: {error}; the previous ones are intact") from error
+    replace_folder(partial, folder)
+
+
+def replace_folder(partial: Path, folder: Path) -> None:
+    """Rename `partial` to `folder`; an older `folder` goes only after the new one stands."""
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        os.rename(folder, old)
+    os.rename(partial, folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def load_checkpoint(folder: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Read (tensors, meta), every file checked against its checksum. Raises `CheckpointError`."""
+    folder = Path(folder)
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        sums, found_format = manifest["sha256"], manifest["format"]
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{folder} is not a checkpoint: it has no {MANIFEST}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder / MANIFEST} is corrupt ({error}); choose an earlier checkpoint") from error
+    if found_format != FORMAT:
+        raise CheckpointError(f"{folder} has checkpoint format {found_format}; this version reads {FORMAT}")
+    for name, expected in sums.items():
+        if not (folder / name).exists() or file_sha256(folder / name) != expected:
+            raise CheckpointError(f"{folder / name} is missing or does not match its checksum; choose an earlier checkpoint")
+    return load_file(folder / STATE), manifest["meta"]
+
+
+def _flush(folder: Path) -> None:
+    for path in [*folder.iterdir(), folder]:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def pack(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Put a prefix before every name."""
+    return {f"{prefix}/{name}": tensor for name, tensor in tensors.items()}
+
+
+def unpack(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The entries under `prefix`, without it."""
+    start = f"{prefix}/"
+    return {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Iterable[str]) -> dict[str, torch.Tensor]:
+    """AdamW's state by parameter name (parameters in the order of `names`)."""
+    state = optimizer.state_dict()["state"]
+    return {
+        f"{name}/{key}": torch.as_tensor(value)
+        for index, name in enumerate(names)
+        for key, value in state.get(index, {}).items()
+    }
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, names: Iterable[str], tensors: Mapping[str, torch.Tensor]) -> None:
+    """Inverse of `optimizer_tensors`."""
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for index, name in enumerate(names):
+        entry = unpack(name, tensors)
+        if entry:
+            state[index] = entry
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -1,0 +1,341 @@
+"""The whole configuration as one strict, frozen tree. YAML in, dotted overrides on top; an unknown key is an error.
+
+`load(path, overrides)` is the only way in; every message names the key, the value, what was expected and, for a key that
+does not exist, the nearest one that does.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+Positive = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message is complete and meant for the user."""
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Run(Strict):
+    name: str = Field("redif", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="the run folder's name")
+    root: str = Field("runs", description="where run folders live; a path that every worker sees")
+    seed: int = Field(0, ge=0, lt=2**63, description="every random number of the run is a function of it")
+
+
+class Ray(Strict):
+    address: str = Field("local", description="local starts a private cluster, auto joins the one here, or a URL")
+    object_store_mb: Positive = Field(300, description="object store of a private cluster")
+    num_cpus: Positive | None = Field(None, description="logical CPUs of a private cluster; None asks the machine")
+
+
+class Teacher(Strict):
+    model: str = Field("fashion-mnist", description="a diffusers folder, or the name of a shipped teacher")
+    solver: Literal["euler", "heun", "dpmpp_2m"] = "dpmpp_2m"
+    steps: Positive = Field(20, description="evaluated levels of the target; heun calls the network twice a level")
+    schedule: str = Field("uniform_trailing", description="named schedule of the target")
+    guidance: float = Field(1.0, ge=0, description="classifier-free guidance of the target; 1 is unguided")
+    store: str | None = Field(None, description="folder of teacher targets shared between runs; None: <root>/.targets")
+
+
+class Lora(Strict):
+    rank: int = Field(0, ge=0, description="0 trains all weights")
+    alpha: float | None = Field(None, gt=0, description="scale alpha / rank; None: alpha = rank")
+    targets: tuple[str, ...] = Field(("to_q", "to_k", "to_v", "to_out.0"), min_length=1)
+
+
+class Student(Strict):
+    steps: Positive = Field(4, le=64, description="N: network calls of the deployed student")
+    schedule: str = Field("uniform_trailing", description="named schedule (see redif_ray.diffusion.schedules)")
+    levels: tuple[float, ...] | None = Field(None, description="explicit timesteps instead of a named schedule, noisiest first")
+    tilt: float = Field(0.0, description="a of z = a u + b u^2 on the schedule's log-SNR increments")
+    bow: float = Field(0.0, description="b of the same")
+    guidance: float = Field(1.0, ge=0, description="the same in rollout, update and deployment")
+    lora: Lora = Lora()
+
+
+class Exploration(Strict):
+    kind: Literal["posterior", "cps"] = "posterior"
+    eta: float = Field(0.25, ge=0, le=1, description="0 is deterministic; deployment always uses 0")
+    last_step: bool = Field(False, description="explore at the last step too; False keeps it deterministic")
+    antithetic: bool = Field(True, description="sibling 2k + 1 uses minus the noise of sibling 2k")
+
+
+class Conditions(Strict):
+    kind: Literal["auto", "none", "class"] = Field("auto", description="auto: classes if the teacher has them")
+    classes: tuple[int, ...] | None = Field(None, min_length=1, description="draw only these; None: all")
+    pool: int | None = Field(None, gt=0, description="number of distinct training groups; None: never repeats")
+
+
+class Rollout(Strict):
+    workers: Positive = 1
+    threads: Positive = 1
+    groups: Positive = Field(4, description="G: groups a round of the policy phase")
+    siblings: Positive = Field(16, description="K: trajectories a group")
+    guided: int = Field(0, ge=0, description="siblings of each group that take the teacher's jump as their mean")
+    shard_groups: Positive = Field(2, description="groups a shard; results do not depend on who does which")
+    cpus: float = Field(1, ge=0)
+    gpus: float = Field(0, ge=0)
+
+
+class Term(Strict):
+    weight: float = 1.0
+    normalise: Literal["none", "std"] = Field("none", description="std: divide by the round's centred std before weighting")
+    options: dict[str, Any] = Field(default_factory=dict, description="arguments of the term")
+
+
+class Reward(Strict):
+    workers: Positive = 1
+    threads: Positive = 1
+    terms: dict[str, Term] = Field(default_factory=lambda: {"mse": Term()}, min_length=1)
+    calibration: int = Field(64, gt=1, description="groups on which each term is calibrated at start")
+    cpus: float = Field(1, ge=0)
+    gpus: float = Field(0, ge=0)
+
+
+class Regulariser(Strict):
+    kind: Literal["none", "kl", "mse", "chi2", "renyi", "power", "js"] = "none"
+    weight: float = Field(1.0, ge=0)
+    order: float = Field(0.5, description="alpha of renyi, p of power; neither 0 nor 1")
+    tempered: bool = Field(True, description="mean instead of sum over dimensions; the sum overflows float32 above 88")
+
+
+class Anchor(Strict):
+    weight: float = Field(0.0, ge=0, description="0 switches it off")
+    substeps: Positive = Field(3, description="M: teacher steps a jump")
+    loss: Literal["l1", "huber", "mse"] = "huber"
+    delta: float = Field(0.1, gt=0, description="huber: where it turns linear")
+    gated: bool = Field(False, description="only where the teacher's image scores higher than the student's (RATS)")
+
+
+class WarmStart(Strict):
+    rounds: int = Field(0, ge=0)
+    groups: Positive = Field(48, description="trajectories a round, without siblings")
+    lr: float = Field(2e-4, gt=0)
+    minibatch: Positive = Field(192, description="(trajectory, step) pairs an optimiser step")
+    substeps: Positive = 3
+    loss: Literal["l1", "huber", "mse"] = "huber"
+    delta: float = Field(0.1, gt=0)
+    ema: float = Field(0.0, ge=0, lt=1)
+
+
+class Draft(Strict):
+    last_steps: Positive | None = Field(None, description="back-propagate through the last k steps; None: all")
+    groups: Positive = Field(48, description="trajectories a round")
+    minibatch: Positive = Field(48, description="trajectories an optimiser step")
+
+
+class Learner(Strict):
+    workers: Positive = 1
+    threads: Positive = 1
+    rounds: int = Field(100, ge=0, description="rounds after the warm start")
+    loss: Literal["ppo_clip", "reinforce", "grpo_guard"] = "ppo_clip"
+    advantage: Literal["global_std", "group_std", "mean_only", "running", "batch"] = "global_std"
+    advantage_clip: float = Field(5.0, gt=0)
+    clip: float | None = Field(None, gt=0, description="None: 1e-4 sqrt(16384 / D)")
+    step_weight: Literal["none", "std"] = Field("none", description="std: weight step k by S_k / mean(S)")
+    inner_epochs: Positive = 1
+    minibatch: Positive | None = Field(None, description="(trajectory, step) pairs an optimiser step; None: the round")
+    lr: float = Field(1e-5, gt=0)
+    schedule: Literal["constant", "cosine"] = "constant"
+    weight_decay: float = Field(1e-4, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    ema: float = Field(0.0, ge=0, lt=1, description="decay of the averaged student; 0 deploys the raw weights")
+    microbatch: Positive = Field(64, description="pairs a forward and backward pass: memory, not mathematics")
+    regulariser: Regulariser = Regulariser()
+    anchor: Anchor = Anchor()
+    cpus: float = Field(1, ge=0)
+    gpu: bool = False
+
+
+class Validation(Strict):
+    every: Positive = Field(10, description="rounds")
+    groups: Positive = Field(64, description="noises, disjoint from training and held-out")
+
+
+class Guard(Strict):
+    ratio_tolerance: float = Field(1e-4, gt=0, description="|log ratio| allowed on a fresh round at the behaviour weights")
+    recall_floor: Fraction = Field(0.5, description="stop when validation recall falls below this share of the start's")
+
+
+class Evaluation(Strict):
+    held_out: Positive = 2000
+    search: Positive = Field(256, description="noises on which the teacher's best schedule at N is chosen")
+    batch: Positive = 50
+    judge: str = Field("fashion-mnist", description="a shipped judge or its folder")
+    bootstrap: Positive = Field(500, description="resamples of each interval")
+
+
+class Checkpoint(Strict):
+    every: Positive = Field(20, description="rounds")
+    keep: Positive = 3
+
+
+class Tracking(Strict):
+    uri: str | None = Field(None, description="None: SQLite at <root>/mlflow.db; off disables it")
+    experiment: str = "redif"
+
+
+class Config(Strict):
+    method: Literal["redif", "sfd", "draft"] = "redif"
+    run: Run = Run()
+    ray: Ray = Ray()
+    teacher: Teacher = Teacher()
+    student: Student = Student()
+    conditions: Conditions = Conditions()
+    exploration: Exploration = Exploration()
+    rollout: Rollout = Rollout()
+    reward: Reward = Reward()
+    warm_start: WarmStart = WarmStart()
+    learner: Learner = Learner()
+    draft: Draft = Draft()
+    validation: Validation = Validation()
+    guard: Guard = Guard()
+    evaluation: Evaluation = Evaluation()
+    checkpoint: Checkpoint = Checkpoint()
+    tracking: Tracking = Tracking()
+
+    @model_validator(mode="after")
+    def _combinations(self) -> Config:
+        for problem in _conflicts(self):
+            raise ValueError(problem)
+        return self
+
+
+def _conflicts(c: Config) -> Iterator[str]:
+    policy = c.method == "redif" and c.learner.rounds > 0
+    if policy and c.exploration.eta == 0:
+        yield "exploration.eta=0: a policy gradient needs exploration; expected a value in (0, 1] (0.2 to 0.5 works well)"
+    if policy and c.student.steps == 1 and not c.exploration.last_step:
+        yield "student.steps=1 with exploration.last_step=false leaves no stochastic step; set exploration.last_step=true"
+    if policy and c.rollout.siblings == 1 and c.learner.advantage in ("global_std", "group_std", "mean_only"):
+        yield f"rollout.siblings=1: learner.advantage={c.learner.advantage} compares siblings; expected at least 2, or advantage=running"
+    if c.exploration.antithetic and c.rollout.siblings % 2 and policy:
+        yield f"rollout.siblings={c.rollout.siblings}: exploration.antithetic=true pairs siblings; expected an even number"
+    if c.rollout.guided >= c.rollout.siblings:
+        yield f"rollout.guided={c.rollout.guided}: expected less than rollout.siblings={c.rollout.siblings}"
+    if c.rollout.groups % c.rollout.shard_groups:
+        yield f"rollout.shard_groups={c.rollout.shard_groups}: expected a divisor of rollout.groups={c.rollout.groups}"
+    if c.student.levels is not None and len(c.student.levels) != c.student.steps:
+        yield f"student.levels has {len(c.student.levels)} entries; expected student.steps={c.student.steps}"
+    if c.learner.regulariser.kind in ("renyi", "power") and c.learner.regulariser.order in (0, 1):
+        yield f"learner.regulariser.order={c.learner.regulariser.order}: {c.learner.regulariser.kind} needs a value other than 0 and 1"
+    if c.draft.last_steps is not None and c.draft.last_steps > c.student.steps:
+        yield f"draft.last_steps={c.draft.last_steps}: expected at most student.steps={c.student.steps}"
+    shard_rows = c.learner.workers
+    if shard_rows > 1 and c.rollout.groups % c.learner.workers:
+        yield f"learner.workers={c.learner.workers}: expected a divisor of rollout.groups={c.rollout.groups}"
+
+
+def known_keys(model: type[BaseModel] = Config, prefix: str = "") -> list[str]:
+    """Every dotted key of the tree."""
+    keys: list[str] = []
+    for name, field in model.model_fields.items():
+        kind = field.annotation
+        nested = isinstance(kind, type) and issubclass(kind, BaseModel)
+        keys += known_keys(kind, f"{prefix}{name}.") if nested else [f"{prefix}{name}"]
+    return keys
+
+
+def parse_override(text: str) -> tuple[list[str], Any]:
+    """`a.b=3` as (["a", "b"], 3); values are YAML."""
+    key, separator, value = text.partition("=")
+    if not separator or not key.strip():
+        raise ConfigError(f"override {text!r}: expected key=value, such as learner.lr=1e-5")
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override {text!r}: the value is not valid YAML ({error})") from error
+    if isinstance(parsed, str):  # YAML 1.1 reads 1e-5 as text
+        try:
+            parsed = float(parsed)
+        except ValueError:
+            pass
+    return key.strip().split("."), parsed
+
+
+def _assign(tree: dict[str, Any], path: Sequence[str], value: Any) -> None:
+    node = tree
+    for i, part in enumerate(path[:-1]):
+        child = node.setdefault(part, {})
+        if not isinstance(child, dict):
+            raise ConfigError(f"override {'.'.join(path)}: {'.'.join(path[: i + 1])} is a value, it has no keys below it")
+        node = child
+    node[path[-1]] = value
+
+
+def _numbers(value: Any) -> Any:
+    """YAML 1.1 leaves 1e-5 a string; make it the number its writer meant."""
+    if isinstance(value, dict):
+        return {k: _numbers(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_numbers(v) for v in value]
+    if isinstance(value, str) and value[:1] in "+-.0123456789" and "e" in value.lower():
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def load(path: str | Path | None, overrides: Sequence[str] = (), model: type[BaseModel] = Config) -> Any:
+    """Read a YAML file (a path, or the name of a shipped configuration), apply overrides, validate. Raises ConfigError."""
+    tree: dict[str, Any] = {}
+    if path is not None:
+        tree = _numbers(read_yaml(resolve(path)))
+    for text in overrides:
+        _assign(tree, *parse_override(text))
+    return validate(tree, model)
+
+
+def resolve(path: str | Path) -> Path:
+    """A configuration file: as given, or among those that ship with the package."""
+    shipped = Path(__file__).parent / "configs" / Path(path).name
+    for candidate in (Path(path), shipped, shipped.with_suffix(".yaml")):
+        if candidate.is_file():
+            return candidate
+    available = ", ".join(sorted(p.name for p in shipped.parent.glob("*.yaml")))
+    raise ConfigError(f"no configuration {path}; expected a YAML file, or one of the shipped ones: {available}")
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: expected a mapping of sections, found {type(tree).__name__}")
+    return tree
+
+
+def validate(tree: Mapping[str, Any], model: type[BaseModel] = Config) -> Any:
+    try:
+        return model.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(e, model) for e in error.errors())) from None
+
+
+def _explain(error: Any, model: type[BaseModel]) -> str:
+    key = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(key, known_keys(model), n=1, cutoff=0.3)
+        return f"{key}: unknown key" + (f"; did you mean {near[0]}?" if near else "")
+    if error["type"] == "value_error":
+        return str(error["ctx"]["error"])
+    return f"{key}={error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}"
+
+
+def dump(config: BaseModel) -> str:
+    """The resolved tree as YAML that `load` reads back to the same configuration."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)

@@ -1,0 +1,211 @@
+"""Image sets: what `train-teacher` learns from and what evaluation compares with.
+
+One loader, four layouts: IDX files (the MNIST family), a folder of images (class = folder name), Parquet, npz.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image, UnidentifiedImageError
+
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif"}
+
+FASHION_MNIST_CLASSES = (
+    "T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
+)
+FASHION_MNIST_SHA256 = {  # of the decompressed IDX files
+    "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+    "train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+    "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+    "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+}
+
+
+class ImageSetError(ValueError):
+    """An image set that cannot be read as asked; the message names the file and what was expected."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSet:
+    """`images` uint8 [n, channels, height, width]; `labels` int64 [n], or None; `classes` names the labels."""
+
+    images: np.ndarray
+    labels: np.ndarray | None
+    classes: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if self.images.dtype != np.uint8 or self.images.ndim != 4 or self.images.shape[1] not in (1, 3):
+            raise ImageSetError(
+                f"images are {self.images.dtype} {self.images.shape}; expected uint8 [n, 1 or 3, height, width]"
+            )
+        if len(self.images) == 0:
+            raise ImageSetError("the image set is empty")
+        if self.labels is not None and len(self.labels) != len(self.images):
+            raise ImageSetError(f"{len(self.labels)} labels for {len(self.images)} images")
+        if self.labels is not None and not 0 <= self.labels.min() <= self.labels.max() < len(self.classes):
+            raise ImageSetError(f"labels span {self.labels.min()}..{self.labels.max()} for {len(self.classes)} classes")
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+def load_images(source: str | Path, *, split: str = "train", size: int | None = None) -> ImageSet:
+    """Read an image set from `source`.
+
+    source: a folder of IDX files (`{train,t10k}-{images-idx3,labels-idx1}-ubyte[.gz]`), a folder with one sub-folder a
+        class, a Parquet file (columns `image`: encoded bytes, or a struct with `bytes`; optional `label`), or an npz
+        (arrays `images` [n, h, w], [n, h, w, c] or [n, c, h, w] uint8 and optional `labels`; never unpickled).
+    split: `train` or `test`, for IDX folders that hold both.
+    size: edge in pixels; other images are centre-cropped to a square and resized (box filter). None keeps them, and
+        then all must agree.
+    """
+    path = Path(source).expanduser()
+    if not path.exists():
+        raise ImageSetError(f"no such image set: {path}")
+    if path.is_dir():
+        return _read_idx(path, split) if _has_idx(path) else _read_folder(path, size)
+    if path.suffix == ".parquet":
+        return _read_parquet(path, size)
+    if path.suffix == ".npz":
+        return _read_npz(path)
+    raise ImageSetError(f"{path}: expected a folder, a .parquet or a .npz file")
+
+
+def _has_idx(folder: Path) -> bool:
+    return any(folder.glob("*-images-idx3-ubyte*"))
+
+
+def _read_idx(folder: Path, split: str) -> ImageSet:
+    prefix = {"train": "train", "test": "t10k"}[split]
+    images = _idx_array(folder, f"{prefix}-images-idx3-ubyte")
+    labels = _idx_array(folder, f"{prefix}-labels-idx1-ubyte").astype(np.int64)
+    count = int(labels.max()) + 1
+    names = FASHION_MNIST_CLASSES if _is_fashion_mnist(folder, prefix) else tuple(str(i) for i in range(count))
+    return ImageSet(images[:, None], labels, names)
+
+
+def _idx_bytes(folder: Path, name: str) -> bytes:
+    for path in (folder / name, folder / f"{name}.gz"):
+        if path.exists():
+            data = path.read_bytes()
+            return gzip.decompress(data) if path.suffix == ".gz" else data
+    raise ImageSetError(f"{folder} has no {name} or {name}.gz")
+
+
+def _is_fashion_mnist(folder: Path, prefix: str) -> bool:
+    name = f"{prefix}-labels-idx1-ubyte"
+    return hashlib.sha256(_idx_bytes(folder, name)).hexdigest() == FASHION_MNIST_SHA256[name]
+
+
+def _idx_array(folder: Path, name: str) -> np.ndarray:
+    """IDX: two zero bytes, 0x08 for uint8, the number of dimensions, each as big-endian uint32, then the data."""
+    raw = _idx_bytes(folder, name)
+    if len(raw) < 4 or raw[:3] != b"\0\0\x08":
+        raise ImageSetError(f"{folder / name} is not an IDX file of unsigned bytes")
+    dims = tuple(np.frombuffer(raw, ">u4", raw[3], 4).tolist())
+    start = 4 + 4 * len(dims)
+    if len(raw) - start != int(np.prod(dims)):
+        raise ImageSetError(f"{folder / name} holds {len(raw) - start} bytes, its header says {dims}")
+    return np.frombuffer(raw, np.uint8, offset=start).reshape(dims)
+
+
+def check_fashion_mnist(folder: str | Path) -> None:
+    """Raise `ImageSetError` unless `folder` holds the four published Fashion-MNIST files, bit for bit."""
+    for name, expected in FASHION_MNIST_SHA256.items():
+        found = hashlib.sha256(_idx_bytes(Path(folder), name)).hexdigest()
+        if found != expected:
+            raise ImageSetError(f"{Path(folder) / name}: sha256 {found[:16]}... is not the published {expected[:16]}...")
+
+
+def _decode(data: bytes, size: int | None, where: str) -> np.ndarray:
+    try:
+        image = Image.open(io.BytesIO(data))
+        image = image.convert("L" if image.mode in ("L", "1", "I;16") else "RGB")
+    except (UnidentifiedImageError, OSError) as error:
+        raise ImageSetError(f"{where} is not an image that can be read: {error}") from error
+    if size is not None and image.size != (size, size):
+        edge = min(image.size)
+        left, top = (image.width - edge) // 2, (image.height - edge) // 2
+        box = (left, top, left + edge, top + edge)
+        image = image.resize((size, size), Image.Resampling.BOX, box=box)
+    array = np.asarray(image)
+    return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
+
+
+def _stack(images: list[np.ndarray], source: Path) -> np.ndarray:
+    shapes = sorted({image.shape for image in images})
+    if len(shapes) > 1:
+        raise ImageSetError(f"{source}: images differ in shape ({shapes[0]}, {shapes[1]}, ...); pass a size, or convert them")
+    return np.stack(images)
+
+
+def _read_folder(folder: Path, size: int | None) -> ImageSet:
+    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    if not files:
+        raise ImageSetError(f"{folder} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}) and no IDX files")
+    images = _stack([_decode(p.read_bytes(), size, str(p)) for p in files], folder)
+    names = [p.relative_to(folder).parts[0] if p.parent != folder else "" for p in files]
+    classes = tuple(sorted(set(names)))
+    if classes == ("",):
+        return ImageSet(images, None, ())
+    if "" in classes:
+        raise ImageSetError(f"{folder}: some images lie beside the class folders; move them into one")
+    return ImageSet(images, np.array([classes.index(n) for n in names], np.int64), classes)
+
+
+def _read_parquet(path: Path, size: int | None) -> ImageSet:
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ImageSetError(f"{path} is not a readable Parquet file: {error}") from error
+    if "image" not in table.column_names:
+        raise ImageSetError(f"{path} has columns {table.column_names}; expected `image` (encoded bytes) and `label`")
+    cells = table["image"].to_pylist()
+    cells = [cell["bytes"] if isinstance(cell, dict) else cell for cell in cells]
+    images = _stack([_decode(cell, size, f"{path} row {i}") for i, cell in enumerate(cells)], path)
+    if "label" not in table.column_names:
+        return ImageSet(images, None, ())
+    values = table["label"].to_pylist()
+    if all(isinstance(v, int) for v in values):
+        return ImageSet(images, np.array(values, np.int64), tuple(str(i) for i in range(max(values) + 1)))
+    classes = tuple(sorted({str(v) for v in values}))
+    return ImageSet(images, np.array([classes.index(str(v)) for v in values], np.int64), classes)
+
+
+def _read_npz(path: Path) -> ImageSet:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+    except (ValueError, OSError) as error:
+        raise ImageSetError(f"{path} is not a plain npz (object arrays are never unpickled): {error}") from error
+    if "images" not in arrays:
+        raise ImageSetError(f"{path} holds {sorted(arrays)}; expected `images` and optionally `labels`")
+    images = arrays["images"]
+    if images.ndim == 3:
+        images = images[:, None]
+    elif images.ndim == 4 and images.shape[1] not in (1, 3):
+        images = images.transpose(0, 3, 1, 2)
+    labels = arrays["labels"].astype(np.int64) if "labels" in arrays else None
+    classes = () if labels is None else tuple(str(i) for i in range(int(labels.max()) + 1))
+    return ImageSet(np.ascontiguousarray(images), labels, classes)
+
+
+def write_parquet(path: str | Path, images: ImageSet) -> None:
+    """Write `images` as PNG bytes with integer labels, zstd-compressed: what `load_images` reads back unchanged."""
+    def png(image: np.ndarray) -> bytes:
+        buffer = io.BytesIO()
+        Image.fromarray(image[0] if image.shape[0] == 1 else image.transpose(1, 2, 0)).save(buffer, "PNG", optimize=True)
+        return buffer.getvalue()
+
+    columns: dict[str, pa.Array] = {"image": pa.array([png(image) for image in images.images], pa.binary())}
+    if images.labels is not None:
+        columns["label"] = pa.array(images.labels, pa.int64())
+    pq.write_table(pa.table(columns), path, compression="zstd")

@@ -1,0 +1,209 @@
+"""`redif train-teacher`: a small diffusion model of one's own images, saved as a diffusers folder.
+
+A DiT (Peebles & Xie, arXiv 2212.09748) with v-prediction (Salimans & Ho, arXiv 2202.00512) on the cosine schedule
+(Nichol & Dhariwal, arXiv 2102.09672), trained with label dropout so that it can be guided. One process, CPU or GPU.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from diffusers import DDPMScheduler, DiTTransformer2DModel
+from pydantic import BaseModel, ConfigDict, Field
+
+from redif_ray.checkpoint import load_checkpoint, load_optimizer, optimizer_tensors, pack, save_checkpoint, unpack
+from redif_ray.data.images import ImageSet, load_images
+from redif_ray.diffusion import noise
+from redif_ray.diffusion.noise import Stream
+
+
+class TeacherConfig(BaseModel):
+    """What `redif train-teacher` reads. The defaults are the shipped Fashion-MNIST teacher's."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    data: str = Field(description="images: IDX folder, folder of class folders, .parquet or .npz")
+    out: str = Field(description="the diffusers folder to write; must not exist")
+    size: int | None = Field(None, description="edge in pixels; None takes the images' own", gt=0)
+    patch: int = Field(4, gt=0, description="patch edge; must divide the image's")
+    layers: int = Field(6, gt=0)
+    heads: int = Field(3, gt=0)
+    head_dim: int = Field(32, gt=0)
+    label_dropout: float = Field(0.1, ge=0, lt=1)
+    steps: int = Field(6500, gt=0, description="optimiser steps")
+    batch: int = Field(128, gt=0)
+    lr: float = Field(1e-3, gt=0)
+    warmup: int = Field(200, ge=0, description="steps of linear warm-up; a cosine to zero follows")
+    weight_decay: float = Field(0.0, ge=0)
+    ema: float = Field(0.9995, ge=0, lt=1)
+    checkpoint_every: int = Field(500, gt=0)
+    seed: int = Field(0, ge=0)
+    device: str = "cpu"
+    threads: int = Field(0, ge=0, description="CPU threads; 0 leaves torch's choice")
+    parameterization: Literal["v_prediction", "epsilon"] = "v_prediction"
+
+
+def build_network(config: TeacherConfig, images: ImageSet) -> DiTTransformer2DModel:
+    """A fresh DiT for these images, its weights a function of the seed."""
+    edge = images.images.shape[-1]
+    if images.images.shape[-2] != edge or edge % config.patch:
+        raise ValueError(f"images are {images.images.shape[-2:]}; expected squares whose edge divides by patch={config.patch}")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        network = DiTTransformer2DModel(
+            num_attention_heads=config.heads, attention_head_dim=config.head_dim, num_layers=config.layers,
+            in_channels=images.images.shape[1], out_channels=images.images.shape[1], sample_size=edge,
+            patch_size=config.patch, num_embeds_ada_norm=max(1, len(images.classes)),
+            norm_type="ada_norm_zero", norm_elementwise_affine=False,
+        )
+        zero_gates(network)
+    return network
+
+
+def zero_gates(network: DiTTransformer2DModel) -> None:
+    """adaLN-zero: blocks start as the identity and the output as zero (diffusers' constructor does not do it)."""
+    for block in network.transformer_blocks:
+        torch.nn.init.zeros_(block.norm1.linear.weight)
+        torch.nn.init.zeros_(block.norm1.linear.bias)
+    for layer in (network.proj_out_1, network.proj_out_2):
+        torch.nn.init.zeros_(layer.weight)
+        torch.nn.init.zeros_(layer.bias)
+
+
+def learning_rate(step: int, config: TeacherConfig) -> float:
+    if step < config.warmup:
+        return config.lr * (step + 1) / config.warmup
+    done = (step - config.warmup) / max(1, config.steps - config.warmup)
+    return config.lr * 0.5 * (1 + math.cos(math.pi * done))
+
+
+class Batches:
+    """Training examples of step i as a pure function of (seed, i): a resumed run sees what the first would have."""
+
+    def __init__(self, images: ImageSet, config: TeacherConfig, alphas_cumprod: torch.Tensor) -> None:
+        self.images, self.config, self.alphas_cumprod = images, config, alphas_cumprod
+        self.order: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
+
+    def indices(self, step: int) -> np.ndarray:
+        count, batch = len(self.images), self.config.batch
+        rows = np.empty(batch, np.int64)
+        for i, position in enumerate(range(step * batch, (step + 1) * batch)):
+            epoch, offset = divmod(position, count)
+            if self.order[0] != epoch:
+                self.order = (epoch, noise.permutation(count, Stream.TEACHER_DATA, seed=self.config.seed, round=epoch))
+            rows[i] = self.order[1][offset]
+        return rows
+
+    def __call__(self, step: int) -> dict[str, torch.Tensor]:
+        """x_t [B, C, H, W], t [B] int64, labels [B] int64 (the last index means "no label"), target [B, C, H, W]."""
+        seed, batch = self.config.seed, self.config.batch
+        rows = self.indices(step)
+        x0 = torch.from_numpy(self.images.images[rows]).float() / 127.5 - 1
+        eps = noise.normal(x0.numel(), Stream.TEACHER_NOISE, seed=seed, round=step)
+        noise_image = torch.from_numpy(eps).reshape(x0.shape)
+        # One level in each of B equal slices of [0, T): the same expectation as uniform draws, less variance.
+        shift = noise.uniform(1, Stream.TEACHER_LEVEL, seed=seed, round=step)
+        levels = (np.arange(batch) + shift) / batch
+        t = torch.from_numpy((levels * len(self.alphas_cumprod)).astype(np.int64))
+        alpha = self.alphas_cumprod[t].sqrt()[:, None, None, None]
+        sigma = (1 - self.alphas_cumprod[t]).sqrt()[:, None, None, None]
+        labels = torch.zeros(batch, dtype=torch.int64)
+        if self.images.labels is not None:
+            labels = torch.from_numpy(self.images.labels[rows])
+        drop = noise.uniform(batch, Stream.TEACHER_DROPOUT, seed=seed, round=step) < self.config.label_dropout
+        labels = torch.where(torch.from_numpy(drop), max(1, len(self.images.classes)), labels)
+        target = alpha * noise_image - sigma * x0 if self.config.parameterization == "v_prediction" else noise_image
+        return {"x": alpha * x0 + sigma * noise_image, "t": t, "labels": labels, "target": target}
+
+
+def train(config: TeacherConfig, *, resume: bool = False, report: Callable[[dict[str, float]], None] = lambda _: None) -> Path:
+    """Train and save; returns the diffusers folder. `report` gets step, loss, images_per_second and eta_seconds.
+
+    A run that was cut short continues with `resume=True` and ends with the same weights (CPU, same thread count).
+    """
+    out = Path(config.out)
+    work = out.with_name(f"{out.name}.training")
+    if out.exists():
+        raise FileExistsError(f"{out} exists; choose another `out` or move it away")
+    if work.exists() and not resume:
+        raise FileExistsError(f"{work} holds an unfinished training; pass --resume to continue it, or move it away")
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    images = load_images(config.data, size=config.size)
+    network = build_network(config, images).to(config.device).eval()  # eval: labels are dropped by us, seeded
+    scheduler = DDPMScheduler(
+        beta_schedule="squaredcos_cap_v2", prediction_type=config.parameterization, clip_sample=False,
+        timestep_spacing="trailing",
+    )
+    names = [name for name, _ in network.named_parameters()]
+    average = {name: p.detach().clone() for name, p in network.named_parameters()}
+    optimizer = torch.optim.AdamW(network.parameters(), lr=config.lr, betas=(0.9, 0.99), weight_decay=config.weight_decay)
+    batches = Batches(images, config, scheduler.alphas_cumprod)
+
+    first = 0
+    if resume and (work / "last").exists():
+        tensors, meta = load_checkpoint(work / "last")
+        if meta["config"] != config.model_dump(exclude={"out", "threads", "device"}):
+            raise ValueError(f"{work} was trained with another configuration; resume it with that one, or move it away")
+        network.load_state_dict(unpack("network", tensors))
+        average = {k: v.to(config.device) for k, v in unpack("ema", tensors).items()}
+        load_optimizer(optimizer, names, unpack("optimizer", tensors))
+        first = int(meta["step"])
+
+    started, loss_sum, seen = time.monotonic(), 0.0, 0
+    for step in range(first, config.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, config)
+        batch = {k: v.to(config.device, non_blocking=True) for k, v in batches(step).items()}
+        output = network(batch["x"], batch["t"], class_labels=batch["labels"]).sample
+        loss = (output - batch["target"]).square().mean()
+        if not torch.isfinite(loss):
+            raise FloatingPointError(f"the loss is {loss.item()} at step {step}; lower lr (now {config.lr})")
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        decay = min(config.ema, (1 + step) / (10 + step))
+        with torch.no_grad():
+            for name, parameter in network.named_parameters():
+                average[name].lerp_(parameter, 1 - decay)
+        loss_sum, seen = loss_sum + loss.item(), seen + 1
+        if seen == 50 or step + 1 == config.steps:
+            speed = (step + 1 - first) / (time.monotonic() - started)
+            report({"step": step + 1, "loss": loss_sum / seen, "images_per_second": speed * config.batch,
+                    "eta_seconds": (config.steps - step - 1) / speed})
+            loss_sum, seen = 0.0, 0
+        if (step + 1) % config.checkpoint_every == 0:
+            save_checkpoint(
+                work / "last",
+                pack("network", dict(network.named_parameters())) | pack("ema", average)
+                | pack("optimizer", optimizer_tensors(optimizer, names)),
+                {"step": step + 1, "config": config.model_dump(exclude={"out", "threads", "device"})},
+            )
+    network.load_state_dict(average, strict=False)
+    save_folder(out, network, scheduler, images)
+    return out
+
+
+def save_folder(out: Path, network: DiTTransformer2DModel, scheduler: DDPMScheduler, images: ImageSet) -> None:
+    """The layout of diffusers' DiTPipeline, without a VAE: this model works on pixels."""
+    import json
+
+    partial = out.with_name(f".{out.name}.partial")
+    network.to("cpu").save_pretrained(partial / "transformer")
+    scheduler.save_pretrained(partial / "scheduler")
+    index = {
+        "_class_name": "DiTPipeline",
+        "scheduler": ["diffusers", type(scheduler).__name__],
+        "transformer": ["diffusers", "DiTTransformer2DModel"],
+        "vae": [None, None],
+        "id2label": {str(i): name for i, name in enumerate(images.classes)},
+    }
+    (partial / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+    partial.rename(out)
