@@ -4,7 +4,8 @@
     <folder>/manifest.json        {"format": 1, "meta": {...}, "sha256": {file: digest}}
 
 A checkpoint is written beside its final name, flushed to disk and renamed, so a reader sees the old one or the new one,
-never a part. Nothing is pickled.
+never a part. One that is being replaced stands at `.<name>.old` for an instant; whoever dies just then leaves it there,
+and it is read from there. Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -19,13 +20,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+
+from redif_ray.errors import UserError
 
 FORMAT = 1
 STATE, MANIFEST = "state.safetensors", "manifest.json"
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(UserError, RuntimeError):
     """A checkpoint that is missing, truncated or altered; the message names the file and what to do."""
 
 
@@ -42,17 +46,19 @@ def weights_sha256(weights: Mapping[str, torch.Tensor | np.ndarray]) -> str:
     digest = hashlib.sha256()
     for name in sorted(weights):
         value = weights[name]
-        array = value.detach().cpu().contiguous() if isinstance(value, torch.Tensor) else value
-        if isinstance(array, torch.Tensor):
-            array = array.view(torch.int16).numpy() if array.dtype == torch.bfloat16 else array.numpy()
-        array = np.ascontiguousarray(array)
-        digest.update(f"{name}|{array.dtype}|{array.shape}|".encode())
-        digest.update(array.tobytes())
+        dtype, shape = str(value.dtype).removeprefix("torch."), tuple(value.shape)
+        if isinstance(value, torch.Tensor):
+            value = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()  # numpy has no bfloat16
+        digest.update(f"{name}|{dtype}|{shape}|".encode())
+        digest.update(value.tobytes())
     return digest.hexdigest()
 
 
 def save_checkpoint(folder: str | Path, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any]) -> None:
-    """Write a checkpoint atomically. An existing folder of that name is replaced only once the new one is complete."""
+    """Write a checkpoint atomically. An existing folder of that name is replaced only once the new one is complete.
+
+    meta: JSON values. Raises `CheckpointError` where the disk does not take it; what was there is intact then.
+    """
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = folder.with_name(f".{folder.name}.partial")
@@ -62,43 +68,54 @@ def save_checkpoint(folder: str | Path, tensors: Mapping[str, torch.Tensor], met
         save_file({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}, partial / STATE)
         manifest = {"format": FORMAT, "meta": dict(meta), "sha256": {STATE: file_sha256(partial / STATE)}}
         (partial / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
-        _flush(partial)
-    except OSError as error:
+        _flush(*partial.iterdir(), partial)
+        replace_folder(partial, folder)
+    except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise CheckpointError(f"cannot write the checkpoint {folder}: {error}; the previous ones are intact") from error
-    replace_folder(partial, folder)
+
+
+def _aside(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.old")
 
 
 def replace_folder(partial: Path, folder: Path) -> None:
     """Rename `partial` to `folder`; an older `folder` goes only after the new one stands."""
-    old = folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
+    old = _aside(folder)
     if folder.exists():
-        os.rename(folder, old)
-    os.rename(partial, folder)
+        shutil.rmtree(old, ignore_errors=True)
+        folder.rename(old)
+    partial.rename(folder)
+    _flush(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def find_checkpoint(folder: str | Path) -> Path | None:
+    """Where the checkpoint of that name stands, even if its replacement was cut short; None where there is none."""
+    folder = Path(folder)
+    return next((place for place in (folder, _aside(folder)) if place.exists()), None)
 
 
 def load_checkpoint(folder: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Read (tensors, meta), every file checked against its checksum. Raises `CheckpointError`."""
-    folder = Path(folder)
+    """Read (tensors, meta), the tensors checked against their checksum. Raises `CheckpointError`."""
+    folder = find_checkpoint(folder) or Path(folder)
+    state = folder / STATE
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
-        sums, found_format = manifest["sha256"], manifest["format"]
-    except FileNotFoundError as error:
+        expected, found_format, meta = manifest["sha256"][STATE], manifest["format"], manifest["meta"]
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise CheckpointError(f"{folder} is not a checkpoint: it has no {MANIFEST}") from error
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{folder / MANIFEST} is corrupt ({error}); choose an earlier checkpoint") from error
     if found_format != FORMAT:
         raise CheckpointError(f"{folder} has checkpoint format {found_format}; this version reads {FORMAT}")
-    for name, expected in sums.items():
-        if not (folder / name).exists() or file_sha256(folder / name) != expected:
-            raise CheckpointError(f"{folder / name} is missing or does not match its checksum; choose an earlier checkpoint")
-    return load_file(folder / STATE), manifest["meta"]
+    if not state.exists() or file_sha256(state) != expected:
+        raise CheckpointError(f"{state} is missing or does not match its checksum; choose an earlier checkpoint")
+    return load_file(state), meta
 
 
-def _flush(folder: Path) -> None:
-    for path in [*folder.iterdir(), folder]:
+def _flush(*paths: Path) -> None:
+    for path in paths:
         handle = os.open(path, os.O_RDONLY)
         try:
             os.fsync(handle)

@@ -1,29 +1,41 @@
 """The whole configuration as one strict, frozen tree. YAML in, dotted overrides on top; an unknown key is an error.
 
-`load(path, overrides)` is the only way in; every message names the key, the value, what was expected and, for a key that
-does not exist, the nearest one that does.
+`load(path, overrides)` is the only way in; every message names the key, the value, what was expected and, for a key
+that does not exist, the nearest one that does.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, ValidationInfo, field_validator
+from pydantic import model_validator
+from pydantic_core import PydanticCustomError
+
+from redif_ray.errors import UserError
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError, ValueError):
     """A configuration that cannot be used; the message is complete and meant for the user."""
 
 
 class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _truth_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
+            raise PydanticCustomError("truth", "true or false is not a value of this key")
+        return value
 
 
 class Run(Strict):
@@ -56,7 +68,9 @@ class Lora(Strict):
 class Student(Strict):
     steps: Positive = Field(4, le=64, description="N: network calls of the deployed student")
     schedule: str = Field("uniform_trailing", description="named schedule (see redif_ray.diffusion.schedules)")
-    levels: tuple[float, ...] | None = Field(None, description="explicit timesteps instead of a named schedule, noisiest first")
+    levels: tuple[float, ...] | None = Field(
+        None, description="explicit timesteps instead of a named schedule, noisiest first"
+    )
     tilt: float = Field(0.0, description="a of z = a u + b u^2 on the schedule's log-SNR increments")
     bow: float = Field(0.0, description="b of the same")
     guidance: float = Field(1.0, ge=0, description="the same in rollout, update and deployment")
@@ -89,14 +103,18 @@ class Rollout(Strict):
 
 class Term(Strict):
     weight: float = 1.0
-    normalise: Literal["none", "std"] = Field("none", description="std: divide by the round's centred std before weighting")
-    options: dict[str, Any] = Field(default_factory=dict, description="arguments of the term")
+    normalise: Literal["none", "std"] = Field(
+        "none", description="std: divide by the round's centred std before weighting"
+    )
+    options: dict[str, JsonValue] = Field(default_factory=dict, description="arguments of the term")
 
 
 class Reward(Strict):
     workers: Positive = 1
     threads: Positive = 1
-    terms: dict[str, Term] = Field(default_factory=lambda: {"mse": Term()}, min_length=1)
+    terms: dict[str, Term] = Field(
+        default_factory=lambda: {"mse": Term()}, min_length=1, description="by name; naming any replaces the default"
+    )
     calibration: int = Field(64, gt=1, description="groups on which each term is calibrated at start")
     cpus: float = Field(1, ge=0)
     gpus: float = Field(0, ge=0)
@@ -163,7 +181,9 @@ class Validation(Strict):
 
 
 class Guard(Strict):
-    ratio_tolerance: float = Field(1e-4, gt=0, description="|log ratio| allowed on a fresh round at the behaviour weights")
+    ratio_tolerance: float = Field(
+        1e-4, gt=0, description="|log ratio| allowed on a fresh round at the behaviour weights"
+    )
     recall_floor: Fraction = Field(0.5, description="stop when validation recall falls below this share of the start's")
 
 
@@ -172,7 +192,7 @@ class Evaluation(Strict):
     search: Positive = Field(256, description="noises on which the teacher's best schedule at N is chosen")
     batch: Positive = 50
     judge: str = Field("fashion-mnist", description="a shipped judge or its folder")
-    bootstrap: Positive = Field(500, description="resamples of each interval")
+    bootstrap: int = Field(500, ge=40, description="resamples of each interval")
 
 
 class Checkpoint(Strict):
@@ -214,13 +234,19 @@ class Config(Strict):
 def _conflicts(c: Config) -> Iterator[str]:
     policy = c.method == "redif" and c.learner.rounds > 0
     if policy and c.exploration.eta == 0:
-        yield "exploration.eta=0: a policy gradient needs exploration; expected a value in (0, 1] (0.2 to 0.5 works well)"
+        yield "exploration.eta=0: a policy gradient needs exploration; expected a value in (0, 1], such as 0.25"
     if policy and c.student.steps == 1 and not c.exploration.last_step:
-        yield "student.steps=1 with exploration.last_step=false leaves no stochastic step; set exploration.last_step=true"
+        yield "student.steps=1: exploration.last_step=false leaves no stochastic step; set exploration.last_step=true"
     if policy and c.rollout.siblings == 1 and c.learner.advantage in ("global_std", "group_std", "mean_only"):
-        yield f"rollout.siblings=1: learner.advantage={c.learner.advantage} compares siblings; expected at least 2, or advantage=running"
-    if c.exploration.antithetic and c.rollout.siblings % 2 and policy:
-        yield f"rollout.siblings={c.rollout.siblings}: exploration.antithetic=true pairs siblings; expected an even number"
+        yield (
+            f"rollout.siblings=1: learner.advantage={c.learner.advantage} compares siblings; "
+            "expected at least 2, or advantage=running"
+        )
+    if policy and c.exploration.antithetic and (c.rollout.siblings % 2 or c.rollout.siblings < 4):
+        yield (
+            f"rollout.siblings={c.rollout.siblings}: exploration.antithetic=true pairs siblings and compares each "
+            "pair with the others; expected an even number, at least 4"
+        )
     if c.rollout.guided >= c.rollout.siblings:
         yield f"rollout.guided={c.rollout.guided}: expected less than rollout.siblings={c.rollout.siblings}"
     if c.rollout.groups % c.rollout.shard_groups:
@@ -228,22 +254,59 @@ def _conflicts(c: Config) -> Iterator[str]:
     if c.student.levels is not None and len(c.student.levels) != c.student.steps:
         yield f"student.levels has {len(c.student.levels)} entries; expected student.steps={c.student.steps}"
     if c.learner.regulariser.kind in ("renyi", "power") and c.learner.regulariser.order in (0, 1):
-        yield f"learner.regulariser.order={c.learner.regulariser.order}: {c.learner.regulariser.kind} needs a value other than 0 and 1"
+        order, kind = c.learner.regulariser.order, c.learner.regulariser.kind
+        yield f"learner.regulariser.order={order}: {kind} needs a value other than 0 and 1"
+    normalised = [name for name, term in c.reward.terms.items() if term.normalise != "none"]
+    if c.method == "draft" and normalised:
+        key = f"reward.terms.{normalised[0]}.normalise"
+        yield f"{key}=std: method=draft has no siblings to normalise over; expected none"
     if c.draft.last_steps is not None and c.draft.last_steps > c.student.steps:
         yield f"draft.last_steps={c.draft.last_steps}: expected at most student.steps={c.student.steps}"
-    shard_rows = c.learner.workers
-    if shard_rows > 1 and c.rollout.groups % c.learner.workers:
+    if c.rollout.groups % c.learner.workers:
         yield f"learner.workers={c.learner.workers}: expected a divisor of rollout.groups={c.rollout.groups}"
 
 
 def known_keys(model: type[BaseModel] = Config, prefix: str = "") -> list[str]:
-    """Every dotted key of the tree."""
+    """Every dotted key of the tree, its sections too; `*` stands for the name of a mapping's entry."""
     keys: list[str] = []
     for name, field in model.model_fields.items():
-        kind = field.annotation
-        nested = isinstance(kind, type) and issubclass(kind, BaseModel)
-        keys += known_keys(kind, f"{prefix}{name}.") if nested else [f"{prefix}{name}"]
+        keys.append(f"{prefix}{name}")
+        kinds: list[tuple[Any, str]] = [(field.annotation, ""), *((kind, "*.") for kind in get_args(field.annotation))]
+        for kind, star in kinds:
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                keys += known_keys(kind, f"{prefix}{name}.{star}")
     return keys
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's scalars, where 1e-5 is a number and `off` a word; a key given twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        names = [key.value for key, _ in node.value]
+        for name in names:
+            if names.count(name) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {name} appears twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes the text that `_Loader` would read as something else."""
+
+
+def _scalars_of_yaml_1_2() -> None:
+    kept = {"tag:yaml.org,2002:int", "tag:yaml.org,2002:null", "tag:yaml.org,2002:merge"}
+    number = r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
+    truth = "true|True|TRUE|false|False|FALSE"
+    for handler in (_Loader, _Dumper):
+        handler.yaml_implicit_resolvers = {
+            first: [(tag, pattern) for tag, pattern in known if tag in kept]
+            for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+        }
+        handler.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(f"^({number})$"), list("-+.0123456789"))
+        handler.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(f"^({truth})$"), list("tTfF"))
+
+
+_scalars_of_yaml_1_2()
 
 
 def parse_override(text: str) -> tuple[list[str], Any]:
@@ -252,66 +315,53 @@ def parse_override(text: str) -> tuple[list[str], Any]:
     if not separator or not key.strip():
         raise ConfigError(f"override {text!r}: expected key=value, such as learner.lr=1e-5")
     try:
-        parsed = yaml.safe_load(value)
+        return key.strip().split("."), yaml.load(value, _Loader)
     except yaml.YAMLError as error:
         raise ConfigError(f"override {text!r}: the value is not valid YAML ({error})") from error
-    if isinstance(parsed, str):  # YAML 1.1 reads 1e-5 as text
-        try:
-            parsed = float(parsed)
-        except ValueError:
-            pass
-    return key.strip().split("."), parsed
 
 
-def _assign(tree: dict[str, Any], path: Sequence[str], value: Any) -> None:
+def assign(tree: dict[str, Any], path: Sequence[str], value: Any) -> None:
+    """Put `value` at a dotted key of a tree, in place."""
     node = tree
     for i, part in enumerate(path[:-1]):
         child = node.setdefault(part, {})
         if not isinstance(child, dict):
-            raise ConfigError(f"override {'.'.join(path)}: {'.'.join(path[: i + 1])} is a value, it has no keys below it")
+            above = ".".join(path[: i + 1])
+            raise ConfigError(f"override {'.'.join(path)}: {above}={child!r} is a value, it has no keys below it")
         node = child
     node[path[-1]] = value
 
 
-def _numbers(value: Any) -> Any:
-    """YAML 1.1 leaves 1e-5 a string; make it the number its writer meant."""
-    if isinstance(value, dict):
-        return {k: _numbers(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_numbers(v) for v in value]
-    if isinstance(value, str) and value[:1] in "+-.0123456789" and "e" in value.lower():
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
-
-
 def load(path: str | Path | None, overrides: Sequence[str] = (), model: type[BaseModel] = Config) -> Any:
-    """Read a YAML file (a path, or the name of a shipped configuration), apply overrides, validate. Raises ConfigError."""
-    tree: dict[str, Any] = {}
-    if path is not None:
-        tree = _numbers(read_yaml(resolve(path)))
+    """Read a YAML file (a path, or the name of a shipped configuration), apply overrides, validate.
+
+    Raises ConfigError.
+    """
+    tree = {} if path is None else read_yaml(resolve(path))
     for text in overrides:
-        _assign(tree, *parse_override(text))
+        assign(tree, *parse_override(text))
     return validate(tree, model)
 
 
 def resolve(path: str | Path) -> Path:
     """A configuration file: as given, or among those that ship with the package."""
-    shipped = Path(__file__).parent / "configs" / Path(path).name
-    for candidate in (Path(path), shipped, shipped.with_suffix(".yaml")):
+    package = Path(__file__).parent
+    shipped = next(f for f in (package / "configs", package.parent / "configs") if f.exists())  # a wheel, or a checkout
+    name = Path(path).name if Path(path).parent == Path("configs") else path
+    for candidate in (Path(path), shipped / name, shipped / f"{name}.yaml"):
         if candidate.is_file():
             return candidate
-    available = ", ".join(sorted(p.name for p in shipped.parent.glob("*.yaml")))
+    available = ", ".join(sorted(p.name for p in shipped.glob("*.yaml")))
     raise ConfigError(f"no configuration {path}; expected a YAML file, or one of the shipped ones: {available}")
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
     try:
-        tree = yaml.safe_load(path.read_text())
+        tree = yaml.load(path.read_text(), _Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from error
     if tree is None:
         return {}
     if not isinstance(tree, dict):
@@ -327,15 +377,30 @@ def validate(tree: Mapping[str, Any], model: type[BaseModel] = Config) -> Any:
 
 
 def _explain(error: Any, model: type[BaseModel]) -> str:
-    key = ".".join(str(part) for part in error["loc"])
+    path = [str(part) for part in error["loc"]]
+    key = ".".join(path)
     if error["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(key, known_keys(model), n=1, cutoff=0.3)
-        return f"{key}: unknown key" + (f"; did you mean {near[0]}?" if near else "")
+        known = _named(known_keys(model), path)
+        near = [k for k in known if k.endswith(f".{key}")] or difflib.get_close_matches(key, known, n=1, cutoff=0.3)
+        return f"{key}: unknown key" + (f"; did you mean {' or '.join(near)}?" if near else "")
     if error["type"] == "value_error":
         return str(error["ctx"]["error"])
+    if error["type"] == "missing":
+        return f"{key}: missing; set it in the file or with {key}=..."
+    if error["type"] == "model_type":
+        below = [k for k in _named(known_keys(model), path) if k.rpartition(".")[0] == key]
+        return f"{key}={error['input']!r}: expected a section, with keys among {', '.join(below)}"
     return f"{key}={error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}"
+
+
+def _named(keys: Sequence[str], path: Sequence[str]) -> list[str]:
+    """The keys with each `*` replaced by the name that stands there in `path`."""
+    return [
+        ".".join(path[i] if part == "*" and i < len(path) else part for i, part in enumerate(key.split(".")))
+        for key in keys
+    ]
 
 
 def dump(config: BaseModel) -> str:
     """The resolved tree as YAML that `load` reads back to the same configuration."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)
+    return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)

@@ -14,24 +14,36 @@ from typing import Literal
 
 import numpy as np
 
+from redif_ray.diffusion.noise import Stream
+
 Condition = int | str | None  # a class label, a caption, or nothing
-Phase = Literal["warm_start", "policy", "draft"]
+Phase = Literal["warm_start", "policy", "draft", "deploy"]
 
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """A unit of work: some groups of one round. A pure function of (config, round, index), so any worker can do it."""
+    """A unit of work: some groups of one round. A pure function of (config, round, index), so any worker can do it.
+
+    phase: `warm_start` and `deploy` roll out with S = 0, `policy` explores, `draft` needs the teacher's images only.
+    """
 
     round: int
     index: int
     phase: Phase
+    stream: Stream
     groups: tuple[int, ...]
     conditions: tuple[Condition, ...]  # one a group
-    siblings: int
+    siblings: int = 1
 
     @property
     def rows(self) -> int:
         return len(self.groups) * self.siblings
+
+    def per_row(self) -> tuple[list[int], list[int], list[Condition]]:
+        """Group id, sibling and condition of each row."""
+        groups = [g for g in self.groups for _ in range(self.siblings)]
+        siblings = [k for _ in self.groups for k in range(self.siblings)]
+        return groups, siblings, [c for c in self.conditions for _ in range(self.siblings)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +55,7 @@ class Trajectories:
     weights_sha256: str
     latents: np.ndarray  # [N + 1, R, *latent]: latents[0] is x_T, latents[N] the result
     means: np.ndarray  # [N, R, *latent]: the policy's mean of each transition
-    log_probs: np.ndarray  # [N, R]: per-dimension mean log density of the action taken; 0 where the step is deterministic
-    seconds: float
-    network_calls: int  # per-image evaluations, guided ones counted twice
+    log_probs: np.ndarray  # [N, R]: per-dimension mean log density of the action taken; 0 where S = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +63,28 @@ class Scored:
     """What a reward worker adds to a shard."""
 
     shard: Shard
-    rewards: np.ndarray  # [R]: the weighted sum
-    terms: dict[str, np.ndarray]  # [R] each, unweighted
+    terms: dict[str, np.ndarray]  # [R] each, raw
     targets: np.ndarray  # [G, C, H, W] in [0, 1]: the teacher's image of each group
-    anchors: np.ndarray | None  # [N, R, *latent]: the teacher's jump from each visited state; None where no loss asks for it
-    seconds: dict[str, float]  # by component: teacher, rewards, anchor
-    network_calls: dict[str, int]
+    anchors: np.ndarray | None  # [N, R, *latent]: the teacher's jump from each visited state; None where no loss asks
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a call cost, by component: seconds of its worker and per-image network calls (guided ones count twice)."""
+
+    component: str
+    seconds: float
+    network_calls: int
+
+
+@dataclass(frozen=True, slots=True)
+class Meta:
+    """The small part of a worker's answer, all that the coordinator reads."""
+
+    shard: Shard
+    worker: str
+    work: tuple[Work, ...]
+    policy_version: int | None = None
+    weights_sha256: str | None = None
+    terms: dict[str, np.ndarray] | None = None
+    teacher_terms: dict[str, np.ndarray] | None = None  # the teacher's image in the student's place

@@ -16,6 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, UnidentifiedImageError
 
+from redif_ray.errors import UserError
+
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif"}
 
 FASHION_MNIST_CLASSES = (
@@ -29,7 +31,7 @@ FASHION_MNIST_SHA256 = {  # of the decompressed IDX files
 }
 
 
-class ImageSetError(ValueError):
+class ImageSetError(UserError, ValueError):
     """An image set that cannot be read as asked; the message names the file and what was expected."""
 
 

@@ -1,8 +1,8 @@
 """Noise levels: x = alpha x0 + sigma eps, for every family of models.
 
 A `Level` is one point of a noise process; a process knows its (alpha, sigma) at the timestep a network is told, and its
-finite range of half log-SNR, lambda = ln(alpha / sigma) (Kingma et al., arXiv 2107.00630). All level arithmetic is float64;
-it is cast to the latent's dtype where it meets one.
+finite range of half log-SNR, lambda = ln(alpha / sigma) (Kingma et al., arXiv 2107.00630). All level arithmetic is
+float64; it is cast to the latent's dtype where it meets one.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ class VarianceExploding:
 
 
 class FlowMatching:
-    """Rectified flow (Liu et al., arXiv 2209.03003): alpha = 1 - sigma, the network is told `scale` sigma, sigma in (0, 1]."""
+    """Rectified flow (Liu et al., arXiv 2209.03003): alpha = 1 - sigma, timestep = `scale` sigma, sigma in (0, 1]."""
 
     def __init__(self, *, scale: float = 1000.0, sigma_min: float = 1e-3) -> None:
         if not 0 < sigma_min < 0.5:

@@ -1,9 +1,9 @@
 """Every random number of a run, as a pure function of integer ids.
 
 Counter-based Philox (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011) followed by our own
-Box-Muller transform in float64. `torch.manual_seed` keeps 32 bits of a seed only and the bits of `torch.randn` depend on the
-CPU's vector width and on the tensor's size; these numbers depend on nothing but their ids, so any worker can draw any
-sample, twice, in any batch, and get the same bytes.
+Box-Muller transform in float64. `torch.manual_seed` keeps 32 bits of a seed only and the bits of `torch.randn` depend
+on the CPU's vector width and on the batch; these numbers depend on nothing but their ids and their count, so any worker
+can draw any sample, twice, in any batch, and get the same bytes.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Stream(IntEnum):
 def bits(
     count: int, stream: Stream, *, seed: int, round: int = 0, group: int = 0, sibling: int = 0, step: int = 0
 ) -> np.ndarray:
-    """`count` uniform uint64 words for these ids, each id in [0, 2^32) (group and seed in [0, 2^64))."""
+    """`count` uniform uint64 words for these ids, each id in [0, 2^64), the round in [0, 2^32)."""
     for name, value, limit in (("round", round, 32), ("sibling", sibling, 64), ("step", step, 64),
                                ("group", group, 64), ("seed", seed, 64)):
         if not 0 <= value < 1 << limit:
@@ -71,7 +71,7 @@ def permutation(count: int, stream: Stream, **ids: int) -> np.ndarray:
 def initial_noise(
     groups: Sequence[int], shape: Sequence[int], *, seed: int, stream: Stream = Stream.TRAIN
 ) -> torch.Tensor:
-    """Unit noise of each group, [len(groups), *shape] float32. The round is left out: a revisited group starts alike."""
+    """Unit noise of each group, [len(groups), *shape] float32. No round: a revisited group starts alike."""
     size = int(np.prod(shape))
     rows = [normal(size, stream, seed=seed, group=g) for g in groups]
     return torch.from_numpy(np.stack(rows)).reshape(len(groups), *shape)

@@ -2,7 +2,7 @@
 
     mean = alpha_s x0_hat + sqrt(sigma_s^2 - S^2) eps_hat            x_s = mean + S z
 
-with S the exploration std. S = 0 is DDIM (Song et al., arXiv 2010.02502), which is the deterministic solver at deployment;
+with S the exploration std. S = 0 is DDIM (Song et al., arXiv 2010.02502), the deterministic solver at deployment;
 `posterior` is DDIM-eta, or the ancestral Euler step where alpha = 1; `cps` is Flow-CPS (arXiv 2509.05952).
 Given the true (x0, eps), x_s has exactly the noise of level s whatever S in [0, sigma_s].
 """
@@ -52,8 +52,8 @@ def transition_mean(prediction: Prediction, s: Level, std: Tensor) -> Tensor:
 def log_prob(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """Log density of x under N(mean, S^2 I), averaged over the D dimensions of a sample: [B], float32.
 
-    -(x - mean)^2 / (2 S^2) - ln S - ln(2 pi) / 2, mean over D. This is the field's convention: a ratio of such densities
-    is the true ratio to the power 1/D, and clip ranges are small accordingly. S must be above 0.
+    -(x - mean)^2 / (2 S^2) - ln S - ln(2 pi) / 2, mean over D. This is the field's convention: a ratio of such
+    densities is the true ratio to the power 1/D, and clip ranges are small accordingly. S must be above 0.
     """
     if not bool((std > 0).all()):
         raise ValueError("log_prob of a deterministic step: the density exists only for S > 0")

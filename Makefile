@@ -1,0 +1,34 @@
+# Two commands for newcomers: `make demo` distils the shipped Fashion-MNIST teacher, `make test` runs every test.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test fast lint install clean
+
+demo: $(VENV)/.installed
+	$(BIN)/redif distill configs/fashion_mnist.yaml run.name=demo $(ARGS)
+
+test: $(VENV)/.installed-test lint
+	$(BIN)/python -m pytest $(ARGS)
+
+fast: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -m "not cluster" $(ARGS)
+
+lint: $(VENV)/.installed-test
+	$(BIN)/ruff check redif_ray jobs tests
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
+	touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[test]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

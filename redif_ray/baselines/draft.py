@@ -1,0 +1,123 @@
+"""DRaFT (Clark et al., arXiv 2309.17400): back-propagate a differentiable reward through the student's own sampler.
+
+The control arm of the policy gradient: the same student, schedule and reward, with the reward's gradient given away.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from redif_ray.config import Config
+from redif_ray.diffusion import noise
+from redif_ray.diffusion.levels import Level
+from redif_ray.diffusion.noise import Stream
+from redif_ray.diffusion.schedules import Schedule
+from redif_ray.diffusion.solvers import initial
+from redif_ray.diffusion.transition import Prediction, transition_mean
+from redif_ray.learning.policy import Predict
+from redif_ray.learning.step import AllReduce, optimiser_step
+from redif_ray.models.protocol import DiffusionModel
+from redif_ray.rewards.base import RewardInputs, Rewards
+from redif_ray.types import Condition, Shard
+
+
+def draft_loss(
+    predict: Predict,
+    schedule: Schedule,
+    x: Tensor,
+    encoded: dict[str, Tensor],
+    reward: Callable[[Tensor], Tensor],
+    last_steps: int | None = None,
+) -> Tensor:
+    """Minus the reward of the deterministic sample from x = x_T [B, ...]: [B], with gradient through the last k steps.
+
+    reward: final latents [B, ...] to [B], differentiable. last_steps: k in 1..N; None: all N (DRaFT-K in the paper).
+    Steps that carry gradients are recomputed in the backward pass, so that memory is one forward: N + k network calls
+    forward, k backward. Raises ValueError for another k, and for a reward that is not differentiable.
+    """
+    n = schedule.steps
+    if last_steps is not None and not 1 <= last_steps <= n:
+        raise ValueError(f"last_steps={last_steps}: expected a value in 1..{n}, the student's steps")
+    first = 0 if last_steps is None else n - last_steps
+
+    def step(x: Tensor, k: int) -> Tensor:
+        return transition_mean(predict(x, schedule[k], encoded), schedule[k + 1], torch.zeros((), dtype=torch.float64))
+
+    with torch.no_grad():
+        for k in range(first):
+            x = step(x, k)
+    for k in range(first, n):
+        x = checkpoint(step, x, k, use_reentrant=False, preserve_rng_state=False)
+    value = reward(x)
+    if value.shape != x.shape[:1] or not value.requires_grad:
+        raise ValueError(f"the reward has shape {list(value.shape)}; expected [{len(x)}], differentiable in them")
+    return -value
+
+
+class DraftUpdater:
+    """Optimiser steps of DRaFT on the groups of a round; the counterpart of `learning.update.Updater`."""
+
+    def __init__(
+        self, student: DiffusionModel, optimizer: torch.optim.Optimizer, schedule: Schedule, config: Config,
+        rewards: Rewards, *, all_reduce: AllReduce | None = None,
+    ) -> None:
+        rewards.require_differentiable("method=draft")
+        self.student, self.optimizer, self.schedule, self.config = student, optimizer, schedule, config
+        self.rewards, self.all_reduce = rewards, all_reduce
+
+    def run(self, parts: Sequence[tuple[Shard, np.ndarray]], *, total: int, round: int, lr: float) -> dict[str, float]:
+        """parts: this rank's shards with the teacher's images of their groups; total: groups of the whole round.
+
+        Every minibatch takes its share of each rank's groups in order, and gradients are divided by its global count.
+        """
+        started = time.perf_counter()
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        groups = [g for shard, _ in parts for g in shard.groups]
+        conditions = [c for shard, _ in parts for c in shard.conditions]
+        targets = torch.from_numpy(np.concatenate([images for _, images in parts]))
+        count = math.ceil(total / self.config.draft.minibatch)
+        reward, norms = 0.0, []
+        for i, rows in enumerate(torch.arange(len(groups)).tensor_split(count)):
+            where = f"round {round}, minibatch {i} of {count}"
+            loss = 0.0
+            self.optimizer.zero_grad(set_to_none=True)
+            for r in rows.split(self.config.learner.microbatch):
+                losses = self._losses([groups[j] for j in r], [conditions[j] for j in r], targets[r])
+                (losses.sum() * count / total).backward()
+                loss += float(losses.detach().sum()) * count / total
+                reward -= float(losses.detach().sum())
+            norms.append(optimiser_step(
+                self.optimizer, {"draft": loss}, self.config.learner.max_grad_norm, where, self.all_reduce
+            ))
+        n, k = self.schedule.steps, self.config.draft.last_steps or self.schedule.steps
+        return {
+            "reward": reward / len(groups), "grad_norm": float(np.mean(norms)), "optimiser_steps": len(norms),
+            "learning_rate": lr, "seconds": time.perf_counter() - started,
+            "network_calls_forward": float((n + k) * total), "network_calls_backward": float(k * total),
+        }
+
+    def _losses(self, groups: Sequence[int], conditions: Sequence[Condition], targets: Tensor) -> Tensor:
+        student, config = self.student, self.config
+        device = student.device
+        unit = noise.initial_noise(groups, student.latent_shape, seed=config.run.seed, stream=Stream.TRAIN).to(device)
+        teacher = targets.to(device)
+
+        def score(latents: Tensor) -> Tensor:
+            raw = self.rewards(RewardInputs(student.decode(latents), teacher, conditions))
+            return torch.stack([config.reward.terms[name].weight * value for name, value in raw.items()]).sum(0)
+
+        def predict(x: Tensor, level: Level, encoded: dict[str, Tensor]) -> Prediction:
+            return student.predict(x, level, encoded, guidance=config.student.guidance)
+
+        return draft_loss(
+            predict, self.schedule, initial(self.schedule, unit), student.encode(conditions), score,
+            config.draft.last_steps,
+        )

@@ -1,0 +1,145 @@
+"""`redif`: the command line. Every error that a user can cause is one message and exit code 2."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from redif_ray import __version__
+from redif_ray.config import Config, dump, load
+from redif_ray.errors import Notice, UserError
+
+app = typer.Typer(
+    name="redif", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich",
+    help="Turn a slow diffusion model into a few-step one by reinforcement learning, on a Ray cluster.",
+)
+console = Console()
+complaints = Console(stderr=True)
+
+ConfigFile = Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped configuration.", metavar="CONFIG")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="Dotted keys on top of it, such as learner.lr=1e-5 run.name=first.", metavar="[KEY=VALUE]...")
+]
+
+
+@app.command()
+def distill(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run of that name from its last checkpoint.")] = False,
+    print_config: Annotated[bool, typer.Option("--print-config", help="Print the resolved configuration and stop.")] = False,
+) -> None:
+    """Distil a teacher to a few-step student: the main job.
+
+    Example: redif distill configs/fashion_mnist.yaml learner.lr=1e-5 rollout.workers=4 run.name=first run.root=DIR
+    """
+    resolved: Config = load(config, overrides or [])
+    if print_config:
+        sys.stdout.write(dump(resolved))
+        return
+    from redif_ray.pipeline.distill import distill as run
+
+    run(resolved, resume=resume, console=console)
+
+
+@app.command("train-teacher")
+def train_teacher(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue a training that was cut short.")] = False,
+    print_config: Annotated[bool, typer.Option("--print-config", help="Print the resolved configuration and stop.")] = False,
+) -> None:
+    """Train a small diffusion model on images of your own (a folder, Parquet, npz or IDX files).
+
+    Example: redif train-teacher configs/teacher_fashion_mnist.yaml data=my_images/ out=my_teacher size=32
+    """
+    from redif_ray.teacher import TeacherConfig, train
+
+    resolved: TeacherConfig = load(config, overrides or [], TeacherConfig)
+    if print_config:
+        sys.stdout.write(dump(resolved))
+        return
+
+    def report(row: dict[str, float]) -> None:
+        console.print(
+            f"step {row['step']:6.0f}/{resolved.steps}  loss {row['loss']:.4f}  {row['images_per_second']:6.0f} images/s  "
+            f"{row['eta_seconds'] / 60:5.1f} min left", highlight=False,
+        )
+
+    console.print(f"teacher saved in {train(resolved, resume=resume, report=report)}")
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    overrides: Overrides = None,
+    checkpoint: Annotated[str, typer.Option(help="best, warm_start, or a folder below checkpoints/.")] = "best",
+) -> None:
+    """Measure a run's student and its control arms again, on as many held-out noises as you like.
+
+    Example: redif evaluate runs/demo evaluation.held_out=10000
+    """
+    from redif_ray.pipeline.evaluate import evaluate as measure
+
+    path = measure(run, overrides or [], checkpoint=checkpoint, console=console)
+    console.print(f"written to {path}")
+
+
+@app.command()
+def sample(
+    model: Annotated[str, typer.Argument(help="A run folder, an exported student, a diffusers folder or a shipped teacher.")],
+    out: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("samples.png"),
+    count: Annotated[int, typer.Option(min=1)] = 40,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    label: Annotated[int | None, typer.Option(help="Only this class; without it, classes in turn.")] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Levels for a model that carries no schedule of its own.")] = 20,
+) -> None:
+    """Draw images from a student (with its own schedule) or a teacher, as one picture."""
+    from redif_ray.sample import sample as draw
+
+    draw(model, out, count=count, seed=seed, label=label, steps=steps)
+    console.print(f"{count} images in {out}")
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    out: Annotated[Path, typer.Argument(help="The diffusers folder to write; must not exist.")],
+    checkpoint: Annotated[str, typer.Option(help="best, warm_start, or a folder below checkpoints/.")] = "best",
+) -> None:
+    """Write a checkpoint of a run as a diffusers folder that others load without redif-ray."""
+    from redif_ray.pipeline.evaluate import export_checkpoint
+
+    console.print(f"student written to {export_checkpoint(run, out, checkpoint)}")
+
+
+@app.command()
+def doctor() -> None:
+    """Report what this machine can run: torch, CUDA, Ray, encoders, the MLflow store."""
+    from redif_ray.doctor import report
+
+    console.print(report())
+
+
+def main() -> None:
+    """The console script."""
+    if "--version" in sys.argv[1:2]:
+        console.print(__version__)
+        return
+    try:
+        app()
+    except Notice as notice:
+        console.print(str(notice), highlight=False, soft_wrap=True)
+        sys.exit(notice.exit_code)
+    except (UserError, FileExistsError, FileNotFoundError) as error:
+        complaints.print("[bold red]error:[/]", escape(str(error)), highlight=False, soft_wrap=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

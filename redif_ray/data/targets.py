@@ -1,0 +1,102 @@
+"""The store of teacher targets: one Parquet file a shard, found by the hash of what it holds.
+
+    <root>/<fingerprint>/about.json           what the fingerprint stands for
+    <root>/<fingerprint>/<sha256 of rows>.parquet
+
+A file's name is the hash of its (stream, group, condition) rows, its folder that of everything else that decides an image
+(teacher weights, solver, steps, schedule, guidance, seed). So a run finds the targets that another has made, and never
+takes one that differs in anything. Files are written whole or not at all; pages carry checksums.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from redif_ray.diffusion.noise import Stream
+from redif_ray.errors import UserError
+from redif_ray.types import Condition
+
+
+class TargetStoreError(UserError, RuntimeError):
+    """The store cannot be read or written; the message names the file and what to do."""
+
+
+def content_hash(value: Any) -> str:
+    """sha256 of a JSON value, keys sorted."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+class TargetStore:
+    """Teacher images by (stream, group, condition), float32 [C, H, W] in [0, 1], kept bit for bit."""
+
+    def __init__(self, root: str | Path, identity: Mapping[str, Any]) -> None:
+        """identity: everything besides the rows that decides an image; its hash names the folder."""
+        self.folder = Path(root) / content_hash(identity)[:16]
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            about = self.folder / "about.json"
+            if not about.exists():
+                self._write(about, json.dumps(dict(identity), indent=1, sort_keys=True).encode())
+        except OSError as error:
+            raise TargetStoreError(
+                f"the target store {self.folder} cannot be used: {error}; set teacher.store to a folder that can be written"
+            ) from error
+
+    def path(self, stream: Stream, groups: Sequence[int], conditions: Sequence[Condition]) -> Path:
+        rows = [[int(stream), g, c] for g, c in zip(groups, conditions, strict=True)]
+        return self.folder / f"{content_hash(rows)}.parquet"
+
+    def get(self, stream: Stream, groups: Sequence[int], conditions: Sequence[Condition]) -> np.ndarray | None:
+        """[G, C, H, W] float32, or None where no run has made them yet."""
+        path = self.path(stream, groups, conditions)
+        if not path.exists():
+            return None
+        try:
+            table = pq.read_table(path, page_checksum_verification=True)
+            shape = json.loads(table.schema.metadata[b"shape"])
+            found = table["group"].to_pylist()
+            image = np.frombuffer(b"".join(table["image"].to_pylist()), np.float32).reshape(-1, *shape)
+        except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+            raise TargetStoreError(f"{path} is corrupt ({error}); delete it and its targets are computed again") from error
+        if found != list(groups):
+            raise TargetStoreError(f"{path} holds groups {found[:4]}..., not {list(groups)[:4]}...; delete it")
+        return image
+
+    def put(
+        self, stream: Stream, groups: Sequence[int], conditions: Sequence[Condition], images: np.ndarray
+    ) -> None:
+        if images.dtype != np.float32 or len(images) != len(groups):
+            raise ValueError(f"targets are {images.dtype} {images.shape}; expected float32 [{len(groups)}, C, H, W]")
+        table = pa.table(
+            {
+                "stream": pa.array([int(stream)] * len(groups), pa.int64()),
+                "group": pa.array(list(groups), pa.uint64()),
+                "condition": pa.array([json.dumps(c) for c in conditions], pa.string()),
+                "image": pa.array([image.tobytes() for image in images], pa.binary()),
+            }
+        ).replace_schema_metadata({"shape": json.dumps(images.shape[1:])})
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
+        path = self.path(stream, groups, conditions)
+        try:
+            self._write(path, sink.getvalue().to_pybytes())
+        except OSError as error:
+            raise TargetStoreError(f"cannot write {path}: {error}; free space or set teacher.store elsewhere") from error
+
+    def _write(self, path: Path, data: bytes) -> None:
+        partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")  # workers may write the same file at once
+        try:
+            partial.write_bytes(data)
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)

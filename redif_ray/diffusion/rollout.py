@@ -1,0 +1,57 @@
+"""The student's episode: N transitions of the Gaussian policy, with the density of each action."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from redif_ray.diffusion.schedules import Schedule
+from redif_ray.diffusion.solvers import Predict
+from redif_ray.diffusion.levels import like
+from redif_ray.diffusion.transition import log_prob, transition_mean
+
+Guide = Callable[[Tensor, int], Tensor]  # (x, step) -> the teacher's mean for some rows
+
+
+@dataclass(frozen=True, slots=True)
+class Episode:
+    """`latents` [N + 1, R, ...], `means` [N, R, ...] and `log_probs` [N, R] (0 at deterministic steps), float32."""
+
+    latents: Tensor
+    means: Tensor
+    log_probs: Tensor
+
+
+@torch.no_grad()
+def rollout(
+    predict: Predict,
+    x: Tensor,
+    schedule: Schedule,
+    stds: Tensor,
+    noise: Callable[[int], Tensor],
+    *,
+    guide: Guide | None = None,
+    guided: Tensor | None = None,
+) -> Episode:
+    """Follow the policy from x = x_T [R, ...]: x_{k+1} = mean_k + S_k z_k, with z_k = noise(k) and S = stds [N].
+
+    guide, guided: rows marked in `guided` [R] bool take guide(x, k) + S_k z_k instead (teacher-guided siblings); their
+    stored mean and density stay the policy's, so that a ratio at the behaviour weights is 1 for them too.
+    """
+    latents, means, log_probs = [x], [], []
+    for k in range(schedule.steps):
+        mean = transition_mean(predict(x, schedule[k]), schedule[k + 1], stds[k])
+        action = mean
+        if guide is not None and guided is not None:
+            action = mean.clone()
+            action[guided] = guide(x[guided], k)
+        x = action + like(stds[k], x) * noise(k) if stds[k] > 0 else action
+        means.append(mean)
+        log_probs.append(log_prob(x, mean, stds[k]) if stds[k] > 0 else torch.zeros(len(x)))
+        latents.append(x)
+    if not bool(torch.isfinite(x).all()):
+        raise FloatingPointError("the rollout produced a latent that is not finite; lower learner.lr or check the teacher")
+    return Episode(torch.stack(latents), torch.stack(means), torch.stack(log_probs))

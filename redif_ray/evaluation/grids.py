@@ -1,0 +1,32 @@
+"""Many images as one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+SMALLEST = 64  # edge in pixels below which an image is enlarged, so that a person sees it
+
+
+def tile(rows: Sequence[np.ndarray]) -> np.ndarray:
+    """Rows of images, each [n, C, H, W] float in [0, 1], as one picture [height, width, 3] uint8; small ones enlarged."""
+    images = np.stack(rows)
+    scale = max(1, math.ceil(SMALLEST / images.shape[-1]))
+    pixels = np.round(images * 255).astype(np.uint8).repeat(scale, -2).repeat(scale, -1)
+    if pixels.shape[2] == 1:
+        pixels = pixels.repeat(3, 2)
+    high, wide, channels, height, width = pixels.shape
+    return pixels.transpose(0, 3, 1, 4, 2).reshape(high * height, wide * width, channels)
+
+
+def write_grid(path: str | Path, images: np.ndarray) -> None:
+    """Images [n, C, H, W] float in [0, 1] as a PNG, about square; the last row is filled up with white."""
+    columns = 10 if len(images) % 10 == 0 else math.ceil(math.sqrt(len(images)))
+    missing = -len(images) % columns
+    filled = np.concatenate([images, np.ones((missing, *images.shape[1:]), images.dtype)])
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(tile([filled[i : i + columns] for i in range(0, len(filled), columns)])).save(path)

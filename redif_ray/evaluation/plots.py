@@ -1,0 +1,127 @@
+"""The pictures of a run, as PNG. Figures are objects of their own: no pyplot, no global style.
+
+Colours are Okabe and Ito's, told apart by every kind of colour vision; lines differ by marker as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from torch import Tensor
+
+from redif_ray.diffusion.schedules import Schedule
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+PHASES = {  # name, tint
+    "warm_start": ("warm start", "#F0E442"), "policy": ("policy gradient", "#56B4E9"),
+    "draft": ("back-propagation", "#CC79A7"),
+}
+CURVES = {"reward/mean": "training, with exploration", "validation/reward": "validation, deployed (eta 0)"}
+DPI = 150
+
+
+def reward_curve(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Reward against round, from metrics rows with `round`, `phase` and any of the keys of `CURVES`, to a PNG.
+
+    Raises ValueError where no row has a reward.
+    """
+    figure, axes = _figure(7.5, 4.2)
+    drawn = 0
+    for i, (key, label) in enumerate(CURVES.items()):
+        points = [(row["round"] + 1, row[key]) for row in rows if row.get(key) is not None]
+        if points:
+            x, y = zip(*points, strict=True)
+            marker = MARKERS[i] if len(points) <= 60 else None
+            axes.plot(x, y, color=COLOURS[i], marker=marker, markersize=5, linewidth=1.8, label=label, zorder=i + 2)
+            drawn += 1
+    if not drawn:
+        raise ValueError(f"{len(rows)} metrics rows hold none of {', '.join(CURVES)}; expected at least one reward")
+    _shade_phases(axes, rows)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set(xlabel="round", ylabel="reward (higher is better)")
+    axes.legend(frameon=False, fontsize=10, loc="lower right")
+    _save(figure, path)
+
+
+def schedule(path: str | Path, own: Schedule, others: Sequence[Schedule] = ()) -> None:
+    """Half log-SNR of the levels at which each schedule calls the network, by step, to a PNG.
+
+    A first level of pure noise has no finite half log-SNR and is left out.
+    """
+    figure, axes = _figure(6.5, 4.2)
+    for i, each in enumerate((own, *others)):
+        value = each.levels.half_log_snr[: each.steps].numpy()
+        step = np.arange(1, each.steps + 1)
+        shown = np.isfinite(value)
+        axes.plot(
+            step[shown], value[shown], color=COLOURS[i % len(COLOURS)], marker=MARKERS[i % len(MARKERS)], markersize=7,
+            linewidth=2.4 if i == 0 else 1.3, label=each.name.replace("_", " "), zorder=10 - i,
+        )
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set(xlabel="step", ylabel="half log-SNR, ln(alpha / sigma)")
+    axes.legend(frameon=False, fontsize=10, loc="upper left")
+    _save(figure, path)
+
+
+def side_by_side(path: str | Path, rows: Sequence[tuple[str, np.ndarray | Tensor]]) -> None:
+    """A grid to a PNG: a row an arm (label, images [m, C, H, W] float in [0, 1]), a column the same noise in every arm.
+
+    Raises ValueError for arms whose images differ in shape or number.
+    """
+    shapes = {tuple(images.shape) for _, images in rows}
+    if len(shapes) != 1 or len(next(iter(shapes))) != 4:
+        raise ValueError(f"arms hold images of shapes {sorted(shapes)}; expected one shape [m, C, H, W]")
+    columns, channels, height, width = shapes.pop()
+    margin, cell, gap = 1.7, 0.7, 0.05  # inches: for the labels, of an image, between rows
+    tall = cell * height / width + gap
+    wide, high = margin + cell * columns + gap, tall * len(rows) + gap
+    figure = Figure(figsize=(wide, high), dpi=DPI)
+    for i, (label, images) in enumerate(rows):
+        bottom = high - (i + 1) * tall
+        strip = torch.as_tensor(np.array(images)).float().clamp(0, 1)
+        strip = torch.nn.functional.pad(strip, (0, 1), value=1.0).permute(1, 2, 0, 3).reshape(channels, height, -1)
+        axes = figure.add_axes((margin / wide, bottom / high, cell * columns / wide, (tall - gap) / high))
+        picture = strip.permute(1, 2, 0).squeeze(-1).numpy()
+        axes.imshow(picture, cmap="gray", vmin=0, vmax=1, interpolation="nearest", aspect="auto")
+        axes.set_axis_off()
+        middle = (bottom + (tall - gap) / 2) / high
+        figure.text((margin - 0.1) / wide, middle, label, ha="right", va="center", fontsize=10)
+    _save(figure, path)
+
+
+def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+    axes = figure.subplots()
+    axes.grid(color="#DDDDDD", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=10)
+    axes.xaxis.label.set_fontsize(11)
+    axes.yaxis.label.set_fontsize(11)
+    return figure, axes
+
+
+def _shade_phases(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Tint the rounds of each phase, named along the upper edge, where there is more than one."""
+    phases = list(dict.fromkeys(row.get("phase") for row in rows))
+    if len(phases) < 2:
+        return
+    for phase in phases:
+        rounds = [row["round"] + 1 for row in rows if row.get("phase") == phase]
+        name, shade = PHASES.get(str(phase), (str(phase), "#DDDDDD"))
+        axes.axvspan(min(rounds) - 0.5, max(rounds) + 0.5, color=shade, alpha=0.12, linewidth=0)
+        axes.text(min(rounds), 1.01, name, transform=axes.get_xaxis_transform(), fontsize=9, color="#444444")
+
+
+def _save(figure: Figure, path: str | Path) -> None:
+    FigureCanvasAgg(figure)
+    figure.savefig(path, format="png", dpi=DPI)

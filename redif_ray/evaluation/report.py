@@ -1,0 +1,140 @@
+"""`report.md`: a run's summary as tables for people, with its pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from redif_ray.evaluation.summary import Arm, Summary
+
+ARMS = {
+    "teacher_full": "teacher, full steps", "teacher_few": "untrained student", "teacher_best": "teacher, best schedule",
+    "warm_start": "after warm start", "student": "trained student",
+}
+PICTURES = {
+    "samples.png": "The same noises in every row.", "reward.png": "Reward by round.",
+    "schedule.png": "The levels at which the student calls the network.",
+}
+
+
+def write_report(folder: str | Path, summary: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -> Path:
+    """Write `report.md` into `folder` and return its path.
+
+    summary: in the format of `evaluation.summary.Summary`, which it is checked against (pydantic's ValidationError).
+    metrics: the rows of metrics.jsonl. Those of `PICTURES` that lie in `folder` are shown.
+    """
+    folder = Path(folder)
+    found = Summary.model_validate(dict(summary))
+    parts = [
+        f"# {found.name}: {found.student_steps} steps", _headline(found), "## Arms", _arms(found), _fine_print(found),
+        *(f"![{text}]({name})\n\n{text}" for name, text in PICTURES.items() if (folder / name).is_file()),
+        "## Pairs", _pairs(found), "## Reward calibration", _calibration(found),
+        "## What the student gains", _gains(found), "## Compute", _compute(found), _busy(found),
+        "## Run", _run(found, metrics),
+    ]
+    path = folder / "report.md"
+    path.write_text("\n\n".join(part for part in parts if part) + "\n")
+    return path
+
+
+def gap_closed(summary: Summary, start: str = "teacher_few") -> float | None:
+    """The share of the Fréchet gap from arm `start` to the full teacher that the student closes; None without a gap."""
+    arms = summary.arms
+    first: Arm | None = getattr(arms, start)
+    if first is None or first.frechet <= arms.teacher_full.frechet:
+        return None
+    return (first.frechet - arms.student.frechet) / (first.frechet - arms.teacher_full.frechet)
+
+
+def _headline(summary: Summary) -> str:
+    starts = {"teacher_few": "the untrained student", "teacher_best": "the teacher's best schedule at the same NFE"}
+    claims = [
+        f"{share:.0%} of the gap between {text} and the full teacher"
+        for start, text in starts.items() if (share := gap_closed(summary, start)) is not None
+    ]
+    return f"In Fréchet distance the student closes {', and '.join(claims)}." if claims else ""
+
+
+def _arms(summary: Summary) -> str:
+    rows = []
+    for key, label in ARMS.items():
+        arm: Arm | None = getattr(summary.arms, key)
+        if arm is not None:
+            low, high = arm.frechet_ci
+            accuracy = "-" if arm.class_accuracy is None else f"{arm.class_accuracy:.3f}"
+            rows.append([
+                label, str(arm.nfe), f"{arm.frechet:.2f} [{low:.2f}, {high:.2f}]",
+                f"{1e3 * arm.kid:.2f} ± {1e3 * arm.kid_se:.2f}",
+                f"{arm.precision:.3f}", f"{arm.recall:.3f}", f"{arm.density:.3f}", f"{arm.coverage:.3f}", accuracy,
+            ])
+    if (limits := summary.limits) is not None:
+        rows.append(["real images", "", f"{limits.frechet:.2f}", "", f"{limits.precision:.3f}", f"{limits.recall:.3f}",
+                     f"{limits.density:.3f}", f"{limits.coverage:.3f}", ""])
+    higher = ["precision ↑", "recall ↑", "density ↑", "coverage ↑", "class accuracy ↑"]
+    return _table(["arm", "NFE", "Fréchet ↓", "1000 KID ↓", *higher], rows)
+
+
+def _fine_print(summary: Summary) -> str:
+    text = (
+        f"{summary.held_out:,} held-out noises an arm, seed {summary.seed}, exploration off. Features of judge "
+        f"`{summary.judge}`, which gives no rewards, against its real images; squared Fréchet distance (not FID) "
+        "with its 95 % bootstrap interval at this n, unbiased KID ± its standard error; precision, recall, density and "
+        "coverage with k = 5."
+    )
+    real = " The last row is what real images would get against other real images: do not expect more of a generator."
+    return text + (real if summary.limits else "")
+
+
+def _pairs(summary: Summary) -> str:
+    arms = {label: arm for key, label in ARMS.items() if (arm := getattr(summary.arms, key)) is not None}
+    names = list(summary.arms.student.paired)
+    rows = [[label, *(_number(arm.paired.get(name)) for name in names)] for label, arm in arms.items()]
+    return "Means over pairs with the full-step teacher's image of the same noise.\n\n" + _table(["arm", *names], rows)
+
+
+def _calibration(summary: Summary) -> str:
+    rows = [[n, _number(c.self), _number(c.other_seed), _number(c.init)] for n, c in summary.calibration.items()]
+    return _table(["term", "teacher with itself", "with its other seeds", "untrained student"], rows)
+
+
+def _gains(summary: Summary) -> str:
+    """Paired differences to the arms it started from, where the run noted them."""
+    rows = [
+        [f"{name}, {over}", _number(c["change"]), f"[{_number(c['low'])}, {_number(c['high'])}]"]
+        for over, entries in (summary.notes or {}).get("student_gain", {}).items() for name, c in entries.items()
+    ]
+    return "Student minus the other arm on the same noises.\n\n" + _table(["", "change", "95 % interval"], rows)
+
+
+def _compute(summary: Summary) -> str:
+    rows = [[n, f"{s.seconds:,.0f}", f"{s.nfe:,.0f}", f"{s.flops:.3g}"] for n, s in summary.compute.items()]
+    total = [sum(getattr(s, key) for s in summary.compute.values()) for key in ("seconds", "nfe", "flops")]
+    rows.append(["total", f"{total[0]:,.0f}", f"{total[1]:,.0f}", f"{total[2]:.3g}"])
+    return _table(["component", "worker seconds", "network calls", "FLOPs"], rows)
+
+
+def _busy(summary: Summary) -> str:
+    workers = (summary.notes or {}).get("workers", {})
+    rows = [[name, f"{work['busy']:.0%}", str(work["shards"])] for name, work in workers.items()]
+    return _table(["worker", "busy", "shards"], rows) if rows else ""
+
+
+def _run(summary: Summary, metrics: Sequence[Mapping[str, Any]]) -> str:
+    lines = [
+        f"- {len(metrics)} rounds; policy version {summary.policy_version}",
+        f"- weights sha256 `{summary.weights_sha256}`",
+    ]
+    if summary.mlflow and summary.mlflow.run_id:
+        lines.append(f"- MLflow run `{summary.mlflow.run_id}` at `{summary.mlflow.tracking_uri}`")
+    lines += [f"- {key}: {value}" for key, value in (summary.notes or {}).items() if key not in ("workers", "student_gain")]
+    return "\n".join(lines)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    rule = ["---"] + ["---:"] * (len(head) - 1)
+    return "\n".join("| " + " | ".join(row) + " |" for row in (head, rule, *rows))

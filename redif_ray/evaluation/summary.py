@@ -1,0 +1,93 @@
+"""`summary.json`: the result of a run in one file, for programs. Its JSON Schema is `summary.schema.json` beside this.
+
+Write the schema anew after a change: python -m redif_ray.evaluation.summary > redif_ray/evaluation/summary.schema.json
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Literal
+
+from pydantic import ConfigDict, Field
+
+from redif_ray.config import Fraction, Positive, Strict
+
+
+class Arm(Strict):
+    """One way to make images from the held-out noises. Distances against the judge's real images: lower is better."""
+
+    nfe: Positive = Field(description="network calls an image; a guided step is two")
+    frechet: float = Field(description="squared Fréchet distance in the judge's features; not FID")
+    frechet_ci: tuple[float, float] = Field(description="95 % bootstrap interval at this number of images")
+    kid: float = Field(description="unbiased squared MMD, cubic kernel")
+    kid_se: float = Field(ge=0, description="its standard error")
+    precision: Fraction
+    recall: Fraction
+    density: float = Field(ge=0)
+    coverage: Fraction
+    class_accuracy: Fraction | None = Field(description="share put in the condition's class; null: no classes")
+    paired: dict[str, float] = Field(description="means over pairs with the full teacher's image of the same noise")
+
+
+class Arms(Strict):
+    teacher_full: Arm = Field(description="the target: the teacher with its own steps and solver")
+    teacher_few: Arm = Field(description="the untrained student: the teacher at the student's steps and schedule")
+    teacher_best: Arm | None = Field(None, description="the teacher's best named schedule and solver at the same NFE")
+    warm_start: Arm | None = Field(description="after regression, before reinforcement; null where there was none")
+    student: Arm
+
+
+class Calibration(Strict):
+    """One reward term on pairs that need no training."""
+
+    self: float = Field(description="teacher against itself")
+    other_seed: float = Field(description="teacher against the teacher's image of another noise, same condition")
+    init: float = Field(description="untrained student against teacher")
+
+
+class Spent(Strict):
+    seconds: float = Field(ge=0)
+    nfe: float = Field(ge=0, description="network calls of single images")
+    flops: float = Field(ge=0, description="2 x multiply-adds")
+
+
+class Limits(Strict):
+    """What real images would get at this number of images."""
+
+    frechet: float
+    precision: Fraction
+    recall: Fraction
+    density: float
+    coverage: Fraction
+
+
+class Mlflow(Strict):
+    tracking_uri: str
+    run_id: str
+
+
+class Summary(Strict):
+    model_config = ConfigDict(title="redif-ray summary", populate_by_name=True)
+
+    format: Literal[1] = Field(alias="schema")
+    name: str
+    student_steps: Positive
+    seed: int = Field(ge=0)
+    held_out: Positive = Field(description="images an arm")
+    judge: str
+    arms: Arms
+    limits: Limits | None = None
+    calibration: dict[str, Calibration]
+    compute: dict[str, Spent]
+    policy_version: int = Field(ge=0)
+    weights_sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    mlflow: Mlflow | None = Field(None, description="null where tracking was off")
+    notes: dict[str, Any] | None = Field(None, description="what else to know; `workers`: {worker: {busy, shards}}")
+
+
+def schema() -> dict[str, Any]:
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Summary.model_json_schema(by_alias=True)}
+
+
+if __name__ == "__main__":
+    print(json.dumps(schema(), indent=2, ensure_ascii=False))

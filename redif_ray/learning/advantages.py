@@ -1,0 +1,159 @@
+"""Advantages: rewards of a round, relative to a baseline (as in GRPO, Shao et al., arXiv 2402.03300).
+
+    A_gi = (r_gi - b_gi) / s,    clipped to +-clip,    g a group of one start latent and condition, i a sibling
+
+    kind         b_gi                                s
+    global_std   mean of the group                   rms of r - b over the round
+    group_std    mean of the group                   rms of r - b over the group
+    mean_only    mean of the group                   1
+    batch        mean of the round                   rms of r - b over the round
+    running      mean of the condition's last 16     std of the condition's last 16
+
+`running` is DDPO's (Black et al., arXiv 2305.13301) and ReDiF's (arXiv 2512.22802).
+
+A mean that contains r_gi itself only scales the gradient, by 1 - 1/K. Its antithetic partner is another matter: that
+one plays -z, so its reward correlates with z, differently at each step, and the gradient over several steps points
+elsewhere. `pair_baseline` takes b_gi over the siblings outside the pair: independent of z, so the bias is gone.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from redif_ray.types import Condition
+
+AdvantageKind = Literal["global_std", "group_std", "mean_only", "running", "batch"]
+DEAD = 1e-6  # a spread below this share of the largest |reward| is rounding
+
+
+@dataclass(frozen=True, slots=True)
+class Advantages:
+    """`values` [G, K] float32, detached; `std`: rms over the round of the rewards minus their baseline, not divided.
+
+    dead_group_fraction: share of groups whose spread is numerically zero; their values are exactly 0. `batch` has the
+    whole round as its one group; for `running` the spread is the condition's std.
+    """
+
+    values: Tensor
+    dead_group_fraction: float
+    std: float
+
+
+class RunningStatistics:
+    """The last `size` rewards of each condition; statistics exist once that many were seen."""
+
+    def __init__(self, size: int = 16) -> None:
+        self.size = size
+        self.buffers: dict[Condition, deque[float]] = {}
+
+    def extend(self, keys: Sequence[Condition], rewards: Tensor) -> None:
+        """Take in rewards [G, K], one key a group."""
+        for key, row in zip(keys, rewards.tolist(), strict=True):
+            self.buffers.setdefault(key, deque(maxlen=self.size)).extend(row)
+
+    def statistics(self, key: Condition) -> tuple[float, float] | None:
+        """Mean and population std of a full buffer; None until then."""
+        values = self.buffers.get(key, ())
+        if len(values) < self.size:
+            return None
+        std, mean = torch.std_mean(torch.tensor(list(values), dtype=torch.float64), correction=0)
+        return float(mean), float(std)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain JSON; float64 survives it exactly."""
+        return {"size": self.size, "buffers": [[key, list(values)] for key, values in self.buffers.items()]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        if state["size"] != self.size:
+            raise ValueError(f"running statistics were kept with size={state['size']}; expected {self.size}")
+        self.buffers = {key: deque(values, maxlen=self.size) for key, values in state["buffers"]}
+
+
+def advantages(
+    rewards: Tensor,
+    kind: AdvantageKind,
+    clip: float,
+    *,
+    pair_baseline: bool = False,
+    running: RunningStatistics | None = None,
+    keys: Sequence[Condition] | None = None,
+) -> Advantages:
+    """Advantages of a round's rewards [G, K] (see the module); computed in float64.
+
+    pair_baseline: siblings 2k and 2k + 1 are antithetic; the baseline leaves both out. For `running` it then is the
+        buffer before this round's rewards enter; without it they enter first, as in DDPO.
+    running, keys: state and one key a group, for `running` only; until a buffer is full, its groups are whitened as in
+        `batch`.
+    Raises ValueError for rewards that are not finite, of another shape, or too few to have a baseline.
+    """
+    r = _checked(rewards)
+    if kind == "running":
+        centred, scale = _running(r, running, keys, pair_baseline)
+        spread = scale
+    else:
+        rows = r.reshape(1, -1) if kind == "batch" else r
+        centred = _centred(rows, pair_baseline)
+        spread = scale = _rms(centred)
+        centred, scale, spread = (t.expand(len(rows), -1) for t in (centred, scale, spread))
+        r = rows
+    dead = spread <= DEAD * r.abs().amax(1, keepdim=True)
+    centred = torch.where(dead, 0.0, centred)
+    std = float(centred.square().mean().sqrt())
+    if kind == "global_std":
+        scale = torch.full_like(scale, std)
+    elif kind == "mean_only":
+        scale = torch.ones_like(scale)
+    values = (centred / torch.where(dead, 1.0, scale)).clamp(-clip, clip)
+    return Advantages(values.reshape(rewards.shape).float(), float(dead.double().mean()), std)
+
+
+def _checked(rewards: Tensor) -> Tensor:
+    if rewards.ndim != 2 or not rewards.numel():
+        raise ValueError(f"rewards have shape {list(rewards.shape)}; expected [groups, siblings]")
+    for group, sibling in torch.nonzero(~torch.isfinite(rewards)).tolist():
+        value, row = rewards[group, sibling].item(), group * rewards.shape[1] + sibling
+        raise ValueError(f"reward of row {row} (group {group}, sibling {sibling}) is {value}; expected a finite number")
+    return rewards.detach().to(torch.float64)
+
+
+def _centred(r: Tensor, pair_baseline: bool) -> Tensor:
+    """r [G, K] minus the mean of its row, or of its row without the own antithetic pair."""
+    siblings = r.shape[1]
+    least = 4 if pair_baseline else 2
+    if siblings < least or (pair_baseline and siblings % 2):
+        kind = "an even number, at least 4" if pair_baseline else "at least 2"
+        raise ValueError(f"{siblings} rewards share a baseline; expected {kind}: raise rollout.siblings")
+    if not pair_baseline:
+        return r - r.mean(1, keepdim=True)
+    pairs = r.unflatten(1, (-1, 2)).sum(2).repeat_interleave(2, 1)
+    return r - (r.sum(1, keepdim=True) - pairs) / (siblings - 2)
+
+
+def _rms(centred: Tensor) -> Tensor:
+    return centred.square().mean(1, keepdim=True).sqrt()
+
+
+def _running(
+    r: Tensor, running: RunningStatistics | None, keys: Sequence[Condition] | None, pair_baseline: bool
+) -> tuple[Tensor, Tensor]:
+    """r minus each condition's mean [G, K], and its std [G, 1]."""
+    if running is None or keys is None or len(keys) != len(r):
+        raise ValueError(f"advantage running: expected RunningStatistics and one key for each of {len(r)} groups")
+    centred = _centred(r.reshape(1, -1), pair_baseline)
+    scale = _rms(centred).expand(len(r), 1).clone()
+    centred = centred.reshape(r.shape).clone()
+    if not pair_baseline:
+        running.extend(keys, r)
+    for group, key in enumerate(keys):
+        statistics = running.statistics(key)
+        if statistics is not None:
+            centred[group], scale[group] = r[group] - statistics[0], statistics[1]
+    if pair_baseline:
+        running.extend(keys, r)
+    return centred, scale

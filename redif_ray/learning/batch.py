@@ -1,0 +1,114 @@
+"""A round as the learner reads it: the shards of one rank, joined."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from redif_ray.types import Condition, Scored, Shard, Trajectories
+
+
+@dataclass(frozen=True, slots=True)
+class RoundBatch:
+    """R rows of a round of `total_rows`, N steps; float32 unless said otherwise.
+
+    rows: [R] int64, the place of each row in the whole round, group-major. One rank alone holds all of them.
+    log_probs are the policy's density of the action taken, for teacher-guided siblings too. Their action was not drawn
+    from the policy, so the plain surrogate is, on those rows, off-policy, advantage-weighted imitation; its ratio still
+    starts at 1.
+    """
+
+    rows: Tensor
+    total_rows: int
+    latents: Tensor  # [N + 1, R, ...]
+    means: Tensor  # [N, R, ...]: of the behaviour policy
+    log_probs: Tensor  # [N, R]; 0 where S = 0
+    advantages: Tensor  # [R]
+    encoded: dict[str, Tensor]  # [R, ...] each: the conditions, as the network takes them
+    anchors: Tensor | None = None  # [N, R, ...]: the teacher's jump from each state
+    gate: Tensor | None = None  # [R]: 1 where the anchor holds, 0 where not
+
+    def __post_init__(self) -> None:
+        steps, rows = self.log_probs.shape
+        expected = {
+            "rows": (self.rows, (rows,)), "latents": (self.latents, (steps + 1, rows)),
+            "means": (self.means, (steps, rows)), "advantages": (self.advantages, (rows,)),
+            "anchors": (self.anchors, (steps, rows)), "gate": (self.gate, (rows,)),
+        } | {f"encoded[{name}]": (value, (rows,)) for name, value in self.encoded.items()}
+        for name, (tensor, start) in expected.items():
+            if tensor is not None and tuple(tensor.shape[: len(start)]) != start:
+                found = list(tensor.shape)
+                raise ValueError(f"round batch: {name} has shape {found}; expected it to begin with {list(start)}")
+
+    @property
+    def dimensions(self) -> int:
+        """D of a latent."""
+        return self.latents[0, 0].numel()
+
+
+def assemble(
+    shards: Sequence[Shard],
+    parts: Sequence[tuple[Trajectories, Scored]],
+    *,
+    weights_sha256: str,
+    encode: Callable[[Sequence[Condition]], dict[str, Tensor]],
+    advantages: Tensor | None = None,
+    gate: Tensor | None = None,
+    device: str | torch.device = "cpu",
+) -> RoundBatch:
+    """Join this rank's `parts`, in any order, into a batch whose rows are sorted by shard index.
+
+    shards: all of the round, for the rows' places. weights_sha256: of the weights that must have made the trajectories.
+    advantages, gate: of the whole round, any shape of total_rows elements, group-major; None: zeros, and no gate.
+    Raises ValueError for shards that are foreign or come twice, mismatched pairs, and trajectories of other weights.
+    """
+    ordered = sorted(shards, key=lambda s: s.index)
+    ends = np.cumsum([s.rows for s in ordered])
+    place = {s.index: torch.arange(end - s.rows, end) for s, end in zip(ordered, ends.tolist(), strict=True)}
+    parts = sorted(parts, key=lambda part: part[0].shard.index)
+    _check(ordered, parts, weights_sha256)
+    rows, total = torch.cat([place[t.shard.index] for t, _ in parts]), int(ends[-1])
+
+    def join(arrays: Sequence[np.ndarray]) -> Tensor:
+        return torch.from_numpy(np.concatenate(arrays, axis=1)).to(device)
+
+    def mine(values: Tensor) -> Tensor:
+        if values.numel() != total:
+            raise ValueError(f"the round has {total} rows; found {values.numel()} values for them")
+        return values.reshape(-1)[rows].float().to(device)
+
+    anchors = [s.anchors for _, s in parts if s.anchors is not None]
+    if len(anchors) not in (0, len(parts)):
+        raise ValueError(f"only {len(anchors)} of {len(parts)} shards carry anchors; expected all or none")
+    return RoundBatch(
+        rows=rows,
+        total_rows=total,
+        latents=join([t.latents for t, _ in parts]),
+        means=join([t.means for t, _ in parts]),
+        log_probs=join([t.log_probs for t, _ in parts]),
+        advantages=mine(torch.zeros(total) if advantages is None else advantages),
+        encoded=encode([c for t, _ in parts for c in t.shard.per_row()[2]]),
+        anchors=join(anchors) if anchors else None,
+        gate=None if gate is None else mine(gate),
+    )
+
+
+def _check(shards: Sequence[Shard], parts: Sequence[tuple[Trajectories, Scored]], weights_sha256: str) -> None:
+    if not parts:
+        raise ValueError("this rank got no shard; expected at least as many shards a round as learner.workers")
+    seen: set[int] = set()
+    for trajectories, scored in parts:
+        shard = trajectories.shard
+        if scored.shard != shard or shard not in shards or shard.index in seen:
+            raise ValueError(f"shard {shard.index} of round {shard.round} comes twice, is foreign, or lost its scores")
+        seen.add(shard.index)
+        found = trajectories.weights_sha256
+        if found != weights_sha256:
+            raise ValueError(
+                f"shard {shard.index} of round {shard.round} was rolled out with weights {found[:12]}, version "
+                f"{trajectories.policy_version}; expected {weights_sha256[:12]}, the learner's own"
+            )

@@ -1,0 +1,39 @@
+"""One optimiser step, summed over ranks and checked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+AllReduce = Callable[[list[Tensor]], None]  # sums each tensor over all ranks, in place
+
+
+def optimiser_step(
+    optimizer: torch.optim.Optimizer,
+    losses: Mapping[str, float],
+    max_grad_norm: float,
+    where: str,
+    all_reduce: AllReduce | None = None,
+) -> float:
+    """Sum gradients over ranks, clip their norm, step; returns the norm before clipping and leaves no gradients.
+
+    Raises FloatingPointError, on every rank, where a loss or the norm is not finite; the weights stay as they were.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for p in parameters:  # a rank may hold no pair of a minibatch, and must sum the same tensors all the same
+        p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+    values = torch.tensor(list(losses.values()), dtype=torch.float64, device=parameters[0].device)
+    if all_reduce is not None:
+        all_reduce([*(p.grad for p in parameters if p.grad is not None), values])
+    norm = float(torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm))
+    bad = [f"the {name} loss is {v}" for name, v in zip(losses, values.tolist(), strict=True) if not math.isfinite(v)]
+    bad += [] if math.isfinite(norm) else [f"the gradient norm is {norm}"]
+    if bad:
+        optimizer.zero_grad(set_to_none=True)
+        raise FloatingPointError(f"{where}: {' and '.join(bad)}; the weights were not updated. Lower the learning rate")
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return norm

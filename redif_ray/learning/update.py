@@ -1,0 +1,236 @@
+"""One update of a round: from trajectories and advantages to new weights.
+
+    loss = mean over (trajectory, step) pairs of  w_k surrogate + c_r regulariser + c_a anchor
+
+Every minibatch is a set of pairs of the whole round, in an order that depends on (seed, round, epoch) alone. Each rank
+works on the pairs whose rows it holds, in microbatches, and divides by the count of the whole minibatch; so neither the
+number of ranks nor the size of a microbatch changes the gradient beyond rounding. No other module knows of ranks.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import defaultdict
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from redif_ray.config import Learner, WarmStart
+from redif_ray.diffusion import noise
+from redif_ray.diffusion.levels import like
+from redif_ray.diffusion.noise import Stream
+from redif_ray.diffusion.schedules import Schedule
+from redif_ray.diffusion.transition import log_prob
+from redif_ray.learning.anchor import anchor_loss
+from redif_ray.learning.batch import RoundBatch
+from redif_ray.learning.losses import Surrogate, default_clip, grpo_guard, ppo_clip, reinforce, step_weights
+from redif_ray.learning.policy import Predict, check_ratio, policy_mean
+from redif_ray.learning.regularisers import DivergenceKind, divergence
+from redif_ray.learning.step import AllReduce, optimiser_step
+
+
+class Updater:
+    """Runs the updates of a phase. All of its state is in the network and the optimiser.
+
+    predict: the student, guided as in the rollout, in eval mode (dropout would move the ratio); what it trains are the
+        optimiser's parameters.
+    schedule, stds: as in the rollout, S [N] float64. With S = 0 throughout there is no policy gradient and the anchor
+        alone trains, which is the warm start: see `warm_start_learner`.
+    reference: the policy that the regulariser pulls towards, needed unless its kind is none.
+    all_reduce: needed for `world` > 1. Every rank calls it equally often, whatever rows it holds.
+
+    Policy-gradient pairs exist for S > 0 only. A deterministic step takes part through the anchor and the regulariser
+    `mse`; it then does not dilute the other terms, which stay means over their own steps.
+    """
+
+    def __init__(
+        self,
+        predict: Predict,
+        optimizer: torch.optim.Optimizer,
+        schedule: Schedule,
+        stds: Tensor,
+        config: Learner,
+        *,
+        ratio_tolerance: float,
+        reference: Predict | None = None,
+        rank: int = 0,
+        world: int = 1,
+        all_reduce: AllReduce | None = None,
+    ) -> None:
+        if stds.shape != (schedule.steps,):
+            raise ValueError(f"stds have shape {list(stds.shape)}; expected [{schedule.steps}], one a step")
+        if config.regulariser.kind != "none" and reference is None:
+            raise ValueError(f"learner.regulariser.kind={config.regulariser.kind} needs a reference policy")
+        if world > 1 and all_reduce is None:
+            raise ValueError(f"{world} ranks need an all_reduce")
+        self.predict, self.optimizer, self.schedule, self.stds, self.config = predict, optimizer, schedule, stds, config
+        self.ratio_tolerance, self.reference = ratio_tolerance, reference
+        self.rank, self.world, self.all_reduce = rank, world, all_reduce
+        every = config.anchor.weight > 0 or config.regulariser.kind == "mse"
+        self.steps = torch.arange(len(stds)) if every else torch.nonzero(stds > 0).flatten()
+        if not len(self.steps):
+            raise ValueError("S = 0 at every step and no anchor: there is nothing to train on; raise exploration.eta")
+        stochastic = int((stds > 0).sum())
+        self.undilute = len(self.steps) / stochastic if stochastic else 0.0
+        self.step_weights = step_weights(stds, config.step_weight) if stochastic else torch.zeros_like(stds)
+
+    def run(self, batch: RoundBatch, *, round: int, seed: int, lr: float) -> dict[str, float]:
+        """Train on a fresh round at learning rate `lr`; returns metrics of the whole round, alike on every rank.
+
+        Means are over pairs and optimiser steps. `ratio_*`, `clip_fraction` and `approx_kl` are the surrogate's, over
+        stochastic pairs; `fresh_log_ratio_<k>` is the largest |log ratio| of step k before training. `network_calls_*`
+        count predictions of one image (a guided one is one here).
+        Raises RatioError before training, FloatingPointError before the optimiser step in question.
+        """
+        started = time.perf_counter()
+        if self.config.anchor.weight > 0 and batch.anchors is None:
+            raise ValueError("learner.anchor.weight > 0, but the round carries no anchors")
+        self._check_rows(batch)
+        fresh = check_ratio(self.predict, batch, self.schedule, self.stds, self.ratio_tolerance, self.config.microbatch)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        sums: dict[str, float] = defaultdict(float, forward=len(batch.rows) * int((self.stds > 0).sum()))
+        pairs, norms = len(self.steps) * batch.total_rows, []
+        for epoch in range(self.config.inner_epochs):
+            order = noise.permutation(pairs, Stream.MINIBATCH, seed=seed, round=round, group=epoch)
+            parts = np.array_split(order, math.ceil(pairs / (self.config.minibatch or pairs)))
+            for i, chosen in enumerate(parts):  # equal to within one pair
+                where = f"round {round}, inner epoch {epoch}, minibatch {i} of {len(parts)}"
+                norms.append(self._minibatch(batch, torch.from_numpy(chosen), sums, where))
+        metrics = self._metrics(sums, fresh)
+        return metrics | {
+            "grad_norm": float(np.mean(norms)), "optimiser_steps": len(norms), "learning_rate": lr,
+            "seconds": time.perf_counter() - started,
+        }
+
+    def _check_rows(self, batch: RoundBatch) -> None:
+        held = torch.bincount(batch.rows, minlength=batch.total_rows).to(batch.advantages)
+        if self.all_reduce is not None:
+            self.all_reduce([held])
+        for row in torch.nonzero(held != 1).flatten().tolist():
+            raise ValueError(f"row {row} of the round is held {int(held[row])} times; expected one rank to hold it")
+
+    def _minibatch(self, batch: RoundBatch, chosen: Tensor, sums: dict[str, float], where: str) -> float:
+        """Gradients of the pairs `chosen` of the whole round, then one optimiser step; the gradient norm."""
+        local = torch.full((batch.total_rows,), -1)
+        local[batch.rows] = torch.arange(len(batch.rows))
+        rows, steps = local[chosen // len(self.steps)], self.steps[chosen % len(self.steps)]
+        rows, steps = rows[rows >= 0], steps[rows >= 0]
+        self.optimizer.zero_grad(set_to_none=True)
+        losses = dict.fromkeys(("policy", "regulariser", "anchor"), 0.0)
+        for r, k in zip(rows.split(self.config.microbatch), steps.split(self.config.microbatch), strict=True):
+            parts = self._losses(batch, r, k, sums)
+            torch.stack(list(parts.values())).sum().div(len(chosen)).backward()
+            for name, value in parts.items():
+                losses[name] += float(value.detach())
+        for name, total in losses.items():
+            sums[f"loss_{name}"] += total
+        sums["pairs"] += len(rows)
+        return optimiser_step(self.optimizer, losses, self.config.max_grad_norm, where, self.all_reduce)
+
+    def _losses(self, batch: RoundBatch, rows: Tensor, steps: Tensor, sums: dict[str, float]) -> dict[str, Tensor]:
+        """Sums over these pairs of each weighted part of the loss."""
+        config, anchor, zero = self.config, self.config.anchor, torch.zeros((), device=batch.latents.device)
+        parts = {"policy": zero, "regulariser": zero, "anchor": zero}
+        mean = policy_mean(self.predict, batch, self.schedule, self.stds, rows, steps)
+        moves = self.stds[steps] > 0
+        sums["forward"] += len(rows)
+        if bool(moves.any()):
+            surrogate = self._surrogate(batch, mean[moves], rows[moves], steps[moves])
+            weight = like(self.undilute * self.step_weights[steps[moves]], surrogate.loss)
+            parts["policy"] = (weight * surrogate.loss).sum()
+            _tally(sums, surrogate)
+        if self.reference is not None and config.regulariser.kind != "none":
+            value = self._divergence(self.reference, config.regulariser.kind, batch, mean, rows, steps, sums)
+            parts["regulariser"] = config.regulariser.weight * value.sum()
+        if anchor.weight > 0 and batch.anchors is not None:
+            gate = batch.gate[rows] if batch.gate is not None else None
+            loss = anchor_loss(mean, batch.anchors[steps, rows], anchor.loss, anchor.delta, gate)
+            parts["anchor"] = anchor.weight * loss.sum()
+        return parts
+
+    def _surrogate(self, batch: RoundBatch, mean: Tensor, rows: Tensor, steps: Tensor) -> Surrogate:
+        kind, std, action = self.config.loss, self.stds[steps], batch.latents[steps + 1, rows]
+        advantage, clip = batch.advantages[rows], self.config.clip or default_clip(batch.dimensions)
+        if kind == "grpo_guard":
+            old = batch.means[steps, rows]
+            return grpo_guard(mean, old, (action - old) / like(std, old), advantage, clip)
+        density = log_prob(action, mean, std)
+        log_ratio = density - batch.log_probs[steps, rows]
+        if kind == "reinforce":
+            never = torch.zeros_like(log_ratio, dtype=torch.bool)
+            return Surrogate(reinforce(density, advantage), log_ratio.detach(), never)
+        return ppo_clip(log_ratio, advantage, clip)
+
+    def _divergence(
+        self, reference: Predict, kind: DivergenceKind, batch: RoundBatch, mean: Tensor, rows: Tensor, steps: Tensor,
+        sums: dict[str, float],
+    ) -> Tensor:
+        """From the reference policy, a value for each pair that has one: all for `mse`, else the stochastic ones."""
+        keep = self.stds[steps] >= 0 if kind == "mse" else self.stds[steps] > 0
+        rows, steps, mean = rows[keep], steps[keep], mean[keep]
+        if not len(rows):
+            return mean.sum()
+        sums["forward"] += len(rows)
+        with torch.no_grad():
+            target = policy_mean(reference, batch, self.schedule, self.stds, rows, steps)
+        r = self.config.regulariser
+        value = divergence(kind, mean, target, self.stds[steps], order=r.order, tempered=r.tempered)
+        return value if kind == "mse" else self.undilute * value
+
+    def _metrics(self, sums: dict[str, float], fresh: Tensor) -> dict[str, float]:
+        names = ("pairs", "forward", "stochastic", "loss_policy", "loss_regulariser", "loss_anchor",
+                 "deviation", "deviation_square", "clipped", "kl")
+        device = self.optimizer.param_groups[0]["params"][0].device
+        table = torch.zeros(self.world, len(names) + 1 + len(fresh), dtype=torch.float64, device=device)
+        mine = [*(sums[n] for n in names), sums["deviation_max"], *fresh.tolist()]
+        table[self.rank] = torch.tensor(mine, dtype=torch.float64)
+        if self.all_reduce is not None:
+            self.all_reduce([table])  # each rank fills its own row, so that maxima travel through a sum
+        total = dict(zip(names, table.sum(0).tolist(), strict=False))
+        largest = table.amax(0)[len(names):].tolist()
+        metrics = {name: total[name] / total["pairs"] for name in names if name.startswith("loss_")}
+        metrics["loss"] = sum(metrics.values())
+        metrics |= {"network_calls_forward": total["forward"], "network_calls_backward": total["pairs"]}
+        count = total["stochastic"]
+        if count:
+            shift = total["deviation"] / count
+            metrics |= {
+                "ratio_mean": 1 + shift,
+                "ratio_std": math.sqrt(max(0.0, total["deviation_square"] / count - shift**2)),
+                "ratio_max_deviation": largest[0],
+                "clip_fraction": total["clipped"] / count,
+                "approx_kl": total["kl"] / count,
+            }
+            metrics |= {f"fresh_log_ratio_{k}": v for k, v in enumerate(largest[1:]) if self.stds[k] > 0}
+        return metrics
+
+
+def _tally(sums: dict[str, float], surrogate: Surrogate) -> None:
+    deviation = torch.expm1(surrogate.log_ratio.double())
+    sums["stochastic"] += len(deviation)
+    sums["deviation"] += float(deviation.sum())
+    sums["deviation_square"] += float(deviation.square().sum())
+    sums["deviation_max"] = max(sums["deviation_max"], float(deviation.abs().max()))
+    sums["clipped"] += float(surrogate.clipped.sum())
+    sums["kl"] += float((deviation - surrogate.log_ratio.double()).sum())  # rho - 1 - ln rho
+
+
+def warm_start_learner(warm: WarmStart, learner: Learner) -> Learner:
+    """The learner of the warm start: the anchor alone, for an `Updater` with S = 0."""
+    return learner.model_copy(update={
+        "lr": warm.lr, "schedule": "constant", "minibatch": warm.minibatch, "inner_epochs": 1, "ema": warm.ema,
+        "regulariser": learner.regulariser.model_copy(update={"kind": "none"}),
+        "anchor": learner.anchor.model_copy(update={
+            "weight": 1.0, "substeps": warm.substeps, "loss": warm.loss, "delta": warm.delta, "gated": False,
+        }),
+    })
+
+
+def learning_rate(config: Learner, round: int) -> float:
+    """At round `round` of the policy phase, counted from 0: constant, or half a cosine from lr towards 0."""
+    if config.schedule == "constant":
+        return config.lr
+    return config.lr * 0.5 * (1 + math.cos(math.pi * round / config.rounds))

@@ -1,0 +1,139 @@
+"""Small image classifiers: one is an encoder for rewards, another, of other shape and other data, judges the results.
+
+A folder of `config.json` and `model.safetensors` (float32). Loaded ones are frozen; images may still carry gradients.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from redif_ray.errors import UserError
+
+Kind = Literal["conv", "residual"]
+FEATURES, EMBEDDING = 64, 64
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+
+
+class ClassifierError(UserError, ValueError):
+    """A classifier folder, or images given to a classifier, that cannot be used; the message says what was expected."""
+
+
+class _ResidualBlock(nn.Module):
+    """Pre-activation residual block (He et al., arXiv 1603.05027) with group normalisation (arXiv 1803.08494)."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.GroupNorm(8, inputs), nn.GroupNorm(8, outputs)
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        same = inputs == outputs and stride == 1
+        self.skip: nn.Module = nn.Identity() if same else nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv1(functional.silu(self.norm1(x)))
+        return self.skip(x) + self.conv2(functional.silu(self.norm2(y)))
+
+
+def _conv_body(channels: int) -> nn.Sequential:
+    """Plain strided convolutions with batch normalisation; a quarter of the edge remains."""
+    layers: list[nn.Module] = []
+    for inputs, outputs, kernel, stride in ((channels, 32, 5, 2), (32, 64, 3, 2), (64, FEATURES, 3, 1)):
+        conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
+        layers += [conv, nn.BatchNorm2d(outputs), nn.ReLU()]
+    return nn.Sequential(*layers)
+
+
+def _residual_body(channels: int) -> nn.Sequential:
+    """A stem and two residual blocks; a quarter of the edge remains."""
+    return nn.Sequential(
+        nn.Conv2d(channels, 32, 5, 2, 2, bias=False), _ResidualBlock(32, 64, 2), _ResidualBlock(64, FEATURES, 1),
+        nn.GroupNorm(8, FEATURES), nn.SiLU(),
+    )
+
+
+class Classifier(nn.Module):
+    """Images [B, C, H, W] float in [0, 1] to features, a 64-d embedding and logits.
+
+    kind: `conv` (plain convolutions, batch normalisation) or `residual` (pre-activation ResNet, group normalisation).
+    name: how reports call it. image_shape: (C, H, W). classes: what the logits mean. card: facts kept in config.json.
+    """
+
+    def __init__(
+        self, kind: Kind, name: str, image_shape: Sequence[int], classes: Sequence[str],
+        card: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        channels, height, width = (int(n) for n in image_shape)
+        self.kind, self.name, self.card = kind, name, card or {}
+        self.image_shape = (channels, height, width)
+        self.classes = tuple(classes)
+        if kind == "conv":
+            self.body = _conv_body(channels)
+        elif kind == "residual":
+            self.body = _residual_body(channels)
+        else:
+            raise ClassifierError(f"classifier kind {kind!r}: expected conv or residual")
+        self.project = nn.Linear(FEATURES * -(-height // 4) * -(-width // 4), EMBEDDING)
+        self.head = nn.Linear(EMBEDDING, len(self.classes))
+
+    def features(self, images: Tensor) -> Tensor:
+        """The last convolutional map, [B, 64, ceil(H / 4), ceil(W / 4)]."""
+        self._check(images)
+        return self.body(images * 2 - 1)
+
+    def embedding(self, images: Tensor) -> Tensor:
+        """The penultimate layer before its rectifier, [B, 64]: closer to Gaussian than after it."""
+        return self.project(self.features(images).flatten(1))
+
+    def logits(self, images: Tensor) -> Tensor:
+        """[B, number of classes]."""
+        return self.head(functional.relu(self.embedding(images)))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.logits(images)
+
+    def save(self, folder: str | Path) -> None:
+        """Write `config.json` and `model.safetensors` into `folder`, which is made if it is not there."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        config = {"kind": self.kind, "name": self.name, "image_shape": self.image_shape, "classes": self.classes}
+        (folder / CONFIG).write_text(json.dumps(config | {"card": self.card}, indent=2, ensure_ascii=False) + "\n")
+        save_file({k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}, folder / WEIGHTS)
+        (folder / WEIGHTS).chmod(0o644)  # safetensors writes files that only their owner can read
+
+    def _check(self, images: Tensor) -> None:
+        if images.ndim != 4 or tuple(images.shape[1:]) != self.image_shape or not images.is_floating_point():
+            raise ClassifierError(
+                f"classifier {self.name}: images are {images.dtype} {tuple(images.shape)}; "
+                f"expected float [batch, {', '.join(map(str, self.image_shape))}]"
+            )
+        if images.numel():
+            low, high = (value.item() for value in images.detach().aminmax())
+            if not (low >= -1e-3 and high <= 1 + 1e-3):  # written so that NaN fails too
+                raise ClassifierError(f"classifier {self.name}: images span [{low:.4g}, {high:.4g}]; expected [0, 1]")
+
+
+def load_classifier(folder: str | Path) -> Classifier:
+    """The classifier in `folder`, on the CPU, frozen and in eval mode. Raises `ClassifierError`."""
+    folder = Path(folder)
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            raise ClassifierError(f"{folder} is not a classifier: it has no {name}; expected {CONFIG} and {WEIGHTS}")
+    try:
+        config = json.loads((folder / CONFIG).read_text())
+        model = Classifier(**config)
+    except (ValueError, TypeError) as error:
+        raise ClassifierError(f"{folder / CONFIG} is not a classifier's configuration: {error}") from error
+    try:
+        model.load_state_dict(load_file(folder / WEIGHTS))
+    except (SafetensorError, RuntimeError) as error:
+        raise ClassifierError(f"{folder / WEIGHTS} does not hold this classifier's weights: {error}") from error
+    return model.eval().requires_grad_(False)

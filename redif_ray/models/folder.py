@@ -1,0 +1,91 @@
+"""A diffusers folder on disk: its index, its network, its scheduler. safetensors only; nothing is made up."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import SchedulerMixin
+
+from redif_ray.diffusion.levels import VariancePreserving
+from redif_ray.models.prediction import CONVERSIONS
+from redif_ray.models.protocol import ModelError
+
+INDEX = "model_index.json"
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """`model_index.json`, which names the pipeline's class and its parts. Raises ModelError."""
+    path = folder / INDEX
+    if not path.is_file():
+        raise ModelError(f"{folder} is not a diffusers pipeline: it has no {INDEX}; expected the folder that "
+                         "save_pretrained, or redif train-teacher, wrote")
+    try:
+        index = json.loads(path.read_text())
+    except ValueError as error:
+        raise ModelError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(index, dict) or not isinstance(index.get("_class_name"), str):
+        raise ModelError(f"{path} names no pipeline: expected a key _class_name")
+    return index
+
+
+def load_network(kind: Any, folder: Path, component: str) -> Any:
+    """The network of diffusers' class `kind`, float32, frozen, in eval mode. Raises ModelError unless the file holds
+    exactly its weights.
+    """
+    if not (folder / component / "config.json").is_file():
+        raise ModelError(f"{folder} has no {component}/config.json; expected a {kind.__name__} there")
+    try:
+        network, found = kind.from_pretrained(
+            folder / component, use_safetensors=True, torch_dtype=torch.float32, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ModelError(
+            f"{folder / component} cannot be loaded as a {kind.__name__} from safetensors: {error}; write .bin "
+            "weights again with save_pretrained(safe_serialization=True), or copy the folder once more"
+        ) from error
+    wrong = {name: names for name, names in found.items() if names}
+    if wrong:
+        raise ModelError(f"{folder / component}: the weights are not those of its config.json: {wrong}")
+    return network.eval().requires_grad_(False)
+
+
+def load_scheduler(folder: Path) -> Any:
+    """The pipeline's scheduler, of its own class: whichever way its betas are written, diffusers reads them."""
+    path = folder / "scheduler" / "scheduler_config.json"
+    if not path.is_file():
+        raise ModelError(f"{folder} has no scheduler/{path.name}; expected that which the network was trained with")
+    name = json.loads(path.read_text()).get("_class_name")
+    kind = getattr(diffusers, str(name), None)
+    if not (isinstance(kind, type) and issubclass(kind, SchedulerMixin)):
+        raise ModelError(f"{path}: _class_name={name!r} is no scheduler of diffusers {diffusers.__version__}")
+    return kind.from_pretrained(path.parent)
+
+
+def variance_preserving(scheduler: Any) -> dict[str, Any]:
+    """`process`, `prediction_type` and `clip` of a DDPM-like scheduler, for a DiffusionModel. Raises ModelError."""
+    config, name = scheduler.config, type(scheduler).__name__
+    if not hasattr(scheduler, "alphas_cumprod"):
+        raise ModelError(f"{name} has no alphas_cumprod; expected a DDPM-like scheduler (variance preserving)")
+    if config.prediction_type not in CONVERSIONS:
+        raise ModelError(f"prediction_type={config.prediction_type!r}: expected one of {', '.join(CONVERSIONS)}")
+    if config.get("thresholding", False):
+        raise ModelError(f"{name} has thresholding=true, which is not supported; set it to false, or use clip_sample")
+    alphas = scheduler.alphas_cumprod
+    if config.prediction_type == "epsilon" and (config.get("rescale_betas_zero_snr", False) or alphas[-1] == 0):
+        raise ModelError("zero terminal SNR with prediction_type=epsilon: at alpha = 0 the noise says nothing of x0; "
+                         "expected v_prediction or sample, or betas that are not rescaled")
+    process = VariancePreserving(alphas, final_alpha_cumprod=_final_alpha_cumprod(scheduler))
+    clip = float(config.get("clip_sample_range", 1.0)) if config.get("clip_sample", False) else None
+    return {"process": process, "prediction_type": config.prediction_type, "clip": clip, "scheduler": scheduler}
+
+
+def _final_alpha_cumprod(scheduler: Any) -> float:
+    """alphas_cumprod where sampling ends: 1, or alphas_cumprod[0] if the scheduler stops there."""
+    if hasattr(scheduler, "final_alpha_cumprod"):  # the DDIM kin: set_alpha_to_one
+        return float(scheduler.final_alpha_cumprod)
+    stops = scheduler.config.get("final_sigmas_type", "zero") == "sigma_min"  # the Euler kin
+    return float(scheduler.alphas_cumprod[0]) if stops else 1.0

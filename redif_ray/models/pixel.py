@@ -1,0 +1,96 @@
+"""Networks that work on pixels: UNet2DModel (Ho et al., arXiv 2006.11239) and DiT (Peebles & Xie, arXiv 2212.09748)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from diffusers import DiTTransformer2DModel, UNet2DModel
+from torch import Tensor
+
+from redif_ray.models.folder import load_network, load_scheduler, read_index, variance_preserving
+from redif_ray.models.protocol import DiffusionModel, Encoded, ModelError
+from redif_ray.types import Condition
+
+
+class PixelModel(DiffusionModel):
+    """Images in [-1, 1] are the latents; the only condition is a class label."""
+
+    @property
+    def null_label(self) -> int | None:
+        """The label that means "no class"; None: the network has none."""
+        return None
+
+    def encode(self, conditions: Sequence[Condition]) -> Encoded:
+        """{"class_labels": int64 [B]}, or nothing for an unconditional network. None means "no class"."""
+        if self.num_classes is None:
+            wrong = [c for c in conditions if c is not None]
+            if wrong:
+                raise ModelError(f"condition {wrong[0]!r}: the network is unconditional; expected None")
+            return {}
+        return {"class_labels": torch.tensor([self._label(c) for c in conditions], device=self.device)}
+
+    def null_conditions(self, batch: int) -> Encoded:
+        if self.num_classes is None:
+            raise ModelError("guidance for an unconditional network: there is nothing to guide by; expected guidance=1")
+        return self.encode([None] * batch)
+
+    def output(self, x: Tensor, timestep: Tensor, encoded: Encoded) -> Tensor:
+        output = self.network(x, timestep.to(torch.int64), **encoded).sample
+        return output[:, : x.shape[1]]  # the rest, where there is one, is a learned variance
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return (latents / 2 + 0.5).clamp(0, 1)
+
+    def _label(self, condition: Condition) -> int:
+        if condition is None:
+            if self.null_label is None:
+                raise ModelError(f"{type(self.network).__name__} has no label that means no class, as guidance needs; "
+                                 "expected guidance=1 and a class for every image")
+            return self.null_label
+        if not isinstance(condition, int) or not 0 <= condition < (self.num_classes or 0):
+            raise ModelError(f"condition {condition!r}: expected a class in 0..{(self.num_classes or 0) - 1}")
+        return condition
+
+
+class PixelUNet(PixelModel):
+    """DDPMPipeline and DDIMPipeline: unconditional, or conditional on a class without a "no class" label."""
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        network = load_network(UNet2DModel, folder, "unet")
+        config = network.config
+        if config.class_embed_type is not None or config.time_embedding_type == "fourier":
+            raise ModelError(f"{folder / 'unet'}: class_embed_type={config.class_embed_type!r}, time_embedding_type="
+                             f"{config.time_embedding_type!r}; expected null and positional or learned")
+        size = config.sample_size
+        if size is None:
+            raise ModelError(f"{folder / 'unet'}: sample_size is null; expected the images' edge")
+        return cls(**_fields(folder, network, "unet", (size, size) if isinstance(size, int) else tuple(size)),
+                   num_classes=config.num_class_embeds)
+
+
+class PixelDiT(PixelModel):
+    """DiTPipeline without a VAE: conditional on a class, one label beyond the classes means "no class"."""
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        vae = read_index(folder).get("vae")
+        if vae is not None and vae[0] is not None:
+            raise ModelError(f"{folder} has a VAE ({vae[1]}); this family works on pixels, expected vae [null, null]")
+        network = load_network(DiTTransformer2DModel, folder, "transformer")
+        config = network.config
+        size = (config.sample_size, config.sample_size)
+        return cls(**_fields(folder, network, "transformer", size), num_classes=config.num_embeds_ada_norm)
+
+    @property
+    def null_label(self) -> int | None:
+        return self.num_classes
+
+
+def _fields(folder: Path, network: Any, component: str, size: tuple[int, ...]) -> dict[str, Any]:
+    shape = (network.config.in_channels, *size)
+    return {"network": network, "component": component, "latent_shape": shape, "image_shape": shape,
+            "index": read_index(folder), **variance_preserving(load_scheduler(folder))}

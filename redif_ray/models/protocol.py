@@ -1,0 +1,98 @@
+"""What the rest of the package knows of a diffusion model: encode conditions, predict at a level, decode."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from redif_ray.diffusion.levels import Level, NoiseProcess
+from redif_ray.diffusion.transition import Prediction
+from redif_ray.errors import UserError
+from redif_ray.models.prediction import to_prediction
+from redif_ray.types import Condition
+
+Encoded = dict[str, Tensor]
+
+
+class ModelError(UserError, ValueError):
+    """A model that cannot be loaded, or is asked for what it cannot do; the message says what was expected."""
+
+
+@dataclass(eq=False, kw_only=True)
+class DiffusionModel(ABC):
+    """A denoising network of a diffusers pipeline with its noise process.
+
+    The network stays in eval mode: dropout, and DiT's random dropping of labels, would draw from a global generator.
+    A family implements the four abstract methods.
+    """
+
+    network: Module  # a diffusers ModelMixin
+    process: NoiseProcess
+    prediction_type: str  # a key of prediction.CONVERSIONS
+    clip: float | None  # x0_hat is clamped to +-clip; None: it is not
+    latent_shape: tuple[int, ...]
+    image_shape: tuple[int, ...]
+    num_classes: int | None  # None: unconditional
+    component: str  # the network's folder in the pipeline
+    index: dict[str, Any]  # the pipeline's model_index.json
+    scheduler: Any  # the pipeline's (diffusers), for its noise process; nothing here steps with it
+
+    @property
+    def config(self) -> Any:
+        """The network's own configuration, as diffusers keeps it."""
+        return self.network.config
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.network.parameters()).device
+
+    @abstractmethod
+    def encode(self, conditions: Sequence[Condition]) -> Encoded:
+        """Tensors of B rows by name, on the network's device. Raises ModelError naming a condition of no use to it."""
+
+    @abstractmethod
+    def null_conditions(self, batch: int) -> Encoded:
+        """What `encode` gives for "no condition", `batch` rows. Raises ModelError if the network never learned one."""
+
+    @abstractmethod
+    def output(self, x: Tensor, timestep: Tensor, encoded: Encoded) -> Tensor:
+        """The network's raw output for x [B, *latent_shape], in that shape. timestep: float64 [B]."""
+
+    @abstractmethod
+    def decode(self, latents: Tensor) -> Tensor:
+        """Images [B, *image_shape], float in [0, 1]."""
+
+    def predict(self, x: Tensor, level: Level, encoded: Encoded, *, guidance: float = 1.0) -> Prediction:
+        """x0_hat and eps_hat, float32, of x [B, *latent_shape] float32 at `level`, scalar or [B].
+
+        guidance w: output = uncond + w (cond - uncond) (Ho & Salimans, arXiv 2207.12598), both halves in one call of 2B
+        rows; w = 1 calls with B rows. Raises ModelError where there is nothing to guide by.
+        """
+        self._check(x, level, encoded)
+        timestep = level.timestep.to(x.device).expand(len(x))
+        if guidance == 1:
+            output = self.output(x, timestep, encoded)
+        else:
+            null = self.null_conditions(len(x))
+            both = {name: torch.cat([encoded[name], null[name]]) for name in encoded}
+            cond, uncond = self.output(torch.cat([x, x]), timestep.repeat(2), both).chunk(2)
+            output = uncond + guidance * (cond - uncond)
+        return to_prediction(self.prediction_type, output.float(), x, level, self.clip)
+
+    def calls_per_step(self, guidance: float) -> int:
+        """Network evaluations of one image in one prediction."""
+        return 1 if guidance == 1 else 2
+
+    def _check(self, x: Tensor, level: Level, encoded: Encoded) -> None:
+        if tuple(x.shape[1:]) != self.latent_shape:
+            raise ValueError(f"x has shape {list(x.shape)}; expected [B, {', '.join(map(str, self.latent_shape))}]")
+        rows = {"level": level.timestep, **encoded} if level.timestep.ndim else encoded
+        for name, value in rows.items():
+            if len(value) != len(x):
+                raise ValueError(f"{name} has {len(value)} rows, x has {len(x)}; expected one a row of x")

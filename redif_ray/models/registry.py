@@ -1,0 +1,71 @@
+"""Find a model by folder, shipped name or hub id, and read it with the family that its pipeline class names.
+
+A package adds a family with an entry point in the group "redif_ray.models": its name is the pipeline's `_class_name`,
+its value a function (folder: Path) -> DiffusionModel.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import torch
+from diffusers import DiffusionPipeline
+
+from redif_ray.checkpoint import weights_sha256
+from redif_ray.models.folder import read_index
+from redif_ray.models.pixel import PixelDiT, PixelUNet
+from redif_ray.models.protocol import DiffusionModel, ModelError
+
+Loader = Callable[[Path], DiffusionModel]
+GROUP = "redif_ray.models"
+TEACHERS = Path(__file__).parent.parent / "assets" / "teachers"
+FAMILIES: dict[str, Loader] = {
+    "DDPMPipeline": PixelUNet.load, "DDIMPipeline": PixelUNet.load, "DiTPipeline": PixelDiT.load,
+}
+
+
+def load_model(source: str | Path, *, device: str = "cpu") -> DiffusionModel:
+    """The model at `source` (see `model_folder`) on `device`: float32, frozen, in eval mode. Raises ModelError."""
+    folder = model_folder(source)
+    model = _loader(folder)(folder)
+    model.network.to(device)
+    return model
+
+
+def model_folder(source: str | Path) -> Path:
+    """A local folder, the name of a shipped teacher, or an "org/name" of the hub, fetched. Raises ModelError."""
+    for folder in (Path(source), TEACHERS / source):
+        if folder.is_dir():
+            return folder
+    shipped = ", ".join(sorted(p.name for p in TEACHERS.glob("*/"))) or "none"
+    missing = f"no model {str(source)!r}: expected a folder, a hub id (org/name), or a shipped teacher ({shipped})"
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(source)):
+        raise ModelError(missing)
+    try:
+        return Path(DiffusionPipeline.download(str(source), use_safetensors=True))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{missing}; the hub says: {error}") from error
+
+
+def _loader(folder: Path) -> Loader:
+    name = read_index(folder)["_class_name"]
+    if name in FAMILIES:
+        return FAMILIES[name]
+    others = {point.name: point for point in entry_points(group=GROUP)}
+    if name in others:
+        return others[name].load()
+    known = ", ".join(sorted([*FAMILIES, *others]))
+    raise ModelError(f"{folder} is a {name}; expected one of {known}, or a package with entry point {name} in {GROUP}")
+
+
+def fingerprint(model: DiffusionModel) -> str:
+    """sha256 of all that decides a prediction: weights, architecture, noise process, prediction type, clipping."""
+    config = {k: v for k, v in model.config.items() if not k.startswith("_")}
+    settings = [type(model.network).__name__, config, model.prediction_type, model.clip]
+    text = torch.tensor(list(json.dumps(settings, sort_keys=True).encode()), dtype=torch.uint8)
+    process = {f"process/{k}": torch.as_tensor(v) for k, v in vars(model.process).items()}
+    return weights_sha256(model.network.state_dict() | process | {"settings": text})

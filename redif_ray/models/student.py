@@ -1,0 +1,94 @@
+"""The student: the teacher's network again, trainable as a whole or by low-rank adapters (LoRA, arXiv 2106.09685)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from torch import Tensor
+from torch.nn import Module, Parameter
+
+from redif_ray.config import Lora
+from redif_ray.models.protocol import DiffusionModel, ModelError
+
+
+def make_student(teacher: DiffusionModel, lora: Lora) -> DiffusionModel:
+    """A copy of `teacher` that predicts the same, bit for bit, with its own trainable weights. The teacher is frozen.
+
+    With lora.rank > 0 the copy is frozen too and each target layer W becomes W + (alpha / rank) B A, B = 0 at first.
+    Raises ModelError naming targets that match no layer.
+    """
+    teacher.network.requires_grad_(False).eval()
+    network = copy.deepcopy(teacher.network)
+    if lora.rank:
+        _add_adapters(network, lora)
+    else:
+        network.requires_grad_(True)
+    return replace(teacher, network=network.eval())
+
+
+def _add_adapters(network: Module, lora: Lora) -> None:
+    names = [name for name, _ in network.named_modules()]
+    absent = [t for t in lora.targets if not any(n == t or n.endswith(f".{t}") for n in names)]
+    if absent:
+        layers = {_leaf(n) for n, m in network.named_modules() if isinstance(m, torch.nn.Linear)}
+        raise ModelError(f"student.lora.targets={absent} match no layer of {type(network).__name__}, which has "
+                         f"{sorted(layers)}")
+    alpha: Any = lora.alpha or lora.rank  # peft annotates an int and divides a float
+    config = LoraConfig(r=lora.rank, lora_alpha=alpha, target_modules=list(lora.targets))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # A is the same in every process; the published weights decide anyhow
+        inject_adapter_in_model(config, network, adapter_name="student")
+
+
+def _leaf(name: str) -> str:
+    """The last name of a dotted path, with its index where it is a member of a list: `to_q`, `to_out.0`."""
+    head, _, last = name.rpartition(".")
+    return f"{head.rpartition('.')[2]}.{last}" if last.isdigit() else last
+
+
+def trainable(student: DiffusionModel) -> dict[str, Parameter]:
+    """What the optimiser updates, by name, in the network's order."""
+    return {name: p for name, p in student.network.named_parameters() if p.requires_grad}
+
+
+def get_weights(student: DiffusionModel) -> dict[str, Tensor]:
+    """Copies of the trainable weights on the CPU: all that differs from the teacher."""
+    return {name: p.detach().to("cpu", copy=True) for name, p in trainable(student).items()}
+
+
+@torch.no_grad()
+def set_weights(student: DiffusionModel, weights: Mapping[str, Tensor]) -> None:
+    """Put `weights`, from `get_weights`, in place. Raises ModelError, changing nothing, unless they fit exactly."""
+    own = trainable(student)
+    missing, extra = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
+    if missing or extra:
+        raise ModelError(f"weights of another student: missing {missing[:3]} ({len(missing)}), unknown {extra[:3]} "
+                         f"({len(extra)}); expected the {len(own)} trainable ones of this configuration's student.lora")
+    for name, value in weights.items():
+        if value.shape != own[name].shape:
+            raise ModelError(f"weight {name} has shape {list(value.shape)}; expected {list(own[name].shape)}")
+        if not bool(torch.isfinite(value).all()):
+            raise ModelError(f"weight {name} is not finite; lower learner.lr and resume from an earlier checkpoint")
+    for name, parameter in own.items():
+        parameter.copy_(weights[name])
+
+
+def merged(student: DiffusionModel) -> Any:
+    """A plain diffusers network of the student's weights, each adapter added to its layer: W + (alpha / rank) B A."""
+    network = copy.deepcopy(student.network)
+    adapted = [(name, module) for name, module in network.named_modules() if isinstance(module, LoraLayer)]
+    for name, module in adapted:
+        module.merge()
+        _replace(network, name, module.get_base_layer())
+    return network
+
+
+def _replace(network: Module, name: str, layer: Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(network.get_submodule(parent), child, layer)  # ModuleList too: its children are named "0", "1", ...

@@ -1,0 +1,53 @@
+"""Where a run's seconds, network calls and FLOPs go, component by component."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+
+from redif_ray.config import Config
+from redif_ray.evaluation.compute import ComputeLedger, forward_flops, update_factor
+from redif_ray.models.protocol import DiffusionModel
+from redif_ray.pipeline import build
+from redif_ray.pipeline.coordinator import RoundData
+from redif_ray.types import Meta
+
+COMPONENTS = {"rollout": "student_rollout"}  # the ledger's name of a worker's component, where they differ
+
+
+class Accounts:
+    """Books what workers report and what the learner does into a `ComputeLedger`."""
+
+    def __init__(self, config: Config, model: DiffusionModel) -> None:
+        self.config = config
+        encoded = model.encode([0 if model.num_classes else None])
+        x = torch.zeros(1, *model.latent_shape, device=model.device)
+        predict = build.predictor(model, encoded, 1.0)
+        self.flops = forward_flops(lambda: predict(x, model.process.noisiest()), 1)
+        self.factor = update_factor(lora=config.student.lora.rank > 0, checkpointing=config.method == "draft")
+        self.ledger = ComputeLedger()
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        self.ledger = ComputeLedger(state)
+
+    def add_round(self, data: RoundData, metrics: Mapping[str, float]) -> None:
+        """Workers as they report; the update from its forward and backward calls."""
+        for metas in data.metas:
+            self._add(metas)
+        forward, backward = (metrics[f"update/network_calls_{way}"] for way in ("forward", "backward"))
+        guided = 1 if self.config.student.guidance == 1 else 2
+        flops = (forward + backward * (self.factor - 1)) * guided * self.flops
+        self.ledger.add("update", seconds=metrics["update/seconds"], nfe=forward * guided, flops=flops)
+
+    def add_evaluation(self, metas: Iterable[Meta]) -> None:
+        """Work of validation and evaluation, whichever worker did it."""
+        self._add(metas, "evaluation")
+
+    def _add(self, metas: Iterable[Meta], component: str | None = None) -> None:
+        for meta in metas:
+            for work in meta.work:
+                name = component or COMPONENTS.get(work.component, work.component)
+                calls = work.network_calls
+                self.ledger.add(name, seconds=work.seconds, nfe=calls, flops=calls * self.flops)

@@ -1,0 +1,65 @@
+"""What every process of a run builds from the configuration alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from redif_ray.config import Config, Student
+from redif_ray.data.targets import TargetStore
+from redif_ray.diffusion import schedules
+from redif_ray.diffusion.schedules import Schedule
+from redif_ray.diffusion.solvers import Predict
+from redif_ray.models.protocol import DiffusionModel
+from redif_ray.models.registry import fingerprint
+from redif_ray.rewards.base import Rewards, build_terms
+
+
+def device(gpus: float) -> str:
+    """Where a role computes: the GPU that Ray gave it, or the CPU."""
+    if gpus and not torch.cuda.is_available():
+        raise RuntimeError(f"this role asks for {gpus} GPUs but its process sees no CUDA device; set its gpus to 0")
+    return "cuda" if gpus else "cpu"
+
+
+def student_schedule(model: DiffusionModel, student: Student) -> Schedule:
+    if student.levels is not None:
+        return schedules.explicit(model.process, student.levels)
+    return schedules.build(model.process, student.steps, student.schedule, tilt=student.tilt, bow=student.bow)
+
+
+def teacher_schedule(model: DiffusionModel, config: Config) -> Schedule:
+    return schedules.build(model.process, config.teacher.steps, config.teacher.schedule)
+
+
+def policy_stds(schedule: Schedule, config: Config) -> Tensor:
+    """S of each transition while exploring, [N] float64."""
+    e = config.exploration
+    return schedule.stds(e.eta, e.kind, e.last_step)
+
+
+def predictor(model: DiffusionModel, encoded: dict[str, Tensor], guidance: float) -> Predict:
+    return lambda x, level: model.predict(x, level, encoded, guidance=guidance)
+
+
+def rewards(config: Config, model: DiffusionModel, where: str) -> Rewards:
+    return build_terms(
+        config.reward.terms, num_classes=model.num_classes, image_shape=model.image_shape, device=where
+    )
+
+
+def target_store(config: Config, teacher: DiffusionModel) -> TargetStore:
+    t = config.teacher
+    identity: dict[str, Any] = {
+        "format": 1,
+        "teacher": fingerprint(teacher),
+        "solver": t.solver,
+        "steps": t.steps,
+        "schedule": t.schedule,
+        "guidance": t.guidance,
+        "seed": config.run.seed,
+    }
+    return TargetStore(Path(t.store) if t.store else Path(config.run.root) / ".targets", identity)

@@ -1,0 +1,90 @@
+"""Joining or starting Ray: what a run started it stops, what it found it leaves."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "120",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_DEDUP_LOGS": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+}
+for _name, _value in ENVIRONMENT.items():
+    os.environ.setdefault(_name, _value)
+
+import ray
+
+from redif_ray.config import Config, ConfigError
+
+
+def needed_cpus(config: Config) -> float:
+    return (
+        config.rollout.workers * config.rollout.cpus
+        + config.reward.workers * config.reward.cpus
+        + config.learner.workers * config.learner.cpus
+    )
+
+
+def needed_gpus(config: Config) -> float:
+    return (
+        config.rollout.workers * config.rollout.gpus
+        + config.reward.workers * config.reward.gpus
+        + config.learner.workers * int(config.learner.gpu)
+    )
+
+
+@contextmanager
+def connect(config: Config) -> Iterator[None]:
+    """Ray for the length of a run. A cluster already joined by this process is used and left as it was."""
+    if ray.is_initialized():
+        _check(config)
+        yield
+        return
+    if config.ray.address == "local":
+        start(config, num_cpus=config.ray.num_cpus or max(os.cpu_count() or 1, math.ceil(needed_cpus(config))))
+    else:
+        try:
+            ray.init(address=config.ray.address, log_to_driver=False, logging_level=logging.ERROR,
+                     runtime_env={"env_vars": ENVIRONMENT})
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise ConfigError(
+                f"ray.address={config.ray.address}: no Ray cluster answers there ({error}); start one with "
+                "`ray start --head`, or use ray.address=local"
+            ) from error
+    try:
+        _check(config)
+        yield
+    finally:
+        ray.shutdown()
+
+
+def start(config: Config, *, num_cpus: int) -> None:
+    """A private cluster of this process, on loopback only."""
+    # Ray's sockets lie below its folder and their paths may not exceed 107 bytes: the system's temporary folder is short.
+    ray.init(
+        address="local", num_cpus=num_cpus, object_store_memory=config.ray.object_store_mb * 10**6,
+        include_dashboard=True, dashboard_host="127.0.0.1", log_to_driver=False, logging_level=logging.ERROR,
+        _temp_dir=str(Path(tempfile.gettempdir()) / "ray"), runtime_env={"env_vars": ENVIRONMENT},
+    )
+
+
+def _check(config: Config) -> None:
+    """Say early what a cluster lacks, instead of waiting for it for ever."""
+    have = ray.cluster_resources()
+    for kind, need in (("CPU", needed_cpus(config)), ("GPU", needed_gpus(config))):
+        if have.get(kind, 0) < need:
+            raise ConfigError(
+                f"this run needs {need:g} {kind}s (rollout, reward and learner workers together) and the cluster has "
+                f"{have.get(kind, 0):g}; lower workers or cpus, or join a larger cluster"
+            )

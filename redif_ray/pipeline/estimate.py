@@ -1,0 +1,109 @@
+"""What a run will cost in time, memory and disk, before it starts: measured speed times counted work."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+
+import torch
+from rich.table import Table
+
+from redif_ray.config import Config
+from redif_ray.diffusion import solvers
+from redif_ray.models.protocol import DiffusionModel
+from redif_ray.models.registry import load_model
+from redif_ray.models.student import make_student, trainable
+from redif_ray.pipeline import build
+from redif_ray.pipeline.plan import RoundPlan
+
+BACKWARD = 1.9  # of a forward, full fine-tuning; 0.9 for LoRA
+PROCESS_MB = 330  # torch, diffusers and ray in one worker, counting shared pages once a sharer
+RAY_MB = 900  # Ray's own processes with the dashboard
+START_SECONDS = 30
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """`seconds` by phase, `memory_mb` of all processes, `disk_mb` of the run folder, from `forward_ms` an image."""
+
+    seconds: dict[str, float]
+    memory_mb: float
+    disk_mb: float
+    forward_ms: float
+
+
+def estimate(config: Config) -> Estimate:
+    torch.set_num_threads(1)
+    teacher = load_model(config.teacher.model)
+    plan = RoundPlan(config, teacher.num_classes)
+    forward = _forward_seconds(teacher, plan)
+    seconds = {name: calls * forward / cores for name, (calls, cores) in _work(config, teacher, plan).items()}
+    seconds["start"] = START_SECONDS
+    weights = sum(p.numel() for p in trainable(make_student(teacher, config.student.lora)).values()) * 4 / 1e6
+    network = sum(p.numel() for p in teacher.network.parameters()) * 4 / 1e6
+    processes = config.rollout.workers + config.reward.workers + config.learner.workers + 4
+    targets = config.evaluation.held_out + config.validation.groups + _training_groups(config, plan)
+    return Estimate(
+        seconds,
+        memory_mb=RAY_MB + processes * (PROCESS_MB + 2 * network) + config.learner.workers * 4 * weights,
+        disk_mb=(config.checkpoint.keep + 1) * 5 * weights + targets * _numel(teacher.image_shape) * 4 / 1e6,
+        forward_ms=forward * 1e3,
+    )
+
+
+def _work(config: Config, teacher: DiffusionModel, plan: RoundPlan) -> dict[str, tuple[float, float]]:
+    """(network calls on single images, cores that share them) by phase."""
+    cpus = os.cpu_count() or 1
+    both = min(cpus, max(config.rollout.workers, config.reward.workers))
+    learn = min(cpus, config.learner.workers * config.learner.threads)
+    n, target = config.student.steps, solvers.network_calls(config.teacher.solver, config.teacher.steps)
+    backward = 1 + (BACKWARD if config.student.lora.rank == 0 else 0.9)
+    warm_rows = plan.warm_rounds * config.warm_start.groups
+    own_rounds = plan.rounds - plan.warm_rounds
+    groups = own_rounds * (config.draft.groups if config.method == "draft" else config.rollout.groups)
+    rows = groups * (1 if config.method == "draft" else config.rollout.siblings)
+    anchor = config.learner.anchor.substeps if config.learner.anchor.weight and config.method == "redif" else 0
+    checks = 1 + plan.rounds // config.validation.every
+    return {
+        "warm start": (warm_rows * n * (1 + config.warm_start.substeps + target / n), both),
+        "warm start, update": (warm_rows * n * backward, learn),
+        "rollout and rewards": (rows * n * (1 + anchor) + groups * target, both),
+        "update": (rows * n * config.learner.inner_epochs * backward, learn),
+        "validation": (checks * config.validation.groups * n + config.validation.groups * target, both),
+        "evaluation": (config.evaluation.held_out * (3 * n + target + n) + config.evaluation.search * (target + 6 * n), both),
+    }
+
+
+def _training_groups(config: Config, plan: RoundPlan) -> int:
+    own = (plan.rounds - plan.warm_rounds) * config.rollout.groups
+    return plan.warm_rounds * config.warm_start.groups + own
+
+
+def _numel(shape: tuple[int, ...]) -> int:
+    return int(torch.Size(shape).numel())
+
+
+@torch.no_grad()
+def _forward_seconds(teacher: DiffusionModel, plan: RoundPlan, batch: int = 16, repeats: int = 3) -> float:
+    """Seconds of one network call on one image, on one thread of this machine."""
+    x = torch.zeros(batch, *teacher.latent_shape)
+    predict = build.predictor(teacher, teacher.encode([plan.condition(i) for i in range(batch)]), 1.0)
+    level = teacher.process.noisiest()
+    predict(x, level)
+    times = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        predict(x, level)
+        times.append(time.perf_counter() - started)
+    return min(times) / batch
+
+
+def table(e: Estimate) -> Table:
+    view = Table(title="Estimate", show_header=False, box=None, padding=(0, 2), title_justify="left")
+    total = sum(e.seconds.values())
+    view.add_row("time", f"{total / 60:.1f} min at {e.forward_ms:.1f} ms a network call  (" + ", ".join(
+        f"{name} {s:.0f} s" for name, s in e.seconds.items() if s >= 0.5) + ")")
+    view.add_row("memory", f"{e.memory_mb / 1000:.1f} GB in all processes")
+    view.add_row("disk", f"{e.disk_mb:.0f} MB")
+    return view

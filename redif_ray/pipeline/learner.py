@@ -1,0 +1,245 @@
+"""The learner: Ray Train ranks that pull rounds, update the student, publish its weights and keep checkpoints.
+
+Round r is rolled out with `policy-r`, the weights after r rounds (staleness 0). Everything that decides the next weights is
+in the checkpoint; a restart, of this process or of the whole run, begins at the newest one and asks for its rounds again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from redif_ray.checkpoint import (
+    load_checkpoint,
+    load_optimizer,
+    optimizer_tensors,
+    pack,
+    save_checkpoint,
+    unpack,
+    weights_sha256,
+)
+from redif_ray.config import Config
+from redif_ray.diffusion.noise import Stream
+from redif_ray.errors import UserError
+from redif_ray.learning.advantages import RunningStatistics
+from redif_ray.learning.ema import ExponentialAverage
+from redif_ray.models.registry import load_model
+from redif_ray.models.student import get_weights, make_student, set_weights, trainable
+from redif_ray.pipeline import build
+from redif_ray.pipeline.accounting import Accounts
+from redif_ray.pipeline.coordinator import RoundData
+from redif_ray.pipeline.plan import RoundPlan
+from redif_ray.pipeline.rounds import RoundUpdate
+from redif_ray.pipeline.run_folder import latest_checkpoint, prune_checkpoints
+from redif_ray.pipeline.validate import Validator
+from redif_ray.types import Phase
+
+
+class GuardError(UserError):
+    """A run stopped by its guard, because what it optimises no longer is what it is for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How training ended: rounds done, whether it was asked to stop, what it cost, and the user error that ended it."""
+
+    round: int
+    stopped: bool
+    ledger: dict[str, Any]
+    error: UserError | FloatingPointError | None = None
+
+
+def train_loop(job: dict[str, Any]) -> Outcome | None:
+    """One rank's work, as Ray Train calls it; rank 0 answers. A user error comes back as a value: retries cannot mend it."""
+    context = ray.train.get_context()
+    learner = Learner(job, context.get_world_rank(), context.get_world_size())
+    try:
+        outcome = learner.run()
+    except (UserError, FloatingPointError) as error:
+        if learner.world > 1:  # other ranks wait in a collective; leaving quietly would hang them
+            raise
+        outcome = Outcome(learner.round, False, learner.accounts.ledger.state(), error)
+    return outcome if learner.rank == 0 else None
+
+
+class Learner:
+    def __init__(self, job: Mapping[str, Any], rank: int, world: int) -> None:
+        config: Config = job["config"]
+        torch.set_num_threads(config.learner.threads)
+        self.config, self.rank, self.world = config, rank, world
+        self.coordinator, self.weights, self.writer = job["coordinator"], job["weights"], job["writer"]
+        self.folder = Path(job["folder"])
+        teacher = load_model(config.teacher.model, device=build.device(int(config.learner.gpu)))
+        self.student = make_student(teacher, config.student.lora)
+        self.parameters = trainable(self.student)
+        self.plan = RoundPlan(config, teacher.num_classes)
+        self.accounts = Accounts(config, teacher)
+        self.running = RunningStatistics()
+        self.update = RoundUpdate(config, self.student, teacher, self.running, rank, world, self._all_reduce)
+        self.validator = Validator(config, teacher, job["calibration"]) if rank == 0 else None
+        self.round = 0
+        self.best: dict[str, float] | None = None
+        self._start_phase(self.plan.phase(0))
+
+    def run(self) -> Outcome:
+        self._restore()
+        self._publish("policy", get_weights(self.student))
+        while self.round < self.plan.rounds:
+            round, started = self.round, time.perf_counter()
+            if self.plan.phase(round) != self.phase:
+                self._start_phase(self.plan.phase(round))
+            data = ray.get(self.coordinator.round_for.remote(round, f"policy-{round}", self.rank, self.world))
+            if data is None:
+                self._checkpoint()
+                return Outcome(round, True, self.accounts.ledger.state())
+            metrics = self._train(round, data)
+            self.round += 1
+            self._publish("policy", get_weights(self.student))
+            if self.rank == 0:
+                self._after_round(round, metrics, data, started)
+        return Outcome(self.round, False, self.accounts.ledger.state())
+
+    def _start_phase(self, phase: Phase) -> None:
+        """A phase has its own optimiser and its own average of the weights."""
+        self.phase = phase
+        lr, ema = (
+            (self.config.warm_start.lr, self.config.warm_start.ema) if phase == "warm_start"
+            else (self.config.learner.lr, self.config.learner.ema)
+        )
+        self.optimizer = torch.optim.AdamW(
+            self.parameters.values(), lr=lr, betas=(0.9, 0.999), weight_decay=self.config.learner.weight_decay
+        )
+        self.average = ExponentialAverage(self.parameters, ema) if ema else None
+
+    def _train(self, round: int, data: RoundData) -> dict[str, float]:
+        metrics = self.update(round, self.phase, data, self.optimizer)
+        self.accounts.add_round(data, metrics)
+        if self.average is not None:
+            self.average.update(self.parameters)
+        return metrics
+
+    def _after_round(self, round: int, metrics: dict[str, float], data: RoundData, started: float) -> None:
+        """Rank 0 only: validate, log, keep checkpoints."""
+        last = self.round == self.plan.rounds
+        boundary = not last and self.plan.phase(self.round) != self.phase
+        row: dict[str, Any] = {"round": round, "phase": self.phase, "policy_version": self.round, **metrics}
+        if last or boundary or self.round % self.config.validation.every == 0:
+            row |= self._validate(row)
+        seconds = time.perf_counter() - started
+        groups = len({g for metas in data.metas for g in metas[0].shard.groups})
+        row |= {"groups_per_second": groups / seconds, "seconds/round": seconds, "seconds/gather": data.seconds}
+        row |= {f"compute/{name}_nfe": entry["nfe"] for name, entry in self.accounts.ledger.state().items()}
+        self.writer.log.remote(row)
+        if boundary:
+            self._save("warm_start", pack("deploy", self._deployed()), {"version": self.round})
+        if last or self.round % self.config.checkpoint.every == 0:
+            self._checkpoint()
+
+    def _validate(self, row: Mapping[str, Any]) -> dict[str, float]:
+        """Reward and recall at eta 0 on the validation noises; keeps the best student, stops a collapsed one."""
+        assert self.validator is not None
+        deployed = self._deployed()
+        self._publish("deploy", deployed)
+        count = self.config.validation.groups
+        data = ray.get(self.coordinator.deploy.remote(int(Stream.VALIDATION), count, self.round, f"deploy-{self.round}"))
+        found, picture = self.validator(data)
+        self.accounts.add_evaluation(meta for metas in data.metas for meta in metas)
+        self.writer.image.remote("samples", picture, self.round)
+        reward = found["validation/reward"]
+        own_phase = self.phase != "warm_start" or self.plan.rounds == self.plan.warm_rounds
+        if own_phase and (self.best is None or reward > self.best["reward"]):
+            self.best = {"reward": reward, "round": float(self.round)}
+            self._save("best", pack("deploy", deployed), {"version": self.round, "reward": reward})
+        if self.phase != "warm_start":
+            self._guard(found)
+        return found
+
+    def _guard(self, found: Mapping[str, float]) -> None:
+        floor = self.config.guard.recall_floor * self.validator.start_recall if self.validator else 0.0
+        if found["validation/recall"] < floor:
+            self._checkpoint()
+            raise GuardError(
+                f"validation recall fell to {found['validation/recall']:.3f} at round {self.round}, below "
+                f"{floor:.3f} (guard.recall_floor={self.config.guard.recall_floor} of the untrained student's "
+                f"{self.validator.start_recall:.3f}): the student is losing modes while its reward rises. Lower learner.lr, "
+                "raise learner.anchor.weight, or add a reward term; the last checkpoint is kept"
+            )
+
+    def _deployed(self) -> dict[str, Tensor]:
+        """The weights a deployment would use: the average where one is kept."""
+        return self.average.weights() if self.average is not None else get_weights(self.student)
+
+    def _publish(self, kind: str, weights: Mapping[str, Tensor]) -> None:
+        if self.rank:
+            return
+        arrays: dict[str, np.ndarray] = {name: w.detach().cpu().numpy() for name, w in weights.items()}
+        ray.get(self.weights.publish.remote(f"{kind}-{self.round}", arrays, weights_sha256(arrays)))
+
+    def _all_reduce(self, tensors: list[Tensor]) -> None:
+        """Sum over ranks, in place: gradients of disjoint pairs, each already divided by the global count."""
+        if self.world == 1:
+            return
+        flat = torch.cat([t.reshape(-1) for t in tensors])
+        dist.all_reduce(flat)
+        offset = 0
+        for tensor in tensors:
+            tensor.copy_(flat[offset : offset + tensor.numel()].view_as(tensor))
+            offset += tensor.numel()
+
+    def _checkpoint(self) -> None:
+        if self.rank:
+            return
+        tensors = pack("student", get_weights(self.student)) | pack(
+            "optimizer", optimizer_tensors(self.optimizer, self.parameters)
+        )
+        if self.average is not None:
+            tensors |= pack("average", self.average.state_dict())
+        meta = {
+            "round": self.round, "phase": self.phase, "best": self.best, "running": self.running.state_dict(),
+            "ledger": self.accounts.ledger.state(), "weights_sha256": weights_sha256(get_weights(self.student)),
+            "guard": self.validator.start_recall if self.validator else None,
+        }
+        self._save(f"round-{self.round:06d}", tensors, meta)
+        prune_checkpoints(self.folder / "checkpoints", self.config.checkpoint.keep)
+
+    def _save(self, name: str, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+        if self.rank == 0:
+            save_checkpoint(self.folder / "checkpoints" / name, tensors, meta)
+
+    def _restore(self) -> None:
+        path = latest_checkpoint(self.folder / "checkpoints")
+        if path is None:
+            if self.validator is not None:
+                self._first_validation()
+            return
+        tensors, meta = load_checkpoint(path)
+        self.round, self.best = int(meta["round"]), meta["best"]
+        self._start_phase(meta["phase"])
+        set_weights(self.student, unpack("student", tensors))
+        load_optimizer(self.optimizer, self.parameters, unpack("optimizer", tensors))
+        if self.average is not None:
+            self.average.load_state_dict(unpack("average", tensors))
+        self.running.load_state_dict(meta["running"])
+        self.accounts.load(meta["ledger"])
+        if self.validator is not None:
+            self.validator.start_recall = float(meta["guard"])
+
+    def _first_validation(self) -> None:
+        """The untrained student's row, before round 0: the curve's first point and the guard's yardstick."""
+        assert self.validator is not None
+        self._publish("deploy", get_weights(self.student))
+        data = ray.get(self.coordinator.deploy.remote(int(Stream.VALIDATION), self.config.validation.groups, 0, "deploy-0"))
+        found, picture = self.validator(data)
+        self.validator.start_recall = found["validation/recall"]
+        self.accounts.add_evaluation(meta for metas in data.metas for meta in metas)
+        self.writer.image.remote("samples", picture, 0)
+        self.writer.log.remote({"round": -1, "phase": "start", "policy_version": 0, **found})

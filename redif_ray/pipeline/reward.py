@@ -1,0 +1,108 @@
+"""TeacherRewardWorker: the teacher's image of each group, the reward terms, and the teacher's jumps for the anchor."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from torch import Tensor
+
+from redif_ray.config import Config
+from redif_ray.diffusion import noise, schedules, solvers
+from redif_ray.diffusion.schedules import Schedule
+from redif_ray.models.registry import load_model
+from redif_ray.pipeline import build
+from redif_ray.rewards.base import RewardInputs
+from redif_ray.types import Meta, Scored, Shard, Trajectories, Work
+
+
+@ray.remote
+class TeacherRewardWorker:
+    """Stateless but for its caches: everything a call needs is in its arguments."""
+
+    def __init__(self, name: str, config: Config) -> None:
+        torch.set_num_threads(config.reward.threads)
+        self.name, self.config = name, config
+        self.device = build.device(config.reward.gpus)
+        self.teacher = load_model(config.teacher.model, device=self.device)
+        self.student_schedule = build.student_schedule(self.teacher, config.student)
+        self.teacher_schedule = build.teacher_schedule(self.teacher, config)
+        self.rewards = build.rewards(config, self.teacher, self.device)
+        self.store = build.target_store(config, self.teacher)
+
+    def ready(self) -> str:
+        return self.name
+
+    def targets(self, shard: Shard) -> tuple[Meta, np.ndarray]:
+        """The teacher's images of a shard's groups, [G, C, H, W] float32, from the store or computed and kept there."""
+        started = time.perf_counter()
+        images = self.store.get(shard.stream, shard.groups, shard.conditions)
+        calls = 0
+        if images is None:
+            t = self.config.teacher
+            images, calls = self._teacher_images(shard, t.solver, self.teacher_schedule, t.guidance)
+            self.store.put(shard.stream, shard.groups, shard.conditions, images)
+        return Meta(shard, self.name, (Work("teacher", time.perf_counter() - started, calls),)), images
+
+    @torch.no_grad()
+    def score(self, shard: Shard, trajectories: Trajectories, targets: np.ndarray) -> tuple[Meta, Scored]:
+        """Reward terms of each row and, where a loss asks for them, the anchor's targets."""
+        started = time.perf_counter()
+        _, _, conditions = shard.per_row()
+        student = self.teacher.decode(torch.from_numpy(trajectories.latents[-1].copy()).to(self.device))
+        teacher = torch.from_numpy(targets.copy()).to(self.device).repeat_interleave(shard.siblings, 0)
+        terms = _arrays(self.rewards(RewardInputs(student, teacher, conditions)))
+        best = None
+        if shard.phase == "policy" and self.config.learner.anchor.gated:
+            best = _arrays(self.rewards(RewardInputs(teacher, teacher, conditions)))
+        work = [Work("rewards", time.perf_counter() - started, 0)]
+        anchors = None
+        if self._anchored(shard):
+            started = time.perf_counter()
+            anchors, calls = self._anchors(shard, trajectories, conditions)
+            work.append(Work("anchor", time.perf_counter() - started, calls))
+        return Meta(shard, self.name, tuple(work), terms=terms, teacher_terms=best), Scored(shard, terms, targets, anchors)
+
+    def sample(self, shard: Shard, solver: str, schedule: str, steps: int) -> tuple[Meta, np.ndarray]:
+        """The teacher on another solver and schedule, at the student's guidance: a control arm of the evaluation."""
+        started = time.perf_counter()
+        grid = schedules.build(self.teacher.process, steps, schedule)
+        images, calls = self._teacher_images(shard, solver, grid, self.config.student.guidance)
+        return Meta(shard, self.name, (Work("evaluation", time.perf_counter() - started, calls),)), images
+
+    @torch.no_grad()
+    def _teacher_images(self, shard: Shard, solver: str, grid: Schedule, guidance: float) -> tuple[np.ndarray, int]:
+        unit = noise.initial_noise(
+            shard.groups, self.teacher.latent_shape, seed=self.config.run.seed, stream=shard.stream
+        ).to(self.device)
+        predict = build.predictor(self.teacher, self.teacher.encode(shard.conditions), guidance)
+        images = self.teacher.decode(solvers.sample(solver, predict, unit, grid))
+        calls = solvers.network_calls(solver, grid.steps) * self.teacher.calls_per_step(guidance) * len(shard.groups)
+        return images.cpu().numpy(), calls
+
+    def _anchored(self, shard: Shard) -> bool:
+        return shard.phase == "warm_start" or (shard.phase == "policy" and self.config.learner.anchor.weight > 0)
+
+    def _anchors(
+        self, shard: Shard, trajectories: Trajectories, conditions: Sequence[Any]
+    ) -> tuple[np.ndarray, int]:
+        """The teacher's M-substep jump from every visited state, carrying the noise of the student's mean."""
+        explore = shard.phase == "policy"
+        schedule, config = self.student_schedule, self.config
+        substeps = config.learner.anchor.substeps if explore else config.warm_start.substeps
+        stds = build.policy_stds(schedule, config) if explore else torch.zeros(schedule.steps, dtype=torch.float64)
+        predict = build.predictor(self.teacher, self.teacher.encode(conditions), config.teacher.guidance)
+        jumps: list[Tensor] = []
+        for k in range(schedule.steps):
+            x = torch.from_numpy(trajectories.latents[k].copy()).to(self.device)
+            jumps.append(solvers.jump(predict, x, self.teacher.process, schedule[k], schedule[k + 1], stds[k], substeps))
+        calls = schedule.steps * substeps * shard.rows * self.teacher.calls_per_step(config.teacher.guidance)
+        return torch.stack(jumps).cpu().numpy(), calls
+
+
+def _arrays(terms: dict[str, Tensor]) -> dict[str, np.ndarray]:
+    return {name: value.cpu().numpy().astype(np.float32) for name, value in terms.items()}

@@ -1,0 +1,87 @@
+"""StudentRolloutWorker: plays the student's episodes of a shard with the weights of a given version."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import ray
+import torch
+from torch import Tensor
+
+from redif_ray.config import Config
+from redif_ray.diffusion import noise, solvers
+from redif_ray.diffusion.rollout import Guide, rollout
+from redif_ray.models.registry import load_model
+from redif_ray.models.student import make_student, set_weights
+from redif_ray.pipeline import build
+from redif_ray.pipeline.weights import fetch
+from redif_ray.types import Condition, Meta, Shard, Trajectories, Work
+
+
+@ray.remote
+class StudentRolloutWorker:
+    """Stateless but for its caches: everything a call needs is in its arguments."""
+
+    def __init__(self, name: str, config: Config) -> None:
+        torch.set_num_threads(config.rollout.threads)
+        self.name, self.config = name, config
+        self.device = build.device(config.rollout.gpus)
+        self.teacher = load_model(config.teacher.model, device=self.device)
+        self.student = make_student(self.teacher, config.student.lora)
+        self.schedule = build.student_schedule(self.student, config.student)
+        self.loaded: tuple[str, str] | None = None  # key and checksum of the weights in place
+
+    def ready(self) -> str:
+        return self.name
+
+    def rollout(self, shard: Shard, weights: Any, key: str) -> tuple[Meta, Trajectories]:
+        """Trajectories of a shard under weights `key` of the store `weights`; called with num_returns=2 so that only the meta travels far."""
+        started = time.perf_counter()
+        version = self._load(weights, key)
+        groups, siblings, conditions = shard.per_row()
+        model, config = self.student, self.config
+        encoded = model.encode(conditions)
+        predict = build.predictor(model, encoded, config.student.guidance)
+        explore = shard.phase == "policy"
+        stds = build.policy_stds(self.schedule, config) if explore else torch.zeros(self.schedule.steps, dtype=torch.float64)
+        unit = noise.initial_noise(shard.groups, model.latent_shape, seed=config.run.seed, stream=shard.stream)
+        x = solvers.initial(self.schedule, unit.repeat_interleave(shard.siblings, 0)).to(self.device)
+
+        def draw(step: int) -> Tensor:
+            return noise.exploration_noise(
+                groups, siblings, model.latent_shape, seed=config.run.seed, round=shard.round, step=step,
+                antithetic=config.exploration.antithetic,
+            ).to(self.device)
+
+        guided = torch.tensor([explore and k >= shard.siblings - config.rollout.guided for k in siblings])
+        guide = self._guide(conditions, guided, stds) if bool(guided.any()) else None
+        episode = rollout(predict, x, self.schedule, stds, draw, guide=guide, guided=guided)
+        calls = self.schedule.steps * shard.rows * model.calls_per_step(config.student.guidance)
+        data = Trajectories(
+            shard, version, self.loaded[1] if self.loaded else "",
+            episode.latents.cpu().numpy(), episode.means.cpu().numpy(), episode.log_probs.cpu().numpy(),
+        )
+        work = Work("rollout" if shard.stream == noise.Stream.TRAIN else "evaluation", time.perf_counter() - started, calls)
+        return Meta(shard, self.name, (work,), version, data.weights_sha256), data
+
+    def _guide(self, conditions: list[Condition], guided: Tensor, stds: Tensor) -> Guide:
+        """The teacher's jump for the guided rows (method of teacher-guided siblings)."""
+        teacher, config = self.teacher, self.config
+        encoded = teacher.encode([c for c, g in zip(conditions, guided.tolist(), strict=True) if g])
+        predict = build.predictor(teacher, encoded, config.teacher.guidance)
+
+        def guide(x: Tensor, k: int) -> Tensor:
+            return solvers.jump(predict, x, teacher.process, self.schedule[k], self.schedule[k + 1], stds[k],
+                                config.learner.anchor.substeps)
+
+        return guide
+
+    def _load(self, weights: Any, key: str) -> int:
+        """Put the weights `key` in place, checked against their checksum; returns their policy version."""
+        version = int(key.rpartition("-")[2])
+        if self.loaded is None or self.loaded[0] != key:
+            arrays, checksum = fetch(weights, key)
+            set_weights(self.student, arrays)
+            self.loaded = (key, checksum)
+        return version

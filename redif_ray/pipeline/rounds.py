@@ -1,0 +1,141 @@
+"""One round on one rank: from what the workers sent to an optimiser step or several, for each phase of a run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import ray
+import torch
+from torch import Tensor
+
+from redif_ray.baselines.draft import DraftUpdater
+from redif_ray.checkpoint import weights_sha256
+from redif_ray.config import Config, Term
+from redif_ray.diffusion.levels import Level
+from redif_ray.diffusion.transition import Prediction
+from redif_ray.learning.advantages import Advantages, RunningStatistics, advantages
+from redif_ray.learning.batch import RoundBatch, assemble
+from redif_ray.learning.policy import Predict
+from redif_ray.learning.step import AllReduce
+from redif_ray.learning.update import Updater, learning_rate, warm_start_learner
+from redif_ray.models.protocol import DiffusionModel
+from redif_ray.models.student import get_weights
+from redif_ray.pipeline import build
+from redif_ray.pipeline.coordinator import RoundData
+from redif_ray.rewards.combine import Combined, combine
+from redif_ray.types import Meta, Phase
+
+
+class RoundUpdate:
+    """Callable on each round; all of its state is in the student, the optimiser it is given and `running`."""
+
+    def __init__(
+        self, config: Config, student: DiffusionModel, teacher: DiffusionModel, running: RunningStatistics,
+        rank: int, world: int, all_reduce: AllReduce,
+    ) -> None:
+        self.config, self.student, self.teacher, self.running = config, student, teacher, running
+        self.rank, self.world, self.all_reduce = rank, world, all_reduce if world > 1 else None
+        self.schedule = build.student_schedule(student, config.student)
+        self.warm_rounds = config.warm_start.rounds
+
+    def __call__(
+        self, round: int, phase: Phase, data: RoundData, optimizer: torch.optim.Optimizer
+    ) -> dict[str, float]:
+        if phase == "draft":
+            return self._draft(round, data, optimizer)
+        started = time.perf_counter()
+        fetched = [ray.get(list(references)) for _, references in data.references]
+        metrics: dict[str, float] = {"seconds/fetch": time.perf_counter() - started}
+        combined = self._rewards(data.metas)
+        relative, gate = None, None
+        if phase == "policy":
+            relative = self._advantages(data.metas, combined)
+            gate = self._gate(data.metas) if self.config.learner.anchor.gated else None
+        batch = assemble(
+            [metas[0].shard for metas in data.metas], [(t, s) for t, s in fetched],
+            weights_sha256=weights_sha256(get_weights(self.student)), encode=self.student.encode,
+            advantages=None if relative is None else relative.values, gate=gate,
+            device=next(self.student.network.parameters()).device,
+        )
+        metrics |= reward_metrics(data.metas, combined, relative)
+        return metrics | {f"update/{k}": v for k, v in self._update(round, phase, batch, optimizer).items()}
+
+    def _update(
+        self, round: int, phase: Phase, batch: RoundBatch, optimizer: torch.optim.Optimizer
+    ) -> dict[str, float]:
+        config = self.config
+        if phase == "warm_start":
+            learner, lr = warm_start_learner(config.warm_start, config.learner), config.warm_start.lr
+            stds = torch.zeros(self.schedule.steps, dtype=torch.float64)
+        else:
+            learner, lr = config.learner, learning_rate(config.learner, round - self.warm_rounds)
+            stds = build.policy_stds(self.schedule, config)
+        updater = Updater(
+            self._predict(self.student), optimizer, self.schedule, stds, learner,
+            ratio_tolerance=config.guard.ratio_tolerance, reference=self._predict(self.teacher),
+            rank=self.rank, world=self.world, all_reduce=self.all_reduce,
+        )
+        return updater.run(batch, round=round, seed=config.run.seed, lr=lr)
+
+    def _predict(self, model: DiffusionModel) -> Predict:
+        def predict(x: Tensor, level: Level, encoded: dict[str, Tensor]) -> Prediction:
+            return model.predict(x, level, encoded, guidance=self.config.student.guidance)
+
+        return predict
+
+    def _rewards(self, metas: Sequence[Sequence[Meta]]) -> Combined:
+        siblings = metas[0][0].shard.siblings
+        terms = self.config.reward.terms
+        if siblings == 1:  # no siblings to normalise over; nothing but the log reads these
+            terms = {name: term.model_copy(update={"normalise": "none"}) for name, term in terms.items()}
+        return combine(_joined(metas, "terms"), terms, siblings=siblings)
+
+    def _advantages(self, metas: Sequence[Sequence[Meta]], combined: Combined) -> Advantages:
+        c, siblings = self.config, metas[0][0].shard.siblings
+        return advantages(
+            combined.rewards.view(-1, siblings), c.learner.advantage, c.learner.advantage_clip,
+            pair_baseline=c.exploration.antithetic, running=self.running,
+            keys=[condition for shard_metas in metas for condition in shard_metas[0].shard.conditions],
+        )
+
+    def _gate(self, metas: Sequence[Sequence[Meta]]) -> Tensor:
+        """1 where the teacher's own image scores higher than the student's (RATS)."""
+        own, teachers = _joined(metas, "terms"), _joined(metas, "teacher_terms")
+        terms = self.config.reward.terms
+        return (_weighted(teachers, terms) > _weighted(own, terms)).float()
+
+    def _draft(self, round: int, data: RoundData, optimizer: torch.optim.Optimizer) -> dict[str, float]:
+        shards = [metas[0].shard for metas in data.metas]
+        mine = [(shards[index], ray.get(references[0])) for index, references in data.references]
+        updater = DraftUpdater(
+            self.student, optimizer, self.schedule, self.config,
+            build.rewards(self.config, self.student, str(next(self.student.network.parameters()).device)),
+            all_reduce=self.all_reduce,
+        )
+        lr = learning_rate(self.config.learner, round - self.warm_rounds)
+        found = updater.run(mine, total=sum(s.rows for s in shards), round=round, lr=lr)
+        return {"reward/mean": found.pop("reward")} | {f"update/{k}": v for k, v in found.items()}
+
+
+def _joined(metas: Sequence[Sequence[Meta]], field: str) -> dict[str, Tensor]:
+    """A field of arrays by term, over the rows of the whole round in order of shards."""
+    parts: list[dict[str, np.ndarray]] = [getattr(shard_metas[-1], field) for shard_metas in metas]
+    return {name: torch.from_numpy(np.concatenate([part[name] for part in parts])) for name in parts[0]}
+
+
+def _weighted(values: Mapping[str, Tensor], terms: Mapping[str, Term]) -> Tensor:
+    return torch.stack([terms[name].weight * value for name, value in values.items()]).sum(0)
+
+
+def reward_metrics(
+    metas: Sequence[Sequence[Meta]], combined: Combined, relative: Advantages | None
+) -> dict[str, float]:
+    raw = _joined(metas, "terms")
+    found = {"reward/mean": float(combined.rewards.mean()), "reward/std": float(combined.rewards.std(correction=0))}
+    found |= {f"reward/{name}": float(value.mean()) for name, value in raw.items()}
+    found |= {f"reward/{name}_spread": spread for name, spread in combined.spreads.items()}
+    if relative is not None:
+        found |= {"advantage/std": relative.std, "advantage/dead_group_fraction": relative.dead_group_fraction}
+    return found

@@ -1,0 +1,129 @@
+"""The run folder: what lies where, who may write it, and what `--resume` may change."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from redif_ray.checkpoint import MANIFEST, CheckpointError
+from redif_ray.config import Config, ConfigError, dump, read_yaml, validate
+from redif_ray.errors import Notice, UserError
+
+# What may differ when a run is resumed: where and with how many hands the work is done, not what is computed.
+FREE = ("ray", "rollout.workers", "reward.workers", "rollout.cpus", "reward.cpus", "learner.cpus", "run.root",
+        "checkpoint", "tracking.uri")
+
+
+class RunError(UserError, RuntimeError):
+    """A run folder that cannot be used as asked; the message says what to do."""
+
+
+class RunFinished(Notice):
+    """There is nothing to resume: the run has its summary."""
+
+
+class RunFolder:
+    """`<root>/<name>/`, locked for this process while it is open."""
+
+    def __init__(self, path: Path, lock: IO[str]) -> None:
+        self.path, self._lock = path, lock
+
+    @classmethod
+    def open(cls, config: Config, *, resume: bool) -> RunFolder:
+        """Create the folder, or take up an unfinished one. Raises RunError; nothing that exists is overwritten."""
+        path = Path(config.run.root).resolve() / config.run.name
+        if path.exists() and not resume:
+            raise RunError(f"{path} exists; continue it with --resume, or choose another run.name")
+        if resume and not (path / "config.yaml").exists():
+            raise RunError(f"{path} holds no run to resume; leave --resume out to start it")
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            (path / "checkpoints").mkdir(exist_ok=True)
+            lock = (path / ".lock").open("w")
+        except OSError as error:
+            raise RunError(f"cannot write {path}: {error}; set run.root to a folder that can be written") from error
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RunError(f"{path} is in use by another process; wait for it, or choose another run.name") from error
+        folder = cls(path, lock)
+        if resume:
+            folder._check(config)
+        else:
+            folder.write("config.yaml", dump(config))
+        return folder
+
+    @classmethod
+    @contextmanager
+    def reopen(cls, path: Path) -> Iterator[RunFolder]:
+        """An existing folder, whatever its state, locked for the length of a block."""
+        with (path / ".lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise RunError(f"{path} is in use by another process; wait for it") from error
+            yield cls(path, lock)
+
+    def close(self) -> None:
+        self._lock.close()
+
+    def _check(self, config: Config) -> None:
+        if (self.path / "summary.json").exists():
+            raise RunFinished(f"{self.path} is finished; its results are in {self.path / 'report.md'}")
+        stored = validate(read_yaml(self.path / "config.yaml"))
+        changed = [
+            f"{key}: {old!r} then, {new!r} now"
+            for key, old, new in _differences(stored.model_dump(), config.model_dump())
+            if not any(key == free or key.startswith(f"{free}.") for free in FREE)
+        ]
+        if changed:
+            raise ConfigError(
+                f"{self.path} was started with another configuration; resume it with that one\n  " + "\n  ".join(changed)
+            )
+
+    def write(self, name: str, text: str) -> None:
+        """Write a file whole or not at all."""
+        partial = self.path / f".{name}.partial"
+        partial.write_text(text)
+        os.replace(partial, self.path / name)
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """What a resumed run must find again besides the checkpoint: the MLflow run and the calibration."""
+        path = self.path / "run.json"
+        return json.loads(path.read_text()) if path.exists() else {}
+
+    def update_state(self, **values: Any) -> None:
+        self.write("run.json", json.dumps({**self.state, **values}, indent=1) + "\n")
+
+
+def _differences(old: Any, new: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        return [
+            difference
+            for key in sorted({*old, *new})
+            for difference in _differences(old.get(key), new.get(key), f"{prefix}.{key}".lstrip("."))
+        ]
+    return [] if old == new else [(prefix, old, new)]
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """The newest `round-*` checkpoint, or None. Raises where the newest one has no manifest."""
+    rounds = sorted(folder.glob("round-*"))
+    if not rounds:
+        return None
+    if not (rounds[-1] / MANIFEST).exists():
+        raise CheckpointError(f"{rounds[-1]} has no {MANIFEST}; move it away to resume from the checkpoint before it")
+    return rounds[-1]
+
+
+def prune_checkpoints(folder: Path, keep: int) -> None:
+    """Remove all but the newest `keep` round checkpoints."""
+    for old in sorted(folder.glob("round-*"))[:-keep]:
+        shutil.rmtree(old)

@@ -1,0 +1,50 @@
+"""Validation of the student as deployed: reward at eta 0, recall, and a picture beside the teacher's."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from redif_ray.config import Config
+from redif_ray.evaluation.features import Draw, shuffled
+from redif_ray.evaluation.grids import tile
+from redif_ray.evaluation.judge import load_judge
+from redif_ray.evaluation.prdc import prdc
+from redif_ray.models.protocol import DiffusionModel
+from redif_ray.pipeline.coordinator import RoundData
+from redif_ray.pipeline.session import collect
+
+Calibration = dict[str, dict[str, float]]
+GRID = 8
+
+
+class Validator:
+    """Scores what `Coordinator.deploy` answers on the validation noises. `start_recall` is the untrained student's."""
+
+    def __init__(self, config: Config, teacher: DiffusionModel, calibration: Calibration) -> None:
+        self.config, self.teacher = config, teacher
+        self.scales = reward_scales(config, calibration)
+        self.judge = load_judge(config.evaluation.judge)
+        self.start_recall = 0.0
+
+    def __call__(self, data: RoundData) -> tuple[dict[str, float], np.ndarray]:
+        """({"validation/reward", "validation/recall", "validation/<term>"}, picture [H, W, C] uint8)."""
+        samples = collect(self.teacher, data)
+        means = {name: float(values.mean()) for name, values in samples.terms.items()}
+        reward = sum(self.config.reward.terms[n].weight * value / self.scales[n] for n, value in means.items())
+        features = self.judge.embed(torch.from_numpy(samples.images))
+        reference = self.judge.reference_features()
+        chosen = reference[shuffled(len(reference), Draw.REFERENCE, self.config.run.seed)[: len(features)]]
+        found = {"validation/reward": reward, "validation/recall": prdc(features, chosen)["recall"]}
+        found |= {f"validation/{name}": value for name, value in means.items()}
+        return found, tile([samples.targets[:GRID], samples.images[:GRID]])
+
+
+def reward_scales(config: Config, calibration: Calibration) -> dict[str, float]:
+    """What a unit of each term is at deployment, where there are no siblings to normalise over: 1, or for a normalised
+    term the way from the untrained student to the teacher itself."""
+    scales = {}
+    for name, term in config.reward.terms.items():
+        way = abs(calibration[name]["self"] - calibration[name]["init"])
+        scales[name] = way if term.normalise == "std" and way > 0 else 1.0
+    return scales

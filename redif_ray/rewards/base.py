@@ -1,0 +1,167 @@
+"""The reward terms of a run: built from the configuration, evaluated on images, and checked.
+
+What comes out of a term is checked here, so that a term which fails or returns NaN stops the run and never becomes 0.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from redif_ray import config
+from redif_ray.rewards.blurred_mse import BlurredMse
+from redif_ray.rewards.callable import CallableTerm
+from redif_ray.rewards.classifier import ClassifierTerm
+from redif_ray.rewards.combine import Combined, combine
+from redif_ray.rewards.feature_cosine import FeatureCosine
+from redif_ray.rewards.gradient_mse import GradientMse
+from redif_ray.rewards.histogram_kl import HistogramKl
+from redif_ray.rewards.jpeg_compressibility import JpegCompressibility
+from redif_ray.rewards.mse import Mse
+from redif_ray.rewards.psnr import Psnr
+from redif_ray.rewards.ssim import Ssim
+from redif_ray.rewards.term import RewardError, RewardInputs, RewardTerm, Setting
+
+__all__ = [
+    "TERMS", "Combined", "RewardError", "RewardInputs", "RewardTerm", "Rewards", "Setting", "build_terms", "combine",
+]
+
+TERMS: dict[str, Any] = {
+    term.name: term
+    for term in (
+        Mse, Psnr, Ssim, GradientMse, BlurredMse, FeatureCosine, ClassifierTerm, HistogramKl, JpegCompressibility,
+    )
+}
+TOLERANCE = 1e-6  # how far outside [0, 1] a pixel may lie
+
+
+@dataclass(frozen=True)
+class Rewards:
+    """The terms of a run by label, in the order of the configuration."""
+
+    terms: Mapping[str, RewardTerm]
+    setting: Setting
+
+    def __post_init__(self) -> None:
+        if not self.terms:
+            raise RewardError("reward.terms is empty; expected at least one term")
+
+    @property
+    def needs_teacher(self) -> bool:
+        return any("teacher" in term.needs for term in self.terms.values())
+
+    @property
+    def differentiable(self) -> bool:
+        return all(term.differentiable for term in self.terms.values())
+
+    def require_differentiable(self, purpose: str) -> None:
+        """Raise `RewardError` naming every term through which `purpose` cannot back-propagate."""
+        hard = [label for label, term in self.terms.items() if not term.differentiable]
+        if hard:
+            names = ", ".join(hard)
+            raise RewardError(f"{purpose} needs differentiable rewards; remove from reward.terms: {names}")
+
+    def __call__(self, inputs: RewardInputs) -> dict[str, Tensor]:
+        """The raw value of every term, [B] each, in the student's dtype and on its device, with its gradient.
+
+        Raises `RewardError` for images or conditions that no term may see, and for a term that fails, has another shape
+        than [B], is not finite, or claims a gradient and has none.
+        """
+        self._check_inputs(inputs)
+        raw = {}
+        for label, term in self.terms.items():
+            try:
+                value = term(inputs)
+            except Exception as error:
+                raise RewardError(f"reward term {label!r} failed: {type(error).__name__}: {error}") from error
+            _check_value(label, term, value, inputs.student)
+            raw[label] = value.to(inputs.student)
+        return raw
+
+    def _check_inputs(self, inputs: RewardInputs) -> None:
+        batch, shape = len(inputs.conditions), self.setting.image_shape
+        for role, images in (("student", inputs.student), ("teacher", inputs.teacher)):
+            _check_images(role, images, (batch, *shape))
+        if any("class" in term.needs for term in self.terms.values()):
+            for row, condition in enumerate(inputs.conditions):
+                if type(condition) is not int or not 0 <= condition < self.setting.num_classes:
+                    classes = self.setting.num_classes
+                    raise RewardError(f"condition {condition!r} of row {row}: expected an int in [0, {classes})")
+
+
+def _check_images(role: str, images: Tensor, shape: tuple[int, ...]) -> None:
+    if tuple(images.shape) != shape:
+        found, expected = list(images.shape), list(shape)
+        raise RewardError(f"{role} images have shape {found}; expected {expected}, one image a condition")
+    if images.dtype not in (torch.float32, torch.float64):
+        raise RewardError(f"{role} images are {images.dtype}; expected float32 in [0, 1]")
+    if not images.numel():
+        raise RewardError(f"there are no {role} images; expected at least one")
+    low, high = (float(bound) for bound in torch.aminmax(images.detach()))
+    if not (low >= -TOLERANCE and high <= 1 + TOLERANCE):  # also true of NaN
+        raise RewardError(
+            f"{role} images span [{low:g}, {high:g}]; expected [0, 1]: map a model's [-1, 1] by (x + 1) / 2 and clamp"
+        )
+
+
+def _check_value(label: str, term: RewardTerm, value: object, student: Tensor) -> None:
+    batch = len(student)
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        found = value.dtype if isinstance(value, Tensor) else type(value).__name__
+        raise RewardError(f"reward term {label!r} returned {found}; expected a float tensor of shape [{batch}]")
+    if tuple(value.shape) != (batch,):
+        shape = list(value.shape)
+        raise RewardError(f"reward term {label!r} returned shape {shape}; expected [{batch}], one value an image")
+    for row in torch.nonzero(~torch.isfinite(value)).flatten().tolist():
+        raise RewardError(f"reward term {label!r} is {value[row].item()} at row {row}; expected a finite number")
+    if term.differentiable and torch.is_grad_enabled() and student.requires_grad and not value.requires_grad:
+        raise RewardError(f"reward term {label!r} declares itself differentiable, but its value carries no gradient")
+
+
+def build_terms(
+    terms: Mapping[str, config.Term], *, num_classes: int, image_shape: tuple[int, int, int], device: str | torch.device
+) -> Rewards:
+    """The configured terms, ready to score images of `image_shape` (C, H, W).
+
+    A key is a term's name; or, with an option `callable`, any other label for the user's own function (`CallableTerm`).
+    Raises `RewardError` for unknown names and options, wrong values, and terms that do not suit these images.
+    """
+    setting = Setting(num_classes, image_shape, torch.device(device))
+    return Rewards({label: _build(label, term.options, setting) for label, term in terms.items()}, setting)
+
+
+def _build(label: str, options: Mapping[str, Any], setting: Setting) -> RewardTerm:
+    if label not in TERMS and "callable" not in options:
+        raise RewardError(
+            f"unknown reward term {label!r}{_nearest(label, TERMS)}; known: {', '.join(TERMS)}; your own function "
+            "takes any other name and options: {callable: 'package.module:function'}"
+        )
+    kind = TERMS.get(label, CallableTerm)
+    if "class" in kind.needs and setting.num_classes < 1:
+        raise RewardError(f"reward.terms.{label} needs class conditions; the teacher has no classes")
+    known = [field.name for field in fields(kind) if field.name != "setting"]
+    for option in options:
+        if option not in known:
+            raise RewardError(
+                f"reward.terms.{label} has no option {option!r}{_nearest(option, known)}; "
+                f"expected: {', '.join(known) or 'none'}"
+            )
+    try:
+        return kind(setting=setting, **options)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise RewardError(f"reward.terms.{label}.options.{where}={first['input']!r}: {first['msg']}") from None
+    except RewardError as error:
+        raise RewardError(f"reward.terms.{label}: {error}") from error
+
+
+def _nearest(word: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""

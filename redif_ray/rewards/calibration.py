@@ -1,0 +1,42 @@
+"""What the numbers of a reward mean: each term at three known points, before training starts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from redif_ray.rewards.base import Rewards
+from redif_ray.rewards.term import RewardError, RewardInputs
+
+Calibration = dict[str, dict[str, float]]  # by term: self, other_seed, init
+
+
+@torch.no_grad()
+def calibrate(rewards: Rewards, same: RewardInputs, other_seed: RewardInputs, init: RewardInputs) -> Calibration:
+    """Mean raw value of each term where
+
+    self: the teacher's images are compared with themselves (`same`): the ceiling of a pair term;
+    other_seed: with the teacher's images of another seed, same conditions: right in law, wrong in detail;
+    init: the student at initialisation is compared with the teacher: where training starts.
+
+    Raises `RewardError` where `same` does not hold the same images twice, or where no teacher pixel is below 0.5, which
+    is what images in [0, 1] look like after a second (x + 1) / 2.
+    """
+    if not torch.equal(same.student, same.teacher):
+        raise RewardError("`same` holds different student and teacher images; expected the teacher's, twice")
+    raw = {point: rewards(inputs) for point, inputs in (("self", same), ("other_seed", other_seed), ("init", init))}
+    darkest = float(same.teacher.min())
+    if darkest >= 0.5:
+        raise RewardError(f"no pixel of the teacher is below {darkest:g}; were its images mapped by (x + 1) / 2 twice?")
+    return {label: {point: float(values[label].mean()) for point, values in raw.items()} for label in rewards.terms}
+
+
+def table(calibration: Mapping[str, Mapping[str, float]]) -> str:
+    """One line a term, and what there is to gain: self - init."""
+    width = max(len("term"), *(len(label) for label in calibration))
+    lines = [f"{'term':<{width}} {'self':>11} {'other seed':>11} {'init':>11} {'to gain':>11}"]
+    for label, point in calibration.items():
+        values = (point["self"], point["other_seed"], point["init"], point["self"] - point["init"])
+        lines.append(f"{label:<{width}} " + " ".join(f"{value:>11.5g}" for value in values))
+    return "\n".join(lines)

@@ -1,0 +1,44 @@
+"""Class agreement: how sure a classifier is of the class that was asked for."""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+import torch
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+from redif_ray.rewards.encoders import load_frozen_classifier
+from redif_ray.rewards.term import OPTIONS, RewardError, RewardInputs, Setting
+
+
+@dataclass(config=OPTIONS)
+class ClassifierTerm:
+    """ln p(condition | student's image) under a frozen classifier; in (-inf, 0].
+
+    A log-probability has a gradient where the probability itself is saturated.
+    path: a classifier's folder; None takes the shipped classifier A. Raises `RewardError` where the number of its
+    classes is not the teacher's.
+    """
+
+    setting: Setting
+    path: str | None = None
+    name: ClassVar[str] = "classifier"
+    differentiable: ClassVar[bool] = True
+    value_range: ClassVar[tuple[float, float]] = (-math.inf, 0.0)
+    needs: ClassVar[frozenset[str]] = frozenset({"class"})
+
+    def __post_init__(self) -> None:
+        self._classifier = load_frozen_classifier(self.path, self.setting)
+        known, asked = len(self._classifier.classes), self.setting.num_classes
+        if known != asked:
+            raise RewardError(f"the classifier has {known} classes, the teacher {asked}; set option `path`")
+
+    def __call__(self, inputs: RewardInputs) -> Tensor:
+        return log_probability(self._classifier.logits(inputs.student), torch.tensor(list(inputs.conditions)))
+
+
+def log_probability(logits: Tensor, labels: Tensor) -> Tensor:
+    """[B] from logits [B, classes] and int64 labels [B]."""
+    return logits.log_softmax(1).gather(1, labels.to(logits.device)[:, None]).squeeze(1)

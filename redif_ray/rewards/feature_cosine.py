@@ -1,0 +1,48 @@
+"""Cosine similarity of an encoder's features: agreement in what the encoder sees."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+from torch.nn import functional as F
+
+from redif_ray.rewards.encoders import load_encoder
+from redif_ray.rewards.term import OPTIONS, RewardInputs, Setting
+
+
+@dataclass(config=OPTIONS)
+class FeatureCosine:
+    """Mean over positions of the cosine between the student's and the teacher's feature vectors; in [-1, 1].
+
+    encoder: `classifier-a` or `efficientnet-lite0`. path: the encoder's folder instead of the shipped one.
+    pooled: average the features over positions first, and take one cosine.
+    A position whose features are all zero, in either image, counts as 0.
+    """
+
+    setting: Setting
+    encoder: str = "classifier-a"
+    path: str | None = None
+    pooled: bool = False
+    name: ClassVar[str] = "feature_cosine"
+    differentiable: ClassVar[bool] = True
+    value_range: ClassVar[tuple[float, float]] = (-1.0, 1.0)
+    needs: ClassVar[frozenset[str]] = frozenset({"teacher"})
+
+    def __post_init__(self) -> None:
+        self._encoder = load_encoder(self.encoder, self.path, self.setting)
+
+    def __call__(self, inputs: RewardInputs) -> Tensor:
+        with torch.no_grad():  # siblings share the teacher's image, and lie side by side
+            images, row = torch.unique_consecutive(inputs.teacher, dim=0, return_inverse=True)
+            teacher = self._encoder.features(images)[row]
+        return mean_cosine(self._encoder.features(inputs.student), teacher, pooled=self.pooled)
+
+
+def mean_cosine(x: Tensor, y: Tensor, *, pooled: bool) -> Tensor:
+    """[B] from two feature maps [B, F, h, w]."""
+    if pooled:
+        x, y = x.mean((2, 3), keepdim=True), y.mean((2, 3), keepdim=True)
+    return F.cosine_similarity(x, y, dim=1).mean((1, 2))

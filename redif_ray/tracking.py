@@ -1,0 +1,191 @@
+"""MLflow: the one place that talks to it. SQLite beside the runs by default, any tracking URI otherwise.
+
+Metrics are buffered and written a batch at a time, one transaction a round at least, so that a run that is cut and resumed
+neither loses nor doubles a step. A server that goes away costs nothing but delay: what could not be written stays in the
+buffer and goes out with the next batch.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import subprocess
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("DO_NOT_TRACK", "true")
+os.environ.setdefault("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "false")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+
+import mlflow
+import numpy as np
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, RunStatus, RunTag
+from mlflow.exceptions import MlflowException
+from pydantic import BaseModel
+
+from redif_ray.config import Config
+from redif_ray.errors import UserError
+
+log = logging.getLogger(__name__)
+FLUSH_SECONDS = 2.0
+BATCH = 1000  # MLflow's limit of metrics a call
+
+
+class TrackingError(UserError, RuntimeError):
+    """The tracking store cannot be used; the message names it and what to do."""
+
+
+def tracking_uri(config: Config) -> str | None:
+    """The store of a run: what the configuration names, SQLite at <root>/mlflow.db by default, None when off."""
+    uri = config.tracking.uri
+    if uri == "off":
+        return None
+    return uri or f"sqlite:///{Path(config.run.root).resolve() / 'mlflow.db'}"
+
+
+def flatten(tree: BaseModel | Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Dotted keys to text, for MLflow's parameters."""
+    items = tree.model_dump(mode="json") if isinstance(tree, BaseModel) else tree
+    flat: dict[str, str] = {}
+    for key, value in items.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = str(value)
+    return flat
+
+
+def git_commit(folder: Path) -> str | None:
+    """The commit of the checkout that holds `folder`, with a mark when it is modified; None outside one."""
+    def git(*words: str) -> str:
+        return subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (subprocess.CalledProcessError, FileNotFoundError):
+        return None
+
+
+class Tracker:
+    """One MLflow run. `run_id` continues an existing one."""
+
+    def __init__(self, uri: str, experiment: str, run_name: str, run_id: str | None = None) -> None:
+        if uri.startswith("sqlite:///"):
+            Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+        logging.getLogger("alembic").setLevel(logging.WARNING)
+        logging.getLogger("mlflow").setLevel(logging.ERROR)
+        try:
+            self.uri, self.client = uri, MlflowClient(tracking_uri=uri)
+            if run_id is None:
+                run_id = self._create(experiment, run_name)
+            else:
+                self.client.set_terminated(run_id, status=RunStatus.to_string(RunStatus.RUNNING))
+        except Exception as error:  # MLflow raises its own, SQLAlchemy's and requests' errors here
+            raise TrackingError(
+                f"the MLflow store {uri} cannot be used ({type(error).__name__}: {str(error).splitlines()[0]}); "
+                "set tracking.uri to one that can, or tracking.uri=off"
+            ) from error
+        self.run_id = run_id
+        self.pending: list[Metric] = []
+        self.flushed = time.monotonic()
+        self.last_step = self._last_step()
+
+    def _create(self, experiment: str, run_name: str) -> str:
+        found = self.client.get_experiment_by_name(experiment)
+        experiment_id = found.experiment_id if found else self._create_experiment(experiment)
+        tags = {"mlflow.source.name": "redif", "mlflow.source.type": "LOCAL"}
+        commit = git_commit(Path(__file__).parent)
+        if commit:
+            tags["mlflow.source.git.commit"] = commit
+        return str(self.client.create_run(experiment_id, run_name=run_name, tags=tags).info.run_id)
+
+    def _create_experiment(self, experiment: str) -> str:
+        location = None
+        if self.uri.startswith("sqlite:///"):
+            location = (Path(self.uri.removeprefix("sqlite:///")).parent / "mlartifacts").resolve().as_uri()
+        try:
+            return str(self.client.create_experiment(experiment, artifact_location=location))
+        except MlflowException:  # another run made it in the meantime
+            found = self.client.get_experiment_by_name(experiment)
+            if found is None:
+                raise
+            return str(found.experiment_id)
+
+    def _last_step(self) -> int:
+        history = self.client.get_metric_history(self.run_id, "round")
+        return max((m.step for m in history), default=-1)
+
+    def params(self, values: Mapping[str, str]) -> None:
+        params = [Param(key, value[:6000]) for key, value in values.items()]
+        for start in range(0, len(params), 100):
+            self.client.log_batch(self.run_id, params=params[start : start + 100])
+
+    def tags(self, values: Mapping[str, str]) -> None:
+        self.client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in values.items()])
+
+    def metrics(self, values: Mapping[str, float], step: int) -> None:
+        """Buffer one round's metrics; a step that is already in the store is left out."""
+        if step <= self.last_step:
+            return
+        stamp = int(time.time() * 1000)
+        row = {**values, "round": float(step)}
+        self.pending += [Metric(k, float(v), stamp, step) for k, v in row.items() if math.isfinite(v)]
+        self.last_step = step
+        if time.monotonic() - self.flushed >= FLUSH_SECONDS:
+            self.flush()
+
+    def flush(self) -> bool:
+        """Write what is buffered, whole rounds at a time; False where the store did not answer."""
+        self.flushed = time.monotonic()
+        while self.pending:
+            steps = sorted({m.step for m in self.pending[:BATCH]})
+            if len(self.pending) > BATCH and len(steps) > 1:
+                batch = [m for m in self.pending[:BATCH] if m.step < steps[-1]]
+            else:
+                batch = self.pending[:BATCH]
+            try:
+                self.client.log_batch(self.run_id, metrics=batch)
+            except Exception as error:  # whatever the store raises, the run goes on and the buffer stays
+                log.warning("MLflow did not take %d metrics (%s); they are kept", len(batch), type(error).__name__)
+                return False
+            self.pending = self.pending[len(batch) :]
+        return True
+
+    def summary(self, values: Mapping[str, float]) -> None:
+        """Final values, at no step."""
+        stamp = int(time.time() * 1000)
+        metrics = [Metric(k, float(v), stamp, 0) for k, v in values.items() if math.isfinite(v)]
+        for start in range(0, len(metrics), BATCH):
+            self.client.log_batch(self.run_id, metrics=metrics[start : start + BATCH])
+
+    def image(self, key: str, image: np.ndarray, step: int) -> None:
+        """An image [H, W, C] uint8 under `key` at `step`, on the run's image page."""
+        self.client.log_image(self.run_id, image, key=key, step=step)
+
+    def artifact(self, path: Path, folder: str | None = None) -> None:
+        self.client.log_artifact(self.run_id, str(path), artifact_path=folder)
+
+    def model(self, student: Path) -> None:
+        """The exported student as a logged model that `mlflow.pyfunc.load_model` loads and samples from."""
+        previous = mlflow.get_tracking_uri()
+        mlflow.set_tracking_uri(self.uri)
+        try:
+            with mlflow.start_run(run_id=self.run_id, log_system_metrics=False):
+                mlflow.pyfunc.log_model(
+                    name="student",
+                    python_model=str(Path(__file__).with_name("mlflow_model.py")),
+                    artifacts={"student": str(student)},
+                    pip_requirements=["torch", "diffusers", "numpy"],
+                )
+        finally:
+            mlflow.set_tracking_uri(previous)
+
+    def finish(self, status: str = "FINISHED") -> None:
+        """status: FINISHED, FAILED or KILLED (interrupted; a resumed run goes on)."""
+        self.flush()
+        self.client.set_terminated(self.run_id, status=status)

@@ -1,0 +1,158 @@
+"""The summary's schema, the report and the pictures."""
+
+from __future__ import annotations
+
+import copy
+import json
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pydantic import ValidationError
+
+from redif_ray.diffusion import noise, schedules
+from redif_ray.diffusion.levels import VariancePreserving
+from redif_ray.diffusion.noise import Stream
+from redif_ray.evaluation import plots, summary
+from redif_ray.evaluation.report import gap_closed, write_report
+from redif_ray.evaluation.summary import Summary, schema
+
+
+def arm(frechet: float, nfe: int = 4) -> dict[str, Any]:
+    return {
+        "nfe": nfe, "frechet": frechet, "frechet_ci": [frechet - 1, frechet + 1], "kid": 0.0123, "kid_se": 0.0004,
+        "precision": 0.71, "recall": 0.62, "density": 1.01, "coverage": 0.83, "class_accuracy": 0.9,
+        "paired": {"pixel_mse": 0.0123},
+    }
+
+
+RESULT: dict[str, Any] = {
+    "schema": 1, "name": "demo", "student_steps": 4, "seed": 0, "held_out": 2000, "judge": "fashion-mnist-b",
+    "arms": {"teacher_full": arm(10.0, 20), "teacher_few": arm(30.0), "teacher_best": arm(20.0), "warm_start": None,
+             "student": arm(14.0)},
+    "limits": {"frechet": 0.4, "precision": 0.9, "recall": 0.91, "density": 1.0, "coverage": 0.97},
+    "calibration": {"mse": {"self": 0.0, "other_seed": -0.08, "init": -0.03}},
+    "compute": {"teacher": {"seconds": 12.0, "nfe": 3000.0, "flops": 2e12},
+                "update": {"seconds": 30.0, "nfe": 1000.0, "flops": 3e12}},
+    "policy_version": 120, "weights_sha256": "a" * 64, "mlflow": {"tracking_uri": "sqlite:///x.db", "run_id": "abc"},
+    "notes": {"teacher_best": "euler on karras", "workers": {"rollout-0": {"busy": 0.87, "shards": 64}, "lost": 1}},
+}
+ROWS: list[dict[str, Any]] = [
+    {"round": i, "phase": "warm_start" if i < 20 else "policy", "reward/mean": -1 / (i + 5),
+     **({"validation/reward": -0.9 / (i + 5)} if i % 10 == 9 else {})}
+    for i in range(80)
+]
+
+
+def test_shipped_schema_is_the_models() -> None:
+    shipped = Path(summary.__file__).with_name("summary.schema.json")
+    assert json.loads(shipped.read_text()) == schema()
+    assert "schema" in schema()["required"]
+
+
+def test_summary_survives_json() -> None:
+    found = Summary.model_validate(json.loads(json.dumps(RESULT)))
+    assert found.model_dump(mode="json", by_alias=True) == RESULT
+
+
+@pytest.mark.parametrize(("path", "value", "message"), [
+    (("schema",), 2, "schema"), (("arms", "student", "recall"), 1.2, "recall"),
+    (("arms", "student", "frechet"), float("nan"), "frechet"), (("arms", "student", "fid"), 1.0, "fid"),
+    (("weights_sha256",), "abc", "weights_sha256"), (("arms", "teacher_few"), None, "teacher_few"),
+])
+def test_summary_refuses(path: tuple[str, ...], value: Any, message: str) -> None:
+    tree = copy.deepcopy(RESULT)
+    node = tree
+    for key in path[:-1]:
+        node = node[key]
+    node[path[-1]] = value
+    with pytest.raises(ValidationError, match=message):
+        Summary.model_validate(tree)
+
+
+def test_gap_closed_by_hand() -> None:
+    found = Summary.model_validate(RESULT)
+    assert gap_closed(found) == pytest.approx((30 - 14) / (30 - 10))
+    assert gap_closed(found, "teacher_best") == pytest.approx((20 - 14) / (20 - 10))
+    assert gap_closed(found, "warm_start") is None
+    no_gap = copy.deepcopy(RESULT)
+    no_gap["arms"]["teacher_few"] = arm(9.0)
+    assert gap_closed(Summary.model_validate(no_gap)) is None
+
+
+def test_report_says_what_the_summary_says(tmp_path: Path) -> None:
+    plots.reward_curve(tmp_path / "reward.png", ROWS)
+    text = write_report(tmp_path, RESULT, ROWS).read_text()
+    lines = text.splitlines()
+    assert "80% of the gap between the untrained student" in text and "60% of the gap" in text
+    student = next(line for line in lines if line.startswith("| trained student"))
+    assert [cell.strip() for cell in student.strip("|").split("|")] == [
+        "trained student", "4", "14.00 [13.00, 15.00]", "12.30 ± 0.40", "0.710", "0.620", "1.010", "0.830", "0.900",
+    ]
+    assert "after warm start" not in text
+    assert "| total | 42 | 4,000 | 5e+12 |" in lines
+    assert "| mse | 0 | -0.08 | -0.03 |" in lines
+    assert "| rollout-0 | 87% | 64 |" in lines and "- teacher_best: euler on karras" in lines
+    assert "(reward.png)" in text and "(samples.png)" not in text  # only pictures that are there
+    for head, rule in pairwise(lines):
+        if rule.startswith("| ---"):
+            assert head.count("|") == rule.count("|")
+
+
+def test_report_without_the_optional_parts(tmp_path: Path) -> None:
+    bare = {k: v for k, v in RESULT.items() if k not in ("limits", "notes", "mlflow")}
+    bare["arms"] = {k: v for k, v in RESULT["arms"].items() if k != "teacher_best"}
+    text = write_report(tmp_path, bare, []).read_text()
+    assert "real images would get" not in text and "MLflow" not in text and "| worker |" not in text
+
+
+def test_report_refuses_a_wrong_summary(tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match="judge"):
+        write_report(tmp_path, {k: v for k, v in RESULT.items() if k != "judge"}, [])
+    assert not (tmp_path / "report.md").exists()
+
+
+def ink(path: Path) -> float:
+    """Share of pixels that are not white."""
+    return float((np.asarray(Image.open(path).convert("L")) < 250).mean())
+
+
+def test_pictures_are_drawn_and_leave_no_trace(tmp_path: Path) -> None:
+    settings = dict(mpl.rcParams)
+    process = VariancePreserving(torch.linspace(0.999, 0.01, 1000))
+    own, others = schedules.build(process, 4, "uniform_trailing"), [schedules.build(process, 4, "karras")]
+    plots.reward_curve(tmp_path / "reward.png", ROWS)
+    plots.schedule(tmp_path / "schedule.png", own, others)
+    assert ink(tmp_path / "reward.png") > 0.02 and ink(tmp_path / "schedule.png") > 0.02
+    plots.schedule(tmp_path / "alone.png", own)
+    assert ink(tmp_path / "alone.png") < ink(tmp_path / "schedule.png")
+    assert dict(mpl.rcParams) == settings
+
+
+def test_side_by_side_shows_every_image_in_its_place(tmp_path: Path) -> None:
+    """Flat images of known grey levels are found again, left to right and top to bottom."""
+    levels = np.array([[0.0, 0.2, 0.4], [0.6, 0.1, 0.3]])
+    flat = np.broadcast_to(levels[:, :, None, None, None], (2, 3, 1, 28, 28))
+    plots.side_by_side(tmp_path / "samples.png", [("teacher", torch.tensor(flat[0])), ("student", flat[1])])
+    grey = np.asarray(Image.open(tmp_path / "samples.png").convert("L"), np.float64) / 255
+    for row, expected in enumerate(levels):
+        line = grey[len(grey) // 4 + row * len(grey) // 2, grey.shape[1] // 2 :]  # labels lie in the left half
+        near = [int(np.argmin(np.abs(expected - v))) for v in line if np.abs(expected - v).min() < 0.01]
+        assert near == sorted(near) and np.bincount(near, minlength=3).min() > 20
+
+    colour = noise.uniform(3 * 8 * 8, Stream.RESAMPLE, seed=0, round=51).reshape(1, 3, 8, 8)
+    plots.side_by_side(tmp_path / "colour.png", [("a", colour), ("b", colour)])
+    shown = np.asarray(Image.open(tmp_path / "colour.png").convert("RGB")).astype(int)
+    assert (shown.max(2) - shown.min(2)).max() > 100
+
+
+def test_plots_refuse(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="hold none of reward/mean"):
+        plots.reward_curve(tmp_path / "x.png", [{"round": 0, "phase": "policy"}])
+    with pytest.raises(ValueError, match="expected one shape"):
+        plots.side_by_side(tmp_path / "x.png", [("a", torch.zeros(2, 1, 4, 4)), ("b", torch.zeros(3, 1, 4, 4))])

@@ -1,0 +1,145 @@
+"""The small classifiers: round trips, the split and the shifts of their training, and the two that ship."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from redif_ray.classifiers import ClassifierConfig, accuracy, main, shifted, split_rows, train_classifier
+from redif_ray.data.images import ImageSet, load_images
+from redif_ray.diffusion import noise
+from redif_ray.diffusion.noise import Stream
+from redif_ray.evaluation.judge import ASSETS
+from redif_ray.models.classifier import Classifier, ClassifierError, Kind, load_classifier
+
+SHIPPED = {"first": ASSETS / "classifiers/fashion_mnist_a", "second": ASSETS / "judges/fashion_mnist_b"}
+
+
+def images(n: int, shape: tuple[int, ...] = (1, 28, 28)) -> torch.Tensor:
+    values = noise.uniform(n * int(np.prod(shape)), Stream.TEACHER_NOISE, seed=3)
+    return torch.from_numpy(values).float().reshape(n, *shape)
+
+
+@pytest.mark.parametrize("kind", ["conv", "residual"])
+def test_saved_and_loaded_is_the_same(kind: Kind, tmp_path: Path) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = Classifier(kind, "tiny", (3, 18, 22), ("a", "b", "c"), {"fact": 1})
+    model.logits(images(8, (3, 18, 22)))  # moves the running statistics of batch normalisation away from their start
+    model.eval().save(tmp_path / "tiny")
+    loaded, x = load_classifier(tmp_path / "tiny"), images(4, (3, 18, 22)).requires_grad_()
+    assert torch.equal(loaded.logits(x), model.logits(x))
+    assert (loaded.name, loaded.image_shape) == ("tiny", (3, 18, 22))
+    assert (loaded.classes, loaded.card) == (("a", "b", "c"), {"fact": 1})
+    assert loaded.features(x).shape == (4, 64, 5, 6)
+    assert loaded.embedding(x).shape == (4, 64)
+    assert loaded.logits(x).shape == (4, 3)
+    assert not loaded.training and not any(p.requires_grad for p in loaded.parameters())
+    loaded.features(x).sum().backward()
+    assert x.grad is not None and x.grad.abs().sum() > 0
+    alone = torch.cat([loaded.logits(row[None]) for row in x])
+    torch.testing.assert_close(alone, loaded.logits(x))  # rows share nothing
+
+
+@pytest.mark.parametrize(("bad", "message"), [
+    (torch.zeros(2, 28, 28), r"expected float \[batch, 1, 28, 28\]"),
+    (torch.zeros(2, 3, 28, 28), r"\(2, 3, 28, 28\)"),
+    (torch.zeros(2, 1, 28, 28, dtype=torch.uint8), "uint8"),
+    (torch.full((2, 1, 28, 28), -0.5), r"span \[-0.5, -0.5\]"),
+    (torch.full((2, 1, 28, 28), 255.0), "255"),
+    (torch.full((2, 1, 28, 28), float("nan")), "nan"),
+])
+def test_refuses_images(bad: torch.Tensor, message: str) -> None:
+    with pytest.raises(ClassifierError, match=message):
+        Classifier("conv", "tiny", (1, 28, 28), ("a", "b")).eval().embedding(bad)
+
+
+def test_refuses_folders(tmp_path: Path) -> None:
+    with pytest.raises(ClassifierError, match=r"has no config\.json"):
+        load_classifier(tmp_path)
+    Classifier("conv", "tiny", (1, 8, 8), ("a", "b")).save(tmp_path)
+    config = tmp_path / "config.json"
+    changes = (
+        ('"conv"', '"vit"', "'vit': expected conv or residual"), ('"conv"', '"residual"', "weights"),
+        ('"name"', '"title"', "title"),
+    )
+    for old, new, message in changes:
+        text = config.read_text()
+        config.write_text(text.replace(old, new))
+        with pytest.raises(ClassifierError, match=message):
+            load_classifier(tmp_path)
+        config.write_text(text)
+    (tmp_path / "model.safetensors").write_bytes(b"not weights")
+    with pytest.raises(ClassifierError, match=r"model\.safetensors does not hold"):
+        load_classifier(tmp_path)
+
+
+def test_halves_are_a_partition() -> None:
+    first, second = split_rows(101, "first", 5), split_rows(101, "second", 5)
+    assert sorted([*first, *second]) == list(range(101))
+    assert not np.array_equal(first, split_rows(101, "first", 6))
+
+
+def test_shifts_are_bounded_uniform_and_keyed() -> None:
+    """Every one of the 25 moves of one lit pixel occurs, none further; zeros enter at the edge."""
+    picture = np.zeros((2000, 1, 7, 7), np.uint8)
+    picture[:, 0, 3, 3] = 9
+    moved = shifted(picture, 2, seed=1, step=4)
+    places = moved[:, 0].reshape(2000, -1).argmax(1)
+    counts = np.bincount(places, minlength=49).reshape(7, 7)
+    assert counts[1:6, 1:6].min() > 80 / 2 and counts.sum() == counts[1:6, 1:6].sum() == 2000
+    assert np.array_equal(moved, shifted(picture, 2, seed=1, step=4))
+    assert not np.array_equal(moved, shifted(picture, 2, seed=1, step=5))
+    corner = np.full((50, 1, 4, 4), 7, np.uint8)
+    assert set(np.unique(shifted(corner, 2, seed=1, step=0))) == {0, 7}
+
+
+def write_idx(folder: Path, prefix: str, pixels: np.ndarray, labels: np.ndarray) -> None:
+    for name, array in ((f"{prefix}-images-idx3-ubyte", pixels), (f"{prefix}-labels-idx1-ubyte", labels)):
+        header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes()
+        (folder / name).write_bytes(header + array.astype(np.uint8).tobytes())
+
+
+def test_training_learns_and_repeats(tmp_path: Path) -> None:
+    labels = np.arange(256) % 2
+    pixels = np.zeros((256, 8, 8), np.uint8)
+    pixels[labels == 0, 2:4, 2:6] = 200  # a bar that lies
+    pixels[labels == 1, 2:6, 2:4] = 200  # and one that stands
+    write_idx(tmp_path, "train", pixels, labels)
+    write_idx(tmp_path, "t10k", pixels[:64] // 2, labels[:64])
+    common = [f"data={tmp_path}", "name=bars", "kind=residual", "epochs=3", "batch=32", "shift=1"]
+    main([*common, f"out={tmp_path / 'one'}"])
+    rows: list[dict[str, float]] = []
+    config = dict(text.split("=") for text in common) | {"out": str(tmp_path / "two")}
+    train_classifier(ClassifierConfig.model_validate(config), report=rows.append)
+    one, two = (load_classifier(tmp_path / name) for name in ("one", "two"))
+    assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True))
+    assert one.card["test_accuracy"] > 0.9
+    assert [row["epoch"] for row in rows] == [1, 2, 3] and rows[-1]["loss"] < rows[0]["loss"]
+    with pytest.raises(FileExistsError, match="one exists"):
+        main([*common, f"out={tmp_path / 'one'}"])
+
+
+def test_training_wants_a_test_split(tmp_path: Path) -> None:
+    np.savez(tmp_path / "set.npz", images=np.zeros((4, 8, 8), np.uint8), labels=np.array([0, 1, 0, 1]))
+    with pytest.raises(ValueError, match="no test split"):
+        main([f"data={tmp_path / 'set.npz'}", "name=x", f"out={tmp_path / 'x'}"])
+
+
+@pytest.mark.parametrize("half", ["first", "second"])
+def test_shipped_classifiers_are_what_their_cards_say(half: str) -> None:
+    model = load_classifier(SHIPPED[half])
+    rows = np.sort(split_rows(60000, half, model.card["split"]["seed"])).astype("<i8")
+    assert model.card["split"]["half"] == half
+    assert model.card["split"]["rows_sha256"] == hashlib.sha256(rows.tobytes()).hexdigest()
+    assert model.card["test_accuracy"] > 0.91
+    assert sum(p.numel() for p in model.parameters()) < 400_000
+    test = load_images(ASSETS / "reference/fashion_mnist_test.parquet")
+    assert test.labels is not None
+    some = ImageSet(test.images[:1500], test.labels[:1500], test.classes)
+    assert accuracy(model, some) == pytest.approx(model.card["test_accuracy"], abs=0.02)  # 3 standard errors
+    assert "MIT" in (SHIPPED[half] / "README.md").read_text()

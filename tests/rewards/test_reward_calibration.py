@@ -1,0 +1,59 @@
+"""The three points of every term, by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from redif_ray.rewards.base import RewardError
+from redif_ray.rewards.calibration import calibrate, table
+
+
+@pytest.fixture
+def points(pair):
+    teacher = pair()
+    same = replace(teacher, student=teacher.teacher)
+    other = replace(same, student=same.teacher.roll(1, 0))
+    init = replace(same, student=same.teacher * 0.9)
+    return same, other, init
+
+
+def test_points_are_the_means_of_their_own_images(points, build):
+    _, other, init = points
+    found = calibrate(build("mse", "ssim"), *points)
+    assert list(found) == ["mse", "ssim"] and list(found["mse"]) == ["self", "other_seed", "init"]
+    assert found["mse"]["self"] == 0 and found["ssim"]["self"] == pytest.approx(1)
+    assert found["mse"]["other_seed"] == pytest.approx(-(other.student - other.teacher).square().mean().item())
+    assert found["mse"]["init"] == pytest.approx(-0.01 * init.teacher.square().mean().item())
+    assert found["ssim"]["other_seed"] < found["ssim"]["init"] < found["ssim"]["self"]
+
+
+def test_no_graph_is_kept(points, build):
+    same, other, init = points
+    init.student.requires_grad_()
+    calibrate(build("mse"), same, other, init)
+    assert init.student.grad is None
+
+
+def test_images_in_the_upper_half_of_the_range_are_refused(points, build):
+    same, other, _ = points
+    same = replace(same, student=(same.student + 1) / 2, teacher=(same.teacher + 1) / 2)
+    with pytest.raises(RewardError, match=r"below 0\.5.*twice"):
+        calibrate(build("mse"), same, other, other)
+
+
+def test_same_must_be_the_same(points, build):
+    _, other, init = points
+    with pytest.raises(RewardError, match="`same` holds different"):
+        calibrate(build("mse"), other, other, init)
+
+
+def test_table_names_every_number():
+    text = table({"mse": {"self": 0.0, "other_seed": -0.25, "init": -0.125},
+                  "histogram_kl": {"self": 0.0, "other_seed": -3.5, "init": -1.0}})
+    head, first, second = text.splitlines()
+    assert head.split() == ["term", "self", "other", "seed", "init", "to", "gain"]
+    assert first.split() == ["mse", "0", "-0.25", "-0.125", "0.125"]
+    assert second.split() == ["histogram_kl", "0", "-3.5", "-1", "1"]
+    assert len({len(line) for line in text.splitlines()}) == 1

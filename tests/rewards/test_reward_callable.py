@@ -1,0 +1,93 @@
+"""A user's own function as a term, by import path and by file."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+from redif_ray.rewards.base import RewardError
+
+SOURCE = """
+from __future__ import annotations
+from dataclasses import dataclass
+
+@dataclass
+class Scale:  # dataclasses look their module up
+    factor: float = 2.0
+
+def score(student, teacher, conditions):
+    assert student.min() >= 0 and student.max() > 0.5
+    return Scale().factor * (student - teacher).flatten(1).amax(1) + conditions[0]
+
+def detached(student, teacher, conditions):
+    return score(student.detach(), teacher, conditions)
+
+def broken(student, teacher, conditions):
+    raise OSError("the scorer is away")
+
+constant = 3
+"""
+
+
+@pytest.fixture(params=["module", "file", "relative file"])
+def source(request, tmp_path, monkeypatch) -> str:
+    name = f"my_score_{request.param.split()[0]}"
+    (tmp_path / f"{name}.py").write_text(SOURCE)
+    monkeypatch.chdir(tmp_path)
+    if request.param == "module":
+        monkeypatch.syspath_prepend(tmp_path)
+        return name
+    return f"{name}.py" if request.param == "relative file" else str(tmp_path / f"{name}.py")
+
+
+def test_a_function_scores_images_and_sees_the_conditions(source, pair, build):
+    rewards, inputs = build(terms={"mine": {"callable": f"{source}:score"}}), replace(pair(), conditions=[3, 0, 0])
+    expected = 2 * (inputs.student - inputs.teacher).flatten(1).max(1).values + 3
+    torch.testing.assert_close(rewards(inputs)["mine"], expected)
+    assert rewards.terms["mine"].name == f"{source}:score" and rewards.needs_teacher
+
+
+def test_its_gradient_is_used_only_where_it_is_declared(source, pair, build):
+    inputs = pair()
+    inputs.student.requires_grad_()
+    plain = build(terms={"mine": {"callable": f"{source}:score"}})
+    assert not plain.differentiable and not plain(inputs)["mine"].requires_grad
+    declared = build(terms={"mine": {"callable": f"{source}:score", "differentiable": True}})
+    assert declared.differentiable
+    declared(inputs)["mine"].sum().backward()
+    assert torch.count_nonzero(inputs.student.grad) == 3 and inputs.student.grad.sum() == 6
+    with pytest.raises(RewardError, match="'mine' declares itself differentiable"):
+        build(terms={"mine": {"callable": f"{source}:detached", "differentiable": True}})(inputs)
+
+
+def test_its_exception_is_named(source, pair, build):
+    with pytest.raises(RewardError, match="reward term 'mine' failed: OSError: the scorer is away"):
+        build(terms={"mine": {"callable": f"{source}:broken"}})(pair())
+
+
+@pytest.mark.parametrize(("target", "message"), [
+    ("no_such_package.mod:score", "cannot import no_such_package.mod \\(ModuleNotFoundError"),
+    ("no/such/file.py:score", "cannot import no/such/file.py \\(FileNotFoundError"),
+    ("math:no_such", "math has no function 'no_such'"),
+    ("math:pi", "math has no function 'pi'"),
+    ("math", "expected package.module:function or path/to/file.py:function"),
+    (":score", "expected package.module:function"),
+    ("math:", "expected package.module:function"),
+])
+def test_functions_that_cannot_be_had(target, message, build):
+    with pytest.raises(RewardError, match=f"reward.terms.mine: callable '{target}': {message}"):
+        build(terms={"mine": {"callable": target}})
+
+
+def test_options_of_a_function_are_checked(build):
+    with pytest.raises(RewardError, match="mine has no option 'diferentiable' \\(did you mean 'differentiable'"):
+        build(terms={"mine": {"callable": "math:sin", "diferentiable": True}})
+
+
+def test_a_file_hides_no_package(tmp_path, build):
+    (tmp_path / "torch.py").write_text("def score(s, t, c):\n    return s.mean((1, 2, 3))\n")
+    build(terms={"mine": {"callable": f"{tmp_path / 'torch.py'}:score"}})
+    assert sys.modules["torch"] is torch
