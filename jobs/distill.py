@@ -1,6 +1,7 @@
-"""`redif distill` as a Ray job.
+r"""`redif distill` as a Ray job.
 
-    ray job submit --address http://127.0.0.1:8265 --working-dir . -- python jobs/distill.py configs/fashion_mnist.yaml run.root=/shared/runs
+ray job submit --address http://127.0.0.1:8265 --working-dir . -- \
+    python jobs/distill.py configs/fashion_mnist.yaml run.root=/shared/runs
 """
 
 import sys

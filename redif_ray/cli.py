@@ -15,15 +15,22 @@ from redif_ray.config import Config, dump, load
 from redif_ray.errors import Notice, UserError
 
 app = typer.Typer(
-    name="redif", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich",
+    name="redif",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
     help="Turn a slow diffusion model into a few-step one by reinforcement learning, on a Ray cluster.",
 )
 console = Console()
 complaints = Console(stderr=True)
 
-ConfigFile = Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped configuration.", metavar="CONFIG")]
+ConfigFile = Annotated[
+    str, typer.Argument(help="A YAML file, or the name of a shipped configuration.", metavar="CONFIG")
+]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(help="Dotted keys on top of it, such as learner.lr=1e-5 run.name=first.", metavar="[KEY=VALUE]...")
+    list[str] | None,
+    typer.Argument(help="Dotted keys on top of it, such as learner.lr=1e-5 run.name=first.", metavar="[KEY=VALUE]..."),
 ]
 
 
@@ -31,8 +38,12 @@ Overrides = Annotated[
 def distill(
     config: ConfigFile,
     overrides: Overrides = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the run of that name from its last checkpoint.")] = False,
-    print_config: Annotated[bool, typer.Option("--print-config", help="Print the resolved configuration and stop.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the run of that name from its last checkpoint.")
+    ] = False,
+    print_config: Annotated[
+        bool, typer.Option("--print-config", help="Print the resolved configuration and stop.")
+    ] = False,
 ) -> None:
     """Distil a teacher to a few-step student: the main job.
 
@@ -52,7 +63,9 @@ def train_teacher(
     config: ConfigFile,
     overrides: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue a training that was cut short.")] = False,
-    print_config: Annotated[bool, typer.Option("--print-config", help="Print the resolved configuration and stop.")] = False,
+    print_config: Annotated[
+        bool, typer.Option("--print-config", help="Print the resolved configuration and stop.")
+    ] = False,
 ) -> None:
     """Train a small diffusion model on images of your own (a folder, Parquet, npz or IDX files).
 
@@ -68,7 +81,8 @@ def train_teacher(
     def report(row: dict[str, float]) -> None:
         console.print(
             f"step {row['step']:6.0f}/{resolved.steps}  loss {row['loss']:.4f}  {row['images_per_second']:6.0f} images/s  "
-            f"{row['eta_seconds'] / 60:5.1f} min left", highlight=False,
+            f"{row['eta_seconds'] / 60:5.1f} min left",
+            highlight=False,
         )
 
     console.print(f"teacher saved in {train(resolved, resume=resume, report=report)}")
@@ -84,7 +98,7 @@ def evaluate(
 
     Example: redif evaluate runs/demo evaluation.held_out=10000
     """
-    from redif_ray.pipeline.evaluate import evaluate as measure
+    from redif_ray.pipeline.afterwards import evaluate as measure
 
     path = measure(run, overrides or [], checkpoint=checkpoint, console=console)
     console.print(f"written to {path}")
@@ -92,7 +106,9 @@ def evaluate(
 
 @app.command()
 def sample(
-    model: Annotated[str, typer.Argument(help="A run folder, an exported student, a diffusers folder or a shipped teacher.")],
+    model: Annotated[
+        str, typer.Argument(help="A run, an exported student, a diffusers folder or a shipped teacher.")
+    ],
     out: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("samples.png"),
     count: Annotated[int, typer.Option(min=1)] = 40,
     seed: Annotated[int, typer.Option(min=0)] = 0,
@@ -113,7 +129,7 @@ def export(
     checkpoint: Annotated[str, typer.Option(help="best, warm_start, or a folder below checkpoints/.")] = "best",
 ) -> None:
     """Write a checkpoint of a run as a diffusers folder that others load without redif-ray."""
-    from redif_ray.pipeline.evaluate import export_checkpoint
+    from redif_ray.pipeline.afterwards import export_checkpoint
 
     console.print(f"student written to {export_checkpoint(run, out, checkpoint)}")
 

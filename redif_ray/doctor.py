@@ -27,16 +27,31 @@ def report() -> Table:
     view.add_row("python", f"{platform.python_version()} on {platform.machine()} {platform.system()}")
     view.add_row("packages", ", ".join(f"{p} {_version(p)}" for p in PACKAGES))
     memory = psutil.virtual_memory()
-    view.add_row("machine", f"{os.cpu_count()} CPUs, {memory.available / 1e9:.1f} of {memory.total / 1e9:.1f} GB memory free, "
-                            f"{shutil.disk_usage(Path.cwd()).free / 1e9:.0f} GB disk free here")
-    view.add_row("torch", f"CPU capability {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads")
+    view.add_row(
+        "machine",
+        f"{os.cpu_count()} CPUs, {memory.available / 1e9:.1f} of {memory.total / 1e9:.1f} GB memory free, "
+        f"{shutil.disk_usage(Path.cwd()).free / 1e9:.0f} GB disk free here",
+    )
+    view.add_row(
+        "torch", f"CPU capability {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
+    )
     view.add_row("CUDA", _cuda())
     view.add_row("Ray", _ray())
     view.add_row("MLflow", _mlflow())
     view.add_row("teachers", ", ".join(_assets("teachers")) or "none shipped")
     view.add_row("judges", ", ".join(_assets("judges")) or "none shipped")
-    view.add_row("encoders", ", ".join(["classifier-a", *(
-        name if importlib.util.find_spec(module) else f"{name} (not installed)" for name, module in ENCODERS.items())]))
+    view.add_row(
+        "encoders",
+        ", ".join(
+            [
+                "classifier-a",
+                *(
+                    name if importlib.util.find_spec(module) else f"{name} (not installed)"
+                    for name, module in ENCODERS.items()
+                ),
+            ]
+        ),
+    )
     return view
 
 
@@ -59,8 +74,11 @@ def _ray() -> str:
     from ray._private.services import find_gcs_addresses
 
     found = sorted(find_gcs_addresses())
-    return f"running at {', '.join(found)} (ray.address=auto joins it)" if found else (
-        "no cluster runs here; ray.address=local starts a private one")
+    return (
+        f"running at {', '.join(found)} (ray.address=auto joins it)"
+        if found
+        else ("no cluster runs here; ray.address=local starts a private one")
+    )
 
 
 def _mlflow() -> str:

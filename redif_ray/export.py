@@ -86,7 +86,7 @@ def _scheduler(student: DiffusionModel, schedule: Schedule) -> Any:
     config, end = student.scheduler.config, schedule.levels.sigma[-1]
     scheduler: Any = EulerDiscreteScheduler(
         **{key: config[key] for key in BETAS},
-        prediction_type=student.prediction_type,
+        rescale_betas_zero_snr=config.get("rescale_betas_zero_snr", False), prediction_type=student.prediction_type,
         timestep_spacing="trailing", final_sigmas_type="sigma_min" if end > 0 else "zero",
     )
     if student.clip is not None:  # Euler's step does not clip; the card's code does, and this package

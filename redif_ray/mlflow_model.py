@@ -1,4 +1,4 @@
-"""The student as an MLflow model (models from code): `predict` takes rows with a `seed` and, where it has them, a `label`."""
+"""The student as an MLflow model, from code: `predict` takes rows with a `seed` and, if it has classes, a `label`."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
-import numpy as np
 import torch
 from diffusers import EulerDiscreteScheduler
 
 
-class Student(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
+class Student(mlflow.pyfunc.PythonModel):
     def load_context(self, context: Any) -> None:
         import diffusers
 
@@ -24,7 +23,7 @@ class Student(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
 
     @torch.no_grad()
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # MLflow reads hints as a schema
-        """Images [n, C, H, W] float32 in [0, 1], one for each row of a data frame with columns `seed` and maybe `label`."""
+        """Images [n, C, H, W] float32 in [0, 1], one a row of a data frame with columns `seed` and maybe `label`."""
         scheduler = EulerDiscreteScheduler.from_pretrained(self.folder / "scheduler")
         scheduler.set_timesteps(timesteps=self.settings["timesteps"])
         size, channels = self.network.config.sample_size, self.network.config.in_channels

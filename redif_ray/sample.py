@@ -23,8 +23,10 @@ def sample(model: str, out: Path, *, count: int, seed: int, label: int | None, s
     """Write `count` images of `model` to the PNG `out`; a student uses the schedule it was trained for."""
     source, network, schedule, guidance = _load(model, steps)
     if label is not None and (network.num_classes is None or not 0 <= label < network.num_classes):
-        raise ValueError(f"--label {label}: {source} has " + (
-            "no classes" if network.num_classes is None else f"classes 0 to {network.num_classes - 1}"))
+        raise ValueError(
+            f"--label {label}: {source} has "
+            + ("no classes" if network.num_classes is None else f"classes 0 to {network.num_classes - 1}")
+        )
     images = [
         draw(network, schedule, list(range(i, min(i + BATCH, count))), seed=seed, label=label, guidance=guidance)
         for i in range(0, count, BATCH)
@@ -42,8 +44,9 @@ def draw(
         conditions = [label if label is not None else g % model.num_classes for g in groups]
     encoded = model.encode(conditions)
     unit = noise.initial_noise(groups, model.latent_shape, seed=seed, stream=Stream.HELD_OUT)
-    return model.decode(solvers.sample(
-        "euler", lambda x, level: model.predict(x, level, encoded, guidance=guidance), unit, schedule))
+    return model.decode(
+        solvers.sample("euler", lambda x, level: model.predict(x, level, encoded, guidance=guidance), unit, schedule)
+    )
 
 
 def _load(source: str, steps: int) -> tuple[str, DiffusionModel, Schedule, float]:

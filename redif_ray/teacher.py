@@ -6,27 +6,41 @@ A DiT (Peebles & Xie, arXiv 2212.09748) with v-prediction (Salimans & Ho, arXiv 
 
 from __future__ import annotations
 
+import json
 import math
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from diffusers import DDPMScheduler, DiTTransformer2DModel
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from redif_ray.checkpoint import load_checkpoint, load_optimizer, optimizer_tensors, pack, save_checkpoint, unpack
+from redif_ray.checkpoint import (
+    find_checkpoint,
+    load_checkpoint,
+    load_optimizer,
+    optimizer_tensors,
+    pack,
+    save_checkpoint,
+    unpack,
+)
+from redif_ray.config import Strict
 from redif_ray.data.images import ImageSet, load_images
 from redif_ray.diffusion import noise
 from redif_ray.diffusion.noise import Stream
+from redif_ray.errors import UserError
 
 
-class TeacherConfig(BaseModel):
+class TeacherError(UserError, RuntimeError):
+    """A teacher that cannot be trained as asked; the message says what to do."""
+
+
+class TeacherConfig(Strict):
     """What `redif train-teacher` reads. The defaults are the shipped Fashion-MNIST teacher's."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     data: str = Field(description="images: IDX folder, folder of class folders, .parquet or .npz")
     out: str = Field(description="the diffusers folder to write; must not exist")
@@ -49,11 +63,14 @@ class TeacherConfig(BaseModel):
     parameterization: Literal["v_prediction", "epsilon"] = "v_prediction"
 
 
-def build_network(config: TeacherConfig, images: ImageSet) -> DiTTransformer2DModel:
-    """A fresh DiT for these images, its weights a function of the seed."""
+def build_network(config: TeacherConfig, images: ImageSet) -> Any:
+    """A fresh `DiTTransformer2DModel` for these images, its weights a function of the seed. Raises TeacherError."""
     edge = images.images.shape[-1]
     if images.images.shape[-2] != edge or edge % config.patch:
-        raise ValueError(f"images are {images.images.shape[-2:]}; expected squares whose edge divides by patch={config.patch}")
+        raise TeacherError(
+            f"images are {images.images.shape[-2:]} pixels; expected squares whose edge divides by "
+            f"patch={config.patch}; set size, or another patch"
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         network = DiTTransformer2DModel(
@@ -66,7 +83,7 @@ def build_network(config: TeacherConfig, images: ImageSet) -> DiTTransformer2DMo
     return network
 
 
-def zero_gates(network: DiTTransformer2DModel) -> None:
+def zero_gates(network: Any) -> None:
     """adaLN-zero: blocks start as the identity and the output as zero (diffusers' constructor does not do it)."""
     for block in network.transformer_blocks:
         torch.nn.init.zeros_(block.norm1.linear.weight)
@@ -122,35 +139,46 @@ class Batches:
         return {"x": alpha * x0 + sigma * noise_image, "t": t, "labels": labels, "target": target}
 
 
-def train(config: TeacherConfig, *, resume: bool = False, report: Callable[[dict[str, float]], None] = lambda _: None) -> Path:
+def train(
+    config: TeacherConfig, *, resume: bool = False, report: Callable[[dict[str, float]], None] = lambda _: None
+) -> Path:
     """Train and save; returns the diffusers folder. `report` gets step, loss, images_per_second and eta_seconds.
 
     A run that was cut short continues with `resume=True` and ends with the same weights (CPU, same thread count).
+    Raises TeacherError, ImageSetError and CheckpointError.
     """
     out = Path(config.out)
     work = out.with_name(f"{out.name}.training")
+    last = find_checkpoint(work / "last")
     if out.exists():
-        raise FileExistsError(f"{out} exists; choose another `out` or move it away")
-    if work.exists() and not resume:
-        raise FileExistsError(f"{work} holds an unfinished training; pass --resume to continue it, or move it away")
+        raise TeacherError(f"{out} exists; choose another `out` or move it away")
+    if last is not None and not resume:
+        raise TeacherError(f"{work} holds an unfinished training; pass --resume to continue it, or move it away")
+    if last is None and resume:
+        raise TeacherError(f"{work} holds no checkpoint to resume; leave --resume out to start the training")
     if config.threads:
         torch.set_num_threads(config.threads)
     images = load_images(config.data, size=config.size)
-    network = build_network(config, images).to(config.device).eval()  # eval: labels are dropped by us, seeded
-    scheduler = DDPMScheduler(
+    network: Any = build_network(config, images).to(config.device).eval()  # eval: labels are dropped by us, seeded
+    scheduler: Any = DDPMScheduler(
         beta_schedule="squaredcos_cap_v2", prediction_type=config.parameterization, clip_sample=False,
         timestep_spacing="trailing",
     )
     names = [name for name, _ in network.named_parameters()]
     average = {name: p.detach().clone() for name, p in network.named_parameters()}
-    optimizer = torch.optim.AdamW(network.parameters(), lr=config.lr, betas=(0.9, 0.99), weight_decay=config.weight_decay)
+    optimizer = torch.optim.AdamW(
+        network.parameters(), lr=config.lr, betas=(0.9, 0.99), weight_decay=config.weight_decay
+    )
     batches = Batches(images, config, scheduler.alphas_cumprod)
 
     first = 0
-    if resume and (work / "last").exists():
+    if last is not None:
         tensors, meta = load_checkpoint(work / "last")
-        if meta["config"] != config.model_dump(exclude={"out", "threads", "device"}):
-            raise ValueError(f"{work} was trained with another configuration; resume it with that one, or move it away")
+        now = config.model_dump(exclude={"out", "threads", "device"})
+        changed = [f"{key}: {meta['config'].get(key)!r} then, {now[key]!r} now" for key in now
+                   if now[key] != meta["config"].get(key)]
+        if changed:
+            raise TeacherError(f"{work} was started with another configuration ({'; '.join(changed)}); move it away")
         network.load_state_dict(unpack("network", tensors))
         average = {k: v.to(config.device) for k, v in unpack("ema", tensors).items()}
         load_optimizer(optimizer, names, unpack("optimizer", tensors))
@@ -164,7 +192,7 @@ def train(config: TeacherConfig, *, resume: bool = False, report: Callable[[dict
         output = network(batch["x"], batch["t"], class_labels=batch["labels"]).sample
         loss = (output - batch["target"]).square().mean()
         if not torch.isfinite(loss):
-            raise FloatingPointError(f"the loss is {loss.item()} at step {step}; lower lr (now {config.lr})")
+            raise TeacherError(f"the loss is {loss.item()} at step {step}; lower lr (now {config.lr})")
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
@@ -188,13 +216,12 @@ def train(config: TeacherConfig, *, resume: bool = False, report: Callable[[dict
             )
     network.load_state_dict(average, strict=False)
     save_folder(out, network, scheduler, images)
+    shutil.rmtree(work, ignore_errors=True)
     return out
 
 
-def save_folder(out: Path, network: DiTTransformer2DModel, scheduler: DDPMScheduler, images: ImageSet) -> None:
+def save_folder(out: Path, network: Any, scheduler: Any, images: ImageSet) -> None:
     """The layout of diffusers' DiTPipeline, without a VAE: this model works on pixels."""
-    import json
-
     partial = out.with_name(f".{out.name}.partial")
     network.to("cpu").save_pretrained(partial / "transformer")
     scheduler.save_pretrained(partial / "scheduler")

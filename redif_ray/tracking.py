@@ -1,8 +1,8 @@
 """MLflow: the one place that talks to it. SQLite beside the runs by default, any tracking URI otherwise.
 
-Metrics are buffered and written a batch at a time, one transaction a round at least, so that a run that is cut and resumed
-neither loses nor doubles a step. A server that goes away costs nothing but delay: what could not be written stays in the
-buffer and goes out with the next batch.
+Metrics are buffered and written a batch at a time, one transaction a round at least, so that a run that is cut and
+resumed neither loses nor doubles a step. A server that goes away costs nothing but delay: what could not be written
+stays in the buffer and goes out with the next batch.
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ from __future__ import annotations
 import logging
 import math
 import os
+import sqlite3
 import subprocess
 import time
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,7 @@ from redif_ray.config import Config
 from redif_ray.errors import UserError
 
 log = logging.getLogger(__name__)
+SQLITE = "sqlite:///"
 FLUSH_SECONDS = 2.0
 BATCH = 1000  # MLflow's limit of metrics a call
 
@@ -45,7 +48,19 @@ def tracking_uri(config: Config) -> str | None:
     uri = config.tracking.uri
     if uri == "off":
         return None
-    return uri or f"sqlite:///{Path(config.run.root).resolve() / 'mlflow.db'}"
+    return uri or f"{SQLITE}{Path(config.run.root).resolve() / 'mlflow.db'}"
+
+
+def _file(uri: str) -> Path:
+    """The file of an SQLite URI, which may end in ?timeout=..."""
+    return Path(uri.removeprefix(SQLITE).partition("?")[0])
+
+
+def _probe(path: Path) -> None:
+    """Open the SQLite file once ourselves: what cannot work fails at once, where MLflow retries for 100 s."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA schema_version")
 
 
 def flatten(tree: BaseModel | Mapping[str, Any], prefix: str = "") -> dict[str, str]:
@@ -63,7 +78,8 @@ def flatten(tree: BaseModel | Mapping[str, Any], prefix: str = "") -> dict[str, 
 def git_commit(folder: Path) -> str | None:
     """The commit of the checkout that holds `folder`, with a mark when it is modified; None outside one."""
     def git(*words: str) -> str:
-        return subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, check=True).stdout.strip()
+        done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, check=True)
+        return done.stdout.strip()
 
     try:
         return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "--untracked-files=no") else "")
@@ -75,25 +91,25 @@ class Tracker:
     """One MLflow run. `run_id` continues an existing one."""
 
     def __init__(self, uri: str, experiment: str, run_name: str, run_id: str | None = None) -> None:
-        if uri.startswith("sqlite:///"):
-            Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
         logging.getLogger("alembic").setLevel(logging.WARNING)
         logging.getLogger("mlflow").setLevel(logging.ERROR)
         try:
+            if uri.startswith(SQLITE):
+                _probe(_file(uri))
             self.uri, self.client = uri, MlflowClient(tracking_uri=uri)
             if run_id is None:
                 run_id = self._create(experiment, run_name)
             else:
                 self.client.set_terminated(run_id, status=RunStatus.to_string(RunStatus.RUNNING))
+            self.run_id = run_id
+            self.last_step = self._last_step()
         except Exception as error:  # MLflow raises its own, SQLAlchemy's and requests' errors here
             raise TrackingError(
                 f"the MLflow store {uri} cannot be used ({type(error).__name__}: {str(error).splitlines()[0]}); "
                 "set tracking.uri to one that can, or tracking.uri=off"
             ) from error
-        self.run_id = run_id
         self.pending: list[Metric] = []
         self.flushed = time.monotonic()
-        self.last_step = self._last_step()
 
     def _create(self, experiment: str, run_name: str) -> str:
         found = self.client.get_experiment_by_name(experiment)
@@ -106,8 +122,8 @@ class Tracker:
 
     def _create_experiment(self, experiment: str) -> str:
         location = None
-        if self.uri.startswith("sqlite:///"):
-            location = (Path(self.uri.removeprefix("sqlite:///")).parent / "mlartifacts").resolve().as_uri()
+        if self.uri.startswith(SQLITE):
+            location = (_file(self.uri).parent / "mlartifacts").resolve().as_uri()
         try:
             return str(self.client.create_experiment(experiment, artifact_location=location))
         except MlflowException:  # another run made it in the meantime
@@ -116,9 +132,9 @@ class Tracker:
                 raise
             return str(found.experiment_id)
 
-    def _last_step(self) -> int:
+    def _last_step(self) -> float:
         history = self.client.get_metric_history(self.run_id, "round")
-        return max((m.step for m in history), default=-1)
+        return max((m.step for m in history), default=-math.inf)  # the untrained student's step is -1
 
     def params(self, values: Mapping[str, str]) -> None:
         params = [Param(key, value[:6000]) for key, value in values.items()]
@@ -129,7 +145,7 @@ class Tracker:
         self.client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in values.items()])
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
-        """Buffer one round's metrics; a step that is already in the store is left out."""
+        """Buffer one round's metrics; a step that is already in the store, and values not finite, are left out."""
         if step <= self.last_step:
             return
         stamp = int(time.time() * 1000)

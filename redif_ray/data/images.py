@@ -8,6 +8,9 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
+import json
+import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +22,7 @@ from PIL import Image, UnidentifiedImageError
 from redif_ray.errors import UserError
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif"}
+CLASSES = b"redif.classes"  # where a Parquet file that we wrote names its classes
 
 FASHION_MNIST_CLASSES = (
     "T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
@@ -50,8 +54,10 @@ class ImageSet:
             )
         if len(self.images) == 0:
             raise ImageSetError("the image set is empty")
-        if self.labels is not None and len(self.labels) != len(self.images):
-            raise ImageSetError(f"{len(self.labels)} labels for {len(self.images)} images")
+        if self.labels is not None and (self.labels.dtype != np.int64 or self.labels.shape != self.images.shape[:1]):
+            raise ImageSetError(
+                f"labels are {self.labels.dtype} {self.labels.shape}; expected int64 [{len(self.images)}], one an image"
+            )
         if self.labels is not None and not 0 <= self.labels.min() <= self.labels.max() < len(self.classes):
             raise ImageSetError(f"labels span {self.labels.min()}..{self.labels.max()} for {len(self.classes)} classes")
 
@@ -68,16 +74,18 @@ def load_images(source: str | Path, *, split: str = "train", size: int | None = 
     split: `train` or `test`, for IDX folders that hold both.
     size: edge in pixels; other images are centre-cropped to a square and resized (box filter). None keeps them, and
         then all must agree.
+
+    Grey images stay grey, all others become RGB; transparency is dropped. Raises ImageSetError.
     """
     path = Path(source).expanduser()
     if not path.exists():
         raise ImageSetError(f"no such image set: {path}")
     if path.is_dir():
-        return _read_idx(path, split) if _has_idx(path) else _read_folder(path, size)
+        return _resized(_read_idx(path, split), size) if _has_idx(path) else _read_folder(path, size)
     if path.suffix == ".parquet":
         return _read_parquet(path, size)
     if path.suffix == ".npz":
-        return _read_npz(path)
+        return _resized(_read_npz(path), size)
     raise ImageSetError(f"{path}: expected a folder, a .parquet or a .npz file")
 
 
@@ -86,19 +94,28 @@ def _has_idx(folder: Path) -> bool:
 
 
 def _read_idx(folder: Path, split: str) -> ImageSet:
-    prefix = {"train": "train", "test": "t10k"}[split]
-    images = _idx_array(folder, f"{prefix}-images-idx3-ubyte")
-    labels = _idx_array(folder, f"{prefix}-labels-idx1-ubyte").astype(np.int64)
-    count = int(labels.max()) + 1
-    names = FASHION_MNIST_CLASSES if _is_fashion_mnist(folder, prefix) else tuple(str(i) for i in range(count))
+    if split not in ("train", "test"):
+        raise ImageSetError(f"split={split!r}: expected train or test")
+    prefix = "train" if split == "train" else "t10k"
+    images = _idx_array(folder, f"{prefix}-images-idx3-ubyte", 3)
+    labels = _idx_array(folder, f"{prefix}-labels-idx1-ubyte", 1).astype(np.int64)
+    names = FASHION_MNIST_CLASSES if _is_fashion_mnist(folder, prefix) else _numbered(labels)
     return ImageSet(images[:, None], labels, names)
+
+
+def _numbered(labels: np.ndarray) -> tuple[str, ...]:
+    """Names for classes that have none: 0 to the largest label."""
+    return tuple(str(i) for i in range(int(labels.max(initial=-1)) + 1))
 
 
 def _idx_bytes(folder: Path, name: str) -> bytes:
     for path in (folder / name, folder / f"{name}.gz"):
         if path.exists():
             data = path.read_bytes()
-            return gzip.decompress(data) if path.suffix == ".gz" else data
+            try:
+                return gzip.decompress(data) if path.suffix == ".gz" else data
+            except (OSError, EOFError, zlib.error) as error:
+                raise ImageSetError(f"{path} is not a whole gzip file: {error}") from error
     raise ImageSetError(f"{folder} has no {name} or {name}.gz")
 
 
@@ -107,13 +124,12 @@ def _is_fashion_mnist(folder: Path, prefix: str) -> bool:
     return hashlib.sha256(_idx_bytes(folder, name)).hexdigest() == FASHION_MNIST_SHA256[name]
 
 
-def _idx_array(folder: Path, name: str) -> np.ndarray:
+def _idx_array(folder: Path, name: str, ndim: int) -> np.ndarray:
     """IDX: two zero bytes, 0x08 for uint8, the number of dimensions, each as big-endian uint32, then the data."""
-    raw = _idx_bytes(folder, name)
-    if len(raw) < 4 or raw[:3] != b"\0\0\x08":
-        raise ImageSetError(f"{folder / name} is not an IDX file of unsigned bytes")
-    dims = tuple(np.frombuffer(raw, ">u4", raw[3], 4).tolist())
-    start = 4 + 4 * len(dims)
+    raw, start = _idx_bytes(folder, name), 4 + 4 * ndim
+    if len(raw) < start or raw[:4] != bytes([0, 0, 8, ndim]):
+        raise ImageSetError(f"{folder / name} is not an IDX file of unsigned bytes in {ndim} dimensions")
+    dims = tuple(np.frombuffer(raw, ">u4", ndim, 4).tolist())
     if len(raw) - start != int(np.prod(dims)):
         raise ImageSetError(f"{folder / name} holds {len(raw) - start} bytes, its header says {dims}")
     return np.frombuffer(raw, np.uint8, offset=start).reshape(dims)
@@ -124,33 +140,60 @@ def check_fashion_mnist(folder: str | Path) -> None:
     for name, expected in FASHION_MNIST_SHA256.items():
         found = hashlib.sha256(_idx_bytes(Path(folder), name)).hexdigest()
         if found != expected:
-            raise ImageSetError(f"{Path(folder) / name}: sha256 {found[:16]}... is not the published {expected[:16]}...")
+            raise ImageSetError(
+                f"{Path(folder) / name}: sha256 {found[:16]}... is not the published {expected[:16]}..."
+            )
 
 
 def _decode(data: bytes, size: int | None, where: str) -> np.ndarray:
+    """uint8 [1 or 3, height, width]."""
     try:
-        image = Image.open(io.BytesIO(data))
-        image = image.convert("L" if image.mode in ("L", "1", "I;16") else "RGB")
-    except (UnidentifiedImageError, OSError) as error:
+        with Image.open(io.BytesIO(data)) as opened:
+            if opened.mode.startswith("I;16"):  # Pillow would clip sixteen bits, not scale them
+                image = Image.fromarray((np.asarray(opened) >> 8).astype(np.uint8))
+            else:
+                image = opened.convert("L" if opened.mode in ("L", "LA", "1") else "RGB")
+    except (UnidentifiedImageError, OSError, SyntaxError, TypeError, Image.DecompressionBombError) as error:
         raise ImageSetError(f"{where} is not an image that can be read: {error}") from error
-    if size is not None and image.size != (size, size):
-        edge = min(image.size)
-        left, top = (image.width - edge) // 2, (image.height - edge) // 2
-        box = (left, top, left + edge, top + edge)
-        image = image.resize((size, size), Image.Resampling.BOX, box=box)
+    return _array(image if size is None else _square(image, size))
+
+
+def _square(image: Image.Image, size: int) -> Image.Image:
+    """The largest square in the middle, `size` pixels wide."""
+    edge = min(image.size)
+    left, top = (image.width - edge) // 2, (image.height - edge) // 2
+    return image.resize((size, size), Image.Resampling.BOX, box=(left, top, left + edge, top + edge))
+
+
+def _picture(array: np.ndarray) -> Image.Image:
+    return Image.fromarray(array[0] if array.shape[0] == 1 else np.ascontiguousarray(array.transpose(1, 2, 0)))
+
+
+def _array(image: Image.Image) -> np.ndarray:
     array = np.asarray(image)
     return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
 
 
+def _resized(images: ImageSet, size: int | None) -> ImageSet:
+    if size is None or images.images.shape[2:] == (size, size):
+        return images
+    pixels = np.stack([_array(_square(_picture(image), size)) for image in images.images])
+    return ImageSet(pixels, images.labels, images.classes)
+
+
 def _stack(images: list[np.ndarray], source: Path) -> np.ndarray:
     shapes = sorted({image.shape for image in images})
+    if not shapes:
+        raise ImageSetError(f"{source} holds no images")
     if len(shapes) > 1:
-        raise ImageSetError(f"{source}: images differ in shape ({shapes[0]}, {shapes[1]}, ...); pass a size, or convert them")
+        raise ImageSetError(
+            f"{source}: images differ in shape ({shapes[0]}, {shapes[1]}, ...); pass a size, or convert them"
+        )
     return np.stack(images)
 
 
 def _read_folder(folder: Path, size: int | None) -> ImageSet:
-    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
     if not files:
         raise ImageSetError(f"{folder} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}) and no IDX files")
     images = _stack([_decode(p.read_bytes(), size, str(p)) for p in files], folder)
@@ -176,17 +219,21 @@ def _read_parquet(path: Path, size: int | None) -> ImageSet:
     if "label" not in table.column_names:
         return ImageSet(images, None, ())
     values = table["label"].to_pylist()
-    if all(isinstance(v, int) for v in values):
-        return ImageSet(images, np.array(values, np.int64), tuple(str(i) for i in range(max(values) + 1)))
-    classes = tuple(sorted({str(v) for v in values}))
-    return ImageSet(images, np.array([classes.index(str(v)) for v in values], np.int64), classes)
+    if all(type(v) is int for v in values):
+        labels, names = np.array(values, np.int64), (table.schema.metadata or {}).get(CLASSES)
+        return ImageSet(images, labels, tuple(json.loads(names)) if names else _numbered(labels))
+    if not all(isinstance(v, str) for v in values):
+        kind = table.schema.field("label").type
+        raise ImageSetError(f"{path}: column label is {kind}, or has gaps; expected integers or text in every row")
+    classes = tuple(sorted(set(values)))
+    return ImageSet(images, np.array([classes.index(v) for v in values], np.int64), classes)
 
 
 def _read_npz(path: Path) -> ImageSet:
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as stream, np.lib.npyio.NpzFile(stream, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ImageSetError(f"{path} is not a plain npz (object arrays are never unpickled): {error}") from error
     if "images" not in arrays:
         raise ImageSetError(f"{path} holds {sorted(arrays)}; expected `images` and optionally `labels`")
@@ -195,19 +242,23 @@ def _read_npz(path: Path) -> ImageSet:
         images = images[:, None]
     elif images.ndim == 4 and images.shape[1] not in (1, 3):
         images = images.transpose(0, 3, 1, 2)
-    labels = arrays["labels"].astype(np.int64) if "labels" in arrays else None
-    classes = () if labels is None else tuple(str(i) for i in range(int(labels.max()) + 1))
-    return ImageSet(np.ascontiguousarray(images), labels, classes)
+    if "labels" not in arrays:
+        return ImageSet(np.ascontiguousarray(images), None, ())
+    if not np.issubdtype(arrays["labels"].dtype, np.integer):
+        raise ImageSetError(f"{path}: labels are {arrays['labels'].dtype}; expected integers")
+    labels = arrays["labels"].astype(np.int64)
+    return ImageSet(np.ascontiguousarray(images), labels, _numbered(labels))
 
 
 def write_parquet(path: str | Path, images: ImageSet) -> None:
     """Write `images` as PNG bytes with integer labels, zstd-compressed: what `load_images` reads back unchanged."""
     def png(image: np.ndarray) -> bytes:
         buffer = io.BytesIO()
-        Image.fromarray(image[0] if image.shape[0] == 1 else image.transpose(1, 2, 0)).save(buffer, "PNG", optimize=True)
+        _picture(image).save(buffer, "PNG", optimize=True)
         return buffer.getvalue()
 
     columns: dict[str, pa.Array] = {"image": pa.array([png(image) for image in images.images], pa.binary())}
     if images.labels is not None:
         columns["label"] = pa.array(images.labels, pa.int64())
-    pq.write_table(pa.table(columns), path, compression="zstd")
+    table = pa.table(columns).replace_schema_metadata({CLASSES: json.dumps(images.classes)})
+    pq.write_table(table, path, compression="zstd")

@@ -3,16 +3,15 @@
     <root>/<fingerprint>/about.json           what the fingerprint stands for
     <root>/<fingerprint>/<sha256 of rows>.parquet
 
-A file's name is the hash of its (stream, group, condition) rows, its folder that of everything else that decides an image
-(teacher weights, solver, steps, schedule, guidance, seed). So a run finds the targets that another has made, and never
-takes one that differs in anything. Files are written whole or not at all; pages carry checksums.
+A file's name is the hash of its (stream, group, condition) rows, its folder that of everything else that decides an
+image (teacher weights, solver, steps, schedule, guidance, seed). So a run finds the targets that another has made, and
+never takes one that differs in anything. Files are written whole or not at all; pages carry checksums.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -49,7 +48,8 @@ class TargetStore:
                 self._write(about, json.dumps(dict(identity), indent=1, sort_keys=True).encode())
         except OSError as error:
             raise TargetStoreError(
-                f"the target store {self.folder} cannot be used: {error}; set teacher.store to a folder that can be written"
+                f"the target store {self.folder} cannot be used: {error}; "
+                "set teacher.store to a folder that can be written"
             ) from error
 
     def path(self, stream: Stream, groups: Sequence[int], conditions: Sequence[Condition]) -> Path:
@@ -57,7 +57,7 @@ class TargetStore:
         return self.folder / f"{content_hash(rows)}.parquet"
 
     def get(self, stream: Stream, groups: Sequence[int], conditions: Sequence[Condition]) -> np.ndarray | None:
-        """[G, C, H, W] float32, or None where no run has made them yet."""
+        """[G, C, H, W] float32, or None where no run has made them yet. Raises TargetStoreError."""
         path = self.path(stream, groups, conditions)
         if not path.exists():
             return None
@@ -67,16 +67,21 @@ class TargetStore:
             found = table["group"].to_pylist()
             image = np.frombuffer(b"".join(table["image"].to_pylist()), np.float32).reshape(-1, *shape)
         except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
-            raise TargetStoreError(f"{path} is corrupt ({error}); delete it and its targets are computed again") from error
-        if found != list(groups):
-            raise TargetStoreError(f"{path} holds groups {found[:4]}..., not {list(groups)[:4]}...; delete it")
+            raise TargetStoreError(f"{path} is corrupt ({error}); delete it, and it is computed again") from error
+        if found != list(groups) or len(image) != len(groups):
+            raise TargetStoreError(
+                f"{path} holds {len(image)} images of groups {found[:4]}..., expected {list(groups)[:4]}...; delete it"
+            )
         return image
 
     def put(
         self, stream: Stream, groups: Sequence[int], conditions: Sequence[Condition], images: np.ndarray
     ) -> None:
+        """Store float32 [G, C, H, W]. Raises ValueError on other images, TargetStoreError where the disk refuses."""
         if images.dtype != np.float32 or len(images) != len(groups):
             raise ValueError(f"targets are {images.dtype} {images.shape}; expected float32 [{len(groups)}, C, H, W]")
+        if not np.isfinite(images).all():
+            raise ValueError(f"targets of groups {list(groups)[:4]}... are not finite; they are not stored")
         table = pa.table(
             {
                 "stream": pa.array([int(stream)] * len(groups), pa.int64()),
@@ -91,12 +96,14 @@ class TargetStore:
         try:
             self._write(path, sink.getvalue().to_pybytes())
         except OSError as error:
-            raise TargetStoreError(f"cannot write {path}: {error}; free space or set teacher.store elsewhere") from error
+            raise TargetStoreError(
+                f"cannot write {path}: {error}; free space or set teacher.store elsewhere"
+            ) from error
 
     def _write(self, path: Path, data: bytes) -> None:
         partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")  # workers may write the same file at once
         try:
             partial.write_bytes(data)
-            os.replace(partial, path)
+            partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)

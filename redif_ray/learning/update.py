@@ -26,7 +26,7 @@ from redif_ray.diffusion.transition import log_prob
 from redif_ray.learning.anchor import anchor_loss
 from redif_ray.learning.batch import RoundBatch
 from redif_ray.learning.losses import Surrogate, default_clip, grpo_guard, ppo_clip, reinforce, step_weights
-from redif_ray.learning.policy import Predict, check_ratio, policy_mean
+from redif_ray.learning.policy import Predict, check_ratio, checked_rows, policy_mean
 from redif_ray.learning.regularisers import DivergenceKind, divergence
 from redif_ray.learning.step import AllReduce, optimiser_step
 
@@ -91,7 +91,7 @@ class Updater:
         fresh = check_ratio(self.predict, batch, self.schedule, self.stds, self.ratio_tolerance, self.config.microbatch)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        sums: dict[str, float] = defaultdict(float, forward=len(batch.rows) * int((self.stds > 0).sum()))
+        sums: dict[str, float] = defaultdict(float, forward=len(checked_rows(len(batch.rows))) * int((self.stds > 0).sum()))
         pairs, norms = len(self.steps) * batch.total_rows, []
         for epoch in range(self.config.inner_epochs):
             order = noise.permutation(pairs, Stream.MINIBATCH, seed=seed, round=round, group=epoch)

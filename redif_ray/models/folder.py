@@ -59,8 +59,9 @@ def load_scheduler(folder: Path) -> Any:
     if not path.is_file():
         raise ModelError(f"{folder} has no scheduler/{path.name}; expected that which the network was trained with")
     name = json.loads(path.read_text()).get("_class_name")
-    kind = getattr(diffusers, str(name), None)
-    if not (isinstance(kind, type) and issubclass(kind, SchedulerMixin)):
+    kind: Any = getattr(diffusers, str(name), None)
+    known = isinstance(kind, type) and issubclass(kind, SchedulerMixin)
+    if not known:
         raise ModelError(f"{path}: _class_name={name!r} is no scheduler of diffusers {diffusers.__version__}")
     return kind.from_pretrained(path.parent)
 

@@ -23,9 +23,9 @@ ENVIRONMENT = {
 for _name, _value in ENVIRONMENT.items():
     os.environ.setdefault(_name, _value)
 
-import ray
+import ray  # noqa: E402  # after the environment that it reads
 
-from redif_ray.config import Config, ConfigError
+from redif_ray.config import Config, ConfigError  # noqa: E402
 
 
 def needed_cpus(config: Config) -> float:
@@ -55,8 +55,12 @@ def connect(config: Config) -> Iterator[None]:
         start(config, num_cpus=config.ray.num_cpus or max(os.cpu_count() or 1, math.ceil(needed_cpus(config))))
     else:
         try:
-            ray.init(address=config.ray.address, log_to_driver=False, logging_level=logging.ERROR,
-                     runtime_env={"env_vars": ENVIRONMENT})
+            ray.init(
+                address=config.ray.address,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                runtime_env={"env_vars": ENVIRONMENT},
+            )
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise ConfigError(
                 f"ray.address={config.ray.address}: no Ray cluster answers there ({error}); start one with "
@@ -71,11 +75,17 @@ def connect(config: Config) -> Iterator[None]:
 
 def start(config: Config, *, num_cpus: int) -> None:
     """A private cluster of this process, on loopback only."""
-    # Ray's sockets lie below its folder and their paths may not exceed 107 bytes: the system's temporary folder is short.
+    # Ray's sockets lie below its folder and their paths may not exceed 107 bytes; this one is short.
     ray.init(
-        address="local", num_cpus=num_cpus, object_store_memory=config.ray.object_store_mb * 10**6,
-        include_dashboard=True, dashboard_host="127.0.0.1", log_to_driver=False, logging_level=logging.ERROR,
-        _temp_dir=str(Path(tempfile.gettempdir()) / "ray"), runtime_env={"env_vars": ENVIRONMENT},
+        address="local",
+        num_cpus=num_cpus,
+        object_store_memory=config.ray.object_store_mb * 10**6,
+        include_dashboard=True,
+        dashboard_host="127.0.0.1",
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        _temp_dir=str(Path(tempfile.gettempdir()) / "ray"),
+        runtime_env={"env_vars": ENVIRONMENT},
     )
 
 

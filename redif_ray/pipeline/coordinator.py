@@ -1,7 +1,7 @@
 """The coordinator: hands out shards, gathers (meta, reference) pairs, answers the learner's ranks.
 
-It awaits metas only; trajectories and images go from worker to learner through the object store. Its state can be rebuilt
-from (configuration, round), and it draws no random number.
+It awaits metas only; trajectories and images go from worker to learner through the object store. Its state can be
+rebuilt from (configuration, round), and it draws no random number.
 """
 
 from __future__ import annotations
@@ -10,8 +10,6 @@ import asyncio
 import time
 from dataclasses import dataclass
 from typing import Any
-
-import ray
 
 from redif_ray.config import Config
 from redif_ray.diffusion.noise import Stream
@@ -31,7 +29,6 @@ class RoundData:
     seconds: float
 
 
-@ray.remote
 class Coordinator:
     def __init__(
         self, config: Config, num_classes: int | None, weights: Any, rollout: list[Any], reward: list[Any]
@@ -48,7 +45,7 @@ class Coordinator:
         self.stopping = True
 
     async def round_for(self, round: int, key: str, rank: int, world: int) -> RoundData | None:
-        """Round `round` rolled out with weights `key`, or None when the run is to stop. Asked again, it answers alike."""
+        """Round `round` rolled out with weights `key`; None when the run is to stop. Asked again, it answers alike."""
         if self.stopping:
             return None
         return await self._gather(("round", round, key), self.plan.shards(round), key, rank, world)

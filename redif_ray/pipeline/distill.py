@@ -17,7 +17,7 @@ from redif_ray.config import Config
 from redif_ray.errors import Notice
 from redif_ray.pipeline import calibrate, estimate
 from redif_ray.pipeline.cluster import connect
-from redif_ray.pipeline.evaluate import finish
+from redif_ray.pipeline.finish import finish
 from redif_ray.pipeline.learner import Outcome, train_loop
 from redif_ray.pipeline.run_folder import RunFolder, latest_checkpoint
 from redif_ray.pipeline.session import Session, session
@@ -35,7 +35,8 @@ class Interrupted(Notice):
 def distill(config: Config, *, resume: bool = False, console: Console | None = None) -> Path:
     """Run the job to its end and return the run folder.
 
-    Raises ConfigError, RunError, CheckpointError and the like before any work is lost; Interrupted after Ctrl-C or SIGTERM.
+    Raises UserError (ConfigError, RunError, CheckpointError and the like) with nothing of the user's lost, and
+    Interrupted after Ctrl-C or SIGTERM.
     """
     console = console or Console()
     config = _absolute(config)
@@ -53,9 +54,7 @@ def distill(config: Config, *, resume: bool = False, console: Console | None = N
                 raise outcome.error
             if outcome.stopped:
                 _close_tracking(config, folder, "KILLED")
-                raise Interrupted(
-                    f"stopped after round {outcome.round} of {run.plan.rounds}; continue with --resume"
-                )
+                raise Interrupted(f"stopped after round {outcome.round} of {run.plan.rounds}; continue with --resume")
             finish(run, outcome, console)
         return folder.path
     except BaseException as error:
@@ -106,15 +105,20 @@ def _train(run: Session, calibration: calibrate.Calibration, console: Console) -
     trainer = TorchTrainer(
         train_loop,
         train_loop_config={
-            "config": run.config, "folder": str(run.folder.path), "coordinator": run.coordinator,
-            "weights": run.weights, "writer": run.writer, "calibration": calibration,
+            "config": run.config,
+            "folder": str(run.folder.path),
+            "coordinator": run.coordinator,
+            "weights": run.weights,
+            "writer": run.writer,
+            "calibration": calibration,
         },
         torch_config=TorchConfig(backend="nccl" if learner.gpu else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=learner.workers, use_gpu=learner.gpu, resources_per_worker={"CPU": learner.cpus}
         ),
         run_config=RunConfig(
-            name=f"{run.config.run.name}-{int(time.time())}", storage_path=str(run.folder.path / ".train"),
+            name=f"{run.config.run.name}-{int(time.time())}",
+            storage_path=str(run.folder.path / ".train"),
             failure_config=FailureConfig(max_failures=3),
         ),
     )
@@ -147,6 +151,7 @@ def _cause(error: BaseException) -> BaseException:
 @contextmanager
 def _stop_on_signal(run: Session, console: Console) -> Iterator[None]:
     """The first Ctrl-C or SIGTERM asks for a checkpoint; the second one is obeyed at once."""
+
     def ask(number: int, _: Any) -> None:
         console.print("\nstopping after this round and writing a checkpoint; once more to leave without")
         run.coordinator.stop.remote()
@@ -183,5 +188,8 @@ def _show_progress(run: Session, thread: threading.Thread, console: Console) -> 
             end = "\r" if console.is_terminal and last + 1 < total and "validation/reward" not in row else "\n"
             console.print(
                 f"round {last + 1:4d}/{total}  {row['phase']:<10}  {row['groups_per_second']:6.1f} groups/s  "
-                f"reward at eta 0 {shown}  {left}", end=end, highlight=False,
+                f"reward at eta 0 {shown}  {left}",
+                end=end,
+                highlight=False,
+                soft_wrap=True,
             )

@@ -71,7 +71,10 @@ def _work(config: Config, teacher: DiffusionModel, plan: RoundPlan) -> dict[str,
         "rollout and rewards": (rows * n * (1 + anchor) + groups * target, both),
         "update": (rows * n * config.learner.inner_epochs * backward, learn),
         "validation": (checks * config.validation.groups * n + config.validation.groups * target, both),
-        "evaluation": (config.evaluation.held_out * (3 * n + target + n) + config.evaluation.search * (target + 6 * n), both),
+        "evaluation": (
+            config.evaluation.held_out * (3 * n + target + n) + config.evaluation.search * (target + 6 * n),
+            both,
+        ),
     }
 
 
@@ -102,8 +105,12 @@ def _forward_seconds(teacher: DiffusionModel, plan: RoundPlan, batch: int = 16, 
 def table(e: Estimate) -> Table:
     view = Table(title="Estimate", show_header=False, box=None, padding=(0, 2), title_justify="left")
     total = sum(e.seconds.values())
-    view.add_row("time", f"{total / 60:.1f} min at {e.forward_ms:.1f} ms a network call  (" + ", ".join(
-        f"{name} {s:.0f} s" for name, s in e.seconds.items() if s >= 0.5) + ")")
+    view.add_row(
+        "time",
+        f"{total / 60:.1f} min at {e.forward_ms:.1f} ms a network call  ("
+        + ", ".join(f"{name} {s:.0f} s" for name, s in e.seconds.items() if s >= 0.5)
+        + ")",
+    )
     view.add_row("memory", f"{e.memory_mb / 1000:.1f} GB in all processes")
     view.add_row("disk", f"{e.disk_mb:.0f} MB")
     return view

@@ -1,7 +1,7 @@
 """The learner: Ray Train ranks that pull rounds, update the student, publish its weights and keep checkpoints.
 
-Round r is rolled out with `policy-r`, the weights after r rounds (staleness 0). Everything that decides the next weights is
-in the checkpoint; a restart, of this process or of the whole run, begins at the newest one and asks for its rounds again.
+Round r is rolled out with `policy-r`, the weights after r rounds (staleness 0). Everything that decides the next
+weights is in the checkpoint; a restart begins at the newest one and asks for its rounds again.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Outcome:
 
 
 def train_loop(job: dict[str, Any]) -> Outcome | None:
-    """One rank's work, as Ray Train calls it; rank 0 answers. A user error comes back as a value: retries cannot mend it."""
+    """One rank's work, as Ray Train calls it; rank 0 answers. A user error is returned: retries would not mend it."""
     context = ray.train.get_context()
     learner = Learner(job, context.get_world_rank(), context.get_world_size())
     try:
@@ -112,7 +112,8 @@ class Learner:
         """A phase has its own optimiser and its own average of the weights."""
         self.phase = phase
         lr, ema = (
-            (self.config.warm_start.lr, self.config.warm_start.ema) if phase == "warm_start"
+            (self.config.warm_start.lr, self.config.warm_start.ema)
+            if phase == "warm_start"
             else (self.config.learner.lr, self.config.learner.ema)
         )
         self.optimizer = torch.optim.AdamW(
@@ -150,7 +151,9 @@ class Learner:
         deployed = self._deployed()
         self._publish("deploy", deployed)
         count = self.config.validation.groups
-        data = ray.get(self.coordinator.deploy.remote(int(Stream.VALIDATION), count, self.round, f"deploy-{self.round}"))
+        data = ray.get(
+            self.coordinator.deploy.remote(int(Stream.VALIDATION), count, self.round, f"deploy-{self.round}")
+        )
         found, picture = self.validator(data)
         self.accounts.add_evaluation(meta for metas in data.metas for meta in metas)
         self.writer.image.remote("samples", picture, self.round)
@@ -164,14 +167,15 @@ class Learner:
         return found
 
     def _guard(self, found: Mapping[str, float]) -> None:
-        floor = self.config.guard.recall_floor * self.validator.start_recall if self.validator else 0.0
+        assert self.validator is not None
+        floor = self.config.guard.recall_floor * self.validator.start_recall
         if found["validation/recall"] < floor:
             self._checkpoint()
             raise GuardError(
                 f"validation recall fell to {found['validation/recall']:.3f} at round {self.round}, below "
                 f"{floor:.3f} (guard.recall_floor={self.config.guard.recall_floor} of the untrained student's "
-                f"{self.validator.start_recall:.3f}): the student is losing modes while its reward rises. Lower learner.lr, "
-                "raise learner.anchor.weight, or add a reward term; the last checkpoint is kept"
+                f"{self.validator.start_recall:.3f}): the student is losing modes while its reward rises. Lower "
+                "learner.lr, raise learner.anchor.weight, or add a reward term; the last checkpoint is kept"
             )
 
     def _deployed(self) -> dict[str, Tensor]:
@@ -204,8 +208,12 @@ class Learner:
         if self.average is not None:
             tensors |= pack("average", self.average.state_dict())
         meta = {
-            "round": self.round, "phase": self.phase, "best": self.best, "running": self.running.state_dict(),
-            "ledger": self.accounts.ledger.state(), "weights_sha256": weights_sha256(get_weights(self.student)),
+            "round": self.round,
+            "phase": self.phase,
+            "best": self.best,
+            "running": self.running.state_dict(),
+            "ledger": self.accounts.ledger.state(),
+            "weights_sha256": weights_sha256(get_weights(self.student)),
             "guard": self.validator.start_recall if self.validator else None,
         }
         self._save(f"round-{self.round:06d}", tensors, meta)
@@ -237,7 +245,9 @@ class Learner:
         """The untrained student's row, before round 0: the curve's first point and the guard's yardstick."""
         assert self.validator is not None
         self._publish("deploy", get_weights(self.student))
-        data = ray.get(self.coordinator.deploy.remote(int(Stream.VALIDATION), self.config.validation.groups, 0, "deploy-0"))
+        data = ray.get(
+            self.coordinator.deploy.remote(int(Stream.VALIDATION), self.config.validation.groups, 0, "deploy-0")
+        )
         found, picture = self.validator(data)
         self.validator.start_recall = found["validation/recall"]
         self.accounts.add_evaluation(meta for metas in data.metas for meta in metas)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import ray
 
 from redif_ray.tracking import Tracker
 
@@ -21,7 +20,6 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines[:-1] if line]
 
 
-@ray.remote
 class MetricsWriter:
     """The only process of a running job that talks to MLflow."""
 

@@ -67,7 +67,10 @@ def _classes(config: Config, num_classes: int | None) -> tuple[int, ...] | None:
     wanted = config.conditions
     if wanted.kind == "none" or (wanted.kind == "auto" and num_classes is None):
         if wanted.classes is not None:
-            raise ConfigError("conditions.classes: the model is sampled without classes; remove it or set conditions.kind=class")
+            raise ConfigError(
+                f"conditions.classes={list(wanted.classes)}: the model is sampled without classes; remove it"
+                " or set conditions.kind=class"
+            )
         return None
     if num_classes is None:
         raise ConfigError("conditions.kind=class: this teacher is unconditional; expected auto or none")

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import ray
 import torch
 from torch import Tensor
 
@@ -20,7 +19,6 @@ from redif_ray.rewards.base import RewardInputs
 from redif_ray.types import Meta, Scored, Shard, Trajectories, Work
 
 
-@ray.remote
 class TeacherRewardWorker:
     """Stateless but for its caches: everything a call needs is in its arguments."""
 
@@ -65,7 +63,9 @@ class TeacherRewardWorker:
             started = time.perf_counter()
             anchors, calls = self._anchors(shard, trajectories, conditions)
             work.append(Work("anchor", time.perf_counter() - started, calls))
-        return Meta(shard, self.name, tuple(work), terms=terms, teacher_terms=best), Scored(shard, terms, targets, anchors)
+        return Meta(shard, self.name, tuple(work), terms=terms, teacher_terms=best), Scored(
+            shard, terms, targets, anchors
+        )
 
     def sample(self, shard: Shard, solver: str, schedule: str, steps: int) -> tuple[Meta, np.ndarray]:
         """The teacher on another solver and schedule, at the student's guidance: a control arm of the evaluation."""
@@ -87,9 +87,7 @@ class TeacherRewardWorker:
     def _anchored(self, shard: Shard) -> bool:
         return shard.phase == "warm_start" or (shard.phase == "policy" and self.config.learner.anchor.weight > 0)
 
-    def _anchors(
-        self, shard: Shard, trajectories: Trajectories, conditions: Sequence[Any]
-    ) -> tuple[np.ndarray, int]:
+    def _anchors(self, shard: Shard, trajectories: Trajectories, conditions: Sequence[Any]) -> tuple[np.ndarray, int]:
         """The teacher's M-substep jump from every visited state, carrying the noise of the student's mean."""
         explore = shard.phase == "policy"
         schedule, config = self.student_schedule, self.config
@@ -99,7 +97,9 @@ class TeacherRewardWorker:
         jumps: list[Tensor] = []
         for k in range(schedule.steps):
             x = torch.from_numpy(trajectories.latents[k].copy()).to(self.device)
-            jumps.append(solvers.jump(predict, x, self.teacher.process, schedule[k], schedule[k + 1], stds[k], substeps))
+            jumps.append(
+                solvers.jump(predict, x, self.teacher.process, schedule[k], schedule[k + 1], stds[k], substeps)
+            )
         calls = schedule.steps * substeps * shard.rows * self.teacher.calls_per_step(config.teacher.guidance)
         return torch.stack(jumps).cpu().numpy(), calls
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from typing import Any
 
-import ray
 import torch
 from torch import Tensor
 
@@ -19,7 +18,6 @@ from redif_ray.pipeline.weights import fetch
 from redif_ray.types import Condition, Meta, Shard, Trajectories, Work
 
 
-@ray.remote
 class StudentRolloutWorker:
     """Stateless but for its caches: everything a call needs is in its arguments."""
 
@@ -36,7 +34,10 @@ class StudentRolloutWorker:
         return self.name
 
     def rollout(self, shard: Shard, weights: Any, key: str) -> tuple[Meta, Trajectories]:
-        """Trajectories of a shard under weights `key` of the store `weights`; called with num_returns=2 so that only the meta travels far."""
+        """Trajectories of a shard under weights `key` of the store `weights`.
+
+        Called with num_returns=2, so that only the meta travels to whoever asked.
+        """
         started = time.perf_counter()
         version = self._load(weights, key)
         groups, siblings, conditions = shard.per_row()
@@ -44,13 +45,22 @@ class StudentRolloutWorker:
         encoded = model.encode(conditions)
         predict = build.predictor(model, encoded, config.student.guidance)
         explore = shard.phase == "policy"
-        stds = build.policy_stds(self.schedule, config) if explore else torch.zeros(self.schedule.steps, dtype=torch.float64)
+        stds = (
+            build.policy_stds(self.schedule, config)
+            if explore
+            else torch.zeros(self.schedule.steps, dtype=torch.float64)
+        )
         unit = noise.initial_noise(shard.groups, model.latent_shape, seed=config.run.seed, stream=shard.stream)
         x = solvers.initial(self.schedule, unit.repeat_interleave(shard.siblings, 0)).to(self.device)
 
         def draw(step: int) -> Tensor:
             return noise.exploration_noise(
-                groups, siblings, model.latent_shape, seed=config.run.seed, round=shard.round, step=step,
+                groups,
+                siblings,
+                model.latent_shape,
+                seed=config.run.seed,
+                round=shard.round,
+                step=step,
                 antithetic=config.exploration.antithetic,
             ).to(self.device)
 
@@ -59,10 +69,16 @@ class StudentRolloutWorker:
         episode = rollout(predict, x, self.schedule, stds, draw, guide=guide, guided=guided)
         calls = self.schedule.steps * shard.rows * model.calls_per_step(config.student.guidance)
         data = Trajectories(
-            shard, version, self.loaded[1] if self.loaded else "",
-            episode.latents.cpu().numpy(), episode.means.cpu().numpy(), episode.log_probs.cpu().numpy(),
+            shard,
+            version,
+            self.loaded[1] if self.loaded else "",
+            episode.latents.cpu().numpy(),
+            episode.means.cpu().numpy(),
+            episode.log_probs.cpu().numpy(),
         )
-        work = Work("rollout" if shard.stream == noise.Stream.TRAIN else "evaluation", time.perf_counter() - started, calls)
+        work = Work(
+            "rollout" if shard.stream == noise.Stream.TRAIN else "evaluation", time.perf_counter() - started, calls
+        )
         return Meta(shard, self.name, (work,), version, data.weights_sha256), data
 
     def _guide(self, conditions: list[Condition], guided: Tensor, stds: Tensor) -> Guide:
@@ -72,8 +88,15 @@ class StudentRolloutWorker:
         predict = build.predictor(teacher, encoded, config.teacher.guidance)
 
         def guide(x: Tensor, k: int) -> Tensor:
-            return solvers.jump(predict, x, teacher.process, self.schedule[k], self.schedule[k + 1], stds[k],
-                                config.learner.anchor.substeps)
+            return solvers.jump(
+                predict,
+                x,
+                teacher.process,
+                self.schedule[k],
+                self.schedule[k + 1],
+                stds[k],
+                config.learner.anchor.substeps,
+            )
 
         return guide
 

@@ -32,17 +32,21 @@ class RoundUpdate:
     """Callable on each round; all of its state is in the student, the optimiser it is given and `running`."""
 
     def __init__(
-        self, config: Config, student: DiffusionModel, teacher: DiffusionModel, running: RunningStatistics,
-        rank: int, world: int, all_reduce: AllReduce,
+        self,
+        config: Config,
+        student: DiffusionModel,
+        teacher: DiffusionModel,
+        running: RunningStatistics,
+        rank: int,
+        world: int,
+        all_reduce: AllReduce,
     ) -> None:
         self.config, self.student, self.teacher, self.running = config, student, teacher, running
         self.rank, self.world, self.all_reduce = rank, world, all_reduce if world > 1 else None
         self.schedule = build.student_schedule(student, config.student)
         self.warm_rounds = config.warm_start.rounds
 
-    def __call__(
-        self, round: int, phase: Phase, data: RoundData, optimizer: torch.optim.Optimizer
-    ) -> dict[str, float]:
+    def __call__(self, round: int, phase: Phase, data: RoundData, optimizer: torch.optim.Optimizer) -> dict[str, float]:
         if phase == "draft":
             return self._draft(round, data, optimizer)
         started = time.perf_counter()
@@ -54,9 +58,12 @@ class RoundUpdate:
             relative = self._advantages(data.metas, combined)
             gate = self._gate(data.metas) if self.config.learner.anchor.gated else None
         batch = assemble(
-            [metas[0].shard for metas in data.metas], [(t, s) for t, s in fetched],
-            weights_sha256=weights_sha256(get_weights(self.student)), encode=self.student.encode,
-            advantages=None if relative is None else relative.values, gate=gate,
+            [metas[0].shard for metas in data.metas],
+            [(t, s) for t, s in fetched],
+            weights_sha256=weights_sha256(get_weights(self.student)),
+            encode=self.student.encode,
+            advantages=None if relative is None else relative.values,
+            gate=gate,
             device=next(self.student.network.parameters()).device,
         )
         metrics |= reward_metrics(data.metas, combined, relative)
@@ -73,9 +80,16 @@ class RoundUpdate:
             learner, lr = config.learner, learning_rate(config.learner, round - self.warm_rounds)
             stds = build.policy_stds(self.schedule, config)
         updater = Updater(
-            self._predict(self.student), optimizer, self.schedule, stds, learner,
-            ratio_tolerance=config.guard.ratio_tolerance, reference=self._predict(self.teacher),
-            rank=self.rank, world=self.world, all_reduce=self.all_reduce,
+            self._predict(self.student),
+            optimizer,
+            self.schedule,
+            stds,
+            learner,
+            ratio_tolerance=config.guard.ratio_tolerance,
+            reference=self._predict(self.teacher),
+            rank=self.rank,
+            world=self.world,
+            all_reduce=self.all_reduce,
         )
         return updater.run(batch, round=round, seed=config.run.seed, lr=lr)
 
@@ -95,8 +109,11 @@ class RoundUpdate:
     def _advantages(self, metas: Sequence[Sequence[Meta]], combined: Combined) -> Advantages:
         c, siblings = self.config, metas[0][0].shard.siblings
         return advantages(
-            combined.rewards.view(-1, siblings), c.learner.advantage, c.learner.advantage_clip,
-            pair_baseline=c.exploration.antithetic, running=self.running,
+            combined.rewards.view(-1, siblings),
+            c.learner.advantage,
+            c.learner.advantage_clip,
+            pair_baseline=c.exploration.antithetic,
+            running=self.running,
             keys=[condition for shard_metas in metas for condition in shard_metas[0].shard.conditions],
         )
 
@@ -110,7 +127,10 @@ class RoundUpdate:
         shards = [metas[0].shard for metas in data.metas]
         mine = [(shards[index], ray.get(references[0])) for index, references in data.references]
         updater = DraftUpdater(
-            self.student, optimizer, self.schedule, self.config,
+            self.student,
+            optimizer,
+            self.schedule,
+            self.config,
             build.rewards(self.config, self.student, str(next(self.student.network.parameters()).device)),
             all_reduce=self.all_reduce,
         )

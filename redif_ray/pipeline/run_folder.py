@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,8 +15,18 @@ from redif_ray.config import Config, ConfigError, dump, read_yaml, validate
 from redif_ray.errors import Notice, UserError
 
 # What may differ when a run is resumed: where and with how many hands the work is done, not what is computed.
-FREE = ("ray", "rollout.workers", "reward.workers", "rollout.cpus", "reward.cpus", "learner.cpus", "run.root",
-        "checkpoint", "tracking.uri")
+FREE = (
+    "ray",
+    "rollout.workers",
+    "reward.workers",
+    "rollout.cpus",
+    "reward.cpus",
+    "learner.cpus",
+    "run.root",
+    "checkpoint",
+    "tracking.uri",
+)
+BEFORE_CONFIG = {".lock", "checkpoints", ".config.yaml.partial"}  # all that a start cut short at once leaves behind
 
 
 class RunError(UserError, RuntimeError):
@@ -38,36 +47,31 @@ class RunFolder:
     def open(cls, config: Config, *, resume: bool) -> RunFolder:
         """Create the folder, or take up an unfinished one. Raises RunError; nothing that exists is overwritten."""
         path = Path(config.run.root).resolve() / config.run.name
-        if path.exists() and not resume:
+        if not resume and path.exists() and not (path.is_dir() and {p.name for p in path.iterdir()} <= BEFORE_CONFIG):
             raise RunError(f"{path} exists; continue it with --resume, or choose another run.name")
         if resume and not (path / "config.yaml").exists():
             raise RunError(f"{path} holds no run to resume; leave --resume out to start it")
         try:
             path.mkdir(parents=True, exist_ok=True)
             (path / "checkpoints").mkdir(exist_ok=True)
-            lock = (path / ".lock").open("w")
+            folder = cls(path, _locked(path))
         except OSError as error:
             raise RunError(f"cannot write {path}: {error}; set run.root to a folder that can be written") from error
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise RunError(f"{path} is in use by another process; wait for it, or choose another run.name") from error
-        folder = cls(path, lock)
-        if resume:
-            folder._check(config)
-        else:
-            folder.write("config.yaml", dump(config))
+            if resume:
+                folder._check(config)
+            else:
+                folder.write("config.yaml", dump(config))
+        except BaseException:
+            folder.close()
+            raise
         return folder
 
     @classmethod
     @contextmanager
     def reopen(cls, path: Path) -> Iterator[RunFolder]:
         """An existing folder, whatever its state, locked for the length of a block."""
-        with (path / ".lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise RunError(f"{path} is in use by another process; wait for it") from error
+        with _locked(path) as lock:
             yield cls(path, lock)
 
     def close(self) -> None:
@@ -83,24 +87,41 @@ class RunFolder:
             if not any(key == free or key.startswith(f"{free}.") for free in FREE)
         ]
         if changed:
-            raise ConfigError(
-                f"{self.path} was started with another configuration; resume it with that one\n  " + "\n  ".join(changed)
-            )
+            lines = "\n  ".join(changed)
+            raise ConfigError(f"{self.path} was started with another configuration; resume it with that one\n  {lines}")
 
     def write(self, name: str, text: str) -> None:
-        """Write a file whole or not at all."""
+        """Write a file whole or not at all. Raises RunError."""
         partial = self.path / f".{name}.partial"
-        partial.write_text(text)
-        os.replace(partial, self.path / name)
+        try:
+            partial.write_text(text)
+            partial.replace(self.path / name)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            raise RunError(f"cannot write {self.path / name}: {error}; free space and try again") from error
 
     @property
     def state(self) -> dict[str, Any]:
         """What a resumed run must find again besides the checkpoint: the MLflow run and the calibration."""
         path = self.path / "run.json"
-        return json.loads(path.read_text()) if path.exists() else {}
+        try:
+            return json.loads(path.read_text()) if path.exists() else {}
+        except ValueError as error:
+            raise RunError(f"{path} is corrupt ({error}); start the run again under another run.name") from error
 
     def update_state(self, **values: Any) -> None:
         self.write("run.json", json.dumps({**self.state, **values}, indent=1) + "\n")
+
+
+def _locked(path: Path) -> IO[str]:
+    """The run's lock file, held until it is closed."""
+    lock = (path / ".lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        lock.close()
+        raise RunError(f"{path} is in use by another process; wait for it, or choose another run.name") from error
+    return lock
 
 
 def _differences(old: Any, new: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:

@@ -32,7 +32,7 @@ INITIAL = "initial-0"
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """Images of a set of groups: the arm's and the teacher's, [n, C, H, W] in [0, 1], their conditions and raw terms."""
+    """Images of some groups, the arm's and the teacher's, [n, C, H, W] in [0, 1]; their conditions and raw terms."""
 
     images: np.ndarray
     targets: np.ndarray
@@ -87,22 +87,34 @@ def session(config: Config, folder: RunFolder) -> Iterator[Session]:
     torch.set_num_threads(1)
     teacher = load_model(config.teacher.model)
     plan = RoundPlan(config, teacher.num_classes)
-    weights = WeightStore.options(num_cpus=0).remote()
-    writer = MetricsWriter.options(num_cpus=0).remote(
-        str(folder.path), tracking_uri(config), config.tracking.experiment, config.run.name, folder.state.get("mlflow_run_id")
+    weights = ray.remote(WeightStore).options(num_cpus=0).remote()
+    writer = (
+        ray.remote(MetricsWriter)
+        .options(num_cpus=0)
+        .remote(
+            str(folder.path),
+            tracking_uri(config),
+            config.tracking.experiment,
+            config.run.name,
+            folder.state.get("mlflow_run_id"),
+        )
     )
     rollout = [
-        StudentRolloutWorker.options(num_cpus=config.rollout.cpus, num_gpus=config.rollout.gpus, max_restarts=-1)
+        ray.remote(StudentRolloutWorker)
+        .options(num_cpus=config.rollout.cpus, num_gpus=config.rollout.gpus, max_restarts=-1)
         .remote(f"rollout-{i}", config)
         for i in range(config.rollout.workers)
     ]
     reward = [
-        TeacherRewardWorker.options(num_cpus=config.reward.cpus, num_gpus=config.reward.gpus, max_restarts=-1)
+        ray.remote(TeacherRewardWorker)
+        .options(num_cpus=config.reward.cpus, num_gpus=config.reward.gpus, max_restarts=-1)
         .remote(f"reward-{i}", config)
         for i in range(config.reward.workers)
     ]
-    coordinator = Coordinator.options(num_cpus=0, max_concurrency=100).remote(
-        config, teacher.num_classes, weights, rollout, reward
+    coordinator = (
+        ray.remote(Coordinator)
+        .options(num_cpus=0, max_concurrency=100)
+        .remote(config, teacher.num_classes, weights, rollout, reward)
     )
     actors = [*rollout, *reward, coordinator, weights, writer]
     try:

@@ -1,7 +1,7 @@
 """The published weights, owned by an actor that outlives the learner's processes.
 
-Weights travel as numpy arrays (zero-copy reads) under keys `<kind>-<version>`: `policy-7` is what round 7's rollouts use,
-`deploy-7` what version 7 would deploy (its average, where the learner keeps one).
+Weights travel as numpy arrays (zero-copy reads) under keys `<kind>-<version>`: `policy-7` is what round 7's rollouts
+use, `deploy-7` what version 7 would deploy (its average, where the learner keeps one).
 """
 
 from __future__ import annotations
@@ -21,17 +21,18 @@ class StaleWeightsError(RuntimeError):
     """Weights that are absent, or are not what their publisher sent."""
 
 
-@ray.remote
 class WeightStore:
     def __init__(self, keep: int = 4) -> None:
         self.keep = keep
         self.entries: dict[str, tuple[Any, str]] = {}
 
     def publish(self, key: str, weights: Weights, checksum: str) -> None:
-        """Keep `weights` under `key`; the oldest of a kind go. The arrays are put again, so that this actor owns them."""
+        """Keep `weights` under `key`; the oldest of a kind go. They are put again, so that this actor owns them."""
         self.entries[key] = (ray.put(weights), checksum)
         kind = key.rpartition("-")[0]
-        versions = sorted((k for k in self.entries if k.rpartition("-")[0] == kind), key=lambda k: int(k.rpartition("-")[2]))
+        versions = sorted(
+            (k for k in self.entries if k.rpartition("-")[0] == kind), key=lambda k: int(k.rpartition("-")[2])
+        )
         for old in versions[: -self.keep]:
             del self.entries[old]
 

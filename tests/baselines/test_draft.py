@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 from torch import Tensor
@@ -74,4 +72,3 @@ def test_what_cannot_be_back_propagated_is_refused() -> None:
         draft_loss(Student(weights()), schedule(), X, SCALE, lambda x: reward(x.detach()))
     with pytest.raises(ValueError, match=r"\[3, 2\]; expected \[3\]"):
         draft_loss(Student(weights()), schedule(), X, SCALE, lambda x: x)
-    assert math.isfinite(float(draft_loss(Student(weights()), schedule(), X, SCALE, reward).sum()))

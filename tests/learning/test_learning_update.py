@@ -85,6 +85,10 @@ def test_step_weight_scales_each_steps_gradient() -> None:
     found = change(Tiny(), batch, stds, base.model_copy(update={"step_weight": "std"}))
     expected = (float(weights[0]) * parts[0] + float(weights[1]) * parts[1]) / 2
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-7)
+    # At ratio 1 the guard weighs step k by S_k itself.
+    guarded = change(Tiny(), batch, stds, base.model_copy(update={"loss": "grpo_guard"}))
+    expected = (float(stds[0]) * parts[0] + float(stds[1]) * parts[1]) / 2
+    torch.testing.assert_close(guarded, expected, rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize("loss", ["ppo_clip", "grpo_guard"])
@@ -296,7 +300,12 @@ def test_regulariser_pulls_towards_the_reference(kind: str, deterministic: bool)
                 means.append(grid[k + 1].alpha * p.x0 + carried * p.eps)
             square = (means[0] - means[1]).square().mean()
             expected.append(float(square if deterministic else square / (2 * stds[k] ** 2)))
-    assert metrics["loss_regulariser"] == pytest.approx(0.3 * sum(expected) / len(expected), rel=1e-4)
+    wanted = pytest.approx(0.3 * sum(expected) / len(expected), rel=1e-4)
+    assert metrics["loss_regulariser"] == wanted
+    anchored = config.model_copy(update={"anchor": Anchor(weight=1.0)})  # brings the deterministic step in
+    batch = dataclasses.replace(batch, anchors=batch.means)
+    metrics = updater(Tiny(), stds, anchored, reference=other.predict).run(batch, round=0, seed=0, lr=1.0)
+    assert metrics["loss_regulariser"] == wanted
 
 
 def test_teacher_guided_rows_start_at_ratio_one() -> None:

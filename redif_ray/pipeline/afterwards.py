@@ -1,0 +1,77 @@
+"""What is done with a run afterwards: export a checkpoint, measure its arms again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from redif_ray.checkpoint import load_checkpoint, unpack
+from redif_ray.config import Config, ConfigError, assign, parse_override, read_yaml, validate
+from redif_ray.export import export_student
+from redif_ray.models.protocol import DiffusionModel
+from redif_ray.models.registry import load_model, model_folder
+from redif_ray.models.student import make_student, set_weights
+from redif_ray.pipeline import build
+from redif_ray.pipeline.accounting import Accounts
+from redif_ray.pipeline.arms import measure, result_table
+from redif_ray.pipeline.cluster import connect
+from redif_ray.pipeline.run_folder import RunError, RunFolder
+from redif_ray.pipeline.session import session
+
+
+def evaluate(run: Path, overrides: list[str], *, checkpoint: str, console: Console) -> Path:
+    """`redif evaluate`: the arms of a run once more; writes evaluation-<held_out>.json beside its summary."""
+    config, weights, version = _load(run, checkpoint)
+    changed = [o for o in overrides if not o.startswith(("evaluation.", "ray.", "rollout.workers", "reward.workers"))]
+    if changed:
+        raise ConfigError(
+            f"{changed[0]}: an evaluation may change evaluation.*, ray.* and numbers of workers; expected one of these"
+        )
+    tree = config.model_dump()
+    for text in overrides:
+        assign(tree, *parse_override(text))
+    tree["tracking"]["uri"] = "off"
+    config = validate(tree)
+    with RunFolder.reopen(run) as folder, connect(config), session(config, folder) as opened:
+        measured = measure(opened, weights, version, Accounts(config, opened.teacher))
+        name = f"evaluation-{config.evaluation.held_out}.json"
+        folder.write(name, json.dumps({**measured.fields, "notes": measured.notes}, indent=1) + "\n")
+    console.print(result_table(measured.fields))
+    return run / name
+
+
+def export_checkpoint(run: Path, out: Path, checkpoint: str) -> Path:
+    """`redif export`: a checkpoint of a run as a diffusers folder."""
+    config, weights, _ = _load(run, checkpoint)
+    export_weights(load_model(config.teacher.model), config, weights, out, None)
+    return out
+
+
+def _load(run: Path, checkpoint: str) -> tuple[Config, dict[str, torch.Tensor], int]:
+    """Configuration, deployed weights and policy version of a checkpoint of a run."""
+    if not (run / "config.yaml").is_file():
+        raise RunError(f"{run} is not a run folder: it has no config.yaml")
+    tensors, meta = load_checkpoint(run / "checkpoints" / checkpoint)
+    weights = unpack("deploy", tensors) or unpack("average/average", tensors) or unpack("student", tensors)
+    return validate(read_yaml(run / "config.yaml")), weights, int(meta.get("version", meta.get("round", 0)))
+
+
+def export_weights(
+    teacher: DiffusionModel, config: Config, weights: dict[str, torch.Tensor], out: Path, summary: dict[str, Any] | None
+) -> None:
+    """Deployed `weights` as a diffusers folder that carries the schedule and the teacher's licence."""
+    student = make_student(teacher, config.student.lora)
+    set_weights(student, weights)
+    export_student(
+        student,
+        build.student_schedule(teacher, config.student),
+        out,
+        name=config.run.name,
+        guidance=config.student.guidance,
+        teacher=model_folder(config.teacher.model),
+        summary=summary,
+    )

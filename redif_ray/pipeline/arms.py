@@ -1,0 +1,178 @@
+"""The arms of the comparison: every way to make images, on the same held-out noises, before the same judge."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from rich.box import SIMPLE
+from rich.table import Table
+
+from redif_ray.checkpoint import load_checkpoint, unpack
+from redif_ray.diffusion import schedules, solvers
+from redif_ray.diffusion.noise import Stream
+from redif_ray.evaluation.arm import evaluate_arm, limits
+from redif_ray.evaluation.changes import Change, changes
+from redif_ray.evaluation.judge import Judge, load_judge
+from redif_ray.pipeline import build
+from redif_ray.pipeline.accounting import Accounts
+from redif_ray.pipeline.session import INITIAL, Samples, Session
+from redif_ray.rewards.base import RewardInputs
+
+ARM_NAMES = {
+    "teacher_few": "untrained student",
+    "teacher_best": "teacher, best schedule",
+    "warm_start": "after warm start",
+    "student": "trained student",
+    "teacher_full": "teacher, full steps",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """`fields` of the summary that an evaluation decides, the images of each arm, and what is noted beside them."""
+
+    fields: dict[str, Any]
+    images: list[tuple[str, np.ndarray]]
+    notes: dict[str, Any]
+
+
+def measure(run: Session, weights: dict[str, torch.Tensor], version: int, accounts: Accounts) -> Measured:
+    """Every arm on the same held-out noises, against the same judge."""
+    config, count = run.config, run.config.evaluation.held_out
+    judge = load_judge(config.evaluation.judge)
+    final = f"final-{version}"
+    run.publish(final, {k: v.numpy() for k, v in weights.items()})
+    few, warm, student = _held_out(run, INITIAL, accounts), _warm_start(run, accounts), _held_out(run, final, accounts)
+    arms = {
+        name: None if samples is None else _arm(run, judge, samples, samples.images, config.student.steps)
+        for name, samples in (("teacher_few", few), ("warm_start", warm), ("student", student))
+    }
+    full_calls = solvers.network_calls(config.teacher.solver, config.teacher.steps)
+    arms["teacher_full"] = _arm(run, judge, student, student.targets, full_calls)
+    name, best = best_teacher(run)
+    arms["teacher_best"] = _arm(run, judge, student, best, config.student.steps)
+    gains = {"over the untrained student": _gains(run, judge, student, few)}
+    if warm is not None:
+        gains["over the warm start"] = _gains(run, judge, student, warm)
+    rows = [("teacher", student.targets), (ARM_NAMES["teacher_few"], few.images)]
+    rows += [] if warm is None else [(ARM_NAMES["warm_start"], warm.images)]
+    fields = {
+        "held_out": count,
+        "judge": judge.name,
+        "arms": arms,
+        "limits": limits(judge, count, config.run.seed),
+    }
+    notes = {"teacher_best": name, "student_gain": gains}
+    return Measured(fields, [*rows, (ARM_NAMES["student"], student.images)], notes)
+
+
+def _held_out(run: Session, key: str, accounts: Accounts) -> Samples:
+    samples = run.sample(Stream.HELD_OUT, run.config.evaluation.held_out, key)
+    accounts.add_evaluation(samples.metas)
+    return samples
+
+
+def _warm_start(run: Session, accounts: Accounts) -> Samples | None:
+    path = run.folder.path / "checkpoints" / "warm_start"
+    if not path.exists() or run.plan.rounds == run.plan.warm_rounds:
+        return None
+    tensors, meta = load_checkpoint(path)
+    key = f"warm-{meta['version']}"
+    run.publish(key, {k: v.numpy() for k, v in unpack("deploy", tensors).items()})
+    return _held_out(run, key, accounts)
+
+
+def _arm(run: Session, judge: Judge, paired_with: Samples, images: np.ndarray, nfe: int) -> dict[str, Any]:
+    rewards = build.rewards(run.config, run.teacher, "cpu")
+
+    @torch.no_grad()
+    def terms(student: torch.Tensor, teacher: torch.Tensor) -> dict[str, torch.Tensor]:
+        return rewards(RewardInputs(student, teacher, paired_with.conditions))
+
+    guidance = run.config.student.guidance
+    return evaluate_arm(
+        torch.from_numpy(images),
+        paired_with.conditions,
+        judge,
+        nfe=nfe * run.teacher.calls_per_step(guidance),
+        teacher_images=torch.from_numpy(paired_with.targets),
+        terms=terms,
+        resamples=run.config.evaluation.bootstrap,
+        seed=run.config.run.seed,
+    )
+
+
+def _gains(run: Session, judge: Judge, first: Samples, second: Samples) -> dict[str, Change]:
+    return changes(
+        judge,
+        torch.from_numpy(first.images),
+        torch.from_numpy(second.images),
+        {name: (values, second.terms[name]) for name, values in first.terms.items()},
+        resamples=run.config.evaluation.bootstrap,
+        seed=run.config.run.seed,
+    )
+
+
+def best_teacher(run: Session) -> tuple[str, np.ndarray]:
+    """The teacher's best named schedule and solver at the student's NFE: (name, images).
+
+    Chosen on the search noises by paired mse, then sampled on the held-out ones.
+    """
+    config, steps = run.config, run.config.student.steps
+    found = run.sample(Stream.SEARCH, config.evaluation.search, INITIAL)
+    scores: dict[tuple[str, str], float] = {}
+    for solver in ("euler", "dpmpp_2m"):
+        for name in _named_schedules(run, steps):
+            images = _teacher_samples(run, Stream.SEARCH, config.evaluation.search, solver, name)
+            scores[solver, name] = float(np.square(images - found.targets).mean())
+    solver, name = min(scores, key=lambda k: scores[k])
+    return f"{solver} on {name}", _teacher_samples(run, Stream.HELD_OUT, config.evaluation.held_out, solver, name)
+
+
+def _named_schedules(run: Session, steps: int) -> list[str]:
+    """The named schedules that the teacher's noise process has, each set of levels once."""
+    found: dict[tuple[float, ...], str] = {}
+    for name in schedules.NAMES:
+        try:
+            levels = schedules.build(run.teacher.process, steps, name).levels
+        except ValueError:  # made for another noise process, which its message says
+            continue
+        found.setdefault(tuple(levels.timestep.tolist()), name)
+    return list(found.values())
+
+
+def _teacher_samples(run: Session, stream: Stream, count: int, solver: str, schedule: str) -> np.ndarray:
+    """The teacher's images [count, C, H, W] at the student's number of steps."""
+    answers = [
+        run.reward[i % len(run.reward)]
+        .sample.options(num_returns=2)
+        .remote(shard, solver, schedule, run.config.student.steps)
+        for i, shard in enumerate(run.plan.deploy(stream, count))
+    ]
+    return np.concatenate(ray.get([data for _, data in answers]))
+
+
+def result_table(summary: dict[str, Any]) -> Table:
+    view = Table(
+        title=f"{summary['held_out']} held-out noises, judge {summary['judge']}", title_justify="left", box=SIMPLE
+    )
+    first = next(iter(summary["arms"]["student"]["paired"]))
+    for column in ("", "NFE", "Fréchet", "KID x1000", "recall", f"paired {first}"):
+        view.add_column(column, justify="left" if not column else "right")
+    for name in ARM_NAMES:
+        arm = summary["arms"].get(name)
+        if arm:
+            low, high = arm["frechet_ci"]
+            view.add_row(
+                ARM_NAMES[name],
+                str(arm["nfe"]),
+                f"{arm['frechet']:.2f} [{low:.2f}, {high:.2f}]",
+                f"{1e3 * arm['kid']:.2f} ± {1e3 * arm['kid_se']:.2f}",
+                f"{arm['recall']:.3f}",
+                f"{arm['paired'][first]:.5f}",
+            )
+    return view

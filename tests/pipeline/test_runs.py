@@ -1,0 +1,188 @@
+"""Whole runs of configs/smoke.yaml on a real Ray cluster: what they leave, and that nothing but the seed decides it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import torch
+from mlflow import MlflowClient
+
+from redif_ray.checkpoint import load_checkpoint, unpack, weights_sha256
+from redif_ray.config import Config, ConfigError, load
+from redif_ray.evaluation.summary import Summary
+from redif_ray.models.registry import load_model
+from redif_ray.models.student import get_weights, make_student
+from redif_ray.pipeline.distill import distill
+from redif_ray.pipeline.metrics import read_rows
+from redif_ray.pipeline.run_folder import RunError, RunFinished
+
+pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("cluster")]
+
+
+def smoke(root: Path, name: str, *overrides: str) -> Config:
+    return load("smoke", [f"run.root={root}", f"run.name={name}", "tracking.uri=off", *overrides])
+
+
+def summary(folder: Path) -> dict[str, Any]:
+    found = json.loads((folder / "summary.json").read_text())
+    Summary.model_validate(found)
+    return found
+
+
+def initial_sha256(config: Config) -> str:
+    return weights_sha256(get_weights(make_student(load_model(config.teacher.model), config.student.lora)))
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def first(cluster: None, root: Path) -> Path:
+    """One run with one worker of each kind, tracked in a store of its own."""
+    return distill(smoke(root, "first", f"tracking.uri=sqlite:///{root}/mlflow.db"))
+
+
+def last_weights(folder: Path) -> str:
+    """Checksum of the weights after the last round, whichever version is the best."""
+    return str(load_checkpoint(sorted((folder / "checkpoints").glob("round-*"))[-1])[1]["weights_sha256"])
+
+
+def test_a_run_leaves_what_it_promises(first: Path, root: Path) -> None:
+    for name in (
+        "config.yaml",
+        "metrics.jsonl",
+        "report.md",
+        "samples.png",
+        "reward.png",
+        "schedule.png",
+        "summary.json",
+    ):
+        assert (first / name).stat().st_size > 0, name
+    found = summary(first)
+    config = smoke(root, "first")
+    assert last_weights(first) != initial_sha256(config)
+    assert found["weights_sha256"] != initial_sha256(config)
+    rows = read_rows(first / "metrics.jsonl")
+    assert [row["round"] for row in rows] == [-1, 0, 1, 2, 3]
+    assert [row["phase"] for row in rows[1:]] == ["warm_start", "policy", "policy", "policy"]
+    assert all(v == 0 or v < 1e-5 for row in rows for k, v in row.items() if "fresh_log_ratio" in k)
+
+
+def test_network_calls_are_those_that_paper_and_pencil_give(first: Path) -> None:
+    """Smoke: N = 2, 8 warm rows, 3 rounds of 24 rows, teacher 4 calls, jumps of 2 substeps, no checks but the first pass."""
+    compute = summary(first)["compute"]
+    warm, rows = 8, 3 * 24
+    assert compute["student_rollout"]["nfe"] == 2 * (warm + rows)
+    assert compute["teacher"]["nfe"] == 4 * (warm + 3 * 6)
+    assert compute["anchor"]["nfe"] == 2 * 2 * (warm + rows)
+
+
+def test_mlflow_has_every_round_once(first: Path, root: Path) -> None:
+    client = MlflowClient(f"sqlite:///{root}/mlflow.db")
+    run = client.get_run(summary(first)["mlflow"]["run_id"])
+    assert run.info.status == "FINISHED"
+    assert run.data.params["student.steps"] == "2"
+    history = client.get_metric_history(run.info.run_id, "reward/mean")
+    assert [m.step for m in history] == [0, 1, 2, 3]
+    artifacts = {a.path for a in client.list_artifacts(run.info.run_id)}
+    assert {"report.md", "samples.png", "images"} <= artifacts
+
+
+def test_the_logged_model_samples(first: Path, root: Path) -> None:
+    import mlflow
+    import pandas as pd
+
+    client = MlflowClient(f"sqlite:///{root}/mlflow.db")
+    run_id = summary(first)["mlflow"]["run_id"]
+    mlflow.set_tracking_uri(f"sqlite:///{root}/mlflow.db")
+    outputs = client.get_run(run_id).outputs.model_outputs
+    model = mlflow.pyfunc.load_model(f"models:/{outputs[0].model_id}")
+    images = model.predict(pd.DataFrame({"seed": [1, 2], "label": [3, 7]}))
+    assert images.shape == (2, 1, 28, 28) and 0 <= images.min() < images.max() <= 1
+
+
+def test_numbers_of_workers_change_nothing(first: Path, root: Path) -> None:
+    second = distill(smoke(root, "workers", "rollout.workers=3", "reward.workers=2"))
+    assert last_weights(second) == last_weights(first)
+    assert summary(second)["weights_sha256"] == summary(first)["weights_sha256"]
+    workers = summary(second)["notes"]["workers"]
+    assert sorted(workers) == ["reward-0", "reward-1", "rollout-0", "rollout-1", "rollout-2"]
+    assert all(w["shards"] > 0 for w in workers.values())
+
+
+def test_two_ranks_agree_with_one(first: Path, root: Path) -> None:
+    """Sums over ranks round differently: 4 steps of AdamW at 1e-4 stay within 2e-5 of one rank's."""
+    second = distill(smoke(root, "ranks", "learner.workers=2"))
+    one, two = (
+        unpack("student", load_checkpoint(sorted((run / "checkpoints").glob("round-*"))[-1])[0])
+        for run in (first, second)
+    )
+    assert max(float((one[name] - two[name]).abs().max()) for name in one) < 2e-5
+
+
+def test_a_name_is_never_overwritten(first: Path, root: Path) -> None:
+    before = (first / "summary.json").read_bytes()
+    with pytest.raises(RunError, match="exists; continue it with --resume"):
+        distill(smoke(root, "first"))
+    with pytest.raises(RunFinished, match="is finished"):
+        distill(smoke(root, "first"), resume=True)
+    assert (first / "summary.json").read_bytes() == before
+
+
+def test_a_stopped_run_resumes_to_the_same_weights(first: Path, root: Path) -> None:
+    """A user error in the middle (the guard) ends the run with its message; lifted, the run goes on and ends alike."""
+    config = smoke(root, "stopped", "guard.recall_floor=0.0")
+    command = [
+        sys.executable,
+        "-m",
+        "redif_ray.cli",
+        "distill",
+        "smoke",
+        f"run.root={root}",
+        "run.name=stopped",
+        "tracking.uri=off",
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
+    metrics = root / "stopped" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while len(read_rows(metrics)) < 3 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (root / "stopped" / "summary.json").exists()
+    folder = distill(config, resume=True)
+    assert last_weights(folder) == last_weights(first)
+    assert [row["round"] for row in read_rows(metrics)] == [-1, 0, 1, 2, 3]
+
+
+def test_a_resumed_run_must_be_the_same_run(root: Path, first: Path) -> None:
+    (root / "other").mkdir()
+    (root / "other" / "config.yaml").write_text((first / "config.yaml").read_text())
+    with pytest.raises(ConfigError, match=r"learner.lr: 0.0001 then, 0.0002 now"):
+        distill(smoke(root, "other", "learner.lr=2e-4"), resume=True)
+
+
+def test_what_a_run_found_it_leaves(first: Path) -> None:
+    assert ray.is_initialized()
+    assert not [
+        a
+        for a in ray.util.state.list_actors(filters=[("state", "=", "ALIVE")])
+        if "Worker" in a.class_name and a.class_name in ("StudentRolloutWorker", "TeacherRewardWorker")
+    ]
+
+
+def test_the_exported_student_is_the_run_s(first: Path) -> None:
+    exported = load_model(first / "student").network.state_dict()
+    best = unpack("deploy", load_checkpoint(first / "checkpoints" / "best")[0])
+    assert all(torch.equal(exported[name], value) for name, value in best.items())
