@@ -80,8 +80,8 @@ def train_teacher(
 
     def report(row: dict[str, float]) -> None:
         console.print(
-            f"step {row['step']:6.0f}/{resolved.steps}  loss {row['loss']:.4f}  {row['images_per_second']:6.0f} images/s  "
-            f"{row['eta_seconds'] / 60:5.1f} min left",
+            f"step {row['step']:.0f}/{resolved.steps}  loss {row['loss']:.4f}  {row['images_per_second']:.0f} images/s"
+            f"  {row['eta_seconds'] / 60:5.1f} min left",
             highlight=False,
         )
 

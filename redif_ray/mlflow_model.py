@@ -32,13 +32,25 @@ class Student(mlflow.pyfunc.PythonModel):
             for seed in model_input["seed"]
         ]
         x = torch.stack(noise) * scheduler.init_noise_sigma
-        labels = {}
-        if "label" in model_input:
-            labels["class_labels"] = torch.tensor([int(v) for v in model_input["label"]])
-        for t in scheduler.timesteps:
-            output = self.network(scheduler.scale_model_input(x, t), t.expand(len(x)), **labels).sample
-            x = scheduler.step(output[:, :channels], t, x).prev_sample
-        return (x / 2 + 0.5).clamp(0, 1).numpy()
+        guidance, clip = self.settings["guidance"], self.settings["clip_sample_range"]
+        labels = [torch.tensor([int(v) for v in model_input["label"]])] if "label" in model_input else []
+        if guidance != 1:  # the second half of the batch has the label "no class"
+            labels = [torch.cat([labels[0], torch.full_like(labels[0], self.network.config.num_embeds_ada_norm)])]
+        copies = 1 if guidance == 1 else 2
+        for t, sigma, following in zip(scheduler.timesteps, scheduler.sigmas, scheduler.sigmas[1:], strict=False):
+            told = t.expand(copies * len(x)).long()
+            scaled = scheduler.scale_model_input(x, t).repeat(copies, 1, 1, 1)
+            named = {"class_labels": labels[0]} if labels else {}
+            output = self.network(scaled, told, **named).sample[:, :channels]
+            if guidance != 1:
+                cond, uncond = output.chunk(2)
+                output = uncond + guidance * (cond - uncond)
+            x0 = scheduler.step(output, t, x).pred_original_sample
+            x0 = x0 if clip is None else x0.clamp(-clip, clip)
+            # Euler's update without the difference of sigmas, which in float32 loses three digits from sigma = 2e4
+            x = x0 + (x - x0) * following / sigma
+        last = scheduler.sigmas[-1]
+        return (x / (last**2 + 1) ** 0.5 / 2 + 0.5).clamp(0, 1).numpy()
 
 
 mlflow.models.set_model(Student())

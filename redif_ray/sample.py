@@ -11,6 +11,7 @@ from redif_ray.config import Config, read_yaml, validate
 from redif_ray.diffusion import noise, schedules, solvers
 from redif_ray.diffusion.noise import Stream
 from redif_ray.diffusion.schedules import Schedule
+from redif_ray.errors import UserError
 from redif_ray.evaluation.grids import write_grid
 from redif_ray.models.protocol import DiffusionModel
 from redif_ray.models.registry import load_model
@@ -23,7 +24,7 @@ def sample(model: str, out: Path, *, count: int, seed: int, label: int | None, s
     """Write `count` images of `model` to the PNG `out`; a student uses the schedule it was trained for."""
     source, network, schedule, guidance = _load(model, steps)
     if label is not None and (network.num_classes is None or not 0 <= label < network.num_classes):
-        raise ValueError(
+        raise UserError(
             f"--label {label}: {source} has "
             + ("no classes" if network.num_classes is None else f"classes 0 to {network.num_classes - 1}")
         )

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from redif_ray.diffusion.levels import like
 from redif_ray.diffusion.schedules import Schedule
 from redif_ray.diffusion.solvers import Predict
-from redif_ray.diffusion.levels import like
 from redif_ray.diffusion.transition import log_prob, transition_mean
 
 Guide = Callable[[Tensor, int], Tensor]  # (x, step) -> the teacher's mean for some rows
@@ -53,5 +53,5 @@ def rollout(
         log_probs.append(log_prob(x, mean, stds[k]) if stds[k] > 0 else torch.zeros(len(x)))
         latents.append(x)
     if not bool(torch.isfinite(x).all()):
-        raise FloatingPointError("the rollout produced a latent that is not finite; lower learner.lr or check the teacher")
+        raise FloatingPointError("the rollout made a latent that is not finite; lower learner.lr or check the teacher")
     return Episode(torch.stack(latents), torch.stack(means), torch.stack(log_probs))

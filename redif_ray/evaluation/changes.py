@@ -17,7 +17,7 @@ def changes(
     judge: Judge, first: Tensor, second: Tensor, terms: Mapping[str, tuple[np.ndarray, np.ndarray]],
     *, resamples: int, seed: int,
 ) -> dict[str, Change]:
-    """{"frechet" and each term: {"change", "low", "high"}}: `first` minus `second`, images [n, C, H, W] of the same noises.
+    """`first` minus `second`, images [n, C, H, W] of the same noises: a `Change` of "frechet" and of each term.
 
     terms: per-image values [n] of each arm by name, compared in the mean. Intervals are 95 % paired bootstrap.
     """

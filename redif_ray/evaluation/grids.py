@@ -13,7 +13,7 @@ SMALLEST = 64  # edge in pixels below which an image is enlarged, so that a pers
 
 
 def tile(rows: Sequence[np.ndarray]) -> np.ndarray:
-    """Rows of images, each [n, C, H, W] float in [0, 1], as one picture [height, width, 3] uint8; small ones enlarged."""
+    """Rows of images, each [n, C, H, W] float in [0, 1], as one picture [height, width, 3] uint8; small ones grow."""
     images = np.stack(rows)
     scale = max(1, math.ceil(SMALLEST / images.shape[-1]))
     pixels = np.round(images * 255).astype(np.uint8).repeat(scale, -2).repeat(scale, -1)

@@ -127,7 +127,8 @@ def _run(summary: Summary, metrics: Sequence[Mapping[str, Any]]) -> str:
     ]
     if summary.mlflow and summary.mlflow.run_id:
         lines.append(f"- MLflow run `{summary.mlflow.run_id}` at `{summary.mlflow.tracking_uri}`")
-    lines += [f"- {key}: {value}" for key, value in (summary.notes or {}).items() if key not in ("workers", "student_gain")]
+    tables = ("workers", "student_gain")
+    lines += [f"- {key}: {value}" for key, value in (summary.notes or {}).items() if key not in tables]
     return "\n".join(lines)
 
 

@@ -91,7 +91,8 @@ class Updater:
         fresh = check_ratio(self.predict, batch, self.schedule, self.stds, self.ratio_tolerance, self.config.microbatch)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        sums: dict[str, float] = defaultdict(float, forward=len(checked_rows(len(batch.rows))) * int((self.stds > 0).sum()))
+        checked = len(checked_rows(len(batch.rows))) * int((self.stds > 0).sum())
+        sums: dict[str, float] = defaultdict(float, forward=checked)
         pairs, norms = len(self.steps) * batch.total_rows, []
         for epoch in range(self.config.inner_epochs):
             order = noise.permutation(pairs, Stream.MINIBATCH, seed=seed, round=round, group=epoch)

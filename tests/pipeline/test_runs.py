@@ -80,7 +80,7 @@ def test_a_run_leaves_what_it_promises(first: Path, root: Path) -> None:
 
 
 def test_network_calls_are_those_that_paper_and_pencil_give(first: Path) -> None:
-    """Smoke: N = 2, 8 warm rows, 3 rounds of 24 rows, teacher 4 calls, jumps of 2 substeps, no checks but the first pass."""
+    """Smoke: N = 2, 8 rows of warm start, 3 rounds of 24 rows, 4 teacher calls a target, 2 substeps a jump."""
     compute = summary(first)["compute"]
     warm, rows = 8, 3 * 24
     assert compute["student_rollout"]["nfe"] == 2 * (warm + rows)

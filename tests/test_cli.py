@@ -1,0 +1,76 @@
+"""The command line as a user meets it: real processes, their output and their exit codes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+
+def redif(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "redif_ray.cli", *words],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=cwd,
+        check=False,
+    )
+
+
+def one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("learner.lrr=1", "learner.lrr: unknown key; did you mean learner.lr?"),
+        ("rollout.workers=many", "rollout.workers='many': input should be a valid integer"),
+        ("exploration.eta=0", "exploration.eta=0: a policy gradient needs exploration; expected a value in (0, 1]"),
+    ],
+)
+def test_a_bad_configuration_is_one_clear_error_before_ray_starts(override: str, message: str, tmp_path: Path) -> None:
+    done = redif("distill", "smoke", override, f"run.root={tmp_path}/runs")
+    assert done.returncode == 2
+    assert message in one_line(done.stderr)
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_print_config_prints_what_load_reads_back(tmp_path: Path) -> None:
+    done = redif("distill", "smoke", "learner.lr=3e-5", "--print-config")
+    assert done.returncode == 0
+    assert yaml.safe_load(done.stdout)["learner"]["lr"] == 3e-5
+    (tmp_path / "again.yaml").write_text(done.stdout)
+    assert redif("distill", str(tmp_path / "again.yaml"), "--print-config").stdout == done.stdout
+
+
+def test_a_missing_teacher_and_a_missing_run_are_errors(tmp_path: Path) -> None:
+    done = redif("distill", "smoke", "teacher.model=nowhere", f"run.root={tmp_path}", "tracking.uri=off")
+    assert done.returncode == 2 and "no model 'nowhere'" in done.stderr and "fashion-mnist" in done.stderr
+    done = redif("distill", "smoke", f"run.root={tmp_path}", "run.name=never", "--resume")
+    assert done.returncode == 2 and "holds no run to resume" in one_line(done.stderr)
+    done = redif("evaluate", str(tmp_path / "never"))
+    assert done.returncode == 2 and "is not a run folder" in one_line(done.stderr)
+
+
+def test_sample_draws_the_shipped_teacher(tmp_path: Path) -> None:
+    from PIL import Image
+
+    out = tmp_path / "samples.png"
+    done = redif("sample", "fashion-mnist", "--count", "4", "--steps", "2", "--label", "1", "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    assert Image.open(out).size == (2 * 84, 2 * 84)
+    done = redif("sample", "fashion-mnist", "--label", "10", "--out", str(out))
+    assert done.returncode == 2 and "classes 0 to 9" in one_line(done.stderr)
+
+
+def test_doctor_reports() -> None:
+    done = redif("doctor")
+    assert done.returncode == 0, done.stderr
+    for word in ("torch", "CUDA", "Ray", "MLflow", "fashion-mnist", "classifier-a"):
+        assert word in done.stdout

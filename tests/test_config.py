@@ -1,0 +1,263 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from redif_ray.config import (
+    Config,
+    ConfigError,
+    Learner,
+    Reward,
+    Run,
+    Strict,
+    Term,
+    dump,
+    known_keys,
+    load,
+    resolve,
+    validate,
+)
+from redif_ray.teacher import TeacherConfig
+
+SHIPPED = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Any:
+    def make(text: str) -> Path:
+        path = tmp_path / "run.yaml"
+        path.write_text(text)
+        return path
+
+    return make
+
+
+def message(*overrides: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load(None, overrides)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
+def test_a_shipped_configuration_loads_and_round_trips(path: Path) -> None:
+    model = TeacherConfig if path.stem.startswith("teacher_") else Config
+    config = load(path, model=model)
+    assert load(path.stem, model=model) == load(f"configs/{path.name}", model=model) == config
+    assert validate(yaml.safe_load(dump(config)), model) == config  # what others' parsers read is the same
+
+
+def test_a_file_that_is_not_there_is_not_replaced_by_a_shipped_one_of_that_name() -> None:
+    with pytest.raises(ConfigError, match=r"no configuration elsewhere/smoke\.yaml.*smoke\.yaml"):
+        resolve("elsewhere/smoke.yaml")
+
+
+@pytest.mark.parametrize(
+    ("override", "nearest"),
+    [
+        ("learner.lrr=1", "learner.lr"),
+        ("rollout.gropus=4", "rollout.groups"),
+        ("student.lora.ranc=4", "student.lora.rank"),
+        ("learnr=1", "learner"),
+        ("siblings=4", "rollout.siblings"),
+        ("reward.terms.ssim.wieght=2", "reward.terms.ssim.weight"),
+        ("reward.terms.mse.normalize=std", "reward.terms.mse.normalise"),
+    ],
+)
+def test_an_unknown_key_names_the_nearest(override: str, nearest: str) -> None:
+    key = override.partition("=")[0]
+    assert message(override) == f"{key}: unknown key; did you mean {nearest}?"
+
+
+def test_a_last_part_that_several_sections_have_names_them_all() -> None:
+    assert message("lr=1") == "lr: unknown key; did you mean warm_start.lr or learner.lr?"
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("student.steps=many", ["student.steps='many'", "integer"]),
+        ("student.steps=2.5", ["student.steps=2.5", "integer"]),
+        ("student.steps=0", ["student.steps=0", "greater than 0"]),
+        ("student.steps=65", ["student.steps=65", "less than or equal to 64"]),
+        ("method=ppo", ["method='ppo'", "'redif', 'sfd' or 'draft'"]),
+        ("student.levels=[999,x]", ["student.levels.1='x'", "number"]),
+        ("rollout.guided=true", ["rollout.guided=True", "not a value"]),
+        ("exploration.antithetic=7", ["exploration.antithetic=7", "boolean"]),
+        ("learner.lr=", ["learner.lr=None", "number"]),
+        ("reward.terms.mse=2", ["reward.terms.mse=2", "reward.terms.mse.weight"]),
+        ("reward=2", ["reward=2", "reward.terms", "reward.calibration"]),
+        ("reward.terms={}", ["reward.terms={}", "at least 1"]),
+        ("run.name=../elsewhere", ["run.name='../elsewhere'", "pattern"]),
+        ("run.seed=-1", ["run.seed=-1", "greater than or equal to 0"]),
+    ],
+)
+def test_a_wrong_value_names_key_value_and_expectation(override: str, parts: list[str]) -> None:
+    found = message(override)
+    assert all(part in found for part in parts), found
+
+
+@pytest.mark.parametrize("value", [".nan", ".inf", "-.inf", "1e999"])
+@pytest.mark.parametrize("key", ["learner.lr", "student.tilt", "reward.terms.mse.weight", "reward.terms.x.options.a"])
+def test_only_finite_numbers(key: str, value: str) -> None:
+    assert f"{key}" in (found := message(f"{key}={value}")) and "finite" in found
+
+
+def test_a_teacher_takes_only_finite_numbers_too() -> None:
+    with pytest.raises(ConfigError, match=r"lr=inf: .*finite"):
+        load(None, ["data=x", "out=y", "lr=.inf"], TeacherConfig)
+    with pytest.raises(ConfigError, match=r"^data: missing"):
+        load(None, ["out=y"], TeacherConfig)
+
+
+CONFLICTS = [
+    (["exploration.eta=0"], "exploration.eta=0: .*expected a value in"),
+    (["student.steps=1"], "student.steps=1: .*set exploration.last_step=true"),
+    (["rollout.siblings=1", "exploration.antithetic=false"], "rollout.siblings=1: .*advantage=global_std.*at least 2"),
+    (["rollout.siblings=5"], "rollout.siblings=5: .*antithetic.*even number"),
+    (["rollout.siblings=2"], "rollout.siblings=2: .*antithetic.*at least 4"),
+    (["rollout.guided=16"], "rollout.guided=16: expected less than rollout.siblings=16"),
+    (["rollout.groups=4", "rollout.shard_groups=3"], "rollout.shard_groups=3: expected a divisor of rollout.groups=4"),
+    (["student.levels=[999, 500]"], "student.levels has 2 entries; expected student.steps=4"),
+    (["learner.regulariser.kind=renyi", "learner.regulariser.order=1"], "order=1.0: renyi needs .* other than 0 and 1"),
+    (["learner.regulariser.kind=power", "learner.regulariser.order=0"], "order=0.0: power needs .* other than 0 and 1"),
+    (["method=draft", "reward.terms.mse.normalise=std"], "terms.mse.normalise=std: method=draft .*expected none"),
+    (["draft.last_steps=5"], "draft.last_steps=5: expected at most student.steps=4"),
+    (["learner.workers=3"], "learner.workers=3: expected a divisor of rollout.groups=4"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "pattern"), CONFLICTS, ids=lambda v: "" if isinstance(v, str) else " ".join(v))
+def test_an_impossible_combination_says_what_to_change(overrides: list[str], pattern: str) -> None:
+    with pytest.raises(ConfigError, match=pattern):
+        load(None, overrides)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["exploration.eta=0", "learner.rounds=0"],
+        ["exploration.eta=0", "method=sfd"],
+        ["student.steps=1", "exploration.last_step=true"],
+        ["rollout.siblings=5", "exploration.antithetic=false"],
+        ["rollout.siblings=1", "exploration.antithetic=false", "learner.advantage=running"],
+        ["rollout.guided=15"],
+        ["student.levels=[999, 750, 500, 250]"],
+        ["learner.regulariser.kind=kl", "learner.regulariser.order=1"],
+        ["draft.last_steps=4"],
+        ["learner.workers=2"],
+    ],
+    ids=" ".join,
+)
+def test_what_borders_on_the_impossible_is_allowed(overrides: list[str]) -> None:
+    load(None, overrides)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("1e-5", 1e-5), ("1E-5", 1e-5), ("1.e-5", 1e-5), ("+.5e1", 5.0), ("3", 3.0), ("1.0e-05", 1e-5), ("1e5", 1e5)],
+)
+def test_numbers_in_any_spelling(text: str, value: float, write: Any) -> None:
+    assert load(None, [f"learner.lr={text}"]).learner.lr == value
+    assert load(write(f"learner: {{lr: {text}}}")).learner.lr == value
+    nested = load(write(f"reward: {{terms: {{x: {{options: {{a: [{text}], b: {{c: {text}}}}}}}}}}}")).reward.terms["x"]
+    assert nested.options == {"a": [value], "b": {"c": value}}
+
+
+def test_words_stay_words(write: Any) -> None:
+    assert load(write("tracking: {uri: off}")).tracking.uri == load(None, ["tracking.uri=off"]).tracking.uri == "off"
+    assert load(None, ["run.name=2026-11-23"]).run.name == "2026-11-23"
+    assert load(None, ["learner.gpu=true"]).learner.gpu is True
+    assert load(None, ["learner.minibatch=null"]).learner.minibatch is None
+
+
+def test_a_key_given_twice_is_an_error(write: Any) -> None:
+    with pytest.raises(ConfigError, match="the key learner appears twice"):
+        load(write("learner: {lr: 1e-3}\nrun: {seed: 1}\nlearner: {rounds: 3}\n"))
+
+
+@pytest.mark.parametrize("text", ["learner: [", "- a\n- b\n", "\t- x"])
+def test_a_file_that_is_no_mapping_is_named(text: str, write: Any) -> None:
+    path = write(text)
+    with pytest.raises(ConfigError, match=str(path)):
+        load(path)
+
+
+def test_an_empty_file_is_the_defaults(write: Any) -> None:
+    assert load(write("# nothing\n")) == Config()
+
+
+def test_terms_are_set_and_added_by_override(write: Any) -> None:
+    path = write("reward: {terms: {mse: {weight: 1.0}, ssim: {weight: 0.5}}}")
+    terms = load(path, ["reward.terms.mse.weight=2", "reward.terms.psnr.options.peak=1"]).reward.terms
+    assert terms == {"mse": Term(weight=2.0), "ssim": Term(weight=0.5), "psnr": Term(options={"peak": 1})}
+
+
+@pytest.mark.parametrize("override", ["learner.lr.x=1", "reward.terms.mse.weight.x=1"])
+def test_nothing_lies_below_a_value(override: str, write: Any) -> None:
+    path = write("learner: {lr: 1e-3}\nreward: {terms: {mse: {weight: 1.0}}}")
+    above = override.rpartition(".x")[0]
+    with pytest.raises(ConfigError, match=rf"override {override[:-2]}: {above}=.* is a value"):
+        load(path, [override])
+
+
+@pytest.mark.parametrize("override", ["learner.lr", "=3", "learner.lr=[1"])
+def test_an_override_that_is_none(override: str) -> None:
+    assert repr(override) in message(override)
+
+
+def test_later_overrides_win() -> None:
+    assert load(None, ["learner.lr=1", "learner.lr=2"]).learner.lr == 2
+
+
+def test_the_known_keys_are_those_of_the_resolved_tree() -> None:
+    def keys(tree: dict[str, Any], prefix: str = "") -> set[str]:
+        below = (keys(v, f"{prefix}{k}.") if isinstance(v, dict) else set() for k, v in tree.items())
+        return {f"{prefix}{k}" for k in tree}.union(*below)
+
+    assert {key.replace("*", "mse") for key in known_keys()} == keys(Config().model_dump()) - {"reward.terms.mse"}
+
+
+@pytest.fixture(scope="module")
+def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("config") / "dumped.yaml"
+
+
+words = st.from_regex(r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,11}\Z")
+ambiguous = st.sampled_from(["off", "1e5", "1_0", "0x10", "2026-11-23", "null", "true", "1:30", "~", "<<", "=", ""])
+texts = st.one_of(words, ambiguous, st.text(max_size=12))
+numbers = st.one_of(st.integers(-(2**40), 2**40), st.floats(allow_nan=False, allow_infinity=False))
+json_values = st.recursive(
+    st.one_of(st.none(), st.booleans(), numbers, texts),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(texts, inner, max_size=3)),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.builds(Run, name=words, root=texts, seed=st.integers(0, 2**63 - 1)),
+    st.dictionaries(
+        texts, st.builds(Term, weight=st.floats(-1e9, 1e9), options=st.dictionaries(texts, json_values, max_size=3)),
+        min_size=1, max_size=3,
+    ),
+    st.floats(1e-12, 1.0, exclude_min=True),
+)
+def test_dump_then_load_is_the_identity(scratch: Path, run: Run, terms: dict[str, Term], lr: float) -> None:
+    config = Config(run=run, reward=Reward(terms=terms), learner=Learner(lr=lr))
+    scratch.write_text(dump(config))
+    assert load(scratch) == config
+
+
+def test_the_tree_is_frozen_and_closed() -> None:
+    def sections(model: type[Strict]) -> list[type[Strict]]:
+        below = [f.annotation for f in model.model_fields.values()]
+        nested = [k for k in below if isinstance(k, type) and issubclass(k, Strict)]
+        return [model, *(s for k in nested for s in sections(k))]
+
+    for section in sections(Config):
+        assert section.model_config["frozen"] and section.model_config["extra"] == "forbid"
