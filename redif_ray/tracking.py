@@ -36,6 +36,7 @@ from redif_ray.errors import UserError
 log = logging.getLogger(__name__)
 SQLITE = "sqlite:///"
 FLUSH_SECONDS = 2.0
+LOCK_SECONDS = 5.0  # how long another process may hold the file
 BATCH = 1000  # MLflow's limit of metrics a call
 
 
@@ -59,7 +60,7 @@ def _file(uri: str) -> Path:
 def _probe(path: Path) -> None:
     """Open the SQLite file once ourselves: what cannot work fails at once, where MLflow retries for 100 s."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with closing(sqlite3.connect(path)) as connection:
+    with closing(sqlite3.connect(path, timeout=LOCK_SECONDS)) as connection:
         connection.execute("PRAGMA schema_version")
 
 

@@ -232,11 +232,11 @@ def _read_parquet(path: Path, size: int | None) -> ImageSet:
 def _read_npz(path: Path) -> ImageSet:
     try:
         with path.open("rb") as stream, np.lib.npyio.NpzFile(stream, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
+            arrays = {name: a for name in archive.files if isinstance(a := archive[name], np.ndarray)}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ImageSetError(f"{path} is not a plain npz (object arrays are never unpickled): {error}") from error
     if "images" not in arrays:
-        raise ImageSetError(f"{path} holds {sorted(arrays)}; expected `images` and optionally `labels`")
+        raise ImageSetError(f"{path} holds the arrays {sorted(arrays)}; expected `images` and optionally `labels`")
     images = arrays["images"]
     if images.ndim == 3:
         images = images[:, None]

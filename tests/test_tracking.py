@@ -1,0 +1,260 @@
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+import sqlite3
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from mlflow import MlflowClient
+
+from redif_ray import tracking
+from redif_ray.config import Config, Term, load
+from redif_ray.tracking import Tracker, TrackingError, flatten, git_commit, tracking_uri
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The module's one store: MLflow takes seconds to create its tables."""
+    return tmp_path_factory.mktemp("runs") / "below" / "mlflow.db"
+
+
+@pytest.fixture(scope="module")
+def uri(file: Path) -> str:
+    return f"sqlite:///{file}"
+
+
+@pytest.fixture
+def tracker(uri: str) -> Tracker:
+    return Tracker(uri, "tests", "run")
+
+
+@contextmanager
+def locked(file: Path) -> Iterator[None]:
+    """Another process holds the file."""
+    connection = sqlite3.connect(file, isolation_level=None)
+    connection.execute("BEGIN EXCLUSIVE")
+    try:
+        yield
+    finally:
+        connection.close()
+
+
+@contextmanager
+def away(file: Path) -> Iterator[None]:
+    """The store refuses metrics at once, as a server that is gone; a locked file would take MLflow 20 s to notice."""
+    def run(statement: str) -> None:
+        connection = sqlite3.connect(file, isolation_level=None)
+        connection.execute(statement)
+        connection.close()
+
+    run("ALTER TABLE metrics RENAME TO hidden")
+    try:
+        yield
+    finally:
+        run("ALTER TABLE hidden RENAME TO metrics")
+
+
+def rows(file: Path, tracker: Tracker) -> list[tuple[str, int, float]]:
+    """(key, step, value) as SQLite holds them, read without MLflow."""
+    with sqlite3.connect(file) as connection:
+        found = connection.execute(
+            "SELECT key, step, value FROM metrics WHERE run_uuid = ? ORDER BY step, key", (tracker.run_id,)
+        ).fetchall()
+    connection.close()
+    return found
+
+
+def test_a_run_s_metrics_arrive_once(tracker: Tracker, file: Path) -> None:
+    tracker.metrics({"reward": -0.25, "recall": 1}, step=-1)  # the untrained student
+    tracker.metrics({"reward": 0.1 + 0.2}, step=0)
+    tracker.metrics({"reward": 9.0}, step=0)
+    tracker.metrics({"reward": 9.0}, step=-1)
+    assert tracker.flush() and tracker.flush()
+    expected = [
+        ("recall", -1, 1.0), ("reward", -1, -0.25), ("round", -1, -1.0), ("reward", 0, 0.1 + 0.2), ("round", 0, 0.0),
+    ]  # fmt: skip
+    assert rows(file, tracker) == expected
+    assert MlflowClient(tracker.uri).get_run(tracker.run_id).data.metrics["reward"] == 0.1 + 0.2
+
+
+def test_a_resumed_run_neither_doubles_nor_loses_a_step(tracker: Tracker, file: Path, uri: str) -> None:
+    for step in range(4):
+        tracker.metrics({"a": step}, step)
+    tracker.flush()
+    tracker.metrics({"a": 4}, 4)  # never written: the process dies here
+    resumed = Tracker(uri, "tests", "another name", tracker.run_id)
+    assert resumed.run_id == tracker.run_id and resumed.last_step == 3
+    for step in range(2, 7):  # replayed from the checkpoint of round 2
+        resumed.metrics({"a": 10 + step}, step)
+    resumed.finish()
+    assert [(s, v) for k, s, v in rows(file, resumed) if k == "a"] == [
+        (0, 0), (1, 1), (2, 2), (3, 3), (4, 14), (5, 15), (6, 16),
+    ]  # fmt: skip
+
+
+def test_a_fresh_run_writes_round_zero(tracker: Tracker, file: Path) -> None:
+    assert tracker.last_step < -1
+    tracker.metrics({}, 0)
+    tracker.flush()
+    assert rows(file, tracker) == [("round", 0, 0.0)]
+
+
+def test_values_that_are_not_finite_are_left_out(tracker: Tracker, file: Path) -> None:
+    tracker.metrics({"a": math.nan, "b": math.inf, "c": 1.0}, 0)
+    tracker.flush()
+    assert [k for k, _, _ in rows(file, tracker)] == ["c", "round"]
+
+
+def test_what_the_store_did_not_take_is_written_later(
+    tracker: Tracker, file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tracker.metrics({"a": 1.0}, 0)
+    with away(file), caplog.at_level(logging.WARNING, tracking.__name__):
+        assert not tracker.flush()
+        tracker.metrics({"a": 2.0}, 1)
+        assert not tracker.flush()
+    assert "did not take 4 metrics" in caplog.text and len(tracker.pending) == 4
+    assert rows(file, tracker) == []
+    tracker.metrics({"a": 3.0}, 2)
+    assert tracker.flush() and tracker.pending == []
+    assert [(s, v) for k, s, v in rows(file, tracker) if k == "a"] == [(0, 1.0), (1, 2.0), (2, 3.0)]
+
+
+def test_metrics_are_written_by_and_by(tracker: Tracker, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tracker.metrics({"a": 1.0}, 0)
+    assert rows(file, tracker) == []
+    monkeypatch.setattr(tracking, "FLUSH_SECONDS", 0.0)
+    tracker.metrics({"a": 2.0}, 1)
+    assert len(rows(file, tracker)) == 4
+
+
+@pytest.mark.parametrize("width", [2, 3, 6, 7, 20])
+def test_a_batch_holds_whole_rounds(width: int, tracker: Tracker, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cut after any batch, the store holds each round entirely or not at all, if a round fits a batch."""
+    monkeypatch.setattr(tracking, "BATCH", 7)
+    written: list[list[int]] = []
+    real = tracker.client.log_batch
+
+    def log_batch(run_id: str, metrics: Any) -> None:
+        assert 0 < len(metrics) <= 7
+        written.append([m.step for m in metrics])
+        real(run_id, metrics=metrics)
+
+    monkeypatch.setattr(tracker.client, "log_batch", log_batch)
+    for step in range(6):
+        tracker.metrics({f"m{i}": step + i / 100 for i in range(width - 1)}, step)
+    assert tracker.flush()
+    assert len(rows(file, tracker)) == 6 * width
+    assert [step for batch in written for step in batch] == [step for step in range(6) for _ in range(width)]
+    if width <= 7:
+        assert all(not set(a) & set(b) for a, b in itertools.pairwise(written))
+    else:  # too wide for one batch: `round`, which a resumed run looks for, comes last
+        assert [m for batch in written[:3] for m in batch] == [0] * 20
+
+
+def test_more_metrics_than_one_call_takes(tracker: Tracker, file: Path) -> None:
+    for step in range(3):
+        tracker.metrics({f"m{i}": float(i) for i in range(600)}, step)
+    assert tracker.flush() and len(rows(file, tracker)) == 3 * 601
+
+
+def test_params_tags_summary_image_and_artifact(tracker: Tracker, file: Path, tmp_path: Path) -> None:
+    config = Config()
+    tracker.params(flatten(config))
+    tracker.tags({"git_commit": "abc"})
+    tracker.metrics({"reward": 1.0}, 5)
+    tracker.summary({"final/frechet": 12.5, "final/none": math.nan})
+    tracker.image("samples", np.zeros((4, 4, 3), np.uint8), 5)
+    (tmp_path / "report.md").write_text("x")
+    tracker.artifact(tmp_path / "report.md", "reports")
+    tracker.finish()
+    run = MlflowClient(tracker.uri).get_run(tracker.run_id)
+    assert run.info.status == "FINISHED" and run.data.tags["git_commit"] == "abc"
+    assert len(run.data.params) == len(flatten(config)) > 90
+    assert run.data.params["learner.lr"] == "1e-05" and run.data.params["reward.terms.mse.weight"] == "1.0"
+    assert run.data.metrics == {"reward": 1.0, "round": 5.0, "final/frechet": 12.5}
+    artifacts = {a.path for a in MlflowClient(tracker.uri).list_artifacts(tracker.run_id)}
+    assert artifacts >= {"reports", "images"}
+    assert run.info.artifact_uri.startswith((file.parent / "mlartifacts").as_uri())
+
+
+def test_a_killed_run_goes_on(tracker: Tracker, uri: str) -> None:
+    def status() -> str:
+        return str(MlflowClient(uri).get_run(tracker.run_id).info.status)
+
+    assert status() == "RUNNING"
+    tracker.finish("KILLED")
+    assert status() == "KILLED"
+    resumed = Tracker(uri, "tests", "run", tracker.run_id)
+    assert status() == "RUNNING"
+    resumed.finish("FAILED")
+    assert status() == "FAILED"
+
+
+@pytest.mark.parametrize(
+    ("what", "reason"),
+    [("directory", "unable to open"), ("corrupt", "file is not a database"), ("below a file", "File exists|Not a dir")],
+)
+def test_a_store_that_cannot_be_used_is_named_at_once(what: str, reason: str, tmp_path: Path) -> None:
+    path = tmp_path / "mlflow.db"
+    if what == "directory":
+        path.mkdir()
+    else:
+        path.write_bytes(b"not a database" * 100)
+    if what == "below a file":
+        path = path / "mlflow.db"
+    began = time.monotonic()
+    with pytest.raises(TrackingError, match=rf"sqlite:///{path} cannot be used .*({reason}).*tracking.uri=off"):
+        Tracker(f"sqlite:///{path}", "tests", "run")
+    assert time.monotonic() - began < 5
+
+
+def test_a_locked_store_is_named(uri: str, file: Path, tracker: Tracker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracking, "LOCK_SECONDS", 0.05)
+    with locked(file), pytest.raises(TrackingError, match=rf"sqlite:///{file}.* cannot be used .*database is locked"):
+        Tracker(uri, "tests", "run")
+    with locked(file), pytest.raises(TrackingError, match="database is locked"):
+        Tracker(uri, "tests", "run", tracker.run_id)
+
+
+def test_a_run_that_the_store_does_not_have(uri: str) -> None:
+    with pytest.raises(TrackingError, match="0123456789"):
+        Tracker(uri, "tests", "run", "0123456789" * 3)
+
+
+def test_the_uri(tmp_path: Path) -> None:
+    assert tracking_uri(load(None, [f"run.root={tmp_path}/runs"])) == f"sqlite:///{tmp_path}/runs/mlflow.db"
+    assert tracking_uri(load(None, ["tracking.uri=off"])) is None
+    assert tracking_uri(load(None, ["tracking.uri=http://127.0.0.1:5000"])) == "http://127.0.0.1:5000"
+
+
+def test_flatten() -> None:
+    tree = {"a": 1, "b": {"c": None, "d": {"e": True}}, "f": {}, "g": [1, {"h": 2}]}
+    assert flatten(tree) == {"a": "1", "b.c": "None", "b.d.e": "True", "f": "{}", "g": "[1, {'h': 2}]"}
+    assert flatten(Term(options={"x": {"y": 1}})) == {"weight": "1.0", "normalise": "none", "options.x.y": "1"}
+
+
+def test_the_commit(tmp_path: Path) -> None:
+    assert git_commit(tmp_path) is None
+
+    def git(*words: str) -> str:
+        identity = ("-c", "user.name=x", "-c", "user.email=x@y")
+        command = ["git", "-C", str(tmp_path), *identity, *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    git("init")
+    (tmp_path / "a").write_text("1")
+    git("add", "a")
+    git("commit", "-m", "a")
+    (tmp_path / "untracked").write_text("1")
+    assert git_commit(tmp_path) == git("rev-parse", "HEAD")
+    (tmp_path / "a").write_text("2")
+    assert git_commit(tmp_path) == git("rev-parse", "HEAD") + "-dirty"
