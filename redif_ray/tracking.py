@@ -13,6 +13,7 @@ import os
 import sqlite3
 import subprocess
 import time
+import warnings
 from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
@@ -192,7 +193,8 @@ class Tracker:
         previous = mlflow.get_tracking_uri()
         mlflow.set_tracking_uri(self.uri)
         try:
-            with mlflow.start_run(run_id=self.run_id, log_system_metrics=False):
+            with mlflow.start_run(run_id=self.run_id, log_system_metrics=False), warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message=".*type hints to the `predict`.*")
                 mlflow.pyfunc.log_model(
                     name="student",
                     python_model=str(Path(__file__).with_name("mlflow_model.py")),

@@ -27,7 +27,7 @@ LORA = Lora(rank=2, alpha=6.0)
 MILD = {"beta_end": 0.004}  # an untrained epsilon network blows up what strong noise leaves of x0
 SUMMARY = {
     "held_out": 100, "seed": 7, "judge": "judge-b", "arms": {
-        "student": {"nfe": 4, "frechet": 12.345, "precision": 0.5, "recall": 0.25, "paired": {"mse": 0.0123}},
+        "student": {"nfe": 4, "frechet": 12.345, "precision": 0.5, "recall": 0.25, "paired": {"pixel_mse": 0.0123}},
         "warm_start": None,
     },
 }

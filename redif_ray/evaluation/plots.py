@@ -112,7 +112,7 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
 
 def _shade_phases(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
     """Tint the rounds of each phase, named along the upper edge, where there is more than one."""
-    phases = list(dict.fromkeys(row.get("phase") for row in rows))
+    phases = list(dict.fromkeys(row.get("phase") for row in rows if row["round"] >= 0))
     if len(phases) < 2:
         return
     for phase in phases:

@@ -104,6 +104,8 @@ def _gains(summary: Summary) -> str:
         [f"{name}, {over}", _number(c["change"]), f"[{_number(c['low'])}, {_number(c['high'])}]"]
         for over, entries in (summary.notes or {}).get("student_gain", {}).items() for name, c in entries.items()
     ]
+    if not rows:
+        return "Not noted."
     return "Student minus the other arm on the same noises.\n\n" + _table(["", "change", "95 % interval"], rows)
 
 

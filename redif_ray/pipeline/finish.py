@@ -56,6 +56,7 @@ def finish(run: Session, outcome: Outcome, console: Console) -> None:
     plots.reward_curve(folder / "reward.png", metrics)
     plots.schedule(folder / "schedule.png", build.student_schedule(run.teacher, config.student))
     write_report(folder, summary, metrics)
+    shutil.rmtree(folder / ".train", ignore_errors=True)  # Ray Train's own notes; the checkpoints are ours
     _track(run, summary)
     run.folder.write("summary.json", json.dumps(summary, indent=1) + "\n")
     console.print(result_table(summary))

@@ -40,7 +40,10 @@ RESULT: dict[str, Any] = {
     "compute": {"teacher": {"seconds": 12.0, "nfe": 3000.0, "flops": 2e12},
                 "update": {"seconds": 30.0, "nfe": 1000.0, "flops": 3e12}},
     "policy_version": 120, "weights_sha256": "a" * 64, "mlflow": {"tracking_uri": "sqlite:///x.db", "run_id": "abc"},
-    "notes": {"teacher_best": "euler on karras", "workers": {"rollout-0": {"busy": 0.87, "shards": 64}, "lost": 1}},
+    "notes": {
+        "teacher_best": "euler on karras", "workers": {"rollout-0": {"busy": 0.87, "shards": 64}}, "lost": {"rollout": 1},
+        "student_gain": {"over the warm start": {"frechet": {"change": -3.61, "low": -4.6, "high": -2.65}}},
+    },
 }
 ROWS: list[dict[str, Any]] = [
     {"round": i, "phase": "warm_start" if i < 20 else "policy", "reward/mean": -1 / (i + 5),
@@ -97,6 +100,7 @@ def test_report_says_what_the_summary_says(tmp_path: Path) -> None:
     assert "after warm start" not in text
     assert "| total | 42 | 4,000 | 5e+12 |" in lines
     assert "| mse | 0 | -0.08 | -0.03 |" in lines
+    assert "| frechet, over the warm start | -3.61 | [-4.6, -2.65] |" in lines
     assert "| rollout-0 | 87% | 64 |" in lines and "- teacher_best: euler on karras" in lines
     assert "(reward.png)" in text and "(samples.png)" not in text  # only pictures that are there
     for head, rule in pairwise(lines):
