@@ -275,4 +275,4 @@ def test_one_image_is_learnt(config: Any, tmp_path: Path) -> None:
     write_parquet(tmp_path / "images.parquet", ImageSet(np.zeros((2, 1, 8, 8), np.uint8), None, ()))
     losses: list[float] = []
     train(config(steps=100, head_dim=16, batch=8), report=lambda row: losses.append(row["loss"]))
-    assert losses[-1] < 0.5 * losses[0] < 0.5, losses
+    assert losses[-1] < 0.4 < losses[0] < 1, losses

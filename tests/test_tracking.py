@@ -219,10 +219,12 @@ def test_a_store_that_cannot_be_used_is_named_at_once(what: str, reason: str, tm
 
 def test_a_locked_store_is_named(uri: str, file: Path, tracker: Tracker, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tracking, "LOCK_SECONDS", 0.05)
+    began = time.monotonic()
     with locked(file), pytest.raises(TrackingError, match=rf"sqlite:///{file}.* cannot be used .*database is locked"):
         Tracker(uri, "tests", "run")
     with locked(file), pytest.raises(TrackingError, match="database is locked"):
         Tracker(uri, "tests", "run", tracker.run_id)
+    assert time.monotonic() - began < 5
 
 
 def test_a_run_that_the_store_does_not_have(uri: str) -> None:

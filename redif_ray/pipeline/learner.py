@@ -91,8 +91,10 @@ class Learner:
         self._start_phase(self.plan.phase(0))
 
     def run(self) -> Outcome:
-        self._restore()
-        self._publish("policy", get_weights(self.student))
+        restored = self._restore()
+        self._publish("policy", get_weights(self.student))  # first of all: other ranks' rounds wait for it
+        if self.validator is not None and not restored:
+            self._first_validation()
         while self.round < self.plan.rounds:
             round, started = self.round, time.perf_counter()
             if self.plan.phase(round) != self.phase:
@@ -223,12 +225,11 @@ class Learner:
         if self.rank == 0:
             save_checkpoint(self.folder / "checkpoints" / name, tensors, meta)
 
-    def _restore(self) -> None:
+    def _restore(self) -> bool:
+        """Take up the newest checkpoint; False where there is none yet."""
         path = latest_checkpoint(self.folder / "checkpoints")
         if path is None:
-            if self.validator is not None:
-                self._first_validation()
-            return
+            return False
         tensors, meta = load_checkpoint(path)
         self.round, self.best = int(meta["round"]), meta["best"]
         self._start_phase(meta["phase"])
@@ -240,6 +241,7 @@ class Learner:
         self.accounts.load(meta["ledger"])
         if self.validator is not None:
             self.validator.start_recall = float(meta["guard"])
+        return True
 
     def _first_validation(self) -> None:
         """The untrained student's row, before round 0: the curve's first point and the guard's yardstick."""

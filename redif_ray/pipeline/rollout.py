@@ -14,7 +14,7 @@ from redif_ray.diffusion.rollout import Guide, rollout
 from redif_ray.models.registry import load_model
 from redif_ray.models.student import make_student, set_weights
 from redif_ray.pipeline import build
-from redif_ray.pipeline.weights import fetch
+from redif_ray.pipeline.weights import fetch, version
 from redif_ray.types import Condition, Meta, Shard, Trajectories, Work
 
 
@@ -39,7 +39,7 @@ class StudentRolloutWorker:
         Called with num_returns=2, so that only the meta travels to whoever asked.
         """
         started = time.perf_counter()
-        version = self._load(weights, key)
+        number = self._load(weights, key)
         groups, siblings, conditions = shard.per_row()
         model, config = self.student, self.config
         encoded = model.encode(conditions)
@@ -70,7 +70,7 @@ class StudentRolloutWorker:
         calls = self.schedule.steps * shard.rows * model.calls_per_step(config.student.guidance)
         data = Trajectories(
             shard,
-            version,
+            number,
             self.loaded[1] if self.loaded else "",
             episode.latents.cpu().numpy(),
             episode.means.cpu().numpy(),
@@ -79,7 +79,7 @@ class StudentRolloutWorker:
         work = Work(
             "rollout" if shard.stream == noise.Stream.TRAIN else "evaluation", time.perf_counter() - started, calls
         )
-        return Meta(shard, self.name, (work,), version, data.weights_sha256), data
+        return Meta(shard, self.name, (work,), number, data.weights_sha256), data
 
     def _guide(self, conditions: list[Condition], guided: Tensor, stds: Tensor) -> Guide:
         """The teacher's jump for the guided rows (method of teacher-guided siblings)."""
@@ -102,9 +102,8 @@ class StudentRolloutWorker:
 
     def _load(self, weights: Any, key: str) -> int:
         """Put the weights `key` in place, checked against their checksum; returns their policy version."""
-        version = int(key.rpartition("-")[2])
         if self.loaded is None or self.loaded[0] != key:
             arrays, checksum = fetch(weights, key)
             set_weights(self.student, arrays)
             self.loaded = (key, checksum)
-        return version
+        return version(key)

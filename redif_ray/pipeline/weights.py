@@ -6,6 +6,7 @@ use, `deploy-7` what version 7 would deploy (its average, where the learner keep
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 from redif_ray.checkpoint import weights_sha256
 
 Weights = dict[str, np.ndarray]
+WAIT_SECONDS = 600
 
 
 class StaleWeightsError(RuntimeError):
@@ -24,24 +26,44 @@ class StaleWeightsError(RuntimeError):
 class WeightStore:
     def __init__(self, keep: int = 4) -> None:
         self.keep = keep
-        self.entries: dict[str, tuple[Any, str]] = {}
+        self.entries: dict[str, tuple[Any, str]] = {}  # in order of publication
+        self.gone: set[str] = set()
+        self.published = asyncio.Condition()
 
-    def publish(self, key: str, weights: Weights, checksum: str) -> None:
+    async def publish(self, key: str, weights: Weights, checksum: str) -> None:
         """Keep `weights` under `key`; the oldest of a kind go. They are put again, so that this actor owns them."""
+        self.entries.pop(key, None)
         self.entries[key] = (ray.put(weights), checksum)
-        kind = key.rpartition("-")[0]
-        versions = sorted(
-            (k for k in self.entries if k.rpartition("-")[0] == kind), key=lambda k: int(k.rpartition("-")[2])
-        )
-        for old in versions[: -self.keep]:
+        self.gone.discard(key)
+        for old in [k for k in self.entries if kind(k) == kind(key)][: -self.keep]:
             del self.entries[old]
+            self.gone.add(old)
+        async with self.published:
+            self.published.notify_all()
 
-    def entry(self, key: str) -> tuple[list[Any], str]:
-        """([reference], checksum): the reference travels inside a list, so the arrays are not copied through here."""
-        if key not in self.entries:
-            raise StaleWeightsError(f"weights {key} were never published or are gone; here are {sorted(self.entries)}")
+    async def entry(self, key: str) -> tuple[list[Any], str]:
+        """([reference], checksum): the reference travels inside a list, so the arrays are not copied through here.
+
+        Who asks before the learner has published waits. Raises StaleWeightsError for weights that are gone.
+        """
+        while key not in self.entries:
+            if key in self.gone:
+                raise StaleWeightsError(f"weights {key} are gone: the last {self.keep} of a kind are kept")
+            async with self.published:
+                try:
+                    await asyncio.wait_for(self.published.wait(), WAIT_SECONDS)
+                except TimeoutError as error:
+                    raise StaleWeightsError(f"weights {key} were not published within {WAIT_SECONDS} s") from error
         reference, checksum = self.entries[key]
         return [reference], checksum
+
+
+def kind(key: str) -> str:
+    return key.rpartition("-")[0]
+
+
+def version(key: str) -> int:
+    return int(key.rpartition("-")[2])
 
 
 def fetch(store: Any, key: str) -> tuple[dict[str, torch.Tensor], str]:

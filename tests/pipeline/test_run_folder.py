@@ -97,9 +97,10 @@ def test_a_finished_run_says_so(config: Any, started: Path) -> None:
     ],
 )
 def test_a_changed_key_is_refused(override: str, line: str, config: Any, started: Path) -> None:
-    with pytest.raises(ConfigError, match=rf"{started} was started with another configuration.*\n  {line}"):
+    with pytest.raises(ConfigError, match=rf"{started} was started with another configuration.*\n  {line}") as refusal:
         RunFolder.open(config(override), resume=True)
-    RunFolder.open(config(), resume=True).close()  # the refusal keeps no lock
+    RunFolder.open(config(), resume=True).close()  # the refusal, whose frames are still alive, keeps no lock
+    del refusal
 
 
 def test_every_changed_key_is_named(config: Any, started: Path) -> None:
