@@ -12,7 +12,7 @@ test: $(VENV)/.installed-test lint
 	$(BIN)/python -m pytest $(ARGS)
 
 fast: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -m "not cluster" $(ARGS)
+	$(BIN)/python -m pytest -m "not cluster and not slow" $(ARGS)
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check redif_ray jobs tests

@@ -162,7 +162,8 @@ def _numbers(summary: dict[str, Any] | None) -> str:
     if summary is None:
         return ""
     head = [*COLUMNS, "paired mse"]
-    arms = {arm: [*(row[c] for c in COLUMNS), row["paired"]["pixel_mse"]] for arm, row in summary["arms"].items() if row}
+    found = {arm: row for arm, row in summary["arms"].items() if row}
+    arms = {arm: [*(row[c] for c in COLUMNS), row["paired"]["pixel_mse"]] for arm, row in found.items()}
     rows = [f"| {arm} | {' | '.join(f'{value:.4g}' for value in values)} |" for arm, values in arms.items()]
     return "\n".join([
         "", "## Numbers", "",

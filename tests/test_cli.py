@@ -10,6 +10,9 @@ import pytest
 import yaml
 
 
+pytestmark = pytest.mark.slow
+
+
 def redif(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "redif_ray.cli", *words],

@@ -11,7 +11,7 @@ import torch
 from rich.box import SIMPLE
 from rich.table import Table
 
-from redif_ray.checkpoint import load_checkpoint, unpack
+from redif_ray.checkpoint import find_checkpoint, load_checkpoint, unpack
 from redif_ray.diffusion import schedules, solvers
 from redif_ray.diffusion.noise import Stream
 from redif_ray.evaluation.arm import evaluate_arm, limits
@@ -77,8 +77,8 @@ def _held_out(run: Session, key: str, accounts: Accounts) -> Samples:
 
 
 def _warm_start(run: Session, accounts: Accounts) -> Samples | None:
-    path = run.folder.path / "checkpoints" / "warm_start"
-    if not path.exists() or run.plan.rounds == run.plan.warm_rounds:
+    path = find_checkpoint(run.folder.path / "checkpoints" / "warm_start")
+    if path is None or run.plan.rounds == run.plan.warm_rounds:
         return None
     tensors, meta = load_checkpoint(path)
     key = f"warm-{meta['version']}"

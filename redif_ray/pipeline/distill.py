@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import threading
 import time
@@ -21,7 +22,7 @@ from redif_ray.pipeline.finish import finish
 from redif_ray.pipeline.learner import Outcome, train_loop
 from redif_ray.pipeline.run_folder import RunFolder, latest_checkpoint
 from redif_ray.pipeline.session import Session, session
-from redif_ray.tracking import Tracker, flatten, git_commit, tracking_uri
+from redif_ray.tracking import Tracker, TrackingError, flatten, git_commit, tracking_uri
 
 POLL_SECONDS = 0.5
 
@@ -91,9 +92,13 @@ def _open_tracking(config: Config, folder: RunFolder) -> None:
 
 
 def _close_tracking(config: Config, folder: RunFolder, status: str) -> None:
+    """Say in MLflow how the run ended. A store that is gone by now must not hide the error that ended it."""
     uri, run_id = tracking_uri(config), folder.state.get("mlflow_run_id")
     if uri and run_id:
-        Tracker(uri, config.tracking.experiment, config.run.name, run_id).finish(status)
+        try:
+            Tracker(uri, config.tracking.experiment, config.run.name, run_id).finish(status)
+        except TrackingError as error:
+            logging.getLogger(__name__).warning("MLflow run %s stays open: %s", run_id, error)
 
 
 def _train(run: Session, calibration: calibrate.Calibration, console: Console) -> Outcome:

@@ -124,7 +124,10 @@ class Learner:
         self.average = ExponentialAverage(self.parameters, ema) if ema else None
 
     def _train(self, round: int, data: RoundData) -> dict[str, float]:
-        metrics = self.update(round, self.phase, data, self.optimizer)
+        started = time.perf_counter()
+        parts = {index: ray.get(list(references)) for index, references in data.references}
+        fetched = time.perf_counter() - started
+        metrics = self.update(round, self.phase, data.metas, parts, self.optimizer) | {"seconds/fetch": fetched}
         self.accounts.add_round(data, metrics)
         if self.average is not None:
             self.average.update(self.parameters)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
-import ray
 import torch
 from torch import Tensor
 
@@ -23,9 +22,10 @@ from redif_ray.learning.update import Updater, learning_rate, warm_start_learner
 from redif_ray.models.protocol import DiffusionModel
 from redif_ray.models.student import get_weights
 from redif_ray.pipeline import build
-from redif_ray.pipeline.coordinator import RoundData
 from redif_ray.rewards.combine import Combined, combine
 from redif_ray.types import Meta, Phase
+
+Metas = Sequence[Sequence[Meta]]  # those of each shard, in order of shards
 
 
 class RoundUpdate:
@@ -46,27 +46,32 @@ class RoundUpdate:
         self.schedule = build.student_schedule(student, config.student)
         self.warm_rounds = config.warm_start.rounds
 
-    def __call__(self, round: int, phase: Phase, data: RoundData, optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    def __call__(
+        self,
+        round: int,
+        phase: Phase,
+        metas: Metas,
+        parts: Mapping[int, Sequence[Any]],
+        optimizer: torch.optim.Optimizer,
+    ) -> dict[str, float]:
+        """metas: of every shard of the round. parts: what the workers made of this rank's shards, by shard index."""
         if phase == "draft":
-            return self._draft(round, data, optimizer)
-        started = time.perf_counter()
-        fetched = [ray.get(list(references)) for _, references in data.references]
-        metrics: dict[str, float] = {"seconds/fetch": time.perf_counter() - started}
-        combined = self._rewards(data.metas)
+            return self._draft(round, metas, parts, optimizer)
+        combined = self._rewards(metas)
         relative, gate = None, None
         if phase == "policy":
-            relative = self._advantages(data.metas, combined)
-            gate = self._gate(data.metas) if self.config.learner.anchor.gated else None
+            relative = self._advantages(metas, combined)
+            gate = self._gate(metas) if self.config.learner.anchor.gated else None
         batch = assemble(
-            [metas[0].shard for metas in data.metas],
-            [(t, s) for t, s in fetched],
+            [shard_metas[0].shard for shard_metas in metas],
+            [(trajectories, scored) for trajectories, scored in parts.values()],
             weights_sha256=weights_sha256(get_weights(self.student)),
             encode=self.student.encode,
             advantages=None if relative is None else relative.values,
             gate=gate,
             device=next(self.student.network.parameters()).device,
         )
-        metrics |= reward_metrics(data.metas, combined, relative)
+        metrics = reward_metrics(metas, combined, relative)
         return metrics | {f"update/{k}": v for k, v in self._update(round, phase, batch, optimizer).items()}
 
     def _update(
@@ -99,14 +104,14 @@ class RoundUpdate:
 
         return predict
 
-    def _rewards(self, metas: Sequence[Sequence[Meta]]) -> Combined:
+    def _rewards(self, metas: Metas) -> Combined:
         siblings = metas[0][0].shard.siblings
         terms = self.config.reward.terms
         if siblings == 1:  # no siblings to normalise over; nothing but the log reads these
             terms = {name: term.model_copy(update={"normalise": "none"}) for name, term in terms.items()}
         return combine(_joined(metas, "terms"), terms, siblings=siblings)
 
-    def _advantages(self, metas: Sequence[Sequence[Meta]], combined: Combined) -> Advantages:
+    def _advantages(self, metas: Metas, combined: Combined) -> Advantages:
         c, siblings = self.config, metas[0][0].shard.siblings
         return advantages(
             combined.rewards.view(-1, siblings),
@@ -117,15 +122,17 @@ class RoundUpdate:
             keys=[condition for shard_metas in metas for condition in shard_metas[0].shard.conditions],
         )
 
-    def _gate(self, metas: Sequence[Sequence[Meta]]) -> Tensor:
+    def _gate(self, metas: Metas) -> Tensor:
         """1 where the teacher's own image scores higher than the student's (RATS)."""
         own, teachers = _joined(metas, "terms"), _joined(metas, "teacher_terms")
         terms = self.config.reward.terms
         return (_weighted(teachers, terms) > _weighted(own, terms)).float()
 
-    def _draft(self, round: int, data: RoundData, optimizer: torch.optim.Optimizer) -> dict[str, float]:
-        shards = [metas[0].shard for metas in data.metas]
-        mine = [(shards[index], ray.get(references[0])) for index, references in data.references]
+    def _draft(
+        self, round: int, metas: Metas, parts: Mapping[int, Sequence[Any]], optimizer: torch.optim.Optimizer
+    ) -> dict[str, float]:
+        shards = [shard_metas[0].shard for shard_metas in metas]
+        mine = [(shards[index], targets) for index, (targets,) in parts.items()]
         updater = DraftUpdater(
             self.student,
             optimizer,
@@ -139,7 +146,7 @@ class RoundUpdate:
         return {"reward/mean": found.pop("reward")} | {f"update/{k}": v for k, v in found.items()}
 
 
-def _joined(metas: Sequence[Sequence[Meta]], field: str) -> dict[str, Tensor]:
+def _joined(metas: Metas, field: str) -> dict[str, Tensor]:
     """A field of arrays by term, over the rows of the whole round in order of shards."""
     parts: list[dict[str, np.ndarray]] = [getattr(shard_metas[-1], field) for shard_metas in metas]
     return {name: torch.from_numpy(np.concatenate([part[name] for part in parts])) for name in parts[0]}
@@ -149,9 +156,7 @@ def _weighted(values: Mapping[str, Tensor], terms: Mapping[str, Term]) -> Tensor
     return torch.stack([terms[name].weight * value for name, value in values.items()]).sum(0)
 
 
-def reward_metrics(
-    metas: Sequence[Sequence[Meta]], combined: Combined, relative: Advantages | None
-) -> dict[str, float]:
+def reward_metrics(metas: Metas, combined: Combined, relative: Advantages | None) -> dict[str, float]:
     raw = _joined(metas, "terms")
     found = {"reward/mean": float(combined.rewards.mean()), "reward/std": float(combined.rewards.std(correction=0))}
     found |= {f"reward/{name}": float(value.mean()) for name, value in raw.items()}

@@ -41,7 +41,8 @@ RESULT: dict[str, Any] = {
                 "update": {"seconds": 30.0, "nfe": 1000.0, "flops": 3e12}},
     "policy_version": 120, "weights_sha256": "a" * 64, "mlflow": {"tracking_uri": "sqlite:///x.db", "run_id": "abc"},
     "notes": {
-        "teacher_best": "euler on karras", "workers": {"rollout-0": {"busy": 0.87, "shards": 64}}, "lost": {"rollout": 1},
+        "teacher_best": "euler on karras", "lost": {"rollout": 1},
+        "workers": {"rollout-0": {"busy": 0.87, "shards": 64}},
         "student_gain": {"over the warm start": {"frechet": {"change": -3.61, "low": -4.6, "high": -2.65}}},
     },
 }
