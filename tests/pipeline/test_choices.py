@@ -23,7 +23,6 @@ from redif_ray.pipeline.rollout import StudentRolloutWorker
 from redif_ray.pipeline.rounds import RoundUpdate
 from redif_ray.rewards.base import TERMS
 
-
 pytestmark = pytest.mark.slow
 
 
