@@ -15,7 +15,7 @@ fast: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m "not cluster and not slow" $(ARGS)
 
 lint: $(VENV)/.installed-test
-	$(BIN)/ruff check redif_ray jobs tests
+	$(BIN)/ruff check redif_ray jobs tests benchmarks
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 

@@ -2,8 +2,8 @@
 
     python benchmarks/comparison.py --root runs/comparison --seeds 1 2 3
 
-Settings of each arm were tuned on seed 0, which is not reported. A run that is finished is not run again, one that was cut
-short is resumed. Writes <root>/comparison.md and <root>/comparison.json.
+Settings of each arm were tuned on seed 0, which is not reported. A run that is finished is not run again, one that was
+cut short is resumed. Writes <root>/comparison.md and <root>/comparison.json.
 """
 
 from __future__ import annotations
