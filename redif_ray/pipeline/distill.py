@@ -20,6 +20,7 @@ from redif_ray.pipeline import calibrate, estimate
 from redif_ray.pipeline.cluster import connect
 from redif_ray.pipeline.finish import finish
 from redif_ray.pipeline.learner import Outcome, train_loop
+from redif_ray.pipeline.preflight import preflight
 from redif_ray.pipeline.run_folder import RunFolder, latest_checkpoint
 from redif_ray.pipeline.session import Session, session
 from redif_ray.tracking import Tracker, TrackingError, flatten, git_commit, tracking_uri
@@ -40,7 +41,8 @@ def distill(config: Config, *, resume: bool = False, console: Console | None = N
     Interrupted after Ctrl-C or SIGTERM.
     """
     console = console or Console()
-    config = _absolute(config)
+    config = absolute(config)
+    preflight(config)
     folder = RunFolder.open(config, resume=resume)
     try:
         latest_checkpoint(folder.path / "checkpoints")
@@ -52,7 +54,7 @@ def distill(config: Config, *, resume: bool = False, console: Console | None = N
             console.print(f"start-up took {time.monotonic() - started:.0f} s; training")
             outcome = _train(run, calibration, console)
             if outcome.error is not None:
-                raise outcome.error
+                raise _cause(outcome.error)
             if outcome.stopped:
                 _close_tracking(config, folder, "KILLED")
                 raise Interrupted(f"stopped after round {outcome.round} of {run.plan.rounds}; continue with --resume")
@@ -66,14 +68,20 @@ def distill(config: Config, *, resume: bool = False, console: Console | None = N
         folder.close()
 
 
-def _absolute(config: Config) -> Config:
+def absolute(config: Config) -> Config:
     """Workers have working directories of their own: paths of this one are made absolute."""
     tree = config.model_dump()
     tree["run"]["root"] = str(Path(config.run.root).resolve())
-    for section, key in (("teacher", "model"), ("teacher", "store"), ("evaluation", "judge")):
-        value = tree[section][key]
-        if value is not None and Path(value).is_dir():
-            tree[section][key] = str(Path(value).resolve())
+    if config.teacher.store:
+        tree["teacher"]["store"] = str(Path(config.teacher.store).resolve())
+    for section, key in (("teacher", "model"), ("evaluation", "judge")):
+        if Path(tree[section][key]).is_dir():
+            tree[section][key] = str(Path(tree[section][key]).resolve())
+    for term in tree["reward"]["terms"].values():
+        for option, value in term["options"].items():
+            path, colon, function = value.rpartition(":") if option == "callable" else (value, "", "")
+            if isinstance(path, str) and path and Path(path).exists():
+                term["options"][option] = f"{Path(path).resolve()}{colon}{function}"
     return Config.model_validate(tree)
 
 

@@ -10,13 +10,14 @@ import torch
 from pydantic import ConfigDict
 from torch import Tensor
 
+from redif_ray.errors import UserError
 from redif_ray.types import Condition
 
 # of every term's dataclass: its fields are the options a user may set
 OPTIONS = ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True, allow_inf_nan=False)
 
 
-class RewardError(RuntimeError):
+class RewardError(UserError, RuntimeError):
     """A reward that cannot be built or computed; the message names the term, the value and what was expected."""
 
 

@@ -24,6 +24,7 @@ from redif_ray.models.student import get_weights, make_student
 from redif_ray.pipeline.distill import distill
 from redif_ray.pipeline.metrics import read_rows
 from redif_ray.pipeline.run_folder import RunError, RunFinished
+from redif_ray.rewards.base import RewardError
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("cluster")]
 
@@ -171,6 +172,19 @@ def test_a_resumed_run_must_be_the_same_run(root: Path, first: Path) -> None:
     (root / "other" / "config.yaml").write_text((first / "config.yaml").read_text())
     with pytest.raises(ConfigError, match=r"learner.lr: 0.0001 then, 0.0002 now"):
         distill(smoke(root, "other", "learner.lr=2e-4"), resume=True)
+
+
+def test_a_reward_that_turns_nan_ends_the_run_by_name(root: Path, tmp_path: Path) -> None:
+    """In training, in a worker: one error that names the term, a run that can be resumed, no invented 0."""
+    (tmp_path / "rewards.py").write_text(
+        "import torch\n\ndef score(student, teacher, conditions):\n"
+        "    value = -(student - teacher).square().mean((1, 2, 3))\n"
+        "    return value if len(conditions) != 4 else value * torch.nan\n"  # training shards have 4 rows
+    )
+    terms = f"reward.terms={{mine: {{options: {{callable: '{tmp_path}/rewards.py:score'}}}}}}"
+    with pytest.raises(RewardError, match=r"'mine' is nan at row 0"):
+        distill(smoke(root, "nan", terms, "reward.calibration=6", "validation.groups=6"))
+    assert (root / "nan" / "config.yaml").exists() and not (root / "nan" / "summary.json").exists()
 
 
 def test_what_a_run_found_it_leaves(first: Path) -> None:

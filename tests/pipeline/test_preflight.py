@@ -1,0 +1,45 @@
+"""What a user can get wrong is said before Ray starts and before anything is written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from redif_ray.config import load
+from redif_ray.errors import UserError
+from redif_ray.pipeline.distill import distill
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("teacher.model=nowhere", "no model 'nowhere'"),
+        ("student.schedule=karas", "schedule 'karas' is unknown; expected one of uniform_trailing"),
+        ("teacher.schedule=linear", "schedule 'linear' is unknown"),
+        ("student.levels=[999, 998]", None),
+        ("student.levels=[10, 500]", "expected a strict rise"),
+        ("student.lora={rank: 2, targets: [to_x]}", "student.lora.targets=\\['to_x'\\] match no layer"),
+        ("conditions.classes=[10]", "conditions.classes=\\[10\\]: expected values in 0..9"),
+        ("reward.terms={mes: {}}", "unknown reward term 'mes' \\(did you mean 'mse'"),
+        ("reward.terms={mse: {options: {sigma: 1}}}", "mse has no option 'sigma'"),
+        ("evaluation.judge=me", "no judge 'me'"),
+        ("evaluation.held_out=10001", "has 10000 reference images; expected at most as many"),
+    ],
+)
+def test_what_is_wrong_is_said_first(override: str, message: str | None, tmp_path: Path) -> None:
+    from redif_ray.pipeline.preflight import preflight
+
+    config = load("smoke", [f"run.root={tmp_path}/runs", "tracking.uri=off", override])
+    if message is None:
+        preflight(config)
+        return
+    with pytest.raises(UserError, match=message):
+        distill(config)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_draft_needs_gradients(tmp_path: Path) -> None:
+    config = load("smoke", [f"run.root={tmp_path}", "method=draft", "reward.terms={jpeg_compressibility: {}, mse: {}}"])
+    with pytest.raises(UserError, match=r"method=draft needs differentiable rewards; .*jpeg_compressibility"):
+        distill(config)
