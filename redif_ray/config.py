@@ -7,8 +7,7 @@ that does not exist, the nearest one that does.
 from __future__ import annotations
 
 import difflib
-import re
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -26,6 +25,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from redif_ray.errors import UserError
+from redif_ray.yaml12 import Dumper, Loader
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -286,44 +286,13 @@ def known_keys(model: type[BaseModel] = Config, prefix: str = "") -> list[str]:
     return keys
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2's scalars, where 1e-5 is a number and `off` a word; a key given twice is an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        names = [key.value for key, _ in node.value]
-        for name in names:
-            if names.count(name) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {name} appears twice", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-class _Dumper(yaml.SafeDumper):
-    """Quotes the text that `_Loader` would read as something else."""
-
-
-def _scalars_of_yaml_1_2() -> None:
-    kept = {"tag:yaml.org,2002:int", "tag:yaml.org,2002:null", "tag:yaml.org,2002:merge"}
-    number = r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
-    truth = "true|True|TRUE|false|False|FALSE"
-    for handler in (_Loader, _Dumper):
-        handler.yaml_implicit_resolvers = {
-            first: [(tag, pattern) for tag, pattern in known if tag in kept]
-            for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
-        }
-        handler.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(f"^({number})$"), list("-+.0123456789"))
-        handler.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(f"^({truth})$"), list("tTfF"))
-
-
-_scalars_of_yaml_1_2()
-
-
 def parse_override(text: str) -> tuple[list[str], Any]:
     """`a.b=3` as (["a", "b"], 3); values are YAML."""
     key, separator, value = text.partition("=")
     if not separator or not key.strip():
         raise ConfigError(f"override {text!r}: expected key=value, such as learner.lr=1e-5")
     try:
-        return key.strip().split("."), yaml.load(value, _Loader)
+        return key.strip().split("."), yaml.load(value, Loader)
     except yaml.YAMLError as error:
         raise ConfigError(f"override {text!r}: the value is not valid YAML ({error})") from error
 
@@ -365,7 +334,7 @@ def resolve(path: str | Path) -> Path:
 
 def read_yaml(path: Path) -> dict[str, Any]:
     try:
-        tree = yaml.load(path.read_text(), _Loader)
+        tree = yaml.load(path.read_text(), Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from error
     except OSError as error:
@@ -411,4 +380,4 @@ def _named(keys: Sequence[str], path: Sequence[str]) -> list[str]:
 
 def dump(config: BaseModel) -> str:
     """The resolved tree as YAML that `load` reads back to the same configuration."""
-    return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+    return yaml.dump(config.model_dump(mode="json"), Dumper=Dumper, sort_keys=False, allow_unicode=True, width=110)
