@@ -12,6 +12,7 @@ ARMS = {
     "teacher_full": "teacher, full steps", "teacher_few": "untrained student", "teacher_best": "teacher, best schedule",
     "warm_start": "after warm start", "student": "trained student",
 }
+GAPS = {"teacher_few": "the untrained student", "teacher_best": "the teacher's best schedule at the same NFE"}
 PICTURES = {
     "samples.png": "The same noises in every row.", "reward.png": "Reward by round.",
     "schedule.png": "The levels at which the student calls the network.",
@@ -48,10 +49,9 @@ def gap_closed(summary: Summary, start: str = "teacher_few") -> float | None:
 
 
 def _headline(summary: Summary) -> str:
-    starts = {"teacher_few": "the untrained student", "teacher_best": "the teacher's best schedule at the same NFE"}
     claims = [
         f"{share:.0%} of the gap between {text} and the full teacher"
-        for start, text in starts.items() if (share := gap_closed(summary, start)) is not None
+        for start, text in GAPS.items() if (share := gap_closed(summary, start)) is not None
     ]
     return f"In Fréchet distance the student closes {', and '.join(claims)}." if claims else ""
 

@@ -16,6 +16,7 @@ from redif_ray.diffusion.solvers import Predict
 from redif_ray.models.protocol import DiffusionModel
 from redif_ray.models.registry import fingerprint
 from redif_ray.rewards.base import Rewards, build_terms
+from redif_ray.types import Phase
 
 
 def device(gpus: float) -> str:
@@ -35,8 +36,10 @@ def teacher_schedule(model: DiffusionModel, config: Config) -> Schedule:
     return schedules.build(model.process, config.teacher.steps, config.teacher.schedule)
 
 
-def policy_stds(schedule: Schedule, config: Config) -> Tensor:
-    """S of each transition while exploring, [N] float64."""
+def phase_stds(schedule: Schedule, config: Config, phase: Phase) -> Tensor:
+    """S of each transition, [N] float64: only the policy phase explores."""
+    if phase != "policy":
+        return torch.zeros(schedule.steps, dtype=torch.float64)
     e = config.exploration
     return schedule.stds(e.eta, e.kind, e.last_step)
 

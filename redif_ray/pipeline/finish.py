@@ -12,7 +12,7 @@ from rich.console import Console
 from redif_ray.checkpoint import load_checkpoint, unpack, weights_sha256
 from redif_ray.evaluation import plots
 from redif_ray.evaluation.changes import Change
-from redif_ray.evaluation.report import gap_closed, write_report
+from redif_ray.evaluation.report import GAPS, gap_closed, write_report
 from redif_ray.evaluation.summary import Summary
 from redif_ray.pipeline import build
 from redif_ray.pipeline.accounting import Accounts
@@ -23,7 +23,6 @@ from redif_ray.pipeline.metrics import read_rows
 from redif_ray.pipeline.session import Session
 from redif_ray.tracking import Tracker, tracking_uri
 
-GAPS = {"teacher_few": "the untrained student", "teacher_best": "the teacher's best schedule at the same NFE"}
 GRID = 10  # images a row of the side-by-side picture
 
 

@@ -139,7 +139,7 @@ class Learner:
         boundary = not last and self.plan.phase(self.round) != self.phase
         row: dict[str, Any] = {"round": round, "phase": self.phase, "policy_version": self.round, **metrics}
         if last or boundary or self.round % self.config.validation.every == 0:
-            row |= self._validate(row)
+            row |= self._validate()
         seconds = time.perf_counter() - started
         groups = len({g for metas in data.metas for g in metas[0].shard.groups})
         row |= {"groups_per_second": groups / seconds, "seconds/round": seconds, "seconds/gather": data.seconds}
@@ -150,18 +150,10 @@ class Learner:
         if last or self.round % self.config.checkpoint.every == 0:
             self._checkpoint()
 
-    def _validate(self, row: Mapping[str, Any]) -> dict[str, float]:
-        """Reward and recall at eta 0 on the validation noises; keeps the best student, stops a collapsed one."""
-        assert self.validator is not None
+    def _validate(self) -> dict[str, float]:
+        """Keeps the best student by its validation reward, stops a collapsed one."""
         deployed = self._deployed()
-        self._publish("deploy", deployed)
-        count = self.config.validation.groups
-        data = ray.get(
-            self.coordinator.deploy.remote(int(Stream.VALIDATION), count, self.round, f"deploy-{self.round}")
-        )
-        found, picture = self.validator(data)
-        self.accounts.add_evaluation(meta for metas in data.metas for meta in metas)
-        self.writer.image.remote("samples", picture, self.round)
+        found = self._deploy(deployed)
         reward = found["validation/reward"]
         own_phase = self.phase != "warm_start" or self.plan.rounds == self.plan.warm_rounds
         if own_phase and (self.best is None or reward > self.best["reward"]):
@@ -169,6 +161,19 @@ class Learner:
             self._save("best", pack("deploy", deployed), {"version": self.round, "reward": reward})
         if self.phase != "warm_start":
             self._guard(found)
+        return found
+
+    def _deploy(self, weights: Mapping[str, Tensor]) -> dict[str, float]:
+        """Reward and recall at eta 0 of `weights` on the validation noises; their picture goes to the log."""
+        assert self.validator is not None
+        self._publish("deploy", weights)
+        count = self.config.validation.groups
+        data = ray.get(
+            self.coordinator.deploy.remote(int(Stream.VALIDATION), count, self.round, f"deploy-{self.round}")
+        )
+        found, picture = self.validator(data)
+        self.accounts.add_evaluation(meta for metas in data.metas for meta in metas)
+        self.writer.image.remote("samples", picture, self.round)
         return found
 
     def _guard(self, found: Mapping[str, float]) -> None:
@@ -249,12 +254,6 @@ class Learner:
     def _first_validation(self) -> None:
         """The untrained student's row, before round 0: the curve's first point and the guard's yardstick."""
         assert self.validator is not None
-        self._publish("deploy", get_weights(self.student))
-        data = ray.get(
-            self.coordinator.deploy.remote(int(Stream.VALIDATION), self.config.validation.groups, 0, "deploy-0")
-        )
-        found, picture = self.validator(data)
+        found = self._deploy(get_weights(self.student))
         self.validator.start_recall = found["validation/recall"]
-        self.accounts.add_evaluation(meta for metas in data.metas for meta in metas)
-        self.writer.image.remote("samples", picture, 0)
         self.writer.log.remote({"round": -1, "phase": "start", "policy_version": 0, **found})

@@ -89,10 +89,9 @@ class TeacherRewardWorker:
 
     def _anchors(self, shard: Shard, trajectories: Trajectories, conditions: Sequence[Any]) -> tuple[np.ndarray, int]:
         """The teacher's M-substep jump from every visited state, carrying the noise of the student's mean."""
-        explore = shard.phase == "policy"
         schedule, config = self.student_schedule, self.config
-        substeps = config.learner.anchor.substeps if explore else config.warm_start.substeps
-        stds = build.policy_stds(schedule, config) if explore else torch.zeros(schedule.steps, dtype=torch.float64)
+        substeps = (config.learner.anchor if shard.phase == "policy" else config.warm_start).substeps
+        stds = build.phase_stds(schedule, config, shard.phase)
         predict = build.predictor(self.teacher, self.teacher.encode(conditions), config.teacher.guidance)
         jumps: list[Tensor] = []
         for k in range(schedule.steps):

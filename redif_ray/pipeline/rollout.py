@@ -45,11 +45,7 @@ class StudentRolloutWorker:
         encoded = model.encode(conditions)
         predict = build.predictor(model, encoded, config.student.guidance)
         explore = shard.phase == "policy"
-        stds = (
-            build.policy_stds(self.schedule, config)
-            if explore
-            else torch.zeros(self.schedule.steps, dtype=torch.float64)
-        )
+        stds = build.phase_stds(self.schedule, config, shard.phase)
         unit = noise.initial_noise(shard.groups, model.latent_shape, seed=config.run.seed, stream=shard.stream)
         x = solvers.initial(self.schedule, unit.repeat_interleave(shard.siblings, 0)).to(self.device)
 

@@ -80,15 +80,13 @@ class RoundUpdate:
         config = self.config
         if phase == "warm_start":
             learner, lr = warm_start_learner(config.warm_start, config.learner), config.warm_start.lr
-            stds = torch.zeros(self.schedule.steps, dtype=torch.float64)
         else:
             learner, lr = config.learner, learning_rate(config.learner, round - self.warm_rounds)
-            stds = build.policy_stds(self.schedule, config)
         updater = Updater(
             self._predict(self.student),
             optimizer,
             self.schedule,
-            stds,
+            build.phase_stds(self.schedule, config, phase),
             learner,
             ratio_tolerance=config.guard.ratio_tolerance,
             reference=self._predict(self.teacher),

@@ -39,7 +39,6 @@ class Samples:
     conditions: list[Condition]
     terms: dict[str, np.ndarray]
     metas: list[Meta]
-    seconds: float
 
 
 @dataclass(slots=True)
@@ -77,7 +76,6 @@ def collect(teacher: DiffusionModel, data: Any) -> Samples:
         conditions=[c for s in scored for c in s.shard.conditions],
         terms={name: np.concatenate([s.terms[name] for s in scored]) for name in scored[0].terms},
         metas=[meta for metas in data.metas for meta in metas],
-        seconds=data.seconds,
     )
 
 
