@@ -268,6 +268,9 @@ def _conflicts(c: Config) -> Iterator[str]:
     if c.method == "draft" and normalised:
         key = f"reward.terms.{normalised[0]}.normalise"
         yield f"{key}=std: method=draft has no siblings to normalise over; expected none"
+    if policy and c.rollout.siblings == 1 and normalised:
+        key = f"reward.terms.{normalised[0]}.normalise"
+        yield f"{key}=std: rollout.siblings=1 leaves no siblings to normalise over; expected none"
     if c.draft.last_steps is not None and c.draft.last_steps > c.student.steps:
         yield f"draft.last_steps={c.draft.last_steps}: expected at most student.steps={c.student.steps}"
     if c.rollout.groups % c.learner.workers:

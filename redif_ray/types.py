@@ -24,7 +24,8 @@ Phase = Literal["warm_start", "policy", "draft", "deploy"]
 class Shard:
     """A unit of work: some groups of one round. A pure function of (config, round, index), so any worker can do it.
 
-    phase: `warm_start` and `deploy` roll out with S = 0, `policy` explores, `draft` needs the teacher's images only.
+    phase: `policy` explores and is scored; `warm_start` rolls out with S = 0 and asks for the teacher's jumps, not its
+    images; `deploy` rolls out with S = 0 and is scored; `draft` needs the teacher's images only.
     """
 
     round: int
@@ -63,8 +64,8 @@ class Scored:
     """What a reward worker adds to a shard."""
 
     shard: Shard
-    terms: dict[str, np.ndarray]  # [R] each, raw
-    targets: np.ndarray  # [G, C, H, W] in [0, 1]: the teacher's image of each group
+    terms: dict[str, np.ndarray]  # [R] each, raw; none in the warm start
+    targets: np.ndarray | None  # [G, C, H, W] in [0, 1]: the teacher's image of each group; None in the warm start
     anchors: np.ndarray | None  # [N, R, *latent]: the teacher's jump from each visited state; None where no loss asks
 
 

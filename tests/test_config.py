@@ -120,6 +120,11 @@ CONFLICTS = [
     (["rollout.siblings=1", "exploration.antithetic=false"], "rollout.siblings=1: .*advantage=global_std.*at least 2"),
     (["rollout.siblings=5"], "rollout.siblings=5: .*antithetic.*even number"),
     (["rollout.siblings=2"], "rollout.siblings=2: .*antithetic.*at least 4"),
+    (
+        ["rollout.siblings=1", "exploration.antithetic=false", "learner.advantage=running",
+         "reward.terms.mse.normalise=std"],
+        "reward.terms.mse.normalise=std: rollout.siblings=1 leaves no siblings",
+    ),
     (["rollout.guided=16"], "rollout.guided=16: expected less than rollout.siblings=16"),
     (["rollout.groups=4", "rollout.shard_groups=3"], "rollout.shard_groups=3: expected a divisor of rollout.groups=4"),
     (["student.levels=[999, 500]"], "student.levels has 2 entries; expected student.steps=4"),

@@ -71,6 +71,10 @@ class Coordinator:
         return list(results), time.monotonic() - started
 
     async def _shard(self, shard: Shard, key: str) -> tuple[tuple[Meta, ...], tuple[Any, ...]]:
+        if shard.phase == "warm_start":
+            roll_meta, roll_ref = await self.rollout.call("rollout", shard, self.weights, key)
+            jump_meta, jump_ref = await self.reward.call("jump", shard, roll_ref)
+            return (roll_meta, jump_meta), (roll_ref, jump_ref)
         targets = asyncio.ensure_future(self.reward.call("targets", shard))
         if shard.phase == "draft":
             meta, reference = await targets

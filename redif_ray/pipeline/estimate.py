@@ -66,7 +66,7 @@ def _work(config: Config, teacher: DiffusionModel, plan: RoundPlan) -> dict[str,
     anchor = config.learner.anchor.substeps if config.learner.anchor.weight and config.method == "redif" else 0
     checks = 1 + plan.rounds // config.validation.every
     return {
-        "warm start": (warm_rows * n * (1 + config.warm_start.substeps + target / n), both),
+        "warm start": (warm_rows * n * (1 + config.warm_start.substeps), both),
         "warm start, update": (warm_rows * n * backward, learn),
         "rollout and rewards": (rows * n * (1 + anchor) + groups * target, both),
         "update": (rows * n * config.learner.inner_epochs * backward, learn),
@@ -79,8 +79,9 @@ def _work(config: Config, teacher: DiffusionModel, plan: RoundPlan) -> dict[str,
 
 
 def _training_groups(config: Config, plan: RoundPlan) -> int:
-    own = (plan.rounds - plan.warm_rounds) * config.rollout.groups
-    return plan.warm_rounds * config.warm_start.groups + own
+    """Groups whose teacher images the store keeps; the warm start asks for none."""
+    groups = config.draft.groups if config.method == "draft" else config.rollout.groups
+    return (plan.rounds - plan.warm_rounds) * groups
 
 
 def _numel(shape: tuple[int, ...]) -> int:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -47,6 +45,12 @@ class TeacherRewardWorker:
         return Meta(shard, self.name, (Work("teacher", time.perf_counter() - started, calls),)), images
 
     @torch.no_grad()
+    def jump(self, shard: Shard, trajectories: Trajectories) -> tuple[Meta, Scored]:
+        """The anchor's targets of a shard of the warm start, which no reward is asked for."""
+        anchors, work = self._anchors(shard, trajectories)
+        return Meta(shard, self.name, (work,)), Scored(shard, {}, None, anchors)
+
+    @torch.no_grad()
     def score(self, shard: Shard, trajectories: Trajectories, targets: np.ndarray) -> tuple[Meta, Scored]:
         """Reward terms of each row and, where a loss asks for them, the anchor's targets."""
         started = time.perf_counter()
@@ -59,10 +63,9 @@ class TeacherRewardWorker:
             best = _arrays(self.rewards(RewardInputs(teacher, teacher, conditions)))
         work = [Work("rewards", time.perf_counter() - started, 0)]
         anchors = None
-        if self._anchored(shard):
-            started = time.perf_counter()
-            anchors, calls = self._anchors(shard, trajectories, conditions)
-            work.append(Work("anchor", time.perf_counter() - started, calls))
+        if shard.phase == "policy" and self.config.learner.anchor.weight > 0:
+            anchors, cost = self._anchors(shard, trajectories)
+            work.append(cost)
         return Meta(shard, self.name, tuple(work), terms=terms, teacher_terms=best), Scored(
             shard, terms, targets, anchors
         )
@@ -84,11 +87,10 @@ class TeacherRewardWorker:
         calls = solvers.network_calls(solver, grid.steps) * self.teacher.calls_per_step(guidance) * len(shard.groups)
         return images.cpu().numpy(), calls
 
-    def _anchored(self, shard: Shard) -> bool:
-        return shard.phase == "warm_start" or (shard.phase == "policy" and self.config.learner.anchor.weight > 0)
-
-    def _anchors(self, shard: Shard, trajectories: Trajectories, conditions: Sequence[Any]) -> tuple[np.ndarray, int]:
+    def _anchors(self, shard: Shard, trajectories: Trajectories) -> tuple[np.ndarray, Work]:
         """The teacher's M-substep jump from every visited state, carrying the noise of the student's mean."""
+        started = time.perf_counter()
+        _, _, conditions = shard.per_row()
         schedule, config = self.student_schedule, self.config
         substeps = (config.learner.anchor if shard.phase == "policy" else config.warm_start).substeps
         stds = build.phase_stds(schedule, config, shard.phase)
@@ -100,7 +102,8 @@ class TeacherRewardWorker:
                 solvers.jump(predict, x, self.teacher.process, schedule[k], schedule[k + 1], stds[k], substeps)
             )
         calls = schedule.steps * substeps * shard.rows * self.teacher.calls_per_step(config.teacher.guidance)
-        return torch.stack(jumps).cpu().numpy(), calls
+        anchors = torch.stack(jumps).cpu().numpy()
+        return anchors, Work("anchor", time.perf_counter() - started, calls)
 
 
 def _arrays(terms: dict[str, Tensor]) -> dict[str, np.ndarray]:

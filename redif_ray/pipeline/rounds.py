@@ -57,21 +57,21 @@ class RoundUpdate:
         """metas: of every shard of the round. parts: what the workers made of this rank's shards, by shard index."""
         if phase == "draft":
             return self._draft(round, metas, parts, optimizer)
-        combined = self._rewards(metas)
-        relative, gate = None, None
+        values, gate, metrics = None, None, {}
         if phase == "policy":
+            combined = combine(_joined(metas, "terms"), self.config.reward.terms, siblings=self.config.rollout.siblings)
             relative = self._advantages(metas, combined)
+            values, metrics = relative.values, reward_metrics(metas, combined, relative)
             gate = self._gate(metas) if self.config.learner.anchor.gated else None
         batch = assemble(
             [shard_metas[0].shard for shard_metas in metas],
             [(trajectories, scored) for trajectories, scored in parts.values()],
             weights_sha256=weights_sha256(get_weights(self.student)),
             encode=self.student.encode,
-            advantages=None if relative is None else relative.values,
+            advantages=values,
             gate=gate,
             device=next(self.student.network.parameters()).device,
         )
-        metrics = reward_metrics(metas, combined, relative)
         return metrics | {f"update/{k}": v for k, v in self._update(round, phase, batch, optimizer).items()}
 
     def _update(
@@ -102,17 +102,10 @@ class RoundUpdate:
 
         return predict
 
-    def _rewards(self, metas: Metas) -> Combined:
-        siblings = metas[0][0].shard.siblings
-        terms = self.config.reward.terms
-        if siblings == 1:  # no siblings to normalise over; nothing but the log reads these
-            terms = {name: term.model_copy(update={"normalise": "none"}) for name, term in terms.items()}
-        return combine(_joined(metas, "terms"), terms, siblings=siblings)
-
     def _advantages(self, metas: Metas, combined: Combined) -> Advantages:
-        c, siblings = self.config, metas[0][0].shard.siblings
+        c = self.config
         return advantages(
-            combined.rewards.view(-1, siblings),
+            combined.rewards.view(-1, c.rollout.siblings),
             c.learner.advantage,
             c.learner.advantage_clip,
             pair_baseline=c.exploration.antithetic,
@@ -154,11 +147,9 @@ def _weighted(values: Mapping[str, Tensor], terms: Mapping[str, Term]) -> Tensor
     return torch.stack([terms[name].weight * value for name, value in values.items()]).sum(0)
 
 
-def reward_metrics(metas: Metas, combined: Combined, relative: Advantages | None) -> dict[str, float]:
+def reward_metrics(metas: Metas, combined: Combined, relative: Advantages) -> dict[str, float]:
     raw = _joined(metas, "terms")
     found = {"reward/mean": float(combined.rewards.mean()), "reward/std": float(combined.rewards.std(correction=0))}
     found |= {f"reward/{name}": float(value.mean()) for name, value in raw.items()}
     found |= {f"reward/{name}_spread": spread for name, spread in combined.spreads.items()}
-    if relative is not None:
-        found |= {"advantage/std": relative.std, "advantage/dead_group_fraction": relative.dead_group_fraction}
-    return found
+    return found | {"advantage/std": relative.std, "advantage/dead_group_fraction": relative.dead_group_fraction}

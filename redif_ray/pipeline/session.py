@@ -72,7 +72,7 @@ def collect(teacher: DiffusionModel, data: Any) -> Samples:
     scored = [score for _, score in pairs]
     return Samples(
         images=torch.cat([teacher.decode(x) for x in final]).numpy(),
-        targets=np.concatenate([s.targets for s in scored]),
+        targets=np.concatenate([s.targets for s in scored if s.targets is not None]),
         conditions=[c for s in scored for c in s.shard.conditions],
         terms={name: np.concatenate([s.terms[name] for s in scored]) for name in scored[0].terms},
         metas=[meta for metas in data.metas for meta in metas],

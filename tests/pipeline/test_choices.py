@@ -55,6 +55,12 @@ def trained(*overrides: str) -> str:
     for round in range(plan.rounds):
         metas, parts = [], {}
         for shard in plan.shards(round):
+            if shard.phase == "warm_start":
+                roll_meta, trajectories = rollout.rollout(shard, get_weights(student), f"policy-{round}")
+                jump_meta, scored = reward.jump(shard, trajectories)
+                metas.append((roll_meta, jump_meta))
+                parts[shard.index] = (trajectories, scored)
+                continue
             target_meta, targets = reward.targets(shard)
             if shard.phase == "draft":
                 metas.append((target_meta,))
