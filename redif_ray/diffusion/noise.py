@@ -10,9 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import IntEnum
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:  # processes that hand out ids draw no tensor, and torch takes seconds to import
+    import torch
 
 
 class Stream(IntEnum):
@@ -72,6 +75,8 @@ def initial_noise(
     groups: Sequence[int], shape: Sequence[int], *, seed: int, stream: Stream = Stream.TRAIN
 ) -> torch.Tensor:
     """Unit noise of each group, [len(groups), *shape] float32. No round: a revisited group starts alike."""
+    import torch
+
     size = int(np.prod(shape))
     rows = [normal(size, stream, seed=seed, group=g) for g in groups]
     return torch.from_numpy(np.stack(rows)).reshape(len(groups), *shape)
@@ -91,6 +96,8 @@ def exploration_noise(
 
     With `antithetic`, sibling 2k + 1 uses minus the noise of sibling 2k.
     """
+    import torch
+
     size = int(np.prod(shape))
     rows = []
     for group, sibling in zip(groups, siblings, strict=True):

@@ -37,6 +37,7 @@ def evaluate(run: Path, overrides: list[str], *, checkpoint: str, console: Conso
     tree["tracking"]["uri"] = "off"
     config = validate(tree)
     with RunFolder.reopen(run) as folder, connect(config), session(config, folder) as opened:
+        opened.ready()
         measured = measure(opened, weights, version, Accounts(config, opened.teacher))
         name = f"evaluation-{config.evaluation.held_out}.json"
         folder.write(name, json.dumps({**measured.fields, "notes": measured.notes}, indent=1) + "\n")

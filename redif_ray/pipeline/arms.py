@@ -19,7 +19,9 @@ from redif_ray.evaluation.changes import Change, changes
 from redif_ray.evaluation.judge import Judge, load_judge
 from redif_ray.pipeline import build
 from redif_ray.pipeline.accounting import Accounts
-from redif_ray.pipeline.session import INITIAL, Samples, Session
+from redif_ray.pipeline.samples import Samples
+from redif_ray.pipeline.session import INITIAL, Session
+from redif_ray.pipeline.weights import publish
 from redif_ray.rewards.base import RewardInputs
 
 ARM_NAMES = {
@@ -45,7 +47,7 @@ def measure(run: Session, weights: dict[str, torch.Tensor], version: int, accoun
     config, count = run.config, run.config.evaluation.held_out
     judge = load_judge(config.evaluation.judge)
     final = f"final-{version}"
-    run.publish(final, {k: v.numpy() for k, v in weights.items()})
+    publish(run.weights, final, weights)
     few, warm, student = _held_out(run, INITIAL, accounts), _warm_start(run, accounts), _held_out(run, final, accounts)
     arms = {
         name: None if samples is None else _arm(run, judge, samples, samples.images, config.student.steps)
@@ -82,7 +84,7 @@ def _warm_start(run: Session, accounts: Accounts) -> Samples | None:
         return None
     tensors, meta = load_checkpoint(path)
     key = f"warm-{meta['version']}"
-    run.publish(key, {k: v.numpy() for k, v in unpack("deploy", tensors).items()})
+    publish(run.weights, key, unpack("deploy", tensors))
     return _held_out(run, key, accounts)
 
 

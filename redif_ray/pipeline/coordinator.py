@@ -38,11 +38,24 @@ class Coordinator:
         self.rollout, self.reward = Pool("rollout", rollout), Pool("reward", reward)
         self.rounds: dict[tuple[Any, ...], asyncio.Future[Any]] = {}
         self.stopping = False
+        self.calibration: dict[str, Any] | None = None
+        self.begun = asyncio.Event()
         self.started = time.monotonic()
 
     async def stop(self) -> None:
         """Ask the learner to checkpoint and leave at its next round."""
         self.stopping = True
+        self.begun.set()
+
+    async def begin(self, calibration: dict[str, Any]) -> None:
+        """The workers are ready and their rewards calibrated: the learner, which loads meanwhile, may start."""
+        self.calibration = calibration
+        self.begun.set()
+
+    async def begun_with(self) -> dict[str, Any] | None:
+        """The calibration of the rewards, once it is known; None when the run is to stop."""
+        await self.begun.wait()
+        return None if self.stopping else self.calibration
 
     async def round_for(self, round: int, key: str, rank: int, world: int) -> RoundData | None:
         """Round `round` rolled out with weights `key`; None when the run is to stop. Asked again, it answers alike."""

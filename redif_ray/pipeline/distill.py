@@ -3,15 +3,9 @@
 from __future__ import annotations
 
 import logging
-import signal
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-import ray
 from rich.console import Console
 
 from redif_ray.config import Config
@@ -19,13 +13,12 @@ from redif_ray.errors import Notice
 from redif_ray.pipeline import calibrate, estimate
 from redif_ray.pipeline.cluster import connect
 from redif_ray.pipeline.finish import finish
-from redif_ray.pipeline.learner import Outcome, train_loop
 from redif_ray.pipeline.preflight import preflight
+from redif_ray.pipeline.progress import show_progress, stop_on_signal
 from redif_ray.pipeline.run_folder import RunFolder, latest_checkpoint
-from redif_ray.pipeline.session import Session, session
+from redif_ray.pipeline.session import session
+from redif_ray.pipeline.train import training
 from redif_ray.tracking import Tracker, TrackingError, flatten, git_commit, tracking_uri
-
-POLL_SECONDS = 0.5
 
 
 class Interrupted(Notice):
@@ -50,11 +43,13 @@ def distill(config: Config, *, resume: bool = False, console: Console | None = N
         _open_tracking(config, folder)
         started = time.monotonic()
         with connect(config), session(config, folder) as run:
-            calibration = calibrate.calibration(run, console)
-            console.print(f"start-up took {time.monotonic() - started:.0f} s; training")
-            outcome = _train(run, calibration, console)
-            if outcome.error is not None:
-                raise _cause(outcome.error)
+            with training(run) as fit:
+                run.ready()
+                run.coordinator.begin.remote(calibrate.calibration(run, console))
+                console.print(f"start-up took {time.monotonic() - started:.0f} s; training")
+                with stop_on_signal(run, console):
+                    show_progress(run, fit.thread, console)
+            outcome = fit.outcome()
             if outcome.stopped:
                 _close_tracking(config, folder, "KILLED")
                 raise Interrupted(f"stopped after round {outcome.round} of {run.plan.rounds}; continue with --resume")
@@ -107,102 +102,3 @@ def _close_tracking(config: Config, folder: RunFolder, status: str) -> None:
             Tracker(uri, config.tracking.experiment, config.run.name, run_id).finish(status)
         except TrackingError as error:
             logging.getLogger(__name__).warning("MLflow run %s stays open: %s", run_id, error)
-
-
-def _train(run: Session, calibration: calibrate.Calibration, console: Console) -> Outcome:
-    """Fit in a thread, so that this one can show progress and take signals."""
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
-
-    learner = run.config.learner
-    trainer = TorchTrainer(
-        train_loop,
-        train_loop_config={
-            "config": run.config,
-            "folder": str(run.folder.path),
-            "coordinator": run.coordinator,
-            "weights": run.weights,
-            "writer": run.writer,
-            "calibration": calibration,
-        },
-        torch_config=TorchConfig(backend="nccl" if learner.gpu else "gloo"),
-        scaling_config=ScalingConfig(
-            num_workers=learner.workers, use_gpu=learner.gpu, resources_per_worker={"CPU": learner.cpus}
-        ),
-        run_config=RunConfig(
-            name=f"{run.config.run.name}-{int(time.time())}",
-            storage_path=str(run.folder.path / ".train"),
-            failure_config=FailureConfig(max_failures=3),
-        ),
-    )
-    result: dict[str, Any] = {}
-
-    def fit() -> None:
-        try:
-            result["outcome"] = trainer.fit().return_value
-        except BaseException as error:  # handed to the main thread, which raises it
-            result["error"] = error
-
-    thread = threading.Thread(target=fit, name="fit", daemon=True)
-    with _stop_on_signal(run, console):
-        thread.start()
-        _show_progress(run, thread, console)
-    if "error" in result:
-        raise _cause(result["error"])
-    return result["outcome"]
-
-
-def _cause(error: BaseException) -> BaseException:
-    """The learner's own error, out of the wrapping that Ray puts around it."""
-    failures = getattr(error, "worker_failures", None)
-    inner = next(iter(failures.values())) if failures else error
-    while isinstance(inner, ray.exceptions.RayTaskError) and inner.cause is not None:
-        inner = inner.cause
-    return inner
-
-
-@contextmanager
-def _stop_on_signal(run: Session, console: Console) -> Iterator[None]:
-    """The first Ctrl-C or SIGTERM asks for a checkpoint; the second one is obeyed at once."""
-
-    def ask(number: int, _: Any) -> None:
-        console.print("\nstopping after this round and writing a checkpoint; once more to leave without")
-        run.coordinator.stop.remote()
-        signal.signal(number, signal.default_int_handler)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
-def _show_progress(run: Session, thread: threading.Thread, console: Console) -> None:
-    """One line a round: round, groups/s, reward at eta 0, time left."""
-    last, began, total = -1, time.monotonic(), run.plan.rounds
-    first: int | None = None
-    reward: float | None = None
-    while thread.is_alive():
-        thread.join(POLL_SECONDS)
-        for row in ray.get(run.writer.latest.remote(last)):
-            last = row["round"]
-            if first is None:
-                first, began = last, time.monotonic()
-            reward = row.get("validation/reward", reward)
-            if not console.is_terminal and last % 10 and last + 1 < total and "validation/reward" not in row:
-                continue
-            pace = (time.monotonic() - began) / max(1, last - first)
-            left = f"{pace * (total - last - 1):4.0f} s left" if last > first else "   ? s left"
-            shown = "      -" if reward is None else f"{reward:+.5f}"
-            end = "\r" if console.is_terminal and last + 1 < total and "validation/reward" not in row else "\n"
-            console.print(
-                f"round {last + 1:4d}/{total}  {row['phase']:<10}  {row['groups_per_second']:6.1f} groups/s  "
-                f"reward at eta 0 {shown}  {left}",
-                end=end,
-                highlight=False,
-                soft_wrap=True,
-            )

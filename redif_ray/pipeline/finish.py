@@ -18,9 +18,9 @@ from redif_ray.pipeline import build
 from redif_ray.pipeline.accounting import Accounts
 from redif_ray.pipeline.afterwards import export_weights
 from redif_ray.pipeline.arms import measure, result_table
-from redif_ray.pipeline.learner import Outcome
 from redif_ray.pipeline.metrics import read_rows
 from redif_ray.pipeline.session import Session
+from redif_ray.pipeline.train import Outcome
 from redif_ray.tracking import Tracker, tracking_uri
 
 GRID = 10  # images a row of the side-by-side picture

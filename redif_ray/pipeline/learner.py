@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import ray
 import torch
 import torch.distributed as dist
@@ -40,35 +38,14 @@ from redif_ray.pipeline.coordinator import RoundData
 from redif_ray.pipeline.plan import RoundPlan
 from redif_ray.pipeline.rounds import RoundUpdate
 from redif_ray.pipeline.run_folder import latest_checkpoint, prune_checkpoints
+from redif_ray.pipeline.train import Outcome
 from redif_ray.pipeline.validate import Validator
+from redif_ray.pipeline.weights import publish
 from redif_ray.types import Phase
 
 
 class GuardError(UserError):
     """A run stopped by its guard, because what it optimises no longer is what it is for."""
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """How training ended: rounds done, whether it was asked to stop, what it cost, and the user error that ended it."""
-
-    round: int
-    stopped: bool
-    ledger: dict[str, Any]
-    error: UserError | FloatingPointError | None = None
-
-
-def train_loop(job: dict[str, Any]) -> Outcome | None:
-    """One rank's work, as Ray Train calls it; rank 0 answers. A user error is returned: retries would not mend it."""
-    context = ray.train.get_context()
-    learner = Learner(job, context.get_world_rank(), context.get_world_size())
-    try:
-        outcome = learner.run()
-    except (UserError, FloatingPointError) as error:
-        if learner.world > 1:  # other ranks wait in a collective; leaving quietly would hang them
-            raise
-        outcome = Outcome(learner.round, False, learner.accounts.ledger.state(), error)
-    return outcome if learner.rank == 0 else None
 
 
 class Learner:
@@ -78,19 +55,24 @@ class Learner:
         self.config, self.rank, self.world = config, rank, world
         self.coordinator, self.weights, self.writer = job["coordinator"], job["weights"], job["writer"]
         self.folder = Path(job["folder"])
-        teacher = load_model(config.teacher.model, device=build.device(int(config.learner.gpu)))
+        self.teacher = teacher = load_model(config.teacher.model, device=build.device(int(config.learner.gpu)))
         self.student = make_student(teacher, config.student.lora)
         self.parameters = trainable(self.student)
         self.plan = RoundPlan(config, teacher.num_classes)
         self.accounts = Accounts(config, teacher)
         self.running = RunningStatistics()
         self.update = RoundUpdate(config, self.student, teacher, self.running, rank, world, self._all_reduce)
-        self.validator = Validator(config, teacher, job["calibration"]) if rank == 0 else None
+        self.validator: Validator | None = None
         self.round = 0
         self.best: dict[str, float] | None = None
         self._start_phase(self.plan.phase(0))
 
     def run(self) -> Outcome:
+        calibration = ray.get(self.coordinator.begun_with.remote())
+        if calibration is None:
+            return Outcome(self.round, True, self.accounts.ledger.state())
+        if self.rank == 0:
+            self.validator = Validator(self.config, self.teacher, calibration)
         restored = self._restore()
         self._publish("policy", get_weights(self.student))  # first of all: other ranks' rounds wait for it
         if self.validator is not None and not restored:
@@ -193,10 +175,8 @@ class Learner:
         return self.average.weights() if self.average is not None else get_weights(self.student)
 
     def _publish(self, kind: str, weights: Mapping[str, Tensor]) -> None:
-        if self.rank:
-            return
-        arrays: dict[str, np.ndarray] = {name: w.detach().cpu().numpy() for name, w in weights.items()}
-        ray.get(self.weights.publish.remote(f"{kind}-{self.round}", arrays, weights_sha256(arrays)))
+        if self.rank == 0:
+            publish(self.weights, f"{kind}-{self.round}", weights)
 
     def _all_reduce(self, tensors: list[Tensor]) -> None:
         """Sum over ranks, in place: gradients of disjoint pairs, each already divided by the global count."""

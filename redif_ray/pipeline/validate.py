@@ -12,7 +12,7 @@ from redif_ray.evaluation.judge import load_judge
 from redif_ray.evaluation.prdc import prdc
 from redif_ray.models.protocol import DiffusionModel
 from redif_ray.pipeline.coordinator import RoundData
-from redif_ray.pipeline.session import collect
+from redif_ray.pipeline.samples import collect
 
 Calibration = dict[str, dict[str, float]]
 GRID = 8

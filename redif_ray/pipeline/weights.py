@@ -1,75 +1,32 @@
-"""The published weights, owned by an actor that outlives the learner's processes.
-
-Weights travel as numpy arrays (zero-copy reads) under keys `<kind>-<version>`: `policy-7` is what round 7's rollouts
-use, `deploy-7` what version 7 would deploy (its average, where the learner keeps one).
-"""
+"""Publishing weights under a key, and fetching them: version and checksum are verified by who receives them."""
 
 from __future__ import annotations
 
-import asyncio
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import ray
 import torch
+from torch import Tensor
 
 from redif_ray.checkpoint import weights_sha256
-
-Weights = dict[str, np.ndarray]
-WAIT_SECONDS = 600
+from redif_ray.pipeline.weight_store import StaleWeightsError, Weights
 
 
-class StaleWeightsError(RuntimeError):
-    """Weights that are absent, or are not what their publisher sent."""
+def publish(store: Any, key: str, weights: Mapping[str, Tensor]) -> None:
+    """Put `weights` into the store; from now on `key` can be fetched."""
+    arrays: Weights = {name: w.detach().cpu().numpy() for name, w in weights.items()}
+    ray.get(store.publish.remote(key, arrays, weights_sha256(arrays)))
 
 
-class WeightStore:
-    def __init__(self, keep: int = 4) -> None:
-        self.keep = keep
-        self.entries: dict[str, tuple[Any, str]] = {}  # in order of publication
-        self.gone: set[str] = set()
-        self.published = asyncio.Condition()
-
-    async def publish(self, key: str, weights: Weights, checksum: str) -> None:
-        """Keep `weights` under `key`; the oldest of a kind go. They are put again, so that this actor owns them."""
-        self.entries.pop(key, None)
-        self.entries[key] = (ray.put(weights), checksum)
-        self.gone.discard(key)
-        for old in [k for k in self.entries if kind(k) == kind(key)][: -self.keep]:
-            del self.entries[old]
-            self.gone.add(old)
-        async with self.published:
-            self.published.notify_all()
-
-    async def entry(self, key: str) -> tuple[list[Any], str]:
-        """([reference], checksum): the reference travels inside a list, so the arrays are not copied through here.
-
-        Who asks before the learner has published waits. Raises StaleWeightsError for weights that are gone.
-        """
-        while key not in self.entries:
-            if key in self.gone:
-                raise StaleWeightsError(f"weights {key} are gone: the last {self.keep} of a kind are kept")
-            async with self.published:
-                try:
-                    await asyncio.wait_for(self.published.wait(), WAIT_SECONDS)
-                except TimeoutError as error:
-                    raise StaleWeightsError(f"weights {key} were not published within {WAIT_SECONDS} s") from error
-        reference, checksum = self.entries[key]
-        return [reference], checksum
-
-
-def kind(key: str) -> str:
-    return key.rpartition("-")[0]
-
-
-def version(key: str) -> int:
-    return int(key.rpartition("-")[2])
-
-
-def fetch(store: Any, key: str) -> tuple[dict[str, torch.Tensor], str]:
+def fetch(store: Any, key: str) -> tuple[dict[str, Tensor], str]:
     """Weights `key` as tensors of their own, verified, and their checksum. Raises StaleWeightsError."""
     (reference,), checksum = ray.get(store.entry.remote(key))
     arrays: Weights = ray.get(reference)
     if weights_sha256(arrays) != checksum:
         raise StaleWeightsError(f"weights {key} do not match the checksum {checksum[:12]} their learner published")
     return {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}, checksum
+
+
+def version(key: str) -> int:
+    return int(key.rpartition("-")[2])

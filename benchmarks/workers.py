@@ -1,0 +1,66 @@
+"""Rollouts a second of two rollout workers against one's, on the demo's shards; the ratio of runs that alternate.
+
+    python benchmarks/workers.py [--shards 16] [--repeats 5]
+
+Needs two idle cores. Work alone is timed: workers have loaded, weights are in place.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import statistics
+import time
+from typing import Any
+
+import ray
+
+from redif_ray.config import load
+from redif_ray.models.registry import load_model
+from redif_ray.models.student import get_weights, make_student
+from redif_ray.pipeline.cluster import connect
+from redif_ray.pipeline.plan import RoundPlan
+from redif_ray.pipeline.pool import Pool
+from redif_ray.pipeline.rollout import StudentRolloutWorker
+from redif_ray.pipeline.weight_store import WeightStore
+from redif_ray.pipeline.weights import publish
+from redif_ray.types import Shard
+
+KEY = "policy-0"
+
+
+async def rate(workers: list[Any], store: Any, shards: list[Shard]) -> float:
+    """Trajectories a second."""
+    pool = Pool("rollout", workers)
+    started = time.perf_counter()
+    await asyncio.gather(*(pool.call("rollout", shard, store, KEY) for shard in shards))
+    return sum(shard.rows for shard in shards) / (time.perf_counter() - started)
+
+
+async def measure(workers: list[Any], store: Any, shards: list[Shard], repeats: int) -> list[tuple[float, float]]:
+    await rate(workers, store, shards)
+    return [(await rate(workers[:1], store, shards), await rate(workers, store, shards)) for _ in range(repeats)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shards", type=int, default=16)
+    parser.add_argument("--repeats", type=int, default=5)
+    options = parser.parse_args()
+    config = load("fashion_mnist", ["warm_start.rounds=0", "rollout.workers=2"])
+    teacher = load_model(config.teacher.model)
+    plan = RoundPlan(config, teacher.num_classes)
+    shards = [shard for round in range(options.shards) for shard in plan.shards(round)][: options.shards]
+    with connect(config):
+        store = ray.remote(WeightStore).options(num_cpus=0).remote()
+        publish(store, KEY, get_weights(make_student(teacher, config.student.lora)))
+        workers = [ray.remote(StudentRolloutWorker).remote(f"rollout-{i}", config) for i in range(2)]
+        ray.get([worker.ready.remote() for worker in workers])
+        found = asyncio.run(measure(workers, store, shards, options.repeats))
+    for one, two in found:
+        print(f"one worker {one:6.1f} trajectories/s   two {two:6.1f}   ratio {two / one:.2f}")
+    print(f"median ratio {statistics.median(two / one for one, two in found):.2f}")
+
+
+if __name__ == "__main__":
+    main()

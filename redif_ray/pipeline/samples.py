@@ -1,0 +1,38 @@
+"""Images of one arm beside the teacher's, as the coordinator's answer holds them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+
+from redif_ray.models.protocol import DiffusionModel
+from redif_ray.types import Condition, Meta
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """Images of some groups, the arm's and the teacher's, [n, C, H, W] in [0, 1]; their conditions and raw terms."""
+
+    images: np.ndarray
+    targets: np.ndarray
+    conditions: list[Condition]
+    terms: dict[str, np.ndarray]
+    metas: list[Meta]
+
+
+def collect(teacher: DiffusionModel, data: Any) -> Samples:
+    """Fetch and decode what `Coordinator.deploy` answered."""
+    pairs = [ray.get(list(references)) for _, references in data.references]
+    final = [torch.from_numpy(trajectories.latents[-1].copy()) for trajectories, _ in pairs]
+    scored = [score for _, score in pairs]
+    return Samples(
+        images=torch.cat([teacher.decode(x) for x in final]).numpy(),
+        targets=np.concatenate([s.targets for s in scored if s.targets is not None]),
+        conditions=[c for s in scored for c in s.shard.conditions],
+        terms={name: np.concatenate([s.terms[name] for s in scored]) for name in scored[0].terms},
+        metas=[meta for metas in data.metas for meta in metas],
+    )

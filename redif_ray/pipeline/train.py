@@ -1,0 +1,116 @@
+"""Ray Train: the learner's ranks, started from a thread of the driver.
+
+Ray Train's controller reads this file in a process of its own, so it imports neither torch nor diffusers.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import ray
+
+from redif_ray.errors import UserError
+
+if TYPE_CHECKING:
+    from redif_ray.pipeline.session import Session
+
+LEAVE_SECONDS = 60  # that a learner gets to leave a run whose start failed
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How training ended: rounds done, whether it was asked to stop, what it cost, and the user error that ended it."""
+
+    round: int
+    stopped: bool
+    ledger: dict[str, Any]
+    error: UserError | FloatingPointError | None = None
+
+
+def train_loop(job: dict[str, Any]) -> Outcome | None:
+    """One rank's work, as Ray Train calls it; rank 0 answers. A user error is returned: retries would not mend it."""
+    from redif_ray.pipeline.learner import Learner
+
+    context = ray.train.get_context()
+    learner = Learner(job, context.get_world_rank(), context.get_world_size())
+    try:
+        outcome = learner.run()
+    except (UserError, FloatingPointError) as error:
+        if learner.world > 1:  # other ranks wait in a collective; leaving quietly would hang them
+            raise
+        outcome = Outcome(learner.round, False, learner.accounts.ledger.state(), error)
+    return outcome if learner.rank == 0 else None
+
+
+class Fit:
+    """Ray Train at work in `thread`, while the main thread shows progress and takes signals."""
+
+    def __init__(self, trainer: Any) -> None:
+        self.result: dict[str, Any] = {}
+        self.thread = threading.Thread(target=self._fit, args=(trainer,), name="fit", daemon=True)
+        self.thread.start()
+
+    def _fit(self, trainer: Any) -> None:
+        try:
+            self.result["outcome"] = trainer.fit().return_value
+        except BaseException as error:  # handed to the main thread, which raises it
+            self.result["error"] = error
+
+    def outcome(self) -> Outcome:
+        """What the learner answered. Raises its own error, out of the wrapping that Ray puts around it."""
+        self.thread.join()
+        error = self.result.get("error") or self.result["outcome"].error
+        if error is not None:
+            raise _cause(error)
+        return self.result["outcome"]
+
+
+@contextmanager
+def training(run: Session) -> Iterator[Fit]:
+    """The learner, started; it waits for `Coordinator.begin`. An error in here makes it leave."""
+    fit = Fit(_trainer(run))
+    try:
+        yield fit
+    except Exception:
+        run.coordinator.stop.remote()
+        fit.thread.join(LEAVE_SECONDS)
+        raise
+
+
+def _trainer(run: Session) -> Any:
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    learner = run.config.learner
+    return TorchTrainer(
+        train_loop,
+        train_loop_config={
+            "config": run.config,
+            "folder": str(run.folder.path),
+            "coordinator": run.coordinator,
+            "weights": run.weights,
+            "writer": run.writer,
+        },
+        torch_config=TorchConfig(backend="nccl" if learner.gpu else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=learner.workers, use_gpu=learner.gpu, resources_per_worker={"CPU": learner.cpus}
+        ),
+        run_config=RunConfig(
+            name=f"{run.config.run.name}-{int(time.time())}",
+            storage_path=str(run.folder.path / ".train"),
+            failure_config=FailureConfig(max_failures=3),
+        ),
+    )
+
+
+def _cause(error: BaseException) -> BaseException:
+    failures = getattr(error, "worker_failures", None)
+    inner = next(iter(failures.values())) if failures else error
+    while isinstance(inner, ray.exceptions.RayTaskError) and inner.cause is not None:
+        inner = inner.cause
+    return inner

@@ -1,0 +1,59 @@
+"""The actor that owns the published weights and outlives the learner's processes. It needs no torch.
+
+Weights travel as numpy arrays (zero-copy reads) under keys `<kind>-<version>`: `policy-7` is what round 7's rollouts
+use, `deploy-7` what version 7 would deploy (its average, where the learner keeps one).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import numpy as np
+import ray
+
+Weights = dict[str, np.ndarray]
+WAIT_SECONDS = 600
+
+
+class StaleWeightsError(RuntimeError):
+    """Weights that are absent, or are not what their publisher sent."""
+
+
+class WeightStore:
+    def __init__(self, keep: int = 4) -> None:
+        self.keep = keep
+        self.entries: dict[str, tuple[Any, str]] = {}  # in order of publication
+        self.gone: set[str] = set()
+        self.published = asyncio.Condition()
+
+    async def publish(self, key: str, weights: Weights, checksum: str) -> None:
+        """Keep `weights` under `key`; the oldest of a kind go. They are put again, so that this actor owns them."""
+        self.entries.pop(key, None)
+        self.entries[key] = (ray.put(weights), checksum)
+        self.gone.discard(key)
+        for old in [k for k in self.entries if kind(k) == kind(key)][: -self.keep]:
+            del self.entries[old]
+            self.gone.add(old)
+        async with self.published:
+            self.published.notify_all()
+
+    async def entry(self, key: str) -> tuple[list[Any], str]:
+        """([reference], checksum): the reference travels inside a list, so the arrays are not copied through here.
+
+        Who asks before the learner has published waits. Raises StaleWeightsError for weights that are gone.
+        """
+        while key not in self.entries:
+            if key in self.gone:
+                raise StaleWeightsError(f"weights {key} are gone: the last {self.keep} of a kind are kept")
+            async with self.published:
+                try:
+                    await asyncio.wait_for(self.published.wait(), WAIT_SECONDS)
+                except TimeoutError as error:
+                    raise StaleWeightsError(f"weights {key} were not published within {WAIT_SECONDS} s") from error
+        reference, checksum = self.entries[key]
+        return [reference], checksum
+
+
+def kind(key: str) -> str:
+    return key.rpartition("-")[0]

@@ -1,0 +1,19 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from smoke_runs import smoke
+
+from redif_ray.pipeline.distill import distill
+
+
+@pytest.fixture(scope="session")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="session")
+def first(cluster: None, root: Path) -> Path:
+    """One run with one worker of each kind, tracked in a store of its own."""
+    return distill(smoke(root, "first", f"tracking.uri=sqlite:///{root}/mlflow.db"))

@@ -1,0 +1,32 @@
+"""Whole runs of configs/smoke.yaml, and what is read from the folders they leave."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from redif_ray.checkpoint import load_checkpoint, weights_sha256
+from redif_ray.config import Config, load
+from redif_ray.evaluation.summary import Summary
+from redif_ray.models.registry import load_model
+from redif_ray.models.student import get_weights, make_student
+
+
+def smoke(root: Path, name: str, *overrides: str) -> Config:
+    return load("smoke", [f"run.root={root}", f"run.name={name}", "tracking.uri=off", *overrides])
+
+
+def summary(folder: Path) -> dict[str, Any]:
+    found = json.loads((folder / "summary.json").read_text())
+    Summary.model_validate(found)
+    return found
+
+
+def initial_sha256(config: Config) -> str:
+    return weights_sha256(get_weights(make_student(load_model(config.teacher.model), config.student.lora)))
+
+
+def last_weights(folder: Path) -> str:
+    """Checksum of the weights after the last round, whichever version is the best."""
+    return str(load_checkpoint(sorted((folder / "checkpoints").glob("round-*"))[-1])[1]["weights_sha256"])

@@ -1,0 +1,58 @@
+"""`redif evaluate` and `redif export` on a finished run, and the run as a Ray job."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import ray
+from ray.job_submission import JobStatus, JobSubmissionClient
+from rich.console import Console
+from smoke_runs import last_weights, summary
+
+from redif_ray.config import ConfigError
+from redif_ray.pipeline.afterwards import evaluate, export_checkpoint
+
+pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("cluster")]
+
+
+def test_evaluated_again_it_measures_the_same(first: Path) -> None:
+    before = (first / "summary.json").read_bytes()
+    path = evaluate(first, ["rollout.workers=2", "reward.workers=2"], checkpoint="best", console=Console())
+    found, expected = json.loads(path.read_text()), summary(first)
+    assert path.name == "evaluation-40.json"
+    assert {key: found[key] for key in ("arms", "limits", "judge")} == {
+        key: expected[key] for key in ("arms", "limits", "judge")
+    }
+    assert found["notes"]["student_gain"] == expected["notes"]["student_gain"]
+    assert (first / "summary.json").read_bytes() == before
+
+
+def test_an_evaluation_measures_this_run(first: Path) -> None:
+    with pytest.raises(ConfigError, match=r"student.steps=3: an evaluation may change evaluation"):
+        evaluate(first, ["student.steps=3"], checkpoint="best", console=Console())
+
+
+def test_export_writes_the_student_again(first: Path, tmp_path: Path) -> None:
+    out = export_checkpoint(first, tmp_path / "student", "best")
+    weights = "transformer/diffusion_pytorch_model.safetensors"
+    assert (out / weights).read_bytes() == (first / "student" / weights).read_bytes()
+    untrained = export_checkpoint(first, tmp_path / "warm", "warm_start")
+    assert (untrained / weights).read_bytes() != (out / weights).read_bytes()
+
+
+def test_the_same_run_as_a_ray_job(first: Path, tmp_path: Path) -> None:
+    """Submitted with this checkout as its working directory, which Ray uploads; the run folder is on a shared path."""
+    client = JobSubmissionClient(f"http://{ray.worker._global_node.webui_url}")  # type: ignore[attr-defined]
+    command = f"{sys.executable} jobs/distill.py smoke run.root={tmp_path} run.name=job tracking.uri=off"
+    here = Path(__file__).parents[2]
+    job = client.submit_job(entrypoint=command, runtime_env={"working_dir": str(here)})
+    while not client.get_job_status(job).is_terminal():
+        time.sleep(0.5)
+    log = client.get_job_logs(job)
+    assert client.get_job_status(job) == JobStatus.SUCCEEDED, log
+    assert "run folder" in log
+    assert last_weights(tmp_path / "job") == last_weights(first)
