@@ -9,7 +9,7 @@ from typing import Any
 from redif_ray.evaluation.summary import Arm, Summary
 
 ARMS = {
-    "teacher_full": "teacher, full steps", "teacher_few": "untrained student", "teacher_best": "teacher, best schedule",
+    "teacher_full": "teacher, full steps", "teacher_best": "teacher, best schedule", "teacher_few": "untrained student",
     "warm_start": "after warm start", "student": "trained student",
 }
 GAPS = {"teacher_few": "the untrained student", "teacher_best": "the teacher's best schedule at the same NFE"}

@@ -17,20 +17,13 @@ from redif_ray.diffusion.noise import Stream
 from redif_ray.evaluation.arm import evaluate_arm, limits
 from redif_ray.evaluation.changes import Change, changes
 from redif_ray.evaluation.judge import Judge, load_judge
+from redif_ray.evaluation.report import ARMS
 from redif_ray.pipeline import build
 from redif_ray.pipeline.accounting import Accounts
 from redif_ray.pipeline.samples import Samples
 from redif_ray.pipeline.session import INITIAL, Session
 from redif_ray.pipeline.weights import publish
 from redif_ray.rewards.base import RewardInputs
-
-ARM_NAMES = {
-    "teacher_few": "untrained student",
-    "teacher_best": "teacher, best schedule",
-    "warm_start": "after warm start",
-    "student": "trained student",
-    "teacher_full": "teacher, full steps",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +53,8 @@ def measure(run: Session, weights: dict[str, torch.Tensor], version: int, accoun
     gains = {"over the untrained student": _gains(run, judge, student, few)}
     if warm is not None:
         gains["over the warm start"] = _gains(run, judge, student, warm)
-    rows = [("teacher", student.targets), (ARM_NAMES["teacher_few"], few.images)]
-    rows += [] if warm is None else [(ARM_NAMES["warm_start"], warm.images)]
+    rows = [("teacher", student.targets), (ARMS["teacher_few"], few.images)]
+    rows += [] if warm is None else [(ARMS["warm_start"], warm.images)]
     fields = {
         "held_out": count,
         "judge": judge.name,
@@ -69,7 +62,7 @@ def measure(run: Session, weights: dict[str, torch.Tensor], version: int, accoun
         "limits": limits(judge, count, config.run.seed),
     }
     notes = {"teacher_best": name, "student_gain": gains}
-    return Measured(fields, [*rows, (ARM_NAMES["student"], student.images)], notes)
+    return Measured(fields, [*rows, (ARMS["student"], student.images)], notes)
 
 
 def _held_out(run: Session, key: str, accounts: Accounts) -> Samples:
@@ -165,12 +158,12 @@ def result_table(summary: dict[str, Any]) -> Table:
     first = next(iter(summary["arms"]["student"]["paired"]))
     for column in ("", "NFE", "Fréchet", "KID x1000", "recall", f"paired {first}"):
         view.add_column(column, justify="left" if not column else "right")
-    for name in ARM_NAMES:
+    for name in ARMS:
         arm = summary["arms"].get(name)
         if arm:
             low, high = arm["frechet_ci"]
             view.add_row(
-                ARM_NAMES[name],
+                ARMS[name],
                 str(arm["nfe"]),
                 f"{arm['frechet']:.2f} [{low:.2f}, {high:.2f}]",
                 f"{1e3 * arm['kid']:.2f} ± {1e3 * arm['kid_se']:.2f}",
