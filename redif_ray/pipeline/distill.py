@@ -39,7 +39,8 @@ def distill(config: Config, *, resume: bool = False, console: Console | None = N
     folder = RunFolder.open(config, resume=resume)
     try:
         latest_checkpoint(folder.path / "checkpoints")
-        console.print(estimate.table(estimate.estimate(config)))
+        expected = estimate.estimate(config)
+        console.print(estimate.table(expected))
         _open_tracking(config, folder)
         started = time.monotonic()
         with connect(config), session(config, folder) as run:
@@ -48,7 +49,7 @@ def distill(config: Config, *, resume: bool = False, console: Console | None = N
                 run.coordinator.begin.remote(calibrate.calibration(run, console))
                 console.print(f"start-up took {time.monotonic() - started:.0f} s; training")
                 with stop_on_signal(run, console):
-                    show_progress(run, fit.thread, console)
+                    show_progress(run, fit.thread, expected.round_seconds, console)
             outcome = fit.outcome()
             if outcome.stopped:
                 _close_tracking(config, folder, "KILLED")

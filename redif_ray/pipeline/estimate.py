@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import Counter
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +17,7 @@ from redif_ray.models.registry import load_model
 from redif_ray.models.student import make_student, trainable
 from redif_ray.pipeline import build
 from redif_ray.pipeline.plan import RoundPlan
+from redif_ray.types import Phase
 
 BACKWARD = 1.9  # of a forward, full fine-tuning; 0.9 for LoRA
 PROCESS_MB = 330  # torch, diffusers and ray in one worker, counting shared pages once a sharer
@@ -25,9 +27,12 @@ START_SECONDS = 30
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """`seconds` by phase, `memory_mb` of all processes, `disk_mb` of the run folder, from `forward_ms` an image."""
+    """`seconds` by part of the run, `round_seconds` of one round by phase, `memory_mb` of all processes, `disk_mb` of
+    the run folder, from `forward_ms` an image.
+    """
 
     seconds: dict[str, float]
+    round_seconds: dict[Phase, float]
     memory_mb: float
     disk_mb: float
     forward_ms: float
@@ -46,10 +51,18 @@ def estimate(config: Config) -> Estimate:
     targets = config.evaluation.held_out + config.validation.groups + _training_groups(config, plan)
     return Estimate(
         seconds,
+        _round_seconds(seconds, plan),
         memory_mb=RAY_MB + processes * (PROCESS_MB + 2 * network) + config.learner.workers * 4 * weights,
         disk_mb=(config.checkpoint.keep + 1) * 5 * weights + targets * _numel(teacher.image_shape) * 4 / 1e6,
         forward_ms=forward * 1e3,
     )
+
+
+def _round_seconds(seconds: dict[str, float], plan: RoundPlan) -> dict[Phase, float]:
+    warm = seconds["warm start"] + seconds["warm start, update"]
+    own = seconds["rollout and rewards"] + seconds["update"]
+    rounds = Counter(plan.phase(r) for r in range(plan.rounds))
+    return {phase: (warm if phase == "warm_start" else own) / count for phase, count in rounds.items()}
 
 
 def _work(config: Config, teacher: DiffusionModel, plan: RoundPlan) -> dict[str, tuple[float, float]]:

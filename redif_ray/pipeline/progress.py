@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,6 +13,7 @@ import ray
 from rich.console import Console
 
 from redif_ray.pipeline.session import Session
+from redif_ray.types import Phase
 
 POLL_SECONDS = 0.5
 
@@ -37,9 +38,14 @@ def stop_on_signal(run: Session, console: Console) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def show_progress(run: Session, thread: threading.Thread, console: Console) -> None:
-    """One line a round: round, groups/s, reward at eta 0, time left."""
-    last, began, total = -1, time.monotonic(), run.plan.rounds
+def show_progress(run: Session, thread: threading.Thread, expected: Mapping[Phase, float], console: Console) -> None:
+    """One line a round while `thread` lives: round, groups/s, reward at eta 0, time left.
+
+    expected: seconds of a round by phase, of which only the proportions matter: phases differ in what a round costs.
+    """
+    plan = run.plan
+    cost = [expected[plan.phase(r)] for r in range(plan.rounds)]
+    last, began = -1, time.monotonic()
     first: int | None = None
     reward: float | None = None
     while thread.is_alive():
@@ -49,14 +55,15 @@ def show_progress(run: Session, thread: threading.Thread, console: Console) -> N
             if first is None:
                 first, began = last, time.monotonic()
             reward = row.get("validation/reward", reward)
-            if not console.is_terminal and last % 10 and last + 1 < total and "validation/reward" not in row:
+            if not console.is_terminal and last % 10 and last + 1 < plan.rounds and "validation/reward" not in row:
                 continue
-            pace = (time.monotonic() - began) / max(1, last - first)
-            left = f"{pace * (total - last - 1):4.0f} s left" if last > first else "   ? s left"
+            done = sum(cost[first + 1 : last + 1])
+            pace = (time.monotonic() - began) / done if done else None
+            left = "   ? s left" if pace is None else f"{pace * sum(cost[last + 1 :]):4.0f} s left"
             shown = "      -" if reward is None else f"{reward:+.5f}"
-            end = "\r" if console.is_terminal and last + 1 < total and "validation/reward" not in row else "\n"
+            end = "\r" if console.is_terminal and last + 1 < plan.rounds and "validation/reward" not in row else "\n"
             console.print(
-                f"round {last + 1:4d}/{total}  {row['phase']:<10}  {row['groups_per_second']:6.1f} groups/s  "
+                f"round {last + 1:4d}/{plan.rounds}  {row['phase']:<10}  {row['groups_per_second']:6.1f} groups/s  "
                 f"reward at eta 0 {shown}  {left}",
                 end=end,
                 highlight=False,
