@@ -190,12 +190,14 @@ class Tracker:
 
     def model(self, student: Path) -> None:
         """The exported student as a logged model that `mlflow.pyfunc.load_model` loads and samples from."""
+        from mlflow import pyfunc  # it sets filters of its own when it is loaded, which must come before ours
+
         previous = mlflow.get_tracking_uri()
         mlflow.set_tracking_uri(self.uri)
         try:
             with mlflow.start_run(run_id=self.run_id, log_system_metrics=False), warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message=".*type hints to the `predict`.*")
-                mlflow.pyfunc.log_model(
+                pyfunc.log_model(
                     name="student",
                     python_model=str(Path(__file__).with_name("mlflow_model.py")),
                     artifacts={"student": str(student)},

@@ -85,7 +85,5 @@ class Meta:
     shard: Shard
     worker: str
     work: tuple[Work, ...]
-    policy_version: int | None = None
-    weights_sha256: str | None = None
     terms: dict[str, np.ndarray] | None = None
     teacher_terms: dict[str, np.ndarray] | None = None  # the teacher's image in the student's place

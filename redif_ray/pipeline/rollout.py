@@ -75,7 +75,7 @@ class StudentRolloutWorker:
         work = Work(
             "rollout" if shard.stream == noise.Stream.TRAIN else "evaluation", time.perf_counter() - started, calls
         )
-        return Meta(shard, self.name, (work,), number, data.weights_sha256), data
+        return Meta(shard, self.name, (work,)), data
 
     def _guide(self, conditions: list[Condition], guided: Tensor, stds: Tensor) -> Guide:
         """The teacher's jump for the guided rows (method of teacher-guided siblings)."""
