@@ -1,16 +1,17 @@
 """The comparison in the README: every arm on the same teacher, steps and budget; one command, which can be resumed.
 
-    python benchmarks/comparison.py --root runs/comparison --seeds 1 2 3
+    python benchmarks/comparison.py
 
 Each arm's settings are tuned on seed 0, which is not reported: of its candidates the one with the highest validation
-reward is run on the other seeds. A run that is finished is not run again, one that was cut short is resumed. Writes
-<root>/comparison.md and <root>/comparison.json.
+reward is run on the other seeds. A run whose result is kept is not made again, one that was cut short is resumed. The
+table in the README is that of `--results benchmarks/results/comparison.json`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,20 +58,40 @@ ARMS = {
 }
 
 
-def run(name: str, arm: str, seed: int, root: Path, *overrides: str) -> Path:
-    """The folder of one run, made, resumed or found. Each arm has its own target store: none computes for another."""
-    settings = (
-        *ARMS[arm].fixed, *overrides, f"run.name={name}", f"run.seed={seed}", f"run.root={root}",
-        f"teacher.store={root}/.targets-{arm}",
-    )
-    config: Config = load(ARMS[arm].config, settings)
-    folder = root / name
-    if not (folder / "summary.json").exists():
-        distill(config, resume=(folder / "config.yaml").exists())
-    return folder
+class Results:
+    """What is kept of each run, in one JSON file: a run that is in it is not made again."""
+
+    def __init__(self, path: Path, root: Path) -> None:
+        self.path, self.root = path, root
+        self.runs: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+
+    def of(self, name: str, arm: str, seed: int, *overrides: str) -> dict[str, Any]:
+        """{"settings", "validation_reward", "arms", "compute"} of one run, found, resumed or made.
+
+        Each arm has its own target store, so that none computes for another.
+        """
+        if name not in self.runs:
+            settings = (*ARMS[arm].fixed, *overrides)
+            place = (f"run.name={name}", f"run.seed={seed}", f"run.root={self.root}")
+            store = f"teacher.store={self.root}/.targets-{arm}"
+            config: Config = load(ARMS[arm].config, [*settings, *place, store])
+            folder = self.root / name
+            if not (folder / "summary.json").exists():
+                distill(config, resume=(folder / "config.yaml").exists())
+            summary = json.loads((folder / "summary.json").read_text())
+            rewards = [row.get("validation/reward", -math.inf) for row in read_rows(folder / "metrics.jsonl")]
+            self.runs[name] = {
+                "settings": [ARMS[arm].config, *settings],
+                "validation_reward": max(rewards),
+                "arms": summary["arms"],
+                "compute": summary["compute"],
+            }
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.write_text(json.dumps(self.runs, indent=1) + "\n")
+        return self.runs[name]
 
 
-def best_candidate(arm: str, root: Path) -> tuple[str, ...]:
+def best_candidate(arm: str, results: Results) -> tuple[str, ...]:
     """The candidate whose validation reward at eta 0 gets highest on the tuning seed."""
     candidates = ARMS[arm].candidates
     if len(candidates) == 1:
@@ -78,8 +99,8 @@ def best_candidate(arm: str, root: Path) -> tuple[str, ...]:
     small = ("evaluation.held_out=100", "evaluation.search=10")  # not read
     rewards = {}
     for i, candidate in enumerate(candidates):
-        rows = read_rows(run(f"tune-{arm}-{i}", arm, TUNING_SEED, root, *candidate, *small) / "metrics.jsonl")
-        rewards[candidate] = max(row["validation/reward"] for row in rows if "validation/reward" in row)
+        found = results.of(f"tune-{arm}-{i}", arm, TUNING_SEED, *candidate, *small)
+        rewards[candidate] = found["validation_reward"]
         print(f"{arm} with {' '.join(candidate)}: validation reward {rewards[candidate]:.6f}", flush=True)
     return max(rewards, key=lambda candidate: rewards[candidate])
 
@@ -123,22 +144,20 @@ def markdown(summaries: dict[str, list[dict[str, Any]]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", type=Path, default=Path("runs/comparison"))
+    parser.add_argument("--root", type=Path, default=Path("runs/comparison"), help="where the run folders go")
+    parser.add_argument("--results", type=Path, help="default: <root>/results.json")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
     options = parser.parse_args()
     if TUNING_SEED in options.seeds:
         parser.error(f"seed {TUNING_SEED} tunes the arms; expected others")
-    root = options.root.resolve()
+    results = Results(options.results or options.root / "results.json", options.root.resolve())
     summaries: dict[str, list[dict[str, Any]]] = {arm: [] for arm in options.arms}
     try:
-        chosen = {arm: best_candidate(arm, root) for arm in options.arms}
+        chosen = {arm: best_candidate(arm, results) for arm in options.arms}
         for seed in options.seeds:
             for arm in options.arms:
-                folder = run(f"{arm}-{seed}", arm, seed, root, *chosen[arm])
-                summaries[arm].append(json.loads((folder / "summary.json").read_text()))
-            (root / "comparison.json").write_text(json.dumps(summaries, indent=1) + "\n")
-            (root / "comparison.md").write_text(markdown(summaries))
+                summaries[arm].append(results.of(f"{arm}-{seed}", arm, seed, *chosen[arm]))
     except Notice as notice:
         raise SystemExit(f"{notice} (run this command again)") from None
     print(markdown(summaries))
