@@ -28,6 +28,8 @@ class MetricsWriter:
         self.rows = read_rows(self.path)
         self.path.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
         self.tracker = Tracker(uri, experiment, run_name, run_id) if uri else None
+        for row in self.rows:  # those that a kill kept from the store; it leaves out what it has
+            self._track(row)
 
     def ready(self) -> str:
         return "metrics"
@@ -39,6 +41,9 @@ class MetricsWriter:
         self.rows.append(row)
         with self.path.open("a") as stream:
             stream.write(json.dumps(row) + "\n")
+        self._track(row)
+
+    def _track(self, row: dict[str, Any]) -> None:
         if self.tracker:
             self.tracker.metrics({k: v for k, v in row.items() if isinstance(v, int | float)}, step=row["round"])
 
