@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -22,13 +23,13 @@ from redif_ray.types import Phase
 BACKWARD = 1.9  # of a forward, full fine-tuning; 0.9 for LoRA
 PROCESS_MB = 330  # torch, diffusers and ray in one worker, counting shared pages once a sharer
 RAY_MB = 900  # Ray's own processes with the dashboard
-START_SECONDS = 30
+START_SECONDS = 35
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
     """`seconds` by part of the run, `round_seconds` of one round by phase, `memory_mb` of all processes, `disk_mb` of
-    the run folder, from `forward_ms` an image.
+    the run folder; `forward_ms`: what a network call on one image takes one core alone.
     """
 
     seconds: dict[str, float]
@@ -42,8 +43,9 @@ def estimate(config: Config) -> Estimate:
     torch.set_num_threads(1)
     teacher = load_model(config.teacher.model)
     plan = RoundPlan(config, teacher.num_classes)
-    forward = _forward_seconds(teacher, plan)
-    seconds = {name: calls * forward / cores for name, (calls, cores) in _work(config, teacher, plan).items()}
+    work = _work(config, teacher, plan)
+    forward = {cores: _forward_seconds(teacher, plan, cores) for cores in {1, *(cores for _, cores in work.values())}}
+    seconds = {name: calls * forward[cores] / cores for name, (calls, cores) in work.items()}
     seconds["start"] = START_SECONDS
     weights = sum(p.numel() for p in trainable(make_student(teacher, config.student.lora)).values()) * 4 / 1e6
     network = sum(p.numel() for p in teacher.network.parameters()) * 4 / 1e6
@@ -54,7 +56,7 @@ def estimate(config: Config) -> Estimate:
         _round_seconds(seconds, plan),
         memory_mb=RAY_MB + processes * (PROCESS_MB + 2 * network) + config.learner.workers * 4 * weights,
         disk_mb=(config.checkpoint.keep + 1) * 5 * weights + targets * _numel(teacher.image_shape) * 4 / 1e6,
-        forward_ms=forward * 1e3,
+        forward_ms=forward[1] * 1e3,
     )
 
 
@@ -65,7 +67,7 @@ def _round_seconds(seconds: dict[str, float], plan: RoundPlan) -> dict[Phase, fl
     return {phase: (warm if phase == "warm_start" else own) / count for phase, count in rounds.items()}
 
 
-def _work(config: Config, teacher: DiffusionModel, plan: RoundPlan) -> dict[str, tuple[float, float]]:
+def _work(config: Config, teacher: DiffusionModel, plan: RoundPlan) -> dict[str, tuple[float, int]]:
     """(network calls on single images, cores that share them) by phase."""
     cpus = os.cpu_count() or 1
     both = min(cpus, max(config.rollout.workers, config.reward.workers))
@@ -101,19 +103,24 @@ def _numel(shape: tuple[int, ...]) -> int:
     return int(torch.Size(shape).numel())
 
 
-@torch.no_grad()
-def _forward_seconds(teacher: DiffusionModel, plan: RoundPlan, batch: int = 16, repeats: int = 3) -> float:
-    """Seconds of one network call on one image, on one thread of this machine."""
+def _forward_seconds(
+    teacher: DiffusionModel, plan: RoundPlan, together: int, batch: int = 16, repeats: int = 5
+) -> float:
+    """Seconds of one network call on one image, on each of `together` cores at work: they share caches and memory."""
     x = torch.zeros(batch, *teacher.latent_shape)
     predict = build.predictor(teacher, teacher.encode([plan.condition(i) for i in range(batch)]), 1.0)
     level = teacher.process.noisiest()
-    predict(x, level)
-    times = []
-    for _ in range(repeats):
-        started = time.perf_counter()
+
+    @torch.no_grad()
+    def timed(_: int) -> float:
         predict(x, level)
-        times.append(time.perf_counter() - started)
-    return min(times) / batch
+        started = time.perf_counter()
+        for _ in range(repeats):
+            predict(x, level)
+        return (time.perf_counter() - started) / (repeats * batch)
+
+    with ThreadPoolExecutor(together) as pool:
+        return max(pool.map(timed, range(together)))
 
 
 def table(e: Estimate) -> Table:
