@@ -10,20 +10,19 @@ table in the README is that of `--results benchmarks/results/comparison.json`.
 from __future__ import annotations
 
 import argparse
-import json
-import math
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from redif_ray.config import Config, load
+from kept import Result, Results, training_cost
+
 from redif_ray.errors import Notice
-from redif_ray.pipeline.distill import distill
-from redif_ray.pipeline.metrics import read_rows
 
 TUNING_SEED = 0
-METRICS = ("frechet", "kid", "precision", "recall", "coverage", "class_accuracy")
+METRICS = {  # column: (key, factor, digits)
+    "Fréchet ↓": ("frechet", 1, 1), "1000 KID ↓": ("kid", 1000, 1), "precision": ("precision", 1, 3),
+    "recall": ("recall", 1, 3), "coverage": ("coverage", 1, 3),
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,39 +57,6 @@ ARMS = {
 }
 
 
-class Results:
-    """What is kept of each run, in one JSON file: a run that is in it is not made again."""
-
-    def __init__(self, path: Path, root: Path) -> None:
-        self.path, self.root = path, root
-        self.runs: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-
-    def of(self, name: str, arm: str, seed: int, *overrides: str) -> dict[str, Any]:
-        """{"settings", "validation_reward", "arms", "compute"} of one run, found, resumed or made.
-
-        Each arm has its own target store, so that none computes for another.
-        """
-        if name not in self.runs:
-            settings = (*ARMS[arm].fixed, *overrides)
-            place = (f"run.name={name}", f"run.seed={seed}", f"run.root={self.root}")
-            store = f"teacher.store={self.root}/.targets-{arm}"
-            config: Config = load(ARMS[arm].config, [*settings, *place, store])
-            folder = self.root / name
-            if not (folder / "summary.json").exists():
-                distill(config, resume=(folder / "config.yaml").exists())
-            summary = json.loads((folder / "summary.json").read_text())
-            rewards = [row.get("validation/reward", -math.inf) for row in read_rows(folder / "metrics.jsonl")]
-            self.runs[name] = {
-                "settings": [ARMS[arm].config, *settings],
-                "validation_reward": max(rewards),
-                "arms": summary["arms"],
-                "compute": summary["compute"],
-            }
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.path.write_text(json.dumps(self.runs, indent=1) + "\n")
-        return self.runs[name]
-
-
 def best_candidate(arm: str, results: Results) -> tuple[str, ...]:
     """The candidate whose validation reward at eta 0 gets highest on the tuning seed."""
     candidates = ARMS[arm].candidates
@@ -99,19 +65,14 @@ def best_candidate(arm: str, results: Results) -> tuple[str, ...]:
     small = ("evaluation.held_out=100", "evaluation.search=10")  # not read
     rewards = {}
     for i, candidate in enumerate(candidates):
-        found = results.of(f"tune-{arm}-{i}", arm, TUNING_SEED, *candidate, *small)
+        settings = (*ARMS[arm].fixed, *candidate, *small)
+        found = results.of(f"tune-{arm}-{i}", ARMS[arm].config, settings, seed=TUNING_SEED, targets=arm)
         rewards[candidate] = found["validation_reward"]
         print(f"{arm} with {' '.join(candidate)}: validation reward {rewards[candidate]:.6f}", flush=True)
     return max(rewards, key=lambda candidate: rewards[candidate])
 
 
-def training_cost(summary: dict[str, Any]) -> dict[str, float]:
-    """Worker seconds and FLOPs of training; evaluation is the same for all and left out."""
-    parts = [cost for name, cost in summary["compute"].items() if name != "evaluation"]
-    return {key: sum(part[key] for part in parts) for key in ("seconds", "flops")}
-
-
-def rows(summaries: dict[str, list[dict[str, Any]]]) -> list[tuple[str, list[dict[str, Any]], list[dict[str, float]]]]:
+def rows(summaries: dict[str, list[Result]]) -> list[tuple[str, list[Result], list[dict[str, float]]]]:
     """(label, arm of each seed, cost of each seed)."""
     first = next(iter(summaries.values()))
     free = [{"seconds": 0.0, "flops": 0.0}] * len(first)
@@ -126,18 +87,21 @@ def rows(summaries: dict[str, list[dict[str, Any]]]) -> list[tuple[str, list[dic
     ]
 
 
-def spread(values: list[float]) -> str:
+def spread(values: list[float], digits: int) -> str:
     mean = statistics.fmean(values)
-    return f"{mean:.4g} ± {statistics.stdev(values):.2g}" if len(values) > 1 else f"{mean:.4g}"
+    deviation = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{mean:.{digits}f}{deviation}"
 
 
-def markdown(summaries: dict[str, list[dict[str, Any]]]) -> str:
-    head = ["arm", "NFE", *METRICS, "paired mse", "worker seconds", "PFLOPs"]
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+def markdown(summaries: dict[str, list[Result]]) -> str:
+    """Means over the seeds and the standard deviation among them."""
+    head = ["arm", "NFE", *METRICS, "paired mse ↓", "worker seconds", "TFLOPs"]
+    lines = ["| " + " | ".join(head) + " |", "|---" + "|---:" * (len(head) - 1) + "|"]
     for label, arms, costs in rows(summaries):
-        cells = [label, str(arms[0]["nfe"]), *(spread([arm[m] for arm in arms]) for m in METRICS)]
-        cells += [spread([arm["paired"]["pixel_mse"] for arm in arms])]
-        cells += [spread([c["seconds"] for c in costs]), spread([c["flops"] / 1e15 for c in costs])]
+        columns = (([factor * arm[key] for arm in arms], digits) for key, factor, digits in METRICS.values())
+        cells = [label, str(arms[0]["nfe"]), *(spread(values, digits) for values, digits in columns)]
+        cells += [spread([arm["paired"]["pixel_mse"] for arm in arms], 4)]
+        cells += [spread([c["seconds"] for c in costs], 0), spread([c["flops"] / 1e12 for c in costs], 1)]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
@@ -151,13 +115,15 @@ def main() -> None:
     options = parser.parse_args()
     if TUNING_SEED in options.seeds:
         parser.error(f"seed {TUNING_SEED} tunes the arms; expected others")
-    results = Results(options.results or options.root / "results.json", options.root.resolve())
-    summaries: dict[str, list[dict[str, Any]]] = {arm: [] for arm in options.arms}
+    results = Results(options.results or options.root / "results.json", options.root)
+    summaries: dict[str, list[Result]] = {arm: [] for arm in options.arms}
     try:
         chosen = {arm: best_candidate(arm, results) for arm in options.arms}
         for seed in options.seeds:
             for arm in options.arms:
-                summaries[arm].append(results.of(f"{arm}-{seed}", arm, seed, *chosen[arm]))
+                settings = (*ARMS[arm].fixed, *chosen[arm])
+                found = results.of(f"{arm}-{seed}", ARMS[arm].config, settings, seed=seed, targets=arm)
+                summaries[arm].append(found)
     except Notice as notice:
         raise SystemExit(f"{notice} (run this command again)") from None
     print(markdown(summaries))
