@@ -199,7 +199,9 @@ class Evaluation(Strict):
     held_out: Positive = 2000
     search: Positive = Field(256, description="noises on which the teacher's best schedule at N is chosen")
     batch: Positive = 50
-    judge: str = Field("fashion-mnist", description="a shipped judge or its folder")
+    judge: str = Field(
+        "fashion-mnist", description="a shipped judge or its folder; random-features asks for no data and no classes"
+    )
     bootstrap: int = Field(500, ge=40, description="resamples of each interval")
 
 

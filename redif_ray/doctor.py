@@ -39,7 +39,7 @@ def report() -> Table:
     view.add_row("Ray", _ray())
     view.add_row("MLflow", _mlflow())
     view.add_row("teachers", ", ".join(_assets("teachers")) or "none shipped")
-    view.add_row("judges", ", ".join(_assets("judges")) or "none shipped")
+    view.add_row("judges", ", ".join([*_assets("judges"), "random-features"]))
     view.add_row(
         "encoders",
         ", ".join(

@@ -34,6 +34,8 @@ class Stream(IntEnum):
     TEACHER_NOISE = 10  # train-teacher: noise on images
     TEACHER_DROPOUT = 11  # train-teacher: label dropout
     CALIBRATION = 12  # x_T of the reward calibration
+    REFERENCE = 13  # x_T of the teacher's images that a judge without real ones compares with
+    JUDGE = 14  # weights of random features
 
 
 def bits(

@@ -34,8 +34,8 @@ def evaluate_arm(
     """The fields of `summary.Arm` for `images` [n, C, H, W] float in [0, 1], made at `nfe` network calls an image.
 
     conditions: one an image; class accuracy is None unless all are class indices.
-    teacher_images: the full-step teacher's of the same noises and conditions. Set metrics compare with the judge's real
-        images instead: against its own paired images a student looks far too good.
+    teacher_images: the full-step teacher's of the same noises and conditions. Set metrics compare with the judge's
+        reference instead: against its own paired images a student looks far too good.
     terms: (images, teacher_images) -> {name: [n]}, further pair metrics beside `pixel_mse`, `pixel_psnr` and
         `judge_cosine`: a run's reward terms, say.
     The same seed gives every arm the same reference rows and the same resamples.
@@ -62,7 +62,7 @@ def evaluate_arm(
 
 
 def limits(judge: Judge, n: int, seed: int) -> dict[str, float]:
-    """What real images would get at this n: the Fréchet distance's floor and the ceilings of the other set metrics.
+    """What reference images get at this n: the Fréchet distance's floor and the ceilings of the other set metrics.
 
     Both compare disjoint sets of reference images; where there are fewer than 2 n, `n` is half of the reference.
     """

@@ -1,4 +1,4 @@
-"""The judge: a classifier that gives no rewards, and the real images that generated ones are compared with."""
+"""The judge: features that no reward uses, and the images that generated ones are compared with."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from redif_ray.data.images import ImageSet, load_images
 from redif_ray.errors import UserError
 from redif_ray.evaluation.frechet import frechet_to
 from redif_ray.evaluation.kid import kid_to
+from redif_ray.evaluation.random_features import NAME, RandomFeatures
 from redif_ray.models.classifier import Classifier, load_classifier
 
 ASSETS = Path(__file__).parents[1] / "assets"
@@ -29,34 +30,42 @@ class JudgeError(UserError, ValueError):
 
 
 class Judge:
-    """A frozen classifier and its reference set. Features, and what the set metrics need of them, are computed once."""
+    """A frozen encoder and its reference set. Features, and what the set metrics need of them, are computed once.
 
-    def __init__(self, classifier: Classifier, reference: ImageSet) -> None:
-        if reference.images.shape[1:] != classifier.image_shape:
+    Knows classes where its encoder is a classifier.
+    """
+
+    def __init__(self, encoder: Classifier | RandomFeatures, reference: ImageSet) -> None:
+        if reference.images.shape[1:] != encoder.image_shape:
             found = reference.images.shape[1:]
-            raise JudgeError(f"judge {classifier.name} sees {classifier.image_shape}, its reference images are {found}")
-        self.classifier, self.reference = classifier, reference
+            raise JudgeError(f"judge {encoder.name} sees {encoder.image_shape}, its reference images are {found}")
+        self.encoder, self.reference = encoder, reference
 
     @property
     def name(self) -> str:
-        return self.classifier.name
+        return self.encoder.name
 
     def embed(self, images: Tensor) -> np.ndarray:
         """The judge's features of `images` [n, C, H, W] float in [0, 1]: [n, 64] float64."""
-        return self._map(self.classifier.embedding, images).double().numpy()
+        return self._map(self.encoder.embedding, images).double().numpy()
 
     def reference_features(self) -> np.ndarray:
         """Those of all reference images, [m, 64] float64."""
         return self._features
 
-    def class_accuracy(self, images: Tensor, labels: Sequence[int]) -> float:
-        """The share of `images` [n, C, H, W] that the judge puts into the class of its label, each in [0, classes)."""
+    def class_accuracy(self, images: Tensor, labels: Sequence[int]) -> float | None:
+        """The share of `images` [n, C, H, W] that the judge puts into the class of its label, each in [0, classes).
+
+        None where the judge knows no classes.
+        """
+        if not isinstance(self.encoder, Classifier):
+            return None
         if len(images) != len(labels) or not len(labels):
             raise JudgeError(f"{len(images)} images and {len(labels)} labels; expected as many, and at least one")
-        count = len(self.classifier.classes)
+        count = len(self.encoder.classes)
         if not all(0 <= label < count for label in labels):
             raise JudgeError(f"labels span {min(labels)}..{max(labels)}; judge {self.name} knows {count} classes")
-        found = self._map(self.classifier.logits, images).argmax(1)
+        found = self._map(self.encoder.logits, images).argmax(1)
         return float((found == torch.tensor(labels)).double().mean())
 
     @cached_property
@@ -82,6 +91,12 @@ class Judge:
         return torch.cat([function(batch.float().cpu()) for batch in images.split(BATCH)])
 
 
+def untrained_judge(images: np.ndarray) -> Judge:
+    """Random features and `images` [m, C, H, W] float in [0, 1] as their reference: a judge without labels or data."""
+    pixels = np.rint(255 * images).astype(np.uint8)
+    return Judge(RandomFeatures(images.shape[1:]), ImageSet(pixels, None, ()))
+
+
 def load_judge(source: str | Path) -> Judge:
     """A shipped judge by name, or the folder of a classifier that holds its reference images as `reference.parquet`.
 
@@ -92,6 +107,6 @@ def load_judge(source: str | Path) -> Judge:
     elif Path(source).is_dir():
         classifier, reference = Path(source), Path(source) / REFERENCE
     else:
-        names = ", ".join(JUDGES)
+        names = ", ".join([*JUDGES, NAME])
         raise JudgeError(f"no judge {str(source)!r}; expected {names}, or a classifier's folder that holds {REFERENCE}")
     return Judge(load_classifier(classifier), load_images(reference))

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from redif_ray.evaluation.random_features import NAME
 from redif_ray.evaluation.summary import Arm, Summary
 
 ARMS = {
@@ -69,20 +70,21 @@ def _arms(summary: Summary) -> str:
                 f"{arm.precision:.3f}", f"{arm.recall:.3f}", f"{arm.density:.3f}", f"{arm.coverage:.3f}", accuracy,
             ])
     if (limits := summary.limits) is not None:
-        rows.append(["real images", "", f"{limits.frechet:.2f}", "", f"{limits.precision:.3f}", f"{limits.recall:.3f}",
-                     f"{limits.density:.3f}", f"{limits.coverage:.3f}", ""])
+        sets = [f"{value:.3f}" for value in (limits.precision, limits.recall, limits.density, limits.coverage)]
+        rows.append(["reference images", "", f"{limits.frechet:.2f}", "", *sets, ""])
     higher = ["precision ↑", "recall ↑", "density ↑", "coverage ↑", "class accuracy ↑"]
     return _table(["arm", "NFE", "Fréchet ↓", "1000 KID ↓", *higher], rows)
 
 
 def _fine_print(summary: Summary) -> str:
+    against = "its real images" if summary.judge != NAME else "the teacher's images of as many other noises"
     text = (
         f"{summary.held_out:,} held-out noises an arm, seed {summary.seed}, exploration off. Features of judge "
-        f"`{summary.judge}`, which gives no rewards, against its real images; squared Fréchet distance (not FID) "
+        f"`{summary.judge}`, which gives no rewards, against {against}; squared Fréchet distance (not FID) "
         "with its 95 % bootstrap interval at this n, unbiased KID ± its standard error; precision, recall, density and "
         "coverage with k = 5."
     )
-    real = " The last row is what real images would get against other real images: do not expect more of a generator."
+    real = " The last row is what reference images get against other reference images: do not expect more."
     return text + (real if summary.limits else "")
 
 
@@ -113,7 +115,16 @@ def _compute(summary: Summary) -> str:
     rows = [[n, f"{s.seconds:,.0f}", f"{s.nfe:,.0f}", f"{s.flops:.3g}"] for n, s in summary.compute.items()]
     total = [sum(getattr(s, key) for s in summary.compute.values()) for key in ("seconds", "nfe", "flops")]
     rows.append(["total", f"{total[0]:,.0f}", f"{total[1]:,.0f}", f"{total[2]:.3g}"])
-    return _table(["component", "worker seconds", "network calls", "FLOPs"], rows)
+    table = _table(["component", "worker seconds", "network calls", "FLOPs"], rows)
+    timed = (summary.notes or {}).get("seconds_per_image")
+    if timed is None:
+        return table
+    return f"{table}\n\nAn image takes one worker {_ms(timed['student'])} with the student, {_ms(timed['teacher'])} " \
+        "with the full-step teacher."
+
+
+def _ms(seconds: float) -> str:
+    return f"{1e3 * seconds:.1f} ms"
 
 
 def _busy(summary: Summary) -> str:
@@ -124,13 +135,16 @@ def _busy(summary: Summary) -> str:
 
 def _run(summary: Summary, metrics: Sequence[Mapping[str, Any]]) -> str:
     lines = [
-        f"- {len(metrics)} rounds; policy version {summary.policy_version}",
+        f"- {sum(row['round'] >= 0 for row in metrics)} rounds; policy version {summary.policy_version}",
         f"- weights sha256 `{summary.weights_sha256}`",
     ]
     if summary.mlflow and summary.mlflow.run_id:
         lines.append(f"- MLflow run `{summary.mlflow.run_id}` at `{summary.mlflow.tracking_uri}`")
-    tables = ("workers", "student_gain")
-    lines += [f"- {key}: {value}" for key, value in (summary.notes or {}).items() if key not in tables]
+    notes = summary.notes or {}
+    if (best := notes.get("teacher_best")) is not None:
+        lines.append(f"- the teacher's best schedule at the same NFE: {best}")
+    if (lost := notes.get("lost")) is not None:
+        lines.append("- workers lost: " + ", ".join(f"{count} {role}" for role, count in lost.items()))
     return "\n".join(lines)
 
 

@@ -14,7 +14,7 @@ from redif_ray.config import Fraction, Positive, Strict
 
 
 class Arm(Strict):
-    """One way to make images from the held-out noises. Distances against the judge's real images: lower is better."""
+    """One way to make images from the held-out noises. Distances to the judge's reference images: lower is better."""
 
     nfe: Positive = Field(description="network calls an image; a guided step is two")
     frechet: float = Field(description="squared Fréchet distance in the judge's features; not FID")
@@ -52,7 +52,7 @@ class Spent(Strict):
 
 
 class Limits(Strict):
-    """What real images would get at this number of images."""
+    """What the judge's reference images get against each other at this number of images."""
 
     frechet: float
     precision: Fraction

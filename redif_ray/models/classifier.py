@@ -86,7 +86,7 @@ class Classifier(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """The last convolutional map, [B, 64, ceil(H / 4), ceil(W / 4)]."""
-        self._check(images)
+        check_images(images, self.name, self.image_shape)
         return self.body(images * 2 - 1)
 
     def embedding(self, images: Tensor) -> Tensor:
@@ -109,16 +109,18 @@ class Classifier(nn.Module):
         save_file({k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}, folder / WEIGHTS)
         (folder / WEIGHTS).chmod(0o644)  # safetensors writes files that only their owner can read
 
-    def _check(self, images: Tensor) -> None:
-        if images.ndim != 4 or tuple(images.shape[1:]) != self.image_shape or not images.is_floating_point():
-            raise ClassifierError(
-                f"classifier {self.name}: images are {images.dtype} {tuple(images.shape)}; "
-                f"expected float [batch, {', '.join(map(str, self.image_shape))}]"
-            )
-        if images.numel():
-            low, high = (value.item() for value in images.detach().aminmax())
-            if not (low >= -1e-3 and high <= 1 + 1e-3):  # written so that NaN fails too
-                raise ClassifierError(f"classifier {self.name}: images span [{low:.4g}, {high:.4g}]; expected [0, 1]")
+
+def check_images(images: Tensor, name: str, shape: tuple[int, ...]) -> None:
+    """Raise ClassifierError unless `images` are float [B, *shape] in [0, 1]."""
+    if images.ndim != 4 or tuple(images.shape[1:]) != shape or not images.is_floating_point():
+        raise ClassifierError(
+            f"classifier {name}: images are {images.dtype} {tuple(images.shape)}; "
+            f"expected float [batch, {', '.join(map(str, shape))}]"
+        )
+    if images.numel():
+        low, high = (value.item() for value in images.detach().aminmax())
+        if not (low >= -1e-3 and high <= 1 + 1e-3):  # written so that NaN fails too
+            raise ClassifierError(f"classifier {name}: images span [{low:.4g}, {high:.4g}]; expected [0, 1]")
 
 
 def load_classifier(folder: str | Path) -> Classifier:

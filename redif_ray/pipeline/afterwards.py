@@ -19,6 +19,7 @@ from redif_ray.pipeline import build
 from redif_ray.pipeline.accounting import Accounts
 from redif_ray.pipeline.arms import measure, result_table
 from redif_ray.pipeline.cluster import connect
+from redif_ray.pipeline.interrupt import stop_requests
 from redif_ray.pipeline.run_folder import RunError, RunFolder
 from redif_ray.pipeline.session import session
 
@@ -36,12 +37,18 @@ def evaluate(run: Path, overrides: list[str], *, checkpoint: str, console: Conso
         assign(tree, *parse_override(text))
     tree["tracking"]["uri"] = "off"
     config = validate(tree)
-    with RunFolder.reopen(run) as folder, connect(config), session(config, folder) as opened:
+    with (
+        stop_requests() as stop,
+        RunFolder.reopen(run) as folder,
+        connect(config),
+        session(config, folder, stop) as opened,
+    ):
         opened.ready()
         measured = measure(opened, weights, version, Accounts(config, opened.teacher))
         name = f"evaluation-{config.evaluation.held_out}.json"
-        folder.write(name, json.dumps({**measured.fields, "notes": measured.notes}, indent=1) + "\n")
-    console.print(result_table(measured.fields))
+        found = {**measured.fields, "notes": measured.notes}
+        folder.write(name, json.dumps(found, indent=1) + "\n")
+    console.print(result_table(found))
     return run / name
 
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import ray
 import torch
 from rich.box import SIMPLE
 from rich.table import Table
@@ -16,10 +15,11 @@ from redif_ray.diffusion import schedules, solvers
 from redif_ray.diffusion.noise import Stream
 from redif_ray.evaluation.arm import evaluate_arm, limits
 from redif_ray.evaluation.changes import Change, changes
-from redif_ray.evaluation.judge import Judge, load_judge
+from redif_ray.evaluation.judge import Judge
 from redif_ray.evaluation.report import ARMS
 from redif_ray.pipeline import build
 from redif_ray.pipeline.accounting import Accounts
+from redif_ray.pipeline.judging import judge_of
 from redif_ray.pipeline.samples import Samples
 from redif_ray.pipeline.session import INITIAL, Session
 from redif_ray.pipeline.weights import publish
@@ -38,18 +38,20 @@ class Measured:
 def measure(run: Session, weights: dict[str, torch.Tensor], version: int, accounts: Accounts) -> Measured:
     """Every arm on the same held-out noises, against the same judge."""
     config, count = run.config, run.config.evaluation.held_out
-    judge = load_judge(config.evaluation.judge)
+    judge = judge_of(config, run.coordinator, count, accounts, run.get)
     final = f"final-{version}"
     publish(run.weights, final, weights)
     few, warm, student = _held_out(run, INITIAL, accounts), _warm_start(run, accounts), _held_out(run, final, accounts)
+    calls = config.student.steps * run.teacher.calls_per_step(config.student.guidance)
+    full_calls = solvers.network_calls(config.teacher.solver, config.teacher.steps)
+    full_calls *= run.teacher.calls_per_step(config.teacher.guidance)
     arms = {
-        name: None if samples is None else _arm(run, judge, samples, samples.images, config.student.steps)
+        name: None if samples is None else _arm(run, judge, samples, samples.images, calls)
         for name, samples in (("teacher_few", few), ("warm_start", warm), ("student", student))
     }
-    full_calls = solvers.network_calls(config.teacher.solver, config.teacher.steps)
     arms["teacher_full"] = _arm(run, judge, student, student.targets, full_calls)
-    name, best = best_teacher(run)
-    arms["teacher_best"] = _arm(run, judge, student, best, config.student.steps)
+    name, best = best_teacher(run, accounts)
+    arms["teacher_best"] = _arm(run, judge, student, best, calls)
     gains = {"over the untrained student": _gains(run, judge, student, few)}
     if warm is not None:
         gains["over the warm start"] = _gains(run, judge, student, warm)
@@ -58,10 +60,10 @@ def measure(run: Session, weights: dict[str, torch.Tensor], version: int, accoun
     fields = {
         "held_out": count,
         "judge": judge.name,
-        "arms": arms,
+        "arms": {name: arms[name] for name in ARMS},
         "limits": limits(judge, count, config.run.seed),
     }
-    notes = {"teacher_best": name, "student_gain": gains}
+    notes = {"teacher_best": name, "seconds_per_image": seconds_per_image(run), "student_gain": gains}
     return Measured(fields, [*rows, (ARMS["student"], student.images)], notes)
 
 
@@ -82,18 +84,18 @@ def _warm_start(run: Session, accounts: Accounts) -> Samples | None:
 
 
 def _arm(run: Session, judge: Judge, paired_with: Samples, images: np.ndarray, nfe: int) -> dict[str, Any]:
+    run.stop.check()
     rewards = build.rewards(run.config, run.teacher, "cpu")
 
     @torch.no_grad()
     def terms(student: torch.Tensor, teacher: torch.Tensor) -> dict[str, torch.Tensor]:
         return rewards(RewardInputs(student, teacher, paired_with.conditions))
 
-    guidance = run.config.student.guidance
     return evaluate_arm(
         torch.from_numpy(images),
         paired_with.conditions,
         judge,
-        nfe=nfe * run.teacher.calls_per_step(guidance),
+        nfe=nfe,
         teacher_images=torch.from_numpy(paired_with.targets),
         terms=terms,
         resamples=run.config.evaluation.bootstrap,
@@ -112,20 +114,40 @@ def _gains(run: Session, judge: Judge, first: Samples, second: Samples) -> dict[
     )
 
 
-def best_teacher(run: Session) -> tuple[str, np.ndarray]:
+def best_teacher(run: Session, accounts: Accounts) -> tuple[str, np.ndarray]:
     """The teacher's best named schedule and solver at the student's NFE: (name, images).
 
     Chosen on the search noises by paired mse, then sampled on the held-out ones.
     """
-    config, steps = run.config, run.config.student.steps
+    config = run.config
     found = run.sample(Stream.SEARCH, config.evaluation.search, INITIAL)
     scores: dict[tuple[str, str], float] = {}
     for solver in ("euler", "dpmpp_2m"):
-        for name in _named_schedules(run, steps):
-            images = _teacher_samples(run, Stream.SEARCH, config.evaluation.search, solver, name)
+        for name in _named_schedules(run, config.student.steps):
+            images = _teacher_samples(run, Stream.SEARCH, config.evaluation.search, solver, name, accounts)
             scores[solver, name] = float(np.square(images - found.targets).mean())
     solver, name = min(scores, key=lambda k: scores[k])
-    return f"{solver} on {name}", _teacher_samples(run, Stream.HELD_OUT, config.evaluation.held_out, solver, name)
+    images = _teacher_samples(run, Stream.HELD_OUT, config.evaluation.held_out, solver, name, accounts)
+    return f"{solver} on {name}", images
+
+
+def seconds_per_image(run: Session) -> dict[str, float]:
+    """What an image takes one reward worker, alone, in a batch of `evaluation.batch`: {"teacher", "student"}.
+
+    The levels make no difference to it, so both are timed on the teacher's schedule.
+    """
+    config = run.config
+    shard = run.plan.deploy(Stream.SEARCH, min(config.evaluation.search, config.evaluation.batch))[0]
+    teacher, student = config.teacher, config.student
+    sampled = {
+        "teacher": (shard, teacher.solver, teacher.schedule, teacher.steps, teacher.guidance),
+        "student": (shard, "euler", teacher.schedule, student.steps, student.guidance),
+    }
+    found = {}
+    for name, arguments in sampled.items():
+        meta, _ = run.get(list(run.reward[0].sample.options(num_returns=2).remote(*arguments)))
+        found[name] = sum(work.seconds for work in meta.work) / shard.rows
+    return found
 
 
 def _named_schedules(run: Session, steps: int) -> list[str]:
@@ -140,23 +162,29 @@ def _named_schedules(run: Session, steps: int) -> list[str]:
     return list(found.values())
 
 
-def _teacher_samples(run: Session, stream: Stream, count: int, solver: str, schedule: str) -> np.ndarray:
-    """The teacher's images [count, C, H, W] at the student's number of steps."""
+def _teacher_samples(
+    run: Session, stream: Stream, count: int, solver: str, schedule: str, accounts: Accounts
+) -> np.ndarray:
+    """The teacher's images [count, C, H, W] at the student's number of steps and guidance."""
+    student = run.config.student
     answers = [
         run.reward[i % len(run.reward)]
         .sample.options(num_returns=2)
-        .remote(shard, solver, schedule, run.config.student.steps)
+        .remote(shard, solver, schedule, student.steps, student.guidance)
         for i, shard in enumerate(run.plan.deploy(stream, count))
     ]
-    return np.concatenate(ray.get([data for _, data in answers]))
+    accounts.add_evaluation(run.get([meta for meta, _ in answers]))
+    return np.concatenate(run.get([data for _, data in answers]))
 
 
 def result_table(summary: dict[str, Any]) -> Table:
+    """The arms of `summary`, the fields of an evaluation beside its `notes`, for the terminal."""
     view = Table(
         title=f"{summary['held_out']} held-out noises, judge {summary['judge']}", title_justify="left", box=SIMPLE
     )
     first = next(iter(summary["arms"]["student"]["paired"]))
-    for column in ("", "NFE", "Fréchet", "KID x1000", "recall", f"paired {first}"):
+    seconds = summary["notes"]["seconds_per_image"]
+    for column in ("", "NFE", "ms an image", "Fréchet", "KID x1000", "recall", f"paired {first}"):
         view.add_column(column, justify="left" if not column else "right")
     for name in ARMS:
         arm = summary["arms"].get(name)
@@ -165,6 +193,7 @@ def result_table(summary: dict[str, Any]) -> Table:
             view.add_row(
                 ARMS[name],
                 str(arm["nfe"]),
+                f"{1e3 * seconds['teacher' if name == 'teacher_full' else 'student']:.1f}",
                 f"{arm['frechet']:.2f} [{low:.2f}, {high:.2f}]",
                 f"{1e3 * arm['kid']:.2f} ± {1e3 * arm['kid_se']:.2f}",
                 f"{arm['recall']:.3f}",

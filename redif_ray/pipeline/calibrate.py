@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import ray
 import torch
 from rich.console import Console
 
@@ -43,7 +42,7 @@ def _measure(run: Session) -> Calibration:
     answers: list[Any] = [
         run.reward[i % len(run.reward)].targets.options(num_returns=2).remote(shard) for i, shard in enumerate(others)
     ]
-    other = torch.from_numpy(np.concatenate([ray.get(data) for _, data in answers]))
+    other = torch.from_numpy(np.concatenate(run.get([data for _, data in answers])))
     teacher, student = torch.from_numpy(samples.targets), torch.from_numpy(samples.images)
     conditions = samples.conditions
     return rewards_calibration.calibrate(

@@ -68,6 +68,12 @@ class Coordinator:
         shards = self.plan.deploy(Stream(stream), count, round=round)
         return await self._gather(("deploy", stream, count, key), shards, key, 0, 1)
 
+    async def reference(self, count: int) -> tuple[list[Meta], list[Any]]:
+        """Metas of, and references to, the teacher's images of `count` noises that no arm of a run starts from."""
+        shards = self.plan.deploy(Stream.REFERENCE, count)
+        found = await asyncio.gather(*(self.reward.call("targets", shard) for shard in shards))
+        return [meta for meta, _ in found], [data for _, data in found]
+
     async def _gather(self, name: tuple[Any, ...], shards: list[Shard], key: str, rank: int, world: int) -> RoundData:
         known = self.rounds.get(name)
         if known is None or (known.done() and known.exception() is not None):

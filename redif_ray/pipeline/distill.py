@@ -9,22 +9,16 @@ from pathlib import Path
 from rich.console import Console
 
 from redif_ray.config import Config
-from redif_ray.errors import Notice
 from redif_ray.pipeline import calibrate, estimate
 from redif_ray.pipeline.cluster import connect
 from redif_ray.pipeline.finish import finish
+from redif_ray.pipeline.interrupt import Interrupted, StopRequest, stop_requests
 from redif_ray.pipeline.preflight import preflight
-from redif_ray.pipeline.progress import show_progress, stop_on_signal
+from redif_ray.pipeline.progress import show_progress
 from redif_ray.pipeline.run_folder import RunFolder, latest_checkpoint
 from redif_ray.pipeline.session import session
 from redif_ray.pipeline.train import training
 from redif_ray.tracking import Tracker, TrackingError, flatten, git_commit, tracking_uri
-
-
-class Interrupted(Notice):
-    """The run was asked to stop; its checkpoint is written and it can be resumed."""
-
-    exit_code = 130
 
 
 def distill(config: Config, *, resume: bool = False, console: Console | None = None) -> Path:
@@ -33,35 +27,42 @@ def distill(config: Config, *, resume: bool = False, console: Console | None = N
     Raises UserError (ConfigError, RunError, CheckpointError and the like) with nothing of the user's lost, and
     Interrupted after Ctrl-C or SIGTERM.
     """
-    console = console or Console()
-    config = absolute(config)
-    preflight(config)
-    folder = RunFolder.open(config, resume=resume)
-    try:
-        latest_checkpoint(folder.path / "checkpoints")
-        expected = estimate.estimate(config)
-        console.print(estimate.table(expected))
-        _open_tracking(config, folder)
-        started = time.monotonic()
-        with connect(config), session(config, folder) as run:
-            with training(run) as fit:
-                run.ready()
-                run.coordinator.begin.remote(calibrate.calibration(run, console))
-                console.print(f"start-up took {time.monotonic() - started:.0f} s; training")
-                with stop_on_signal(run, console):
-                    show_progress(run, fit.thread, expected.round_seconds, console)
-            outcome = fit.outcome()
-            if outcome.stopped:
-                _close_tracking(config, folder, "KILLED")
-                raise Interrupted(f"stopped after round {outcome.round} of {run.plan.rounds}; continue with --resume")
-            finish(run, outcome, console)
-        return folder.path
-    except BaseException as error:
-        if not isinstance(error, Interrupted):
+    with stop_requests() as stop:
+        config = absolute(config)
+        preflight(config)
+        stop.check()
+        folder = RunFolder.open(config, resume=resume)
+        try:
+            return _distill(config, folder, stop, console or Console())
+        except Interrupted:
+            _close_tracking(config, folder, "KILLED")
+            raise
+        except KeyboardInterrupt:  # the second Ctrl-C
+            raise Interrupted(f"left at once; {folder.path} is as its last checkpoint left it") from None
+        except BaseException:
             _close_tracking(config, folder, "FAILED")
-        raise
-    finally:
-        folder.close()
+            raise
+        finally:
+            folder.close()
+
+
+def _distill(config: Config, folder: RunFolder, stop: StopRequest, console: Console) -> Path:
+    latest_checkpoint(folder.path / "checkpoints")
+    expected = estimate.estimate(config)
+    console.print(estimate.table(expected))
+    _open_tracking(config, folder)
+    started = time.monotonic()
+    with connect(config), session(config, folder, stop) as run:
+        with training(run) as fit:
+            run.ready()
+            run.coordinator.begin.remote(calibrate.calibration(run, console))
+            console.print(f"start-up took {time.monotonic() - started:.0f} s; training")
+            show_progress(run, fit.thread, expected.round_seconds, console)
+        outcome = fit.outcome()
+        if outcome.stopped:
+            raise Interrupted(f"stopped after round {outcome.round} of {run.plan.rounds}; continue with --resume")
+        finish(run, outcome, console)
+    return folder.path
 
 
 def absolute(config: Config) -> Config:

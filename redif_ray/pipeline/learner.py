@@ -35,6 +35,7 @@ from redif_ray.models.student import get_weights, make_student, set_weights, tra
 from redif_ray.pipeline import build
 from redif_ray.pipeline.accounting import Accounts
 from redif_ray.pipeline.coordinator import RoundData
+from redif_ray.pipeline.judging import judge_of
 from redif_ray.pipeline.plan import RoundPlan
 from redif_ray.pipeline.rounds import RoundUpdate
 from redif_ray.pipeline.run_folder import latest_checkpoint, prune_checkpoints
@@ -72,7 +73,8 @@ class Learner:
         if calibration is None:
             return Outcome(self.round, True, self.accounts.ledger.state())
         if self.rank == 0:
-            self.validator = Validator(self.config, self.teacher, calibration)
+            judge = judge_of(self.config, self.coordinator, self.config.validation.groups, self.accounts)
+            self.validator = Validator(self.config, self.teacher, calibration, judge)
         restored = self._restore()
         self._publish("policy", get_weights(self.student))  # first of all: other ranks' rounds wait for it
         if self.validator is not None and not restored:
@@ -236,4 +238,6 @@ class Learner:
         assert self.validator is not None
         found = self._deploy(get_weights(self.student))
         self.validator.start_recall = found["validation/recall"]
+        known = self.validator.calibration.items()
+        found |= {f"calibration/{term}/{point}": value for term, points in known for point, value in points.items()}
         self.writer.log.remote({"round": -1, "phase": "start", "policy_version": 0, **found})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from redif_ray.config import Config, ConfigError
 from redif_ray.evaluation.judge import load_judge
+from redif_ray.evaluation.random_features import NAME
 from redif_ray.models.registry import load_model
 from redif_ray.models.student import make_student
 from redif_ray.pipeline import build
@@ -26,7 +27,18 @@ def preflight(config: Config) -> None:
     rewards = build.rewards(config, teacher, "cpu")
     if config.method == "draft":
         rewards.require_differentiable("method=draft")
+    _check_judge(config, teacher.image_shape)
+
+
+def _check_judge(config: Config, image_shape: tuple[int, ...]) -> None:
+    if config.evaluation.judge == NAME:
+        return
     judge = load_judge(config.evaluation.judge)
+    if judge.encoder.image_shape != image_shape:
+        raise ConfigError(
+            f"evaluation.judge={config.evaluation.judge}: it sees images of {judge.encoder.image_shape}, the teacher "
+            f"makes {image_shape}; expected a judge of such images, or {NAME}, which needs no data"
+        )
     count = len(judge.reference)
     if max(config.evaluation.held_out, config.validation.groups) > count:
         raise ConfigError(

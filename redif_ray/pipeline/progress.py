@@ -1,45 +1,20 @@
-"""What a person sees and can do while a run trains: a line a round, Ctrl-C."""
+"""What a person sees while a run trains: a line a round."""
 
 from __future__ import annotations
 
-import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Mapping
 
 import ray
 from rich.console import Console
 
-from redif_ray.pipeline.session import Session
+from redif_ray.pipeline.session import POLL_SECONDS, Session
 from redif_ray.types import Phase
-
-POLL_SECONDS = 0.5
-
-
-@contextmanager
-def stop_on_signal(run: Session, console: Console) -> Iterator[None]:
-    """The first Ctrl-C or SIGTERM asks for a checkpoint; the second one is obeyed at once."""
-
-    def ask(number: int, _: Any) -> None:
-        console.print("\nstopping after this round and writing a checkpoint; once more to leave without")
-        run.coordinator.stop.remote()
-        signal.signal(number, signal.default_int_handler)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def show_progress(run: Session, thread: threading.Thread, expected: Mapping[Phase, float], console: Console) -> None:
-    """One line a round while `thread` lives: round, groups/s, reward at eta 0, time left.
+    """One line a round while `thread` lives: round, groups/s, reward at eta 0, time left. Passes on a request to stop.
 
     expected: seconds of a round by phase, of which only the proportions matter: phases differ in what a round costs.
     """
@@ -48,8 +23,12 @@ def show_progress(run: Session, thread: threading.Thread, expected: Mapping[Phas
     last, began = -1, time.monotonic()
     first: int | None = None
     reward: float | None = None
+    passed_on = False
     while thread.is_alive():
         thread.join(POLL_SECONDS)
+        if run.stop.requested and not passed_on:
+            run.coordinator.stop.remote()
+            passed_on = True
         for row in ray.get(run.writer.latest.remote(last)):
             last = row["round"]
             if first is None:

@@ -70,11 +70,13 @@ class TeacherRewardWorker:
             shard, terms, targets, anchors
         )
 
-    def sample(self, shard: Shard, solver: str, schedule: str, steps: int) -> tuple[Meta, np.ndarray]:
-        """The teacher on another solver and schedule, at the student's guidance: a control arm of the evaluation."""
+    def sample(
+        self, shard: Shard, solver: str, schedule: str, steps: int, guidance: float
+    ) -> tuple[Meta, np.ndarray]:
+        """The teacher on any solver and named schedule: a control arm of the evaluation."""
         started = time.perf_counter()
         grid = schedules.build(self.teacher.process, steps, schedule)
-        images, calls = self._teacher_images(shard, solver, grid, self.config.student.guidance)
+        images, calls = self._teacher_images(shard, solver, grid, guidance)
         return Meta(shard, self.name, (Work("evaluation", time.perf_counter() - started, calls),)), images
 
     @torch.no_grad()

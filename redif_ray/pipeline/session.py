@@ -16,6 +16,7 @@ from redif_ray.models.protocol import DiffusionModel
 from redif_ray.models.registry import load_model
 from redif_ray.models.student import get_weights, make_student
 from redif_ray.pipeline.coordinator import Coordinator
+from redif_ray.pipeline.interrupt import StopRequest
 from redif_ray.pipeline.metrics import MetricsWriter
 from redif_ray.pipeline.plan import RoundPlan
 from redif_ray.pipeline.reward import TeacherRewardWorker
@@ -27,6 +28,8 @@ from redif_ray.pipeline.weights import publish
 from redif_ray.tracking import tracking_uri
 
 INITIAL = "initial-0"
+POLL_SECONDS = 0.5
+FLUSH_SECONDS = 5  # that the tracking store gets to take the last metrics of a run that ends
 
 
 @dataclass(slots=True)
@@ -42,23 +45,33 @@ class Session:
     reward: list[Any]
     coordinator: Any
     started: list[Any]
+    stop: StopRequest
+
+    def get(self, references: Any) -> Any:
+        """`ray.get` of one reference or a list of them, which notices a request to stop. Raises Interrupted then."""
+        waiting = references if isinstance(references, list) else [references]
+        while waiting:
+            self.stop.check()
+            _, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=POLL_SECONDS)
+        return ray.get(references)
 
     def ready(self) -> None:
         """Wait until every worker has loaded what it needs. Raises what its constructor raised."""
-        ray.get([actor.ready.remote() for actor in self.started])
+        self.get([actor.ready.remote() for actor in self.started])
 
     def sample(self, stream: Stream, count: int, key: str, *, round: int = 0) -> Samples:
         """The student with weights `key` as deployed, beside the teacher, on the first `count` groups of a stream."""
-        data = ray.get(self.coordinator.deploy.remote(int(stream), count, round, key))
+        data = self.get(self.coordinator.deploy.remote(int(stream), count, round, key))
         return collect(self.teacher, data)
 
 
 @contextmanager
-def session(config: Config, folder: RunFolder) -> Iterator[Session]:
+def session(config: Config, folder: RunFolder, stop: StopRequest) -> Iterator[Session]:
     """Start the actors of a run, and stop them at the end; the driver must be connected to Ray.
 
     They load while the caller goes on; see `Session.ready`.
     """
+    stop.listen()  # again: Ray took SIGTERM for itself
     torch.set_num_threads(1)
     teacher = load_model(config.teacher.model)
     plan = RoundPlan(config, teacher.num_classes)
@@ -94,9 +107,9 @@ def session(config: Config, folder: RunFolder) -> Iterator[Session]:
     actors = [*rollout, *reward, coordinator, weights, writer]
     try:
         publish(weights, INITIAL, get_weights(make_student(teacher, config.student.lora)))
-        yield Session(
-            config, folder, teacher, plan, weights, writer, reward, coordinator, started=[*rollout, *reward, writer]
-        )
+        started = [*rollout, *reward, writer]
+        yield Session(config, folder, teacher, plan, weights, writer, reward, coordinator, started, stop)
     finally:
+        ray.wait([writer.flush.remote()], timeout=FLUSH_SECONDS)
         for actor in actors:
             ray.kill(actor)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 from redif_ray.errors import UserError
+from redif_ray.pipeline.interrupt import Interrupted
 
 if TYPE_CHECKING:
     from redif_ray.pipeline.session import Session
@@ -72,10 +73,15 @@ class Fit:
 
 @contextmanager
 def training(run: Session) -> Iterator[Fit]:
-    """The learner, started; it waits for `Coordinator.begin`. An error in here makes it leave."""
+    """The learner, started; it waits for `Coordinator.begin`. An error in here makes it leave.
+
+    Whoever interrupts a start-up does not wait for it to load first: it goes with the cluster.
+    """
     fit = Fit(_trainer(run))
     try:
         yield fit
+    except Interrupted:
+        raise
     except Exception:
         run.coordinator.stop.remote()
         fit.thread.join(LEAVE_SECONDS)

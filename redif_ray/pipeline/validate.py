@@ -8,7 +8,7 @@ import torch
 from redif_ray.config import Config
 from redif_ray.evaluation.features import Draw, shuffled
 from redif_ray.evaluation.grids import tile
-from redif_ray.evaluation.judge import load_judge
+from redif_ray.evaluation.judge import Judge
 from redif_ray.evaluation.prdc import prdc
 from redif_ray.models.protocol import DiffusionModel
 from redif_ray.pipeline.coordinator import RoundData
@@ -21,10 +21,10 @@ GRID = 8
 class Validator:
     """Scores what `Coordinator.deploy` answers on the validation noises. `start_recall` is the untrained student's."""
 
-    def __init__(self, config: Config, teacher: DiffusionModel, calibration: Calibration) -> None:
-        self.config, self.teacher = config, teacher
+    def __init__(self, config: Config, teacher: DiffusionModel, calibration: Calibration, judge: Judge) -> None:
+        self.config, self.teacher, self.calibration = config, teacher, calibration
         self.scales = reward_scales(config, calibration)
-        self.judge = load_judge(config.evaluation.judge)
+        self.judge = judge
         self.start_recall = 0.0
 
     def __call__(self, data: RoundData) -> tuple[dict[str, float], np.ndarray]:

@@ -19,7 +19,7 @@ def judge(shipped: Judge) -> Judge:
     """With 400 reference images."""
     whole = shipped.reference
     assert whole.labels is not None
-    return Judge(shipped.classifier, ImageSet(whole.images[:400], whole.labels[:400], whole.classes))
+    return Judge(shipped.encoder, ImageSet(whole.images[:400], whole.labels[:400], whole.classes))
 
 
 @pytest.fixture(scope="session")

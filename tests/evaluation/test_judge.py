@@ -29,7 +29,7 @@ def test_embeddings_do_not_depend_on_the_batch(judge: Judge, real: Real) -> None
     found = judge.embed(images)
     assert found.dtype == np.float64 and found.shape == (360, 64)
     with torch.no_grad():
-        np.testing.assert_allclose(found[:120], judge.classifier.embedding(real[0]).numpy(), atol=1e-5)
+        np.testing.assert_allclose(found[:120], judge.encoder.embedding(real[0]).numpy(), atol=1e-5)
     np.testing.assert_allclose(found[240:], found[:120], atol=1e-5)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from redif_ray.config import Config, load
 from redif_ray.evaluation.summary import Summary
 from redif_ray.models.registry import load_model
 from redif_ray.models.student import get_weights, make_student
+from redif_ray.pipeline.metrics import read_rows
 
 
 def smoke(root: Path, name: str, *overrides: str) -> Config:
@@ -30,3 +33,17 @@ def initial_sha256(config: Config) -> str:
 def last_weights(folder: Path) -> str:
     """Checksum of the weights after the last round, whichever version is the best."""
     return str(load_checkpoint(sorted((folder / "checkpoints").glob("round-*"))[-1])[1]["weights_sha256"])
+
+
+def start(root: Path, name: str, *options: str) -> subprocess.Popen[bytes]:
+    """A run in a process of its own, with a Ray of its own."""
+    command = [
+        sys.executable, "-m", "redif_ray.cli", "distill", "smoke",
+        f"run.root={root}", f"run.name={name}", "tracking.uri=off", *options,
+    ]  # fmt: skip
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def rounds(folder: Path) -> int:
+    """Training rounds that a run's metrics hold."""
+    return len(read_rows(folder / "metrics.jsonl")) - 1

@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
@@ -31,6 +32,16 @@ def test_evaluated_again_it_measures_the_same(first: Path) -> None:
     assert (first / "summary.json").read_bytes() == before
 
 
+def test_a_judge_without_data_compares_with_the_teacher_s_other_images(first: Path) -> None:
+    """The full teacher is then its own law: within its reference's distance from itself, far below the untrained."""
+    options = ["evaluation.judge=random-features", "evaluation.held_out=200", "evaluation.batch=50"]
+    found = json.loads(evaluate(first, options, checkpoint="best", console=Console()).read_text())
+    full, few = found["arms"]["teacher_full"], found["arms"]["teacher_few"]
+    assert found["judge"] == "random-features" and full["class_accuracy"] is None
+    assert full["frechet"] < 0.6 * few["frechet"]
+    assert full["paired"]["pixel_mse"] == 0  # other noises are compared with, not its own images
+
+
 def test_an_evaluation_measures_this_run(first: Path) -> None:
     with pytest.raises(ConfigError, match=r"student.steps=3: an evaluation may change evaluation"):
         evaluate(first, ["student.steps=3"], checkpoint="best", console=Console())
@@ -44,12 +55,25 @@ def test_export_writes_the_student_again(first: Path, tmp_path: Path) -> None:
     assert (untrained / weights).read_bytes() != (out / weights).read_bytes()
 
 
+def submitted(client: JobSubmissionClient, **job: Any) -> str:
+    """The id of the job. Ray's agent may still be on its way up, and says so."""
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            return client.submit_job(**job)
+        except RuntimeError as error:
+            if "try again later" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(1)
+
+
 def test_the_same_run_as_a_ray_job(first: Path, tmp_path: Path) -> None:
     """Submitted with this checkout as its working directory, which Ray uploads; the run folder is on a shared path."""
     client = JobSubmissionClient(f"http://{ray.worker._global_node.webui_url}")  # type: ignore[attr-defined]
-    command = f"{sys.executable} jobs/distill.py smoke run.root={tmp_path} run.name=job tracking.uri=off"
+    options = f"run.root={tmp_path} run.name=job tracking.uri=off rollout.workers=2"
+    command = f"{sys.executable} jobs/distill.py smoke {options}"
     here = Path(__file__).parents[2]
-    job = client.submit_job(entrypoint=command, runtime_env={"working_dir": str(here)})
+    job = submitted(client, entrypoint=command, runtime_env={"working_dir": str(here)})
     while not client.get_job_status(job).is_terminal():
         time.sleep(0.5)
     log = client.get_job_logs(job)

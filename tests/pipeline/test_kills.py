@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
-from smoke_runs import last_weights, smoke
+from smoke_runs import last_weights, rounds, smoke, start
 
 from redif_ray.pipeline.distill import distill
 from redif_ray.pipeline.metrics import read_rows
@@ -22,12 +20,8 @@ DEADLINE = 180
 
 
 def run_until(point: Callable[[], bool], root: Path, *options: str) -> None:
-    """A run in a process of its own, with a Ray of its own, all of whose processes get SIGKILL at `point`."""
-    command = [
-        sys.executable, "-m", "redif_ray.cli", "distill", "smoke",
-        f"run.root={root}", "run.name=killed", "tracking.uri=off", *options,
-    ]  # fmt: skip
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    """A run all of whose processes, Ray's too, get SIGKILL at `point`."""
+    process = start(root, "killed", *options)
     watched, deadline, family = psutil.Process(process.pid), time.monotonic() + DEADLINE, []
     while not point():
         if process.poll() is not None or time.monotonic() > deadline:
@@ -47,17 +41,14 @@ def test_a_run_killed_three_times_ends_alike(first: Path, root: Path) -> None:
     """Before its first checkpoint, in the middle of writing one, and between two."""
     folder = root / "killed"
 
-    def rounds() -> int:
-        return len(read_rows(folder / "metrics.jsonl")) - 1
-
     def partial() -> list[Path]:
         return list((folder / "checkpoints").glob(".round-*.partial"))
 
-    run_until(lambda: rounds() >= 1, root)
+    run_until(lambda: rounds(folder) >= 1, root)
     assert not list((folder / "checkpoints").glob("round-*"))
     run_until(lambda: bool(partial()), root, "--resume")
     assert partial(), "the checkpoint was complete before the kill"
-    run_until(lambda: rounds() >= 3, root, "--resume")
+    run_until(lambda: rounds(folder) >= 3, root, "--resume")
     assert not (folder / "summary.json").exists()
     distill(smoke(root, "killed"), resume=True)
     assert last_weights(folder) == last_weights(first)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from tiny_models import write_dit
 
 from redif_ray.config import load
 from redif_ray.errors import UserError
@@ -24,6 +25,7 @@ from redif_ray.pipeline.distill import distill
         ("reward.terms={mes: {}}", "unknown reward term 'mes' \\(did you mean 'mse'"),
         ("reward.terms={mse: {options: {sigma: 1}}}", "mse has no option 'sigma'"),
         ("evaluation.judge=me", "no judge 'me'"),
+        ("evaluation.judge=random-features", None),
         ("evaluation.held_out=10001", "has 10000 reference images; expected at most as many"),
     ],
 )
@@ -37,6 +39,12 @@ def test_what_is_wrong_is_said_first(override: str, message: str | None, tmp_pat
     with pytest.raises(UserError, match=message):
         distill(config)
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_judge_of_other_images_is_named_with_what_to_use(tmp_path: Path) -> None:
+    config = load("smoke", [f"run.root={tmp_path}", f"teacher.model={write_dit(tmp_path / 'small')}"])
+    with pytest.raises(UserError, match=r"sees images of \(1, 28, 28\), the teacher makes \(1, 8, 8\); .*random-feat"):
+        distill(config)
 
 
 def test_draft_needs_gradients(tmp_path: Path) -> None:

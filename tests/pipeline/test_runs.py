@@ -14,6 +14,7 @@ from redif_ray.checkpoint import load_checkpoint, unpack
 from redif_ray.config import ConfigError
 from redif_ray.models.registry import load_model
 from redif_ray.pipeline.distill import distill
+from redif_ray.pipeline.learner import GuardError
 from redif_ray.pipeline.metrics import read_rows
 from redif_ray.pipeline.run_folder import RunError, RunFinished
 from redif_ray.rewards.base import RewardError
@@ -58,6 +59,8 @@ def test_mlflow_has_every_round_once(first: Path, root: Path) -> None:
     assert run.data.params["student.steps"] == "2"
     history = client.get_metric_history(run.info.run_id, "reward/mean")
     assert [m.step for m in history] == [1, 2, 3]  # of the policy's rounds; the warm start has no reward
+    calibration = summary(first)["calibration"]["mse"]
+    assert {p: run.data.metrics[f"calibration/mse/{p}"] for p in calibration} == calibration
     artifacts = {a.path for a in client.list_artifacts(run.info.run_id)}
     assert {"report.md", "samples.png", "images"} <= artifacts
 
@@ -121,6 +124,14 @@ def test_a_reward_that_turns_nan_ends_the_run_by_name(root: Path, tmp_path: Path
     with pytest.raises(RewardError, match=r"'mine' is nan at row 0"):
         distill(smoke(root, "nan", terms, "reward.calibration=6", "validation.groups=6"))
     assert (root / "nan" / "config.yaml").exists() and not (root / "nan" / "summary.json").exists()
+
+
+def test_the_guard_stops_a_run_that_loses_modes(root: Path) -> None:
+    wild = ("learner.lr=0.05", "guard.recall_floor=0.9", "validation.groups=40", "evaluation.judge=random-features")
+    with pytest.raises(GuardError, match=r"recall fell to 0\.\d+ at round 2, below .* the student is losing modes"):
+        distill(smoke(root, "wild", *wild))
+    assert (root / "wild" / "checkpoints" / "round-000002").exists()
+    assert not (root / "wild" / "summary.json").exists()
 
 
 def test_what_a_run_found_it_leaves(first: Path) -> None:

@@ -1,0 +1,62 @@
+"""Ctrl-C and SIGTERM: noted when they come, acted upon where it is safe.
+
+Python raises KeyboardInterrupt between any two instructions of the main thread. In the middle of Ray's or logging's own
+code that can leave a lock taken for good, and the run hangs. So the first signal only sets a flag.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from redif_ray.errors import Notice
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interrupted(Notice):
+    """The run was asked to stop; what it did is kept and it can be resumed."""
+
+    exit_code = 130
+
+
+class StopRequest:
+    """Whether the user asked to stop."""
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    def check(self) -> None:
+        """Raise Interrupted if so."""
+        if self.requested:
+            raise Interrupted("stopped; continue with --resume")
+
+    def listen(self) -> None:
+        """Take the signals: the first is a request, the second a KeyboardInterrupt at once. In the main thread only."""
+        if threading.current_thread() is threading.main_thread() and not self.requested:
+            for number in SIGNALS:
+                signal.signal(number, self._note)
+
+    def _note(self, number: int, _: Any) -> None:
+        self.requested = True
+        os.write(sys.stderr.fileno(), b"\nstopping when this round is done; once more to leave at once\n")
+        signal.signal(number, signal.default_int_handler)
+
+
+@contextmanager
+def stop_requests() -> Iterator[StopRequest]:
+    """Listen for the length of a block."""
+    previous = {number: signal.getsignal(number) for number in SIGNALS}
+    stop = StopRequest()
+    stop.listen()
+    try:
+        yield stop
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in previous.items():
+                signal.signal(number, handler)
