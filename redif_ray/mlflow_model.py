@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+import numpy as np
+import pandas as pd
 import torch
 from diffusers import EulerDiscreteScheduler
 
@@ -22,7 +24,7 @@ class Student(mlflow.pyfunc.PythonModel):
         self.network = getattr(diffusers, index[part][1]).from_pretrained(self.folder / part).eval()
 
     @torch.no_grad()
-    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # hints would be its schema
+    def predict(self, context: Any, model_input: pd.DataFrame, params: Any = None) -> np.ndarray:
         """Images [n, C, H, W] float32 in [0, 1], one a row of a data frame with columns `seed` and maybe `label`."""
         scheduler = EulerDiscreteScheduler.from_pretrained(self.folder / "scheduler")
         scheduler.set_timesteps(timesteps=self.settings["timesteps"])

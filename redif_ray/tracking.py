@@ -13,7 +13,6 @@ import os
 import sqlite3
 import subprocess
 import time
-import warnings
 from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
@@ -190,18 +189,17 @@ class Tracker:
 
     def model(self, student: Path) -> None:
         """The exported student as a logged model that `mlflow.pyfunc.load_model` loads and samples from."""
-        from mlflow import pyfunc  # it sets filters of its own when it is loaded, which must come before ours
+        from mlflow import pyfunc
 
         previous = mlflow.get_tracking_uri()
         mlflow.set_tracking_uri(self.uri)
         try:
-            with mlflow.start_run(run_id=self.run_id, log_system_metrics=False), warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message=".*type hints to the `predict`.*")
+            with mlflow.start_run(run_id=self.run_id, log_system_metrics=False):
                 pyfunc.log_model(
                     name="student",
                     python_model=str(Path(__file__).with_name("mlflow_model.py")),
                     artifacts={"student": str(student)},
-                    pip_requirements=["torch", "diffusers", "numpy"],
+                    pip_requirements=["torch", "diffusers", "numpy", "pandas"],
                 )
         finally:
             mlflow.set_tracking_uri(previous)

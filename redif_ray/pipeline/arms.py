@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.box import SIMPLE
 from rich.table import Table
 
 from redif_ray.checkpoint import find_checkpoint, load_checkpoint, unpack
@@ -178,14 +177,15 @@ def _teacher_samples(
 
 
 def result_table(summary: dict[str, Any]) -> Table:
-    """The arms of `summary`, the fields of an evaluation beside its `notes`, for the terminal."""
+    """The arms of `summary`, the fields of an evaluation beside its `notes`, in the 80 columns of a terminal."""
     view = Table(
-        title=f"{summary['held_out']} held-out noises, judge {summary['judge']}", title_justify="left", box=SIMPLE
-    )
-    first = next(iter(summary["arms"]["student"]["paired"]))
+        title=f"{summary['held_out']} held-out noises, judge {summary['judge']}",
+        caption="ms: an image on one worker. mse: to the teacher's image of the same noise.",
+        title_justify="left", caption_justify="left", box=None, padding=(0, 1), collapse_padding=True, pad_edge=False,
+    )  # fmt: skip
     seconds = summary["notes"]["seconds_per_image"]
-    for column in ("", "NFE", "ms an image", "Fréchet", "KID x1000", "recall", f"paired {first}"):
-        view.add_column(column, justify="left" if not column else "right")
+    for column in ("", "NFE", "ms", "Fréchet", "1000 KID", "recall", "mse"):
+        view.add_column(column, justify="left" if not column else "right", no_wrap=True)
     for name in ARMS:
         arm = summary["arms"].get(name)
         if arm:
@@ -194,9 +194,9 @@ def result_table(summary: dict[str, Any]) -> Table:
                 ARMS[name],
                 str(arm["nfe"]),
                 f"{1e3 * seconds['teacher' if name == 'teacher_full' else 'student']:.1f}",
-                f"{arm['frechet']:.2f} [{low:.2f}, {high:.2f}]",
-                f"{1e3 * arm['kid']:.2f} ± {1e3 * arm['kid_se']:.2f}",
+                f"{arm['frechet']:.1f} [{low:.1f}, {high:.1f}]",
+                f"{1e3 * arm['kid']:.1f} ± {1e3 * arm['kid_se']:.1f}",
                 f"{arm['recall']:.3f}",
-                f"{arm['paired'][first]:.5f}",
+                f"{arm['paired']['pixel_mse']:.5f}",
             )
     return view
