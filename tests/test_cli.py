@@ -74,5 +74,5 @@ def test_sample_draws_the_shipped_teacher(tmp_path: Path) -> None:
 def test_doctor_reports() -> None:
     done = redif("doctor")
     assert done.returncode == 0, done.stderr
-    for word in ("torch", "CUDA", "Ray", "MLflow", "fashion-mnist", "classifier-a"):
+    for word in ("torch", "CUDA", "Ray", "MLflow", "fashion-mnist", "classifier-a", "random-features"):
         assert word in done.stdout

@@ -63,8 +63,10 @@ def connect(config: Config) -> Iterator[None]:
             )
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise ConfigError(
-                f"ray.address={config.ray.address}: no Ray cluster answers there ({error}); start one with "
-                "`ray start --head`, or use ray.address=local"
+                f"ray.address={config.ray.address}: no Ray cluster there lets this process in ({error}); start one "
+                "with `ray start --head`, or use ray.address=local. Where a cluster asks for a token, as Ray's do "
+                "unless told otherwise, an address other than auto needs RAY_AUTH_MODE=token and the token (see "
+                "`ray get-auth-token`)"
             ) from error
     try:
         _check(config)
