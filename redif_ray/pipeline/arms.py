@@ -194,7 +194,7 @@ def result_table(summary: dict[str, Any]) -> Table:
                 ARMS[name],
                 str(arm["nfe"]),
                 f"{1e3 * seconds['teacher' if name == 'teacher_full' else 'student']:.1f}",
-                f"{arm['frechet']:.1f} [{low:.1f}, {high:.1f}]",
+                f"{arm['frechet']:.3g} [{low:.3g}, {high:.3g}]",
                 f"{1e3 * arm['kid']:.1f} ± {1e3 * arm['kid_se']:.1f}",
                 f"{arm['recall']:.3f}",
                 f"{arm['paired']['pixel_mse']:.5f}",
