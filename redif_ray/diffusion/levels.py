@@ -134,12 +134,18 @@ class VarianceExploding:
 
 
 class FlowMatching:
-    """Rectified flow (Liu et al., arXiv 2209.03003): alpha = 1 - sigma, timestep = `scale` sigma, sigma in (0, 1]."""
+    """Rectified flow (Liu et al., arXiv 2209.03003): alpha = 1 - sigma, timestep = `scale` sigma, sigma in (0, 1].
 
-    def __init__(self, *, scale: float = 1000.0, sigma_min: float = 1e-3) -> None:
+    shift: a network for larger images was trained on noisier levels (Esser et al., arXiv 2403.03206, eq. 23); levels
+    that are uniform by name are spread so too, sigma = shift u / (1 + (shift - 1) u) for uniform u.
+    """
+
+    def __init__(self, *, scale: float = 1000.0, sigma_min: float = 1e-3, shift: float = 1.0) -> None:
         if not 0 < sigma_min < 0.5:
             raise ValueError(f"sigma_min={sigma_min}: expected a value in (0, 0.5)")
-        self.scale, self.sigma_min = scale, sigma_min
+        if not shift > 0:
+            raise ValueError(f"shift={shift}: expected a value above 0")
+        self.scale, self.sigma_min, self.shift = scale, sigma_min, shift
 
     @property
     def span(self) -> tuple[float, float]:

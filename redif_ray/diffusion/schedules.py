@@ -145,12 +145,13 @@ def sub_schedule(process: NoiseProcess, t: Level, s: Level, std: Tensor, substep
 
 
 def uniform_trailing(process: NoiseProcess, steps: int) -> Tensor:
-    """t = round(T - i T / N) - 1 (arXiv 2305.08891), sigma = 1 - i / N for flow. Float64 [N]."""
+    """t = round(T - i T / N) - 1 (arXiv 2305.08891); for flow u = 1 - i / N, shifted. Float64 [N]."""
     part = torch.arange(steps, dtype=torch.float64) / steps
     if isinstance(process, VariancePreserving):
         return torch.round(process.timesteps * (1 - part)) - 1
     if isinstance(process, FlowMatching):
-        return process.scale * (1 - part)
+        u = 1 - part
+        return process.scale * process.shift * u / (1 + (process.shift - 1) * u)
     raise ValueError("uniform_trailing: the timestep of a VE process is sigma, in which even steps waste all on noise; "
                      "use karras or log_snr_linear")
 

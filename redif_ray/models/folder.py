@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
-from diffusers import SchedulerMixin
+import transformers
+from diffusers import FlowMatchEulerDiscreteScheduler, ModelMixin, SchedulerMixin
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from redif_ray.diffusion.levels import VariancePreserving
-from redif_ray.models.prediction import CONVERSIONS
+from redif_ray.diffusion.levels import FlowMatching, VariancePreserving
 from redif_ray.models.protocol import ModelError
 
 INDEX = "model_index.json"
+LIBRARIES = {"diffusers": diffusers, "transformers": transformers}  # whose classes an index may name
+PREDICTIONS = ("epsilon", "sample", "v_prediction")  # of a variance preserving process
 
 
 def read_index(folder: Path) -> dict[str, Any]:
@@ -32,22 +36,51 @@ def read_index(folder: Path) -> dict[str, Any]:
     return index
 
 
+def load_parts(folder: Path, names: Sequence[str]) -> dict[str, Any]:
+    """The pipeline's networks and tokenisers of these names, of the classes that its index says. Raises ModelError.
+
+    A part that the index leaves out is None.
+    """
+    index = read_index(folder)
+    parts: dict[str, Any] = {}
+    for name in names:
+        library, kind = index.get(name) or (None, None)
+        parts[name] = None if kind is None else _load_part(folder, name, str(library), str(kind))
+    return parts
+
+
+def _load_part(folder: Path, name: str, library: str, kind: str) -> Any:
+    found: Any = getattr(LIBRARIES.get(library), kind, None)
+    bases = found.__mro__ if isinstance(found, type) else ()
+    if ModelMixin in bases or PreTrainedModel in bases:
+        return load_network(found, folder, name)
+    if PreTrainedTokenizerBase not in bases:
+        raise ModelError(f"{folder / INDEX}: {name} is [{library}, {kind}]; expected a network or tokeniser of "
+                         "diffusers or transformers")
+    try:
+        return found.from_pretrained(folder / name)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{folder / name} cannot be loaded as a {kind}: {error}; copy the folder once more") from error
+
+
 def load_network(kind: Any, folder: Path, component: str) -> Any:
-    """The network of diffusers' class `kind`, float32, frozen, in eval mode. Raises ModelError unless the file holds
-    exactly its weights.
+    """The network of class `kind`, float32, frozen, in eval mode. Raises ModelError unless the file holds exactly its
+    weights; a text encoder's may hold more, as those of old checkpoints do.
     """
     if not (folder / component / "config.json").is_file():
         raise ModelError(f"{folder} has no {component}/config.json; expected a {kind.__name__} there")
+    theirs = issubclass(kind, PreTrainedModel)
+    dtype = {"dtype" if theirs else "torch_dtype": torch.float32}
     try:
         network, found = kind.from_pretrained(
-            folder / component, use_safetensors=True, torch_dtype=torch.float32, output_loading_info=True
+            folder / component, use_safetensors=True, output_loading_info=True, **dtype
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise ModelError(
             f"{folder / component} cannot be loaded as a {kind.__name__} from safetensors: {error}; write .bin "
             "weights again with save_pretrained(safe_serialization=True), or copy the folder once more"
         ) from error
-    wrong = {name: names for name, names in found.items() if names}
+    wrong = {name: names for name, names in found.items() if names and not (theirs and name == "unexpected_keys")}
     if wrong:
         raise ModelError(f"{folder / component}: the weights are not those of its config.json: {wrong}")
     return network.eval().requires_grad_(False)
@@ -71,8 +104,8 @@ def variance_preserving(scheduler: Any) -> dict[str, Any]:
     config, name = scheduler.config, type(scheduler).__name__
     if not hasattr(scheduler, "alphas_cumprod"):
         raise ModelError(f"{name} has no alphas_cumprod; expected a DDPM-like scheduler (variance preserving)")
-    if config.prediction_type not in CONVERSIONS:
-        raise ModelError(f"prediction_type={config.prediction_type!r}: expected one of {', '.join(CONVERSIONS)}")
+    if config.prediction_type not in PREDICTIONS:
+        raise ModelError(f"prediction_type={config.prediction_type!r}: expected one of {', '.join(PREDICTIONS)}")
     if config.get("thresholding", False):
         raise ModelError(f"{name} has thresholding=true, which is not supported; set it to false, or use clip_sample")
     alphas = scheduler.alphas_cumprod
@@ -90,3 +123,15 @@ def _final_alpha_cumprod(scheduler: Any) -> float:
         return float(scheduler.final_alpha_cumprod)
     stops = scheduler.config.get("final_sigmas_type", "zero") == "sigma_min"  # the Euler kin
     return float(scheduler.alphas_cumprod[0]) if stops else 1.0
+
+
+def flow_matching(scheduler: Any) -> dict[str, Any]:
+    """`process`, `prediction_type` and `clip` of a flow-matching scheduler, for a DiffusionModel. Raises ModelError."""
+    config, name = scheduler.config, type(scheduler).__name__
+    if not isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
+        raise ModelError(f"the scheduler is a {name}; expected a FlowMatchEulerDiscreteScheduler")
+    for option in ("use_dynamic_shifting", "invert_sigmas", "shift_terminal"):
+        if config.get(option):
+            raise ModelError(f"{name} has {option}={config[option]}, which is not supported; expected false or null")
+    process = FlowMatching(scale=config.num_train_timesteps, shift=config.shift)
+    return {"process": process, "prediction_type": "flow_prediction", "clip": None, "scheduler": scheduler}

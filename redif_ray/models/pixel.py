@@ -38,7 +38,11 @@ class PixelModel(DiffusionModel):
         return self.encode([None] * batch)
 
     def output(self, x: Tensor, timestep: Tensor, encoded: Encoded) -> Tensor:
-        output = self.network(x, timestep.to(torch.int64), **encoded).sample
+        return self.call(x, timestep.to(torch.int64), encoded)
+
+    def call(self, x: Tensor, told: Tensor, encoded: Encoded) -> Tensor:
+        """The network on x, `told` [B] where it is."""
+        output = self.network(x, told, **encoded).sample
         return output[:, : x.shape[1]]  # the rest, where there is one, is a learned variance
 
     def decode(self, latents: Tensor) -> Tensor:
@@ -60,16 +64,7 @@ class PixelUNet(PixelModel):
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        network = load_network(UNet2DModel, folder, "unet")
-        config = network.config
-        if config.class_embed_type is not None or config.time_embedding_type == "fourier":
-            raise ModelError(f"{folder / 'unet'}: class_embed_type={config.class_embed_type!r}, time_embedding_type="
-                             f"{config.time_embedding_type!r}; expected null and positional or learned")
-        size = config.sample_size
-        if size is None:
-            raise ModelError(f"{folder / 'unet'}: sample_size is null; expected the images' edge")
-        return cls(**_fields(folder, network, "unet", (size, size) if isinstance(size, int) else tuple(size)),
-                   num_classes=config.num_class_embeds)
+        return cls(**load_unet(folder), **variance_preserving(load_scheduler(folder)))
 
 
 class PixelDiT(PixelModel):
@@ -83,14 +78,29 @@ class PixelDiT(PixelModel):
         network = load_network(DiTTransformer2DModel, folder, "transformer")
         config = network.config
         size = (config.sample_size, config.sample_size)
-        return cls(**_fields(folder, network, "transformer", size), num_classes=config.num_embeds_ada_norm)
+        return cls(**_fields(folder, network, "transformer", size), num_classes=config.num_embeds_ada_norm,
+                   **variance_preserving(load_scheduler(folder)))
 
     @property
     def null_label(self) -> int | None:
         return self.num_classes
 
 
+def load_unet(folder: Path) -> dict[str, Any]:
+    """The fields of a model that an UNet2DModel decides. Raises ModelError."""
+    network = load_network(UNet2DModel, folder, "unet")
+    config = network.config
+    if config.class_embed_type is not None or config.time_embedding_type == "fourier":
+        raise ModelError(f"{folder / 'unet'}: class_embed_type={config.class_embed_type!r}, time_embedding_type="
+                         f"{config.time_embedding_type!r}; expected null and positional or learned")
+    size = config.sample_size
+    if size is None:
+        raise ModelError(f"{folder / 'unet'}: sample_size is null; expected the images' edge")
+    size = (size, size) if isinstance(size, int) else tuple(size)
+    return _fields(folder, network, "unet", size) | {"num_classes": config.num_class_embeds}
+
+
 def _fields(folder: Path, network: Any, component: str, size: tuple[int, ...]) -> dict[str, Any]:
     shape = (network.config.in_channels, *size)
     return {"network": network, "component": component, "latent_shape": shape, "image_shape": shape,
-            "index": read_index(folder), **variance_preserving(load_scheduler(folder))}
+            "index": read_index(folder)}

@@ -23,8 +23,13 @@ def _velocity(x: Tensor, v: Tensor, alpha: Tensor, sigma: Tensor) -> Prediction:
     return Prediction(alpha * x - sigma * v, sigma * x + alpha * v)
 
 
+def _flow(x: Tensor, v: Tensor, alpha: Tensor, sigma: Tensor) -> Prediction:
+    """v = eps - x0 where alpha + sigma = 1 (Liu et al., arXiv 2209.03003)."""
+    return Prediction(x - sigma * v, x + alpha * v)
+
+
 CONVERSIONS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Prediction]] = {
-    "epsilon": _epsilon, "sample": _sample, "v_prediction": _velocity,
+    "epsilon": _epsilon, "sample": _sample, "v_prediction": _velocity, "flow_prediction": _flow,
 }
 
 

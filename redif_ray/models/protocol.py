@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -47,6 +47,17 @@ class DiffusionModel(ABC):
     def config(self) -> Any:
         """The network's own configuration, as diffusers keeps it."""
         return self.network.config
+
+    @property
+    def parts(self) -> dict[str, Module]:
+        """Frozen networks beside the denoising one, which encode conditions and decode latents, by name."""
+        return {}
+
+    def to(self, device: str | torch.device) -> Self:
+        """Move every network to `device`."""
+        for network in (self.network, *self.parts.values()):
+            network.to(device)
+        return self
 
     @property
     def device(self) -> torch.device:

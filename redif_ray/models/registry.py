@@ -11,29 +11,33 @@ import re
 from collections.abc import Callable
 from importlib.metadata import entry_points
 from pathlib import Path
+from pkgutil import resolve_name
 
 import torch
 from diffusers import DiffusionPipeline
 
 from redif_ray.checkpoint import weights_sha256
 from redif_ray.models.folder import read_index
-from redif_ray.models.pixel import PixelDiT, PixelUNet
 from redif_ray.models.protocol import DiffusionModel, ModelError
 
 Loader = Callable[[Path], DiffusionModel]
 GROUP = "redif_ray.models"
 TEACHERS = Path(__file__).parent.parent / "assets" / "teachers"
-FAMILIES: dict[str, Loader] = {
-    "DDPMPipeline": PixelUNet.load, "DDIMPipeline": PixelUNet.load, "DiTPipeline": PixelDiT.load,
+FAMILIES = {  # imported when asked for: some pipelines take seconds
+    "DDPMPipeline": "redif_ray.models.pixel:PixelUNet",
+    "DDIMPipeline": "redif_ray.models.pixel:PixelUNet",
+    "DiTPipeline": "redif_ray.models.pixel:PixelDiT",
+    "EDMPipeline": "redif_ray.models.edm:EDM",
+    "StableDiffusionPipeline": "redif_ray.models.stable_diffusion:StableDiffusion",
+    "StableDiffusionXLPipeline": "redif_ray.models.stable_diffusion:StableDiffusionXL",
+    "StableDiffusion3Pipeline": "redif_ray.models.stable_diffusion_3:StableDiffusion3",
 }
 
 
 def load_model(source: str | Path, *, device: str = "cpu") -> DiffusionModel:
     """The model at `source` (see `model_folder`) on `device`: float32, frozen, in eval mode. Raises ModelError."""
     folder = model_folder(source)
-    model = _loader(folder)(folder)
-    model.network.to(device)
-    return model
+    return _loader(folder)(folder).to(device)
 
 
 def model_folder(source: str | Path) -> Path:
@@ -54,7 +58,7 @@ def model_folder(source: str | Path) -> Path:
 def _loader(folder: Path) -> Loader:
     name = read_index(folder)["_class_name"]
     if name in FAMILIES:
-        return FAMILIES[name]
+        return resolve_name(FAMILIES[name]).load
     others = {point.name: point for point in entry_points(group=GROUP)}
     if name in others:
         return others[name].load()
@@ -63,9 +67,10 @@ def _loader(folder: Path) -> Loader:
 
 
 def fingerprint(model: DiffusionModel) -> str:
-    """sha256 of all that decides a prediction: weights, architecture, noise process, prediction type, clipping."""
+    """sha256 of all that decides an image: weights of every network, architecture, noise process, clipping."""
     config = {k: v for k, v in model.config.items() if not k.startswith("_")}
     settings = [type(model.network).__name__, config, model.prediction_type, model.clip]
     text = torch.tensor(list(json.dumps(settings, sort_keys=True).encode()), dtype=torch.uint8)
     process = {f"process/{k}": torch.as_tensor(v) for k, v in vars(model.process).items()}
-    return weights_sha256(model.network.state_dict() | process | {"settings": text})
+    parts = {f"{part}/{k}": v for part, network in model.parts.items() for k, v in network.state_dict().items()}
+    return weights_sha256(model.network.state_dict() | parts | process | {"settings": text})

@@ -92,6 +92,8 @@ def test_other_impossible_levels_are_refused() -> None:
         VarianceExploding(2, 1)
     with pytest.raises(ValueError, match=r"sigma_min=0\.7"):
         FlowMatching(sigma_min=0.7)
+    with pytest.raises(ValueError, match="shift=0"):
+        FlowMatching(shift=0)
     for table in (tensor(0.9, 0.9, 0.1), tensor(1.0, 0.5), tensor(0.5, -0.1)):
         with pytest.raises(ValueError, match="alphas_cumprod"):
             VariancePreserving(table)

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, EulerDiscreteScheduler
+from diffusers import DDIMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
 from diffusers.schedulers.scheduling_utils import AysSchedules
 from gaussian_oracle import PROCESSES, stable_diffusion
 from hypothesis import given, settings
@@ -138,6 +138,11 @@ def test_leading_timesteps_are_diffusers(steps: int, offset: int) -> None:
 
 def test_uniform_flow_and_log_snr_grids_by_hand() -> None:
     assert build(FlowMatching(), 4, "uniform_trailing").levels.sigma.tolist() == [1, 0.75, 0.5, 0.25, 0]
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    scheduler.set_timesteps(sigmas=[1, 0.75, 0.5, 0.25])
+    shifted = build(FlowMatching(shift=3.0), 4, "uniform_trailing").levels
+    torch.testing.assert_close(shifted.sigma.float(), scheduler.sigmas)
+    torch.testing.assert_close(shifted.timestep[:-1].float(), scheduler.timesteps)
     sigma = build(VarianceExploding(0.01, 100), 4, "log_snr_linear").levels.sigma
     assert sigma.tolist() == pytest.approx([100, 10, 1, 0.1, 0])
     assert torch.equal(build(VarianceExploding(0.01, 100), 4, "exponential").levels.sigma, sigma)

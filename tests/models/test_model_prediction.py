@@ -9,7 +9,7 @@ from tiny_models import normal, write_dit, write_unet
 from torch import Tensor
 
 from redif_ray.diffusion import schedules, solvers
-from redif_ray.diffusion.levels import Level, VariancePreserving, like
+from redif_ray.diffusion.levels import FlowMatching, Level, VariancePreserving, like
 from redif_ray.models.prediction import to_prediction
 from redif_ray.models.protocol import DiffusionModel, ModelError
 from redif_ray.models.registry import load_model
@@ -40,6 +40,15 @@ def test_true_outputs_give_back_x0_and_eps(kind: str, t: int) -> None:
     alpha, sigma = like(at.alpha, x0), like(at.sigma, x0)
     output = {"epsilon": eps, "sample": x0, "v_prediction": alpha * eps - sigma * x0}[kind]
     found = to_prediction(kind, output, alpha * x0 + sigma * eps, at)
+    torch.testing.assert_close(found.x0, x0, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(found.eps, eps, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("sigma", [1.0, 0.6, 0.01])
+def test_a_true_flow_velocity_gives_back_x0_and_eps(sigma: float) -> None:
+    at = FlowMatching(scale=1000).at(torch.tensor(1000 * sigma, dtype=torch.float64))
+    x0, eps = normal(2, 3, 4, 4, seed=1).double(), normal(2, 3, 4, 4, seed=2).double()
+    found = to_prediction("flow_prediction", eps - x0, (1 - sigma) * x0 + sigma * eps, at)
     torch.testing.assert_close(found.x0, x0, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(found.eps, eps, rtol=1e-9, atol=1e-9)
 

@@ -1,0 +1,79 @@
+"""Stable Diffusion 1.5 and 2.1 (Rombach et al., arXiv 2112.10752) and SDXL (Podell et al., arXiv 2307.01952)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
+from torch import Tensor
+
+from redif_ray.models.folder import load_network, load_parts, load_scheduler, read_index, variance_preserving
+from redif_ray.models.protocol import Encoded, ModelError
+from redif_ray.models.text import TextModel, latent_shapes
+
+
+class StableDiffusion(TextModel):
+    """StableDiffusionPipeline: a UNet with cross-attention to one text encoder's states; epsilon or v."""
+
+    names: ClassVar[tuple[str, ...]] = ("vae", "tokenizer", "text_encoder")
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        network = load_network(UNet2DConditionModel, folder, "unet")
+        if network.config.time_cond_proj_dim is not None:
+            raise ModelError(f"{folder / 'unet'}: time_cond_proj_dim={network.config.time_cond_proj_dim}, a network "
+                             "that is told its guidance; expected null, a teacher that is not distilled yet")
+        parts, scheduler = load_parts(folder, cls.names), load_scheduler(folder)
+        absent = [name for name, part in parts.items() if part is None]
+        if absent:
+            raise ModelError(f"{folder} has no {', '.join(absent)}; expected the whole pipeline")
+        parts["vae"].enable_slicing()
+        return cls(
+            network=network, component="unet", num_classes=None, index=read_index(folder),
+            pipeline=cls._pipeline(parts, scheduler, read_index(folder)),
+            **latent_shapes(network, parts["vae"], folder / "unet"), **variance_preserving(scheduler),
+        )  # fmt: skip
+
+    @classmethod
+    def _pipeline(cls, parts: dict[str, Any], scheduler: Any, index: dict[str, Any]) -> Any:
+        return StableDiffusionPipeline(
+            **parts, unet=None, scheduler=scheduler, safety_checker=None, feature_extractor=None,
+            requires_safety_checker=False,
+        )  # fmt: skip
+
+    def encode_prompt(self, caption: str | None) -> Encoded:
+        states, _ = self.pipeline.encode_prompt(caption or "", self.device, 1, False)
+        return {"encoder_hidden_states": states}
+
+    def output(self, x: Tensor, timestep: Tensor, encoded: Encoded) -> Tensor:
+        return self.network(x, timestep.to(x.dtype), **encoded).sample
+
+
+class StableDiffusionXL(StableDiffusion):
+    """StableDiffusionXLPipeline: states of two text encoders, the pooled one of the second, and the image's size."""
+
+    names: ClassVar[tuple[str, ...]] = ("vae", "tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2")
+
+    @classmethod
+    def _pipeline(cls, parts: dict[str, Any], scheduler: Any, index: dict[str, Any]) -> Any:
+        return StableDiffusionXLPipeline(
+            **parts, unet=None, scheduler=scheduler, add_watermarker=False,
+            force_zeros_for_empty_prompt=index.get("force_zeros_for_empty_prompt", True),
+        )  # fmt: skip
+
+    def encode_prompt(self, caption: str | None) -> Encoded:
+        found = self.pipeline.encode_prompt(caption or "", device=self.device, do_classifier_free_guidance=True)
+        states, no_states, pooled, no_pooled = found
+        _, height, width = self.image_shape
+        return {
+            "encoder_hidden_states": no_states if caption is None else states,
+            "text_embeds": no_pooled if caption is None else pooled,
+            "time_ids": torch.tensor([[height, width, 0, 0, height, width]], dtype=torch.float32, device=self.device),
+        }
+
+    def output(self, x: Tensor, timestep: Tensor, encoded: Encoded) -> Tensor:
+        states = encoded["encoder_hidden_states"]
+        added = {name: encoded[name] for name in ("text_embeds", "time_ids")}
+        return self.network(x, timestep.to(x.dtype), states, added_cond_kwargs=added).sample

@@ -1,0 +1,43 @@
+"""Stable Diffusion 3 and 3.5 (Esser et al., arXiv 2403.03206): a transformer trained by flow matching."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Self
+
+from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
+from torch import Tensor
+
+from redif_ray.models.folder import flow_matching, load_network, load_parts, load_scheduler, read_index
+from redif_ray.models.protocol import Encoded, ModelError
+from redif_ray.models.text import TextModel, latent_shapes
+
+CLIPS = ("tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2")
+
+
+class StableDiffusion3(TextModel):
+    """StableDiffusion3Pipeline: states of two CLIP encoders and of T5, which may be absent, and CLIP's pooled ones."""
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        network = load_network(SD3Transformer2DModel, folder, "transformer")
+        parts = load_parts(folder, ("vae", *CLIPS, "tokenizer_3", "text_encoder_3"))
+        absent = [name for name in ("vae", *CLIPS) if parts[name] is None]
+        if absent:
+            raise ModelError(f"{folder} has no {', '.join(absent)}; expected the whole pipeline (T5 may be left out)")
+        scheduler = load_scheduler(folder)
+        parts["vae"].enable_slicing()
+        return cls(
+            network=network, component="transformer", num_classes=None, index=read_index(folder),
+            pipeline=StableDiffusion3Pipeline(**parts, transformer=network, scheduler=scheduler),  # for its width
+            **latent_shapes(network, parts["vae"], folder / "transformer"), **flow_matching(scheduler),
+        )  # fmt: skip
+
+    def encode_prompt(self, caption: str | None) -> Encoded:
+        states, _, pooled, _ = self.pipeline.encode_prompt(
+            caption or "", None, None, device=self.device, do_classifier_free_guidance=False
+        )
+        return {"encoder_hidden_states": states, "pooled_projections": pooled}
+
+    def output(self, x: Tensor, timestep: Tensor, encoded: Encoded) -> Tensor:
+        return self.network(x, timestep=timestep.to(x.dtype), **encoded).sample

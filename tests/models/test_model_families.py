@@ -1,0 +1,202 @@
+"""Every family against diffusers' own sampling: the same noise, levels, guidance and caption give the same image."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from tiny_models import normal
+from tiny_pipelines import write_edm, write_sd, write_sd3, write_sdxl
+from torch import Tensor
+
+from redif_ray.config import Lora
+from redif_ray.diffusion import schedules, solvers
+from redif_ray.diffusion.schedules import Schedule
+from redif_ray.diffusion.transition import log_prob, transition_mean
+from redif_ray.models.protocol import DiffusionModel, ModelError
+from redif_ray.models.registry import fingerprint, load_model
+from redif_ray.models.student import get_weights, make_student, set_weights
+
+CAPTIONS = ["a cat", "a very long caption about dogs"]
+STEPS = 4
+TEXT: dict[str, Callable[..., Path]] = {
+    "sd": write_sd,
+    "sd, v": lambda folder: write_sd(folder, prediction_type="v_prediction"),
+    "sd, v, zero terminal SNR": lambda folder: write_sd(
+        folder, prediction_type="v_prediction", rescale_betas_zero_snr=True
+    ),
+    "sdxl": write_sdxl,
+    "sdxl, empty caption": lambda folder: write_sdxl(folder, zeros=False),
+    "sd3": write_sd3,
+    "sd3, no T5": lambda folder: write_sd3(folder, with_t5=False, shift=1.0),
+}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("pipelines")
+    return {name: write(root / str(i)) for i, (name, write) in enumerate(TEXT.items())} | {"edm": write_edm(root / "e")}
+
+
+def grid(model: DiffusionModel) -> Schedule:
+    return schedules.build(model.process, STEPS, "karras" if model.prediction_type == "sample" else "uniform_trailing")
+
+
+def sampled(model: DiffusionModel, conditions: list[Any], unit: Tensor, schedule: Schedule, guidance: float) -> Tensor:
+    encoded = model.encode(conditions)
+    with torch.no_grad():
+        return model.decode(solvers.sample(
+            "euler", lambda x, at: model.predict(x, at, encoded, guidance=guidance), unit, schedule
+        ))
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+@pytest.mark.parametrize("name", list(TEXT))
+def test_the_image_is_the_pipeline_s(name: str, guidance: float, folders: dict[str, Path]) -> None:
+    """Within 1e-4 of a pixel's range: both round in float32, guided predictions are differences."""
+    absent = {"text_encoder_3": None, "tokenizer_3": None} if "no T5" in name else {}
+    pipeline = DiffusionPipeline.from_pretrained(folders[name], use_safetensors=True, **absent)
+    pipeline.set_progress_bar_config(disable=True)
+    model = load_model(folders[name])
+    unit, schedule = normal(2, *model.latent_shape), grid(model)
+    levels = {"sigmas": [1 - i / STEPS for i in range(STEPS)]} if "sd3" in name else {"num_inference_steps": STEPS}
+    expected = pipeline(
+        CAPTIONS, guidance_scale=guidance, latents=solvers.initial(schedule, unit), output_type="pt", **levels
+    ).images
+    found = sampled(model, list(CAPTIONS), unit, schedule, guidance)
+    assert found.shape == (2, *model.image_shape)
+    assert float(((found > 0) & (found < 1)).float().mean()) > 0.1  # the oracle says something
+    assert float((found[0] - found[1]).abs().max()) > 0.05
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("classes", [3, None])
+def test_edm_is_diffusers_euler_with_preconditioning(tmp_path: Path, classes: int | None) -> None:
+    model = load_model(write_edm(tmp_path / "m", classes=classes))
+    oracle = model.scheduler
+    oracle.set_timesteps(STEPS)
+    unit = normal(2, *model.latent_shape)
+    schedule = schedules.explicit(model.process, oracle.sigmas[:-1].tolist())
+    conditions = [2, 0] if classes else [None, None]
+    x = unit * oracle.sigmas[0]
+    for t in oracle.timesteps:
+        with torch.no_grad():
+            raw = model.network(oracle.scale_model_input(x, t), t.expand(2), **model.encode(conditions)).sample
+        x = oracle.step(raw, t, x).prev_sample
+    found = sampled(model, conditions, unit, schedule, 1.0)
+    torch.testing.assert_close(found, (x / 2 + 0.5).clamp(0, 1), rtol=0, atol=1e-5)
+    assert float(found.std()) > 0.05
+
+
+@pytest.mark.parametrize("name", ["sd", "sdxl", "sd3", "edm"])
+@pytest.mark.parametrize("lora", [Lora(), Lora(rank=2, alpha=6.0, targets=("to_q", "to_v"))])
+def test_the_ratio_of_a_fresh_rollout_is_one(name: str, lora: Lora, folders: dict[str, Path]) -> None:
+    """The density of an action, computed again in another batch and at rows' own levels, under guidance and LoRA."""
+    teacher = load_model(folders[name])
+    if name == "edm" and lora.rank:
+        lora = Lora(rank=2, targets=("conv1",))
+    student = make_student(teacher, lora)
+    weights = {k: w + 0.05 * normal(*w.shape, seed=i) for i, (k, w) in enumerate(get_weights(student).items())}
+    set_weights(student, weights)
+    conditions: list[Any] = [0, 1, 2] if name == "edm" else ["cat", "dog", None]
+    guidance = 1.0 if name == "edm" else 2.5
+    schedule = grid(student)
+    stds = schedule.stds(0.4, "posterior", last_step=False)
+    x = solvers.initial(schedule, normal(3, *student.latent_shape))
+    states, actions, densities = [], [], []
+    with torch.no_grad():
+        for k in range(STEPS - 1):
+            mean = transition_mean(student.predict(x, schedule[k], student.encode(conditions), guidance=guidance),
+                                   schedule[k + 1], stds[k])
+            action = mean + float(stds[k]) * normal(*x.shape, seed=7 + k)
+            states.append(x), actions.append(action), densities.append(log_prob(action, mean, stds[k]))
+            x = action
+        for row in range(3):
+            steps = torch.arange(STEPS - 1)
+            encoded = student.encode([conditions[row]] * len(steps))
+            at = torch.stack([s[row] for s in states])
+            mean = transition_mean(student.predict(at, schedule.take(steps), encoded, guidance=guidance),
+                                   schedule.take(steps + 1), stds[steps])
+            again = log_prob(torch.stack([a[row] for a in actions]), mean, stds[steps])
+            torch.testing.assert_close(again, torch.stack([d[row] for d in densities]), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["sd", "sdxl", "sd3"])
+def test_a_caption_s_encoding_does_not_depend_on_its_company(name: str, folders: dict[str, Path]) -> None:
+    first, second = load_model(folders[name]), load_model(folders[name])
+    alone, among = first.encode(["a cat"]), second.encode(["a dog", None, "a cat", "a cat"])
+    for key, value in alone.items():
+        assert len(among[key]) == 4
+        assert torch.equal(among[key][2:3], value) and torch.equal(among[key][3:4], value)
+        assert torch.equal(among[key][1:2], second.null_conditions(1)[key])
+    with pytest.raises(ModelError, match="condition 3: expected a caption"):
+        first.encode([3])
+
+
+def test_few_captions_are_remembered(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("redif_ray.models.text.REMEMBERED", 3)
+    model: Any = load_model(folders["sd"])
+    before = model.encode(["a"])
+    for caption in "bcdea":
+        model.encode([caption])
+    assert list(model.known) == ["d", "e", "a"]
+    assert torch.equal(model.encode(["a"])["encoder_hidden_states"], before["encoder_hidden_states"])
+
+
+def test_gradients_reach_the_student_through_the_vae(folders: dict[str, Path]) -> None:
+    """And nothing else: text encoders and VAE are frozen."""
+    student = make_student(load_model(folders["sd"]), Lora())
+    x = student.predict(normal(1, *student.latent_shape), student.process.noisiest(), student.encode(["cat"])).x0
+    (0.05 * student.decode(0.05 * x)).mean().backward()
+    assert all(p.grad is not None for p in student.network.parameters())
+    assert not any(p.requires_grad for part in student.parts.values() for p in part.parameters())
+    assert not any(part.training for part in student.parts.values())
+
+
+def test_the_fingerprint_covers_text_encoders_and_vae(folders: dict[str, Path]) -> None:
+    one, two, three = (load_model(folders["sd"]) for _ in range(3))
+    assert fingerprint(one) == fingerprint(two)
+    for model, part in ((two, "vae"), (three, "text_encoder")):
+        with torch.no_grad():
+            next(iter(model.parts[part].parameters())).flatten()[0] += 1
+        assert fingerprint(model) != fingerprint(one)
+
+
+def edit(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize(("write", "file", "changes", "message"), [
+    (write_sd, "model_index.json", {"text_encoder": ["mycode", "Encoder"]}, r"text_encoder is \[mycode, Encoder\]"),
+    (write_sd, "model_index.json", {"vae": [None, None]}, "has no vae"),
+    (write_sd, "unet/config.json", {"sample_size": None}, "sample_size=None"),
+    (write_sd, "vae/config.json", {"scaling_factor": 0.5, "latent_channels": 3}, "vae"),
+    (write_sd3, "scheduler/scheduler_config.json", {"use_dynamic_shifting": True}, "use_dynamic_shifting=True"),
+    (write_sd3, "scheduler/scheduler_config.json", {"_class_name": "DDIMScheduler"}, "the scheduler is a DDIM"),
+    (write_sd, "scheduler/scheduler_config.json", {"prediction_type": "flow_prediction"}, "expected one of epsilon"),
+    (write_edm, "scheduler/scheduler_config.json", {"prediction_type": "v_prediction"}, "EDMEulerScheduler with eps"),
+    (write_edm, "scheduler/scheduler_config.json", {"_class_name": "DDIMScheduler"}, "DDIM.*; expected an EDMEuler"),
+])  # fmt: skip
+def test_what_does_not_fit_is_named(
+    write: Callable[[Path], Path], file: str, changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    folder = write(tmp_path / "m")
+    edit(folder / file, **changes)
+    with pytest.raises(ModelError, match=message):
+        load_model(folder)
+
+
+def test_a_missing_tokeniser_and_foreign_text_weights_are_named(tmp_path: Path) -> None:
+    folder = write_sd(tmp_path / "m")
+    (folder / "text_encoder" / "model.safetensors").rename(tmp_path / "away")
+    with pytest.raises(ModelError, match="text_encoder cannot be loaded as a CLIPTextModel from safetensors"):
+        load_model(folder)
+    edit(folder / "text_encoder" / "config.json", num_hidden_layers=4)
+    (tmp_path / "away").rename(folder / "text_encoder" / "model.safetensors")
+    with pytest.raises(ModelError, match=r"text_encoder: the weights are not those of its config.json: .*missing_keys"):
+        load_model(folder)
