@@ -113,12 +113,16 @@ def sample(
     count: Annotated[int, typer.Option(min=1)] = 40,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     label: Annotated[int | None, typer.Option(help="Only this class; without it, classes in turn.")] = None,
+    caption: Annotated[str | None, typer.Option(help="What a text-to-image model is to draw.")] = None,
+    guidance: Annotated[
+        float | None, typer.Option(min=0, help="Classifier-free guidance; without it, a student's own, or none.")
+    ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Levels for a model that carries no schedule of its own.")] = 20,
 ) -> None:
     """Draw images from a student (with its own schedule) or a teacher, as one picture."""
     from redif_ray.sample import sample as draw
 
-    draw(model, out, count=count, seed=seed, label=label, steps=steps)
+    draw(model, out, count=count, seed=seed, label=label, caption=caption, steps=steps, guidance=guidance)
     console.print(f"{count} images in {out}")
 
 

@@ -19,6 +19,7 @@ import torch
 import yaml
 from diffusers import EulerDiscreteScheduler
 
+from redif_ray.diffusion.levels import VariancePreserving
 from redif_ray.diffusion.schedules import Schedule
 from redif_ray.models.folder import INDEX
 from redif_ray.models.pixel import PixelModel
@@ -52,8 +53,8 @@ def export_student(
     folder = Path(folder)
     if folder.exists():
         raise FileExistsError(f"{folder} exists; choose another name or move it away")
-    if not isinstance(student, PixelModel):
-        raise ModelError(f"a {type(student).__name__} cannot be exported; expected a model that works on pixels")
+    require_exportable(student)
+    assert isinstance(student, PixelModel)
     network = merged(student).to("cpu")
     broken = [key for key, value in network.state_dict().items() if not bool(torch.isfinite(value).all())]
     if broken:
@@ -76,6 +77,15 @@ def export_student(
         if path.is_file():
             shutil.copyfile(path, partial / path.name)
     partial.rename(folder)
+
+
+def require_exportable(model: DiffusionModel) -> None:
+    """Raise ModelError where `export_student` could not write a student of this model."""
+    if not isinstance(model, PixelModel) or not isinstance(model.process, VariancePreserving):
+        raise ModelError(
+            f"a {type(model).__name__} can be loaded and sampled, but a student of it cannot be exported yet; expected "
+            "a model of pixels with a DDPM-like scheduler (DDPMPipeline, DDIMPipeline or DiTPipeline)"
+        )
 
 
 def _scheduler(student: DiffusionModel, schedule: Schedule) -> Any:

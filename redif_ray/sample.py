@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import torch
 
 from redif_ray.config import Config, read_yaml, validate
 from redif_ray.diffusion import noise, schedules, solvers
+from redif_ray.diffusion.levels import VarianceExploding
 from redif_ray.diffusion.noise import Stream
 from redif_ray.diffusion.schedules import Schedule
 from redif_ray.errors import UserError
@@ -17,37 +19,68 @@ from redif_ray.models.protocol import DiffusionModel
 from redif_ray.models.registry import load_model
 from redif_ray.types import Condition
 
-BATCH = 50
+BATCH = 50  # images at once, fewer of a large model
+BATCH_NUMBERS = 50_000  # of all their latents together
 
 
-def sample(model: str, out: Path, *, count: int, seed: int, label: int | None, steps: int) -> None:
-    """Write `count` images of `model` to the PNG `out`; a student uses the schedule it was trained for."""
-    source, network, schedule, guidance = _load(model, steps)
-    if label is not None and (network.num_classes is None or not 0 <= label < network.num_classes):
-        raise UserError(
-            f"--label {label}: {source} has "
-            + ("no classes" if network.num_classes is None else f"classes 0 to {network.num_classes - 1}")
-        )
+def sample(
+    model: str,
+    out: Path,
+    *,
+    count: int,
+    seed: int,
+    label: int | None = None,
+    caption: str | None = None,
+    steps: int = 20,
+    guidance: float | None = None,
+) -> None:
+    """Write `count` images of `model` to the PNG `out`; a student uses the schedule and guidance it was trained for.
+
+    label, caption: what all of them show; without one, classes in turn, or nothing in particular. guidance: instead of
+    the model's own. Raises UserError for what the model has not.
+    """
+    source, network, schedule, own = _load(model, steps)
+    conditions = _conditions(network, source, count, label, caption)
+    guidance = own if guidance is None else guidance
+    if guidance != 1:
+        network.null_conditions(1)  # raises where there is nothing to guide by
+    size = max(1, min(BATCH, BATCH_NUMBERS // math.prod(network.latent_shape)))
     images = [
-        draw(network, schedule, list(range(i, min(i + BATCH, count))), seed=seed, label=label, guidance=guidance)
-        for i in range(0, count, BATCH)
+        draw(network, schedule, list(range(i, min(i + size, count))), conditions[i : i + size], seed, guidance)
+        for i in range(0, count, size)
     ]
     write_grid(out, torch.cat(images).numpy())
 
 
 @torch.no_grad()
 def draw(
-    model: DiffusionModel, schedule: Schedule, groups: list[int], *, seed: int, label: int | None, guidance: float
+    model: DiffusionModel,
+    schedule: Schedule,
+    groups: list[int],
+    conditions: list[Condition],
+    seed: int,
+    guidance: float,
 ) -> torch.Tensor:
-    """Images [len(groups), C, H, W] in [0, 1], classes in turn unless `label` says which."""
-    conditions: list[Condition] = [None] * len(groups)
-    if model.num_classes is not None:
-        conditions = [label if label is not None else g % model.num_classes for g in groups]
+    """Images [len(groups), C, H, W] in [0, 1] of these noises, one condition each."""
     encoded = model.encode(conditions)
     unit = noise.initial_noise(groups, model.latent_shape, seed=seed, stream=Stream.HELD_OUT)
     return model.decode(
         solvers.sample("euler", lambda x, level: model.predict(x, level, encoded, guidance=guidance), unit, schedule)
     )
+
+
+def _conditions(
+    model: DiffusionModel, source: str, count: int, label: int | None, caption: str | None
+) -> list[Condition]:
+    classes = model.num_classes
+    if label is not None and (classes is None or not 0 <= label < classes):
+        has = "no classes" if classes is None else f"classes 0 to {classes - 1}"
+        raise UserError(f"--label {label}: {source} has {has}")
+    if caption is not None and not model.takes_captions:
+        raise UserError(f"--caption {caption!r}: {source} is not told what to draw by text; expected --label, or none")
+    if classes is None:
+        return [caption] * count
+    return [label if label is not None else i % classes for i in range(count)]
 
 
 def _load(source: str, steps: int) -> tuple[str, DiffusionModel, Schedule, float]:
@@ -63,4 +96,5 @@ def _load(source: str, steps: int) -> tuple[str, DiffusionModel, Schedule, float
     if settings.exists():
         own = json.loads(settings.read_text())
         return source, model, schedules.explicit(model.process, own["timesteps"]), float(own["guidance"])
-    return source, model, schedules.build(model.process, steps, "uniform_trailing"), 1.0
+    name = "karras" if isinstance(model.process, VarianceExploding) else "uniform_trailing"
+    return source, model, schedules.build(model.process, steps, name), 1.0

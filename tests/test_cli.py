@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from tiny_pipelines import write_sd
 
 pytestmark = pytest.mark.slow
 
@@ -69,6 +70,21 @@ def test_sample_draws_the_shipped_teacher(tmp_path: Path) -> None:
     assert Image.open(out).size == (2 * 84, 2 * 84)
     done = redif("sample", "fashion-mnist", "--label", "10", "--out", str(out))
     assert done.returncode == 2 and "classes 0 to 9" in one_line(done.stderr)
+
+
+def test_sample_draws_what_a_caption_says(tmp_path: Path) -> None:
+    from PIL import Image
+
+    model, out = write_sd(tmp_path / "model"), tmp_path / "samples.png"
+    options = ("--count", "2", "--steps", "2", "--out", str(out))
+    drawn = []
+    for caption, guidance in (("a cat", "3"), ("a dog", "3"), ("a cat", "1")):
+        done = redif("sample", str(model), *options, "--caption", caption, "--guidance", guidance)
+        assert done.returncode == 0, done.stderr
+        drawn.append(Image.open(out).tobytes())
+    assert len(set(drawn)) == 3
+    done = redif("sample", "fashion-mnist", *options, "--caption", "a boot")
+    assert done.returncode == 2 and "--caption 'a boot': fashion-mnist is not told" in one_line(done.stderr)
 
 
 def test_doctor_reports() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -42,6 +42,8 @@ class DiffusionModel(ABC):
     component: str  # the network's folder in the pipeline
     index: dict[str, Any]  # the pipeline's model_index.json
     scheduler: Any  # the pipeline's (diffusers), for its noise process; nothing here steps with it
+
+    takes_captions: ClassVar[bool] = False  # whether a condition is a text
 
     @property
     def config(self) -> Any:

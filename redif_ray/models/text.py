@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ class TextModel(DiffusionModel):
     A family implements `output` and `encode_prompt`.
     """
 
+    takes_captions: ClassVar[bool] = True
     pipeline: Any
     known: dict[str | None, Encoded] = field(default_factory=dict, repr=False)  # newest last
 

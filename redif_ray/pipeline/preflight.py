@@ -5,6 +5,7 @@ from __future__ import annotations
 from redif_ray.config import Config, ConfigError
 from redif_ray.evaluation.judge import load_judge
 from redif_ray.evaluation.random_features import NAME
+from redif_ray.export import require_exportable
 from redif_ray.models.registry import load_model
 from redif_ray.models.student import make_student
 from redif_ray.pipeline import build
@@ -14,6 +15,7 @@ from redif_ray.pipeline.plan import RoundPlan
 def preflight(config: Config) -> None:
     """Build once what the workers will build. Raises UserError naming the key."""
     teacher = load_model(config.teacher.model)
+    require_exportable(teacher)
     make_student(teacher, config.student.lora)
     RoundPlan(config, teacher.num_classes)
     try:
