@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from kept import Result, Results, training_cost
+from kept import Result, Results
 
 from redif_ray.errors import Notice
 
@@ -42,7 +42,7 @@ def row(label: str, found: Result) -> str:
     for key, digits in (("frechet", 1), ("mse", 4)):
         c = gains[key]
         cells.append(f"{c['change']:+.{digits}f} [{c['low']:+.{digits}f}, {c['high']:+.{digits}f}]")
-    cells += [f"{untrained['recall']:.3f} → {student['recall']:.3f}", f"{training_cost(found)['flops'] / 1e15:.3f}"]
+    cells.append(f"{untrained['recall']:.3f} → {student['recall']:.3f}")
     return "| " + " | ".join(cells) + " |"
 
 
@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, help="default: <root>/results.json")
     options = parser.parse_args()
     results = Results(options.results or options.root / "results.json", options.root)
-    head = ["setting", "Fréchet", "change", "change of paired -mse", "recall", "PFLOPs"]
+    head = ["setting", "Fréchet", "change", "paired mse, gain", "recall"]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     try:
         for i, (label, settings) in enumerate(RUNS.items()):
