@@ -180,7 +180,7 @@ def result_table(summary: dict[str, Any]) -> Table:
     """The arms of `summary`, the fields of an evaluation beside its `notes`, in the 80 columns of a terminal."""
     view = Table(
         title=f"{summary['held_out']} held-out noises, judge {summary['judge']}",
-        caption="ms: an image on one worker. mse: to the teacher's image of the same noise.",
+        caption="ms: an image on one worker. mse: to the teacher's image.",
         title_justify="left", caption_justify="left", box=None, padding=(0, 1), collapse_padding=True, pad_edge=False,
     )  # fmt: skip
     seconds = summary["notes"]["seconds_per_image"]

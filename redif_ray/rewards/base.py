@@ -22,6 +22,7 @@ from redif_ray.rewards.combine import Combined, combine
 from redif_ray.rewards.feature_cosine import FeatureCosine
 from redif_ray.rewards.gradient_mse import GradientMse
 from redif_ray.rewards.histogram_kl import HistogramKl
+from redif_ray.rewards.http import HttpTerm
 from redif_ray.rewards.jpeg_compressibility import JpegCompressibility
 from redif_ray.rewards.mse import Mse
 from redif_ray.rewards.psnr import Psnr
@@ -78,6 +79,8 @@ class Rewards:
         for label, term in self.terms.items():
             try:
                 value = term(inputs)
+            except RewardError as error:
+                raise RewardError(f"reward term {label!r}: {error}") from error
             except Exception as error:
                 raise RewardError(f"reward term {label!r} failed: {type(error).__name__}: {error}") from error
             _check_value(label, term, value, inputs.student)
@@ -129,7 +132,8 @@ def build_terms(
 ) -> Rewards:
     """The configured terms, ready to score images of `image_shape` (C, H, W).
 
-    A key is a term's name; or, with an option `callable`, any other label for the user's own function (`CallableTerm`).
+    A key is a term's name; or any other label for the user's own function, with an option `callable` (`CallableTerm`),
+    or for a service, with an option `url` (`HttpTerm`).
     Raises `RewardError` for unknown names and options, wrong values, and terms that do not suit these images.
     """
     setting = Setting(num_classes, image_shape, torch.device(device))
@@ -137,12 +141,17 @@ def build_terms(
 
 
 def _build(label: str, options: Mapping[str, Any], setting: Setting) -> RewardTerm:
-    if label not in TERMS and "callable" not in options:
+    if label in TERMS:
+        kind = TERMS[label]
+    elif "callable" in options:
+        kind = CallableTerm
+    elif "url" in options:
+        kind = HttpTerm
+    else:
         raise RewardError(
             f"unknown reward term {label!r}{_nearest(label, TERMS)}; known: {', '.join(TERMS)}; your own function "
-            "takes any other name and options: {callable: 'package.module:function'}"
+            "takes any other name and options: {callable: 'package.module:function'}, a service {url: 'http://...'}"
         )
-    kind = TERMS.get(label, CallableTerm)
     if "class" in kind.needs and setting.num_classes < 1:
         raise RewardError(f"reward.terms.{label} needs class conditions; the teacher has no classes")
     known = [field.name for field in fields(kind) if field.name != "setting"]

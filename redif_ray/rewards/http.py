@@ -1,0 +1,155 @@
+"""A scorer behind HTTP: any service that answers JSON with a number an image.
+
+    POST url   {"format": "png", "student": [base64, ...], "teacher": [base64, ...] or null, "conditions": [...]}
+    answer     {"rewards": [number, ...]}, one an image, higher is better
+
+`png`: 8-bit images. `npy`: float32 [C, H, W] in [0, 1], exact. Nothing is ever unpickled. A whole server is in
+docs/examples/reward_server.py.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import math
+import os
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, ClassVar, Literal
+from urllib.parse import urlsplit
+
+import numpy as np
+import requests
+import torch
+from PIL import Image
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from requests.adapters import HTTPAdapter
+from torch import Tensor
+from urllib3.util.retry import Retry
+
+from redif_ray.rewards.term import OPTIONS, RewardError, RewardInputs, Setting
+
+PER_IMAGE, OVERHEAD = 64, 4096  # bytes of an answer that are read at most; numbers need far less
+LONGEST_WAIT = 30  # seconds between two attempts
+AGAIN = (429, 500, 502, 503, 504)  # answers that a later attempt may mend
+
+
+@dataclass(config=OPTIONS)
+class HttpTerm:
+    """What the service at `url` answers; no gradient.
+
+    format: how images travel. teacher: send the teacher's images too. batch: images a request.
+    timeout: seconds without an answer after which a request has failed. retries: further attempts after a connection
+        that failed, a time-out or one of `AGAIN`, after pauses of 0, 2, 4, ... seconds: a service that is down pauses
+        the run, and then stops it.
+    header_env: the environment variable that holds the Authorization header; its value is in no file and no log.
+    """
+
+    setting: Setting
+    url: str
+    format: Literal["png", "npy"] = "png"
+    teacher: bool = True
+    batch: Annotated[int, Field(gt=0)] = 64
+    timeout: Annotated[float, Field(gt=0)] = 60.0
+    retries: Annotated[int, Field(ge=0)] = 5
+    header_env: str | None = None
+    differentiable: ClassVar[bool] = False
+    value_range: ClassVar[tuple[float, float]] = (-math.inf, math.inf)
+    needs: ClassVar[frozenset[str]] = frozenset({"teacher"})
+
+    def __post_init__(self) -> None:
+        address = urlsplit(self.url)
+        if address.scheme not in ("http", "https") or not address.hostname:
+            raise RewardError(f"url={self.url!r}: expected http://... or https://...")
+        if address.username or address.password:
+            raise RewardError("url holds a user or password, which would be logged; use header_env")
+        if self.header_env is not None and self.header_env not in os.environ:
+            raise RewardError(f"header_env={self.header_env}: no such environment variable in this process; set it")
+        if self.format == "png" and self.setting.image_shape[0] not in (1, 3):
+            raise RewardError(f"images are {self.setting.image_shape}; a PNG has 1 or 3 channels, use format npy")
+
+    @property
+    def name(self) -> str:
+        return self.url
+
+    def __call__(self, inputs: RewardInputs) -> Tensor:
+        values: list[float] = []
+        with self._session() as session:
+            for i in range(0, len(inputs.conditions), self.batch):
+                rows = slice(i, i + self.batch)
+                values += self._score(session, inputs.student[rows], inputs.teacher[rows], inputs.conditions[rows])
+        return torch.tensor(values, dtype=inputs.student.dtype, device=inputs.student.device)
+
+    def _session(self) -> requests.Session:
+        retry = Retry(
+            total=self.retries, backoff_factor=1, backoff_max=LONGEST_WAIT, status_forcelist=AGAIN,
+            allowed_methods=None, raise_on_status=False, respect_retry_after_header=False,
+        )  # fmt: skip
+        session = requests.Session()
+        session.trust_env = False  # no proxy and no ~/.netrc: what is sent where is in the configuration alone
+        session.mount("http://", HTTPAdapter(max_retries=retry))
+        session.mount("https://", HTTPAdapter(max_retries=retry))
+        if self.header_env is not None:
+            session.headers["Authorization"] = os.environ[self.header_env]
+        return session
+
+    def _score(
+        self, session: requests.Session, student: Tensor, teacher: Tensor, conditions: Sequence[Any]
+    ) -> list[float]:
+        write = _png if self.format == "png" else _npy
+        body = {
+            "format": self.format, "student": encoded(student, write),
+            "teacher": encoded(teacher, write) if self.teacher else None, "conditions": list(conditions),
+        }  # fmt: skip
+        limit = OVERHEAD + PER_IMAGE * len(student)
+        try:
+            with session.post(self.url, json=body, timeout=self.timeout, stream=True, allow_redirects=False) as answer:
+                text = answer.raw.read(limit + 1, decode_content=True)
+        except (requests.RequestException, OSError) as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise RewardError(
+                f"{self.url} does not answer, {self.retries + 1} attempts; start it, then continue with --resume. "
+                f"{reason[:300]}"
+            ) from error
+        if answer.status_code != 200:
+            raise RewardError(f"{self.url} answers {answer.status_code} {answer.reason}: {_excerpt(text)}")
+        if len(text) > limit:
+            raise RewardError(f"{self.url} answers more than {limit} bytes for {len(student)} images: {_excerpt(text)}")
+        return _rewards(text, len(student), self.url)
+
+
+def _rewards(text: bytes, count: int, url: str) -> list[float]:
+    try:
+        found = json.loads(text)["rewards"]
+        if not isinstance(found, list) or not all(type(value) in (int, float) for value in found):
+            raise TypeError("rewards is not a list of numbers")
+    except (ValueError, KeyError, TypeError) as error:
+        raise RewardError(
+            f'{url} answers {_excerpt(text)} ({error}); expected JSON {{"rewards": [{count} numbers]}}'
+        ) from error
+    if len(found) != count:
+        raise RewardError(f"{url} answers {len(found)} rewards for {count} images; expected one an image")
+    return [float(value) for value in found]
+
+
+def _excerpt(text: bytes) -> str:
+    return repr(text[:120].decode(errors="replace"))
+
+
+def encoded(images: Tensor, write: Callable[[np.ndarray], bytes]) -> list[str]:
+    """Each of `images` [B, C, H, W] in [0, 1] as base64 of what `write` makes of its float32 array."""
+    return [base64.b64encode(write(image)).decode() for image in images.detach().float().cpu().numpy()]
+
+
+def _png(image: np.ndarray) -> bytes:
+    pixels = np.rint(255 * image.clip(0, 1)).astype(np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def _npy(image: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, image, allow_pickle=False)
+    return stream.getvalue()
