@@ -6,53 +6,59 @@ import json
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import mlflow
 import numpy as np
 import pandas as pd
 import torch
-from diffusers import EulerDiscreteScheduler
 
 
 class Student(mlflow.pyfunc.PythonModel):
     def load_context(self, context: Any) -> None:
-        import diffusers
-
         self.folder = Path(context.artifacts["student"])
         self.settings = json.loads((self.folder / "redif.json").read_text())
         index = json.loads((self.folder / "model_index.json").read_text())
         part = "transformer" if "transformer" in index else "unet"
+        self.scheduler = index["scheduler"][1]
         self.network = getattr(diffusers, index[part][1]).from_pretrained(self.folder / part).eval()
 
     @torch.no_grad()
     def predict(self, context: Any, model_input: pd.DataFrame, params: Any = None) -> np.ndarray:
         """Images [n, C, H, W] float32 in [0, 1], one a row of a data frame with columns `seed` and maybe `label`."""
-        scheduler = EulerDiscreteScheduler.from_pretrained(self.folder / "scheduler")
-        scheduler.set_timesteps(timesteps=self.settings["timesteps"])
+        scheduler = getattr(diffusers, self.scheduler).from_pretrained(self.folder / "scheduler")
+        edm = self.scheduler == "EDMEulerScheduler"
+        sigmas = times = torch.tensor(self.settings["sigmas"])
+        if not edm:
+            scheduler.set_timesteps(timesteps=self.settings["timesteps"])
+            times = scheduler.timesteps
         size, channels = self.network.config.sample_size, self.network.config.in_channels
         noise = [
             torch.randn(channels, size, size, generator=torch.Generator().manual_seed(int(seed)))
             for seed in model_input["seed"]
         ]
-        x = torch.stack(noise) * scheduler.init_noise_sigma
+        x = torch.stack(noise) * (sigmas[0] if edm else scheduler.init_noise_sigma)
         guidance, clip = self.settings["guidance"], self.settings["clip_sample_range"]
         labels = [torch.tensor([int(v) for v in model_input["label"]])] if "label" in model_input else []
         if guidance != 1:  # the second half of the batch has the label "no class"
             labels = [torch.cat([labels[0], torch.full_like(labels[0], self.network.config.num_embeds_ada_norm)])]
         copies = 1 if guidance == 1 else 2
-        for t, sigma, following in zip(scheduler.timesteps, scheduler.sigmas, scheduler.sigmas[1:], strict=False):
-            told = t.expand(copies * len(x)).long()
-            scaled = scheduler.scale_model_input(x, t).repeat(copies, 1, 1, 1)
+        for t, sigma, following in zip(times, sigmas, sigmas[1:], strict=False):
+            told = (scheduler.precondition_noise(sigma) if edm else t).expand(copies * len(x))
+            scaled = scheduler.precondition_inputs(x, sigma) if edm else scheduler.scale_model_input(x, t)
+            scaled = scaled.repeat(copies, 1, 1, 1)
             named = {"class_labels": labels[0]} if labels else {}
             output = self.network(scaled, told, **named).sample[:, :channels]
             if guidance != 1:
                 cond, uncond = output.chunk(2)
                 output = uncond + guidance * (cond - uncond)
-            x0 = scheduler.step(output, t, x).pred_original_sample
+            if edm:
+                x0 = scheduler.precondition_outputs(x, output, sigma)
+            else:
+                x0 = scheduler.step(output, t, x).pred_original_sample
             x0 = x0 if clip is None else x0.clamp(-clip, clip)
             # Euler's update without the difference of sigmas, which in float32 loses three digits from sigma = 2e4
             x = x0 + (x - x0) * following / sigma
-        last = scheduler.sigmas[-1]
-        return (x / (last**2 + 1) ** 0.5 / 2 + 0.5).clamp(0, 1).numpy()
+        return (x / (sigmas[-1] ** 2 + 1) ** 0.5 / 2 + 0.5).clamp(0, 1).numpy()
 
 
 mlflow.models.set_model(Student())

@@ -5,13 +5,17 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 import yaml
 from diffusers import DiTPipeline, EulerDiscreteScheduler
 from tiny_models import normal, write_dit, write_unet
+from tiny_pipelines import write_edm
 from torch import Tensor
 
 from redif_ray.config import Lora
@@ -19,6 +23,7 @@ from redif_ray.diffusion import schedules, solvers
 from redif_ray.diffusion.levels import FlowMatching
 from redif_ray.diffusion.schedules import Schedule
 from redif_ray.export import export_student
+from redif_ray.mlflow_model import Student
 from redif_ray.models.protocol import DiffusionModel, ModelError
 from redif_ray.models.registry import load_model
 from redif_ray.models.student import get_weights, make_student, set_weights
@@ -86,10 +91,12 @@ def ours(model: DiffusionModel, schedule: Schedule, unit: Tensor, guidance: floa
     (write_unet, MILD, LORA, 1.0),
     (write_unet, {"clip_sample": True, "clip_sample_range": 0.8}, Lora(), 1.0),
     (write_unet, MILD | {"set_alpha_to_one": False, "classes": 2}, Lora(), 1.0),
+    (write_edm, {}, Lora(), 1.0),
+    (write_edm, {"classes": None}, Lora(rank=2, targets=("conv1",)), 1.0),
     (write_unet, {"prediction_type": "sample", "out_channels": 4}, Lora(), 1.0),
     (write_unet, {"trained_betas": torch.linspace(0.001, 0.03, 100).tolist(), "num_train_timesteps": 100}, Lora(), 1.0),
 ], ids=["dit-v-cosine", "dit-lora-guided", "dit-variance-guided", "unet-epsilon", "unet-lora", "unet-clipped",
-        "unet-classes-ends-noisy", "unet-sample-variance", "unet-own-betas"])
+        "unet-classes-ends-noisy", "edm", "edm-lora", "unet-sample-variance", "unet-own-betas"])
 def test_the_card_samples_what_the_student_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[..., Path], options: dict[str, Any], lora: Lora,
     guidance: float,
@@ -97,7 +104,8 @@ def test_the_card_samples_what_the_student_does(
     """Save, load and sample with diffusers alone, and with this package again: the same images each time."""
     student = trained(load_model(write(tmp_path / "teacher", **options)), lora)
     last = student.scheduler.config.num_train_timesteps
-    schedule = schedules.explicit(student.process, [last - 1, last * 0.7, last * 0.4, last * 0.1])
+    times = [80.0, 9.5, 1.25, 0.3] if write is write_edm else [last - 1, last * 0.7, last * 0.4, last * 0.1]
+    schedule = schedules.explicit(student.process, times)
     folder = export(student, schedule, tmp_path / "student", guidance=guidance)
 
     unit, images = run_card(folder, monkeypatch)
@@ -110,6 +118,25 @@ def test_the_card_samples_what_the_student_does(
     own = schedules.explicit(again.process, settings["timesteps"])
     torch.testing.assert_close(ours(again, own, unit, settings["guidance"]), expected, rtol=0, atol=2e-5)
     assert settings["steps"] == 4 and settings["guidance"] == guidance
+
+
+@pytest.mark.parametrize(("write", "options", "guidance"), [
+    (write_dit, {}, 2.0), (write_unet, MILD, 1.0), (write_unet, {"clip_sample": True, "clip_sample_range": 0.8}, 1.0),
+    (write_edm, {}, 1.0),
+])  # fmt: skip
+def test_the_model_for_mlflow_samples_alike(
+    tmp_path: Path, write: Callable[..., Path], options: dict[str, Any], guidance: float
+) -> None:
+    student = trained(load_model(write(tmp_path / "teacher", **options)))
+    times = [80.0, 9.5, 1.25] if write is write_edm else [999, 600, 100]
+    schedule = schedules.explicit(student.process, times)
+    folder = export(student, schedule, tmp_path / "student", guidance=guidance)
+    model = Student()
+    model.load_context(SimpleNamespace(artifacts={"student": str(folder)}))
+    rows: dict[str, list[int]] = {"seed": [5, 6, 7]} | ({} if student.num_classes is None else {"label": [0, 1, 2]})
+    drawn = [torch.randn(student.latent_shape, generator=torch.Generator().manual_seed(s)) for s in rows["seed"]]
+    expected = ours(student, schedule, torch.stack(drawn), guidance)
+    np.testing.assert_allclose(model.predict(None, pd.DataFrame(rows)), expected.numpy(), rtol=0, atol=2e-5)
 
 
 def test_zero_terminal_snr_is_close(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -132,10 +132,10 @@ def write_sd3(folder: Path, *, with_t5: bool = True, shift: float = 3.0) -> Path
     return folder
 
 
-def write_edm(folder: Path, *, classes: int | None = 3) -> Path:
+def write_edm(folder: Path, *, classes: int | None = 3, channels: int = 2) -> Path:
     with torch.random.fork_rng(devices=[]):
         network = UNet2DModel(
-            sample_size=8, in_channels=2, out_channels=2, block_out_channels=(8, 16), norm_num_groups=4,
+            sample_size=8, in_channels=channels, out_channels=channels, block_out_channels=(8, 16), norm_num_groups=4,
             layers_per_block=1, attention_head_dim=8, dropout=0.2, down_block_types=("DownBlock2D", "DownBlock2D"),
             up_block_types=("UpBlock2D", "UpBlock2D"), num_class_embeds=classes,
         )  # fmt: skip

@@ -1,0 +1,60 @@
+"""DDPM-like models: `EulerDiscreteScheduler` takes explicit timesteps.
+
+In units of x / alpha its step is the transition with S = 0, and its sigma is our sigma / alpha.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers import EulerDiscreteScheduler
+
+from redif_ray.diffusion.schedules import Schedule
+from redif_ray.export.sampler import Sampler, timesteps
+from redif_ray.models.pixel import PixelModel
+from redif_ray.models.protocol import ModelError
+
+BETAS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
+
+
+def euler_sampler(student: PixelModel, schedule: Schedule) -> Sampler:
+    scheduler = _scheduler(student, schedule)
+    clip = "" if student.clip is None else f".clamp(-{student.clip}, {student.clip})"
+    return Sampler(
+        scheduler,
+        scheduler.sigmas.tolist(),
+        levels=f"scheduler.set_timesteps(timesteps={timesteps(schedule)})",
+        scale="scheduler.init_noise_sigma",
+        loop=[
+            "for t, sigma, following in zip(scheduler.timesteps, scheduler.sigmas, scheduler.sigmas[1:]):",
+            "    scaled = scheduler.scale_model_input(x, t)",
+        ],
+        told="t.expand({}).long()",
+        x0=f"scheduler.step(output, t, x).pred_original_sample{clip}",
+        result="x" if schedule.levels.sigma[-1] == 0 else "x / (following**2 + 1) ** 0.5",
+    )  # fmt: skip
+
+
+def _scheduler(student: PixelModel, schedule: Schedule) -> Any:
+    """Euler's scheduler on the teacher's betas, set to the schedule; its sigma is our sigma / alpha.
+
+    With spacing `trailing` it starts at sigma_T eps; the other spacings start at sqrt(sigma_T^2 + alpha_T^2) eps.
+    """
+    config, end = student.scheduler.config, schedule.levels.sigma[-1]
+    scheduler: Any = EulerDiscreteScheduler(
+        **{key: config[key] for key in BETAS},
+        rescale_betas_zero_snr=config.get("rescale_betas_zero_snr", False), prediction_type=student.prediction_type,
+        timestep_spacing="trailing", final_sigmas_type="sigma_min" if end > 0 else "zero",
+    )
+    if student.clip is not None:  # Euler's step does not clip; the card's code does, and this package
+        scheduler.register_to_config(clip_sample=True, clip_sample_range=student.clip)
+    scheduler.set_timesteps(timesteps=timesteps(schedule))
+    told = schedule.levels.alpha > 0  # rescaled betas: Euler's first sigma is 4096 where ours is infinite
+    expected = (schedule.levels.sigma / schedule.levels.alpha)[told].float()
+    if not torch.allclose(scheduler.sigmas[told], expected, rtol=1e-3):
+        raise ModelError(
+            f"schedule {schedule.name} has sigmas {expected.tolist()}, Euler's scheduler at the same timesteps "
+            f"{scheduler.sigmas.tolist()}; expected a schedule of this model's own noise process"
+        )
+    return scheduler
