@@ -189,13 +189,11 @@ class Tracker:
 
     def model(self, student: Path) -> None:
         """The exported student as a logged model that `mlflow.pyfunc.load_model` loads and samples from."""
-        from mlflow import pyfunc
-
         previous = mlflow.get_tracking_uri()
         mlflow.set_tracking_uri(self.uri)
         try:
             with mlflow.start_run(run_id=self.run_id, log_system_metrics=False):
-                pyfunc.log_model(
+                mlflow.pyfunc.log_model(
                     name="student",
                     python_model=str(Path(__file__).with_name("mlflow_model.py")),
                     artifacts={"student": str(student)},

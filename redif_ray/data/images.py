@@ -165,7 +165,8 @@ def _square(image: Image.Image, size: int) -> Image.Image:
     return image.resize((size, size), Image.Resampling.BOX, box=(left, top, left + edge, top + edge))
 
 
-def _picture(array: np.ndarray) -> Image.Image:
+def picture(array: np.ndarray) -> Image.Image:
+    """uint8 [1 or 3, height, width] as Pillow has it."""
     return Image.fromarray(array[0] if array.shape[0] == 1 else np.ascontiguousarray(array.transpose(1, 2, 0)))
 
 
@@ -177,7 +178,7 @@ def _array(image: Image.Image) -> np.ndarray:
 def _resized(images: ImageSet, size: int | None) -> ImageSet:
     if size is None or images.images.shape[2:] == (size, size):
         return images
-    pixels = np.stack([_array(_square(_picture(image), size)) for image in images.images])
+    pixels = np.stack([_array(_square(picture(image), size)) for image in images.images])
     return ImageSet(pixels, images.labels, images.classes)
 
 
@@ -254,7 +255,7 @@ def write_parquet(path: str | Path, images: ImageSet) -> None:
     """Write `images` as PNG bytes with integer labels, zstd-compressed: what `load_images` reads back unchanged."""
     def png(image: np.ndarray) -> bytes:
         buffer = io.BytesIO()
-        _picture(image).save(buffer, "PNG", optimize=True)
+        picture(image).save(buffer, "PNG", optimize=True)
         return buffer.getvalue()
 
     columns: dict[str, pa.Array] = {"image": pa.array([png(image) for image in images.images], pa.binary())}

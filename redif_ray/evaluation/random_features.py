@@ -28,7 +28,7 @@ class RandomFeatures(nn.Module):
     Weights are He-normal and a function of image_shape alone (the noise recipe), so every process has the same.
     """
 
-    name, classes = NAME, ()
+    name = NAME
 
     def __init__(self, image_shape: Sequence[int]) -> None:
         super().__init__()

@@ -36,17 +36,20 @@ def read_index(folder: Path) -> dict[str, Any]:
     return index
 
 
-def load_parts(folder: Path, names: Sequence[str]) -> dict[str, Any]:
-    """The pipeline's networks and tokenisers of these names, of the classes that its index says. Raises ModelError.
-
-    A part that the index leaves out is None.
+def load_parts(
+    folder: Path, index: dict[str, Any], names: Sequence[str], optional: Sequence[str] = ()
+) -> dict[str, Any]:
+    """The pipeline's networks and tokenisers, of the classes that its index says; None for an optional one that is
+    absent. Raises ModelError.
     """
-    index = read_index(folder)
-    parts: dict[str, Any] = {}
-    for name in names:
-        library, kind = index.get(name) or (None, None)
-        parts[name] = None if kind is None else _load_part(folder, name, str(library), str(kind))
-    return parts
+    found = {name: index.get(name) or (None, None) for name in (*names, *optional)}
+    absent = [name for name in names if found[name][1] is None]
+    if absent:
+        raise ModelError(f"{folder} has no {', '.join(absent)}; expected the whole pipeline")
+    return {
+        name: None if kind is None else _load_part(folder, name, str(library), str(kind))
+        for name, (library, kind) in found.items()
+    }
 
 
 def _load_part(folder: Path, name: str, library: str, kind: str) -> Any:

@@ -25,14 +25,12 @@ class StableDiffusion(TextModel):
         if network.config.time_cond_proj_dim is not None:
             raise ModelError(f"{folder / 'unet'}: time_cond_proj_dim={network.config.time_cond_proj_dim}, a network "
                              "that is told its guidance; expected null, a teacher that is not distilled yet")
-        parts, scheduler = load_parts(folder, cls.names), load_scheduler(folder)
-        absent = [name for name, part in parts.items() if part is None]
-        if absent:
-            raise ModelError(f"{folder} has no {', '.join(absent)}; expected the whole pipeline")
+        index, scheduler = read_index(folder), load_scheduler(folder)
+        parts = load_parts(folder, index, cls.names)
         parts["vae"].enable_slicing()
         return cls(
-            network=network, component="unet", num_classes=None, index=read_index(folder),
-            pipeline=cls._pipeline(parts, scheduler, read_index(folder)),
+            network=network, component="unet", num_classes=None, index=index,
+            pipeline=cls._pipeline(parts, scheduler, index),
             **latent_shapes(network, parts["vae"], folder / "unet"), **variance_preserving(scheduler),
         )  # fmt: skip
 

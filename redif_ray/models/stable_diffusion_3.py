@@ -9,10 +9,11 @@ from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
 from torch import Tensor
 
 from redif_ray.models.folder import flow_matching, load_network, load_parts, load_scheduler, read_index
-from redif_ray.models.protocol import Encoded, ModelError
+from redif_ray.models.protocol import Encoded
 from redif_ray.models.text import TextModel, latent_shapes
 
-CLIPS = ("tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2")
+PARTS = ("vae", "tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2")
+T5 = ("tokenizer_3", "text_encoder_3")
 
 
 class StableDiffusion3(TextModel):
@@ -21,14 +22,11 @@ class StableDiffusion3(TextModel):
     @classmethod
     def load(cls, folder: Path) -> Self:
         network = load_network(SD3Transformer2DModel, folder, "transformer")
-        parts = load_parts(folder, ("vae", *CLIPS, "tokenizer_3", "text_encoder_3"))
-        absent = [name for name in ("vae", *CLIPS) if parts[name] is None]
-        if absent:
-            raise ModelError(f"{folder} has no {', '.join(absent)}; expected the whole pipeline (T5 may be left out)")
-        scheduler = load_scheduler(folder)
+        index, scheduler = read_index(folder), load_scheduler(folder)
+        parts = load_parts(folder, index, PARTS, optional=T5)
         parts["vae"].enable_slicing()
         return cls(
-            network=network, component="transformer", num_classes=None, index=read_index(folder),
+            network=network, component="transformer", num_classes=None, index=index,
             pipeline=StableDiffusion3Pipeline(**parts, transformer=network, scheduler=scheduler),  # for its width
             **latent_shapes(network, parts["vae"], folder / "transformer"), **flow_matching(scheduler),
         )  # fmt: skip

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -44,7 +43,7 @@ class StopRequest:
 
     def _note(self, number: int, _: Any) -> None:
         self.requested = True
-        os.write(sys.stderr.fileno(), b"\nstopping when this round is done; once more to leave at once\n")
+        os.write(2, b"\nstopping when this round is done; once more to leave at once\n")
         signal.signal(number, signal.default_int_handler)
 
 

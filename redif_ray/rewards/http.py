@@ -21,13 +21,14 @@ from urllib.parse import urlsplit
 import numpy as np
 import requests
 import torch
-from PIL import Image
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 from requests.adapters import HTTPAdapter
 from torch import Tensor
+from urllib3.exceptions import HTTPError
 from urllib3.util.retry import Retry
 
+from redif_ray.data.images import picture
 from redif_ray.rewards.term import OPTIONS, RewardError, RewardInputs, Setting
 
 PER_IMAGE, OVERHEAD = 64, 4096  # bytes of an answer that are read at most; numbers need far less
@@ -106,7 +107,7 @@ class HttpTerm:
         try:
             with session.post(self.url, json=body, timeout=self.timeout, stream=True, allow_redirects=False) as answer:
                 text = answer.raw.read(limit + 1, decode_content=True)
-        except (requests.RequestException, OSError) as error:
+        except (requests.RequestException, HTTPError, OSError) as error:  # HTTPError: while the body is read
             reason = f"{type(error).__name__}: {error}"
             raise RewardError(
                 f"{self.url} does not answer, {self.retries + 1} attempts; start it, then continue with --resume. "
@@ -143,9 +144,8 @@ def encoded(images: Tensor, write: Callable[[np.ndarray], bytes]) -> list[str]:
 
 
 def _png(image: np.ndarray) -> bytes:
-    pixels = np.rint(255 * image.clip(0, 1)).astype(np.uint8)
     stream = io.BytesIO()
-    Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)).save(stream, "PNG")
+    picture(np.rint(255 * image.clip(0, 1)).astype(np.uint8)).save(stream, "PNG")
     return stream.getvalue()
 
 
