@@ -18,6 +18,7 @@ import ray
 from redif_ray.config import load
 from redif_ray.models.registry import load_model
 from redif_ray.models.student import get_weights, make_student
+from redif_ray.pipeline import build
 from redif_ray.pipeline.cluster import connect
 from redif_ray.pipeline.plan import RoundPlan
 from redif_ray.pipeline.pool import Pool
@@ -49,7 +50,7 @@ def main() -> None:
     options = parser.parse_args()
     config = load("fashion_mnist", ["warm_start.rounds=0", "rollout.workers=2"])
     teacher = load_model(config.teacher.model)
-    plan = RoundPlan(config, teacher.num_classes)
+    plan = RoundPlan(config, build.conditions(config, teacher))
     shards = [shard for round in range(options.shards) for shard in plan.shards(round)][: options.shards]
     with connect(config):
         store = ray.remote(WeightStore).options(num_cpus=0).remote()

@@ -93,8 +93,14 @@ class Exploration(Strict):
 
 
 class Conditions(Strict):
-    kind: Literal["auto", "none", "class"] = Field("auto", description="auto: classes if the teacher has them")
+    kind: Literal["auto", "none", "class", "text"] = Field("auto", description="auto: what the teacher is told")
     classes: tuple[int, ...] | None = Field(None, min_length=1, description="draw only these; None: all")
+    source: str | None = Field(
+        None,
+        description="captions or labels: .txt, .jsonl, .parquet, a folder, a URI, a shipped list; None: shipped prompts",
+    )
+    column: str | None = Field(None, description="column of the source; None: caption, text or prompt; label or class")
+    held_out: Fraction = Field(0.1, description="share of the captions that only the final evaluation sees")
     pool: int | None = Field(None, gt=0, description="number of distinct training groups; None: never repeats")
 
 

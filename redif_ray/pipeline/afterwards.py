@@ -37,14 +37,11 @@ def evaluate(run: Path, overrides: list[str], *, checkpoint: str, console: Conso
         assign(tree, *parse_override(text))
     tree["tracking"]["uri"] = "off"
     config = validate(tree)
-    with (
-        stop_requests() as stop,
-        RunFolder.reopen(run) as folder,
-        connect(config),
-        session(config, folder, stop) as opened,
-    ):
-        opened.ready()
-        measured = measure(opened, weights, version, Accounts(config, opened.teacher))
+    with stop_requests() as stop, RunFolder.reopen(run) as folder:
+        conditions = folder.conditions() or build.conditions(config, load_model(config.teacher.model))
+        with connect(config), session(config, conditions, folder, stop) as opened:
+            opened.ready()
+            measured = measure(opened, weights, version, Accounts(config, opened.teacher))
         name = f"evaluation-{config.evaluation.held_out}.json"
         found = {**measured.fields, "notes": measured.notes}
         folder.write(name, json.dumps(found, indent=1) + "\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from redif_ray.config import Config, Student
+from redif_ray.data.conditions import Conditions, load_conditions
 from redif_ray.data.targets import TargetStore
 from redif_ray.diffusion import schedules
 from redif_ray.diffusion.schedules import Schedule
@@ -42,6 +44,17 @@ def phase_stds(schedule: Schedule, config: Config, phase: Phase) -> Tensor:
         return torch.zeros(schedule.steps, dtype=torch.float64)
     e = config.exploration
     return schedule.stds(e.eta, e.kind, e.last_step)
+
+
+def conditions(config: Config, model: DiffusionModel, captions: Sequence[str] | None = None) -> Conditions:
+    """captions: instead of those that the configuration names."""
+    return load_conditions(
+        config.conditions,
+        num_classes=model.num_classes,
+        captions=model.takes_captions,
+        seed=config.run.seed,
+        given=captions,
+    )
 
 
 def predictor(model: DiffusionModel, encoded: dict[str, Tensor], guidance: float) -> Predict:

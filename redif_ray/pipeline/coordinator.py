@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from redif_ray.config import Config
+from redif_ray.data.conditions import Conditions
 from redif_ray.diffusion.noise import Stream
 from redif_ray.pipeline.plan import RoundPlan
 from redif_ray.pipeline.pool import Pool
@@ -31,10 +32,10 @@ class RoundData:
 
 class Coordinator:
     def __init__(
-        self, config: Config, num_classes: int | None, weights: Any, rollout: list[Any], reward: list[Any]
+        self, config: Config, conditions: Conditions, weights: Any, rollout: list[Any], reward: list[Any]
     ) -> None:
         self.weights = weights
-        self.plan = RoundPlan(config, num_classes)
+        self.plan = RoundPlan(config, conditions)
         self.rollout, self.reward = Pool("rollout", rollout), Pool("reward", reward)
         self.rounds: dict[tuple[Any, ...], asyncio.Future[Any]] = {}
         self.stopping = False

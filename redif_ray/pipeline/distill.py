@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from redif_ray.config import Config
+from redif_ray.data.conditions import Conditions
 from redif_ray.pipeline import calibrate, estimate
 from redif_ray.pipeline.cluster import connect
 from redif_ray.pipeline.finish import finish
@@ -21,19 +24,23 @@ from redif_ray.pipeline.train import training
 from redif_ray.tracking import Tracker, TrackingError, flatten, git_commit, tracking_uri
 
 
-def distill(config: Config, *, resume: bool = False, console: Console | None = None) -> Path:
+def distill(
+    config: Config, *, captions: Iterable[str] | Any = None, resume: bool = False, console: Console | None = None
+) -> Path:
     """Run the job to its end and return the run folder.
 
+    captions: instead of those of `conditions.source`: texts, or a Ray Data dataset with a column of them.
     Raises UserError (ConfigError, RunError, CheckpointError and the like) with nothing of the user's lost, and
     Interrupted after Ctrl-C or SIGTERM.
     """
     with stop_requests() as stop:
         config = absolute(config)
-        preflight(config)
+        conditions = preflight(config, _texts(captions, config.conditions.column or "caption"))
         stop.check()
         folder = RunFolder.open(config, resume=resume)
         try:
-            return _distill(config, folder, stop, console or Console())
+            folder.keep_conditions(conditions)
+            return _distill(config, conditions, folder, stop, console or Console())
         except Interrupted:
             _close_tracking(config, folder, "KILLED")
             raise
@@ -46,13 +53,19 @@ def distill(config: Config, *, resume: bool = False, console: Console | None = N
             folder.close()
 
 
-def _distill(config: Config, folder: RunFolder, stop: StopRequest, console: Console) -> Path:
+def _texts(given: Any, column: str) -> Sequence[str] | None:
+    if given is None:
+        return None
+    return [row[column] for row in given.iter_rows()] if hasattr(given, "iter_rows") else list(given)
+
+
+def _distill(config: Config, conditions: Conditions, folder: RunFolder, stop: StopRequest, console: Console) -> Path:
     latest_checkpoint(folder.path / "checkpoints")
-    expected = estimate.estimate(config)
+    expected = estimate.estimate(config, conditions)
     console.print(estimate.table(expected))
     _open_tracking(config, folder)
     started = time.monotonic()
-    with connect(config), session(config, folder, stop) as run:
+    with connect(config), session(config, conditions, folder, stop) as run:
         with training(run) as fit:
             run.ready()
             run.coordinator.begin.remote(calibrate.calibration(run, console))
@@ -71,6 +84,9 @@ def absolute(config: Config) -> Config:
     tree["run"]["root"] = str(Path(config.run.root).resolve())
     if config.teacher.store:
         tree["teacher"]["store"] = str(Path(config.teacher.store).resolve())
+    source = config.conditions.source
+    if source and Path(source).exists():
+        tree["conditions"]["source"] = str(Path(source).resolve())
     for section, key in (("teacher", "model"), ("evaluation", "judge")):
         if Path(tree[section][key]).is_dir():
             tree[section][key] = str(Path(tree[section][key]).resolve())

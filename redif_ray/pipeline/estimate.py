@@ -12,7 +12,9 @@ import torch
 from rich.table import Table
 
 from redif_ray.config import Config
+from redif_ray.data.conditions import Conditions
 from redif_ray.diffusion import solvers
+from redif_ray.diffusion.noise import Stream
 from redif_ray.models.protocol import DiffusionModel
 from redif_ray.models.registry import load_model
 from redif_ray.models.student import make_student, trainable
@@ -39,10 +41,10 @@ class Estimate:
     forward_ms: float
 
 
-def estimate(config: Config) -> Estimate:
+def estimate(config: Config, conditions: Conditions) -> Estimate:
     torch.set_num_threads(1)
     teacher = load_model(config.teacher.model)
-    plan = RoundPlan(config, teacher.num_classes)
+    plan = RoundPlan(config, conditions)
     work = _work(config, teacher, plan)
     forward = {cores: _forward_seconds(teacher, plan, cores) for cores in {1, *(cores for _, cores in work.values())}}
     seconds = {name: calls * forward[cores] / cores for name, (calls, cores) in work.items()}
@@ -108,7 +110,7 @@ def _forward_seconds(
 ) -> float:
     """Seconds of one network call on one image, on each of `together` cores at work: they share caches and memory."""
     x = torch.zeros(batch, *teacher.latent_shape)
-    predict = build.predictor(teacher, teacher.encode([plan.condition(i) for i in range(batch)]), 1.0)
+    predict = build.predictor(teacher, teacher.encode([plan.conditions.of(Stream.TRAIN, i) for i in range(batch)]), 1.0)
     level = teacher.process.noisiest()
 
     @torch.no_grad()

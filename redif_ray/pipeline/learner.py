@@ -36,7 +36,7 @@ from redif_ray.pipeline import build
 from redif_ray.pipeline.accounting import Accounts
 from redif_ray.pipeline.coordinator import RoundData
 from redif_ray.pipeline.judging import judge_of
-from redif_ray.pipeline.plan import RoundPlan
+from redif_ray.pipeline.plan import Phases
 from redif_ray.pipeline.rounds import RoundUpdate
 from redif_ray.pipeline.run_folder import latest_checkpoint, prune_checkpoints
 from redif_ray.pipeline.train import Outcome
@@ -59,7 +59,7 @@ class Learner:
         self.teacher = teacher = load_model(config.teacher.model, device=build.device(int(config.learner.gpu)))
         self.student = make_student(teacher, config.student.lora)
         self.parameters = trainable(self.student)
-        self.plan = RoundPlan(config, teacher.num_classes)
+        self.plan = Phases(config)
         self.accounts = Accounts(config, teacher)
         self.running = RunningStatistics()
         self.update = RoundUpdate(config, self.student, teacher, self.running, rank, world, self._all_reduce)

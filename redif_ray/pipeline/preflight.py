@@ -2,34 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from redif_ray.config import Config, ConfigError
+from redif_ray.data.conditions import Conditions
 from redif_ray.evaluation.judge import load_judge
 from redif_ray.evaluation.random_features import NAME
 from redif_ray.export import require_exportable
+from redif_ray.models.protocol import DiffusionModel, ModelError
 from redif_ray.models.registry import load_model
 from redif_ray.models.student import make_student
 from redif_ray.pipeline import build
-from redif_ray.pipeline.plan import RoundPlan
 
 
-def preflight(config: Config) -> None:
-    """Build once what the workers will build. Raises UserError naming the key."""
+def preflight(config: Config, captions: Sequence[str] | None = None) -> Conditions:
+    """Build once what the workers will build; what the run draws is answered. Raises UserError naming the key."""
     teacher = load_model(config.teacher.model)
     require_exportable(teacher)
     make_student(teacher, config.student.lora)
-    RoundPlan(config, teacher.num_classes)
+    conditions = build.conditions(config, teacher, captions)
     try:
         build.student_schedule(teacher, config.student)
         build.teacher_schedule(teacher, config)
     except ValueError as error:
         raise ConfigError(f"student.schedule or teacher.schedule: {error}") from error
     for key, guidance in (("student", config.student.guidance), ("teacher", config.teacher.guidance)):
-        if guidance != 1 and teacher.num_classes is None:
-            raise ConfigError(f"{key}.guidance={guidance}: the teacher is unconditional; expected 1")
+        _check_guidance(key, guidance, teacher, conditions)
     rewards = build.rewards(config, teacher, "cpu")
     if config.method == "draft":
         rewards.require_differentiable("method=draft")
     _check_judge(config, teacher.image_shape)
+    return conditions
+
+
+def _check_guidance(key: str, guidance: float, teacher: DiffusionModel, conditions: Conditions) -> None:
+    if guidance == 1:
+        return
+    if conditions.training == (None,):
+        raise ConfigError(f"{key}.guidance={guidance}: the teacher is sampled without conditions; expected 1")
+    try:
+        teacher.null_conditions(1)
+    except ModelError as error:
+        raise ConfigError(f"{key}.guidance={guidance}: {error}") from error
 
 
 def _check_judge(config: Config, image_shape: tuple[int, ...]) -> None:

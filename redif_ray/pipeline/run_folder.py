@@ -12,6 +12,7 @@ from typing import IO, Any
 
 from redif_ray.checkpoint import MANIFEST, CheckpointError
 from redif_ray.config import Config, ConfigError, dump, read_yaml, validate
+from redif_ray.data.conditions import Conditions
 from redif_ray.errors import Notice, UserError
 
 # What may differ when a run is resumed: where and with how many hands the work is done, not what is computed.
@@ -26,6 +27,7 @@ FREE = (
     "checkpoint",
     "tracking.uri",
 )
+CONDITIONS = "conditions.json"
 BEFORE_CONFIG = {".lock", "checkpoints", ".config.yaml.partial"}  # all that a start cut short at once leaves behind
 
 
@@ -99,6 +101,26 @@ class RunFolder:
         except OSError as error:
             partial.unlink(missing_ok=True)
             raise RunError(f"cannot write {self.path / name}: {error}; free space and try again") from error
+
+    def keep_conditions(self, conditions: Conditions) -> None:
+        """Write down what the run draws, or find that a resumed run draws the same. Raises RunError."""
+        known = self.conditions()
+        if known is None:
+            self.write(CONDITIONS, conditions.to_json())
+        elif known != conditions:
+            raise RunError(
+                f"the conditions are not those that {self.path} was started with, which are kept in {CONDITIONS}: "
+                f"{len(conditions.training)} for training and {len(conditions.held_out)} held out now, "
+                f"{len(known.training)} and {len(known.held_out)} then; restore conditions.source as it was"
+            )
+
+    def conditions(self) -> Conditions | None:
+        """What the run draws; None where nothing is written down yet."""
+        path = self.path / CONDITIONS
+        try:
+            return Conditions.from_json(path.read_text()) if path.exists() else None
+        except (ValueError, KeyError, TypeError) as error:
+            raise RunError(f"{path} is corrupt ({error}); start the run again under another run.name") from error
 
     @property
     def state(self) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import ray
 import torch
 
 from redif_ray.config import Config
+from redif_ray.data.conditions import Conditions
 from redif_ray.diffusion.noise import Stream
 from redif_ray.models.protocol import DiffusionModel
 from redif_ray.models.registry import load_model
@@ -66,7 +67,7 @@ class Session:
 
 
 @contextmanager
-def session(config: Config, folder: RunFolder, stop: StopRequest) -> Iterator[Session]:
+def session(config: Config, conditions: Conditions, folder: RunFolder, stop: StopRequest) -> Iterator[Session]:
     """Start the actors of a run, and stop them at the end; the driver must be connected to Ray.
 
     They load while the caller goes on; see `Session.ready`.
@@ -74,7 +75,7 @@ def session(config: Config, folder: RunFolder, stop: StopRequest) -> Iterator[Se
     stop.listen()  # again: Ray took SIGTERM for itself
     torch.set_num_threads(1)
     teacher = load_model(config.teacher.model)
-    plan = RoundPlan(config, teacher.num_classes)
+    plan = RoundPlan(config, conditions)
     weights = ray.remote(WeightStore).options(num_cpus=0).remote()
     writer = (
         ray.remote(MetricsWriter)
@@ -102,7 +103,7 @@ def session(config: Config, folder: RunFolder, stop: StopRequest) -> Iterator[Se
     coordinator = (
         ray.remote(Coordinator)
         .options(num_cpus=0, max_concurrency=100)
-        .remote(config, teacher.num_classes, weights, rollout, reward)
+        .remote(config, conditions, weights, rollout, reward)
     )
     actors = [*rollout, *reward, coordinator, weights, writer]
     try:

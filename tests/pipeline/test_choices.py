@@ -17,6 +17,7 @@ from redif_ray.config import Learner, Regulariser, load
 from redif_ray.learning.advantages import RunningStatistics
 from redif_ray.models.registry import load_model
 from redif_ray.models.student import get_weights, make_student, set_weights, trainable
+from redif_ray.pipeline import build
 from redif_ray.pipeline.plan import RoundPlan
 from redif_ray.pipeline.reward import TeacherRewardWorker
 from redif_ray.pipeline.rollout import StudentRolloutWorker
@@ -51,7 +52,7 @@ def trained(*overrides: str) -> str:
     rollout, reward = HereRolloutWorker("rollout-0", config), TeacherRewardWorker("reward-0", config)
     update = RoundUpdate(config, student, teacher, RunningStatistics(), 0, 1, lambda _: None)
     optimizer = torch.optim.AdamW(trainable(student).values(), lr=config.learner.lr)
-    plan = RoundPlan(config, teacher.num_classes)
+    plan = RoundPlan(config, build.conditions(config, teacher))
     for round in range(plan.rounds):
         metas, parts = [], {}
         for shard in plan.shards(round):

@@ -3,11 +3,14 @@ from __future__ import annotations
 import pytest
 
 from redif_ray.config import load
+from redif_ray.data.conditions import Conditions
 from redif_ray.pipeline.estimate import estimate
+
+CLASSES = Conditions(tuple(range(10)), tuple(range(10)))
 
 
 def test_rounds_share_the_seconds_of_their_phase() -> None:
-    found = estimate(load("smoke"))
+    found = estimate(load("smoke"), CLASSES)
     seconds = found.seconds
     assert found.round_seconds["warm_start"] == seconds["warm start"] + seconds["warm start, update"]
     assert 3 * found.round_seconds["policy"] == pytest.approx(seconds["rollout and rewards"] + seconds["update"])
@@ -15,7 +18,7 @@ def test_rounds_share_the_seconds_of_their_phase() -> None:
 
 def test_work_counted_by_hand() -> None:
     """Regression alone: 10 rounds of 48 rows, 4 steps, jumps of 3; the update is a forward and 1.9 for its backward."""
-    found = estimate(load("fashion_mnist", ["method=sfd", "warm_start.rounds=10", "learner.threads=1"]))
+    found = estimate(load("fashion_mnist", ["method=sfd", "warm_start.rounds=10", "learner.threads=1"]), CLASSES)
     rows, call = 10 * 48 * 4, found.forward_ms / 1e3
     assert set(found.round_seconds) == {"warm_start"}
     assert found.seconds["warm start, update"] == pytest.approx(rows * 2.9 * call)

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from redif_ray.config import Config, ConfigError, load
+from redif_ray.config import Config, load
+from redif_ray.data.conditions import load_conditions
 from redif_ray.diffusion.noise import Stream
 from redif_ray.pipeline.plan import RoundPlan
 from redif_ray.types import Shard
@@ -20,8 +21,10 @@ def config(*overrides: str) -> Config:
     return found
 
 
-def plan(*overrides: str, classes: int | None = 10) -> RoundPlan:
-    return RoundPlan(config(*overrides), classes)
+def plan(*overrides: str) -> RoundPlan:
+    found = config(*overrides)
+    drawn = load_conditions(found.conditions, num_classes=10, captions=False, seed=found.run.seed)
+    return RoundPlan(found, drawn)
 
 
 def groups(plan: RoundPlan, *rounds: int) -> list[int]:
@@ -124,32 +127,3 @@ def test_a_group_keeps_its_condition_when_the_pool_revisits_it() -> None:
         for group, condition in zip(shard.groups, shard.conditions, strict=True):
             seen.setdefault(group, set()).add(condition)
     assert set(seen) == set(range(7)) and all(len(conditions) == 1 for conditions in seen.values())
-
-
-@pytest.mark.parametrize(
-    ("override", "classes", "expected"),
-    [
-        ("conditions.kind=auto", 3, [0, 1, 2, 0]),
-        ("conditions.kind=class", 3, [0, 1, 2, 0]),
-        ("conditions.kind=auto", None, [None] * 4),
-        ("conditions.kind=none", 3, [None] * 4),
-        ("conditions.classes=[2, 0]", 3, [2, 0, 2, 0]),
-    ],
-)
-def test_conditions(override: str, classes: int | None, expected: list[int | None]) -> None:
-    found = plan(override, classes=classes)
-    assert [found.condition(g) for g in range(4)] == expected
-
-
-@pytest.mark.parametrize(
-    ("overrides", "classes", "pattern"),
-    [
-        (["conditions.kind=class"], None, "conditions.kind=class: .* is unconditional; expected auto or none"),
-        (["conditions.classes=[1]"], None, r"conditions.classes=\[1\]: the model is sampled without classes"),
-        (["conditions.kind=none", "conditions.classes=[1]"], 10, r"classes=\[1\]: .* set conditions.kind=class"),
-        (["conditions.classes=[1, 10, -1]"], 10, r"conditions.classes=\[10, -1\]: expected values in 0..9"),
-    ],
-)
-def test_conditions_that_the_teacher_does_not_have(overrides: list[str], classes: int | None, pattern: str) -> None:
-    with pytest.raises(ConfigError, match=pattern):
-        plan(*overrides, classes=classes)

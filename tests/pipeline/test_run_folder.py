@@ -9,6 +9,7 @@ import pytest
 
 from redif_ray.checkpoint import CheckpointError, save_checkpoint
 from redif_ray.config import Config, ConfigError, load
+from redif_ray.data.conditions import Conditions
 from redif_ray.errors import UserError
 from redif_ray.pipeline.run_folder import (
     RunError,
@@ -186,6 +187,22 @@ def test_state_is_kept(config: Any, started: Path) -> None:
     with pytest.raises(RunError, match=f"{started}/run.json is corrupt"):
         _ = again.state
     again.close()
+
+
+def test_a_resumed_run_draws_the_same_conditions(config: Any, started: Path) -> None:
+    drawn = Conditions(("a cat", "a dog", "ein Gruß"), ("a bird",), seed=3)
+    folder = RunFolder.open(config(), resume=True)
+    assert folder.conditions() is None
+    folder.keep_conditions(drawn)
+    folder.keep_conditions(drawn)
+    assert folder.conditions() == drawn
+    with pytest.raises(RunError, match=r"kept in conditions.json: 2 for training and 1 held out now, 3 and 1 then"):
+        folder.keep_conditions(Conditions(("a cat", "a dog"), ("a bird",), seed=3))
+    assert folder.conditions() == drawn
+    (started / "conditions.json").write_text('{"training": []}')
+    with pytest.raises(RunError, match=f"{started}/conditions.json is corrupt"):
+        folder.conditions()
+    folder.close()
 
 
 def test_the_newest_checkpoint(tmp_path: Path) -> None:
