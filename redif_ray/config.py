@@ -97,7 +97,7 @@ class Conditions(Strict):
     classes: tuple[int, ...] | None = Field(None, min_length=1, description="draw only these; None: all")
     source: str | None = Field(
         None,
-        description="captions or labels: .txt, .jsonl, .parquet, a folder, a URI, a shipped list; None: shipped prompts",
+        description="captions or labels: .txt, .jsonl, .parquet, folder, URI or shipped list; None: shipped prompts",
     )
     column: str | None = Field(None, description="column of the source; None: caption, text or prompt; label or class")
     held_out: Fraction = Field(0.1, description="share of the captions that only the final evaluation sees")

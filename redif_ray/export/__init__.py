@@ -1,5 +1,5 @@
 """A student as a diffusers folder that others load without this package."""
 
-from redif_ray.export.student import export_student, require_exportable
+from redif_ray.export.student import export_student, recipe
 
-__all__ = ["export_student", "require_exportable"]
+__all__ = ["export_student", "recipe"]

@@ -11,15 +11,16 @@ import torch
 from diffusers import EulerDiscreteScheduler
 
 from redif_ray.diffusion.schedules import Schedule
-from redif_ray.export.sampler import Sampler, timesteps
+from redif_ray.export.recipe import timesteps
+from redif_ray.export.sampler import Sampler
 from redif_ray.models.pixel import PixelModel
-from redif_ray.models.protocol import ModelError
+from redif_ray.models.protocol import DiffusionModel, ModelError
 
 BETAS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
 
 
 def euler_sampler(student: PixelModel, schedule: Schedule) -> Sampler:
-    scheduler = _scheduler(student, schedule)
+    scheduler = euler_scheduler(student, schedule)
     clip = "" if student.clip is None else f".clamp(-{student.clip}, {student.clip})"
     return Sampler(
         scheduler,
@@ -36,7 +37,7 @@ def euler_sampler(student: PixelModel, schedule: Schedule) -> Sampler:
     )  # fmt: skip
 
 
-def _scheduler(student: PixelModel, schedule: Schedule) -> Any:
+def euler_scheduler(student: DiffusionModel, schedule: Schedule) -> Any:
     """Euler's scheduler on the teacher's betas, set to the schedule; its sigma is our sigma / alpha.
 
     With spacing `trailing` it starts at sigma_T eps; the other spacings start at sqrt(sigma_T^2 + alpha_T^2) eps.

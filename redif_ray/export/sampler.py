@@ -1,11 +1,11 @@
-"""What an exported folder says of sampling: a scheduler of diffusers, the student's levels, Python that uses both."""
+"""Models of pixels: Python that samples the student with its network and a scheduler of diffusers, step by step."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
-from redif_ray.diffusion.schedules import Schedule
+from redif_ray.export.recipe import Recipe
 from redif_ray.models.pixel import PixelModel
 
 SHOWN = 4  # images that the card's code makes
@@ -25,7 +25,11 @@ class Sampler:
     result: str  # the image, in [-1, 1]
 
 
-def code(student: PixelModel, sampler: Sampler, guidance: float) -> str:
+def pixel_recipe(student: PixelModel, sampler: Sampler, guidance: float) -> Recipe:
+    return Recipe(sampler.scheduler, sampler.sigmas, _code(student, sampler, guidance))
+
+
+def _code(student: PixelModel, sampler: Sampler, guidance: float) -> str:
     """Python that samples the folder with torch and diffusers alone, at most 15 lines.
 
     Its update is Euler's without the difference sigma' - sigma, which in float32 loses three digits from sigma = 2e4.
@@ -49,12 +53,6 @@ def code(student: PixelModel, sampler: Sampler, guidance: float) -> str:
         "    x = x0 + (x - x0) * following / sigma",
         f"images = ({sampler.result} / 2 + 0.5).clamp(0, 1)",
     ])
-
-
-def timesteps(schedule: Schedule) -> list[float]:
-    """What the network is told, whole numbers as such."""
-    times = schedule.levels.timestep[:-1].tolist()
-    return [int(t) if t == int(t) else t for t in times]
 
 
 def _network_lines(student: PixelModel, guidance: float, told: str) -> tuple[list[str], list[str]]:

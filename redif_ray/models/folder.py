@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from redif_ray.diffusion.levels import FlowMatching, VariancePreserving
 from redif_ray.models.protocol import ModelError
+from redif_ray.models.quiet import quiet
 
 INDEX = "model_index.json"
 LIBRARIES = {"diffusers": diffusers, "transformers": transformers}  # whose classes an index may name
@@ -75,9 +76,10 @@ def load_network(kind: Any, folder: Path, component: str) -> Any:
     theirs = issubclass(kind, PreTrainedModel)
     dtype = {"dtype" if theirs else "torch_dtype": torch.float32}
     try:
-        network, found = kind.from_pretrained(
-            folder / component, use_safetensors=True, output_loading_info=True, **dtype
-        )
+        with quiet():
+            network, found = kind.from_pretrained(
+                folder / component, use_safetensors=True, output_loading_info=True, **dtype
+            )
     except (OSError, ValueError, RuntimeError) as error:
         raise ModelError(
             f"{folder / component} cannot be loaded as a {kind.__name__} from safetensors: {error}; write .bin "

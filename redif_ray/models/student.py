@@ -16,6 +16,8 @@ from torch.nn import Module, Parameter
 from redif_ray.config import Lora
 from redif_ray.models.protocol import DiffusionModel, ModelError
 
+ADAPTER = "student"  # what peft calls the adapters
+
 
 def make_student(teacher: DiffusionModel, lora: Lora) -> DiffusionModel:
     """A copy of `teacher` that predicts the same, bit for bit, with its own trainable weights. The teacher is frozen.
@@ -43,7 +45,7 @@ def _add_adapters(network: Module, lora: Lora) -> None:
     config = LoraConfig(r=lora.rank, lora_alpha=alpha, target_modules=list(lora.targets))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # A is the same in every process; the published weights decide anyhow
-        inject_adapter_in_model(config, network, adapter_name="student")
+        inject_adapter_in_model(config, network, adapter_name=ADAPTER)
 
 
 def _leaf(name: str) -> str:
@@ -77,6 +79,10 @@ def set_weights(student: DiffusionModel, weights: Mapping[str, Tensor]) -> None:
             raise ModelError(f"weight {name} is not finite; lower learner.lr and resume from an earlier checkpoint")
     for name, parameter in own.items():
         parameter.copy_(weights[name])
+
+
+def has_adapters(student: DiffusionModel) -> bool:
+    return any(isinstance(module, LoraLayer) for module in student.network.modules())
 
 
 def merged(student: DiffusionModel) -> Any:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from redif_ray.models.protocol import DiffusionModel, Encoded, ModelError
+from redif_ray.models.quiet import quiet
 from redif_ray.types import Condition
 
 REMEMBERED = 256  # encoded captions
@@ -59,7 +60,8 @@ class TextModel(DiffusionModel):
         if condition not in self.known:
             if len(self.known) >= REMEMBERED:
                 self.known.pop(next(iter(self.known)))
-            self.known[condition] = self.encode_prompt(condition)
+            with quiet():
+                self.known[condition] = self.encode_prompt(condition)
         return self.known[condition]
 
 

@@ -8,7 +8,7 @@ from redif_ray.config import Config, ConfigError
 from redif_ray.data.conditions import Conditions
 from redif_ray.evaluation.judge import load_judge
 from redif_ray.evaluation.random_features import NAME
-from redif_ray.export import require_exportable
+from redif_ray.export import recipe
 from redif_ray.models.protocol import DiffusionModel, ModelError
 from redif_ray.models.registry import load_model
 from redif_ray.models.student import make_student
@@ -18,16 +18,16 @@ from redif_ray.pipeline import build
 def preflight(config: Config, captions: Sequence[str] | None = None) -> Conditions:
     """Build once what the workers will build; what the run draws is answered. Raises UserError naming the key."""
     teacher = load_model(config.teacher.model)
-    require_exportable(teacher)
     make_student(teacher, config.student.lora)
     conditions = build.conditions(config, teacher, captions)
     try:
-        build.student_schedule(teacher, config.student)
+        schedule = build.student_schedule(teacher, config.student)
         build.teacher_schedule(teacher, config)
     except ValueError as error:
         raise ConfigError(f"student.schedule or teacher.schedule: {error}") from error
     for key, guidance in (("student", config.student.guidance), ("teacher", config.teacher.guidance)):
         _check_guidance(key, guidance, teacher, conditions)
+    recipe(teacher, schedule, config.student.guidance)  # raises where the student could not be exported
     rewards = build.rewards(config, teacher, "cpu")
     if config.method == "draft":
         rewards.require_differentiable("method=draft")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from tiny_models import write_dit
-from tiny_pipelines import write_sd
+from tiny_pipelines import write_sd, write_sdxl
 
 from redif_ray.config import load
 from redif_ray.errors import UserError
@@ -48,9 +48,15 @@ def test_a_judge_of_other_images_is_named_with_what_to_use(tmp_path: Path) -> No
         distill(config)
 
 
-def test_a_teacher_whose_student_could_not_be_exported(tmp_path: Path) -> None:
-    config = load("smoke", [f"run.root={tmp_path}/runs", f"teacher.model={write_sd(tmp_path / 'teacher')}"])
-    with pytest.raises(UserError, match="can be loaded and sampled, but a student of it cannot be exported yet"):
+def test_a_student_that_diffusers_could_not_sample(tmp_path: Path) -> None:
+    teacher = write_sdxl(tmp_path / "teacher", clip_sample=True)
+    judge = "evaluation.judge=random-features"
+    config = load("smoke", [f"run.root={tmp_path}/runs", f"teacher.model={teacher}", judge])
+    with pytest.raises(UserError, match="clip_sample=true, and diffusers' Euler scheduler does not clip"):
+        distill(config)
+    teacher = write_sd(tmp_path / "other")
+    config = load("smoke", [f"run.root={tmp_path}/runs", f"teacher.model={teacher}", judge, "student.guidance=0.5"])
+    with pytest.raises(UserError, match=r"student.guidance=0.5: diffusers' pipelines guide above 1 only"):
         distill(config)
     assert not (tmp_path / "runs").exists()
 

@@ -1,0 +1,153 @@
+"""Text-to-image students: the card's code, diffusers alone, makes the image that the student makes."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from tiny_models import normal
+from tiny_pipelines import write_sd, write_sd3, write_sdxl
+from torch import Tensor
+
+from redif_ray.config import Lora
+from redif_ray.diffusion import schedules, solvers
+from redif_ray.diffusion.schedules import Schedule
+from redif_ray.export import export_student
+from redif_ray.export.adapters import FILE
+from redif_ray.export.pipeline import CAPTION
+from redif_ray.models.protocol import DiffusionModel, ModelError
+from redif_ray.models.registry import load_model
+from redif_ray.models.student import get_weights, make_student, set_weights
+
+UNET = Lora(rank=2, alpha=7.0, targets=("to_v", "conv1"))  # in a tiny one, attention alone changes little
+LORA = {"sd": UNET, "sdxl": UNET, "sd3": Lora(rank=2, alpha=7.0, targets=("to_q", "to_v"))}
+TIMES = {"sd": [999, 700, 350, 100], "sdxl": [999, 640, 350, 100], "sd3": [1000.0, 812.5, 400.25, 90.0]}
+EXACT = 1e-4  # of a pixel's range: both round in float32
+CLOSE = 3e-4  # where the pipeline decodes x / alpha, alpha = 0.9996
+
+
+def write(name: str, folder: Path) -> Path:
+    """sd stops at alphas_cumprod[0], as its scheduler is published; sdxl at 1."""
+    return {"sd": write_sd, "sdxl": lambda f: write_sdxl(f, set_alpha_to_one=True), "sd3": write_sd3}[name](folder)
+
+
+def trained(teacher: DiffusionModel, lora: Lora) -> DiffusionModel:
+    student = make_student(teacher, lora)
+    size = 1.0 if lora.rank else 0.1
+    moved = {k: w + size * normal(*w.shape, seed=i) for i, (k, w) in enumerate(get_weights(student).items())}
+    set_weights(student, moved)
+    return student
+
+
+def ours(model: DiffusionModel, schedule: Schedule, guidance: float) -> Tensor:
+    """The image of the card's caption and noise."""
+    unit = torch.randn(1, *model.latent_shape, generator=torch.Generator().manual_seed(0))
+    encoded = model.encode([CAPTION])
+    with torch.no_grad():
+        return model.decode(solvers.sample(
+            "euler", lambda x, at: model.predict(x, at, encoded, guidance=guidance), unit, schedule
+        ))[0]
+
+
+def blocks(folder: Path) -> list[str]:
+    found = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.S)
+    assert all(len(block.strip().splitlines()) <= 15 and "redif" not in block for block in found)
+    return found
+
+
+def run(code: str, folder: Path, monkeypatch: pytest.MonkeyPatch, **scope: Any) -> Tensor:
+    """The image of the card's code, as it is before it becomes 8 bits; the code as it stands must run too."""
+    with monkeypatch.context() as patch:
+        patch.chdir(folder)
+        exec(code, dict(scope))
+        assert (folder / "sample.png").is_file()
+        (folder / "sample.png").unlink()
+        floats: dict[str, Any] = dict(scope)
+        exec(code.replace("guidance_scale", 'output_type="pt", guidance_scale').replace("image.save", "#"), floats)
+    return floats["image"]
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Callable[..., tuple[DiffusionModel, Schedule, Path]]:
+    def make(name: str, lora: Lora, guidance: float) -> tuple[DiffusionModel, Schedule, Path]:
+        teacher = write(name, tmp_path / "teacher")
+        student = trained(load_model(teacher), lora)
+        schedule = schedules.explicit(student.process, TIMES[name])
+        export_student(
+            student, schedule, tmp_path / "student", name="tiny", guidance=guidance, teacher=teacher, summary=None
+        )
+        return student, schedule, tmp_path / "student"
+
+    return make
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.5])
+@pytest.mark.parametrize("adapted", [False, True], ids=["full", "lora"])
+@pytest.mark.parametrize("name", list(TIMES))
+def test_the_card_samples_what_the_student_does(
+    made: Callable[..., Any], name: str, adapted: bool, guidance: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    student, schedule, folder = made(name, LORA[name] if adapted else Lora(), guidance)
+    expected = ours(student, schedule, guidance)
+    found = run(blocks(folder)[0], folder, monkeypatch)
+    assert float(((found > 0) & (found < 1)).float().mean()) > 0.1  # decoding must not hide a difference
+    torch.testing.assert_close(found, expected, rtol=0, atol=CLOSE if name == "sd" else EXACT)
+    again, settings = load_model(folder), json.loads((folder / "redif.json").read_text())
+    torch.testing.assert_close(
+        ours(again, schedules.explicit(again.process, settings["timesteps"]), settings["guidance"]), expected,
+        rtol=0, atol=EXACT,
+    )  # fmt: skip
+    untrained = make_student(load_model(folder.parent / "teacher"), Lora())
+    assert float((ours(untrained, schedule, guidance) - expected).abs().max()) > 0.005
+
+
+@pytest.mark.parametrize("name", list(TIMES))
+def test_adapters_alone_beside_the_teacher(
+    made: Callable[..., Any], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """alpha is not the rank: without the file's metadata other images come out."""
+    student, schedule, folder = made(name, LORA[name], 2.5)
+    sampling, loading = blocks(folder)
+    code = re.sub(r"(?m)^pipe = .*\n", loading, sampling)
+    expected, teacher = ours(student, schedule, 2.5), str(folder.parent / "teacher")
+    atol = CLOSE if name == "sd" else EXACT
+    torch.testing.assert_close(run(code, folder, monkeypatch, TEACHER=teacher), expected, rtol=0, atol=atol)
+
+    with safe_open(folder / FILE, "pt") as opened:
+        assert json.loads(opened.metadata()["lora_adapter_metadata"])[f"{student.component}.lora_alpha"] == 7.0
+    save_file(load_file(folder / FILE), folder / FILE, metadata={"format": "pt"})
+    without = run(code, folder, monkeypatch, TEACHER=teacher)
+    assert float((without - expected).abs().max()) > 10 * atol
+
+
+def test_the_folder_is_the_whole_pipeline_and_nothing_that_could_be_a_pickle(tmp_path: Path) -> None:
+    teacher = write("sd", tmp_path / "teacher")
+    (teacher / "LICENSE").write_text("all rights\n")
+    (teacher / "README.md").write_text("---\nlicense: other\n---\n")
+    (teacher / "vae" / "diffusion_pytorch_model.bin").write_bytes(b"pickle")
+    student = trained(load_model(teacher), Lora())
+    schedule = schedules.explicit(student.process, TIMES["sd"])
+    export_student(student, schedule, tmp_path / "s", name="x", guidance=1.0, teacher=teacher, summary=None)
+    found = {str(p.relative_to(tmp_path / "s")) for p in (tmp_path / "s").rglob("*") if p.is_file()}
+    parts = {"text_encoder/model.safetensors", "vae/diffusion_pytorch_model.safetensors", "tokenizer/tokenizer.json"}
+    assert parts | {"LICENSE", "unet/diffusion_pytorch_model.safetensors"} <= found
+    assert not [name for name in found if name.endswith(".bin")] and FILE not in found
+    assert (tmp_path / "s" / "vae" / "config.json").read_bytes() == (teacher / "vae" / "config.json").read_bytes()
+    assert "license: other" in (tmp_path / "s" / "README.md").read_text()
+
+
+def test_what_a_pipeline_would_not_do(tmp_path: Path) -> None:
+    teacher = load_model(write_sdxl(tmp_path / "teacher", clip_sample=True))
+    schedule = schedules.explicit(teacher.process, TIMES["sdxl"])
+    with pytest.raises(ModelError, match="clip_sample=true, and diffusers' Euler scheduler does not clip"):
+        export_student(teacher, schedule, tmp_path / "s", name="x", guidance=2.0, teacher=None, summary=None)
+    with pytest.raises(ModelError, match=r"student.guidance=0: diffusers' pipelines guide above 1 only"):
+        export_student(teacher, schedule, tmp_path / "s", name="x", guidance=0.0, teacher=None, summary=None)
+    assert not (tmp_path / "s").exists()
