@@ -1,4 +1,7 @@
-"""The student as an MLflow model, from code: `predict` takes rows with a `seed` and, if it has classes, a `label`."""
+"""The student as an MLflow model, from code.
+
+`predict` takes rows with a `seed` and, if the student has classes, a `label`, or if it is told captions, a `caption`.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +23,18 @@ class Student(mlflow.pyfunc.PythonModel):
         index = json.loads((self.folder / "model_index.json").read_text())
         part = "transformer" if "transformer" in index else "unet"
         self.scheduler = index["scheduler"][1]
+        self.captions = "text_encoder" in index
+        if self.captions:
+            self.pipeline = getattr(diffusers, index["_class_name"]).from_pretrained(self.folder, use_safetensors=True)
+            self.pipeline.set_progress_bar_config(disable=True)
+            return
         self.network = getattr(diffusers, index[part][1]).from_pretrained(self.folder / part).eval()
 
     @torch.no_grad()
     def predict(self, context: Any, model_input: pd.DataFrame, params: Any = None) -> np.ndarray:
-        """Images [n, C, H, W] float32 in [0, 1], one a row of a data frame with columns `seed` and maybe `label`."""
+        """Images [n, C, H, W] float32 in [0, 1], one a row of a data frame with a column `seed` and the condition's."""
+        if self.captions:
+            return self._captions(model_input)
         scheduler = getattr(diffusers, self.scheduler).from_pretrained(self.folder / "scheduler")
         edm = self.scheduler == "EDMEulerScheduler"
         sigmas = times = torch.tensor(self.settings["sigmas"])
@@ -59,6 +69,16 @@ class Student(mlflow.pyfunc.PythonModel):
             # Euler's update without the difference of sigmas, which in float32 loses three digits from sigma = 2e4
             x = x0 + (x - x0) * following / sigma
         return (x / (sigmas[-1] ** 2 + 1) ** 0.5 / 2 + 0.5).clamp(0, 1).numpy()
+
+    def _captions(self, rows: pd.DataFrame) -> np.ndarray:
+        flow = self.scheduler == "FlowMatchEulerDiscreteScheduler"
+        levels = {"sigmas": self.settings["sigmas"][:-1]} if flow else {"timesteps": self.settings["timesteps"]}
+        generators = [torch.Generator().manual_seed(int(seed)) for seed in rows["seed"]]
+        images = self.pipeline(
+            list(rows["caption"]), generator=generators, guidance_scale=self.settings["guidance"], output_type="np",
+            **levels,
+        ).images
+        return np.ascontiguousarray(images.transpose(0, 3, 1, 2))
 
 
 mlflow.models.set_model(Student())

@@ -197,7 +197,7 @@ class Tracker:
                     name="student",
                     python_model=str(Path(__file__).with_name("mlflow_model.py")),
                     artifacts={"student": str(student)},
-                    pip_requirements=["torch", "diffusers", "numpy", "pandas"],
+                    pip_requirements=["torch", "diffusers", "transformers", "numpy", "pandas"],
                 )
         finally:
             mlflow.set_tracking_uri(previous)

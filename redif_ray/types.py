@@ -67,6 +67,7 @@ class Scored:
     terms: dict[str, np.ndarray]  # [R] each, raw; none in the warm start
     targets: np.ndarray | None  # [G, C, H, W] in [0, 1]: the teacher's image of each group; None in the warm start
     anchors: np.ndarray | None  # [N, R, *latent]: the teacher's jump from each visited state; None where no loss asks
+    images: np.ndarray | None = None  # [R, C, H, W] in [0, 1]: the student's, of a deployed shard
 
 
 @dataclass(frozen=True, slots=True)

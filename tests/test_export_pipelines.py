@@ -6,8 +6,11 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from safetensors import safe_open
@@ -22,6 +25,7 @@ from redif_ray.diffusion.schedules import Schedule
 from redif_ray.export import export_student
 from redif_ray.export.adapters import FILE
 from redif_ray.export.pipeline import CAPTION
+from redif_ray.mlflow_model import Student
 from redif_ray.models.protocol import DiffusionModel, ModelError
 from redif_ray.models.registry import load_model
 from redif_ray.models.student import get_weights, make_student, set_weights
@@ -125,6 +129,16 @@ def test_adapters_alone_beside_the_teacher(
     save_file(load_file(folder / FILE), folder / FILE, metadata={"format": "pt"})
     without = run(code, folder, monkeypatch, TEACHER=teacher)
     assert float((without - expected).abs().max()) > 10 * atol
+
+
+@pytest.mark.parametrize("name", ["sdxl", "sd3"])
+def test_the_model_for_mlflow_samples_alike(made: Callable[..., Any], name: str) -> None:
+    student, schedule, folder = made(name, Lora(), 2.5)
+    model = Student()
+    model.load_context(SimpleNamespace(artifacts={"student": str(folder)}))
+    found = model.predict(None, pd.DataFrame({"seed": [3, 0], "caption": ["a cat", CAPTION]}))
+    assert found.shape == (2, *student.image_shape) and found.dtype == np.float32
+    np.testing.assert_allclose(found[1], ours(student, schedule, 2.5).numpy(), rtol=0, atol=EXACT)
 
 
 def test_the_folder_is_the_whole_pipeline_and_nothing_that_could_be_a_pickle(tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ class Learner:
             return Outcome(self.round, True, self.accounts.ledger.state())
         if self.rank == 0:
             judge = judge_of(self.config, self.coordinator, self.config.validation.groups, self.accounts)
-            self.validator = Validator(self.config, self.teacher, calibration, judge)
+            self.validator = Validator(self.config, calibration, judge)
         restored = self._restore()
         self._publish("policy", get_weights(self.student))  # first of all: other ranks' rounds wait for it
         if self.validator is not None and not restored:

@@ -66,9 +66,9 @@ class TeacherRewardWorker:
         if shard.phase == "policy" and self.config.learner.anchor.weight > 0:
             anchors, cost = self._anchors(shard, trajectories)
             work.append(cost)
-        return Meta(shard, self.name, tuple(work), terms=terms, teacher_terms=best), Scored(
-            shard, terms, targets, anchors
-        )
+        images = student.cpu().numpy() if shard.phase == "deploy" else None
+        scored = Scored(shard, terms, targets, anchors, images)
+        return Meta(shard, self.name, tuple(work), terms=terms, teacher_terms=best), scored
 
     def sample(
         self, shard: Shard, solver: str, schedule: str, steps: int, guidance: float

@@ -7,9 +7,7 @@ from typing import Any
 
 import numpy as np
 import ray
-import torch
 
-from redif_ray.models.protocol import DiffusionModel
 from redif_ray.types import Condition, Meta
 
 
@@ -24,13 +22,11 @@ class Samples:
     metas: list[Meta]
 
 
-def collect(teacher: DiffusionModel, data: Any) -> Samples:
-    """Fetch and decode what `Coordinator.deploy` answered."""
-    pairs = [ray.get(list(references)) for _, references in data.references]
-    final = [torch.from_numpy(trajectories.latents[-1].copy()) for trajectories, _ in pairs]
-    scored = [score for _, score in pairs]
+def collect(data: Any) -> Samples:
+    """Fetch what `Coordinator.deploy` answered."""
+    scored = ray.get([score for _, (_, score) in data.references])
     return Samples(
-        images=torch.cat([teacher.decode(x) for x in final]).numpy(),
+        images=np.concatenate([s.images for s in scored if s.images is not None]),
         targets=np.concatenate([s.targets for s in scored if s.targets is not None]),
         conditions=[c for s in scored for c in s.shard.conditions],
         terms={name: np.concatenate([s.terms[name] for s in scored]) for name in scored[0].terms},

@@ -63,7 +63,7 @@ class Session:
     def sample(self, stream: Stream, count: int, key: str, *, round: int = 0) -> Samples:
         """The student with weights `key` as deployed, beside the teacher, on the first `count` groups of a stream."""
         data = self.get(self.coordinator.deploy.remote(int(stream), count, round, key))
-        return collect(self.teacher, data)
+        return collect(data)
 
 
 @contextmanager

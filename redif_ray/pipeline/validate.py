@@ -10,7 +10,6 @@ from redif_ray.evaluation.features import Draw, shuffled
 from redif_ray.evaluation.grids import tile
 from redif_ray.evaluation.judge import Judge
 from redif_ray.evaluation.prdc import prdc
-from redif_ray.models.protocol import DiffusionModel
 from redif_ray.pipeline.coordinator import RoundData
 from redif_ray.pipeline.samples import collect
 
@@ -21,15 +20,15 @@ GRID = 8
 class Validator:
     """Scores what `Coordinator.deploy` answers on the validation noises. `start_recall` is the untrained student's."""
 
-    def __init__(self, config: Config, teacher: DiffusionModel, calibration: Calibration, judge: Judge) -> None:
-        self.config, self.teacher, self.calibration = config, teacher, calibration
+    def __init__(self, config: Config, calibration: Calibration, judge: Judge) -> None:
+        self.config, self.calibration = config, calibration
         self.scales = reward_scales(config, calibration)
         self.judge = judge
         self.start_recall = 0.0
 
     def __call__(self, data: RoundData) -> tuple[dict[str, float], np.ndarray]:
         """({"validation/reward", "validation/recall", "validation/<term>"}, picture [H, W, C] uint8)."""
-        samples = collect(self.teacher, data)
+        samples = collect(data)
         means = {name: float(values.mean()) for name, values in samples.terms.items()}
         reward = sum(self.config.reward.terms[n].weight * value / self.scales[n] for n, value in means.items())
         features = self.judge.embed(torch.from_numpy(samples.images))
