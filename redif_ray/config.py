@@ -67,6 +67,13 @@ class Teacher(Strict):
     store: str | None = Field(None, description="folder of teacher targets shared between runs; None: <root>/.targets")
 
 
+class Networks(Strict):
+    precision: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32", description="what networks compute in; latents, means, densities and trained weights stay float32"
+    )
+    compile: bool = Field(False, description="torch.compile the denoising networks: minutes at start, on a GPU faster")
+
+
 class Lora(Strict):
     rank: int = Field(0, ge=0, description="0 trains all weights")
     alpha: float | None = Field(None, gt=0, description="scale alpha / rank; None: alpha = rank")
@@ -183,6 +190,7 @@ class Learner(Strict):
     max_grad_norm: float = Field(1.0, gt=0)
     ema: float = Field(0.0, ge=0, lt=1, description="decay of the averaged student; 0 deploys the raw weights")
     microbatch: Positive = Field(64, description="pairs a forward and backward pass: memory, not mathematics")
+    checkpointing: bool = Field(False, description="compute activations again in the backward pass: memory for time")
     regulariser: Regulariser = Regulariser()
     anchor: Anchor = Anchor()
     cpus: float = Field(1, ge=0)
@@ -227,6 +235,7 @@ class Config(Strict):
     ray: Ray = Ray()
     teacher: Teacher = Teacher()
     student: Student = Student()
+    networks: Networks = Networks()
     conditions: Conditions = Conditions()
     exploration: Exploration = Exploration()
     rollout: Rollout = Rollout()

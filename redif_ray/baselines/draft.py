@@ -66,11 +66,11 @@ class DraftUpdater:
 
     def __init__(
         self, student: DiffusionModel, optimizer: torch.optim.Optimizer, schedule: Schedule, config: Config,
-        rewards: Rewards, *, all_reduce: AllReduce | None = None,
+        rewards: Rewards, *, all_reduce: AllReduce | None = None, loss_scale: float = 1.0,
     ) -> None:
         rewards.require_differentiable("method=draft")
         self.student, self.optimizer, self.schedule, self.config = student, optimizer, schedule, config
-        self.rewards, self.all_reduce = rewards, all_reduce
+        self.rewards, self.all_reduce, self.loss_scale = rewards, all_reduce, loss_scale
 
     def run(self, parts: Sequence[tuple[Shard, np.ndarray]], *, total: int, round: int, lr: float) -> dict[str, float]:
         """parts: this rank's shards with the teacher's images of their groups; total: groups of the whole round.
@@ -91,11 +91,12 @@ class DraftUpdater:
             self.optimizer.zero_grad(set_to_none=True)
             for r in rows.split(self.config.learner.microbatch):
                 losses = self._losses([groups[j] for j in r], [conditions[j] for j in r], targets[r])
-                (losses.sum() * count / total).backward()
+                (losses.sum() * count / total * self.loss_scale).backward()
                 loss += float(losses.detach().sum()) * count / total
                 reward -= float(losses.detach().sum())
             norms.append(optimiser_step(
-                self.optimizer, {"draft": loss}, self.config.learner.max_grad_norm, where, self.all_reduce
+                self.optimizer, {"draft": loss}, self.config.learner.max_grad_norm, where, self.all_reduce,
+                self.loss_scale,
             ))
         n, k = self.schedule.steps, self.config.draft.last_steps or self.schedule.steps
         return {

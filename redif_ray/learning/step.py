@@ -17,14 +17,16 @@ def optimiser_step(
     max_grad_norm: float,
     where: str,
     all_reduce: AllReduce | None = None,
+    loss_scale: float = 1.0,
 ) -> float:
     """Sum gradients over ranks, clip their norm, step; returns the norm before clipping and leaves no gradients.
 
+    loss_scale: what the loss was multiplied by before its gradients were taken; they are divided by it.
     Raises FloatingPointError, on every rank, where a loss or the norm is not finite; the weights stay as they were.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for p in parameters:  # a rank may hold no pair of a minibatch, and must sum the same tensors all the same
-        p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+        p.grad = torch.zeros_like(p) if p.grad is None else p.grad.div_(loss_scale)
     values = torch.tensor(list(losses.values()), dtype=torch.float64, device=parameters[0].device)
     if all_reduce is not None:
         all_reduce([*(p.grad for p in parameters if p.grad is not None), values])

@@ -40,6 +40,7 @@ class Updater:
         alone trains, which is the warm start: see `warm_start_learner`.
     reference: the policy that the regulariser pulls towards, needed unless its kind is none.
     all_reduce: needed for `world` > 1. Every rank calls it equally often, whatever rows it holds.
+    loss_scale: of the backward pass, undone before the step: what 16 bits would take for 0 stays a gradient.
 
     Policy-gradient pairs exist for S > 0 only. A deterministic step takes part through the anchor and the regulariser
     `mse`; it then does not dilute the other terms, which stay means over their own steps.
@@ -58,6 +59,7 @@ class Updater:
         rank: int = 0,
         world: int = 1,
         all_reduce: AllReduce | None = None,
+        loss_scale: float = 1.0,
     ) -> None:
         if stds.shape != (schedule.steps,):
             raise ValueError(f"stds have shape {list(stds.shape)}; expected [{schedule.steps}], one a step")
@@ -67,7 +69,7 @@ class Updater:
             raise ValueError(f"{world} ranks need an all_reduce")
         self.predict, self.optimizer, self.schedule, self.stds, self.config = predict, optimizer, schedule, stds, config
         self.ratio_tolerance, self.reference = ratio_tolerance, reference
-        self.rank, self.world, self.all_reduce = rank, world, all_reduce
+        self.rank, self.world, self.all_reduce, self.loss_scale = rank, world, all_reduce, loss_scale
         every = config.anchor.weight > 0 or config.regulariser.kind == "mse"
         self.steps = torch.arange(len(stds)) if every else torch.nonzero(stds > 0).flatten()
         if not len(self.steps):
@@ -123,13 +125,15 @@ class Updater:
         losses = dict.fromkeys(("policy", "regulariser", "anchor"), 0.0)
         for r, k in zip(rows.split(self.config.microbatch), steps.split(self.config.microbatch), strict=True):
             parts = self._losses(batch, r, k, sums)
-            torch.stack(list(parts.values())).sum().div(len(chosen)).backward()
+            torch.stack(list(parts.values())).sum().div(len(chosen)).mul(self.loss_scale).backward()
             for name, value in parts.items():
                 losses[name] += float(value.detach())
         for name, total in losses.items():
             sums[f"loss_{name}"] += total
         sums["pairs"] += len(rows)
-        return optimiser_step(self.optimizer, losses, self.config.max_grad_norm, where, self.all_reduce)
+        return optimiser_step(
+            self.optimizer, losses, self.config.max_grad_norm, where, self.all_reduce, self.loss_scale
+        )
 
     def _losses(self, batch: RoundBatch, rows: Tensor, steps: Tensor, sums: dict[str, float]) -> dict[str, Tensor]:
         """Sums over these pairs of each weighted part of the loss."""

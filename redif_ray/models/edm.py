@@ -29,7 +29,7 @@ class EDM(PixelUNet):
     sigma_data: float
 
     @classmethod
-    def load(cls, folder: Path) -> Self:
+    def load(cls, folder: Path, dtype: torch.dtype) -> Self:
         scheduler = load_scheduler(folder)
         config = scheduler.config
         if not isinstance(scheduler, EDMEulerScheduler) or config.prediction_type != "epsilon":
@@ -37,7 +37,7 @@ class EDM(PixelUNet):
                              f"{config.prediction_type!r}; expected an EDMEulerScheduler with epsilon")
         process = VarianceExploding(config.sigma_min, config.sigma_max)
         return cls(
-            **load_unet(folder), process=process, prediction_type="sample", clip=None, scheduler=scheduler,
+            **load_unet(folder, dtype), process=process, prediction_type="sample", clip=None, scheduler=scheduler,
             sigma_data=config.sigma_data,
         )  # fmt: skip
 
@@ -45,5 +45,5 @@ class EDM(PixelUNet):
         sigma, data = timestep, self.sigma_data
         norm = torch.sqrt(sigma**2 + data**2)
         c_skip, c_out, c_in, c_noise = data**2 / norm**2, sigma * data / norm, 1 / norm, torch.log(sigma) / 4
-        raw = self.call(like(c_in, x) * x, c_noise.to(x.dtype), encoded)
+        raw = self.call(like(c_in, x) * x, c_noise.to(x.dtype), encoded).float()
         return like(c_skip, x) * x + like(c_out, x) * raw

@@ -38,26 +38,26 @@ def read_index(folder: Path) -> dict[str, Any]:
 
 
 def load_parts(
-    folder: Path, index: dict[str, Any], names: Sequence[str], optional: Sequence[str] = ()
+    folder: Path, index: dict[str, Any], dtype: torch.dtype, names: Sequence[str], optional: Sequence[str] = ()
 ) -> dict[str, Any]:
     """The pipeline's networks and tokenisers, of the classes that its index says; None for an optional one that is
-    absent. Raises ModelError.
+    absent. Networks are of `dtype`, but a VAE is float32. Raises ModelError.
     """
     found = {name: index.get(name) or (None, None) for name in (*names, *optional)}
     absent = [name for name in names if found[name][1] is None]
     if absent:
         raise ModelError(f"{folder} has no {', '.join(absent)}; expected the whole pipeline")
     return {
-        name: None if kind is None else _load_part(folder, name, str(library), str(kind))
+        name: None if kind is None else _load_part(folder, name, str(library), str(kind), dtype)
         for name, (library, kind) in found.items()
     }
 
 
-def _load_part(folder: Path, name: str, library: str, kind: str) -> Any:
+def _load_part(folder: Path, name: str, library: str, kind: str, dtype: torch.dtype) -> Any:
     found: Any = getattr(LIBRARIES.get(library), kind, None)
     bases = found.__mro__ if isinstance(found, type) else ()
     if ModelMixin in bases or PreTrainedModel in bases:
-        return load_network(found, folder, name)
+        return load_network(found, folder, name, torch.float32 if name == "vae" else dtype)
     if PreTrainedTokenizerBase not in bases:
         raise ModelError(f"{folder / INDEX}: {name} is [{library}, {kind}]; expected a network or tokeniser of "
                          "diffusers or transformers")
@@ -67,18 +67,18 @@ def _load_part(folder: Path, name: str, library: str, kind: str) -> Any:
         raise ModelError(f"{folder / name} cannot be loaded as a {kind}: {error}; copy the folder once more") from error
 
 
-def load_network(kind: Any, folder: Path, component: str) -> Any:
-    """The network of class `kind`, float32, frozen, in eval mode. Raises ModelError unless the file holds exactly its
+def load_network(kind: Any, folder: Path, component: str, dtype: torch.dtype) -> Any:
+    """The network of class `kind` in `dtype`, frozen, in eval mode. Raises ModelError unless the file holds exactly its
     weights; a text encoder's may hold more, as those of old checkpoints do.
     """
     if not (folder / component / "config.json").is_file():
         raise ModelError(f"{folder} has no {component}/config.json; expected a {kind.__name__} there")
     theirs = issubclass(kind, PreTrainedModel)
-    dtype = {"dtype" if theirs else "torch_dtype": torch.float32}
+    options = {"dtype" if theirs else "torch_dtype": dtype}
     try:
         with quiet():
             network, found = kind.from_pretrained(
-                folder / component, use_safetensors=True, output_loading_info=True, **dtype
+                folder / component, use_safetensors=True, output_loading_info=True, **options
             )
     except (OSError, ValueError, RuntimeError) as error:
         raise ModelError(

@@ -42,7 +42,7 @@ class PixelModel(DiffusionModel):
 
     def call(self, x: Tensor, told: Tensor, encoded: Encoded) -> Tensor:
         """The network on x, `told` [B] where it is."""
-        output = self.network(x, told, **encoded).sample
+        output = self.call_network(x, told, **encoded).sample
         return output[:, : x.shape[1]]  # the rest, where there is one, is a learned variance
 
     def decode(self, latents: Tensor) -> Tensor:
@@ -63,19 +63,19 @@ class PixelUNet(PixelModel):
     """DDPMPipeline and DDIMPipeline: unconditional, or conditional on a class without a "no class" label."""
 
     @classmethod
-    def load(cls, folder: Path) -> Self:
-        return cls(**load_unet(folder), **variance_preserving(load_scheduler(folder)))
+    def load(cls, folder: Path, dtype: torch.dtype) -> Self:
+        return cls(**load_unet(folder, dtype), **variance_preserving(load_scheduler(folder)))
 
 
 class PixelDiT(PixelModel):
     """DiTPipeline without a VAE: conditional on a class, one label beyond the classes means "no class"."""
 
     @classmethod
-    def load(cls, folder: Path) -> Self:
+    def load(cls, folder: Path, dtype: torch.dtype) -> Self:
         vae = read_index(folder).get("vae")
         if vae is not None and vae[0] is not None:
             raise ModelError(f"{folder} has a VAE ({vae[1]}); this family works on pixels, expected vae [null, null]")
-        network = load_network(DiTTransformer2DModel, folder, "transformer")
+        network = load_network(DiTTransformer2DModel, folder, "transformer", dtype)
         config = network.config
         size = (config.sample_size, config.sample_size)
         return cls(**_fields(folder, network, "transformer", size), num_classes=config.num_embeds_ada_norm,
@@ -86,9 +86,9 @@ class PixelDiT(PixelModel):
         return self.num_classes
 
 
-def load_unet(folder: Path) -> dict[str, Any]:
+def load_unet(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
     """The fields of a model that an UNet2DModel decides. Raises ModelError."""
-    network = load_network(UNet2DModel, folder, "unet")
+    network = load_network(UNet2DModel, folder, "unet", dtype)
     config = network.config
     if config.class_embed_type is not None or config.time_embedding_type == "fourier":
         raise ModelError(f"{folder / 'unet'}: class_embed_type={config.class_embed_type!r}, time_embedding_type="

@@ -29,6 +29,7 @@ class DiffusionModel(ABC):
     """A denoising network of a diffusers pipeline with its noise process.
 
     The network stays in eval mode: dropout, and DiT's random dropping of labels, would draw from a global generator.
+    It may compute in 16 bits; latents, predictions and what a policy's mean is made of are float32.
     A family implements the four abstract methods.
     """
 
@@ -42,6 +43,8 @@ class DiffusionModel(ABC):
     component: str  # the network's folder in the pipeline
     index: dict[str, Any]  # the pipeline's model_index.json
     scheduler: Any  # the pipeline's (diffusers), for its noise process; nothing here steps with it
+
+    dtype: torch.dtype = torch.float32  # that the network computes in
 
     takes_captions: ClassVar[bool] = False  # whether a condition is a text
 
@@ -81,6 +84,16 @@ class DiffusionModel(ABC):
     def decode(self, latents: Tensor) -> Tensor:
         """Images [B, *image_shape], float in [0, 1]."""
 
+    def call_network(self, x: Tensor, timestep: Tensor, **conditions: Any) -> Any:
+        """What the network answers, computed in `dtype`: weights that are kept in more bits are cast as autocast does.
+
+        timestep: as it is; 999 in bfloat16 would be 1000.
+        """
+        weights = next(self.network.parameters()).dtype
+        x, conditions = x.to(weights), _cast(conditions, weights)
+        with torch.autocast(x.device.type, self.dtype, enabled=weights != self.dtype):
+            return self.network(x, timestep=timestep, **conditions)
+
     def predict(self, x: Tensor, level: Level, encoded: Encoded, *, guidance: float = 1.0) -> Prediction:
         """x0_hat and eps_hat, float32, of x [B, *latent_shape] float32 at `level`, scalar or [B].
 
@@ -90,13 +103,13 @@ class DiffusionModel(ABC):
         self._check(x, level, encoded)
         timestep = level.timestep.to(x.device).expand(len(x))
         if guidance == 1:
-            output = self.output(x, timestep, encoded)
+            output = self.output(x, timestep, encoded).float()
         else:
             null = self.null_conditions(len(x))
             both = {name: torch.cat([encoded[name], null[name]]) for name in encoded}
-            cond, uncond = self.output(torch.cat([x, x]), timestep.repeat(2), both).chunk(2)
+            cond, uncond = self.output(torch.cat([x, x]), timestep.repeat(2), both).float().chunk(2)
             output = uncond + guidance * (cond - uncond)
-        return to_prediction(self.prediction_type, output.float(), x, level, self.clip)
+        return to_prediction(self.prediction_type, output, x, level, self.clip)
 
     def calls_per_step(self, guidance: float) -> int:
         """Network evaluations of one image in one prediction."""
@@ -109,3 +122,10 @@ class DiffusionModel(ABC):
         for name, value in rows.items():
             if len(value) != len(x):
                 raise ValueError(f"{name} has {len(value)} rows, x has {len(x)}; expected one a row of x")
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    """Floating tensors in `dtype`, those in dicts too."""
+    if isinstance(value, dict):
+        return {name: _cast(v, dtype) for name, v in value.items()}
+    return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value

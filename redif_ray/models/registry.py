@@ -1,7 +1,7 @@
 """Find a model by folder, shipped name or hub id, and read it with the family that its pipeline class names.
 
 A package adds a family with an entry point in the group "redif_ray.models": its name is the pipeline's `_class_name`,
-its value a function (folder: Path) -> DiffusionModel.
+its value a function (folder: Path, dtype: torch.dtype) -> DiffusionModel, whose networks are of that dtype.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import entry_points
 from pathlib import Path
 from pkgutil import resolve_name
@@ -20,7 +21,7 @@ from redif_ray.checkpoint import weights_sha256
 from redif_ray.models.folder import read_index
 from redif_ray.models.protocol import DiffusionModel, ModelError
 
-Loader = Callable[[Path], DiffusionModel]
+Loader = Callable[[Path, torch.dtype], DiffusionModel]
 GROUP = "redif_ray.models"
 TEACHERS = Path(__file__).parent.parent / "assets" / "teachers"
 FAMILIES = {  # imported when asked for: some pipelines take seconds
@@ -34,10 +35,13 @@ FAMILIES = {  # imported when asked for: some pipelines take seconds
 }
 
 
-def load_model(source: str | Path, *, device: str = "cpu") -> DiffusionModel:
-    """The model at `source` (see `model_folder`) on `device`: float32, frozen, in eval mode. Raises ModelError."""
+def load_model(source: str | Path, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> DiffusionModel:
+    """The model at `source` (see `model_folder`) on `device`, frozen, in eval mode. Raises ModelError.
+
+    dtype: of the weights of its networks, and what they compute in; a VAE stays float32, as some overflow in float16.
+    """
     folder = model_folder(source)
-    return _loader(folder)(folder).to(device)
+    return replace(_loader(folder)(folder, dtype).to(device), dtype=dtype)
 
 
 def model_folder(source: str | Path) -> Path:

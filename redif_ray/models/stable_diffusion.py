@@ -20,13 +20,13 @@ class StableDiffusion(TextModel):
     names: ClassVar[tuple[str, ...]] = ("vae", "tokenizer", "text_encoder")
 
     @classmethod
-    def load(cls, folder: Path) -> Self:
-        network = load_network(UNet2DConditionModel, folder, "unet")
+    def load(cls, folder: Path, dtype: torch.dtype) -> Self:
+        network = load_network(UNet2DConditionModel, folder, "unet", dtype)
         if network.config.time_cond_proj_dim is not None:
             raise ModelError(f"{folder / 'unet'}: time_cond_proj_dim={network.config.time_cond_proj_dim}, a network "
                              "that is told its guidance; expected null, a teacher that is not distilled yet")
         index, scheduler = read_index(folder), load_scheduler(folder)
-        parts = load_parts(folder, index, cls.names)
+        parts = load_parts(folder, index, dtype, cls.names)
         parts["vae"].enable_slicing()
         return cls(
             network=network, component="unet", num_classes=None, index=index,
@@ -46,7 +46,7 @@ class StableDiffusion(TextModel):
         return {"encoder_hidden_states": states}
 
     def output(self, x: Tensor, timestep: Tensor, encoded: Encoded) -> Tensor:
-        return self.network(x, timestep.to(x.dtype), **encoded).sample
+        return self.call_network(x, timestep.float(), **encoded).sample
 
 
 class StableDiffusionXL(StableDiffusion):
@@ -72,6 +72,8 @@ class StableDiffusionXL(StableDiffusion):
         }
 
     def output(self, x: Tensor, timestep: Tensor, encoded: Encoded) -> Tensor:
-        states = encoded["encoder_hidden_states"]
         added = {name: encoded[name] for name in ("text_embeds", "time_ids")}
-        return self.network(x, timestep.to(x.dtype), states, added_cond_kwargs=added).sample
+        states = encoded["encoder_hidden_states"]
+        return self.call_network(
+            x, timestep.float(), encoder_hidden_states=states, added_cond_kwargs=added
+        ).sample

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Self
 
+import torch
 from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
 from torch import Tensor
 
@@ -20,10 +21,10 @@ class StableDiffusion3(TextModel):
     """StableDiffusion3Pipeline: states of two CLIP encoders and of T5, which may be absent, and CLIP's pooled ones."""
 
     @classmethod
-    def load(cls, folder: Path) -> Self:
-        network = load_network(SD3Transformer2DModel, folder, "transformer")
+    def load(cls, folder: Path, dtype: torch.dtype) -> Self:
+        network = load_network(SD3Transformer2DModel, folder, "transformer", dtype)
         index, scheduler = read_index(folder), load_scheduler(folder)
-        parts = load_parts(folder, index, PARTS, optional=T5)
+        parts = load_parts(folder, index, dtype, PARTS, optional=T5)
         parts["vae"].enable_slicing()
         return cls(
             network=network, component="transformer", num_classes=None, index=index,
@@ -38,4 +39,4 @@ class StableDiffusion3(TextModel):
         return {"encoder_hidden_states": states, "pooled_projections": pooled}
 
     def output(self, x: Tensor, timestep: Tensor, encoded: Encoded) -> Tensor:
-        return self.network(x, timestep=timestep.to(x.dtype), **encoded).sample
+        return self.call_network(x, timestep.float(), **encoded).sample

@@ -20,18 +20,25 @@ ADAPTER = "student"  # what peft calls the adapters
 
 
 def make_student(teacher: DiffusionModel, lora: Lora) -> DiffusionModel:
-    """A copy of `teacher` that predicts the same, bit for bit, with its own trainable weights. The teacher is frozen.
+    """A student that predicts as `teacher` does, with its own trainable weights in float32. The teacher is frozen.
 
-    With lora.rank > 0 the copy is frozen too and each target layer W becomes W + (alpha / rank) B A, B = 0 at first.
+    In float32 the predictions agree bit for bit; in 16 bits, to their rounding. With lora.rank > 0 all other weights
+    are the teacher's own tensors and each target layer W becomes W + (alpha / rank) B A, B = 0 at first.
     Raises ModelError naming targets that match no layer.
     """
     teacher.network.requires_grad_(False).eval()
-    network = copy.deepcopy(teacher.network)
     if lora.rank:
+        network = _shared_copy(teacher.network)
         _add_adapters(network, lora)
     else:
-        network.requires_grad_(True)
+        network = copy.deepcopy(teacher.network).float().requires_grad_(True)
     return replace(teacher, network=network.eval())
+
+
+def _shared_copy(network: Module) -> Any:
+    """Modules of its own around the tensors of `network`."""
+    tensors = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
+    return copy.deepcopy(network, tensors)
 
 
 def _add_adapters(network: Module, lora: Lora) -> None:
@@ -46,12 +53,26 @@ def _add_adapters(network: Module, lora: Lora) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # A is the same in every process; the published weights decide anyhow
         inject_adapter_in_model(config, network, adapter_name=ADAPTER)
+    for parameter in (p for p in network.parameters() if p.requires_grad):
+        parameter.data = parameter.data.float()
 
 
 def _leaf(name: str) -> str:
     """The last name of a dotted path, with its index where it is a member of a list: `to_q`, `to_out.0`."""
     head, _, last = name.rpartition(".")
     return f"{head.rpartition('.')[2]}.{last}" if last.isdigit() else last
+
+
+def enable_checkpointing(student: DiffusionModel) -> None:
+    """Keep few activations and compute the others again in the backward pass (Chen et al., arXiv 1604.06174).
+
+    Raises ModelError for a network that cannot.
+    """
+    network: Any = student.network
+    try:
+        network.enable_gradient_checkpointing()
+    except ValueError as error:
+        raise ModelError(f"learner.checkpointing=true: {error}; expected false for this network") from error
 
 
 def trainable(student: DiffusionModel) -> dict[str, Parameter]:

@@ -61,7 +61,8 @@ class TextModel(DiffusionModel):
             if len(self.known) >= REMEMBERED:
                 self.known.pop(next(iter(self.known)))
             with quiet():
-                self.known[condition] = self.encode_prompt(condition)
+                found = self.encode_prompt(condition)
+            self.known[condition] = {name: value.float() for name, value in found.items()}
         return self.known[condition]
 
 

@@ -26,7 +26,7 @@ class Accounts:
         x = torch.zeros(1, *model.latent_shape, device=model.device)
         predict = build.predictor(model, encoded, 1.0)
         self.flops = forward_flops(lambda: predict(x, model.process.noisiest()), 1)
-        self.factor = update_factor(lora=config.student.lora.rank > 0, checkpointing=False)  # it is counted as calls
+        self.factor = update_factor(lora=config.student.lora.rank > 0, checkpointing=config.learner.checkpointing)
         self.ledger = ComputeLedger()
 
     def load(self, state: Mapping[str, Any]) -> None:

@@ -16,7 +16,8 @@ from redif_ray.diffusion import schedules
 from redif_ray.diffusion.schedules import Schedule
 from redif_ray.diffusion.solvers import Predict
 from redif_ray.models.protocol import DiffusionModel
-from redif_ray.models.registry import fingerprint
+from redif_ray.models.registry import fingerprint, load_model
+from redif_ray.models.student import make_student
 from redif_ray.rewards.base import Rewards, build_terms
 from redif_ray.types import Phase
 
@@ -26,6 +27,22 @@ def device(gpus: float) -> str:
     if gpus and not torch.cuda.is_available():
         raise RuntimeError(f"this role asks for {gpus} GPUs but its process sees no CUDA device; set its gpus to 0")
     return "cuda" if gpus else "cpu"
+
+
+def teacher(config: Config, where: str) -> DiffusionModel:
+    """The teacher of a worker on the device `where`."""
+    dtype = getattr(torch, config.networks.precision)
+    return _compiled(load_model(config.teacher.model, device=where, dtype=dtype), config)
+
+
+def student(config: Config, teacher: DiffusionModel) -> DiffusionModel:
+    return _compiled(make_student(teacher, config.student.lora), config)
+
+
+def _compiled(model: DiffusionModel, config: Config) -> DiffusionModel:
+    if config.networks.compile:
+        model.network.compile()
+    return model
 
 
 def student_schedule(model: DiffusionModel, student: Student) -> Schedule:

@@ -30,8 +30,7 @@ from redif_ray.diffusion.noise import Stream
 from redif_ray.errors import UserError
 from redif_ray.learning.advantages import RunningStatistics
 from redif_ray.learning.ema import ExponentialAverage
-from redif_ray.models.registry import load_model
-from redif_ray.models.student import get_weights, make_student, set_weights, trainable
+from redif_ray.models.student import enable_checkpointing, get_weights, set_weights, trainable
 from redif_ray.pipeline import build
 from redif_ray.pipeline.accounting import Accounts
 from redif_ray.pipeline.coordinator import RoundData
@@ -56,8 +55,10 @@ class Learner:
         self.config, self.rank, self.world = config, rank, world
         self.coordinator, self.weights, self.writer = job["coordinator"], job["weights"], job["writer"]
         self.folder = Path(job["folder"])
-        self.teacher = teacher = load_model(config.teacher.model, device=build.device(int(config.learner.gpu)))
-        self.student = make_student(teacher, config.student.lora)
+        self.teacher = teacher = build.teacher(config, build.device(int(config.learner.gpu)))
+        self.student = build.student(config, teacher)
+        if config.learner.checkpointing:
+            enable_checkpointing(self.student)
         self.parameters = trainable(self.student)
         self.plan = Phases(config)
         self.accounts = Accounts(config, teacher)

@@ -11,7 +11,6 @@ from torch import Tensor
 from redif_ray.config import Config
 from redif_ray.diffusion import noise, schedules, solvers
 from redif_ray.diffusion.schedules import Schedule
-from redif_ray.models.registry import load_model
 from redif_ray.pipeline import build
 from redif_ray.rewards.base import RewardInputs
 from redif_ray.types import Meta, Scored, Shard, Trajectories, Work
@@ -24,7 +23,7 @@ class TeacherRewardWorker:
         torch.set_num_threads(config.reward.threads)
         self.name, self.config = name, config
         self.device = build.device(config.reward.gpus)
-        self.teacher = load_model(config.teacher.model, device=self.device)
+        self.teacher = build.teacher(config, self.device)
         self.student_schedule = build.student_schedule(self.teacher, config.student)
         self.teacher_schedule = build.teacher_schedule(self.teacher, config)
         self.rewards = build.rewards(config, self.teacher, self.device)

@@ -11,8 +11,7 @@ from torch import Tensor
 from redif_ray.config import Config
 from redif_ray.diffusion import noise, solvers
 from redif_ray.diffusion.rollout import Guide, rollout
-from redif_ray.models.registry import load_model
-from redif_ray.models.student import make_student, set_weights
+from redif_ray.models.student import set_weights
 from redif_ray.pipeline import build
 from redif_ray.pipeline.weights import fetch, version
 from redif_ray.types import Condition, Meta, Shard, Trajectories, Work
@@ -25,8 +24,8 @@ class StudentRolloutWorker:
         torch.set_num_threads(config.rollout.threads)
         self.name, self.config = name, config
         self.device = build.device(config.rollout.gpus)
-        self.teacher = load_model(config.teacher.model, device=self.device)
-        self.student = make_student(self.teacher, config.student.lora)
+        self.teacher = build.teacher(config, self.device)
+        self.student = build.student(config, self.teacher)
         self.schedule = build.student_schedule(self.student, config.student)
         self.loaded: tuple[str, str] | None = None  # key and checksum of the weights in place
 

@@ -25,6 +25,7 @@ from redif_ray.pipeline import build
 from redif_ray.rewards.combine import Combined, combine
 from redif_ray.types import Meta, Phase
 
+LOSS_SCALES = {"float16": 2.0**16}  # gradients of an image's mean are below 6e-8, the least that float16 holds
 Metas = Sequence[Sequence[Meta]]  # those of each shard, in order of shards
 
 
@@ -93,6 +94,7 @@ class RoundUpdate:
             rank=self.rank,
             world=self.world,
             all_reduce=self.all_reduce,
+            loss_scale=LOSS_SCALES.get(config.networks.precision, 1.0),
         )
         return updater.run(batch, round=round, seed=config.run.seed, lr=lr)
 
@@ -131,6 +133,7 @@ class RoundUpdate:
             self.config,
             build.rewards(self.config, self.student, str(next(self.student.network.parameters()).device)),
             all_reduce=self.all_reduce,
+            loss_scale=LOSS_SCALES.get(self.config.networks.precision, 1.0),
         )
         lr = learning_rate(self.config.learner, round - self.warm_rounds)
         found = updater.run(mine, total=sum(s.rows for s in shards), round=round, lr=lr)

@@ -104,6 +104,17 @@ def test_microbatches_change_nothing(loss: str) -> None:
         torch.testing.assert_close(found[0], other, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("loss", ["ppo_clip", "grpo_guard"])
+def test_a_scale_of_the_loss_changes_nothing(loss: str) -> None:
+    """A power of two is exact in float32, before clipping and after."""
+    model = Tiny()
+    batch, stds = tiny_round(model, anchors=True)
+    config = Learner(loss=loss, clip=0.1, anchor=Anchor(weight=0.3), minibatch=9, max_grad_norm=1e-3)
+    expected = change(Tiny(), batch, stds, config)
+    assert torch.equal(change(Tiny(), batch, stds, config, loss_scale=2.0**16), expected)
+    assert float(expected.abs().max()) > 0
+
+
 def two_ranks(
     batch: RoundBatch, stds: Tensor, config: Learner, held: list[Tensor]
 ) -> list[tuple[Tensor, dict[str, float]]]:

@@ -20,7 +20,7 @@ from redif_ray.diffusion.schedules import Schedule
 from redif_ray.diffusion.transition import log_prob, transition_mean
 from redif_ray.models.protocol import DiffusionModel, ModelError
 from redif_ray.models.registry import fingerprint, load_model
-from redif_ray.models.student import get_weights, make_student, set_weights
+from redif_ray.models.student import enable_checkpointing, get_weights, make_student, set_weights, trainable
 
 CAPTIONS = ["a cat", "a very long caption about dogs"]
 STEPS = 4
@@ -93,11 +93,14 @@ def test_edm_is_diffusers_euler_with_preconditioning(tmp_path: Path, classes: in
     assert float(found.std()) > 0.05
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", ["sd", "sdxl", "sd3", "edm"])
 @pytest.mark.parametrize("lora", [Lora(), Lora(rank=2, alpha=6.0, targets=("to_q", "to_v"))])
-def test_the_ratio_of_a_fresh_rollout_is_one(name: str, lora: Lora, folders: dict[str, Path]) -> None:
+def test_the_ratio_of_a_fresh_rollout_is_one(
+    name: str, lora: Lora, dtype: torch.dtype, folders: dict[str, Path]
+) -> None:
     """The density of an action, computed again in another batch and at rows' own levels, under guidance and LoRA."""
-    teacher = load_model(folders[name])
+    teacher = load_model(folders[name], dtype=dtype)
     if name == "edm" and lora.rank:
         lora = Lora(rank=2, targets=("conv1",))
     student = make_student(teacher, lora)
@@ -136,6 +139,66 @@ def test_a_caption_s_encoding_does_not_depend_on_its_company(name: str, folders:
         assert torch.equal(among[key][1:2], second.null_conditions(1)[key])
     with pytest.raises(ModelError, match="condition 3: expected a caption"):
         first.encode([3])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["sd", "sdxl", "sd3", "edm"])
+def test_networks_of_sixteen_bits_predict_in_float32(name: str, dtype: torch.dtype, folders: dict[str, Path]) -> None:
+    """To 16 bits' rounding what float32 predicts: the teacher, a student with float32 weights, one with adapters."""
+    whole, half = load_model(folders[name]), load_model(folders[name], dtype=dtype)
+    assert {p.dtype for p in half.network.parameters()} == {dtype}
+    assert all(p.dtype == torch.float32 for part, n in half.parts.items() if part == "vae" for p in n.parameters())
+    adapted = make_student(half, Lora(rank=2, targets=("conv1",) if name == "edm" else ("to_q", "to_v")))
+    full = make_student(half, Lora())
+    assert {p.dtype for student in (adapted, full) for p in trainable(student).values()} == {torch.float32}
+    conditions: list[Any] = [0, 1] if name == "edm" else ["cat", None]
+    x, level = normal(2, *whole.latent_shape), grid(whole)[1]
+
+    def prediction(model: DiffusionModel) -> Tensor:
+        with torch.no_grad():
+            return model.predict(x, level, model.encode(conditions), guidance=1.0 if name == "edm" else 2.0).eps
+
+    expected = prediction(whole)
+    for model in (half, adapted, full):
+        found = prediction(model)
+        assert found.dtype == torch.float32
+        assert 1e-6 < float((found - expected).abs().max()) < (0.05 if dtype == torch.bfloat16 else 0.01) * float(
+            expected.abs().max()
+        )  # fmt: skip
+    assert torch.equal(prediction(half), prediction(adapted))
+
+
+def test_a_level_is_told_in_all_its_digits(folders: dict[str, Path]) -> None:
+    """999 in bfloat16 is 1000."""
+    model, told = load_model(folders["sd"], dtype=torch.bfloat16), []
+    model.network.register_forward_pre_hook(lambda _, args, named: told.append(named["timestep"]), with_kwargs=True)
+    x = normal(1, *model.latent_shape)
+    model.predict(x, model.process.at(torch.tensor(999)), model.encode(["cat"]))
+    assert told[0].tolist() == [999.0] and told[0].dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", ["sd", "sdxl", "sd3", "edm"])
+def test_checkpointing_changes_no_gradient(name: str, folders: dict[str, Path]) -> None:
+    teacher = load_model(folders[name])
+    calls = []
+
+    def gradients(student: DiffusionModel) -> dict[str, Tensor]:
+        handles = [m.register_forward_hook(lambda *_: calls.append(1)) for m in student.network.modules()]
+        x, conditions = normal(2, *student.latent_shape), [0, 1] if name == "edm" else ["cat", "dog"]
+        student.predict(x, grid(student)[1], student.encode(conditions)).eps.square().mean().backward()
+        for handle in handles:
+            handle.remove()
+        return {k: p.grad for k, p in trainable(student).items() if p.grad is not None}
+
+    plain, saving = make_student(teacher, Lora()), make_student(teacher, Lora())
+    expected = gradients(plain)
+    once = len(calls)
+    enable_checkpointing(saving)
+    found = gradients(saving)
+    assert len(calls) - once > once  # some modules ran twice
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        torch.testing.assert_close(found[key], value, rtol=1e-5, atol=1e-7)
 
 
 def test_few_captions_are_remembered(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -164,8 +164,8 @@ class Inverted(PixelUNet):
         return 1 - super().decode(latents)
 
 
-def load_inverted(folder: Path) -> DiffusionModel:
-    return Inverted.load(folder)
+def load_inverted(folder: Path, dtype: torch.dtype) -> DiffusionModel:
+    return Inverted.load(folder, dtype)
 
 
 def test_another_package_adds_a_family(unet_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,6 +72,16 @@ def test_lora_trains_both_factors_and_nothing_else(dit: DiffusionModel) -> None:
     assert all(torch.equal(w, again[k]) for k, w in get_weights(make_student(dit, LORA)).items())
 
 
+def test_adapters_lie_beside_the_teacher_s_own_tensors(dit: DiffusionModel) -> None:
+    """No second copy of what is frozen; a student that trains all weights shares none of them."""
+    own = {p.data_ptr() for p in dit.network.parameters()}
+    adapted, full = make_student(dit, LORA), make_student(dit, Lora())
+    frozen = [p for p in adapted.network.parameters() if not p.requires_grad]
+    assert len(frozen) == len(own) and {p.data_ptr() for p in frozen} == own
+    assert not {p.data_ptr() for p in full.network.parameters()} & own
+    assert list(dit.network.state_dict()) == list(full.network.state_dict())  # no adapter was put into the teacher
+
+
 @pytest.mark.parametrize("family", ["dit", "unet"])
 def test_merged_adapters_are_the_formula(family: str, request: pytest.FixtureRequest) -> None:
     """W + (alpha / rank) B A, alpha != rank; and the merged plain network predicts what the adapted one does."""

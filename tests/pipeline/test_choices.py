@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from redif_ray.checkpoint import weights_sha256
-from redif_ray.config import Learner, Regulariser, load
+from redif_ray.config import Learner, Networks, Regulariser, load
 from redif_ray.learning.advantages import RunningStatistics
 from redif_ray.models.registry import load_model
 from redif_ray.models.student import get_weights, make_student, set_weights, trainable
@@ -47,8 +47,8 @@ BASE = [
 def trained(*overrides: str) -> str:
     """Checksum of the weights after two rounds."""
     config = load(None, [*BASE, f"run.root={trained.root}", *overrides])
-    teacher = load_model("fashion-mnist")
-    student = make_student(teacher, config.student.lora)
+    teacher = build.teacher(config, "cpu")
+    student = build.student(config, teacher)
     rollout, reward = HereRolloutWorker("rollout-0", config), TeacherRewardWorker("reward-0", config)
     update = RoundUpdate(config, student, teacher, RunningStatistics(), 0, 1, lambda _: None)
     optimizer = torch.optim.AdamW(trainable(student).values(), lr=config.learner.lr)
@@ -72,7 +72,8 @@ def trained(*overrides: str) -> str:
             metas.append((target_meta, roll_meta, score_meta))
             parts[shard.index] = (trajectories, scored)
         metrics = update(round, plan.phase(round), metas, parts, optimizer)
-        assert all(abs(v) < 1e-5 for k, v in metrics.items() if "fresh_log_ratio" in k)
+        rounding = 1e-5 if config.networks.precision == "float32" else 1e-4
+        assert all(abs(v) < rounding for k, v in metrics.items() if "fresh_log_ratio" in k)
     return weights_sha256(get_weights(student))
 
 
@@ -120,6 +121,13 @@ def test_methods() -> None:
         (), ("method=sfd", "warm_start.rounds=2", "warm_start.groups=4"),
         ("method=draft", "draft.groups=4"), ("method=draft", "draft.groups=4", "draft.last_steps=1"),
     ])
+
+
+@pytest.mark.parametrize("lora", ["student.lora.rank=0", "student.lora.rank=2"])
+def test_precisions(lora: str) -> None:
+    """The ratio of a fresh round is 1 in each of them."""
+    kinds = get_args(Networks.model_fields["precision"].annotation)
+    all_differ([(f"networks.precision={kind}", lora) for kind in kinds])
 
 
 def test_rewards(tmp_path: Path) -> None:
