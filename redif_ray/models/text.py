@@ -12,6 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
+from redif_ray.checkpoint import weights_sha256
+from redif_ray.data.encodings import EncodingStore
+from redif_ray.data.targets import content_hash
 from redif_ray.models.protocol import DiffusionModel, Encoded, ModelError
 from redif_ray.models.quiet import quiet
 from redif_ray.types import Condition
@@ -30,6 +33,7 @@ class TextModel(DiffusionModel):
     takes_captions: ClassVar[bool] = True
     pipeline: Any
     known: dict[str | None, Encoded] = field(default_factory=dict, repr=False)  # newest last
+    store: EncodingStore | None = None  # what other processes have encoded
 
     @property
     def parts(self) -> dict[str, Module]:
@@ -60,10 +64,25 @@ class TextModel(DiffusionModel):
         if condition not in self.known:
             if len(self.known) >= REMEMBERED:
                 self.known.pop(next(iter(self.known)))
-            with quiet():
-                found = self.encode_prompt(condition)
-            self.known[condition] = {name: value.float() for name, value in found.items()}
+            self.known[condition] = self._stored(condition)
         return self.known[condition]
+
+    def _stored(self, caption: str | None) -> Encoded:
+        found = self.store.get(caption) if self.store else None
+        if found is None:
+            with quiet():
+                found = {name: value.float() for name, value in self.encode_prompt(caption).items()}
+            if self.store:
+                self.store.put(caption, found)
+        return {name: value.to(self.device) for name, value in found.items()}
+
+    def keep_encodings(self, root: Path) -> None:
+        """Share encodings with other processes through a folder of `root`, named by all that decides them."""
+        encoders = {name: part for name, part in self.parts.items() if name != "vae"}
+        weights = {f"{part}/{k}": v for part, network in encoders.items() for k, v in network.state_dict().items()}
+        words = {n: p.get_vocab() for n, p in self.pipeline.components.items() if hasattr(p, "get_vocab")}
+        rules = [type(self).__name__, {n: [v, self.pipeline.components[n].model_max_length] for n, v in words.items()}]
+        self.store = EncodingStore(root, content_hash([weights_sha256(weights), rules]))
 
 
 def latent_shapes(network: Any, vae: Any, where: Path) -> dict[str, Any]:

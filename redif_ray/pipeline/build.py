@@ -18,6 +18,7 @@ from redif_ray.diffusion.solvers import Predict
 from redif_ray.models.protocol import DiffusionModel
 from redif_ray.models.registry import fingerprint, load_model
 from redif_ray.models.student import make_student
+from redif_ray.models.text import TextModel
 from redif_ray.rewards.base import Rewards, build_terms
 from redif_ray.types import Phase
 
@@ -32,7 +33,10 @@ def device(gpus: float) -> str:
 def teacher(config: Config, where: str) -> DiffusionModel:
     """The teacher of a worker on the device `where`."""
     dtype = getattr(torch, config.networks.precision)
-    return _compiled(load_model(config.teacher.model, device=where, dtype=dtype), config)
+    model = load_model(config.teacher.model, device=where, dtype=dtype)
+    if isinstance(model, TextModel):
+        model.keep_encodings(_stores(config) / "captions")
+    return _compiled(model, config)
 
 
 def student(config: Config, teacher: DiffusionModel) -> DiffusionModel:
@@ -96,4 +100,8 @@ def target_store(config: Config, teacher: DiffusionModel) -> TargetStore:
         "guidance": t.guidance,
         "seed": config.run.seed,
     }
-    return TargetStore(Path(t.store) if t.store else Path(config.run.root) / ".targets", identity)
+    return TargetStore(_stores(config), identity)
+
+
+def _stores(config: Config) -> Path:
+    return Path(config.teacher.store) if config.teacher.store else Path(config.run.root) / ".targets"

@@ -21,6 +21,7 @@ from redif_ray.diffusion.transition import log_prob, transition_mean
 from redif_ray.models.protocol import DiffusionModel, ModelError
 from redif_ray.models.registry import fingerprint, load_model
 from redif_ray.models.student import enable_checkpointing, get_weights, make_student, set_weights, trainable
+from redif_ray.models.text import TextModel
 
 CAPTIONS = ["a cat", "a very long caption about dogs"]
 STEPS = 4
@@ -199,6 +200,26 @@ def test_checkpointing_changes_no_gradient(name: str, folders: dict[str, Path]) 
     assert found.keys() == expected.keys()
     for key, value in expected.items():
         torch.testing.assert_close(found[key], value, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", ["sd", "sdxl", "sd3"])
+def test_a_caption_is_encoded_by_one_process_alone(
+    name: str, folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second, other = load_model(folders[name]), load_model(folders[name]), load_model(folders[name])
+    expected = load_model(folders[name]).encode(["a cat", None])
+    with torch.no_grad():
+        next(other.parts["text_encoder"].parameters()).flatten()[0] += 1
+    for model in (first, second, other):
+        assert isinstance(model, TextModel)
+        model.keep_encodings(tmp_path)
+    first.encode(["a cat", None])
+    encoded = []
+    monkeypatch.setattr(type(second), "encode_prompt", lambda self, caption: encoded.append(caption) or expected)
+    found = second.encode(["a cat", None])
+    assert not encoded and all(torch.equal(found[key], value) for key, value in expected.items())
+    other.encode(["a cat"])
+    assert encoded == ["a cat"]
 
 
 def test_few_captions_are_remembered(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:

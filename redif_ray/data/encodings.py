@@ -1,0 +1,63 @@
+"""The store of encoded captions: one safetensors file a caption, found by the hash of its text.
+
+    <root>/<hash of what encodes>/<sha256 of the caption>.safetensors
+
+A caption is encoded once, by whichever worker meets it first, and every other reads the same bytes. Files are written
+whole or not at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from redif_ray.errors import UserError
+
+
+class EncodingStoreError(UserError, RuntimeError):
+    """The store cannot be read or written; the message names the file and what to do."""
+
+
+class EncodingStore:
+    """Tensors by name of each caption, or of None, which stands for no caption."""
+
+    def __init__(self, root: str | Path, identity: str) -> None:
+        """identity: a hash of all that decides an encoding, which names the folder."""
+        self.folder = Path(root) / identity[:16]
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise EncodingStoreError(
+                f"the store of encoded captions {self.folder} cannot be used: {error}; set teacher.store to a folder "
+                "that can be written"
+            ) from error
+
+    def path(self, caption: str | None) -> Path:
+        name = "none" if caption is None else hashlib.sha256(caption.encode()).hexdigest()
+        return self.folder / f"{name}.safetensors"
+
+    def get(self, caption: str | None) -> dict[str, Tensor] | None:
+        """On the CPU; None where nothing has encoded it yet. Raises EncodingStoreError."""
+        path = self.path(caption)
+        try:
+            return load_file(path) if path.exists() else None
+        except (SafetensorError, OSError) as error:
+            raise EncodingStoreError(f"{path} is corrupt ({error}); delete it, and it is encoded again") from error
+
+    def put(self, caption: str | None, tensors: Mapping[str, Tensor]) -> None:
+        """Raises EncodingStoreError where the disk refuses."""
+        path = self.path(caption)
+        partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")  # workers may write the same file at once
+        try:
+            save_file({name: value.cpu().contiguous() for name, value in tensors.items()}, partial)
+            partial.replace(path)
+        except (SafetensorError, OSError) as error:
+            raise EncodingStoreError(f"cannot write {path}: {error}; free space or move teacher.store") from error
+        finally:
+            partial.unlink(missing_ok=True)
