@@ -82,22 +82,23 @@ def recipe(student: DiffusionModel, schedule: Schedule, guidance: float) -> Reci
     """How diffusers samples a student of this kind. Raises ModelError where it could not do so alike."""
     if guidance != 1:
         student.null_conditions(1)  # raises where there is nothing to guide by
+    if type(student).__module__.partition(".")[0] != __name__.partition(".")[0]:
+        return _elsewhere(student, schedule)
     if isinstance(student, TextModel):
         return pipeline_recipe(student, schedule, guidance)
-    if isinstance(student, PixelModel):
-        sampler = edm_sampler(student, schedule) if isinstance(student, EDM) else euler_sampler(student, schedule)
-        return pixel_recipe(student, sampler, guidance)
-    return _own(student, schedule)
+    assert isinstance(student, PixelModel)
+    sampler = edm_sampler(student, schedule) if isinstance(student, EDM) else euler_sampler(student, schedule)
+    return pixel_recipe(student, sampler, guidance)
 
 
-def _own(student: DiffusionModel, schedule: Schedule) -> Recipe:
-    """A family from elsewhere: its package and this one sample it."""
+def _elsewhere(student: DiffusionModel, schedule: Schedule) -> Recipe:
+    """A family of another package may predict and decode in its own way: that package and this one sample it."""
     code = "\n".join([
         "from pathlib import Path",
         "from redif_ray.sample import sample",
         'sample(".", Path("sample.png"), count=4, seed=0)  # "." is where this file lies',
     ])
-    return Recipe(student.scheduler, (schedule.levels.sigma / schedule.levels.alpha).tolist(), code)
+    return Recipe(student.scheduler, schedule.levels.sigma.tolist(), code)
 
 
 def _carry(student: DiffusionModel, teacher: Path, out: Path) -> None:
