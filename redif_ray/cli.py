@@ -139,11 +139,33 @@ def export(
 
 
 @app.command()
-def doctor() -> None:
-    """Report what this machine can run: torch, CUDA, Ray, encoders, the MLflow store."""
-    from redif_ray.doctor import report
+def doctor(
+    config: Annotated[
+        str | None, typer.Argument(help="Also: would this configuration's run fit here?", metavar="[CONFIG]")
+    ] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Report what this machine can run; with a configuration, what its run needs and whether it is there.
 
-    console.print(report())
+    Example: redif doctor configs/fashion_mnist.yaml rollout.workers=4
+    """
+    if config is None:
+        from redif_ray.doctor import report
+
+        console.print(report())
+        return
+    from redif_ray.pipeline import fit
+
+    resolved: Config = load(config, overrides or [])
+    view, lacking = fit.report(resolved)
+    console.print(view)
+    if lacking:
+        names = ", ".join(need.what for need in lacking)
+        raise UserError(
+            f"this run does not fit: too little {names}. Fewer workers need fewer devices; learner.microbatch, "
+            "learner.checkpointing=true, networks.precision=bfloat16, student.lora.rank, rollout.shard_groups and "
+            "evaluation.batch decide how much memory a worker needs"
+        )
 
 
 def main() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from redif_ray.models.quiet import quiet
 
 INDEX = "model_index.json"
 LIBRARIES = {"diffusers": diffusers, "transformers": transformers}  # whose classes an index may name
+_without_weights = ContextVar("without_weights", default=False)
 PREDICTIONS = ("epsilon", "sample", "v_prediction")  # of a variance preserving process
 
 
@@ -73,6 +76,8 @@ def load_network(kind: Any, folder: Path, component: str, dtype: torch.dtype) ->
     """
     if not (folder / component / "config.json").is_file():
         raise ModelError(f"{folder} has no {component}/config.json; expected a {kind.__name__} there")
+    if _without_weights.get():
+        return _skeleton(kind, folder / component, dtype)
     theirs = issubclass(kind, PreTrainedModel)
     options = {"dtype" if theirs else "torch_dtype": dtype}
     try:
@@ -89,6 +94,25 @@ def load_network(kind: Any, folder: Path, component: str, dtype: torch.dtype) ->
     if wrong:
         raise ModelError(f"{folder / component}: the weights are not those of its config.json: {wrong}")
     return network.eval().requires_grad_(False)
+
+
+@contextmanager
+def without_weights() -> Iterator[None]:
+    """Networks that are loaded in here have shapes and dtypes, but no numbers: they are on the device "meta"."""
+    token = _without_weights.set(True)
+    try:
+        yield
+    finally:
+        _without_weights.reset(token)
+
+
+def _skeleton(kind: Any, folder: Path, dtype: torch.dtype) -> Any:
+    with torch.device("meta"), quiet():
+        if issubclass(kind, PreTrainedModel):
+            network = kind(kind.config_class.from_pretrained(folder))
+        else:
+            network = kind.from_config(kind.load_config(folder))
+        return network.to(dtype).eval().requires_grad_(False)
 
 
 def load_scheduler(folder: Path) -> Any:

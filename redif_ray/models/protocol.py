@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -91,7 +92,7 @@ class DiffusionModel(ABC):
         """
         weights = next(self.network.parameters()).dtype
         x, conditions = x.to(weights), _cast(conditions, weights)
-        with torch.autocast(x.device.type, self.dtype, enabled=weights != self.dtype):
+        with nullcontext() if weights == self.dtype else torch.autocast(x.device.type, self.dtype):
             return self.network(x, timestep=timestep, **conditions)
 
     def predict(self, x: Tensor, level: Level, encoded: Encoded, *, guidance: float = 1.0) -> Prediction:

@@ -54,25 +54,45 @@ def connect(config: Config) -> Iterator[None]:
     if config.ray.address == "local":
         start(config, num_cpus=config.ray.num_cpus or max(os.cpu_count() or 1, math.ceil(needed_cpus(config))))
     else:
-        try:
-            ray.init(
-                address=config.ray.address,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                runtime_env={"env_vars": ENVIRONMENT},
-            )
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            raise ConfigError(
-                f"ray.address={config.ray.address}: no Ray cluster there lets this process in ({error}); start one "
-                "with `ray start --head`, or use ray.address=local. Where a cluster asks for a token, as Ray's do "
-                "unless told otherwise, an address other than auto needs RAY_AUTH_MODE=token and the token (see "
-                "`ray get-auth-token`)"
-            ) from error
+        _join(config.ray.address)
     try:
         _check(config)
         yield
     finally:
         ray.shutdown()
+
+
+def resources(config: Config) -> dict[str, float]:
+    """What a run would find, by kind: of the cluster at its address, or of the private one that it would start."""
+    import torch  # which takes seconds that other users of this module need not spend
+
+    if config.ray.address == "local":
+        cpus = config.ray.num_cpus or max(os.cpu_count() or 1, math.ceil(needed_cpus(config)))
+        return {"CPU": cpus, "GPU": torch.cuda.device_count()}
+    if ray.is_initialized():
+        return ray.cluster_resources()
+    _join(config.ray.address)
+    try:
+        return ray.cluster_resources()
+    finally:
+        ray.shutdown()
+
+
+def _join(address: str) -> None:
+    try:
+        ray.init(
+            address=address,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            runtime_env={"env_vars": ENVIRONMENT},
+        )
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise ConfigError(
+            f"ray.address={address}: no Ray cluster there lets this process in ({error}); start one "
+            "with `ray start --head`, or use ray.address=local. Where a cluster asks for a token, as Ray's do "
+            "unless told otherwise, an address other than auto needs RAY_AUTH_MODE=token and the token (see "
+            "`ray get-auth-token`)"
+        ) from error
 
 
 def start(config: Config, *, num_cpus: int) -> None:

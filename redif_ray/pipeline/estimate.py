@@ -23,7 +23,7 @@ from redif_ray.pipeline.plan import RoundPlan
 from redif_ray.types import Phase
 
 BACKWARD = 1.9  # of a forward, full fine-tuning; 0.9 for LoRA
-PROCESS_MB = 330  # torch, diffusers and ray in one worker, counting shared pages once a sharer
+PROCESS_MB = 450  # torch, diffusers and ray in one worker, shared pages divided among their sharers
 RAY_MB = 900  # Ray's own processes with the dashboard
 START_SECONDS = 35
 

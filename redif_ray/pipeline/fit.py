@@ -1,0 +1,109 @@
+"""`redif doctor CONFIG`: what a run needs of devices, memory and disk, and whether it is there, before it loads."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+from rich.table import Table
+
+from redif_ray.config import Config
+from redif_ray.models.registry import model_folder
+from redif_ray.pipeline.cluster import needed_cpus, needed_gpus, resources
+from redif_ray.pipeline.estimate import PROCESS_MB, RAY_MB
+from redif_ray.pipeline.footprint import OVERHEAD_MB, Footprint, Footprints, footprints
+from redif_ray.pipeline.plan import Phases
+
+CHECKPOINT_BYTES = 16  # of a trained weight: itself, Adam's two moments, the average
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What a run needs in one respect, and what there is; None where it cannot be seen from here."""
+
+    what: str
+    needed: float
+    unit: str
+    available: float | None
+
+    @property
+    def met(self) -> bool:
+        return self.available is None or self.needed <= self.available
+
+
+def needs(config: Config, found: Footprints) -> list[Need]:
+    """Devices of the cluster, the memory of its fullest GPU, main memory and disk of this machine."""
+    have, local = resources(config), config.ray.address == "local"
+    rows = [Need("CPUs", needed_cpus(config), "", have.get("CPU", 0))]
+    if needed_gpus(config):
+        card = torch.cuda.get_device_properties(0).total_memory / 1e6 if torch.cuda.is_available() else None
+        rows.append(Need("GPUs", needed_gpus(config), "", have.get("GPU", 0)))
+        rows.append(Need("memory of a GPU", fullest_gpu_mb(config, found.roles), "MB", card))
+    memory = psutil.virtual_memory().available / 1e6 if local else None
+    rows.append(Need("main memory", main_memory_mb(config, found.roles), "MB", memory))
+    root = Path(config.run.root).resolve()
+    there = next(path for path in (root, *root.parents) if path.exists())
+    rows.append(Need("disk", disk_mb(config, found), "MB", shutil.disk_usage(there).free / 1e6))
+    return rows
+
+
+def report(config: Config) -> tuple[Table, list[Need]]:
+    """Memory of a worker of each role and every need beside what there is; and the needs that are not met."""
+    found = footprints(config)
+    rows = needs(config, found)
+    view = Table(title=f"{config.run.name}: {config.teacher.model}", title_justify="left", box=None, padding=(0, 1))
+    for column in ("MB of a worker", "number", "on", "weights", "training", "activations"):
+        view.add_column(column, justify="left" if column in ("MB of a worker", "on") else "right")
+    for role, one in found.roles.items():
+        number, gpus = workers(config)[role]
+        numbers = (f"{mb:,.0f}" for mb in (one.weights, one.training, one.activations))
+        view.add_row(role, str(number), f"{gpus:g} GPU" if gpus else "CPU", *numbers)
+    view.add_section()
+    for need in rows:
+        there = "not seen from here" if need.available is None else f"of {need.available:,.0f} {need.unit}"
+        view.add_row(need.what, f"{need.needed:,.0f}", need.unit, there, "" if need.met else "[bold red]too little[/]")
+    return view, [need for need in rows if not need.met]
+
+
+def workers(config: Config) -> dict[str, tuple[int, float]]:
+    """(number, GPUs of one) by role."""
+    return {
+        "rollout": (config.rollout.workers, config.rollout.gpus),
+        "reward": (config.reward.workers, config.reward.gpus),
+        "learner": (config.learner.workers, float(config.learner.gpu)),
+    }
+
+
+def fullest_gpu_mb(config: Config, roles: dict[str, Footprint]) -> float:
+    """Workers whose shares fit on one GPU may be put there together; those that lie beside each other are added up."""
+    shares = [(gpus, roles[role].total + OVERHEAD_MB) for role, (number, gpus) in workers(config).items() if gpus
+              for _ in range(number)]  # fmt: skip
+    fullest = 0.0
+    for i, (share, mb) in enumerate(shares):
+        room = 1 - min(share, 1)
+        for other, more in sorted(shares[:i] + shares[i + 1 :], key=lambda pair: -pair[1]):
+            if other <= room + 1e-9:
+                room, mb = room - other, mb + more
+        fullest = max(fullest, mb)
+    return fullest
+
+
+def main_memory_mb(config: Config, roles: dict[str, Footprint]) -> float:
+    """Of all processes: those without a GPU hold their tensors there, and so does the driver its teacher."""
+    total = RAY_MB + 4 * PROCESS_MB + roles["reward"].weights
+    return total + sum(
+        number * (PROCESS_MB + (0 if gpus else roles[role].total)) for role, (number, gpus) in workers(config).items()
+    )
+
+
+def disk_mb(config: Config, found: Footprints) -> float:
+    """Checkpoints, the exported student here and in MLflow, and the teacher's images."""
+    phases = Phases(config)
+    groups = config.draft.groups if config.method == "draft" else config.rollout.groups
+    images = config.evaluation.held_out + config.validation.groups + (phases.rounds - phases.warm_rounds) * groups
+    files = sum(p.stat().st_size for p in model_folder(config.teacher.model).rglob("*") if p.is_file())
+    checkpoints = (config.checkpoint.keep + 3) * CHECKPOINT_BYTES * found.trained
+    return (checkpoints + 2 * files + 4 * images * found.image) / 1e6

@@ -1,0 +1,177 @@
+"""How much memory each worker of a run needs on its device, found before anything is loaded.
+
+The networks are built without their numbers, and run on tensors that have none: what is alive at once is counted. What
+a GPU's allocator and libraries take besides is `OVERHEAD_MB`.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+
+from redif_ray.config import Config
+from redif_ray.models.folder import without_weights
+from redif_ray.models.protocol import DiffusionModel
+from redif_ray.models.quiet import quiet
+from redif_ray.models.registry import load_model
+from redif_ray.models.student import enable_checkpointing, make_student, trainable
+
+OVERHEAD_MB = 1200  # CUDA's context, cuBLAS and cuDNN workspaces, fragments
+ADAM_BYTES = 8  # of a weight: two float32 moments
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """MB of one worker: `weights` of all networks, `training` (gradients, moments, average), `activations` at most."""
+
+    weights: float
+    training: float
+    activations: float
+
+    @property
+    def total(self) -> float:
+        return self.weights + self.training + self.activations
+
+
+class _Live(TorchDispatchMode):
+    """Bytes of the tensors that are alive, and the most there were at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self.known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        tree_map_only(Tensor, self._add, result)
+        return result
+
+    def _add(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        if key not in self.known:
+            self.known.add(key)
+            self.now += size
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self._free, key, size)
+
+    def _free(self, key: int, size: int) -> None:
+        self.known.discard(key)
+        self.now -= size
+
+
+class _Attention(torch.autograd.Function):
+    """Attention as a GPU's fused kernels do it: the matrix of weights is never held."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        output = query.new_empty(*query.shape[:-1], value.shape[-1])
+        ctx.save_for_backward(query, key, value, output)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
+        return tuple(torch.empty_like(tensor) for tensor in ctx.saved_tensors[:3])
+
+
+@contextmanager
+def _fused_attention() -> Iterator[None]:
+    functional, name = torch.nn.functional, "scaled_dot_product_attention"
+    before = getattr(functional, name)
+    setattr(functional, name, lambda query, key, value, *_, **__: _Attention.apply(query, key, value))
+    try:
+        yield
+    finally:
+        setattr(functional, name, before)
+
+
+def _peak_mb(call: Callable[[], Any]) -> float:
+    with _fused_attention(), _Live() as live:
+        call()
+    return live.peak / 1e6
+
+
+@dataclass(frozen=True, slots=True)
+class Footprints:
+    """`roles`: of one worker of `rollout`, `reward` and `learner`; numbers of trained weights and of an image."""
+
+    roles: dict[str, Footprint]
+    trained: int
+    image: int
+
+
+def footprints(config: Config) -> Footprints:
+    """Raises ModelError for a teacher that cannot be loaded."""
+    dtype = getattr(torch, config.networks.precision)
+    with without_weights():
+        teacher = load_model(config.teacher.model, device="meta", dtype=dtype)
+    student = make_student(teacher, config.student.lora)
+    if config.learner.checkpointing:
+        enable_checkpointing(student)
+    parameters = trainable(student).values()
+    shared = _bytes(teacher.network, *teacher.parts.values())
+    own = {id(p) for p in teacher.network.parameters()}
+    added = sum(p.numel() * p.element_size() for p in student.network.parameters() if id(p) not in own)
+    average = 4 if config.learner.ema or config.warm_start.ema else 0
+    trained = sum(p.numel() for p in parameters)
+    training = trained * (4 + ADAM_BYTES + average)
+    rows = max(config.rollout.shard_groups * config.rollout.siblings, config.evaluation.batch)
+    rollout = _peak_mb(lambda: _predict(student, rows, config.student.guidance))
+    reward = max(
+        _peak_mb(lambda: _predict(teacher, rows, config.teacher.guidance)), _peak_mb(lambda: _decode(teacher, rows))
+    )
+    for parameter in parameters:  # the gradients are part of `training`
+        parameter.grad = torch.empty_like(parameter)
+    learner = _peak_mb(lambda: _train(student, config))
+    roles = {
+        "rollout": Footprint((shared + added) / 1e6, 0.0, rollout),
+        "reward": Footprint((shared + _encoders(config)) / 1e6, 0.0, reward),
+        "learner": Footprint((shared + added) / 1e6, training / 1e6, learner),
+    }
+    return Footprints(roles, trained, torch.Size(teacher.image_shape).numel())
+
+
+def _bytes(*networks: Module) -> int:
+    return sum(t.numel() * t.element_size() for n in networks for t in (*n.parameters(), *n.buffers()))
+
+
+def _encoders(config: Config) -> int:
+    """Weights of the rewards' own networks, in float32, as their files hold them."""
+    folders = {str(value) for term in config.reward.terms.values() for value in term.options.values()}
+    found = [path for folder in folders if Path(folder).is_dir() for path in Path(folder).rglob("*.safetensors")]
+    return sum(path.stat().st_size for path in found)
+
+
+@torch.no_grad()
+def _predict(model: DiffusionModel, rows: int, guidance: float) -> None:
+    _forward(model, rows, guidance)
+
+
+@torch.no_grad()
+def _decode(model: DiffusionModel, rows: int) -> None:
+    model.decode(torch.empty(rows, *model.latent_shape, device="meta"))
+
+
+def _train(student: DiffusionModel, config: Config) -> None:
+    _forward(student, config.learner.microbatch, config.student.guidance).sum().backward()
+
+
+def _forward(model: DiffusionModel, rows: int, guidance: float) -> Tensor:
+    """A prediction, in the dtype that its network computes in: there is no autocast without a device."""
+    with quiet():
+        at_work = replace(model, network=model.network.to(model.dtype))
+    condition = "a caption" if model.takes_captions else 0 if model.num_classes else None
+    with torch.no_grad():
+        encoded = {name: value.to("meta") for name, value in at_work.encode([condition] * rows).items()}
+    x = torch.empty(rows, *model.latent_shape, device="meta")
+    return at_work.predict(x, model.process.noisiest(), encoded, guidance=guidance).x0

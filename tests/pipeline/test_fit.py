@@ -1,0 +1,151 @@
+"""What a run needs: counted on networks without numbers, against counts on real ones and by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import write_dit, write_unet
+from tiny_pipelines import write_edm, write_sd, write_sd3, write_sdxl
+
+from redif_ray.config import Config, load
+from redif_ray.models.registry import load_model
+from redif_ray.models.student import make_student, trainable
+from redif_ray.pipeline import fit, footprint
+from redif_ray.pipeline.footprint import Footprint, Footprints, footprints
+
+FAMILIES: dict[str, Callable[[Path], Path]] = {
+    "dit": write_dit, "unet": write_unet, "edm": write_edm, "sd": write_sd, "sdxl": write_sdxl, "sd3": write_sd3,
+}  # fmt: skip
+
+
+def config(teacher: Path | str, *overrides: str) -> Config:
+    found: Config = load("smoke", [f"teacher.model={teacher}", *overrides])
+    return found
+
+
+def numbers(model: Any) -> int:
+    tensors = [t for n in (model.network, *model.parts.values()) for t in (*n.parameters(), *n.buffers())]
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
+@pytest.mark.parametrize("name", list(FAMILIES))
+def test_weights_are_those_of_the_files(name: str, tmp_path: Path) -> None:
+    folder = FAMILIES[name](tmp_path / "m")
+    found, model = footprints(config(folder)), load_model(folder)
+    own = sum(p.numel() for p in model.network.parameters())
+    assert found.trained == own and found.image == torch.Size(model.image_shape).numel()
+    assert found.roles["reward"].weights == pytest.approx(numbers(model) / 1e6)
+    assert found.roles["learner"].weights == pytest.approx((numbers(model) + 4 * own) / 1e6)
+    assert found.roles["learner"].training == pytest.approx(12 * own / 1e6)
+    averaged = footprints(config(folder, "learner.ema=0.9")).roles["learner"].training
+    assert averaged == pytest.approx(16 * own / 1e6)
+
+
+def test_no_weight_is_read(tmp_path: Path) -> None:
+    folder = write_sd3(tmp_path / "m")
+    for path in folder.rglob("*.safetensors"):
+        path.unlink()
+    assert footprints(config(folder)).trained > 0
+
+
+def test_adapters_and_sixteen_bits(tmp_path: Path) -> None:
+    folder = write_sd(tmp_path / "m")
+    lora = "student.lora={rank: 2, targets: [to_q]}"
+    whole, adapted = footprints(config(folder)), footprints(config(folder, lora))
+    half = footprints(config(folder, lora, "networks.precision=bfloat16"))
+    student = make_student(load_model(folder), config(folder, lora).student.lora)
+    assert adapted.trained == sum(p.numel() for p in trainable(student).values()) < whole.trained / 10
+    assert half.roles["learner"].training == adapted.roles["learner"].training
+    vae = sum(p.numel() for p in load_model(folder).parts["vae"].parameters()) * 4 / 1e6
+    weights = {name: found.roles["reward"].weights - vae for name, found in (("whole", adapted), ("half", half))}
+    assert weights["half"] == pytest.approx(weights["whole"] / 2, rel=0.01)
+    assert 0.4 < half.roles["learner"].activations / adapted.roles["learner"].activations < 0.65
+
+
+@pytest.mark.parametrize("name", ["dit", "unet", "edm", "sd", "sd3"])
+def test_activations_are_what_a_real_backward_pass_holds(name: str, tmp_path: Path) -> None:
+    """At least what autograd saves of a real one, and not much more; linear in the pairs; less with checkpointing."""
+    folder = FAMILIES[name](tmp_path / "m")
+    student = make_student(load_model(folder), config(folder).student.lora)
+    own = {p.untyped_storage()._cdata for p in student.network.parameters()}
+    saved: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            saved[storage._cdata] = storage.nbytes()
+        return tensor
+
+    condition = "a caption" if student.takes_captions else 0 if student.num_classes else None
+    x, encoded = torch.zeros(16, *student.latent_shape), student.encode([condition] * 16)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        kept = student.predict(x, student.process.noisiest(), encoded).x0
+    expected = sum(saved.values()) / 1e6
+    assert kept.requires_grad
+
+    def activations(*overrides: str) -> float:
+        return footprints(config(folder, *overrides)).roles["learner"].activations
+
+    found = activations("learner.microbatch=16")
+    assert 0.9 * expected < found < 1.8 * expected
+    assert 1.7 * found < activations("learner.microbatch=32") < 2.05 * found  # a part is the weights' alone
+    assert activations("learner.microbatch=16", "learner.checkpointing=true") < 0.95 * found
+
+
+def test_the_peak_is_of_what_lives_at_once() -> None:
+    def call() -> None:
+        first = torch.empty(1000, device="meta")  # 4 kB
+        second = first + 1  # 8 kB
+        del first
+        third = second[:10] * 2  # views are free
+        del second
+        torch.cat([third] * 150)
+
+    assert footprint._peak_mb(call) == pytest.approx(0.008)
+
+
+def test_attention_holds_no_matrix_of_weights() -> None:
+    query = torch.empty(1, 2, 1000, 8, device="meta", requires_grad=True)
+    attend = torch.nn.functional.scaled_dot_product_attention
+    peak = footprint._peak_mb(lambda: torch.nn.functional.scaled_dot_product_attention(query, query, query))
+    assert peak < 2 * 1000 * 1000 * 4 / 1e6 / 10
+    assert torch.nn.functional.scaled_dot_product_attention is attend
+
+
+ROLES = {"rollout": Footprint(100, 0, 50), "reward": Footprint(300, 0, 100), "learner": Footprint(100, 200, 700)}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "together"),
+    [
+        (["rollout.gpus=1", "reward.gpus=1", "learner.gpu=true"], ["learner"]),
+        (["rollout.gpus=1", "reward.gpus=1"], ["reward"]),
+        (["rollout.gpus=0.5", "reward.gpus=0.5"], ["rollout", "reward"]),
+        (["rollout.gpus=0.25", "rollout.workers=4"], ["rollout"] * 4),
+        (["rollout.gpus=0.4", "reward.gpus=0.4", "rollout.workers=3"], ["reward", "rollout"]),
+        (["rollout.gpus=0.5", "reward.gpus=0.25", "reward.workers=2"], ["rollout", "reward", "reward"]),
+    ],
+)
+def test_the_fullest_gpu(overrides: list[str], together: list[str]) -> None:
+    """Each worker brings its process's share of CUDA along."""
+    found = fit.fullest_gpu_mb(config("fashion-mnist", *overrides), ROLES)
+    assert found == pytest.approx(sum(ROLES[role].total + footprint.OVERHEAD_MB for role in together))
+
+
+def test_what_is_too_little_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = Footprints(ROLES | {"rollout": replace(ROLES["rollout"], weights=1e9)}, 10**6, 1000)
+    few = {need.what: need for need in fit.needs(config("fashion-mnist"), found)}
+    assert not few["main memory"].met and few["disk"].met and few["CPUs"].met and "GPUs" not in few
+    gpus = {need.what: need for need in fit.needs(config("fashion-mnist", "rollout.gpus=64"), found)}
+    assert not gpus["GPUs"].met and gpus["GPUs"].needed == 64 and gpus["main memory"].met
+
+
+def test_the_demo_by_measurement() -> None:
+    """Five workers and five other processes: 5.6 GB at their peak, as `make demo` was measured."""
+    demo: Config = load("fashion_mnist")
+    assert 4500 < fit.main_memory_mb(demo, footprints(demo).roles) < 6500
