@@ -85,7 +85,8 @@ def predictor(model: DiffusionModel, encoded: dict[str, Tensor], guidance: float
 def rewards(config: Config, model: DiffusionModel, where: str) -> Rewards:
     channels, height, width = model.image_shape
     return build_terms(
-        config.reward.terms, num_classes=model.num_classes or 0, image_shape=(channels, height, width), device=where
+        config.reward.terms, num_classes=model.num_classes or 0, image_shape=(channels, height, width), device=where,
+        captions=model.takes_captions,
     )
 
 

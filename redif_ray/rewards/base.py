@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -75,7 +75,7 @@ class Rewards:
         than [B], is not finite, or claims a gradient and has none.
         """
         self._check_inputs(inputs)
-        raw = {}
+        inputs, raw = replace(inputs), {}  # features live no longer than this call
         for label, term in self.terms.items():
             try:
                 value = term(inputs)
@@ -91,6 +91,10 @@ class Rewards:
         batch, shape = len(inputs.conditions), self.setting.image_shape
         for role, images in (("student", inputs.student), ("teacher", inputs.teacher)):
             _check_images(role, images, (batch, *shape))
+        if any("caption" in term.needs for term in self.terms.values()):
+            for row, condition in enumerate(inputs.conditions):
+                if not isinstance(condition, str):
+                    raise RewardError(f"condition {condition!r} of row {row}: expected a caption")
         if any("class" in term.needs for term in self.terms.values()):
             for row, condition in enumerate(inputs.conditions):
                 if type(condition) is not int or not 0 <= condition < self.setting.num_classes:
@@ -128,15 +132,16 @@ def _check_value(label: str, term: RewardTerm, value: object, student: Tensor) -
 
 
 def build_terms(
-    terms: Mapping[str, config.Term], *, num_classes: int, image_shape: tuple[int, int, int], device: str | torch.device
+    terms: Mapping[str, config.Term], *, num_classes: int, image_shape: tuple[int, int, int],
+    device: str | torch.device, captions: bool = False,
 ) -> Rewards:
-    """The configured terms, ready to score images of `image_shape` (C, H, W).
+    """The configured terms, ready to score images of `image_shape` (C, H, W). captions: whether conditions are text.
 
     A key is a term's name; or any other label for the user's own function, with an option `callable` (`CallableTerm`),
     or for a service, with an option `url` (`HttpTerm`).
     Raises `RewardError` for unknown names and options, wrong values, and terms that do not suit these images.
     """
-    setting = Setting(num_classes, image_shape, torch.device(device))
+    setting = Setting(num_classes, image_shape, torch.device(device), captions)
     return Rewards({label: _build(label, term.options, setting) for label, term in terms.items()}, setting)
 
 
@@ -154,6 +159,8 @@ def _build(label: str, options: Mapping[str, Any], setting: Setting) -> RewardTe
         )
     if "class" in kind.needs and setting.num_classes < 1:
         raise RewardError(f"reward.terms.{label} needs class conditions; the teacher has no classes")
+    if "caption" in kind.needs and not setting.captions:
+        raise RewardError(f"reward.terms.{label} needs captions; this teacher is not told what to draw by text")
     known = [field.name for field in fields(kind) if field.name != "setting"]
     for option in options:
         if option not in known:

@@ -93,7 +93,10 @@ ENCODERS: dict[str, Callable[[str | None, Setting], Encoder]] = {
 
 
 def load_encoder(name: str, path: str | None, setting: Setting) -> Encoder:
-    """The encoder `name` for these images; `path` replaces a classifier's shipped folder. Raises `RewardError`."""
+    """The encoder `name` for these images, loaded once for all terms; `path` replaces a classifier's shipped folder.
+
+    Raises `RewardError`.
+    """
     if name not in ENCODERS:
         raise RewardError(f"unknown encoder {name!r}; expected one of: {', '.join(ENCODERS)}")
-    return ENCODERS[name](path, setting)
+    return setting.encoders.get((name, path), lambda: ENCODERS[name](path, setting))

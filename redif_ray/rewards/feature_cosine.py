@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import torch
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional as F
@@ -35,10 +34,8 @@ class FeatureCosine:
         self._encoder = load_encoder(self.encoder, self.path, self.setting)
 
     def __call__(self, inputs: RewardInputs) -> Tensor:
-        with torch.no_grad():  # siblings share the teacher's image, and lie side by side
-            images, row = torch.unique_consecutive(inputs.teacher, dim=0, return_inverse=True)
-            teacher = self._encoder.features(images)[row]
-        return mean_cosine(self._encoder.features(inputs.student), teacher, pooled=self.pooled)
+        student, teacher = (of(self._encoder.features) for of in (inputs.of_student, inputs.of_teacher))
+        return mean_cosine(student, teacher, pooled=self.pooled)
 
 
 def mean_cosine(x: Tensor, y: Tensor, *, pooled: bool) -> Tensor:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
 
 import torch
 from pydantic import ConfigDict
@@ -12,6 +12,8 @@ from torch import Tensor
 
 from redif_ray.errors import UserError
 from redif_ray.types import Condition
+
+T = TypeVar("T")
 
 # of every term's dataclass: its fields are the options a user may set
 OPTIONS = ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True, allow_inf_nan=False)
@@ -21,13 +23,32 @@ class RewardError(UserError, RuntimeError):
     """A reward that cannot be built or computed; the message names the term, the value and what was expected."""
 
 
+class Once:
+    """What several terms want and only the first has to make, by key."""
+
+    def __init__(self) -> None:
+        self._made: dict[Hashable, Any] = {}
+
+    def get(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What was made for `key`; made now if nothing was."""
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
+
+
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What all images of a run share: `num_classes` (0: unconditional), `image_shape` (C, H, W) and the device."""
+    """What all images of a run share: `num_classes` (0: none), `image_shape` (C, H, W), the device, and whether
+    conditions are captions.
+
+    encoders: the networks of these terms; those that look through the same one load it once.
+    """
 
     num_classes: int
     image_shape: tuple[int, int, int]
     device: torch.device
+    captions: bool = False
+    encoders: Once = field(default_factory=Once, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +58,26 @@ class RewardInputs:
     student: Tensor
     teacher: Tensor
     conditions: Sequence[Condition]
+    _made: Once = field(init=False, repr=False, compare=False, default_factory=Once)  # not copied by `replace`
+
+    def of_student(self, encode: Callable[[Tensor], Tensor]) -> Tensor:
+        """encode(student), [B, ...] with its gradient, computed once for all terms with the same `encode`."""
+        return self._made.get(("student", encode, torch.is_grad_enabled()), lambda: encode(self.student))
+
+    @torch.no_grad()
+    def of_teacher(self, encode: Callable[[Tensor], Tensor]) -> Tensor:
+        """encode(teacher), [B, ...] without a gradient, computed once a group and for all terms with that `encode`."""
+        images, row = self._made.get("groups", lambda: one_a_group(self.teacher))
+        return self._made.get(("teacher", encode), lambda: encode(images))[row]
+
+
+def one_a_group(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Equal neighbours of [B, ...] once, [G, ...], and each row's place among them, int64 [B].
+
+    Siblings share the teacher's image, and lie side by side.
+    """
+    groups, row = torch.unique_consecutive(images, dim=0, return_inverse=True)
+    return groups, row
 
 
 class RewardTerm(Protocol):
@@ -57,7 +98,7 @@ class RewardTerm(Protocol):
 
     @property
     def needs(self) -> frozenset[str]:
-        """`teacher`: the group's teacher image. `class`: an integer condition."""
+        """`teacher`: the group's teacher image. `class`: an integer condition. `caption`: a condition that is text."""
         ...
 
     def __call__(self, inputs: RewardInputs) -> Tensor:

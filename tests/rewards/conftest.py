@@ -33,10 +33,11 @@ def pair() -> Callable[..., RewardInputs]:
 @pytest.fixture
 def build() -> Callable[..., Rewards]:
     def make(
-        *names: str, terms: dict[str, Any] | None = None, shape: tuple[int, ...] = (2, 12, 13), num_classes: int = 4
+        *names: str, terms: dict[str, Any] | None = None, shape: tuple[int, ...] = (2, 12, 13), num_classes: int = 4,
+        captions: bool = False,
     ) -> Rewards:
         config = {name: Term() for name in names} | {k: Term(options=v) for k, v in (terms or {}).items()}
-        return build_terms(config, num_classes=num_classes, image_shape=shape, device="cpu")
+        return build_terms(config, num_classes=num_classes, image_shape=shape, device="cpu", captions=captions)
 
     return make
 

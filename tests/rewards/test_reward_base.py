@@ -117,6 +117,14 @@ def test_a_term_of_classes_needs_a_teacher_of_classes(build):
         build("classifier", shape=(1, 28, 28), num_classes=0)
 
 
+@pytest.mark.parametrize("condition", [None, 3])
+def test_a_term_of_captions_needs_a_caption_in_every_row(condition, pair):
+    rewards = Rewards({"score": Constant(torch.ones(3), needs=frozenset({"caption"}))}, SETTING)
+    assert rewards(replace(pair(), conditions=["a", "", "b"]))
+    with pytest.raises(RewardError, match=f"condition {condition} of row 1: expected a caption"):
+        rewards(replace(pair(), conditions=["a", condition, "b"]))
+
+
 def test_what_the_terms_need_together(build):
     assert build("mse", "jpeg_compressibility", shape=(1, 8, 8)).needs_teacher
     assert not build("jpeg_compressibility", shape=(1, 8, 8)).needs_teacher

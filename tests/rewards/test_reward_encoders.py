@@ -53,6 +53,14 @@ def test_feature_cosine_of_the_teacher_is_one_and_each_row_meets_its_own_teacher
     torch.testing.assert_close(together, torch.cat([rewards(row)["feature_cosine"] for row in rows]))
 
 
+def test_the_teachers_features_are_computed_once_a_group(pair, build, classifier_folder):
+    inputs = pair(shape=(4, *SHAPE), dtype=torch.float32)
+    rewards, rows = build(terms={"feature_cosine": {"path": str(classifier_folder)}}, shape=SHAPE), []
+    rewards.terms["feature_cosine"]._encoder.body.register_forward_hook(lambda *args: rows.append(len(args[-1])))
+    rewards(replace(inputs, teacher=inputs.teacher[[0, 0, 1, 1]]))
+    assert sorted(rows) == [2, 4]
+
+
 def test_features_that_are_zero_count_as_zero_with_a_finite_gradient():
     x = torch.zeros(1, 3, 1, 2, dtype=torch.float64)
     x[0, :, 0, 0] = torch.tensor([1.0, 2.0, 3.0])
