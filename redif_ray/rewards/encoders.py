@@ -9,10 +9,10 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from redif_ray.checkpoint import file_sha256
 from redif_ray.models.classifier import Classifier, ClassifierError, load_classifier
+from redif_ray.rewards.preparation import enlarged
 from redif_ray.rewards.term import RewardError, Setting
 
 CLASSIFIER_A = Path(__file__).parents[1] / "assets" / "classifiers" / "fashion_mnist_a"
@@ -73,11 +73,7 @@ class EfficientNetLite0:
 
 def efficientnet_input(images: Tensor) -> Tensor:
     """[B, 1 or 3, H, W] in [0, 1] as (255 x - 127) / 128 in 3 channels, bilinearly enlarged to 64 pixels or more."""
-    edge = min(images.shape[2:])
-    if edge < EFFICIENTNET_EDGE:
-        size = [round(n * EFFICIENTNET_EDGE / edge) for n in images.shape[2:]]
-        images = F.interpolate(images, size=size, mode="bilinear", align_corners=False)
-    return ((255 * images - 127) / 128).expand(-1, 3, -1, -1)
+    return ((255 * enlarged(images, EFFICIENTNET_EDGE) - 127) / 128).expand(-1, 3, -1, -1)
 
 
 def _efficientnet(path: str | None, setting: Setting) -> Encoder:

@@ -125,6 +125,11 @@ def test_a_term_of_captions_needs_a_caption_in_every_row(condition, pair):
         rewards(replace(pair(), conditions=["a", condition, "b"]))
 
 
+def test_a_term_of_captions_needs_a_teacher_of_captions(build):
+    with pytest.raises(RewardError, match=r"reward\.terms\.text_image needs captions; this teacher is not told"):
+        build("text_image")
+
+
 def test_what_the_terms_need_together(build):
     assert build("mse", "jpeg_compressibility", shape=(1, 8, 8)).needs_teacher
     assert not build("jpeg_compressibility", shape=(1, 8, 8)).needs_teacher
@@ -142,7 +147,7 @@ def test_names_in_the_table_are_the_terms_own():
     assert all(term.name == name for name, term in TERMS.items())
     assert set(TERMS) == {
         "mse", "psnr", "ssim", "gradient_mse", "blurred_mse", "feature_cosine", "classifier", "histogram_kl",
-        "jpeg_compressibility",
+        "jpeg_compressibility", "clip", "text_image", "dino", "perception", "lpips", "aesthetic",
     }
 
 
@@ -164,6 +169,11 @@ def test_an_unknown_name_lists_the_known_ones_and_the_nearest(build):
 def test_options_that_do_not_exist_or_do_not_fit(name, options, message, build):
     with pytest.raises(RewardError, match=message):
         build(terms={name: options})
+
+
+def test_an_option_without_a_default_must_be_given(build):
+    with pytest.raises(RewardError, match=r"reward\.terms\.aesthetic needs its option 'head'"):
+        build("aesthetic")
 
 
 def test_no_terms_at_all():

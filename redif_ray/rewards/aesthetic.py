@@ -1,0 +1,73 @@
+"""How much people would like an image: the LAION predictors on CLIP embeddings (Schuhmann et al., arXiv 2210.08402)."""
+
+from __future__ import annotations
+
+import math
+import re
+from itertools import pairwise
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+from torch.nn import functional as F
+
+from redif_ray.rewards.clip_network import DEFAULT_MODEL, clip_images
+from redif_ray.rewards.pretrained import load_weights
+from redif_ray.rewards.term import OPTIONS, RewardError, RewardInputs, Setting
+
+Layers = list[tuple[Tensor, Tensor]]  # weight [out, in], bias [out]
+
+
+@dataclass(config=OPTIONS)
+class Aesthetic:
+    """A linear head on the student's CLIP image embedding of length 1; LAION's heads give about 1 to 10.
+
+    head: the head's safetensors file: one linear layer, or those of the improved aesthetic predictor, `layers.0` to
+        `layers.7`, which has no activations between them.
+    model: the CLIP that the head was trained on, a folder or a hub id. batch: images a forward.
+    """
+
+    setting: Setting
+    head: str
+    model: str = DEFAULT_MODEL
+    batch: Annotated[int, Field(gt=0)] = 64
+    name: ClassVar[str] = "aesthetic"
+    differentiable: ClassVar[bool] = True
+    value_range: ClassVar[tuple[float, float]] = (-math.inf, math.inf)
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+    def __post_init__(self) -> None:
+        layers = read_head(load_weights("head", self.head), self.head)
+        self._images = clip_images(self.model, self.batch, self.setting)
+        found, expected = layers[0][0].shape[1], self._images.network.config.projection_dim
+        if found != expected:
+            raise RewardError(f"head={self.head!r} takes {found} numbers, model={self.model!r} gives {expected}; set "
+                              "option `model` to the CLIP that the head was trained on")
+        self._layers = [(weight.to(self.setting.device), bias.to(self.setting.device)) for weight, bias in layers]
+
+    def __call__(self, inputs: RewardInputs) -> Tensor:
+        x = F.normalize(inputs.of_student(self._images.features), dim=1)
+        for weight, bias in self._layers:
+            x = F.linear(x, weight.to(x), bias.to(x))
+        return x.squeeze(1)
+
+
+def read_head(tensors: dict[str, Tensor], where: str) -> Layers:
+    """Linear layers, in the order of the numbers in their names, that end in one number. Raises `RewardError`."""
+    names = sorted({name.rpartition(".")[0] for name in tensors}, key=_numbers)
+    try:
+        layers = [tuple(tensors[f"{name}.{kind}".lstrip(".")].float() for kind in ("weight", "bias")) for name in names]
+        fit = all(w.ndim == 2 and b.shape == w.shape[:1] for w, b in layers)
+        fit = fit and all(a.shape[0] == b.shape[1] for (a, _), (b, _) in pairwise(layers)) and len(layers[-1][1]) == 1
+    except (KeyError, IndexError):
+        fit = False
+    if not fit:
+        shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
+        raise RewardError(f"head={where!r} holds {str(shapes)[:300]}; expected weight [out, in] and bias [out] of "
+                          "linear layers that follow each other and end in one number")
+    return [(weight, bias) for weight, bias in layers]
+
+
+def _numbers(name: str) -> list[int]:
+    return [int(n) for n in re.findall(r"\d+", name)]

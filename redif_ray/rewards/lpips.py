@@ -1,0 +1,115 @@
+"""Minus the learned perceptual distance LPIPS (Zhang et al., arXiv 1801.03924), version 0.1."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass as plain_dataclass
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+from torch.nn import Module
+
+from redif_ray.rewards.preparation import enlarged
+from redif_ray.rewards.pretrained import TO_SAFETENSORS, imported, load_weights
+from redif_ray.rewards.term import OPTIONS, RewardError, RewardInputs, Setting, one_a_group
+
+PIP = "pip install lpips==0.1.4 torchvision"
+EDGE = 64  # of the patches that LPIPS was fitted on; smaller images are enlarged
+EPS = 1e-10
+URLS = {  # torchvision's IMAGENET1K_V1; the name ends in the file's sha256
+    "alex": "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
+    "vgg": "https://download.pytorch.org/models/vgg16-397923af.pth",
+    "squeeze": "https://download.pytorch.org/models/squeezenet1_1-b8a52dc0.pth",
+}
+
+
+@plain_dataclass(eq=False)
+class Backbone:
+    """`maps`: feature maps [B, C_l, h_l, w_l] of images [B, 3, H, W] in [-1, 1]; `heads`: each map's weights [C_l]."""
+
+    network: Module
+    maps: Callable[[Tensor], Sequence[Tensor]]
+    heads: Sequence[Tensor]
+
+
+@dataclass(config=OPTIONS)
+class Lpips:
+    """-LPIPS(student, teacher) <= 0, on images in [-1, 1]; those with an edge below 64 pixels are enlarged to 64.
+
+    net: the backbone. weights: the backbone's ImageNet weights, torchvision's state dict as safetensors; without it
+    torch's hub cache or a download. batch: pairs a forward.
+    """
+
+    setting: Setting
+    net: Literal["alex", "vgg", "squeeze"] = "alex"
+    weights: str | None = None
+    batch: Annotated[int, Field(gt=0)] = 64
+    name: ClassVar[str] = "lpips"
+    differentiable: ClassVar[bool] = True
+    value_range: ClassVar[tuple[float, float]] = (-math.inf, 0.0)
+    needs: ClassVar[frozenset[str]] = frozenset({"teacher"})
+
+    def __post_init__(self) -> None:
+        if self.setting.image_shape[0] not in (1, 3):
+            raise RewardError(f"images are {self.setting.image_shape}; LPIPS takes 1 or 3 channels")
+        self._backbone = load_backbone(self.net, self.weights, self.setting.device)
+
+    def __call__(self, inputs: RewardInputs) -> Tensor:
+        pairs = zip(inputs.student.split(self.batch), inputs.teacher.split(self.batch), strict=True)
+        return -torch.cat([self._distance(student, teacher) for student, teacher in pairs])
+
+    def _distance(self, student: Tensor, teacher: Tensor) -> Tensor:
+        with torch.no_grad():
+            images, row = one_a_group(teacher)
+            targets = [each[row] for each in self._maps(images)]
+        return distance(self._maps(student), targets, self._backbone.heads)
+
+    def _maps(self, images: Tensor) -> Sequence[Tensor]:
+        images = enlarged(images.to(self._backbone.heads[0].dtype), EDGE).expand(-1, 3, -1, -1)
+        return self._backbone.maps(2 * images - 1)
+
+
+def distance(x: Iterable[Tensor], y: Iterable[Tensor], heads: Iterable[Tensor]) -> Tensor:
+    """[B]: sum over layers of the mean over positions of sum_c w_c (x_c / |x| - y_c / |y|)^2."""
+    layers = [
+        torch.einsum("bchw,c->bhw", (_unit(a) - _unit(b)).square(), w).mean((1, 2))
+        for a, b, w in zip(x, y, heads, strict=True)
+    ]
+    return torch.stack(layers).sum(0)
+
+
+def _unit(features: Tensor) -> Tensor:
+    length = features.square().sum(1, keepdim=True).clamp(min=EPS**2).sqrt()  # sqrt has no gradient at 0
+    return features / (length + EPS)
+
+
+def load_backbone(net: str, weights: str | None, device: torch.device) -> Backbone:
+    """The package's network and heads, with the backbone's weights from a file or torch's hub. Raises `RewardError`."""
+    package = imported("lpips", PIP)
+    with torch.random.fork_rng(devices=[]):  # the constructor draws a backbone that is then replaced
+        metric = package.LPIPS(net=net, pnet_rand=True, verbose=False).eval().requires_grad_(False)
+    found = load_weights("weights", weights) if weights else _download(net)
+    own = metric.net.state_dict()
+    theirs = {name: "features." + name.split(".", 1)[1] for name in own}  # slice2.3.weight: features.3.weight
+    wrong = [name for ours, name in theirs.items() if name not in found or found[name].shape != own[ours].shape]
+    if wrong:
+        raise RewardError(f"weights={weights!r} lacks {', '.join(wrong[:3])} or has them in another shape; expected "
+                          f"torchvision's state dict of net={net}")
+    metric.net.load_state_dict({ours: found[name] for ours, name in theirs.items()})
+    metric.to(device)
+    heads = [lin.model[-1].weight.flatten() for lin in metric.lins]
+    return Backbone(metric, lambda images: metric.net(metric.scaling_layer(images)), heads)
+
+
+def _download(net: str) -> dict[str, Any]:
+    try:
+        return torch.hub.load_state_dict_from_url(
+            URLS[net], map_location="cpu", check_hash=True, weights_only=True, progress=False
+        )
+    except (OSError, RuntimeError) as error:  # no network; a wrong hash
+        raise RewardError(f"{URLS[net]} cannot be fetched ({error}); fetch it elsewhere, convert it: python -c "
+                          f'"{TO_SAFETENSORS}", and give the file as option `weights`') from error

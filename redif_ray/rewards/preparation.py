@@ -1,0 +1,120 @@
+"""From images in [0, 1] to what a pretrained encoder takes: resize, crop, normalise; differentiable, in torch alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from redif_ray.rewards.term import RewardError
+
+Triple = tuple[float, float, float]
+CLIP_MEAN: Triple = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD: Triple = (0.26862954, 0.26130258, 0.27577711)
+IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
+IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
+MODES = {2: "bilinear", 3: "bicubic"}  # PIL's numbers, which a preprocessor_config.json uses
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """resize: the shorter edge, or (height, width), or None. crop: (height, width) of the middle that is kept.
+
+    Resampling is antialiased, as PIL's is, and clamped to [0, 1], as 8-bit pixels are; nothing is rounded.
+    """
+
+    resize: int | tuple[int, int] | None
+    crop: tuple[int, int] | None = None
+    mode: str = "bicubic"
+    mean: Triple = CLIP_MEAN
+    std: Triple = CLIP_STD
+
+    @property
+    def whole(self) -> Preparation:
+        """Without the crop: the whole image at the crop's size."""
+        return self if self.crop is None else replace(self, resize=self.crop, crop=None)
+
+    def check(self, image_shape: tuple[int, int, int]) -> None:
+        """Raises `RewardError` for images (C, H, W) that this cannot be done to."""
+        if image_shape[0] not in (1, 3):
+            raise RewardError(f"images are {image_shape}; the encoder takes 1 or 3 channels")
+        size = self._resized(*image_shape[1:])
+        if self.crop is not None and (size[0] < self.crop[0] or size[1] < self.crop[1]):
+            raise RewardError(f"crop_size {self.crop} is larger than the resized image {size}; "
+                              "expected a size at least as large in preprocessor_config.json")
+
+    def _resized(self, height: int, width: int) -> tuple[int, int]:
+        if isinstance(self.resize, int):  # the longer edge is cut to whole pixels, as transformers cuts it
+            long = int(self.resize * max(height, width) / min(height, width))
+            return (self.resize, long) if height <= width else (long, self.resize)
+        return self.resize or (height, width)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """[B, 3, h, w] in units of the encoder, from [B, 1 or 3, H, W] in [0, 1]; a grey channel is repeated."""
+        size = self._resized(*images.shape[2:])
+        if size != tuple(images.shape[2:]):
+            images = F.interpolate(images, size=size, mode=self.mode, antialias=True, align_corners=False).clamp(0, 1)
+        if self.crop is not None:
+            top, left = (size[0] - self.crop[0]) // 2, (size[1] - self.crop[1]) // 2
+            images = images[..., top : top + self.crop[0], left : left + self.crop[1]]
+        mean, std = (torch.tensor(v, dtype=images.dtype, device=images.device)[:, None, None]
+                     for v in (self.mean, self.std))
+        return (images - mean) / std
+
+
+def read_preparation(config: Mapping[str, Any], default: Preparation, where: str) -> Preparation:
+    """What the image processor with this `preprocessor_config.json` does; a key that is absent is as in `default`.
+
+    Raises `RewardError`, naming the file `where`, for what is not resize, centre crop, rescale by 1/255 and normalise.
+    """
+    try:
+        resize = _resize(config["size"]) if "size" in config else default.resize
+        crop = _pair(config["crop_size"]) if config.get("crop_size") is not None else default.crop
+        mean, std = (_triple(config.get(key) or value)
+                     for key, value in (("image_mean", default.mean), ("image_std", default.std)))
+        mode = MODES[config["resample"]] if "resample" in config else default.mode
+        if abs(config.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-6 or not config.get("do_rescale", True):
+            raise ValueError("rescale_factor is not 1/255")
+    except (KeyError, TypeError, ValueError) as error:
+        raise RewardError(
+            f"{where}: {type(error).__name__} {error}; expected size (shortest_edge, or height and width), crop_size, "
+            f"resample 2 or 3, image_mean and image_std of three numbers, rescale_factor 1/255"
+        ) from error
+    crops = config.get("do_center_crop", default.crop is not None)
+    normalises = config.get("do_normalize", True)
+    return Preparation(
+        resize=resize if config.get("do_resize", True) else None, crop=crop if crops else None, mode=mode,
+        mean=mean if normalises else (0.0, 0.0, 0.0), std=std if normalises else (1.0, 1.0, 1.0),
+    )  # fmt: skip
+
+
+def _resize(size: Any) -> int | tuple[int, int]:
+    if isinstance(size, Mapping) and set(size) == {"shortest_edge"}:
+        size = size["shortest_edge"]
+    return int(size) if isinstance(size, int) else _pair(size)
+
+
+def _pair(size: Any) -> tuple[int, int]:
+    if isinstance(size, int):
+        return size, size
+    if set(size) != {"height", "width"}:
+        raise ValueError(f"size {size}")
+    return int(size["height"]), int(size["width"])
+
+
+def _triple(values: Any) -> Triple:
+    r, g, b = (float(value) for value in values)
+    return r, g, b
+
+
+def enlarged(images: Tensor, edge: int) -> Tensor:
+    """[B, C, H, W], bilinearly enlarged to `edge` pixels or more where the shorter edge is less."""
+    short = min(images.shape[2:])
+    if short >= edge:
+        return images
+    size = [round(n * edge / short) for n in images.shape[2:]]
+    return F.interpolate(images, size=size, mode="bilinear", align_corners=False)

@@ -1,0 +1,159 @@
+"""Pretrained encoders from a local folder or a hub: safetensors only, frozen, float32."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.nn import Module
+
+from redif_ray.rewards.preparation import Preparation, read_preparation
+from redif_ray.rewards.term import RewardError
+
+PREPROCESSOR, PROCESSOR = "preprocessor_config.json", "processor_config.json"  # transformers 4's layout, and 5's
+TO_SAFETENSORS = (
+    "import torch, safetensors.torch as s; w = torch.load('FILE.pth', map_location='cpu', weights_only=True); "
+    "s.save_file({k: v.contiguous() for k, v in w.items()}, 'FILE.safetensors')"
+)
+
+
+class ImageEncoder:
+    """A frozen network and the preparation of its images.
+
+    forward: what is taken of the network, [b, ...] from prepared images [b, 3, h, w].
+    """
+
+    def __init__(self, network: Module, preparation: Preparation, forward: Callable[[Tensor], Tensor]) -> None:
+        self.network = network.eval().requires_grad_(False)
+        self.preparation, self.forward, self.batch = preparation, forward, 1 << 30
+
+    def at_most(self, batch: int) -> ImageEncoder:
+        """Itself, with no more images a forward; the smallest number counts of the terms that share it."""
+        self.batch = min(self.batch, batch)
+        return self
+
+    def features(self, images: Tensor) -> Tensor:
+        """[B, ...] from images [B, 1 or 3, H, W] in [0, 1], in the network's dtype, differentiable in the images."""
+        images = images.to(next(self.network.parameters()).dtype)
+        return torch.cat([self.forward(self.preparation(rows)) for rows in images.split(self.batch)])
+
+
+def find_model(model: str) -> str:
+    """A folder's whole path, or a hub id as it is. Raises `RewardError` for what can be neither."""
+    path = Path(model).expanduser()
+    if model and path.is_dir():
+        return str(path.resolve())
+    if path.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1 or not model:
+        raise RewardError(f"model={model!r}: no such folder; expected one that save_pretrained wrote, or a hub id")
+    return model
+
+
+def load_config(model: str, kinds: Sequence[str]) -> Any:
+    """transformers' configuration of the model, whose `model_type` is one of `kinds`. Raises `RewardError`."""
+    import transformers
+
+    try:
+        config = transformers.AutoConfig.from_pretrained(model)
+    except (OSError, ValueError) as error:
+        raise _cannot_load(model, "config.json", error) from error
+    if config.model_type not in kinds:
+        raise RewardError(f"model={model!r} is a {config.model_type}; expected one of: {', '.join(kinds)}")
+    return config
+
+
+def load_network(kind: str, model: str, config: Any) -> Module:
+    """The network of transformers' class `kind`. Raises `RewardError` unless the file holds all its weights; it may
+    hold more, as CLIP's file holds two networks.
+    """
+    import transformers
+
+    try:
+        with _quiet(transformers.utils.logging):  # it lists every weight that is left over, in every process
+            network, found = getattr(transformers, kind).from_pretrained(
+                model, config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+            )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise _cannot_load(model, f"a {kind} from safetensors", error) from error
+    wrong = {name: sorted(map(str, keys)) for name, keys in found.items() if keys and name != "unexpected_keys"}
+    if wrong:
+        raise RewardError(f"model={model!r}: the weights are not those of its config.json: {str(wrong)[:300]}")
+    return network.eval().requires_grad_(False)
+
+
+@contextmanager
+def _quiet(logging: Any) -> Iterator[None]:
+    verbosity, progress = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if progress:
+            logging.enable_progress_bar()
+
+
+def load_preparation(model: str, default: Preparation) -> Preparation:
+    """How the model's images are prepared, from the `preprocessor_config.json` beside it. Raises `RewardError`."""
+    from transformers.utils import cached_file
+
+    for name in (PREPROCESSOR, PROCESSOR):
+        try:
+            file = cached_file(model, name, _raise_exceptions_for_missing_entries=False)
+        except OSError as error:
+            raise _cannot_load(model, name, error) from error
+        if file is not None:
+            return read_preparation(_read(Path(file), nested=name == PROCESSOR), default, f"{model}: {name}")
+    raise RewardError(f"model={model!r} has no {PREPROCESSOR}, which says the size, mean and std of its images; "
+                      "copy it from where the model came from")
+
+
+def _read(path: Path, *, nested: bool) -> Mapping[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+        config = found["image_processor"] if nested else found
+        if not isinstance(config, dict):
+            raise TypeError("not an object")
+    except (ValueError, KeyError, TypeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise RewardError(f"{path} is not an image processor's ({reason}); copy it once more") from error
+    return config
+
+
+def _cannot_load(model: str, what: str, error: Exception) -> RewardError:
+    where = "the folder" if Path(model).is_dir() else "no such folder here, so it was looked for on the hub"
+    reason = " ".join(str(error).split())[:300]
+    return RewardError(
+        f"model={model!r} cannot be loaded ({what}; {where}): {reason}; give as `model` a folder that "
+        "save_pretrained wrote with safetensors, or fetch it first: hf download ID --local-dir DIR"
+    )
+
+
+def load_weights(option: str, path: str) -> dict[str, Tensor]:
+    """The tensors of a safetensors file that a user names. Raises `RewardError`."""
+    file = Path(path).expanduser()
+    if file.suffix != ".safetensors":
+        raise RewardError(f"{option}={path!r}: expected a .safetensors file, since others may run code when they are "
+                          f'read; convert it: python -c "{TO_SAFETENSORS}"')
+    if not file.is_file():
+        raise RewardError(f"{option}={path!r}: no such file")
+    try:
+        return load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise RewardError(f"{option}={path!r} is not a whole safetensors file: {error}; copy it once more") from error
+
+
+def imported(package: str, pip: str) -> Any:
+    """The package. Raises `RewardError` that says how to install it."""
+    try:
+        return importlib.import_module(package)
+    except Exception as error:  # one that was built for another torch raises anything
+        raise RewardError(f"{package} cannot be imported ({type(error).__name__}: {error}); {pip}") from error
