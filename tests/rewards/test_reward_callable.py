@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
-from redif_ray.rewards.base import RewardError
+from redif_ray.rewards.base import RewardError, RewardInputs
 
+EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "own_reward.py"
 SOURCE = """
 from __future__ import annotations
 from dataclasses import dataclass
@@ -91,3 +93,15 @@ def test_a_file_hides_no_package(tmp_path, build):
     (tmp_path / "torch.py").write_text("def score(s, t, c):\n    return s.mean((1, 2, 3))\n")
     build(terms={"mine": {"callable": f"{tmp_path / 'torch.py'}:score"}})
     assert sys.modules["torch"] is torch
+
+
+@pytest.mark.parametrize("differentiable", [False, True])
+def test_the_example_scores_symmetry(differentiable, build):
+    options = {"callable": f"{EXAMPLE}:symmetry", "differentiable": differentiable}
+    rewards = build(terms={"symmetry": options}, shape=(1, 2, 4))
+    even = torch.tensor([0.1, 0.6, 0.6, 0.1]).expand(1, 2, 4)
+    ramp = torch.tensor([0.0, 0.2, 0.4, 0.8]).expand(1, 2, 4)  # 0.8, 0.2, 0.2, 0.8 away from its mirror image
+    inputs = RewardInputs(torch.stack([even, ramp, ramp]).requires_grad_(), torch.stack([even, ramp, even]), [0, 1, 2])
+    value = rewards(inputs)["symmetry"]
+    torch.testing.assert_close(value, torch.tensor([1.0, 1.0, 0.5]), check_stride=False)
+    assert value.requires_grad == differentiable
