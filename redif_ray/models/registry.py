@@ -20,6 +20,7 @@ from diffusers import DiffusionPipeline
 from redif_ray.checkpoint import weights_sha256
 from redif_ray.models.folder import read_index
 from redif_ray.models.protocol import DiffusionModel, ModelError
+from redif_ray.models.quiet import quiet
 
 Loader = Callable[[Path, torch.dtype], DiffusionModel]
 GROUP = "redif_ray.models"
@@ -62,7 +63,8 @@ def model_folder(source: str | Path) -> Path:
 def _loader(folder: Path) -> Loader:
     name = read_index(folder)["_class_name"]
     if name in FAMILIES:
-        return resolve_name(FAMILIES[name]).load
+        with quiet():  # transformers says at length which image processors it has not
+            return resolve_name(FAMILIES[name]).load
     others = {point.name: point for point in entry_points(group=GROUP)}
     if name in others:
         return others[name].load()

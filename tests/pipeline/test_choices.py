@@ -5,6 +5,7 @@ The workers and the learner's update are the real ones, called in this process; 
 
 from __future__ import annotations
 
+from dataclasses import fields
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, get_args
@@ -133,7 +134,9 @@ def test_precisions(lora: str) -> None:
 def test_rewards(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("def score(student, teacher, conditions):\n    return -student.mean((1, 2, 3))\n")
     own = f"reward.terms={{mine: {{options: {{callable: '{tmp_path}/mine.py:score'}}}}}}"
-    all_differ([(f"reward.terms={{{name}: {{}}}}",) for name in TERMS] + [(own,)])
+    complete = [name for name, term in TERMS.items() if "batch" not in {field.name for field in fields(term)}]
+    assert len(complete) >= 9  # the others need a network from elsewhere
+    all_differ([(f"reward.terms={{{name}: {{}}}}",) for name in complete] + [(own,)])
 
 
 def test_lora_trains_its_adapters_alone() -> None:
