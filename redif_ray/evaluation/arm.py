@@ -33,7 +33,8 @@ def evaluate_arm(
 ) -> dict[str, Any]:
     """The fields of `summary.Arm` for `images` [n, C, H, W] float in [0, 1], made at `nfe` network calls an image.
 
-    conditions: one an image; class accuracy is None unless all are class indices.
+    conditions: one an image; class accuracy is None unless all are class indices, the captions' cosine unless all are
+        text.
     teacher_images: the full-step teacher's of the same noises and conditions. Set metrics compare with the judge's
         reference instead: against its own paired images a student looks far too good.
     terms: (images, teacher_images) -> {name: [n]}, further pair metrics beside `pixel_mse`, `pixel_psnr` and
@@ -48,6 +49,7 @@ def evaluate_arm(
     if n > len(reference):
         raise ValueError(f"{n} images, judge {judge.name} has {len(reference)} reference images; expected no more")
     distance, error = judge.kid(features)
+    captions = [c for c in conditions if isinstance(c, str)]
     labels = [int(c) for c in conditions if isinstance(c, int | np.integer)]
     return {
         "nfe": nfe,
@@ -57,6 +59,7 @@ def evaluate_arm(
         "kid_se": error,
         **prdc(features, reference[shuffled(len(reference), Draw.REFERENCE, seed)[:n]]),
         "class_accuracy": judge.class_accuracy(images, labels) if len(labels) == n else None,
+        "caption_cosine": judge.caption_cosine(images, captions) if len(captions) == n else None,
         "paired": _paired(images, teacher_images, features, judge, terms),
     }
 

@@ -12,15 +12,19 @@ from torch import Tensor
 
 from redif_ray.data.images import ImageSet, load_images
 from redif_ray.errors import UserError
+from redif_ray.evaluation.clip_features import ClipFeatures
 from redif_ray.evaluation.frechet import frechet_to
 from redif_ray.evaluation.kid import kid_to
 from redif_ray.evaluation.random_features import NAME, RandomFeatures
 from redif_ray.models.classifier import Classifier, load_classifier
+from redif_ray.rewards.pretrained import SHIPPED
+from redif_ray.rewards.term import RewardError
 
 ASSETS = Path(__file__).parents[1] / "assets"
 JUDGES = {  # name: (classifier, reference images)
     "fashion-mnist": (ASSETS / "judges/fashion_mnist_b", ASSETS / "reference/fashion_mnist_test.parquet"),
 }
+Encoder = Classifier | RandomFeatures | ClipFeatures
 REFERENCE = "reference.parquet"
 BATCH = 250
 
@@ -35,7 +39,7 @@ class Judge:
     Knows classes where its encoder is a classifier.
     """
 
-    def __init__(self, encoder: Classifier | RandomFeatures, reference: ImageSet) -> None:
+    def __init__(self, encoder: Encoder, reference: ImageSet) -> None:
         if reference.images.shape[1:] != encoder.image_shape:
             found = reference.images.shape[1:]
             raise JudgeError(f"judge {encoder.name} sees {encoder.image_shape}, its reference images are {found}")
@@ -46,11 +50,11 @@ class Judge:
         return self.encoder.name
 
     def embed(self, images: Tensor) -> np.ndarray:
-        """The judge's features of `images` [n, C, H, W] float in [0, 1]: [n, 64] float64."""
+        """The judge's features of `images` [n, C, H, W] float in [0, 1]: [n, D] float64."""
         return self._map(self.encoder.embedding, images).double().numpy()
 
     def reference_features(self) -> np.ndarray:
-        """Those of all reference images, [m, 64] float64."""
+        """Those of all reference images, [m, D] float64."""
         return self._features
 
     def class_accuracy(self, images: Tensor, labels: Sequence[int]) -> float | None:
@@ -67,6 +71,12 @@ class Judge:
             raise JudgeError(f"labels span {min(labels)}..{max(labels)}; judge {self.name} knows {count} classes")
         found = self._map(self.encoder.logits, images).argmax(1)
         return float((found == torch.tensor(labels)).double().mean())
+
+    def caption_cosine(self, images: Tensor, captions: Sequence[str]) -> float | None:
+        """The mean cosine of `images` [n, C, H, W] and their captions; None where the judge reads none."""
+        if not isinstance(self.encoder, ClipFeatures):
+            return None
+        return float(self.encoder.caption_cosine(images.float().cpu(), captions).double().mean())
 
     @cached_property
     def frechet(self) -> Callable[[np.ndarray], float]:
@@ -91,22 +101,34 @@ class Judge:
         return torch.cat([function(batch.float().cpu()) for batch in images.split(BATCH)])
 
 
-def untrained_judge(images: np.ndarray) -> Judge:
-    """Random features and `images` [m, C, H, W] float in [0, 1] as their reference: a judge without labels or data."""
+def needs_reference(source: str) -> bool:
+    """Whether a judge brings no images of its own, and compares with the teacher's: random features, and CLIP."""
+    return source == NAME or (source not in JUDGES and not (Path(source) / REFERENCE).is_file())
+
+
+def make_encoder(source: str, image_shape: Sequence[int]) -> Encoder:
+    """The features of a judge that brings no images. Raises JudgeError where it is none."""
+    if source == NAME:
+        return RandomFeatures(image_shape)
+    names = f"{', '.join([*JUDGES, NAME])}, a classifier's folder that holds {REFERENCE}, or a CLIP's folder or hub id"
+    if not Path(source).is_dir() and "/" not in source and not (SHIPPED / source).is_dir():
+        raise JudgeError(f"no judge {source!r}; expected {names}")
+    try:
+        return ClipFeatures(source, image_shape)
+    except RewardError as error:
+        raise JudgeError(f"no judge {source!r}; expected {names} ({error})") from error
+
+
+def judge_of_images(source: str, images: np.ndarray) -> Judge:
+    """A judge that compares with `images` [m, C, H, W] float in [0, 1]: no labels and no data are asked for."""
     pixels = np.rint(255 * images).astype(np.uint8)
-    return Judge(RandomFeatures(images.shape[1:]), ImageSet(pixels, None, ()))
+    return Judge(make_encoder(source, images.shape[1:]), ImageSet(pixels, None, ()))
 
 
-def load_judge(source: str | Path) -> Judge:
+def load_judge(source: str) -> Judge:
     """A shipped judge by name, or the folder of a classifier that holds its reference images as `reference.parquet`.
 
-    Raises JudgeError where it is neither, and the errors of `load_classifier` and `load_images`.
+    Raises the errors of `load_classifier` and `load_images`.
     """
-    if str(source) in JUDGES:
-        classifier, reference = JUDGES[str(source)]
-    elif Path(source).is_dir():
-        classifier, reference = Path(source), Path(source) / REFERENCE
-    else:
-        names = ", ".join([*JUDGES, NAME])
-        raise JudgeError(f"no judge {str(source)!r}; expected {names}, or a classifier's folder that holds {REFERENCE}")
+    classifier, reference = JUDGES.get(source, (Path(source), Path(source) / REFERENCE))
     return Judge(load_classifier(classifier), load_images(reference))

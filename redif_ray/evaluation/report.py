@@ -14,6 +14,7 @@ ARMS = {
     "warm_start": "after warm start", "student": "trained student",
 }
 GAPS = {"teacher_few": "the untrained student", "teacher_best": "the teacher's best schedule at the same NFE"}
+FITS = {"class_accuracy": "class accuracy ↑", "caption_cosine": "caption cosine ↑"}  # of an image to its condition
 PICTURES = {
     "samples.png": "The same noises in every row.", "reward.png": "Reward by round.",
     "schedule.png": "The levels at which the student calls the network.",
@@ -58,26 +59,27 @@ def _headline(summary: Summary) -> str:
 
 
 def _arms(summary: Summary) -> str:
-    rows = []
+    rows, fits = [], [name for name in FITS if getattr(summary.arms.student, name) is not None]
     for key, label in ARMS.items():
         arm: Arm | None = getattr(summary.arms, key)
         if arm is not None:
             low, high = arm.frechet_ci
-            accuracy = "-" if arm.class_accuracy is None else f"{arm.class_accuracy:.3f}"
             rows.append([
                 label, str(arm.nfe), f"{arm.frechet:.2f} [{low:.2f}, {high:.2f}]",
                 f"{1e3 * arm.kid:.2f} ± {1e3 * arm.kid_se:.2f}",
-                f"{arm.precision:.3f}", f"{arm.recall:.3f}", f"{arm.density:.3f}", f"{arm.coverage:.3f}", accuracy,
+                f"{arm.precision:.3f}", f"{arm.recall:.3f}", f"{arm.density:.3f}", f"{arm.coverage:.3f}",
+                *("-" if (value := getattr(arm, name)) is None else f"{value:.3f}" for name in fits),
             ])
     if (limits := summary.limits) is not None:
         sets = [f"{value:.3f}" for value in (limits.precision, limits.recall, limits.density, limits.coverage)]
-        rows.append(["reference images", "", f"{limits.frechet:.2f}", "", *sets, ""])
-    higher = ["precision ↑", "recall ↑", "density ↑", "coverage ↑", "class accuracy ↑"]
+        rows.append(["reference images", "", f"{limits.frechet:.2f}", "", *sets, *("" for _ in fits)])
+    higher = ["precision ↑", "recall ↑", "density ↑", "coverage ↑", *(FITS[name] for name in fits)]
     return _table(["arm", "NFE", "Fréchet ↓", "1000 KID ↓", *higher], rows)
 
 
 def _fine_print(summary: Summary) -> str:
-    against = "its real images" if summary.judge != NAME else "the teacher's images of as many other noises"
+    teachers = summary.reference == "teacher" or summary.judge == NAME  # summaries of old say no reference
+    against = "the teacher's images of as many other noises" if teachers else "its real images"
     text = (
         f"{summary.held_out:,} held-out noises an arm, seed {summary.seed}, exploration off. Features of judge "
         f"`{summary.judge}`, which gives no rewards, against {against}; squared Fréchet distance (not FID) "

@@ -26,6 +26,7 @@ class Arm(Strict):
     density: float = Field(ge=0)
     coverage: Fraction
     class_accuracy: Fraction | None = Field(description="share put in the condition's class; null: no classes")
+    caption_cosine: float | None = Field(None, description="mean, image and caption in the judge's eyes; null: none")
     paired: dict[str, float] = Field(description="means over pairs with the full teacher's image of the same noise")
 
 
@@ -75,6 +76,7 @@ class Summary(Strict):
     seed: int = Field(ge=0)
     held_out: Positive = Field(description="images an arm")
     judge: str
+    reference: Literal["real", "teacher"] = Field("real", description="images that the judge compares with")
     arms: Arms
     limits: Limits | None = None
     calibration: dict[str, Calibration]

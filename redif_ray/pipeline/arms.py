@@ -14,7 +14,7 @@ from redif_ray.diffusion import schedules, solvers
 from redif_ray.diffusion.noise import Stream
 from redif_ray.evaluation.arm import evaluate_arm, limits
 from redif_ray.evaluation.changes import Change, changes
-from redif_ray.evaluation.judge import Judge
+from redif_ray.evaluation.judge import Judge, needs_reference
 from redif_ray.evaluation.report import ARMS
 from redif_ray.pipeline import build
 from redif_ray.pipeline.accounting import Accounts
@@ -23,6 +23,8 @@ from redif_ray.pipeline.samples import Samples
 from redif_ray.pipeline.session import INITIAL, Session
 from redif_ray.pipeline.weights import publish
 from redif_ray.rewards.base import RewardInputs
+
+Way = tuple[str, str, int, float]  # to sample the teacher: solver, schedule, steps, guidance
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,7 @@ def measure(run: Session, weights: dict[str, torch.Tensor], version: int, accoun
     fields = {
         "held_out": count,
         "judge": judge.name,
+        "reference": "teacher" if needs_reference(config.evaluation.judge) else "real",
         "arms": {name: arms[name] for name in ARMS},
         "limits": limits(judge, count, config.run.seed),
     }
@@ -114,20 +117,33 @@ def _gains(run: Session, judge: Judge, first: Samples, second: Samples) -> dict[
 
 
 def best_teacher(run: Session, accounts: Accounts) -> tuple[str, np.ndarray]:
-    """The teacher's best named schedule and solver at the student's NFE: (name, images).
+    """The teacher's best named schedule, solver and guidance at the student's NFE: (name, images).
 
-    Chosen on the search noises by paired mse, then sampled on the held-out ones.
+    Chosen on the search noises by paired mse, then sampled on the held-out ones. Guidance is the student's, or the
+    target's with as many steps as the same NFE has.
     """
     config = run.config
     found = run.sample(Stream.SEARCH, config.evaluation.search, INITIAL)
-    scores: dict[tuple[str, str], float] = {}
-    for solver in ("euler", "dpmpp_2m"):
-        for name in _named_schedules(run, config.student.steps):
-            images = _teacher_samples(run, Stream.SEARCH, config.evaluation.search, solver, name, accounts)
-            scores[solver, name] = float(np.square(images - found.targets).mean())
-    solver, name = min(scores, key=lambda k: scores[k])
-    images = _teacher_samples(run, Stream.HELD_OUT, config.evaluation.held_out, solver, name, accounts)
-    return f"{solver} on {name}", images
+    scores: dict[Way, float] = {}
+    for guidance, steps in _guidances(run).items():
+        for solver in ("euler", "dpmpp_2m"):
+            for name in _named_schedules(run, steps):
+                way = (solver, name, steps, guidance)
+                images = _teacher_samples(run, Stream.SEARCH, config.evaluation.search, way, accounts)
+                scores[way] = float(np.square(images - found.targets).mean())
+    best = min(scores, key=lambda way: scores[way])
+    images = _teacher_samples(run, Stream.HELD_OUT, config.evaluation.held_out, best, accounts)
+    solver, name, steps, guidance = best
+    told = f", {steps} steps at guidance {guidance:g}" if len(_guidances(run)) > 1 else ""
+    return f"{solver} on {name}{told}", images
+
+
+def _guidances(run: Session) -> dict[float, int]:
+    """Guidance scales to try, and the steps that the student's NFE has with each."""
+    student, calls = run.config.student, run.teacher.calls_per_step
+    nfe = student.steps * calls(student.guidance)
+    found = {w: nfe // calls(w) for w in (student.guidance, run.config.teacher.guidance)}
+    return {guidance: steps for guidance, steps in found.items() if steps}
 
 
 def seconds_per_image(run: Session) -> dict[str, float]:
@@ -161,15 +177,10 @@ def _named_schedules(run: Session, steps: int) -> list[str]:
     return list(found.values())
 
 
-def _teacher_samples(
-    run: Session, stream: Stream, count: int, solver: str, schedule: str, accounts: Accounts
-) -> np.ndarray:
-    """The teacher's images [count, C, H, W] at the student's number of steps and guidance."""
-    student = run.config.student
+def _teacher_samples(run: Session, stream: Stream, count: int, way: Way, accounts: Accounts) -> np.ndarray:
+    """The teacher's images [count, C, H, W]."""
     answers = [
-        run.reward[i % len(run.reward)]
-        .sample.options(num_returns=2)
-        .remote(shard, solver, schedule, student.steps, student.guidance)
+        run.reward[i % len(run.reward)].sample.options(num_returns=2).remote(shard, *way)
         for i, shard in enumerate(run.plan.deploy(stream, count))
     ]
     accounts.add_evaluation(run.get([meta for meta, _ in answers]))
@@ -184,7 +195,8 @@ def result_table(summary: dict[str, Any]) -> Table:
         title_justify="left", caption_justify="left", box=None, padding=(0, 1), collapse_padding=True, pad_edge=False,
     )  # fmt: skip
     seconds = summary["notes"]["seconds_per_image"]
-    for column in ("", "NFE", "ms", "Fréchet", "1000 KID", "recall", "mse"):
+    told = summary["arms"]["student"].get("caption_cosine") is not None
+    for column in ("", "NFE", "ms", "Fréchet", "caption" if told else "1000 KID", "recall", "mse"):
         view.add_column(column, justify="left" if not column else "right", no_wrap=True)
     for name in ARMS:
         arm = summary["arms"].get(name)
@@ -195,7 +207,7 @@ def result_table(summary: dict[str, Any]) -> Table:
                 str(arm["nfe"]),
                 f"{1e3 * seconds['teacher' if name == 'teacher_full' else 'student']:.1f}",
                 f"{arm['frechet']:.3g} [{low:.3g}, {high:.3g}]",
-                f"{1e3 * arm['kid']:.1f} ± {1e3 * arm['kid_se']:.1f}",
+                f"{arm['caption_cosine']:.3f}" if told else f"{1e3 * arm['kid']:.1f} ± {1e3 * arm['kid_se']:.1f}",
                 f"{arm['recall']:.3f}",
                 f"{arm['paired']['pixel_mse']:.5f}",
             )

@@ -74,7 +74,9 @@ def _work(config: Config, teacher: DiffusionModel, plan: RoundPlan) -> dict[str,
     cpus = os.cpu_count() or 1
     both = min(cpus, max(config.rollout.workers, config.reward.workers))
     learn = min(cpus, config.learner.workers * config.learner.threads)
-    n, target = config.student.steps, solvers.network_calls(config.teacher.solver, config.teacher.steps)
+    ours, theirs = (teacher.calls_per_step(side.guidance) for side in (config.student, config.teacher))
+    n = config.student.steps
+    own, target = n * ours, solvers.network_calls(config.teacher.solver, config.teacher.steps) * theirs
     backward = 1 + (BACKWARD if config.student.lora.rank == 0 else 0.9)
     warm_rows = plan.warm_rounds * config.warm_start.groups
     own_rounds = plan.rounds - plan.warm_rounds
@@ -83,13 +85,13 @@ def _work(config: Config, teacher: DiffusionModel, plan: RoundPlan) -> dict[str,
     anchor = config.learner.anchor.substeps if config.learner.anchor.weight and config.method == "redif" else 0
     checks = 1 + plan.rounds // config.validation.every
     return {
-        "warm start": (warm_rows * n * (1 + config.warm_start.substeps), both),
-        "warm start, update": (warm_rows * n * backward, learn),
-        "rollout and rewards": (rows * n * (1 + anchor) + groups * target, both),
-        "update": (rows * n * config.learner.inner_epochs * backward, learn),
-        "validation": (checks * config.validation.groups * n + config.validation.groups * target, both),
+        "warm start": (warm_rows * (own + n * config.warm_start.substeps * theirs), both),
+        "warm start, update": (warm_rows * own * backward, learn),
+        "rollout and rewards": (rows * (own + n * anchor * theirs) + groups * target, both),
+        "update": (rows * own * config.learner.inner_epochs * backward, learn),
+        "validation": (checks * config.validation.groups * own + config.validation.groups * target, both),
         "evaluation": (
-            config.evaluation.held_out * (3 * n + target + n) + config.evaluation.search * (target + 6 * n),
+            config.evaluation.held_out * (3 * own + target + own) + config.evaluation.search * (target + 8 * own),
             both,
         ),
     }

@@ -25,6 +25,7 @@ from redif_ray.models.protocol import DiffusionModel
 from redif_ray.models.quiet import quiet
 from redif_ray.models.registry import load_model
 from redif_ray.models.student import enable_checkpointing, make_student, trainable
+from redif_ray.rewards.pretrained import SHIPPED
 
 OVERHEAD_MB = 1200  # CUDA's context, cuBLAS and cuDNN workspaces, fragments
 ADAM_BYTES = 8  # of a weight: two float32 moments
@@ -147,9 +148,9 @@ def _bytes(*networks: Module) -> int:
 
 def _encoders(config: Config) -> int:
     """Weights of the rewards' own networks, in float32, as their files hold them."""
-    folders = {str(value) for term in config.reward.terms.values() for value in term.options.values()}
-    found = [path for folder in folders if Path(folder).is_dir() for path in Path(folder).rglob("*.safetensors")]
-    return sum(path.stat().st_size for path in found)
+    values = {str(value) for term in config.reward.terms.values() for value in term.options.values()}
+    folders = {folder for value in values for folder in (Path(value), SHIPPED / value) if folder.is_dir()}
+    return sum(path.stat().st_size for folder in folders for path in folder.rglob("*.safetensors"))
 
 
 @torch.no_grad()

@@ -9,8 +9,7 @@ import numpy as np
 import ray
 
 from redif_ray.config import Config
-from redif_ray.evaluation.judge import Judge, load_judge, untrained_judge
-from redif_ray.evaluation.random_features import NAME
+from redif_ray.evaluation.judge import Judge, judge_of_images, load_judge, needs_reference
 from redif_ray.pipeline.accounting import Accounts
 
 
@@ -18,8 +17,8 @@ def judge_of(
     config: Config, coordinator: Any, count: int, accounts: Accounts, get: Callable[[Any], Any] = ray.get
 ) -> Judge:
     """The judge of `count` images, with as many reference images at least. get: the caller's way to wait."""
-    if config.evaluation.judge != NAME:
+    if not needs_reference(config.evaluation.judge):
         return load_judge(config.evaluation.judge)
     metas, references = get(coordinator.reference.remote(count))
     accounts.add_evaluation(metas)
-    return untrained_judge(np.concatenate(get(references)))
+    return judge_of_images(config.evaluation.judge, np.concatenate(get(references)))

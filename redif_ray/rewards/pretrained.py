@@ -18,6 +18,7 @@ from torch.nn import Module
 from redif_ray.rewards.preparation import Preparation, read_preparation
 from redif_ray.rewards.term import RewardError
 
+SHIPPED = Path(__file__).parents[1] / "assets" / "encoders"
 PREPROCESSOR, PROCESSOR = "preprocessor_config.json", "processor_config.json"  # transformers 4's layout, and 5's
 TO_SAFETENSORS = (
     "import torch, safetensors.torch as s; w = torch.load('FILE.pth', map_location='cpu', weights_only=True); "
@@ -47,10 +48,11 @@ class ImageEncoder:
 
 
 def find_model(model: str) -> str:
-    """A folder's whole path, or a hub id as it is. Raises `RewardError` for what can be neither."""
+    """The whole path of a folder or of a shipped model, or a hub id as it is. Raises `RewardError` for neither."""
     path = Path(model).expanduser()
-    if model and path.is_dir():
-        return str(path.resolve())
+    for folder in (path, SHIPPED / model):
+        if model and folder.is_dir():
+            return str(folder.resolve())
     if path.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1 or not model:
         raise RewardError(f"model={model!r}: no such folder; expected one that save_pretrained wrote, or a hub id")
     return model

@@ -11,7 +11,7 @@ import torch
 
 from redif_ray.data.images import ImageSet, load_images, write_parquet
 from redif_ray.evaluation.frechet import frechet
-from redif_ray.evaluation.judge import JUDGES, Judge, JudgeError, load_judge
+from redif_ray.evaluation.judge import JUDGES, Judge, JudgeError, load_judge, make_encoder
 from redif_ray.evaluation.kid import kid
 from redif_ray.models.classifier import Classifier, ClassifierError
 
@@ -56,7 +56,7 @@ def test_class_accuracy_counts(judge: Judge, real: Real) -> None:
 def test_refuses(judge: Judge, real: Real, tmp_path: Path) -> None:
     images, labels = real
     with pytest.raises(JudgeError, match=r"'inception'; expected fashion-mnist"):
-        load_judge("inception")
+        make_encoder("inception", (3, 32, 32))
     with pytest.raises(JudgeError, match="120 images and 3 labels"):
         judge.class_accuracy(images, labels[:3])
     with pytest.raises(JudgeError, match=r"labels span 0\.\.10"):
@@ -74,6 +74,6 @@ def test_a_folder_with_its_own_reference(judge: Judge, real: Real, tmp_path: Pat
     shutil.copytree(JUDGES["fashion-mnist"][0], folder)
     few = ImageSet(judge.reference.images[:20], None, ())
     write_parquet(folder / "reference.parquet", few)
-    mine = load_judge(folder)
+    mine = load_judge(str(folder))
     np.testing.assert_allclose(mine.reference_features(), judge.reference_features()[:20], atol=1e-5)
     assert len(load_images(folder / "reference.parquet")) == 20

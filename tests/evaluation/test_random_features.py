@@ -10,9 +10,9 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 from redif_ray.evaluation.frechet import frechet
-from redif_ray.evaluation.judge import Judge, untrained_judge
+from redif_ray.evaluation.judge import Judge, judge_of_images
 from redif_ray.evaluation.prdc import prdc
-from redif_ray.evaluation.random_features import RandomFeatures
+from redif_ray.evaluation.random_features import NAME, RandomFeatures
 from redif_ray.models.classifier import ClassifierError
 
 
@@ -48,7 +48,7 @@ def test_they_tell_what_is_wrong(shipped: Judge) -> None:
     pixels = shipped.reference.images / np.float32(255)
     labels = shipped.reference.labels
     assert labels is not None
-    judge, real = untrained_judge(pixels[:1000]), pixels[1000:2000]
+    judge, real = judge_of_images(NAME, pixels[:1000]), pixels[1000:2000]
     noisy = np.clip(real + 0.15 * np.random.default_rng(0).normal(size=real.shape), 0, 1).astype(np.float32)
     blurred = gaussian_filter(real, (0, 0, 1, 1))
     few = np.concatenate([pixels[labels == c][:500] for c in (0, 1)])

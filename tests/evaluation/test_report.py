@@ -27,12 +27,13 @@ def arm(frechet: float, nfe: int = 4) -> dict[str, Any]:
     return {
         "nfe": nfe, "frechet": frechet, "frechet_ci": [frechet - 1, frechet + 1], "kid": 0.0123, "kid_se": 0.0004,
         "precision": 0.71, "recall": 0.62, "density": 1.01, "coverage": 0.83, "class_accuracy": 0.9,
+        "caption_cosine": None,
         "paired": {"pixel_mse": 0.0123},
     }
 
 
 RESULT: dict[str, Any] = {
-    "schema": 1, "name": "demo", "student_steps": 4, "seed": 0, "held_out": 2000, "judge": "fashion-mnist-b",
+    "schema": 1, "name": "demo", "student_steps": 4, "seed": 0, "held_out": 2000, "judge": "fashion-mnist-b", "reference": "real",
     "arms": {"teacher_full": arm(10.0, 20), "teacher_few": arm(30.0), "teacher_best": arm(20.0), "warm_start": None,
              "student": arm(14.0)},
     "limits": {"frechet": 0.4, "precision": 0.9, "recall": 0.91, "density": 1.0, "coverage": 0.97},
@@ -63,6 +64,19 @@ def test_shipped_schema_is_the_models() -> None:
 def test_summary_survives_json() -> None:
     found = Summary.model_validate(json.loads(json.dumps(RESULT)))
     assert found.model_dump(mode="json", by_alias=True) == RESULT
+
+
+def test_how_images_fit_their_conditions_is_shown_where_it_is_known(tmp_path: Path) -> None:
+    tree = copy.deepcopy(RESULT)
+    for found in tree["arms"].values():
+        if found:
+            found |= {"class_accuracy": None, "caption_cosine": 0.3456}
+    text = write_report(tmp_path, tree | {"reference": "teacher"}, ROWS).read_text()
+    assert "caption cosine ↑" in text and "| 0.346 |" in text and "class accuracy" not in text
+    assert "against the teacher's images of as many other noises" in text
+    old = {key: value for key, value in RESULT.items() if key != "reference"}
+    text = write_report(tmp_path, old, ROWS).read_text()
+    assert "class accuracy ↑" in text and "caption" not in text and "against its real images" in text
 
 
 @pytest.mark.parametrize(("path", "value", "message"), [

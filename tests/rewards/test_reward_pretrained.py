@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from tiny_models import normal, randomise
-from tiny_pipelines import CHARACTERS, TOKENS, clip_tokenizer
+from tiny_encoders import EMBEDDING, TINY, save, write_clip
+from tiny_models import normal
+from tiny_pipelines import TOKENS, clip_tokenizer
 from torch import Tensor
 from transformers import (
     AutoModel,
-    CLIPConfig,
     CLIPModel,
     Dinov2Config,
     Dinov2Model,
@@ -28,16 +28,14 @@ from transformers import (
     DINOv3ViTModel,
 )
 from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from redif_ray.config import Config
 from redif_ray.pipeline import build as pipeline
 from redif_ray.rewards.base import RewardError, RewardInputs
 from redif_ray.rewards.preparation import CLIP_MEAN, CLIP_STD
 
-SHAPE, EMBEDDING = (3, 16, 16), 12
+SHAPE = (3, 16, 16)
 CAPTIONS = ["cat", "a dog", "cat", "a caption of more tokens than are read"]
-TINY = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
 DINO = {
     "dinov2": lambda: Dinov2Model(Dinov2Config(**TINY, image_size=16, patch_size=8)),
     "dinov2_with_registers": lambda: Dinov2WithRegistersModel(
@@ -49,31 +47,9 @@ DINO = {
 }
 
 
-def save(make: Callable[[], Any], folder: Path, scale: float) -> Path:
-    with torch.random.fork_rng(devices=[]):
-        network = make()
-    randomise(network, scale)
-    with torch.no_grad():  # or all images look alike
-        for name, parameter in network.named_parameters():
-            if name.endswith(("bias", "class_embedding", "cls_token", "position_embedding.weight")):
-                parameter.mul_(0.1)
-    network.save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture(scope="session")
 def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    end = 2 * len(CHARACTERS) + 1
-    tower = {**TINY, "intermediate_size": 16}
-    config = CLIPConfig(
-        projection_dim=EMBEDDING, vision_config={**tower, "image_size": 16, "patch_size": 8},
-        text_config={**tower, "vocab_size": end + 1, "max_position_embeddings": TOKENS, "bos_token_id": end - 1,
-                     "eos_token_id": end, "pad_token_id": end},
-    )  # fmt: skip
-    folder = save(lambda: CLIPModel(config), tmp_path_factory.mktemp("clip"), 0.4)
-    clip_tokenizer().save_pretrained(folder)
-    CLIPImageProcessorPil(size={"shortest_edge": 16}, crop_size=16).save_pretrained(folder)
-    return folder
+    return write_clip(tmp_path_factory.mktemp("clip"))
 
 
 @pytest.fixture(scope="session", params=list(DINO))
