@@ -33,7 +33,8 @@ def arm(frechet: float, nfe: int = 4) -> dict[str, Any]:
 
 
 RESULT: dict[str, Any] = {
-    "schema": 1, "name": "demo", "student_steps": 4, "seed": 0, "held_out": 2000, "judge": "fashion-mnist-b", "reference": "real",
+    "schema": 1, "name": "demo", "student_steps": 4, "seed": 0, "held_out": 2000, "judge": "fashion-mnist-b",
+    "reference": "real",
     "arms": {"teacher_full": arm(10.0, 20), "teacher_few": arm(30.0), "teacher_best": arm(20.0), "warm_start": None,
              "student": arm(14.0)},
     "limits": {"frechet": 0.4, "precision": 0.9, "recall": 0.91, "density": 1.0, "coverage": 0.97},
