@@ -194,7 +194,7 @@ class Learner(Strict):
     regulariser: Regulariser = Regulariser()
     anchor: Anchor = Anchor()
     cpus: float = Field(1, ge=0)
-    gpu: bool = False
+    gpus: float = Field(0, ge=0, description="of one rank; several ranks need whole ones")
 
 
 class Validation(Strict):
@@ -290,6 +290,8 @@ def _conflicts(c: Config) -> Iterator[str]:
         yield f"{key}=std: rollout.siblings=1 leaves no siblings to normalise over; expected none"
     if c.draft.last_steps is not None and c.draft.last_steps > c.student.steps:
         yield f"draft.last_steps={c.draft.last_steps}: expected at most student.steps={c.student.steps}"
+    if c.learner.workers > 1 and c.learner.gpus not in (0, 1):
+        yield f"learner.gpus={c.learner.gpus:g}: each of learner.workers={c.learner.workers} needs a whole one; expected 1"
     if c.rollout.groups % c.learner.workers:
         yield f"learner.workers={c.learner.workers}: expected a divisor of rollout.groups={c.rollout.groups}"
 

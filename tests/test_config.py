@@ -155,6 +155,8 @@ def test_an_impossible_combination_says_what_to_change(overrides: list[str], pat
         ["learner.regulariser.kind=kl", "learner.regulariser.order=1"],
         ["draft.last_steps=4"],
         ["learner.workers=2"],
+        ["learner.workers=2", "learner.gpus=1"],
+        ["learner.gpus=0.5"],
     ],
     ids=" ".join,
 )
@@ -176,7 +178,7 @@ def test_numbers_in_any_spelling(text: str, value: float, write: Any) -> None:
 def test_words_stay_words(write: Any) -> None:
     assert load(write("tracking: {uri: off}")).tracking.uri == load(None, ["tracking.uri=off"]).tracking.uri == "off"
     assert load(None, ["run.name=2026-11-23"]).run.name == "2026-11-23"
-    assert load(None, ["learner.gpu=true"]).learner.gpu is True
+    assert load(None, ["networks.compile=true"]).networks.compile is True
     assert load(None, ["learner.minibatch=null"]).learner.minibatch is None
 
 

@@ -40,7 +40,7 @@ def needed_gpus(config: Config) -> float:
     return (
         config.rollout.workers * config.rollout.gpus
         + config.reward.workers * config.reward.gpus
-        + config.learner.workers * int(config.learner.gpu)
+        + config.learner.workers * config.learner.gpus
     )
 
 

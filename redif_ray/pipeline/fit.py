@@ -73,7 +73,7 @@ def workers(config: Config) -> dict[str, tuple[int, float]]:
     return {
         "rollout": (config.rollout.workers, config.rollout.gpus),
         "reward": (config.reward.workers, config.reward.gpus),
-        "learner": (config.learner.workers, float(config.learner.gpu)),
+        "learner": (config.learner.workers, config.learner.gpus),
     }
 
 

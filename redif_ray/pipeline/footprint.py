@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ class Footprint:
 
 
 class _Live(TorchDispatchMode):
-    """Bytes of the tensors that are alive, and the most there were at once."""
+    """Bytes of the tensors that are made and still alive, and the most there were at once."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -53,13 +54,14 @@ class _Live(TorchDispatchMode):
         self.known: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        tree_map_only(Tensor, partial(self._add, counts=False), (args, kwargs))  # a view of a weight is no new memory
         result = func(*args, **(kwargs or {}))
         tree_map_only(Tensor, self._add, result)
         return result
 
-    def _add(self, tensor: Tensor) -> None:
+    def _add(self, tensor: Tensor, counts: bool = True) -> None:
         storage = tensor.untyped_storage()
-        key, size = storage._cdata, storage.nbytes()
+        key, size = storage._cdata, storage.nbytes() if counts else 0
         if key not in self.known:
             self.known.add(key)
             self.now += size

@@ -55,7 +55,7 @@ class Learner:
         self.config, self.rank, self.world = config, rank, world
         self.coordinator, self.weights, self.writer = job["coordinator"], job["weights"], job["writer"]
         self.folder = Path(job["folder"])
-        self.teacher = teacher = build.teacher(config, build.device(int(config.learner.gpu)))
+        self.teacher = teacher = build.teacher(config, build.device(config.learner.gpus))
         self.student = build.student(config, teacher)
         if config.learner.checkpointing:
             enable_checkpointing(self.student)

@@ -102,9 +102,11 @@ def _trainer(run: Session) -> Any:
             "weights": run.weights,
             "writer": run.writer,
         },
-        torch_config=TorchConfig(backend="nccl" if learner.gpu else "gloo"),
+        torch_config=TorchConfig(backend="nccl" if learner.gpus else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=learner.workers, use_gpu=learner.gpu, resources_per_worker={"CPU": learner.cpus}
+            num_workers=learner.workers,
+            use_gpu=learner.gpus > 0,
+            resources_per_worker={"CPU": learner.cpus} | ({"GPU": learner.gpus} if learner.gpus else {}),
         ),
         run_config=RunConfig(
             name=f"{run.config.run.name}-{int(time.time())}",

@@ -99,7 +99,10 @@ def test_activations_are_what_a_real_backward_pass_holds(name: str, tmp_path: Pa
 
 
 def test_the_peak_is_of_what_lives_at_once() -> None:
+    weight = torch.empty(10**6, device="meta")
+
     def call() -> None:
+        assert weight.view(1000, 1000).t().shape == (1000, 1000)  # as old as the weight
         first = torch.empty(1000, device="meta")  # 4 kB
         second = first + 1  # 8 kB
         del first
@@ -124,7 +127,7 @@ ROLES = {"rollout": Footprint(100, 0, 50), "reward": Footprint(300, 0, 100), "le
 @pytest.mark.parametrize(
     ("overrides", "together"),
     [
-        (["rollout.gpus=1", "reward.gpus=1", "learner.gpu=true"], ["learner"]),
+        (["rollout.gpus=1", "reward.gpus=1", "learner.gpus=1"], ["learner"]),
         (["rollout.gpus=1", "reward.gpus=1"], ["reward"]),
         (["rollout.gpus=0.5", "reward.gpus=0.5"], ["rollout", "reward"]),
         (["rollout.gpus=0.25", "rollout.workers=4"], ["rollout"] * 4),
