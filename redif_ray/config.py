@@ -291,7 +291,7 @@ def _conflicts(c: Config) -> Iterator[str]:
     if c.draft.last_steps is not None and c.draft.last_steps > c.student.steps:
         yield f"draft.last_steps={c.draft.last_steps}: expected at most student.steps={c.student.steps}"
     if c.learner.workers > 1 and c.learner.gpus not in (0, 1):
-        yield f"learner.gpus={c.learner.gpus:g}: each of learner.workers={c.learner.workers} needs a whole one; expected 1"
+        yield f"learner.gpus={c.learner.gpus:g}: learner.workers={c.learner.workers} need whole ones; expected 1"
     if c.rollout.groups % c.learner.workers:
         yield f"learner.workers={c.learner.workers}: expected a divisor of rollout.groups={c.rollout.groups}"
 

@@ -133,6 +133,7 @@ CONFLICTS = [
     (["method=draft", "reward.terms.mse.normalise=std"], "terms.mse.normalise=std: method=draft .*expected none"),
     (["draft.last_steps=5"], "draft.last_steps=5: expected at most student.steps=4"),
     (["learner.workers=3"], "learner.workers=3: expected a divisor of rollout.groups=4"),
+    (["learner.workers=2", "learner.gpus=0.5"], "learner.gpus=0.5: learner.workers=2 need whole ones; expected 1"),
 ]
 
 

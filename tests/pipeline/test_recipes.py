@@ -1,0 +1,49 @@
+"""Every shipped recipe, on a small pipeline of its family: loaded, checked, counted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tiny_encoders import write_clip
+from tiny_pipelines import write_edm, write_sd, write_sd3, write_sdxl
+
+from redif_ray.config import load
+from redif_ray.pipeline.footprint import footprints
+from redif_ray.pipeline.preflight import preflight
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+RECIPES: dict[str, Callable[[Path], Path]] = {
+    "sd15_coco_5step": write_sd, "sdxl_4step_lora": write_sdxl, "sd35_4step_lora": write_sd3,
+    **{f"edm_imagenet64_{n}step": lambda folder: write_edm(folder, channels=3) for n in (4, 8, 16)},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", list(RECIPES))
+def test_a_recipe_suits_its_family(name: str, tmp_path: Path) -> None:
+    """On a machine without GPUs and without the encoders' weights; all else as it stands."""
+    (tmp_path / "captions.txt").write_text("\n".join(f"a picture of {i}" for i in range(60)))
+    clip, teacher = write_clip(tmp_path / "clip"), RECIPES[name](tmp_path / "teacher")
+    source = [] if name.startswith("edm") else [f"conditions.source={tmp_path / 'captions.txt'}"]
+    config = load(name, [
+        f"teacher.model={teacher}", f"reward.terms.clip.options.model={clip}", f"evaluation.judge={clip}", *source,
+    ])  # fmt: skip
+    own = {label: term for label, term in config.reward.terms.items() if label == "clip"}
+    here = config.model_copy(update={"reward": config.reward.model_copy(update={"terms": own})})
+    drawn = preflight(here)
+    assert len(drawn.training) > 1 and footprints(here).trained > 0
+    assert {"clip", "dino"} <= set(config.reward.terms) and config.learner.gpus + config.rollout.gpus <= 1
+    assert config.student.steps == int(name.partition("_")[2].split("step")[0].split("_")[-1])
+
+
+def test_no_recipe_is_left_out() -> None:
+    own = {"fashion_mnist", "fashion_mnist_paper", "smoke", "teacher_fashion_mnist", "emoji_4step"}
+    assert {path.stem for path in CONFIGS.glob("*.yaml")} - own == set(RECIPES)
+
+
+@pytest.mark.parametrize("name", [*RECIPES, "fashion_mnist", "fashion_mnist_paper"])
+def test_a_header_says_what_to_expect(name: str) -> None:
+    header = [line for line in (CONFIGS / f"{name}.yaml").read_text().splitlines() if line.startswith("#")]
+    assert len(header) >= 3
+    assert any(word in " ".join(header) for word in ("Expected", "Memory", "Fréchet"))
