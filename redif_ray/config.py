@@ -130,6 +130,9 @@ class Term(Strict):
     options: dict[str, JsonValue] = Field(default_factory=dict, description="arguments of the term")
 
 
+LEARNED = "discriminator"  # the reward term that is trained in the course of a run
+
+
 class Reward(Strict):
     workers: Positive = 1
     threads: Positive = 1
@@ -139,6 +142,11 @@ class Reward(Strict):
     calibration: int = Field(64, gt=1, description="groups on which each term is calibrated at start")
     cpus: float = Field(1, ge=0)
     gpus: float = Field(0, ge=0)
+
+    @property
+    def fixed(self) -> dict[str, Term]:
+        """The terms that mean the same throughout a run."""
+        return {name: term for name, term in self.terms.items() if name != LEARNED}
 
 
 class Regulariser(Strict):
@@ -288,6 +296,16 @@ def _conflicts(c: Config) -> Iterator[str]:
     if policy and c.rollout.siblings == 1 and normalised:
         key = f"reward.terms.{normalised[0]}.normalise"
         yield f"{key}=std: rollout.siblings=1 leaves no siblings to normalise over; expected none"
+    if LEARNED in c.reward.terms and not policy:
+        yield (
+            f"reward.terms.{LEARNED}: it learns from the images of policy rounds, and method={c.method} with "
+            f"learner.rounds={c.learner.rounds} has none; remove it, or use method=redif"
+        )
+    if LEARNED in c.reward.terms and not any(term.weight for term in c.reward.fixed.values()):
+        yield (
+            f"reward.terms.{LEARNED} has no other term beside it: what it says changes from round to round, so "
+            "it cannot choose the best checkpoint; add another term, such as mse, of any weight but 0"
+        )
     if c.draft.last_steps is not None and c.draft.last_steps > c.student.steps:
         yield f"draft.last_steps={c.draft.last_steps}: expected at most student.steps={c.student.steps}"
     if c.learner.workers > 1 and c.learner.gpus not in (0, 1):

@@ -67,7 +67,7 @@ class Scored:
     terms: dict[str, np.ndarray]  # [R] each, raw; none in the warm start
     targets: np.ndarray | None  # [G, C, H, W] in [0, 1]: the teacher's image of each group; None in the warm start
     anchors: np.ndarray | None  # [N, R, *latent]: the teacher's jump from each visited state; None where no loss asks
-    images: np.ndarray | None = None  # [R, C, H, W] in [0, 1]: the student's, of a deployed shard
+    images: np.ndarray | None = None  # [R, C, H, W] in [0, 1]: the student's, deployed or for a reward that learns
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,3 +88,4 @@ class Meta:
     work: tuple[Work, ...]
     terms: dict[str, np.ndarray] | None = None
     teacher_terms: dict[str, np.ndarray] | None = None  # the teacher's image in the student's place
+    learned_sha256: str | None = None  # of the weights of the learned reward among the terms

@@ -36,6 +36,7 @@ class Stream(IntEnum):
     CALIBRATION = 12  # x_T of the reward calibration
     REFERENCE = 13  # x_T of the teacher's images that a judge without real ones compares with
     JUDGE = 14  # weights of random features
+    DISCRIMINATOR = 15  # weights of the learned reward's network
 
 
 def bits(

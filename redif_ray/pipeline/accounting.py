@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from redif_ray.config import Config
+from redif_ray.config import LEARNED, Config
 from redif_ray.evaluation.compute import ComputeLedger, forward_flops, update_factor
 from redif_ray.models.protocol import DiffusionModel
 from redif_ray.pipeline import build
@@ -33,13 +33,18 @@ class Accounts:
         self.ledger = ComputeLedger(state)
 
     def add_round(self, data: RoundData, metrics: Mapping[str, float]) -> None:
-        """Workers as they report; the update from its forward and backward calls."""
+        """Workers as they report; the update from its forward and backward calls; a learned reward as it reports.
+
+        Rewards are booked in seconds; FLOPs are counted of the learned one, its scoring and its training.
+        """
         for metas in data.metas:
             self._add(metas)
         forward, backward = (metrics[f"update/network_calls_{way}"] for way in ("forward", "backward"))
         guided = 1 if self.config.student.guidance == 1 else 2
         flops = (forward + backward * (self.factor - 1)) * guided * self.flops
         self.ledger.add("update", seconds=metrics["update/seconds"], nfe=forward * guided, flops=flops)
+        if f"{LEARNED}/flops" in metrics:
+            self.ledger.add("rewards", seconds=metrics[f"{LEARNED}/seconds"], flops=metrics[f"{LEARNED}/flops"])
 
     def add_evaluation(self, metas: Iterable[Meta]) -> None:
         """Work of validation and evaluation, whichever worker did it."""

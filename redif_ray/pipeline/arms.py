@@ -10,6 +10,7 @@ import torch
 from rich.table import Table
 
 from redif_ray.checkpoint import find_checkpoint, load_checkpoint, unpack
+from redif_ray.config import LEARNED
 from redif_ray.diffusion import schedules, solvers
 from redif_ray.diffusion.noise import Stream
 from redif_ray.evaluation.arm import evaluate_arm, limits
@@ -19,10 +20,11 @@ from redif_ray.evaluation.report import ARMS
 from redif_ray.pipeline import build
 from redif_ray.pipeline.accounting import Accounts
 from redif_ray.pipeline.judging import judge_of
+from redif_ray.pipeline.learned import last_learned
 from redif_ray.pipeline.samples import Samples
 from redif_ray.pipeline.session import INITIAL, Session
 from redif_ray.pipeline.weights import publish
-from redif_ray.rewards.base import RewardInputs
+from redif_ray.rewards.base import RewardInputs, Rewards
 
 Way = tuple[str, str, int, float]  # to sample the teacher: solver, schedule, steps, guidance
 
@@ -40,6 +42,7 @@ def measure(run: Session, weights: dict[str, torch.Tensor], version: int, accoun
     """Every arm on the same held-out noises, against the same judge."""
     config, count = run.config, run.config.evaluation.held_out
     judge = judge_of(config, run.coordinator, count, accounts, run.get)
+    rewards = _rewards(run)
     final = f"final-{version}"
     publish(run.weights, final, weights)
     few, warm, student = _held_out(run, INITIAL, accounts), _warm_start(run, accounts), _held_out(run, final, accounts)
@@ -47,12 +50,12 @@ def measure(run: Session, weights: dict[str, torch.Tensor], version: int, accoun
     full_calls = solvers.network_calls(config.teacher.solver, config.teacher.steps)
     full_calls *= run.teacher.calls_per_step(config.teacher.guidance)
     arms = {
-        name: None if samples is None else _arm(run, judge, samples, samples.images, calls)
+        name: None if samples is None else _arm(run, judge, rewards, samples, samples.images, calls)
         for name, samples in (("teacher_few", few), ("warm_start", warm), ("student", student))
     }
-    arms["teacher_full"] = _arm(run, judge, student, student.targets, full_calls)
+    arms["teacher_full"] = _arm(run, judge, rewards, student, student.targets, full_calls)
     name, best = best_teacher(run, accounts)
-    arms["teacher_best"] = _arm(run, judge, student, best, calls)
+    arms["teacher_best"] = _arm(run, judge, rewards, student, best, calls)
     gains = {"over the untrained student": _gains(run, judge, student, few)}
     if warm is not None:
         gains["over the warm start"] = _gains(run, judge, student, warm)
@@ -67,6 +70,17 @@ def measure(run: Session, weights: dict[str, torch.Tensor], version: int, accoun
     }
     notes = {"teacher_best": name, "seconds_per_image": seconds_per_image(run), "student_gain": gains}
     return Measured(fields, [*rows, (ARMS["student"], student.images)], notes)
+
+
+def _rewards(run: Session) -> Rewards:
+    """The terms of every arm. A learned one is the last of the run for all of them, here and at the workers."""
+    rewards = build.rewards(run.config, run.teacher, "cpu")
+    if rewards.learned is not None:
+        run.learned, weights = last_learned(run.folder.path)
+        if weights:
+            rewards.learned.load(weights)
+        publish(run.weights, f"{LEARNED}-{run.learned}", rewards.learned.network.state_dict())
+    return rewards
 
 
 def _held_out(run: Session, key: str, accounts: Accounts) -> Samples:
@@ -85,9 +99,10 @@ def _warm_start(run: Session, accounts: Accounts) -> Samples | None:
     return _held_out(run, key, accounts)
 
 
-def _arm(run: Session, judge: Judge, paired_with: Samples, images: np.ndarray, nfe: int) -> dict[str, Any]:
+def _arm(
+    run: Session, judge: Judge, rewards: Rewards, paired_with: Samples, images: np.ndarray, nfe: int
+) -> dict[str, Any]:
     run.stop.check()
-    rewards = build.rewards(run.config, run.teacher, "cpu")
 
     @torch.no_grad()
     def terms(student: torch.Tensor, teacher: torch.Tensor) -> dict[str, torch.Tensor]:

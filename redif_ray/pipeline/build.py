@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from redif_ray.config import Config, Student
+from redif_ray.config import LEARNED, Config, Reward, Student
 from redif_ray.data.conditions import Conditions, load_conditions
 from redif_ray.data.targets import TargetStore
 from redif_ray.diffusion import schedules
@@ -20,6 +20,7 @@ from redif_ray.models.registry import fingerprint, load_model
 from redif_ray.models.student import make_student
 from redif_ray.models.text import TextModel
 from redif_ray.rewards.base import Rewards, build_terms
+from redif_ray.rewards.discriminator import DiscriminatorTerm
 from redif_ray.types import Phase
 
 
@@ -86,8 +87,14 @@ def rewards(config: Config, model: DiffusionModel, where: str) -> Rewards:
     channels, height, width = model.image_shape
     return build_terms(
         config.reward.terms, num_classes=model.num_classes or 0, image_shape=(channels, height, width), device=where,
-        captions=model.takes_captions,
+        captions=model.takes_captions, seed=config.run.seed,
     )
+
+
+def learned_reward(config: Config, model: DiffusionModel, where: str) -> DiscriminatorTerm | None:
+    """The learned term alone, at version 0; None for a run without one."""
+    terms = {name: term for name, term in config.reward.terms.items() if name == LEARNED}
+    return rewards(config.model_copy(update={"reward": Reward(terms=terms)}), model, where).learned if terms else None
 
 
 def target_store(config: Config, teacher: DiffusionModel) -> TargetStore:

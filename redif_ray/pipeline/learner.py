@@ -25,7 +25,7 @@ from redif_ray.checkpoint import (
     unpack,
     weights_sha256,
 )
-from redif_ray.config import Config
+from redif_ray.config import LEARNED, Config
 from redif_ray.diffusion.noise import Stream
 from redif_ray.errors import UserError
 from redif_ray.learning.advantages import RunningStatistics
@@ -35,11 +35,13 @@ from redif_ray.pipeline import build
 from redif_ray.pipeline.accounting import Accounts
 from redif_ray.pipeline.coordinator import RoundData
 from redif_ray.pipeline.judging import judge_of
+from redif_ray.pipeline.learned import learned_reward
 from redif_ray.pipeline.plan import Phases
 from redif_ray.pipeline.rounds import RoundUpdate
 from redif_ray.pipeline.run_folder import latest_checkpoint, prune_checkpoints
 from redif_ray.pipeline.train import Outcome
 from redif_ray.pipeline.validate import Validator
+from redif_ray.pipeline.weight_store import learned_key
 from redif_ray.pipeline.weights import publish
 from redif_ray.types import Phase
 
@@ -64,6 +66,7 @@ class Learner:
         self.accounts = Accounts(config, teacher)
         self.running = RunningStatistics()
         self.update = RoundUpdate(config, self.student, teacher, self.running, rank, world, self._all_reduce)
+        self.learned = learned_reward(config, teacher, self._all_reduce if world > 1 else None)
         self.validator: Validator | None = None
         self.round = 0
         self.best: dict[str, float] | None = None
@@ -77,7 +80,7 @@ class Learner:
             judge = judge_of(self.config, self.coordinator, self.config.validation.groups, self.accounts)
             self.validator = Validator(self.config, calibration, judge)
         restored = self._restore()
-        self._publish("policy", get_weights(self.student))  # first of all: other ranks' rounds wait for it
+        self._publish_round()  # first of all: other ranks' rounds wait for it
         if self.validator is not None and not restored:
             self._first_validation()
         while self.round < self.plan.rounds:
@@ -90,7 +93,7 @@ class Learner:
                 return Outcome(round, True, self.accounts.ledger.state())
             metrics = self._train(round, data)
             self.round += 1
-            self._publish("policy", get_weights(self.student))
+            self._publish_round()
             if self.rank == 0:
                 self._after_round(round, metrics, data, started)
         return Outcome(self.round, False, self.accounts.ledger.state())
@@ -113,6 +116,8 @@ class Learner:
         parts = {index: ray.get(list(references)) for index, references in data.references}
         fetched = time.perf_counter() - started
         metrics = self.update(round, self.phase, data.metas, parts, self.optimizer) | {"seconds/fetch": fetched}
+        if self.learned is not None and self.phase == "policy":
+            metrics |= self.learned.update(round, data.metas, parts)
         self.accounts.add_round(data, metrics)
         if self.average is not None:
             self.average.update(self.parameters)
@@ -153,9 +158,8 @@ class Learner:
         assert self.validator is not None
         self._publish("deploy", weights)
         count = self.config.validation.groups
-        data = ray.get(
-            self.coordinator.deploy.remote(int(Stream.VALIDATION), count, self.round, f"deploy-{self.round}")
-        )
+        key, learned = f"deploy-{self.round}", learned_key(self.config, self.round)
+        data = ray.get(self.coordinator.deploy.remote(int(Stream.VALIDATION), count, self.round, key, learned))
         found, picture = self.validator(data)
         self.accounts.add_evaluation(meta for metas in data.metas for meta in metas)
         self.writer.image.remote("samples", picture, self.round)
@@ -176,6 +180,12 @@ class Learner:
     def _deployed(self) -> dict[str, Tensor]:
         """The weights a deployment would use: the average where one is kept."""
         return self.average.weights() if self.average is not None else get_weights(self.student)
+
+    def _publish_round(self) -> None:
+        """What round `self.round` is made with and scored by."""
+        if self.learned is not None:
+            self._publish(LEARNED, self.learned.weights())
+        self._publish("policy", get_weights(self.student))
 
     def _publish(self, kind: str, weights: Mapping[str, Tensor]) -> None:
         if self.rank == 0:
@@ -200,6 +210,8 @@ class Learner:
         )
         if self.average is not None:
             tensors |= pack("average", self.average.state_dict())
+        if self.learned is not None:
+            tensors |= self.learned.state()
         meta = {
             "round": self.round,
             "phase": self.phase,
@@ -228,6 +240,8 @@ class Learner:
         load_optimizer(self.optimizer, self.parameters, unpack("optimizer", tensors))
         if self.average is not None:
             self.average.load_state_dict(unpack("average", tensors))
+        if self.learned is not None:
+            self.learned.load(tensors)
         self.running.load_state_dict(meta["running"])
         self.accounts.load(meta["ledger"])
         if self.validator is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from redif_ray.config import Config
 from redif_ray.diffusion import noise, schedules, solvers
 from redif_ray.diffusion.schedules import Schedule
 from redif_ray.pipeline import build
+from redif_ray.pipeline.weights import fetch
 from redif_ray.rewards.base import RewardInputs
 from redif_ray.types import Meta, Scored, Shard, Trajectories, Work
 
@@ -28,6 +30,7 @@ class TeacherRewardWorker:
         self.teacher_schedule = build.teacher_schedule(self.teacher, config)
         self.rewards = build.rewards(config, self.teacher, self.device)
         self.store = build.target_store(config, self.teacher)
+        self.loaded: tuple[str, str] | None = None  # key and checksum of the learned reward in place
 
     def ready(self) -> str:
         return self.name
@@ -50,9 +53,16 @@ class TeacherRewardWorker:
         return Meta(shard, self.name, (work,)), Scored(shard, {}, None, anchors)
 
     @torch.no_grad()
-    def score(self, shard: Shard, trajectories: Trajectories, targets: np.ndarray) -> tuple[Meta, Scored]:
-        """Reward terms of each row and, where a loss asks for them, the anchor's targets."""
+    def score(
+        self, shard: Shard, trajectories: Trajectories, targets: np.ndarray, weights: Any = None,
+        learned: str | None = None,
+    ) -> tuple[Meta, Scored]:
+        """Reward terms of each row and, where a loss asks for them, the anchor's targets.
+
+        learned: the key, in the store `weights`, of the learned reward that scores, where the run has one.
+        """
         started = time.perf_counter()
+        learned_sha256 = self._load(weights, learned)
         _, _, conditions = shard.per_row()
         student = self.teacher.decode(torch.from_numpy(trajectories.latents[-1].copy()).to(self.device))
         teacher = torch.from_numpy(targets.copy()).to(self.device).repeat_interleave(shard.siblings, 0)
@@ -65,9 +75,9 @@ class TeacherRewardWorker:
         if shard.phase == "policy" and self.config.learner.anchor.weight > 0:
             anchors, cost = self._anchors(shard, trajectories)
             work.append(cost)
-        images = student.cpu().numpy() if shard.phase == "deploy" else None
+        images = student.cpu().numpy() if shard.phase == "deploy" or learned else None
         scored = Scored(shard, terms, targets, anchors, images)
-        return Meta(shard, self.name, tuple(work), terms=terms, teacher_terms=best), scored
+        return Meta(shard, self.name, tuple(work), terms, best, learned_sha256), scored
 
     def sample(
         self, shard: Shard, solver: str, schedule: str, steps: int, guidance: float
@@ -77,6 +87,19 @@ class TeacherRewardWorker:
         grid = schedules.build(self.teacher.process, steps, schedule)
         images, calls = self._teacher_images(shard, solver, grid, guidance)
         return Meta(shard, self.name, (Work("evaluation", time.perf_counter() - started, calls),)), images
+
+    def _load(self, weights: Any, key: str | None) -> str | None:
+        """Put the learned reward `key` in place, checked against its checksum, which is answered."""
+        term = self.rewards.learned
+        if (term is None) != (key is None):
+            raise ValueError(f"learned reward {key}: expected a key where the run has such a term, and else none")
+        if term is None or key is None:
+            return None
+        if self.loaded is None or self.loaded[0] != key:
+            found, checksum = fetch(weights, key)
+            term.load(found)
+            self.loaded = (key, checksum)
+        return self.loaded[1]
 
     @torch.no_grad()
     def _teacher_images(self, shard: Shard, solver: str, grid: Schedule, guidance: float) -> tuple[np.ndarray, int]:

@@ -10,12 +10,13 @@ from typing import Any
 import ray
 import torch
 
-from redif_ray.config import Config
+from redif_ray.config import LEARNED, Config
 from redif_ray.data.conditions import Conditions
 from redif_ray.diffusion.noise import Stream
 from redif_ray.models.protocol import DiffusionModel
 from redif_ray.models.registry import load_model
 from redif_ray.models.student import get_weights, make_student
+from redif_ray.pipeline import build
 from redif_ray.pipeline.coordinator import Coordinator
 from redif_ray.pipeline.interrupt import StopRequest
 from redif_ray.pipeline.metrics import MetricsWriter
@@ -24,7 +25,7 @@ from redif_ray.pipeline.reward import TeacherRewardWorker
 from redif_ray.pipeline.rollout import StudentRolloutWorker
 from redif_ray.pipeline.run_folder import RunFolder
 from redif_ray.pipeline.samples import Samples, collect
-from redif_ray.pipeline.weight_store import WeightStore
+from redif_ray.pipeline.weight_store import WeightStore, learned_key
 from redif_ray.pipeline.weights import publish
 from redif_ray.tracking import tracking_uri
 
@@ -47,6 +48,7 @@ class Session:
     coordinator: Any
     started: list[Any]
     stop: StopRequest
+    learned: int = 0  # version of the learned reward that `sample` scores with, where the run has one
 
     def get(self, references: Any) -> Any:
         """`ray.get` of one reference or a list of them, which notices a request to stop. Raises Interrupted then."""
@@ -62,7 +64,8 @@ class Session:
 
     def sample(self, stream: Stream, count: int, key: str, *, round: int = 0) -> Samples:
         """The student with weights `key` as deployed, beside the teacher, on the first `count` groups of a stream."""
-        data = self.get(self.coordinator.deploy.remote(int(stream), count, round, key))
+        learned = learned_key(self.config, self.learned)
+        data = self.get(self.coordinator.deploy.remote(int(stream), count, round, key, learned))
         return collect(data)
 
 
@@ -108,6 +111,8 @@ def session(config: Config, conditions: Conditions, folder: RunFolder, stop: Sto
     actors = [*rollout, *reward, coordinator, weights, writer]
     try:
         publish(weights, INITIAL, get_weights(make_student(teacher, config.student.lora)))
+        if (first := build.learned_reward(config, teacher, "cpu")) is not None:
+            publish(weights, f"{LEARNED}-0", first.network.state_dict())
         started = [*rollout, *reward, writer]
         yield Session(config, folder, teacher, plan, weights, writer, reward, coordinator, started, stop)
     finally:

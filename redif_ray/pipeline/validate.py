@@ -30,7 +30,7 @@ class Validator:
         """({"validation/reward", "validation/recall", "validation/<term>"}, picture [H, W, C] uint8)."""
         samples = collect(data)
         means = {name: float(values.mean()) for name, values in samples.terms.items()}
-        reward = sum(self.config.reward.terms[n].weight * value / self.scales[n] for n, value in means.items())
+        reward = sum(term.weight * means[name] / self.scales[name] for name, term in self.config.reward.fixed.items())
         features = self.judge.embed(torch.from_numpy(samples.images))
         reference = self.judge.reference_features()
         chosen = reference[shuffled(len(reference), Draw.REFERENCE, self.config.run.seed)[: len(features)]]
@@ -41,9 +41,10 @@ class Validator:
 
 def reward_scales(config: Config, calibration: Calibration) -> dict[str, float]:
     """What a unit of each term is at deployment, where there are no siblings to normalise over: 1, or for a normalised
-    term the way from the untrained student to the teacher itself."""
+    term the way from the untrained student to the teacher itself. A learned term has none: it moves, so it cannot say
+    which of two rounds was better."""
     scales = {}
-    for name, term in config.reward.terms.items():
+    for name, term in config.reward.fixed.items():
         way = abs(calibration[name]["self"] - calibration[name]["init"])
         scales[name] = way if term.normalise == "std" and way > 0 else 1.0
     return scales

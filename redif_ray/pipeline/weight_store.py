@@ -1,7 +1,8 @@
 """The actor that owns the published weights and outlives the learner's processes. It needs no torch.
 
 Weights travel as numpy arrays (zero-copy reads) under keys `<kind>-<version>`: `policy-7` is what round 7's rollouts
-use, `deploy-7` what version 7 would deploy (its average, where the learner keeps one).
+use, `deploy-7` what version 7 would deploy (its average, where the learner keeps one), `discriminator-7` the learned
+reward that scores round 7.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from typing import Any
 
 import numpy as np
 import ray
+
+from redif_ray.config import LEARNED, Config
 
 Weights = dict[str, np.ndarray]
 WAIT_SECONDS = 600
@@ -57,3 +60,8 @@ class WeightStore:
 
 def kind(key: str) -> str:
     return key.rpartition("-")[0]
+
+
+def learned_key(config: Config, version: int) -> str | None:
+    """Of the learned reward after `version` rounds; None for a run without one."""
+    return f"{LEARNED}-{version}" if LEARNED in config.reward.terms else None

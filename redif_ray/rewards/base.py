@@ -22,6 +22,7 @@ from redif_ray.rewards.classifier import ClassifierTerm
 from redif_ray.rewards.clip import Clip
 from redif_ray.rewards.combine import Combined, combine
 from redif_ray.rewards.dino import Dino
+from redif_ray.rewards.discriminator import DiscriminatorTerm
 from redif_ray.rewards.feature_cosine import FeatureCosine
 from redif_ray.rewards.gradient_mse import GradientMse
 from redif_ray.rewards.histogram_kl import HistogramKl
@@ -44,6 +45,7 @@ TERMS: dict[str, Any] = {
     for term in (
         Mse, Psnr, Ssim, GradientMse, BlurredMse, FeatureCosine, ClassifierTerm, HistogramKl, JpegCompressibility,
         Clip, TextImage, Dino, Perception, Lpips, Aesthetic,
+        DiscriminatorTerm,
     )
 }
 TOLERANCE = 1e-6  # how far outside [0, 1] a pixel may lie
@@ -63,6 +65,11 @@ class Rewards:
     @property
     def needs_teacher(self) -> bool:
         return any("teacher" in term.needs for term in self.terms.values())
+
+    @property
+    def learned(self) -> DiscriminatorTerm | None:
+        """The term whose weights change in the course of a run, if there is one."""
+        return next((term for term in self.terms.values() if isinstance(term, DiscriminatorTerm)), None)
 
     @property
     def differentiable(self) -> bool:
@@ -140,15 +147,16 @@ def _check_value(label: str, term: RewardTerm, value: object, student: Tensor) -
 
 def build_terms(
     terms: Mapping[str, config.Term], *, num_classes: int, image_shape: tuple[int, int, int],
-    device: str | torch.device, captions: bool = False,
+    device: str | torch.device, captions: bool = False, seed: int = 0,
 ) -> Rewards:
     """The configured terms, ready to score images of `image_shape` (C, H, W). captions: whether conditions are text.
+    seed: of what a learned term starts from.
 
     A key is a term's name; or any other label for the user's own function, with an option `callable` (`CallableTerm`),
     or for a service, with an option `url` (`HttpTerm`).
     Raises `RewardError` for unknown names and options, wrong values, and terms that do not suit these images.
     """
-    setting = Setting(num_classes, image_shape, torch.device(device), captions)
+    setting = Setting(num_classes, image_shape, torch.device(device), captions, seed)
     return Rewards({label: _build(label, term.options, setting) for label, term in terms.items()}, setting)
 
 

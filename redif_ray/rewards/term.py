@@ -39,7 +39,7 @@ class Once:
 @dataclass(frozen=True, slots=True)
 class Setting:
     """What all images of a run share: `num_classes` (0: none), `image_shape` (C, H, W), the device, and whether
-    conditions are captions.
+    conditions are captions. seed: of the weights of a term that is learned.
 
     encoders: the networks of these terms; those that look through the same one load it once.
     """
@@ -48,6 +48,7 @@ class Setting:
     image_shape: tuple[int, int, int]
     device: torch.device
     captions: bool = False
+    seed: int = 0
     encoders: Once = field(default_factory=Once, repr=False, compare=False)
 
 

@@ -1,0 +1,112 @@
+"""One round's training of the discriminator between the student's images and the teacher's.
+
+    loss = mean over student images of softplus(D(x)) + mean over teacher images of softplus(-D(y)) + r1 / 2 |dD/dy|^2
+
+The non-saturating logistic loss with the gradient penalty on the real images alone, R1 (Mescheder et al., arXiv
+1801.04406). |dD/dy|^2 is summed over the values of an image in [0, 1].
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from redif_ray.learning.step import AllReduce, optimiser_step
+from redif_ray.models.discriminator import Discriminator
+
+TEACHER_PASS = 6.5  # FLOPs of `teacher_loss` with its backward pass, in forwards, as counted; of `student_loss` 3
+BETAS = (0.0, 0.99)  # of Adam: a momentum makes the game between two networks swing (Mescheder et al., section 4)
+
+
+def optimiser(network: Discriminator, lr: float) -> torch.optim.Adam:
+    return torch.optim.Adam(network.parameters(), lr=lr, betas=BETAS)
+
+
+@dataclass(frozen=True, slots=True)
+class Images:
+    """What one rank holds of one side: [n, C, H, W] in [0, 1] and their labels; `total`: of all ranks."""
+
+    images: Tensor
+    labels: Tensor | None
+    total: int
+
+    def split(self, size: int) -> list[Images]:
+        labels = [None] * -(-len(self.images) // size) if self.labels is None else self.labels.split(size)
+        return [Images(x, y, self.total) for x, y in zip(self.images.split(size), labels, strict=True)]
+
+
+def student_loss(network: Discriminator, student: Images) -> tuple[Tensor, Tensor]:
+    """(this rank's share of the round's loss, logits [n])."""
+    logits = network(student.images, student.labels)
+    return functional.softplus(logits).sum() / student.total, logits
+
+
+def teacher_loss(network: Discriminator, teacher: Images) -> tuple[Tensor, Tensor, Tensor]:
+    """(this rank's share of the round's loss, logits [n], |dD/dy|^2 [n], with its gradient)."""
+    images = teacher.images.detach().requires_grad_()
+    logits = network(images, teacher.labels)
+    (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
+    penalty = gradient.square().flatten(1).sum(1)
+    return functional.softplus(-logits).sum() / teacher.total, logits, penalty
+
+
+class DiscriminatorUpdater:
+    """Trains on the images of a round. All of its state is in the network and the optimiser.
+
+    Every step takes all of the round's images, in microbatches; each rank those it holds, divided by the count of the
+    whole round, and gradients are summed over ranks: every rank has the same network after it.
+    """
+
+    def __init__(
+        self, network: Discriminator, optimizer: torch.optim.Optimizer, *, steps: int, r1: float, microbatch: int,
+        all_reduce: AllReduce | None = None,
+    ) -> None:
+        self.network, self.optimizer, self.steps, self.r1 = network, optimizer, steps, r1
+        self.microbatch, self.all_reduce = microbatch, all_reduce
+
+    def run(self, student: Images, teacher: Images, *, where: str) -> dict[str, float]:
+        """Metrics of the whole round, alike on every rank: loss and penalty in the mean over steps, and the share of
+        images put on the right side before training, none of which it has seen by then.
+
+        Raises FloatingPointError where the loss or a gradient is not finite.
+        """
+        started = time.perf_counter()
+        self.network.requires_grad_(True)
+        rows = []
+        for step in range(self.steps):
+            values = self._backward(student, teacher)
+            rows.append(values)
+            losses = {"student": float(values[0]), "teacher": float(values[1]), "penalty": float(values[2])}
+            optimiser_step(
+                self.optimizer, losses, float("inf"), f"{where}, discriminator step {step}", self.all_reduce
+            )
+        self.network.requires_grad_(False)
+        sums = torch.stack(rows)
+        if self.all_reduce is not None:
+            self.all_reduce([sums])
+        loss, penalty = float(sums[:, :2].sum(1).mean()), float(sums[:, 2].mean())
+        return {
+            "loss": loss, "penalty": penalty, "student_accuracy": float(sums[0, 3]),
+            "teacher_accuracy": float(sums[0, 4]), "seconds": time.perf_counter() - started,
+        }
+
+    def _backward(self, student: Images, teacher: Images) -> Tensor:
+        """Leave this rank's share of the gradient; of the two losses, the penalty and both accuracies, float64 [5]."""
+        values = torch.zeros(5, dtype=torch.float64)
+        for part in student.split(self.microbatch):
+            loss, logits = student_loss(self.network, part)
+            loss.backward()
+            values[0] += float(loss)
+            values[3] += float((logits < 0).sum()) / part.total
+        for part in teacher.split(self.microbatch):
+            loss, logits, squares = teacher_loss(self.network, part)
+            penalty = squares.sum() / part.total
+            (loss + self.r1 / 2 * penalty).backward()
+            values[1] += float(loss)
+            values[2] += float(penalty)
+            values[4] += float((logits > 0).sum()) / part.total
+        return values
