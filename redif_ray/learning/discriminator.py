@@ -100,13 +100,13 @@ class DiscriminatorUpdater:
         for part in student.split(self.microbatch):
             loss, logits = student_loss(self.network, part)
             loss.backward()
-            values[0] += float(loss)
+            values[0] += loss.item()
             values[3] += float((logits < 0).sum()) / part.total
         for part in teacher.split(self.microbatch):
             loss, logits, squares = teacher_loss(self.network, part)
             penalty = squares.sum() / part.total
             (loss + self.r1 / 2 * penalty).backward()
-            values[1] += float(loss)
-            values[2] += float(penalty)
+            values[1] += loss.item()
+            values[2] += penalty.item()
             values[4] += float((logits > 0).sum()) / part.total
         return values

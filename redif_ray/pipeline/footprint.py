@@ -21,11 +21,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from redif_ray.config import Config
+from redif_ray.learning.discriminator import Images, student_loss, teacher_loss
 from redif_ray.models.folder import without_weights
 from redif_ray.models.protocol import DiffusionModel
 from redif_ray.models.quiet import quiet
 from redif_ray.models.registry import load_model
 from redif_ray.models.student import enable_checkpointing, make_student, trainable
+from redif_ray.pipeline import build
+from redif_ray.rewards.discriminator import DiscriminatorTerm
 from redif_ray.rewards.pretrained import SHIPPED
 
 OVERHEAD_MB = 1200  # CUDA's context, cuBLAS and cuDNN workspaces, fragments
@@ -135,11 +138,15 @@ def footprints(config: Config) -> Footprints:
     )
     for parameter in parameters:  # the gradients are part of `training`
         parameter.grad = torch.empty_like(parameter)
-    learner = _peak_mb(lambda: _train(student, config))
+    learned = build.learned_reward(config, teacher, "meta")
+    own_learned = _bytes(learned.network) if learned else 0
+    learner = max(_peak_mb(lambda: _train(student, config)), _peak_mb(lambda: _learn(learned, config)))
     roles = {
         "rollout": Footprint((shared + added) / 1e6, 0.0, rollout),
-        "reward": Footprint((shared + _encoders(config)) / 1e6, 0.0, reward),
-        "learner": Footprint((shared + added) / 1e6, training / 1e6, learner),
+        "reward": Footprint((shared + _encoders(config) + own_learned) / 1e6, 0.0, reward),
+        "learner": Footprint(
+            (shared + added + own_learned) / 1e6, (training + own_learned * (4 + ADAM_BYTES) // 4) / 1e6, learner
+        ),
     }
     return Footprints(roles, trained, torch.Size(teacher.image_shape).numel())
 
@@ -167,6 +174,19 @@ def _decode(model: DiffusionModel, rows: int) -> None:
 
 def _train(student: DiffusionModel, config: Config) -> None:
     _forward(student, config.learner.microbatch, config.student.guidance).sum().backward()
+
+
+def _learn(term: DiscriminatorTerm | None, config: Config) -> None:
+    """A microbatch of the learned reward's training: the teacher's images take the most, for their second gradient."""
+    if term is None:
+        return
+    rows = min(config.learner.microbatch, config.rollout.groups)
+    term.network.requires_grad_(True)
+    images = torch.empty(config.learner.microbatch, *term.setting.image_shape, device="meta")
+    labels = torch.zeros(len(images), dtype=torch.int64, device="meta")
+    student_loss(term.network, Images(images, labels, 1))[0].backward()
+    loss, _, squares = teacher_loss(term.network, Images(images[:rows], labels[:rows], 1))
+    (loss + squares.sum()).backward()
 
 
 def _forward(model: DiffusionModel, rows: int, guidance: float) -> Tensor:

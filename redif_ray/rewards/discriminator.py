@@ -32,7 +32,7 @@ class DiscriminatorTerm:
     lr: Annotated[float, Field(gt=0)] = 2e-4
     steps: Annotated[int, Field(gt=0)] = 4
     width: Annotated[int, Field(gt=0)] = 32
-    r1: Annotated[float, Field(ge=0)] = 1.0
+    r1: Annotated[float, Field(ge=0)] = 0.1
     conditional: bool = False
     name: ClassVar[str] = LEARNED
     differentiable: ClassVar[bool] = True

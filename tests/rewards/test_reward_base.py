@@ -148,6 +148,7 @@ def test_names_in_the_table_are_the_terms_own():
     assert set(TERMS) == {
         "mse", "psnr", "ssim", "gradient_mse", "blurred_mse", "feature_cosine", "classifier", "histogram_kl",
         "jpeg_compressibility", "clip", "text_image", "dino", "perception", "lpips", "aesthetic",
+        "discriminator",
     }
 
 
@@ -163,6 +164,8 @@ def test_an_unknown_name_lists_the_known_ones_and_the_nearest(build):
     ("blurred_mse", {"sigme": 2.0}, "no option 'sigme' \\(did you mean 'sigma'\\?\\); expected: sigma"),
     ("blurred_mse", {"sigma": 0.0}, "blurred_mse.options.sigma=0.0: .*greater than 0"),
     ("blurred_mse", {"sigma": "wide"}, "blurred_mse.options.sigma='wide': .*number"),
+    ("discriminator", {"width": 0}, "discriminator.options.width=0: .*greater than 0"),
+    ("discriminator", {"loss": "hinge"}, "no option 'loss'; expected: lr, steps, width, r1, conditional"),
     ("feature_cosine", {"pooled": "maybe"}, "feature_cosine.options.pooled='maybe'"),
     ("feature_cosine", {"encoder": "dino"}, "encoder 'dino'; expected one of: classifier-a, efficientnet-lite0"),
 ])

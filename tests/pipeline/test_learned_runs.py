@@ -1,0 +1,69 @@
+"""Whole runs with a reward that learns: nothing but the seed decides what becomes of it and of the student."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from smoke_runs import last_weights, smoke, summary
+from test_families import resumed
+
+from redif_ray.checkpoint import load_checkpoint
+from redif_ray.config import Config
+from redif_ray.pipeline.distill import distill
+from redif_ray.pipeline.metrics import read_rows
+
+pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("cluster")]
+TERMS = "reward.terms={mse: {normalise: std}, discriminator: {normalise: std, options: {lr: 1.0e-2, width: 4}}}"
+
+
+def config(root: Path, name: str, *overrides: str) -> Config:
+    """A checkpoint after each of 4 rounds: one of warm start, three with rewards."""
+    return smoke(root, name, TERMS, "checkpoint.every=1", "checkpoint.keep=4", "evaluation.held_out=20", *overrides)
+
+
+def state(folder: Path, version: int) -> dict[str, torch.Tensor]:
+    """The discriminator and its optimiser."""
+    tensors, _ = load_checkpoint(folder / "checkpoints" / f"round-{version:06d}")
+    return {name: tensor for name, tensor in tensors.items() if name.startswith("discriminator")}
+
+
+def equal(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.fixture(scope="module")
+def folder(cluster: None, root: Path) -> Path:
+    return distill(config(root, "learned"))
+
+
+def test_it_learns_after_each_policy_round_and_scores_the_next(folder: Path, first: Path) -> None:
+    """Version r scores round r: nothing of the warm start, 0 of the first policy round, something of the second."""
+    assert "discriminator/head.weight" in state(folder, 1) and not state(folder, 1)["discriminator/head.weight"].any()
+    assert not equal(state(folder, 2), state(folder, 3)) and not equal(state(folder, 3), state(folder, 4))
+    rows = read_rows(folder / "metrics.jsonl")
+    assert [row.get("reward/discriminator_spread", 0) > 0 for row in rows] == [False, False, False, True, True]
+    assert ["discriminator/loss" in row for row in rows] == [False, False, True, True, True]
+    assert rows[0]["validation/discriminator"] == 0 != rows[-1]["validation/discriminator"]
+    scale = -summary(folder)["calibration"]["mse"]["init"]
+    checked = [row for row in rows if "validation/mse" in row]
+    assert all(row["validation/reward"] == pytest.approx(row["validation/mse"] / scale) for row in checked)
+    assert last_weights(folder) != last_weights(first)
+    found = summary(folder)
+    assert found["calibration"]["discriminator"] == {"self": 0, "other_seed": 0, "init": 0}
+    assert len({arm["paired"]["discriminator"] for arm in found["arms"].values() if arm}) == 5
+    assert found["compute"]["rewards"]["flops"] > 0 == summary(first)["compute"]["rewards"]["flops"]
+
+
+def test_numbers_of_workers_change_nothing_of_it(folder: Path, root: Path) -> None:
+    second = distill(config(root, "learned-2", "rollout.workers=2", "reward.workers=2"))
+    assert last_weights(second) == last_weights(folder)
+    assert all(equal(state(second, version), state(folder, version)) for version in (1, 2, 3, 4))
+
+
+def test_resumed_it_learns_on_as_if_nothing_had_happened(folder: Path, root: Path) -> None:
+    weights, learned, paired = last_weights(folder), state(folder, 4), summary(folder)["arms"]["student"]["paired"]
+    assert resumed(config(root, "learned"), folder) == weights
+    assert equal(state(folder, 4), learned)
+    assert summary(folder)["arms"]["student"]["paired"] == paired
