@@ -96,7 +96,7 @@ class DiscriminatorUpdater:
 
     def _backward(self, student: Images, teacher: Images) -> Tensor:
         """Leave this rank's share of the gradient; of the two losses, the penalty and both accuracies, float64 [5]."""
-        values = torch.zeros(5, dtype=torch.float64)
+        values = torch.zeros(5, dtype=torch.float64, device=student.images.device)
         for part in student.split(self.microbatch):
             loss, logits = student_loss(self.network, part)
             loss.backward()

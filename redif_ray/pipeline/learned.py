@@ -66,10 +66,12 @@ class LearnedReward:
         """Learn from a policy round. metas: of every shard of the round; parts: this rank's shards, by index.
 
         Siblings that the teacher guided are not the student's and left out. Raises StaleWeightsError where a shard was
-        scored by another version than this one.
+        scored by another version than this one, ValueError for images of another round.
         """
         self._check(round, metas)
         shards = [shard_metas[0].shard for shard_metas in metas]
+        if any(scored.shard != shards[index] for index, (_, scored) in parts.items()):
+            raise ValueError(f"round {round}: the images are not those of its shards")
         mine = [scored for _, (_, scored) in sorted(parts.items())]
         groups = sum(len(shard.groups) for shard in shards)
         student = self._images(mine, [self._own(s.shard, s.images) for s in mine], self.own_siblings, groups)

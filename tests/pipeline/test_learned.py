@@ -93,6 +93,12 @@ def test_scores_of_another_version_are_refused() -> None:
     assert equal(of.weights(), before)
 
 
+def test_images_of_another_round_are_refused() -> None:
+    of = learned(config())
+    with pytest.raises(ValueError, match="round 1: the images are not those of its shards"):
+        of.update(1, played(config(), of, 1)[0], played(config(), of, 0)[1])
+
+
 def test_siblings_that_the_teacher_guided_are_not_the_students() -> None:
     """The last 2 of 4 change nothing; the first 2 do."""
     guided = config("rollout.guided=2")
