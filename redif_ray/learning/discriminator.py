@@ -69,8 +69,11 @@ class DiscriminatorUpdater:
         self.microbatch, self.all_reduce = microbatch, all_reduce
 
     def run(self, student: Images, teacher: Images, *, where: str) -> dict[str, float]:
-        """Metrics of the whole round, alike on every rank: loss and penalty in the mean over steps, and the share of
-        images put on the right side before training, none of which it has seen by then.
+        """student: group by group, in the order of `teacher`, equally many a group.
+
+        Answers metrics of the whole round, alike on every rank: loss and penalty in the mean over steps; and before it
+        trains on these images, the share of each side that it takes for what it is, and `ranked`, the share of student
+        images below the teacher's of their group, which does not depend on what they show.
 
         Raises FloatingPointError where the loss or a gradient is not finite.
         """
@@ -89,24 +92,25 @@ class DiscriminatorUpdater:
         if self.all_reduce is not None:
             self.all_reduce([sums])
         loss, penalty = float(sums[:, :2].sum(1).mean()), float(sums[:, 2].mean())
-        return {
-            "loss": loss, "penalty": penalty, "student_accuracy": float(sums[0, 3]),
-            "teacher_accuracy": float(sums[0, 4]), "seconds": time.perf_counter() - started,
-        }
+        shares = dict(zip(("student_accuracy", "teacher_accuracy", "ranked"), sums[0, 3:].tolist(), strict=True))
+        return {"loss": loss, "penalty": penalty, **shares, "seconds": time.perf_counter() - started}
 
     def _backward(self, student: Images, teacher: Images) -> Tensor:
-        """Leave this rank's share of the gradient; of the two losses, the penalty and both accuracies, float64 [5]."""
-        values = torch.zeros(5, dtype=torch.float64, device=student.images.device)
+        """Leave this rank's share of the gradient; of the two losses, the penalty and three shares, float64 [6]."""
+        values, of_student, of_teacher = torch.zeros(6, dtype=torch.float64, device=student.images.device), [], []
         for part in student.split(self.microbatch):
             loss, logits = student_loss(self.network, part)
             loss.backward()
             values[0] += loss.item()
-            values[3] += float((logits < 0).sum()) / part.total
+            of_student.append(logits.detach())
         for part in teacher.split(self.microbatch):
             loss, logits, squares = teacher_loss(self.network, part)
             penalty = squares.sum() / part.total
             (loss + self.r1 / 2 * penalty).backward()
             values[1] += loss.item()
             values[2] += penalty.item()
-            values[4] += float((logits > 0).sum()) / part.total
+            of_teacher.append(logits.detach())
+        below, above = torch.cat(of_student), torch.cat(of_teacher)
+        values[3], values[4] = (below < 0).sum() / student.total, (above > 0).sum() / teacher.total
+        values[5] = (below.reshape(len(above), -1) < above[:, None]).sum() / student.total
         return values

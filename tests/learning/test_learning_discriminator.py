@@ -72,7 +72,7 @@ def test_the_gradient_penalty_by_finite_differences() -> None:
 
 def test_one_step_is_the_gradient_of_the_whole_loss() -> None:
     """Of both losses and r1 / 2 times the mean of |dD/dy|^2, by plain gradient descent."""
-    net, student, teacher = network(), images(5, 1), images(3, 2)
+    net, student, teacher = network(), images(6, 1), images(3, 2)
     before = {name: p.detach().clone() for name, p in net.named_parameters()}
     _, _, squares = teacher_loss(net, teacher)
     total = student_loss(net, student)[0] + teacher_loss(net, teacher)[0] + 20 * squares.mean()
@@ -85,8 +85,8 @@ def test_one_step_is_the_gradient_of_the_whole_loss() -> None:
 
 def test_microbatches_change_nothing_beyond_rounding() -> None:
     one, many = network(), network()
-    whole = updater(one).run(images(7, 1), images(3, 2), where="here")
-    parts = updater(many, microbatch=2).run(images(7, 1), images(3, 2), where="here")
+    whole = updater(one).run(images(9, 1), images(3, 2), where="here")
+    parts = updater(many, microbatch=2).run(images(9, 1), images(3, 2), where="here")
     for a, b in zip(one.parameters(), many.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
     del whole["seconds"], parts["seconds"]
@@ -95,9 +95,9 @@ def test_microbatches_change_nothing_beyond_rounding() -> None:
 
 def test_two_ranks_equal_one() -> None:
     """Unequal shares, classes too; metrics are the whole round's on both ranks."""
-    labels, own = torch.tensor([0, 1, 2, 0, 1, 2, 0]), torch.tensor([2, 0, 1])
+    labels, own = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1, 2]), torch.tensor([2, 0, 1])
     alone = network(3)
-    expected = updater(alone).run(images(7, 1, labels=labels), images(3, 2, labels=own), where="here")
+    expected = updater(alone).run(images(9, 1, labels=labels), images(3, 2, labels=own), where="here")
     barrier, inbox, found = threading.Barrier(2, timeout=20), [[], []], {}
     nets = [network(3), network(3)]
 
@@ -109,8 +109,8 @@ def test_two_ranks_equal_one() -> None:
                 mine.copy_(first + second)
             barrier.wait()
 
-        rows, teachers = (slice(0, 5), slice(0, 1)) if i == 0 else (slice(5, 7), slice(1, 3))
-        student = Images(images(7, 1).images[rows], labels[rows], 7)
+        rows, teachers = (slice(0, 3), slice(0, 1)) if i == 0 else (slice(3, 9), slice(1, 3))
+        student = Images(images(9, 1).images[rows], labels[rows], 9)
         teacher = Images(images(3, 2).images[teachers], own[teachers], 3)
         found[i] = updater(nets[i], all_reduce=all_reduce).run(student, teacher, where="here")
 
@@ -123,6 +123,21 @@ def test_two_ranks_equal_one() -> None:
     for metrics in (expected, *found.values()):
         del metrics["seconds"]
     assert found[0] == found[1] == pytest.approx(expected, rel=1e-5)
+
+
+def test_shares_by_hand() -> None:
+    """Of the network before training; `ranked` compares each image with its own group's."""
+    student, teacher = images(12, 4), images(3, 5)
+    with torch.no_grad():
+        middle = network()(student.images).median()
+        below, above = ((network()(side.images) - middle).tolist() for side in (student, teacher))
+    net = network()
+    net.head.bias.data -= middle
+    found = updater(net, microbatch=5).run(student, teacher, where="here")
+    ranked = sum(below[4 * g + k] < above[g] for g in range(3) for k in range(4)) / 12
+    assert 0 < ranked < 1 and found["ranked"] == pytest.approx(ranked)
+    assert found["student_accuracy"] == pytest.approx(sum(x < 0 for x in below) / 12)
+    assert found["teacher_accuracy"] == pytest.approx(sum(x > 0 for x in above) / 3)
 
 
 def test_what_is_not_finite_stops_before_the_weights_move() -> None:
@@ -140,9 +155,10 @@ def test_version_0_is_a_function_of_the_seed_and_prefers_no_image() -> None:
     assert first(x).tolist() == [0, 0, 0]
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
     assert not torch.equal(first.body[0].weight, other.body[0].weight)
-    assert not torch.equal(first.body[1].weight.flatten()[:72], first.body[0].weight.flatten())
-    deep = first.body[2].weight
-    assert deep.square().mean().item() == pytest.approx(2 / 1.04 / deep[0].numel(), rel=0.05)
+    deep = Discriminator((1, 128, 128), width=2).body
+    assert deep[3].weight.shape == deep[4].weight.shape and not torch.equal(deep[3].weight, deep[4].weight)
+    last = first.body[2].weight
+    assert last.square().mean().item() == pytest.approx(2 / 1.04 / last[0].numel(), rel=0.05)
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (3, 4, 4), (1, 5, 3), (3, 33, 17), (4, 64, 8)])
