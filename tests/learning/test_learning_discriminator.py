@@ -127,15 +127,16 @@ def test_two_ranks_equal_one() -> None:
 
 def test_shares_by_hand() -> None:
     """Of the network before training; `ranked` compares each image with its own group's."""
-    student, teacher = images(12, 4), images(3, 5)
+    student, teacher = images(12, 4), images(3, 24)
     with torch.no_grad():
         middle = network()(student.images).median()
         below, above = ((network()(side.images) - middle).tolist() for side in (student, teacher))
     net = network()
     net.head.bias.data -= middle
     found = updater(net, microbatch=5).run(student, teacher, where="here")
-    ranked = sum(below[4 * g + k] < above[g] for g in range(3) for k in range(4)) / 12
-    assert 0 < ranked < 1 and found["ranked"] == pytest.approx(ranked)
+    ranked, crossed = (sum(below[4 * g + k] < top[g] for g in range(3) for k in range(4)) / 12
+                       for top in (above, above[::-1]))
+    assert ranked != crossed and found["ranked"] == pytest.approx(ranked)
     assert found["student_accuracy"] == pytest.approx(sum(x < 0 for x in below) / 12)
     assert found["teacher_accuracy"] == pytest.approx(sum(x > 0 for x in above) / 3)
 
