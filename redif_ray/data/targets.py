@@ -2,6 +2,7 @@
 
     <root>/<fingerprint>/about.json           what the fingerprint stands for
     <root>/<fingerprint>/<sha256 of rows>.parquet
+    <root>/<fingerprint>/<encoder>/<sha256 of rows>.safetensors      features of these images, for rewards
 
 A file's name is the hash of its (stream, group, condition) rows, its folder that of everything else that decides an
 image (teacher weights, solver, steps, schedule, guidance, seed). So a run finds the targets that another has made, and
@@ -20,6 +21,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
 
 from redif_ray.diffusion.noise import Stream
 from redif_ray.errors import UserError
@@ -51,6 +54,10 @@ class TargetStore:
                 f"the target store {self.folder} cannot be used: {error}; "
                 "set teacher.store to a folder that can be written"
             ) from error
+
+    def features(self, stream: Stream, groups: Sequence[int], conditions: Sequence[Condition]) -> KeptFeatures:
+        """What encoders have made of these images."""
+        return KeptFeatures(self, self.path(stream, groups, conditions).stem)
 
     def path(self, stream: Stream, groups: Sequence[int], conditions: Sequence[Condition]) -> Path:
         rows = [[int(stream), g, c] for g, c in zip(groups, conditions, strict=True)]
@@ -92,9 +99,13 @@ class TargetStore:
         ).replace_schema_metadata({"shape": json.dumps(images.shape[1:])})
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
-        path = self.path(stream, groups, conditions)
+        self.write(self.path(stream, groups, conditions), sink.getvalue().to_pybytes())
+
+    def write(self, path: Path, data: bytes) -> None:
+        """Raises TargetStoreError where the disk refuses."""
         try:
-            self._write(path, sink.getvalue().to_pybytes())
+            path.parent.mkdir(exist_ok=True)
+            self._write(path, data)
         except OSError as error:
             raise TargetStoreError(
                 f"cannot write {path}: {error}; free space or set teacher.store elsewhere"
@@ -107,3 +118,24 @@ class TargetStore:
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
+
+
+class KeptFeatures:
+    """Features of the images of one file of the store, [G, ...] float32, by encoder."""
+
+    def __init__(self, store: TargetStore, name: str) -> None:
+        self.store, self.name = store, name
+
+    def path(self, encoder: str) -> Path:
+        return self.store.folder / encoder[:16] / f"{self.name}.safetensors"
+
+    def get(self, encoder: str) -> np.ndarray | None:
+        """None where nothing is kept yet. Raises TargetStoreError."""
+        path = self.path(encoder)
+        try:
+            return load_file(path)["features"] if path.exists() else None
+        except (SafetensorError, OSError, KeyError) as error:
+            raise TargetStoreError(f"{path} is corrupt ({error}); delete it, and it is computed again") from error
+
+    def put(self, encoder: str, features: np.ndarray) -> None:
+        self.store.write(self.path(encoder), save({"features": np.ascontiguousarray(features)}))

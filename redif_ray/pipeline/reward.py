@@ -66,10 +66,11 @@ class TeacherRewardWorker:
         _, _, conditions = shard.per_row()
         student = self.teacher.decode(torch.from_numpy(trajectories.latents[-1].copy()).to(self.device))
         teacher = torch.from_numpy(targets.copy()).to(self.device).repeat_interleave(shard.siblings, 0)
-        terms = _arrays(self.rewards(RewardInputs(student, teacher, conditions)))
+        kept = self.store.features(shard.stream, shard.groups, shard.conditions)
+        terms = _arrays(self.rewards(RewardInputs(student, teacher, conditions, kept)))
         best = None
         if shard.phase == "policy" and self.config.learner.anchor.gated:
-            best = _arrays(self.rewards(RewardInputs(teacher, teacher, conditions)))
+            best = _arrays(self.rewards(RewardInputs(teacher, teacher, conditions, kept)))
         work = [Work("rewards", time.perf_counter() - started, 0)]
         anchors = None
         if shard.phase == "policy" and self.config.learner.anchor.weight > 0:

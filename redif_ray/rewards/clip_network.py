@@ -30,7 +30,7 @@ def _load_images(model: str, setting: Setting) -> ImageEncoder:
     preparation = load_preparation(model, PREPARATION)
     preparation.check(setting.image_shape)
     network = load_network("CLIPVisionModelWithProjection", model, _tower(config, "vision_config")).to(setting.device)
-    return ImageEncoder(network, preparation, lambda pixels: network(pixel_values=pixels).image_embeds)
+    return ImageEncoder("clip", network, preparation, lambda pixels: network(pixel_values=pixels).image_embeds)
 
 
 def _tower(config: Any, name: str) -> Any:

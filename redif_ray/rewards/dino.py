@@ -60,4 +60,4 @@ def dino_tokens(model: str, crop: bool, setting: Setting) -> ImageEncoder:
         tokens = network(pixel_values=pixels).last_hidden_state
         return torch.cat([tokens[:, :1], tokens[:, 1 + registers :]], dim=1)
 
-    return ImageEncoder(network, preparation, forward)
+    return ImageEncoder("dino", network, preparation, forward)

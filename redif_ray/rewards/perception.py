@@ -59,7 +59,7 @@ def _load(model: str, setting: Setting) -> ImageEncoder:
         raise RewardError(f"model={model!r} is a {config.get('architecture')}; expected {KIND}_...")
     preparation = pe_preparation(config)
     preparation.check(setting.image_shape)
-    return ImageEncoder(network.to(setting.device), preparation, network)
+    return ImageEncoder("perception", network.to(setting.device), preparation, network)
 
 
 def pe_preparation(config: dict[str, Any]) -> Preparation:

@@ -6,6 +6,7 @@ import importlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import Module
 
+from redif_ray.checkpoint import weights_sha256
+from redif_ray.data.targets import content_hash
 from redif_ray.rewards.preparation import Preparation, read_preparation
 from redif_ray.rewards.term import RewardError
 
@@ -29,12 +32,19 @@ TO_SAFETENSORS = (
 class ImageEncoder:
     """A frozen network and the preparation of its images.
 
-    forward: what is taken of the network, [b, ...] from prepared images [b, 3, h, w].
+    kind: the name of what `forward` takes of the network, [b, ...] from prepared images [b, 3, h, w].
     """
 
-    def __init__(self, network: Module, preparation: Preparation, forward: Callable[[Tensor], Tensor]) -> None:
-        self.network = network.eval().requires_grad_(False)
+    def __init__(
+        self, kind: str, network: Module, preparation: Preparation, forward: Callable[[Tensor], Tensor]
+    ) -> None:
+        self.kind, self.network = kind, network.eval().requires_grad_(False)
         self.preparation, self.forward, self.batch = preparation, forward, 1 << 30
+
+    @cached_property
+    def identity(self) -> str:
+        """A hash of all that decides the features of an image."""
+        return content_hash([self.kind, repr(self.preparation), weights_sha256(self.network.state_dict())])
 
     def at_most(self, batch: int) -> ImageEncoder:
         """Itself, with no more images a forward; the smallest number counts of the terms that share it."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
+import numpy as np
 import torch
 from pydantic import ConfigDict
 from torch import Tensor
@@ -52,13 +53,25 @@ class Setting:
     encoders: Once = field(default_factory=Once, repr=False, compare=False)
 
 
+class Kept(Protocol):
+    """What encoders have made of these groups' teacher images before, [G, ...] float32, by an encoder's `identity`."""
+
+    def get(self, encoder: str) -> np.ndarray | None: ...
+
+    def put(self, encoder: str, features: np.ndarray) -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class RewardInputs:
-    """`student` and `teacher` [B, C, H, W] in [0, 1], float32 or float64, row by row of one group; B conditions."""
+    """`student` and `teacher` [B, C, H, W] in [0, 1], float32 or float64, row by row of one group; B conditions.
+
+    kept: where features of the teacher's images outlive this call; None: nowhere.
+    """
 
     student: Tensor
     teacher: Tensor
     conditions: Sequence[Condition]
+    kept: Kept | None = None
     _made: Once = field(init=False, repr=False, compare=False, default_factory=Once)  # not copied by `replace`
 
     def of_student(self, encode: Callable[[Tensor], Tensor]) -> Tensor:
@@ -69,7 +82,17 @@ class RewardInputs:
     def of_teacher(self, encode: Callable[[Tensor], Tensor]) -> Tensor:
         """encode(teacher), [B, ...] without a gradient, computed once a group and for all terms with that `encode`."""
         images, row = self._made.get("groups", lambda: one_a_group(self.teacher))
-        return self._made.get(("teacher", encode), lambda: encode(images))[row]
+        return self._made.get(("teacher", encode), lambda: self._kept(encode, images))[row]
+
+    def _kept(self, encode: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+        encoder = getattr(getattr(encode, "__self__", None), "identity", None)
+        if self.kept is None or encoder is None:
+            return encode(images)
+        found = self.kept.get(encoder)
+        if found is None or len(found) != len(images):
+            found = encode(images).cpu().numpy()
+            self.kept.put(encoder, found)
+        return torch.tensor(found, device=images.device)
 
 
 def one_a_group(images: Tensor) -> tuple[Tensor, Tensor]:

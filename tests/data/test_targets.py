@@ -172,3 +172,20 @@ def test_a_full_disk_leaves_nothing_behind(store: TargetStore) -> None:
     assert [p.name for p in store.folder.iterdir()] == ["about.json"]
     store.put(Stream.TRAIN, GROUPS, CONDITIONS, images())
     assert np.array_equal(store.get(Stream.TRAIN, GROUPS, CONDITIONS), images())
+
+
+def test_features_are_kept_beside_their_images(store: TargetStore, tmp_path: Path) -> None:
+    """By encoder and by rows; a store of other images has none of them."""
+    features = images(3, seed=4)
+    one, two = content_hash("one"), content_hash("two")
+    assert store.features(Stream.TRAIN, GROUPS, CONDITIONS).get(one) is None
+    store.features(Stream.TRAIN, GROUPS, CONDITIONS).put(one, features.transpose(0, 1, 3, 2))
+    found = TargetStore(tmp_path, IDENTITY).features(Stream.TRAIN, GROUPS, CONDITIONS).get(one)
+    assert found is not None and np.array_equal(found, features.transpose(0, 1, 3, 2))
+    for other, encoder, stream in ((store, two, Stream.TRAIN), (store, one, Stream.HELD_OUT),
+                                   (TargetStore(tmp_path, IDENTITY | {"seed": 1}), one, Stream.TRAIN)):
+        assert other.features(stream, GROUPS, CONDITIONS).get(encoder) is None
+    path = store.features(Stream.TRAIN, GROUPS, CONDITIONS).path(one)
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(TargetStoreError, match=f"{path} is corrupt .* delete it, and it is computed again"):
+        store.features(Stream.TRAIN, GROUPS, CONDITIONS).get(one)

@@ -30,9 +30,12 @@ from transformers import (
 from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
 
 from redif_ray.config import Config
+from redif_ray.data.targets import TargetStore
+from redif_ray.diffusion.noise import Stream
 from redif_ray.pipeline import build as pipeline
 from redif_ray.rewards.base import RewardError, RewardInputs
 from redif_ray.rewards.preparation import CLIP_MEAN, CLIP_STD
+from redif_ray.rewards.pretrained import ImageEncoder
 
 SHAPE = (3, 16, 16)
 CAPTIONS = ["cat", "a dog", "cat", "a caption of more tokens than are read"]
@@ -352,3 +355,23 @@ def test_files_that_are_no_safetensors(name, content, message, build, tmp_path):
         (tmp_path / name).write_bytes(content)
     with pytest.raises(RewardError, match=rf"reward\.terms\.aesthetic: head='{tmp_path / name}'.*{message}"):
         build(terms={"aesthetic": {"head": str(tmp_path / name)}}, shape=SHAPE)
+
+
+def test_the_teachers_features_are_kept_and_taken_up(inputs, build, clip_folder, tmp_path):
+    """By whoever looks through the same network in the same way; to the bit what was computed."""
+    store = TargetStore(tmp_path, {"teacher": "abc"})
+    kept = store.features(Stream.TRAIN, [0, 1], ["a", "b"])
+    options = {"clip": {"model": str(clip_folder)}}
+    first, second = (build(shape=SHAPE, terms=options) for _ in range(2))
+    expected = first(inputs)
+    assert torch.equal(first(replace(inputs, kept=kept))["clip"], expected["clip"])
+    calls: list[int] = []
+    second.terms["clip"]._images.network.register_forward_hook(lambda *_: calls.append(1))
+    assert torch.equal(second(replace(inputs, kept=kept))["clip"], expected["clip"]) and len(calls) == 1
+    images = second.terms["clip"]._images
+    assert images.identity == first.terms["clip"]._images.identity
+    others = [
+        ImageEncoder("dino", images.network, images.preparation, images.forward),
+        ImageEncoder("clip", images.network, replace(images.preparation, mode="bilinear"), images.forward),
+    ]
+    assert len({images.identity, *(other.identity for other in others)}) == 3
