@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from smoke_runs import last_weights, smoke, summary
 from test_families import resumed
 
 from redif_ray.checkpoint import load_checkpoint
 from redif_ray.config import Config
+from redif_ray.pipeline.afterwards import evaluate
 from redif_ray.pipeline.distill import distill
 from redif_ray.pipeline.metrics import read_rows
 
@@ -60,6 +63,11 @@ def test_numbers_of_workers_change_nothing_of_it(folder: Path, root: Path) -> No
     second = distill(config(root, "learned-2", "rollout.workers=2", "reward.workers=2"))
     assert last_weights(second) == last_weights(folder)
     assert all(equal(state(second, version), state(folder, version)) for version in (1, 2, 3, 4))
+
+
+def test_evaluated_again_it_is_the_last_version_that_scores(folder: Path) -> None:
+    found = json.loads(evaluate(folder, [], checkpoint="best", console=Console()).read_text())
+    assert found["arms"] == summary(folder)["arms"]
 
 
 def test_resumed_it_learns_on_as_if_nothing_had_happened(folder: Path, root: Path) -> None:
