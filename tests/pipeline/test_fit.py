@@ -13,6 +13,7 @@ from tiny_models import write_dit, write_unet
 from tiny_pipelines import write_edm, write_sd, write_sd3, write_sdxl
 
 from redif_ray.config import Config, load
+from redif_ray.models.discriminator import Discriminator
 from redif_ray.models.registry import load_model
 from redif_ray.models.student import make_student, trainable
 from redif_ray.pipeline import fit, footprint
@@ -94,8 +95,8 @@ def test_activations_are_what_a_real_backward_pass_holds(name: str, tmp_path: Pa
     found = activations("learner.microbatch=16")
     assert 0.9 * expected < found < 1.8 * expected
     assert 1.7 * found < activations("learner.microbatch=32") < 2.05 * found  # a part is the weights' alone
-    share = 1.0 if name == "dit" else 0.95
-    assert activations("learner.microbatch=16", "learner.checkpointing=true") <= share * found
+    recomputed = activations("learner.microbatch=16", "learner.checkpointing=true")
+    assert recomputed <= (1.0 if name == "dit" else 0.95) * found
 
 
 def test_the_peak_is_of_what_lives_at_once() -> None:
@@ -153,3 +154,18 @@ def test_the_demo_by_measurement() -> None:
     """Five workers and five other processes: 5.6 GB at their peak, as `make demo` was measured."""
     demo: Config = load("fashion_mnist")
     assert 4500 < fit.main_memory_mb(demo, footprints(demo).roles) < 6500
+
+
+def test_a_learned_reward_is_counted() -> None:
+    """Its weights at both, its gradients and two moments at the learner, and what a microbatch of it holds."""
+    def of(*overrides: str) -> dict[str, Footprint]:
+        return footprints(load("fashion_mnist", overrides)).roles
+
+    without, small, large = of(), *(of(f"reward.terms.discriminator.options.width={width}") for width in (64, 512))
+    mb = sum(p.numel() for p in Discriminator((1, 28, 28), width=64).parameters()) * 4e-6
+    assert small["reward"].weights - without["reward"].weights == pytest.approx(mb)
+    assert small["learner"].weights - without["learner"].weights == pytest.approx(mb)
+    assert small["learner"].training - without["learner"].training == pytest.approx(3 * mb)
+    first_map = 64 * 512 * 14 * 14 * 4e-6
+    assert large["learner"].activations > max(2 * first_map, without["learner"].activations)
+    assert small["rollout"] == without["rollout"]
