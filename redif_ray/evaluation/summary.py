@@ -44,6 +44,7 @@ class Calibration(Strict):
     self: float = Field(description="teacher against itself")
     other_seed: float = Field(description="teacher against the teacher's image of another noise, same condition")
     init: float = Field(description="untrained student against teacher")
+    spread: float | None = Field(None, ge=0, description="standard deviation of the latter over images")
 
 
 class Spent(Strict):

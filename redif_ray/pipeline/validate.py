@@ -22,7 +22,7 @@ class Validator:
 
     def __init__(self, config: Config, calibration: Calibration, judge: Judge) -> None:
         self.config, self.calibration = config, calibration
-        self.scales = reward_scales(config, calibration)
+        self.units = reward_units(config, calibration)
         self.judge = judge
         self.start_recall = 0.0
 
@@ -30,7 +30,8 @@ class Validator:
         """({"validation/reward", "validation/recall", "validation/<term>"}, picture [H, W, C] uint8)."""
         samples = collect(data)
         means = {name: float(values.mean()) for name, values in samples.terms.items()}
-        reward = sum(term.weight * means[name] / self.scales[name] for name, term in self.config.reward.fixed.items())
+        terms = self.config.reward.fixed
+        reward = sum(terms[name].weight * (means[name] - zero) / unit for name, (zero, unit) in self.units.items())
         features = self.judge.embed(torch.from_numpy(samples.images))
         reference = self.judge.reference_features()
         chosen = reference[shuffled(len(reference), Draw.REFERENCE, self.config.run.seed)[: len(features)]]
@@ -39,12 +40,13 @@ class Validator:
         return found, tile([samples.targets[:GRID], samples.images[:GRID]])
 
 
-def reward_scales(config: Config, calibration: Calibration) -> dict[str, float]:
-    """What a unit of each term is at deployment, where there are no siblings to normalise over: 1, or for a normalised
-    term the way from the untrained student to the teacher itself. A learned term has none: it moves, so it cannot say
-    which of two rounds was better."""
-    scales = {}
+def reward_units(config: Config, calibration: Calibration) -> dict[str, tuple[float, float]]:
+    """(zero, unit) of each term at deployment, where there are no siblings to normalise over: (0, 1), or for a
+    normalised term the untrained student's mean and its spread over images. A learned term has none: it moves, so it
+    cannot say which of two rounds was better."""
+    units = {}
     for name, term in config.reward.fixed.items():
-        way = abs(calibration[name]["self"] - calibration[name]["init"])
-        scales[name] = way if term.normalise == "std" and way > 0 else 1.0
-    return scales
+        point = calibration[name]
+        normal = term.normalise == "std" and point["spread"] > 0
+        units[name] = (point["init"], point["spread"]) if normal else (0.0, 1.0)
+    return units

@@ -9,7 +9,7 @@ import torch
 from redif_ray.rewards.base import Rewards
 from redif_ray.rewards.term import RewardError, RewardInputs
 
-Calibration = dict[str, dict[str, float]]  # by term: self, other_seed, init
+Calibration = dict[str, dict[str, float]]  # by term: self, other_seed, init, spread
 
 
 @torch.no_grad()
@@ -18,7 +18,8 @@ def calibrate(rewards: Rewards, same: RewardInputs, other_seed: RewardInputs, in
 
     self: the teacher's images are compared with themselves (`same`): the ceiling of a pair term;
     other_seed: with the teacher's images of another seed, same conditions: right in law, wrong in detail;
-    init: the student at initialisation is compared with the teacher: where training starts.
+    init: the student at initialisation is compared with the teacher: where training starts;
+    and `spread`, the standard deviation of the last one's values over the images: a unit where there are no siblings.
 
     Raises `RewardError` where `same` does not hold the same images twice, or where no teacher pixel is below 0.5, which
     is what images in [0, 1] look like after a second (x + 1) / 2.
@@ -29,14 +30,15 @@ def calibrate(rewards: Rewards, same: RewardInputs, other_seed: RewardInputs, in
     darkest = float(same.teacher.min())
     if darkest >= 0.5:
         raise RewardError(f"no pixel of the teacher is below {darkest:g}; were its images mapped by (x + 1) / 2 twice?")
-    return {label: {point: float(values[label].mean()) for point, values in raw.items()} for label in rewards.terms}
+    means = {label: {point: float(values[label].mean()) for point, values in raw.items()} for label in rewards.terms}
+    return {label: found | {"spread": float(raw["init"][label].std(correction=0))} for label, found in means.items()}
 
 
 def table(calibration: Mapping[str, Mapping[str, float]]) -> str:
-    """One line a term, and what there is to gain: self - init."""
+    """One line a term, what there is to gain, self - init, and the spread of the values that training starts from."""
     width = max(len("term"), *(len(label) for label in calibration))
-    lines = [f"{'term':<{width}} {'self':>11} {'other seed':>11} {'init':>11} {'to gain':>11}"]
+    lines = [f"{'term':<{width}} {'self':>11} {'other seed':>11} {'init':>11} {'to gain':>11} {'spread':>11}"]
     for label, point in calibration.items():
-        values = (point["self"], point["other_seed"], point["init"], point["self"] - point["init"])
+        values = (point["self"], point["other_seed"], point["init"], point["self"] - point["init"], point["spread"])
         lines.append(f"{label:<{width}} " + " ".join(f"{value:>11.5g}" for value in values))
     return "\n".join(lines)

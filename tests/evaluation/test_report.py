@@ -38,7 +38,7 @@ RESULT: dict[str, Any] = {
     "arms": {"teacher_full": arm(10.0, 20), "teacher_few": arm(30.0), "teacher_best": arm(20.0), "warm_start": None,
              "student": arm(14.0)},
     "limits": {"frechet": 0.4, "precision": 0.9, "recall": 0.91, "density": 1.0, "coverage": 0.97},
-    "calibration": {"mse": {"self": 0.0, "other_seed": -0.08, "init": -0.03}},
+    "calibration": {"mse": {"self": 0.0, "other_seed": -0.08, "init": -0.03, "spread": 0.01}},
     "compute": {"teacher": {"seconds": 12.0, "nfe": 3000.0, "flops": 2e12},
                 "update": {"seconds": 30.0, "nfe": 1000.0, "flops": 3e12}},
     "policy_version": 120, "weights_sha256": "a" * 64, "mlflow": {"tracking_uri": "sqlite:///x.db", "run_id": "abc"},

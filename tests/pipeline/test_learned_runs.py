@@ -49,12 +49,13 @@ def test_it_learns_after_each_policy_round_and_scores_the_next(folder: Path, fir
     assert [row.get("reward/discriminator_spread", 0) > 0 for row in rows] == [False, False, False, True, True]
     assert ["discriminator/loss" in row for row in rows] == [False, False, True, True, True]
     assert rows[0]["validation/discriminator"] == 0 != rows[-1]["validation/discriminator"]
-    scale = -summary(folder)["calibration"]["mse"]["init"]
+    mse = summary(folder)["calibration"]["mse"]
     checked = [row for row in rows if "validation/mse" in row]
-    assert all(row["validation/reward"] == pytest.approx(row["validation/mse"] / scale) for row in checked)
+    shown = [(row["validation/reward"], row["validation/mse"]) for row in checked]
+    assert all(reward == pytest.approx((value - mse["init"]) / mse["spread"]) for reward, value in shown)
     assert last_weights(folder) != last_weights(first)
     found = summary(folder)
-    assert found["calibration"]["discriminator"] == {"self": 0, "other_seed": 0, "init": 0}
+    assert found["calibration"]["discriminator"] == {"self": 0, "other_seed": 0, "init": 0, "spread": 0}
     assert len({arm["paired"]["discriminator"] for arm in found["arms"].values() if arm}) == 5
     assert found["compute"]["rewards"]["flops"] > 0 == summary(first)["compute"]["rewards"]["flops"]
 

@@ -22,10 +22,12 @@ def points(pair):
 def test_points_are_the_means_of_their_own_images(points, build):
     _, other, init = points
     found = calibrate(build("mse", "ssim"), *points)
-    assert list(found) == ["mse", "ssim"] and list(found["mse"]) == ["self", "other_seed", "init"]
+    assert list(found) == ["mse", "ssim"] and list(found["mse"]) == ["self", "other_seed", "init", "spread"]
     assert found["mse"]["self"] == 0 and found["ssim"]["self"] == pytest.approx(1)
     assert found["mse"]["other_seed"] == pytest.approx(-(other.student - other.teacher).square().mean().item())
     assert found["mse"]["init"] == pytest.approx(-0.01 * init.teacher.square().mean().item())
+    squares = 0.01 * init.teacher.square().mean((1, 2, 3))
+    assert found["mse"]["spread"] == pytest.approx(squares.std(correction=0).item()) and squares.std() > 0
     assert found["ssim"]["other_seed"] < found["ssim"]["init"] < found["ssim"]["self"]
 
 
@@ -50,10 +52,10 @@ def test_same_must_be_the_same(points, build):
 
 
 def test_table_names_every_number():
-    text = table({"mse": {"self": 0.0, "other_seed": -0.25, "init": -0.125},
-                  "histogram_kl": {"self": 0.0, "other_seed": -3.5, "init": -1.0}})
+    text = table({"mse": {"self": 0.0, "other_seed": -0.25, "init": -0.125, "spread": 0.5},
+                  "histogram_kl": {"self": 0.0, "other_seed": -3.5, "init": -1.0, "spread": 2.0}})
     head, first, second = text.splitlines()
-    assert head.split() == ["term", "self", "other", "seed", "init", "to", "gain"]
-    assert first.split() == ["mse", "0", "-0.25", "-0.125", "0.125"]
-    assert second.split() == ["histogram_kl", "0", "-3.5", "-1", "1"]
+    assert head.split() == ["term", "self", "other", "seed", "init", "to", "gain", "spread"]
+    assert first.split() == ["mse", "0", "-0.25", "-0.125", "0.125", "0.5"]
+    assert second.split() == ["histogram_kl", "0", "-3.5", "-1", "1", "2"]
     assert len({len(line) for line in text.splitlines()}) == 1
