@@ -17,7 +17,7 @@ from redif_ray.models.registry import load_model
 from redif_ray.sample import draw
 
 ASSETS = Path(__file__).parent.parent / "redif_ray" / "assets"
-GUIDANCE = 3.0
+GUIDANCE = 2.0
 
 
 @pytest.fixture(scope="module")
@@ -75,4 +75,4 @@ def test_teacher_draws_what_the_caption_says(teacher: Any, name: str) -> None:
         pictures = normalize(model.get_image_features(pixel_values=drawn * 2 - 1).pooler_output, dim=1)
         words = normalize(model.get_text_features(input_ids=ids).pooler_output, dim=1)
     right = (pictures @ words.T).argmax(1) == torch.arange(len(said))
-    assert right.float().mean() >= 0.75
+    assert right.float().mean() >= 0.85
