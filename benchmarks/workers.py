@@ -19,10 +19,10 @@ from redif_ray.config import load
 from redif_ray.models.registry import load_model
 from redif_ray.models.student import get_weights, make_student
 from redif_ray.pipeline import build
+from redif_ray.pipeline.actors import StudentRolloutWorker
 from redif_ray.pipeline.cluster import connect
 from redif_ray.pipeline.plan import RoundPlan
 from redif_ray.pipeline.pool import Pool
-from redif_ray.pipeline.rollout import StudentRolloutWorker
 from redif_ray.pipeline.weight_store import WeightStore
 from redif_ray.pipeline.weights import publish
 from redif_ray.types import Shard

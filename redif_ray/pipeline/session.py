@@ -17,12 +17,11 @@ from redif_ray.models.protocol import DiffusionModel
 from redif_ray.models.registry import load_model
 from redif_ray.models.student import get_weights, make_student
 from redif_ray.pipeline import build
+from redif_ray.pipeline.actors import StudentRolloutWorker, TeacherRewardWorker
 from redif_ray.pipeline.coordinator import Coordinator
 from redif_ray.pipeline.interrupt import StopRequest
 from redif_ray.pipeline.metrics import MetricsWriter
 from redif_ray.pipeline.plan import RoundPlan
-from redif_ray.pipeline.reward import TeacherRewardWorker
-from redif_ray.pipeline.rollout import StudentRolloutWorker
 from redif_ray.pipeline.run_folder import RunFolder
 from redif_ray.pipeline.samples import Samples, collect
 from redif_ray.pipeline.weight_store import WeightStore, learned_key
