@@ -23,3 +23,17 @@ def test_work_counted_by_hand() -> None:
     assert set(found.round_seconds) == {"warm_start"}
     assert found.seconds["warm start, update"] == pytest.approx(rows * 2.9 * call)
     assert found.seconds["update"] == found.seconds["rollout and rewards"] == 0
+
+
+def test_guided_calls_count_twice() -> None:
+    base = ["method=sfd", "warm_start.rounds=10", "learner.threads=1"]
+    student = estimate(load("fashion_mnist", [*base, "student.guidance=2"]), CLASSES)
+    teacher = estimate(load("fashion_mnist", [*base, "teacher.guidance=2"]), CLASSES)
+    rows, jump = 10 * 48 * 4, 3
+    call = student.forward_ms / 1e3
+    assert student.seconds["warm start, update"] == pytest.approx(2 * rows * 2.9 * call)
+    call = teacher.forward_ms / 1e3
+    assert teacher.seconds["warm start, update"] == pytest.approx(rows * 2.9 * call)
+    for found, own, jump_calls, target in ((student, 8, 1, 20), (teacher, 4, 2, 40)):
+        warm, evaluation = 480 * (own + 4 * jump * jump_calls), 2000 * (4 * own + target) + 200 * (target + 8 * own)
+        assert found.seconds["warm start"] / found.seconds["evaluation"] == pytest.approx(warm / evaluation)

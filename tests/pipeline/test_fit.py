@@ -99,6 +99,17 @@ def test_activations_are_what_a_real_backward_pass_holds(name: str, tmp_path: Pa
     assert recomputed <= (1.0 if name == "dit" else 0.95) * found
 
 
+def test_gradients_are_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are part of `training`, so they are there before activations are counted."""
+    seen: list[bool] = []
+    monkeypatch.setattr(
+        footprint, "_train",
+        lambda student, _: seen.extend(p.grad is not None for p in trainable(student).values()),
+    )  # fmt: skip
+    footprints(config("fashion-mnist"))
+    assert seen and all(seen)
+
+
 def test_the_peak_is_of_what_lives_at_once() -> None:
     weight = torch.empty(10**6, device="meta")
 
