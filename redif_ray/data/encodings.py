@@ -9,14 +9,14 @@ whole or not at all.
 from __future__ import annotations
 
 import hashlib
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
+from redif_ray.data.files import write_whole
 from redif_ray.errors import UserError
 
 
@@ -53,11 +53,7 @@ class EncodingStore:
     def put(self, caption: str | None, tensors: Mapping[str, Tensor]) -> None:
         """Raises EncodingStoreError where the disk refuses."""
         path = self.path(caption)
-        partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")  # workers may write the same file at once
         try:
-            save_file({name: value.cpu().contiguous() for name, value in tensors.items()}, partial)
-            partial.replace(path)
-        except (SafetensorError, OSError) as error:
+            write_whole(path, save({name: value.cpu().contiguous() for name, value in tensors.items()}))
+        except OSError as error:
             raise EncodingStoreError(f"cannot write {path}: {error}; free space or move teacher.store") from error
-        finally:
-            partial.unlink(missing_ok=True)

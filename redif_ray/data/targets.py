@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ import pyarrow.parquet as pq
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
+from redif_ray.data.files import write_whole
 from redif_ray.diffusion.noise import Stream
 from redif_ray.errors import UserError
 from redif_ray.types import Condition
@@ -48,7 +48,7 @@ class TargetStore:
             self.folder.mkdir(parents=True, exist_ok=True)
             about = self.folder / "about.json"
             if not about.exists():
-                self._write(about, json.dumps(dict(identity), indent=1, sort_keys=True).encode())
+                write_whole(about, json.dumps(dict(identity), indent=1, sort_keys=True).encode())
         except OSError as error:
             raise TargetStoreError(
                 f"the target store {self.folder} cannot be used: {error}; "
@@ -105,19 +105,11 @@ class TargetStore:
         """Raises TargetStoreError where the disk refuses."""
         try:
             path.parent.mkdir(exist_ok=True)
-            self._write(path, data)
+            write_whole(path, data)
         except OSError as error:
             raise TargetStoreError(
                 f"cannot write {path}: {error}; free space or set teacher.store elsewhere"
             ) from error
-
-    def _write(self, path: Path, data: bytes) -> None:
-        partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")  # workers may write the same file at once
-        try:
-            partial.write_bytes(data)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
 
 
 class KeptFeatures:

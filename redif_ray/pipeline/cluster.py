@@ -52,7 +52,7 @@ def connect(config: Config) -> Iterator[None]:
         yield
         return
     if config.ray.address == "local":
-        start(config, num_cpus=config.ray.num_cpus or max(os.cpu_count() or 1, math.ceil(needed_cpus(config))))
+        start(config, num_cpus=_private_cpus(config))
     else:
         _join(config.ray.address)
     try:
@@ -67,8 +67,7 @@ def resources(config: Config) -> dict[str, float]:
     import torch  # which takes seconds that other users of this module need not spend
 
     if config.ray.address == "local":
-        cpus = config.ray.num_cpus or max(os.cpu_count() or 1, math.ceil(needed_cpus(config)))
-        return {"CPU": cpus, "GPU": torch.cuda.device_count()}
+        return {"CPU": _private_cpus(config), "GPU": torch.cuda.device_count()}
     if ray.is_initialized():
         return ray.cluster_resources()
     _join(config.ray.address)
@@ -76,6 +75,10 @@ def resources(config: Config) -> dict[str, float]:
         return ray.cluster_resources()
     finally:
         ray.shutdown()
+
+
+def _private_cpus(config: Config) -> int:
+    return config.ray.num_cpus or max(os.cpu_count() or 1, math.ceil(needed_cpus(config)))
 
 
 def _join(address: str) -> None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -87,8 +86,10 @@ def load_network(kind: str, model: str, config: Any) -> Module:
     """
     import transformers
 
+    from redif_ray.models.quiet import quiet
+
     try:
-        with _quiet(transformers.utils.logging):  # it lists every weight that is left over, in every process
+        with quiet():  # it lists every weight that is left over, in every process
             network, found = getattr(transformers, kind).from_pretrained(
                 model, config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True
             )
@@ -98,19 +99,6 @@ def load_network(kind: str, model: str, config: Any) -> Module:
     if wrong:
         raise RewardError(f"model={model!r}: the weights are not those of its config.json: {str(wrong)[:300]}")
     return network.eval().requires_grad_(False)
-
-
-@contextmanager
-def _quiet(logging: Any) -> Iterator[None]:
-    verbosity, progress = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if progress:
-            logging.enable_progress_bar()
 
 
 def load_preparation(model: str, default: Preparation) -> Preparation:
