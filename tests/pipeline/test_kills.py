@@ -26,7 +26,7 @@ def run_until(point: Callable[[], bool], root: Path, *options: str) -> None:
     while not point():
         if process.poll() is not None or time.monotonic() > deadline:
             pytest.fail(f"the run ended before the point: {process.communicate()[0].decode()}")
-        if not family or not any("TrainWorker" in p.name() for p in family if p.is_running()):
+        if not any(has_name(each, "TrainWorker") for each in family):
             family = watched.children(recursive=True)
         time.sleep(0.001)
     for each in [*reversed(family), watched]:  # the learner, which started last, first
@@ -35,6 +35,13 @@ def run_until(point: Callable[[], bool], root: Path, *options: str) -> None:
         except ProcessLookupError:
             continue
     process.wait()
+
+
+def has_name(process: psutil.Process, part: str) -> bool:
+    try:
+        return part in process.name()
+    except psutil.NoSuchProcess:  # it ended just now
+        return False
 
 
 def test_a_run_killed_three_times_ends_alike(first: Path, root: Path) -> None:
