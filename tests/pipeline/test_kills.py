@@ -22,12 +22,15 @@ DEADLINE = 180
 def run_until(point: Callable[[], bool], root: Path, *options: str) -> None:
     """A run all of whose processes, Ray's too, get SIGKILL at `point`."""
     process = start(root, "killed", *options)
-    watched, deadline, family = psutil.Process(process.pid), time.monotonic() + DEADLINE, []
+    watched, deadline = psutil.Process(process.pid), time.monotonic() + DEADLINE
+    family: list[psutil.Process] = []
+    complete = False
     while not point():
         if process.poll() is not None or time.monotonic() > deadline:
             pytest.fail(f"the run ended before the point: {process.communicate()[0].decode()}")
-        if not any(has_name(each, "TrainWorker") for each in family):
+        if not complete:
             family = watched.children(recursive=True)
+            complete = any(has_name(each, "TrainWorker") for each in family)
         time.sleep(0.001)
     for each in [*reversed(family), watched]:  # the learner, which started last, first
         try:
