@@ -34,7 +34,7 @@ async def rate(workers: list[Any], store: Any, shards: list[Shard]) -> float:
     """Trajectories a second."""
     pool = Pool("rollout", workers)
     started = time.perf_counter()
-    await asyncio.gather(*(pool.call("rollout", shard, store, KEY) for shard in shards))
+    await asyncio.gather(*(pool.call((0, 0), "rollout", shard, store, KEY) for shard in shards))
     return sum(shard.rows for shard in shards) / (time.perf_counter() - started)
 
 

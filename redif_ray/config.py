@@ -181,6 +181,12 @@ class Draft(Strict):
     minibatch: Positive = Field(48, description="trajectories an optimiser step")
 
 
+class Pipeline(Strict):
+    staleness: Literal[0, 1, 2] = Field(
+        0, description="round r is rolled out with the weights after r - staleness rounds, while the learner updates"
+    )
+
+
 class Learner(Strict):
     workers: Positive = 1
     threads: Positive = 1
@@ -250,6 +256,7 @@ class Config(Strict):
     reward: Reward = Reward()
     warm_start: WarmStart = WarmStart()
     learner: Learner = Learner()
+    pipeline: Pipeline = Pipeline()
     draft: Draft = Draft()
     validation: Validation = Validation()
     guard: Guard = Guard()
@@ -279,6 +286,11 @@ def _conflicts(c: Config) -> Iterator[str]:
         yield (
             f"rollout.siblings={c.rollout.siblings}: exploration.antithetic=true pairs siblings and compares each "
             "pair with the others; expected an even number, at least 4"
+        )
+    if policy and c.pipeline.staleness and c.learner.loss == "reinforce":
+        yield (
+            f"pipeline.staleness={c.pipeline.staleness}: learner.loss=reinforce has no ratio that would account for "
+            "it; expected 0, or loss=ppo_clip"
         )
     if c.rollout.guided >= c.rollout.siblings:
         yield f"rollout.guided={c.rollout.guided}: expected less than rollout.siblings={c.rollout.siblings}"

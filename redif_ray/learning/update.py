@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import torch
@@ -78,9 +79,13 @@ class Updater:
         self.undilute = len(self.steps) / stochastic if stochastic else 0.0
         self.step_weights = step_weights(stds, config.step_weight) if stochastic else torch.zeros_like(stds)
 
-    def run(self, batch: RoundBatch, *, round: int, seed: int, lr: float) -> dict[str, float]:
+    def run(
+        self, batch: RoundBatch, *, round: int, seed: int, lr: float,
+        behaviour: AbstractContextManager[None] = nullcontext(),
+    ) -> dict[str, float]:
         """Train on a fresh round at learning rate `lr`; returns metrics of the whole round, alike on every rank.
 
+        behaviour: a block in which the network has the weights that played the round, where they are not its own.
         Means are over pairs and optimiser steps. `ratio_*`, `clip_fraction` and `approx_kl` are the surrogate's, over
         stochastic pairs; `fresh_log_ratio_<k>` is the largest |log ratio| of step k before training. `network_calls_*`
         count predictions of one image (a guided one is one here).
@@ -90,7 +95,10 @@ class Updater:
         if self.config.anchor.weight > 0 and batch.anchors is None:
             raise ValueError("learner.anchor.weight > 0, but the round carries no anchors")
         self._check_rows(batch)
-        fresh = check_ratio(self.predict, batch, self.schedule, self.stds, self.ratio_tolerance, self.config.microbatch)
+        with behaviour:
+            fresh = check_ratio(
+                self.predict, batch, self.schedule, self.stds, self.ratio_tolerance, self.config.microbatch
+            )
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         checked = len(checked_rows(len(batch.rows))) * int((self.stds > 0).sum())

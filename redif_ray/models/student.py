@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -100,6 +101,17 @@ def set_weights(student: DiffusionModel, weights: Mapping[str, Tensor]) -> None:
             raise ModelError(f"weight {name} is not finite; lower learner.lr and resume from an earlier checkpoint")
     for name, parameter in own.items():
         parameter.copy_(weights[name])
+
+
+@contextmanager
+def with_weights(student: DiffusionModel, weights: Mapping[str, Tensor]) -> Iterator[None]:
+    """`weights`, from `get_weights`, in place for the length of a block."""
+    own = get_weights(student)
+    set_weights(student, weights)
+    try:
+        yield
+    finally:
+        set_weights(student, own)
 
 
 def has_adapters(student: DiffusionModel) -> bool:

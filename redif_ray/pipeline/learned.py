@@ -1,6 +1,6 @@
 """The learned reward on a learner's rank: trained after each policy round, published and checkpointed like weights.
 
-Version r has learned from the rounds before r and scores round r. Every rank has the same.
+Version r has learned from the rounds before r and scores round r + staleness. Every rank has the same.
 """
 
 from __future__ import annotations
@@ -61,14 +61,16 @@ class LearnedReward:
         load_optimizer(self.optimizer, names, unpack(OPTIMIZER, tensors))
 
     def update(
-        self, round: int, metas: Sequence[Sequence[Meta]], parts: Mapping[int, tuple[Trajectories, Scored]]
+        self, round: int, metas: Sequence[Sequence[Meta]], parts: Mapping[int, tuple[Trajectories, Scored]],
+        scored_by: Mapping[str, Tensor] | None = None,
     ) -> dict[str, float]:
         """Learn from a policy round. metas: of every shard of the round; parts: this rank's shards, by index.
 
+        scored_by: the weights that scored the round; None: these.
         Siblings that the teacher guided are not the student's and left out. Raises StaleWeightsError where a shard was
-        scored by another version than this one, ValueError for images of another round.
+        scored by others, ValueError for images of another round.
         """
-        self._check(round, metas)
+        self._check(round, metas, weights_sha256(scored_by or self.weights()))
         shards = [shard_metas[0].shard for shard_metas in metas]
         if any(scored.shard != shards[index] for index, (_, scored) in parts.items()):
             raise ValueError(f"round {round}: the images are not those of its shards")
@@ -83,8 +85,7 @@ class LearnedReward:
         )
         return {f"{LEARNED}/{name}": value for name, value in found.items()}
 
-    def _check(self, round: int, metas: Sequence[Sequence[Meta]]) -> None:
-        expected = weights_sha256(self.weights())
+    def _check(self, round: int, metas: Sequence[Sequence[Meta]], expected: str) -> None:
         for shard_metas in metas:
             found = shard_metas[-1].learned_sha256
             if found != expected:

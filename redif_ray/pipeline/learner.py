@@ -1,7 +1,8 @@
 """The learner: Ray Train ranks that pull rounds, update the student, publish its weights and keep checkpoints.
 
-Round r is rolled out with `policy-r`, the weights after r rounds (staleness 0). Everything that decides the next
-weights is in the checkpoint; a restart begins at the newest one and asks for its rounds again.
+Round r is rolled out with the weights after r - staleness rounds. Everything that decides the next weights is in the
+checkpoint, the versions that rounds to come are made with too; a restart begins at the newest one and asks for its
+rounds again.
 """
 
 from __future__ import annotations
@@ -41,8 +42,8 @@ from redif_ray.pipeline.rounds import RoundUpdate
 from redif_ray.pipeline.run_folder import latest_checkpoint, prune_checkpoints
 from redif_ray.pipeline.train import Outcome
 from redif_ray.pipeline.validate import Validator
-from redif_ray.pipeline.weight_store import learned_key
-from redif_ray.pipeline.weights import publish
+from redif_ray.pipeline.weight_store import learned_key, policy_key
+from redif_ray.pipeline.weights import publish, version
 from redif_ray.types import Phase
 
 
@@ -69,6 +70,7 @@ class Learner:
         self.learned = learned_reward(config, teacher, self._all_reduce if world > 1 else None)
         self.validator: Validator | None = None
         self.round = 0
+        self.stale: dict[str, dict[str, Tensor]] = {}  # by key: versions that rounds to come are made with
         self.best: dict[str, float] | None = None
         self._start_phase(self.plan.phase(0))
 
@@ -80,14 +82,14 @@ class Learner:
             judge = judge_of(self.config, self.coordinator, self.config.validation.groups, self.accounts)
             self.validator = Validator(self.config, calibration, judge)
         restored = self._restore()
-        self._publish_round()  # first of all: other ranks' rounds wait for it
+        self._begin()
         if self.validator is not None and not restored:
             self._first_validation()
         while self.round < self.plan.rounds:
             round, started = self.round, time.perf_counter()
             if self.plan.phase(round) != self.phase:
                 self._start_phase(self.plan.phase(round))
-            data = ray.get(self.coordinator.round_for.remote(round, f"policy-{round}", self.rank, self.world))
+            data = ray.get(self.coordinator.round_for.remote(round, self.rank, self.world))
             if data is None:
                 self._checkpoint()
                 return Outcome(round, True, self.accounts.ledger.state())
@@ -115,9 +117,12 @@ class Learner:
         started = time.perf_counter()
         parts = {index: ray.get(list(references)) for index, references in data.references}
         fetched = time.perf_counter() - started
-        metrics = self.update(round, self.phase, data.metas, parts, self.optimizer) | {"seconds/fetch": fetched}
+        made_by = self.plan.version(round)
+        behaviour = self.stale.get(policy_key(made_by))
+        metrics = self.update(round, self.phase, data.metas, parts, self.optimizer, behaviour)
+        metrics |= {"seconds/fetch": fetched, "staleness": float(round - made_by)}
         if self.learned is not None and self.phase == "policy":
-            metrics |= self.learned.update(round, data.metas, parts)
+            metrics |= self.learned.update(round, data.metas, parts, self.stale.get(f"{LEARNED}-{made_by}"))
         self.accounts.add_round(data, metrics)
         if self.average is not None:
             self.average.update(self.parameters)
@@ -181,11 +186,27 @@ class Learner:
         """The weights a deployment would use: the average where one is kept."""
         return self.average.weights() if self.average is not None else get_weights(self.student)
 
+    def _begin(self) -> None:
+        """Publish, before any rank asks for a round, all that the rounds to come are made with."""
+        if self.rank == 0:
+            ray.get(self.coordinator.restart.remote())
+            for key, weights in self.stale.items():
+                publish(self.weights, key, weights)
+        self._publish_round()
+        if self.world > 1:
+            dist.barrier()
+
     def _publish_round(self) -> None:
-        """What round `self.round` is made with and scored by."""
+        """The version after `self.round` rounds; those that no round to come needs are let go."""
+        current = {"policy": get_weights(self.student)}
         if self.learned is not None:
-            self._publish(LEARNED, self.learned.weights())
-        self._publish("policy", get_weights(self.student))
+            current = {LEARNED: self.learned.weights()} | current
+        for kind, weights in current.items():
+            self._publish(kind, weights)
+            if self.config.pipeline.staleness:
+                self.stale[f"{kind}-{self.round}"] = weights
+        oldest = self.plan.version(self.round)
+        self.stale = {key: weights for key, weights in self.stale.items() if version(key) >= oldest}
 
     def _publish(self, kind: str, weights: Mapping[str, Tensor]) -> None:
         if self.rank == 0:
@@ -212,10 +233,14 @@ class Learner:
             tensors |= pack("average", self.average.state_dict())
         if self.learned is not None:
             tensors |= self.learned.state()
+        earlier = [key for key in self.stale if version(key) < self.round]
+        for key in earlier:
+            tensors |= pack(f"stale/{key}", self.stale[key])
         meta = {
             "round": self.round,
             "phase": self.phase,
             "best": self.best,
+            "stale": earlier,
             "running": self.running.state_dict(),
             "ledger": self.accounts.ledger.state(),
             "weights_sha256": weights_sha256(get_weights(self.student)),
@@ -242,6 +267,7 @@ class Learner:
             self.average.load_state_dict(unpack("average", tensors))
         if self.learned is not None:
             self.learned.load(tensors)
+        self.stale = {key: unpack(f"stale/{key}", tensors) for key in meta.get("stale", ())}
         self.running.load_state_dict(meta["running"])
         self.accounts.load(meta["ledger"])
         if self.validator is not None:

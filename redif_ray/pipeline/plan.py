@@ -24,6 +24,10 @@ class Phases:
             return "warm_start"
         return "draft" if self.config.method == "draft" else "policy"
 
+    def version(self, round: int) -> int:
+        """Of the policy that rolls out a round, and of a learned reward that scores it: rounds that it has learned."""
+        return max(0, round - self.config.pipeline.staleness)
+
 
 class RoundPlan(Phases):
     """The rounds of a run, cut into shards of fixed size."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from redif_ray.learning.policy import Predict
 from redif_ray.learning.step import AllReduce
 from redif_ray.learning.update import Updater, learning_rate, warm_start_learner
 from redif_ray.models.protocol import DiffusionModel
-from redif_ray.models.student import get_weights
+from redif_ray.models.student import get_weights, with_weights
 from redif_ray.pipeline import build
 from redif_ray.rewards.combine import Combined, combine
 from redif_ray.types import Meta, Phase
@@ -54,8 +55,12 @@ class RoundUpdate:
         metas: Metas,
         parts: Mapping[int, Sequence[Any]],
         optimizer: torch.optim.Optimizer,
+        behaviour: Mapping[str, Tensor] | None = None,
     ) -> dict[str, float]:
-        """metas: of every shard of the round. parts: what the workers made of this rank's shards, by shard index."""
+        """metas: of every shard of the round. parts: what the workers made of this rank's shards, by shard index.
+
+        behaviour: the weights that rolled out the round; None: the student's own.
+        """
         if phase == "draft":
             return self._draft(round, metas, parts, optimizer)
         values, gate, metrics = None, None, {}
@@ -67,16 +72,18 @@ class RoundUpdate:
         batch = assemble(
             [shard_metas[0].shard for shard_metas in metas],
             [(trajectories, scored) for trajectories, scored in parts.values()],
-            weights_sha256=weights_sha256(get_weights(self.student)),
+            weights_sha256=weights_sha256(behaviour or get_weights(self.student)),
             encode=self.student.encode,
             advantages=values,
             gate=gate,
             device=next(self.student.network.parameters()).device,
         )
-        return metrics | {f"update/{k}": v for k, v in self._update(round, phase, batch, optimizer).items()}
+        found = self._update(round, phase, batch, optimizer, behaviour)
+        return metrics | {f"update/{k}": v for k, v in found.items()}
 
     def _update(
-        self, round: int, phase: Phase, batch: RoundBatch, optimizer: torch.optim.Optimizer
+        self, round: int, phase: Phase, batch: RoundBatch, optimizer: torch.optim.Optimizer,
+        behaviour: Mapping[str, Tensor] | None,
     ) -> dict[str, float]:
         config = self.config
         if phase == "warm_start":
@@ -96,7 +103,8 @@ class RoundUpdate:
             all_reduce=self.all_reduce,
             loss_scale=LOSS_SCALES.get(config.networks.precision, 1.0),
         )
-        return updater.run(batch, round=round, seed=config.run.seed, lr=lr)
+        block = with_weights(self.student, behaviour) if behaviour else nullcontext()
+        return updater.run(batch, round=round, seed=config.run.seed, lr=lr, behaviour=block)
 
     def _predict(self, model: DiffusionModel) -> Predict:
         def predict(x: Tensor, level: Level, encoded: dict[str, Tensor]) -> Prediction:

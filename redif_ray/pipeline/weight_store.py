@@ -1,8 +1,8 @@
 """The actor that owns the published weights and outlives the learner's processes. It needs no torch.
 
-Weights travel as numpy arrays (zero-copy reads) under keys `<kind>-<version>`: `policy-7` is what round 7's rollouts
-use, `deploy-7` what version 7 would deploy (its average, where the learner keeps one), `discriminator-7` the learned
-reward that scores round 7.
+Weights travel as numpy arrays (zero-copy reads) under keys `<kind>-<version>`: `policy-7` is the student after 7
+rounds, `deploy-7` what that version would deploy (its average, where the learner keeps one), `discriminator-7` the
+learned reward after 7 rounds.
 """
 
 from __future__ import annotations
@@ -60,6 +60,10 @@ class WeightStore:
 
 def kind(key: str) -> str:
     return key.rpartition("-")[0]
+
+
+def policy_key(version: int) -> str:
+    return f"policy-{version}"
 
 
 def learned_key(config: Config, version: int) -> str | None:

@@ -8,33 +8,18 @@ from __future__ import annotations
 from dataclasses import fields
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import pytest
-import torch
+from plain_loop import train
 
 from redif_ray.checkpoint import weights_sha256
 from redif_ray.config import LEARNED, Learner, Networks, Regulariser, load
-from redif_ray.learning.advantages import RunningStatistics
 from redif_ray.models.registry import load_model
-from redif_ray.models.student import get_weights, make_student, set_weights, trainable
-from redif_ray.pipeline import build
-from redif_ray.pipeline.plan import RoundPlan
-from redif_ray.pipeline.reward import TeacherRewardWorker
-from redif_ray.pipeline.rollout import StudentRolloutWorker
-from redif_ray.pipeline.rounds import RoundUpdate
+from redif_ray.models.student import get_weights, make_student
 from redif_ray.rewards.base import TERMS
 
 pytestmark = pytest.mark.slow
-
-
-class HereRolloutWorker(StudentRolloutWorker):
-    """Takes its weights from this process instead of Ray's store."""
-
-    def _load(self, weights: Any, key: str) -> int:
-        set_weights(self.student, weights)
-        self.loaded = (key, weights_sha256(weights))
-        return int(key.rpartition("-")[2])
 
 
 BASE = [
@@ -47,35 +32,7 @@ BASE = [
 @lru_cache
 def trained(*overrides: str) -> str:
     """Checksum of the weights after two rounds."""
-    config = load(None, [*BASE, f"run.root={trained.root}", *overrides])
-    teacher = build.teacher(config, "cpu")
-    student = build.student(config, teacher)
-    rollout, reward = HereRolloutWorker("rollout-0", config), TeacherRewardWorker("reward-0", config)
-    update = RoundUpdate(config, student, teacher, RunningStatistics(), 0, 1, lambda _: None)
-    optimizer = torch.optim.AdamW(trainable(student).values(), lr=config.learner.lr)
-    plan = RoundPlan(config, build.conditions(config, teacher))
-    for round in range(plan.rounds):
-        metas, parts = [], {}
-        for shard in plan.shards(round):
-            if shard.phase == "warm_start":
-                roll_meta, trajectories = rollout.rollout(shard, get_weights(student), f"policy-{round}")
-                jump_meta, scored = reward.jump(shard, trajectories)
-                metas.append((roll_meta, jump_meta))
-                parts[shard.index] = (trajectories, scored)
-                continue
-            target_meta, targets = reward.targets(shard)
-            if shard.phase == "draft":
-                metas.append((target_meta,))
-                parts[shard.index] = (targets,)
-                continue
-            roll_meta, trajectories = rollout.rollout(shard, get_weights(student), f"policy-{round}")
-            score_meta, scored = reward.score(shard, trajectories, targets)
-            metas.append((target_meta, roll_meta, score_meta))
-            parts[shard.index] = (trajectories, scored)
-        metrics = update(round, plan.phase(round), metas, parts, optimizer)
-        rounding = 1e-5 if config.networks.precision == "float32" else 1e-4
-        assert all(abs(v) < rounding for k, v in metrics.items() if "fresh_log_ratio" in k)
-    return weights_sha256(get_weights(student))
+    return train(load(None, [*BASE, f"run.root={trained.root}", *overrides]))
 
 
 @pytest.fixture(autouse=True)
@@ -115,6 +72,10 @@ def test_anchor_guided_groups_and_exploration() -> None:
         ("learner.anchor.weight=1.0",), ("learner.anchor.weight=1.0", "learner.anchor.loss=l1"), ("rollout.guided=2",),
         ("exploration.kind=cps",), ("exploration.antithetic=false",), ("exploration.last_step=true",),
     ])
+
+
+def test_staleness() -> None:
+    all_differ([(f"pipeline.staleness={s}", "learner.rounds=3") for s in (0, 1, 2)])
 
 
 def test_methods() -> None:
