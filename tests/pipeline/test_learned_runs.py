@@ -60,19 +60,15 @@ def test_it_learns_after_each_policy_round_and_scores_the_next(folder: Path, fir
     assert found["compute"]["rewards"]["flops"] > 0 == summary(first)["compute"]["rewards"]["flops"]
 
 
-def test_numbers_of_workers_change_nothing_of_it(folder: Path, root: Path) -> None:
-    second = distill(config(root, "learned-2", "rollout.workers=2", "reward.workers=2"))
-    assert last_weights(second) == last_weights(folder)
-    assert all(equal(state(second, version), state(folder, version)) for version in (1, 2, 3, 4))
-
-
 def test_evaluated_again_it_is_the_last_version_that_scores(folder: Path) -> None:
     found = json.loads(evaluate(folder, [], checkpoint="best", console=Console()).read_text())
     assert found["arms"] == summary(folder)["arms"]
 
 
 def test_resumed_it_learns_on_as_if_nothing_had_happened(folder: Path, root: Path) -> None:
+    """With other numbers of workers too."""
     weights, learned, paired = last_weights(folder), state(folder, 4), summary(folder)["arms"]["student"]["paired"]
-    assert resumed(config(root, "learned"), folder) == weights
+    more = ("rollout.workers=2", "reward.workers=2")
+    assert resumed(config(root, "learned", *more), folder) == weights
     assert equal(state(folder, 4), learned)
     assert summary(folder)["arms"]["student"]["paired"] == paired
