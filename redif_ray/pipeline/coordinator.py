@@ -73,7 +73,7 @@ class Coordinator:
     async def round_for(self, round: int, rank: int, world: int) -> RoundData | None:
         """Round `round`, rolled out and scored with the versions that the plan says; None when the run is to stop.
 
-        Asked again, it answers alike, until a later round is asked for by every rank.
+        Asked again, it answers alike, until the round after the next is asked for.
         """
         if self.stopping:
             return None

@@ -1,6 +1,6 @@
 """The learned reward on a learner's rank: trained after each policy round, published and checkpointed like weights.
 
-Version r has learned from the rounds before r and scores round r + staleness. Every rank has the same.
+Version r has learned from the rounds before r and scores what policy version r rolls out. Every rank has the same.
 """
 
 from __future__ import annotations
