@@ -58,6 +58,28 @@ def distill(
     run(resolved, resume=resume, console=console)
 
 
+@app.command()
+def search(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the search of that name.")] = False,
+    print_config: Annotated[
+        bool, typer.Option("--print-config", help="Print the resolved configuration and stop.")
+    ] = False,
+) -> None:
+    """Find the step schedules that bring a teacher, or a trained student, closest to the teacher's images.
+
+    Example: redif search configs/fashion_mnist.yaml search.steps=[2,4] search.engine=both
+    """
+    resolved: Config = load(config, overrides or [])
+    if print_config:
+        sys.stdout.write(dump(resolved))
+        return
+    from redif_ray.search.search import search as run
+
+    run(resolved, resume=resume, console=console)
+
+
 @app.command("train-teacher")
 def train_teacher(
     config: ConfigFile,
@@ -131,11 +153,12 @@ def export(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
     out: Annotated[Path, typer.Argument(help="The diffusers folder to write; must not exist.")],
     checkpoint: Annotated[str, typer.Option(help="best, warm_start, or a folder below checkpoints/.")] = "best",
+    schedule: Annotated[Path | None, typer.Option(help="The schedule.yaml of a search, instead of the run's.")] = None,
 ) -> None:
     """Write a checkpoint of a run as a diffusers folder that others load without redif-ray."""
     from redif_ray.pipeline.afterwards import export_checkpoint
 
-    console.print(f"student written to {export_checkpoint(run, out, checkpoint)}")
+    console.print(f"student written to {export_checkpoint(run, out, checkpoint, schedule)}")
 
 
 @app.command()

@@ -82,7 +82,9 @@ class Lora(Strict):
 
 class Student(Strict):
     steps: Positive = Field(4, le=64, description="N: network calls of the deployed student")
-    schedule: str = Field("uniform_trailing", description="named schedule (see redif_ray.diffusion.schedules)")
+    schedule: str = Field(
+        "uniform_trailing", description="named schedule (redif_ray.diffusion.schedules), or a file of `redif search`"
+    )
     levels: tuple[float, ...] | None = Field(
         None, description="explicit timesteps instead of a named schedule, noisiest first"
     )
@@ -233,6 +235,30 @@ class Evaluation(Strict):
     bootstrap: int = Field(500, ge=40, description="resamples of each interval")
 
 
+class Descent(Strict):
+    iterations: Positive = Field(80, description="optimiser steps (Adam)")
+    batch: Positive = Field(32, description="noises a step")
+    lr: float = Field(0.05, gt=0, description="of the logits of the increments")
+
+
+class Search(Strict):
+    steps: tuple[Annotated[int, Field(ge=2, le=64)], ...] | None = Field(
+        None, min_length=1, description="each N to find a schedule for; None: student.steps"
+    )
+    student: str | None = Field(None, description="a run or an exported student to find it for; None: the teacher")
+    solver: Literal["euler", "heun", "dpmpp_2m"] = Field("euler", description="euler is how students are deployed")
+    engine: Literal["tune", "gradient", "both"] = Field("tune", description="gradient: back-propagate to the levels")
+    sampler: Literal["tpe", "gp", "cmaes", "random", "grid"] = "gp"
+    bases: tuple[str, ...] | None = Field(None, min_length=1, description="named schedules to warp; None: all")
+    shape_trials: Positive = Field(40, description="trials of a base's tilt and bow, at each N")
+    refine_trials: int = Field(60, ge=0, description="trials of single increments around the best, at each N")
+    rungs: tuple[Positive, ...] = Field((64, 256), min_length=1, description="noises a trial sees before each cut")
+    reduction: float = Field(3.0, gt=1, description="a cut leaves the best 1 in so many")
+    concurrent: Positive = Field(1, description="trials at once; one is spread over all workers, and knows all before")
+    shard: Positive = Field(32, description="noises a piece of work")
+    descent: Descent = Descent()
+
+
 class Checkpoint(Strict):
     every: Positive = Field(20, description="rounds")
     keep: Positive = 3
@@ -261,6 +287,7 @@ class Config(Strict):
     validation: Validation = Validation()
     guard: Guard = Guard()
     evaluation: Evaluation = Evaluation()
+    search: Search = Search()
     checkpoint: Checkpoint = Checkpoint()
     tracking: Tracking = Tracking()
 
@@ -271,7 +298,17 @@ class Config(Strict):
         return self
 
 
+def _search_conflicts(s: Search) -> Iterator[str]:
+    if list(s.rungs) != sorted(set(s.rungs)) or any(rung % s.shard for rung in s.rungs):
+        yield f"search.rungs={list(s.rungs)}: expected rising multiples of search.shard={s.shard}"
+    if s.steps is not None and len(set(s.steps)) != len(s.steps):
+        yield f"search.steps={list(s.steps)}: expected each number once"
+    if s.descent.batch > s.rungs[-1]:
+        yield f"search.descent.batch={s.descent.batch}: expected at most the last of search.rungs={list(s.rungs)}"
+
+
 def _conflicts(c: Config) -> Iterator[str]:
+    yield from _search_conflicts(c.search)
     policy = c.method == "redif" and c.learner.rounds > 0
     if policy and c.exploration.eta == 0:
         yield "exploration.eta=0: a policy gradient needs exploration; expected a value in (0, 1], such as 0.25"

@@ -53,6 +53,10 @@ class NoiseProcess(Protocol):
         """The level at, or nearest to, this half log-SNR that the network can be told exactly."""
         ...
 
+    def between(self, half_log_snr: Tensor) -> Level:
+        """The level at exactly this half log-SNR, through which gradients flow, with the timestep of `nearest`."""
+        ...
+
     def noisiest(self) -> Level:
         """Where sampling starts: exact, even where its half log-SNR is infinite."""
         ...
@@ -97,6 +101,11 @@ class VariancePreserving:
         distance = (self._lambda - half_log_snr.to(torch.float64).unsqueeze(-1)).abs()
         return self.at(distance.argmin(-1).to(torch.float64))
 
+    def between(self, half_log_snr: Tensor) -> Level:
+        double = 2 * half_log_snr.to(torch.float64)
+        told = self.nearest(half_log_snr.detach()).timestep
+        return Level(torch.sigmoid(double).sqrt(), torch.sigmoid(-double).sqrt(), told)
+
     def noisiest(self) -> Level:
         return self.at(torch.tensor(self.timesteps - 1))
 
@@ -125,6 +134,8 @@ class VarianceExploding:
 
     def nearest(self, half_log_snr: Tensor) -> Level:
         return self.at(torch.exp(-half_log_snr.to(torch.float64)))
+
+    between = nearest
 
     def noisiest(self) -> Level:
         return _level(1.0, self.sigma_max, self.sigma_max)
@@ -160,6 +171,8 @@ class FlowMatching:
 
     def nearest(self, half_log_snr: Tensor) -> Level:
         return self.at(torch.sigmoid(-half_log_snr.to(torch.float64)) * self.scale)
+
+    between = nearest
 
     def noisiest(self) -> Level:
         return _level(0.0, 1.0, self.scale)

@@ -37,6 +37,8 @@ class Stream(IntEnum):
     REFERENCE = 13  # x_T of the teacher's images that a judge without real ones compares with
     JUDGE = 14  # weights of random features
     DISCRIMINATOR = 15  # weights of the learned reward's network
+    PROPOSAL = 16  # where a search looks next
+    DESCENT = 17  # order of the noises that a schedule is fitted on
 
 
 def bits(

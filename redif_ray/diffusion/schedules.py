@@ -40,7 +40,7 @@ class Schedule:
     name: str
 
     def __post_init__(self) -> None:
-        rising, times = self.levels.half_log_snr, self.levels.timestep
+        rising, times = self.levels.half_log_snr.detach(), self.levels.timestep
         if rising.ndim != 1 or len(rising) < 2:
             raise ValueError(f"schedule {self.name}: levels of shape {list(rising.shape)}; expected [N + 1], N >= 1")
         for i in range(len(rising) - 1):
@@ -91,15 +91,28 @@ def build(process: NoiseProcess, steps: int, name: str, *, tilt: float = 0.0, bo
     return warped(process, base, tilt * u + bow * u**2)
 
 
-def explicit(process: NoiseProcess, timesteps: Sequence[float]) -> Schedule:
+def explicit(process: NoiseProcess, timesteps: Sequence[float], name: str = "explicit") -> Schedule:
     """The levels at these timesteps, noisiest first, then the terminal one."""
-    return _schedule(process, torch.tensor(timesteps, dtype=torch.float64), "explicit")
+    return _schedule(process, torch.tensor(timesteps, dtype=torch.float64), name)
 
 
-def warp(half_log_snr: Tensor, logits: Tensor) -> Tensor:
+def named(process: NoiseProcess, steps: int) -> dict[str, Schedule]:
+    """Every named schedule that the process has at N = `steps`, each set of levels once."""
+    found: dict[tuple[float, ...], Schedule] = {}
+    for name in NAMES:
+        try:
+            schedule = build(process, steps, name)
+        except ValueError:  # made for another noise process, which its message says
+            continue
+        found.setdefault(tuple(schedule.levels.timestep.tolist()), schedule)
+    return {schedule.name: schedule for schedule in found.values()}
+
+
+def warp(half_log_snr: Tensor, logits: Tensor, floor: float = SMALLEST_SHARE) -> Tensor:
     """The finite grid `half_log_snr` [N + 1], its increments reweighted by exp(logits), logits [N]; float64 [N + 1].
 
-    Ends stay where they are and zero logits return the grid itself. Raises ValueError on logits that are not finite and
+    Ends stay where they are and zero logits return the grid itself. floor: the least share of the span that an
+    increment keeps. Raises ValueError on logits that are not finite and
     on a grid that is not finite or falls.
     """
     grid, logits = half_log_snr.to(torch.float64), logits.to(torch.float64)
@@ -109,14 +122,14 @@ def warp(half_log_snr: Tensor, logits: Tensor) -> Tensor:
         raise ValueError(f"logits {logits.tolist()}: expected {len(grid) - 1} finite numbers, one an increment")
     if not bool(logits.any()):
         return grid
-    share = torch.softmax(torch.log(grid.diff()) + logits, 0).clamp(min=SMALLEST_SHARE)
+    share = torch.softmax(torch.log(grid.diff()) + logits, 0).clamp(min=floor)
     inner = grid[0] + (grid[-1] - grid[0]) * torch.cumsum(share / share.sum(), 0)[:-1]
     return torch.cat([grid[:1], inner, grid[-1:]])
 
 
-def warped(process: NoiseProcess, base: Schedule, logits: Tensor) -> Schedule:
-    """`base` with its half log-SNR warped by `logits` [N]; both ends stay exact."""
-    grid = warp(base.levels.half_log_snr.clamp(*process.span), logits)
+def warped(process: NoiseProcess, base: Schedule, logits: Tensor, floor: float = SMALLEST_SHARE) -> Schedule:
+    """`base` with its half log-SNR warped by `logits` [N]; both ends stay exact. floor: see `warp`."""
+    grid = warp(base.levels.half_log_snr.clamp(*process.span), logits, floor)
     inner = process.nearest(grid[1:-1]).timestep
     return _schedule(process, _apart(process, torch.cat([base.levels.timestep[:1], inner])), f"{base.name}, warped")
 

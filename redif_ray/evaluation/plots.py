@@ -72,6 +72,26 @@ def schedule(path: str | Path, own: Schedule, others: Sequence[Schedule] = ()) -
     _save(figure, path)
 
 
+def front(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Distance to the teacher against the number of steps, a line a kind of schedule, to a PNG.
+
+    rows: with `steps`, `name`, `origin` and `distance`; of named schedules, and of GITS, the best at each N is drawn.
+    """
+    figure, axes = _figure(6.5, 4.2)
+    lines: dict[str, dict[int, float]] = {}
+    for row in rows:
+        kind = row["name"] if row["origin"] != "start" else "GITS" if "gits" in row["name"] else "best named"
+        line = lines.setdefault(kind, {})
+        line[row["steps"]] = min(row["distance"], line.get(row["steps"], float("inf")))
+    for i, (kind, line) in enumerate(lines.items()):
+        x, y = zip(*sorted(line.items()), strict=True)
+        axes.plot(x, y, color=COLOURS[i], marker=MARKERS[i], markersize=7, linewidth=1.8, label=kind)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set(xlabel="steps", ylabel="distance to the teacher", yscale="log" if min(y) > 0 else "linear")
+    axes.legend(frameon=False, fontsize=10, loc="upper right")
+    _save(figure, path)
+
+
 def side_by_side(path: str | Path, rows: Sequence[tuple[str, np.ndarray | Tensor]]) -> None:
     """A grid to a PNG: a row an arm (label, images [m, C, H, W] float in [0, 1]), a column the same noise in every arm.
 

@@ -74,7 +74,7 @@ def _arms(summary: Summary) -> str:
         sets = [f"{value:.3f}" for value in (limits.precision, limits.recall, limits.density, limits.coverage)]
         rows.append(["reference images", "", f"{limits.frechet:.2f}", "", *sets, *("" for _ in fits)])
     higher = ["precision ↑", "recall ↑", "density ↑", "coverage ↑", *(FITS[name] for name in fits)]
-    return _table(["arm", "NFE", "Fréchet ↓", "1000 KID ↓", *higher], rows)
+    return markdown_table(["arm", "NFE", "Fréchet ↓", "1000 KID ↓", *higher], rows)
 
 
 def _fine_print(summary: Summary) -> str:
@@ -94,12 +94,13 @@ def _pairs(summary: Summary) -> str:
     arms = {label: arm for key, label in ARMS.items() if (arm := getattr(summary.arms, key)) is not None}
     names = list(summary.arms.student.paired)
     rows = [[label, *(_number(arm.paired.get(name)) for name in names)] for label, arm in arms.items()]
-    return "Means over pairs with the full-step teacher's image of the same noise.\n\n" + _table(["arm", *names], rows)
+    table = markdown_table(["arm", *names], rows)
+    return f"Means over pairs with the full-step teacher's image of the same noise.\n\n{table}"
 
 
 def _calibration(summary: Summary) -> str:
     rows = [[n, _number(c.self), _number(c.other_seed), _number(c.init)] for n, c in summary.calibration.items()]
-    return _table(["term", "teacher with itself", "with its other seeds", "untrained student"], rows)
+    return markdown_table(["term", "teacher with itself", "with its other seeds", "untrained student"], rows)
 
 
 def _gains(summary: Summary) -> str:
@@ -110,14 +111,14 @@ def _gains(summary: Summary) -> str:
     ]
     if not rows:
         return "Not noted."
-    return "Student minus the other arm on the same noises.\n\n" + _table(["", "change", "95 % interval"], rows)
+    return "Student minus the other arm on the same noises.\n\n" + markdown_table(["", "change", "95 % interval"], rows)
 
 
 def _compute(summary: Summary) -> str:
     rows = [[n, f"{s.seconds:,.0f}", f"{s.nfe:,.0f}", f"{s.flops:.3g}"] for n, s in summary.compute.items()]
     total = [sum(getattr(s, key) for s in summary.compute.values()) for key in ("seconds", "nfe", "flops")]
     rows.append(["total", f"{total[0]:,.0f}", f"{total[1]:,.0f}", f"{total[2]:.3g}"])
-    table = _table(["component", "worker seconds", "network calls", "FLOPs"], rows)
+    table = markdown_table(["component", "worker seconds", "network calls", "FLOPs"], rows)
     timed = (summary.notes or {}).get("seconds_per_image")
     if timed is None:
         return table
@@ -132,7 +133,7 @@ def _ms(seconds: float) -> str:
 def _busy(summary: Summary) -> str:
     workers = (summary.notes or {}).get("workers", {})
     rows = [[name, f"{work['busy']:.0%}", str(work["shards"])] for name, work in workers.items()]
-    return _table(["worker", "busy", "shards"], rows) if rows else ""
+    return markdown_table(["worker", "busy", "shards"], rows) if rows else ""
 
 
 def _run(summary: Summary, metrics: Sequence[Mapping[str, Any]]) -> str:
@@ -154,6 +155,6 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4g}"
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     rule = ["---"] + ["---:"] * (len(head) - 1)
     return "\n".join("| " + " | ".join(row) + " |" for row in (head, rule, *rows))

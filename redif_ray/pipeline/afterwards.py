@@ -21,6 +21,7 @@ from redif_ray.pipeline.arms import measure, result_table
 from redif_ray.pipeline.cluster import connect
 from redif_ray.pipeline.interrupt import stop_requests
 from redif_ray.pipeline.run_folder import RunError, RunFolder
+from redif_ray.pipeline.schedule_file import read_timesteps
 from redif_ray.pipeline.session import session
 
 
@@ -49,9 +50,12 @@ def evaluate(run: Path, overrides: list[str], *, checkpoint: str, console: Conso
     return run / name
 
 
-def export_checkpoint(run: Path, out: Path, checkpoint: str) -> Path:
-    """`redif export`: a checkpoint of a run as a diffusers folder."""
+def export_checkpoint(run: Path, out: Path, checkpoint: str, schedule: Path | None = None) -> Path:
+    """`redif export`: a checkpoint of a run as a diffusers folder. schedule: a file of `redif search`."""
     config, weights, _ = _load(run, checkpoint)
+    if schedule is not None:
+        levels = read_timesteps(schedule, config.student.steps)
+        config = config.model_copy(update={"student": config.student.model_copy(update={"levels": levels})})
     export_weights(load_model(config.teacher.model), config, weights, out, None)
     return out
 

@@ -142,7 +142,7 @@ def best_teacher(run: Session, accounts: Accounts) -> tuple[str, np.ndarray]:
     scores: dict[Way, float] = {}
     for guidance, steps in _guidances(run).items():
         for solver in ("euler", "dpmpp_2m"):
-            for name in _named_schedules(run, steps):
+            for name in schedules.named(run.teacher.process, steps):
                 way = (solver, name, steps, guidance)
                 images = _teacher_samples(run, Stream.SEARCH, config.evaluation.search, way, accounts)
                 scores[way] = float(np.square(images - found.targets).mean())
@@ -178,18 +178,6 @@ def seconds_per_image(run: Session) -> dict[str, float]:
         meta, _ = run.get(list(run.reward[0].sample.options(num_returns=2).remote(*arguments)))
         found[name] = sum(work.seconds for work in meta.work) / shard.rows
     return found
-
-
-def _named_schedules(run: Session, steps: int) -> list[str]:
-    """The named schedules that the teacher's noise process has, each set of levels once."""
-    found: dict[tuple[float, ...], str] = {}
-    for name in schedules.NAMES:
-        try:
-            levels = schedules.build(run.teacher.process, steps, name).levels
-        except ValueError:  # made for another noise process, which its message says
-            continue
-        found.setdefault(tuple(levels.timestep.tolist()), name)
-    return list(found.values())
 
 
 def _teacher_samples(run: Session, stream: Stream, count: int, way: Way, accounts: Accounts) -> np.ndarray:

@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from redif_ray.config import Config
+from redif_ray.config import Config, Student
 from redif_ray.data.conditions import Conditions
 from redif_ray.pipeline import calibrate, estimate
 from redif_ray.pipeline.cluster import connect
@@ -19,6 +19,7 @@ from redif_ray.pipeline.interrupt import Interrupted, StopRequest, stop_requests
 from redif_ray.pipeline.preflight import preflight
 from redif_ray.pipeline.progress import show_progress
 from redif_ray.pipeline.run_folder import RunFolder, latest_checkpoint
+from redif_ray.pipeline.schedule_file import found_schedule
 from redif_ray.pipeline.session import session
 from redif_ray.pipeline.train import training
 from redif_ray.tracking import Tracker, TrackingError, flatten, git_commit, tracking_uri
@@ -79,11 +80,13 @@ def _distill(config: Config, conditions: Conditions, folder: RunFolder, stop: St
 
 
 def absolute(config: Config) -> Config:
-    """Workers have working directories of their own: paths of this one are made absolute."""
+    """Workers have working directories of their own: paths of this one are made absolute, a schedule's file is read."""
     tree = config.model_dump()
     tree["run"]["root"] = str(Path(config.run.root).resolve())
     if config.teacher.store:
         tree["teacher"]["store"] = str(Path(config.teacher.store).resolve())
+    if (named := found_schedule(config.student)) is not None:
+        tree["student"] |= {"levels": list(named), "schedule": Student().schedule}
     source = config.conditions.source
     if source and Path(source).exists():
         tree["conditions"]["source"] = str(Path(source).resolve())

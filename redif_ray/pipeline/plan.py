@@ -50,9 +50,9 @@ class RoundPlan(Phases):
         groups = [self._group(i) for i in range(first, first + count)]
         return self._cut(round, phase, Stream.TRAIN, groups, size, siblings)
 
-    def deploy(self, stream: Stream, count: int, *, round: int = 0) -> list[Shard]:
-        """Shards that sample `count` groups of a stream the way the student is deployed."""
-        return self._cut(round, "deploy", stream, list(range(count)), self.config.evaluation.batch, 1)
+    def deploy(self, stream: Stream, count: int, *, round: int = 0, size: int | None = None) -> list[Shard]:
+        """Shards that sample `count` groups of a stream the way the student is deployed, `evaluation.batch` each."""
+        return self._cut(round, "deploy", stream, list(range(count)), size or self.config.evaluation.batch, 1)
 
     def _group(self, position: int) -> int:
         pool = self.config.conditions.pool

@@ -1,0 +1,60 @@
+"""`schedule.yaml`: the schedules that `redif search` found, one for each number of steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from redif_ray.config import ConfigError, Strict, Student, dump, read_yaml, validate
+from redif_ray.diffusion import schedules
+
+
+class Found(Strict):
+    """One schedule. distance: the objective's on held-out noises, where that was measured."""
+
+    name: str
+    timesteps: tuple[float, ...]
+    half_log_snr: tuple[float | None, ...]  # None: pure noise
+    distance: float | None = None
+
+
+class ScheduleFile(Strict):
+    format: Literal[1] = 1
+    teacher: str
+    student: str | None
+    solver: str
+    guidance: float
+    schedules: dict[int, Found]
+
+
+def write_schedules(found: ScheduleFile) -> str:
+    """The file's text."""
+    return dump(found)
+
+
+def read_timesteps(path: Path, steps: int) -> tuple[float, ...]:
+    """The timesteps [N] found for N = `steps`, noisiest first. Raises ConfigError."""
+    if not path.is_file():
+        known = ", ".join(schedules.NAMES)
+        raise ConfigError(f"schedule {path}: no such file; expected the schedule.yaml of a search, or one of {known}")
+    tree: Mapping[str, Any] = read_yaml(path)
+    try:
+        file: ScheduleFile = validate(tree, ScheduleFile)
+    except ConfigError as error:
+        raise ConfigError(f"{path} is not a file of `redif search`: {error}") from error
+    if steps not in file.schedules:
+        have = ", ".join(map(str, sorted(file.schedules)))
+        raise ConfigError(f"{path} has schedules of {have} steps, none of {steps}; search with search.steps=[{steps}]")
+    if file.solver != "euler":
+        raise ConfigError(f"{path} was found for {file.solver}, students are sampled by euler; set search.solver=euler")
+    return file.schedules[steps].timesteps
+
+
+def found_schedule(student: Student) -> tuple[float, ...] | None:
+    """The timesteps of the file that `student.schedule` names; None where it is a name. Raises ConfigError."""
+    if student.schedule in schedules.NAMES:
+        return None
+    if student.levels is not None or student.tilt or student.bow:
+        raise ConfigError(f"student.schedule={student.schedule}: a file stands for itself; leave out levels, tilt, bow")
+    return read_timesteps(Path(student.schedule), student.steps)

@@ -1,0 +1,150 @@
+"""The course of a search: which trials there are, what each proposes, which go on; no Ray, no network.
+
+Trials are numbered. At each N first come the starts (every named schedule, and GITS), seen on the whole bank; then
+trials of a base's shape; then of single increments around the best. Trials of different N alternate.
+
+What trial n proposes, and whether it goes on after a rung, depends on the trials before n - `search.concurrent` and on
+whole stages that are over: on nothing that is still running, however many trials run at once and whoever runs them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from redif_ray import config
+from redif_ray.diffusion.levels import NoiseProcess
+from redif_ray.diffusion.schedules import Schedule, explicit
+from redif_ray.search import space
+from redif_ray.search.samplers import propose
+from redif_ray.search.space import Params
+
+Stage = Literal["start", "shape", "refine"]
+STAGES: tuple[Stage, ...] = ("start", "shape", "refine")
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """Trial `number`: the `index`-th of its stage at N = `steps`."""
+
+    number: int
+    steps: int
+    stage: Stage
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """A trial that is over. scores: mean distance on the first noises of the bank, one a rung; error: why it failed."""
+
+    number: int
+    steps: int
+    stage: Stage
+    params: dict[str, float | str]
+    timesteps: list[float]
+    scores: list[float]
+    error: str | None = None
+
+    def row(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Course:
+    """starts: by N, by name. Trials are recorded in any order; see `ready`."""
+
+    def __init__(
+        self, settings: config.Search, seed: int, process: NoiseProcess, starts: Mapping[int, Mapping[str, Schedule]]
+    ) -> None:
+        self.settings, self.seed, self.process, self.starts = settings, seed, process, starts
+        self.trials: dict[int, Trial] = {}
+        self.slots = self._slots()
+        self._first = {stage: next((s.number for s in self.slots if s.stage == stage), len(self.slots))
+                       for stage in STAGES}
+
+    def _slots(self) -> list[Slot]:
+        wanted: list[tuple[int, Stage, int]] = []
+        counts = {"shape": self.settings.shape_trials, "refine": self.settings.refine_trials}
+        for stage in STAGES:
+            each = {n: len(named) if stage == "start" else counts[stage] for n, named in self.starts.items()}
+            wanted += [(n, stage, i) for i in range(max(each.values())) for n in self.starts if i < each[n]]
+        return [Slot(number, *rest) for number, rest in enumerate(wanted)]
+
+    def record(self, trial: Trial) -> None:
+        self.trials[trial.number] = trial
+
+    def missing(self) -> list[Slot]:
+        return [slot for slot in self.slots if slot.number not in self.trials]
+
+    def _known_before(self, slot: Slot) -> int:
+        """All trials below this number are known to `slot`."""
+        return max(self._first[slot.stage], slot.number - self.settings.concurrent + 1)
+
+    def ready(self, slot: Slot) -> bool:
+        """Whether all that the trial may know is there."""
+        return slot.stage == "start" or all(n in self.trials for n in range(self._known_before(slot)))
+
+    def known(self, slot: Slot) -> list[Trial]:
+        """Trials of the same N that did not fail, of which this one may know."""
+        before = self._known_before(slot)
+        return [t for n, t in sorted(self.trials.items()) if n < before and t.steps == slot.steps and t.error is None]
+
+    def proposal(self, slot: Slot) -> tuple[dict[str, float | str], Schedule]:
+        """What a trial tries: its parameters and the schedule that they stand for."""
+        named = self.starts[slot.steps]
+        if slot.stage == "start":
+            name = list(named)[slot.index]
+            return {"start": name}, named[name]
+        known = self.known(slot)
+        offset = self._offset(known)
+        if slot.stage == "shape":
+            bases = self.settings.bases or tuple(name for name in named if not name.startswith("gits"))
+            seen: list[tuple[Params, float]] = [
+                (t.params if t.stage == "shape" else {"base": str(t.params["start"]), "tilt": 0.0, "bow": 0.0},
+                 t.scores[-1] + offset[len(t.scores)])
+                for t in known if t.params.get("start", bases[0]) in bases
+            ]
+            where, budget = space.shape_space(bases, slot.steps), self.settings.shape_trials
+        else:
+            seen = [(t.params, t.scores[-1] + offset[len(t.scores)]) for t in known if t.stage == "refine"]
+            where, budget = space.refine_space(slot.steps), self.settings.refine_trials
+            seen.insert(0, (dict.fromkeys(where, 0.0), self._centre(slot).scores[-1]))
+        params = dict(propose(self.settings.sampler, where, seen, seed=self.seed, number=slot.number,
+                              index=slot.index, budget=budget))
+        if slot.stage == "shape":
+            return params, space.shaped(self.process, slot.steps, params)
+        return params, space.refined(self.process, explicit(self.process, self._centre(slot).timesteps), params)
+
+    def _centre(self, slot: Slot) -> Trial:
+        """Around which increments are refined: the best of the stages before."""
+        return self._best([t for t in self.known(slot) if t.stage != "refine"], slot.steps)
+
+    def _offset(self, known: list[Trial]) -> dict[int, float]:
+        """By rungs seen, what the best start's score on the whole bank exceeds that on its first noises by.
+
+        All trials see the same noises, so that what a trial saw of the bank is compared with the whole by it.
+        """
+        start = self._best([t for t in known if t.stage == "start"], known[0].steps if known else 0)
+        return {i + 1: start.scores[-1] - score for i, score in enumerate(start.scores)}
+
+    def goes_on(self, slot: Slot, scores: list[float]) -> bool:
+        """Whether a trial with these scores is among the best 1 / `reduction` of those known at its rung."""
+        if len(scores) == len(self.settings.rungs):
+            return False
+        if slot.stage == "start":
+            return True
+        others = [t.scores[len(scores) - 1] for t in self.known(slot)]
+        return scores[-1] <= float(np.quantile(others, 1 / self.settings.reduction))
+
+    def best(self, steps: int) -> Trial:
+        """The best on the whole bank at N = `steps`. Raises ValueError where there is none."""
+        return self._best(list(self.trials.values()), steps)
+
+    def _best(self, trials: list[Trial], steps: int) -> Trial:
+        whole = [t for t in trials
+                 if t.steps == steps and t.error is None and len(t.scores) == len(self.settings.rungs)]
+        if not whole:
+            raise ValueError(f"no trial at {steps} steps has seen the whole bank")
+        return min(whole, key=lambda t: (t.scores[-1], t.number))

@@ -1,0 +1,128 @@
+"""The evaluator: one actor between the trials and the workers. It cuts work into shards and remembers what it knows."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from redif_ray.config import Config
+from redif_ray.data.conditions import Conditions
+from redif_ray.diffusion.noise import Stream
+from redif_ray.pipeline.plan import RoundPlan
+from redif_ray.pipeline.pool import Pool
+from redif_ray.types import Shard
+
+Terms = dict[str, np.ndarray]  # raw values by name, one a noise
+SOON, LATER = (0, 0), (1, 0)
+
+
+class SearchActor:
+    """`search.worker.SearchWorker` in a process of its own; whoever holds a handle need not import torch."""
+
+    def __init__(self, *arguments: Any) -> None:
+        from redif_ray.search import worker
+
+        self._worker = worker.SearchWorker(*arguments)
+
+    def ready(self) -> str:
+        return self._worker.ready()
+
+    def targets(self, *arguments: Any) -> Any:
+        return self._worker.targets(*arguments)
+
+    def terms(self, *arguments: Any) -> Any:
+        return self._worker.terms(*arguments)
+
+    def images(self, *arguments: Any) -> Any:
+        return self._worker.images(*arguments)
+
+    def costs(self, *arguments: Any) -> Any:
+        return self._worker.costs(*arguments)
+
+    def descend(self, *arguments: Any) -> Any:
+        return self._worker.descend(*arguments)
+
+
+class Evaluator:
+    """Targets, terms and images on the bank and on held-out noises, whoever computes them."""
+
+    def __init__(self, config: Config, conditions: Conditions, workers: list[Any]) -> None:
+        self.config, self.pool = config, Pool("search", workers)
+        plan = RoundPlan(config, conditions)
+        search = config.search
+        self.bank = plan.deploy(Stream.SEARCH, search.rungs[-1], size=search.shard)
+        self.held_out = plan.deploy(Stream.HELD_OUT, config.evaluation.held_out)
+        self.others = plan.deploy(Stream.REFERENCE, config.evaluation.held_out)
+        self.known: dict[tuple[Any, ...], asyncio.Future[Any]] = {}
+
+    async def scores(self, timesteps: Sequence[float], rung: int, weights: dict[str, float]) -> float:
+        """-sum(weights x terms), the mean over the first `rung` noises of the bank."""
+        terms = await self.bank_terms(timesteps, rung)
+        return -sum(w * float(terms[name].mean(dtype=np.float64)) for name, w in weights.items())
+
+    async def bank_terms(self, timesteps: Sequence[float], rung: int) -> Terms:
+        """Raw terms on the first `rung` noises."""
+        return await self._terms(self.bank[: rung // self.config.search.shard], timesteps)
+
+    async def images(self, timesteps: Sequence[float] | None) -> list[Any]:
+        """References to the images of the held-out noises, along a schedule or (None) the teacher's."""
+        if timesteps is None:
+            return list(await asyncio.gather(*(self._target(shard) for shard in self.held_out)))
+        answers = await asyncio.gather(
+            *(self.pool.call(LATER, "images", shard, tuple(timesteps)) for shard in self.held_out)
+        )
+        return [reference for _, reference in answers]
+
+    async def reference(self) -> list[Any]:
+        """References to the teacher's images that a judge without real ones compares with."""
+        found = await asyncio.gather(*(self.pool.call(LATER, "targets", shard) for shard in self.others))
+        return [reference for _, reference in found]
+
+    async def held_out_conditions(self) -> list[Any]:
+        return [c for shard in self.held_out for c in shard.conditions]
+
+    async def costs(self) -> np.ndarray:
+        """GITS's cost matrix, on the first rung of the bank."""
+        shards = self.bank[: self.config.search.rungs[0] // self.config.search.shard]
+        return np.mean(await asyncio.gather(*(self._call(SOON, "costs", shard) for shard in shards)), axis=0)
+
+    async def descend(self, base: Sequence[float], weights: dict[str, float]) -> list[list[float]]:
+        """Schedules that back-propagation finds from `base`."""
+        groups = tuple(g for shard in self.bank for g in shard.groups)
+        conditions = tuple(c for shard in self.bank for c in shard.conditions)
+        whole = Shard(0, 0, "deploy", Stream.SEARCH, groups, conditions)
+        targets = np.concatenate([await (await self._target(shard)) for shard in self.bank])
+        found: list[list[float]] = await self._call(LATER, "descend", whole, tuple(base), targets, weights)
+        return found
+
+    async def status(self) -> dict[str, Any]:
+        """Busy seconds and calls of each worker, and how often one was lost."""
+        return {"busy": dict(self.pool.busy), "calls": dict(self.pool.shards), "lost": self.pool.lost}
+
+    async def _terms(self, shards: list[Shard], timesteps: Sequence[float]) -> Terms:
+        parts = await asyncio.gather(*(self._shard(shard, tuple(timesteps)) for shard in shards))
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    async def _shard(self, shard: Shard, timesteps: tuple[float, ...]) -> Terms:
+        """Terms of a shard, asked for once: discrete levels make many proposals alike."""
+        key = (shard.stream, shard.index, timesteps)
+        if key not in self.known:
+            target = await self._target(shard)
+            self.known[key] = asyncio.ensure_future(self._call(SOON, "terms", shard, timesteps, target))
+        terms: Terms = await asyncio.shield(self.known[key])
+        return terms
+
+    async def _target(self, shard: Shard) -> Any:
+        """A reference to the teacher's images of a shard."""
+        key = (shard.stream, shard.index)
+        if key not in self.known:
+            self.known[key] = asyncio.ensure_future(self.pool.call(SOON, "targets", shard))
+        _, reference = await asyncio.shield(self.known[key])
+        return reference
+
+    async def _call(self, urgency: tuple[int, int], method: str, *arguments: Any) -> Any:
+        _, reference = await self.pool.call(urgency, method, *arguments)
+        return await reference

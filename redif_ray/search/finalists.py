@@ -1,0 +1,167 @@
+"""The end of a search: finalists on held-out noises, before a judge that no reward uses; the table and `schedule.yaml`.
+
+Which schedule is the result was decided on the bank; what is reported of it was measured on noises that nothing chose.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import ray
+import torch
+
+from redif_ray.diffusion import schedules, solvers
+from redif_ray.evaluation import plots
+from redif_ray.evaluation.arm import evaluate_arm
+from redif_ray.evaluation.bootstrap import difference, interval
+from redif_ray.evaluation.judge import Judge, judge_of_images, load_judge, needs_reference
+from redif_ray.pipeline import build
+from redif_ray.pipeline.schedule_file import Found, ScheduleFile, write_schedules
+from redif_ray.rewards.base import RewardInputs, Rewards
+from redif_ray.search.report import report, table
+
+if TYPE_CHECKING:
+    from redif_ray.search.search import Job
+
+MEASURED = "held_out.jsonl"
+GRID = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Finalist:
+    """A schedule that is measured. origin: start, tune or gradient; bank: its distance there, where an engine chose."""
+
+    steps: int
+    name: str
+    timesteps: tuple[float, ...]
+    origin: str
+    bank: float | None = None
+
+
+def measure(job: Job, finalists: list[Finalist]) -> list[dict[str, Any]]:
+    """A row each: the finalist, its distance to the teacher with its interval, and every metric of an arm."""
+    path = job.folder.path / MEASURED
+    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    known = {(row["steps"], row["name"]) for row in rows}
+    missing = [f for f in finalists if (f.steps, f.name) not in known]
+    if missing:
+        job.console.print(f"{len(missing)} schedules on {job.config.evaluation.held_out} held-out noises")
+        targets = _images(job, None)
+        judge, rewards = _judge(job), build.rewards(job.config, job.model, "cpu")
+        conditions = job.get(job.evaluator.held_out_conditions.remote())
+    for finalist in missing:
+        row = asdict(finalist) | _measured(job, finalist, targets, conditions, judge, rewards)
+        rows.append(row)
+        with path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+    order = {(f.steps, f.name): i for i, f in enumerate(finalists)}
+    return sorted((row for row in rows if (row["steps"], row["name"]) in order),
+                  key=lambda row: order[row["steps"], row["name"]])
+
+
+def _measured(
+    job: Job, finalist: Finalist, targets: np.ndarray, conditions: list[Any], judge: Judge, rewards: Rewards
+) -> dict[str, Any]:
+    images, evaluation, seed = _images(job, finalist.timesteps), job.config.evaluation, job.config.run.seed
+    with torch.no_grad():
+        parts = [
+            rewards(RewardInputs(torch.from_numpy(images[i:j]), torch.from_numpy(targets[i:j]), conditions[i:j]))
+            for i in range(0, len(images), evaluation.batch) for j in [i + evaluation.batch]
+        ]
+    terms = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    distance = -sum((w * terms[name].double() for name, w in job.weights.items()), torch.zeros(())).numpy()
+    calls = solvers.network_calls(job.config.search.solver, finalist.steps)
+    arm = evaluate_arm(
+        torch.from_numpy(images), conditions, judge, nfe=calls * job.model.calls_per_step(job.config.student.guidance),
+        teacher_images=torch.from_numpy(targets), terms=lambda *_: terms, resamples=evaluation.bootstrap, seed=seed,
+    )
+    low, high = interval(_mean, [distance], resamples=evaluation.bootstrap, seed=seed)
+    return {"distance": _mean(distance), "distance_ci": [low, high], "distances": distance.tolist(), "arm": arm}
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(values.mean(dtype=np.float64))
+
+
+def _images(job: Job, timesteps: tuple[float, ...] | None) -> np.ndarray:
+    references = job.get(job.evaluator.images.remote(timesteps))
+    return np.concatenate(ray.get(references))
+
+
+def _judge(job: Job) -> Judge:
+    source = job.config.evaluation.judge
+    if not needs_reference(source):
+        return load_judge(source)
+    return judge_of_images(source, np.concatenate(ray.get(job.get(job.evaluator.reference.remote()))))
+
+
+def compare(rows: list[dict[str, Any]], resamples: int, seed: int) -> None:
+    """Give each searched row its change against the best named schedule of the same N, paired over noises."""
+    for row in rows:
+        named = [r for r in rows if r["steps"] == row["steps"] and r["origin"] == "start" and "gits" not in r["name"]]
+        if row["origin"] == "start" and "gits" not in row["name"]:
+            continue
+        best = min(named, key=lambda r: r["distance"])
+        mine, other = np.array(row["distances"]), np.array(best["distances"])
+        change = difference(_mean, [mine], [other], resamples=resamples, seed=seed)
+        row["against"] = {"name": best["name"], "change": change[0], "low": change[1], "high": change[2]}
+
+
+def write_results(job: Job, rows: list[dict[str, Any]]) -> None:
+    """`schedule.yaml`, `report.md` and its pictures; `summary.json` last, so that its presence means a finished job."""
+    config, folder, process = job.config, job.folder.path, job.model.process
+    compare(rows, config.evaluation.bootstrap, config.run.seed)
+    winners = chosen(rows)
+    found = {
+        n: Found(
+            name=f"{row['name']}, {config.search.engine}", timesteps=row["timesteps"], distance=row["distance"],
+            half_log_snr=_finite(schedules.explicit(process, row["timesteps"]).levels.half_log_snr[:-1].tolist()),
+        )
+        for n, row in winners.items()
+    }
+    job.folder.write("schedule.yaml", write_schedules(ScheduleFile(
+        teacher=config.teacher.model, student=config.search.student, solver=config.search.solver,
+        guidance=config.student.guidance, schedules=found,
+    )))
+    for n in winners:
+        own = [row for row in rows if row["steps"] == n]
+        drawn = [row for row in own if row["origin"] != "start"]
+        drawn.append(min((row for row in own if row["origin"] == "start"), key=lambda row: row["distance"]))
+        lines = [schedules.explicit(process, row["timesteps"], row["name"]) for row in drawn]
+        plots.schedule(folder / f"schedule-{n}.png", lines[0], lines[1:])
+    if len(winners) > 1:
+        plots.front(folder / "front.png", rows)
+    slim = [{key: value for key, value in row.items() if key != "distances"} for row in rows]
+    summary = {
+        "schema": 1, "name": config.run.name, "seed": config.run.seed, "held_out": config.evaluation.held_out,
+        "bank": config.search.rungs[-1], "weights": job.weights, "seconds": job.records.seconds(),
+        "workers": ray.get(job.evaluator.status.remote()), "schedules": slim,
+    }
+    (folder / "report.md").write_text(report(summary, config))
+    metrics = {f"final/{r['steps']}/{r['name'].replace(' ', '_')}/distance": r["distance"] for r in rows}
+    files = [folder / "schedule.yaml", folder / "report.md", *sorted(folder.glob("*.png"))]
+    job.records.summary(metrics, files)
+    job.folder.write("summary.json", json.dumps(summary, indent=1) + "\n")
+    job.console.print(table(slim))
+    words = [
+        f"schedules    {folder / 'schedule.yaml'}",
+        f"report       {folder / 'report.md'}",
+        f"distil on it redif distill CONFIG student.schedule={folder / 'schedule.yaml'}",
+    ]
+    job.console.print("\n".join(words), highlight=False, soft_wrap=True)
+
+
+def chosen(rows: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
+    """By N, the schedule with the least distance on the bank of those that an engine chose."""
+    found: dict[int, dict[str, Any]] = {}
+    for row in rows:
+        if row["bank"] is not None and (row["steps"] not in found or row["bank"] < found[row["steps"]]["bank"]):
+            found[row["steps"]] = row
+    return found
+
+
+def _finite(values: list[float]) -> tuple[float | None, ...]:
+    return tuple(value if np.isfinite(value) else None for value in values)

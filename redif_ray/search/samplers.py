@@ -1,0 +1,93 @@
+"""Where to look next: a pure function of what is known, so that a search is repeated and resumed exactly.
+
+Optuna keeps the state of its samplers in objects; here a study is made anew for each question, of the known trials,
+with a sampler that is seeded by the question's number. CMA-ES (Hansen, arXiv 1604.00772) is replayed by generation.
+"""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+import optuna
+from cmaes import CMA
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
+
+from redif_ray.diffusion import noise
+from redif_ray.diffusion.noise import Stream
+from redif_ray.search.space import Choice, Params, Range, Space
+
+Seen = Sequence[tuple[Params, float]]  # of a space, with the value that is to be small
+RANDOM_FIRST = 8  # trials before a model of the values is of use
+SPREAD = 0.25  # CMA-ES: first standard deviation, in units of a range
+
+
+def propose(sampler: str, space: Space, seen: Seen, *, seed: int, number: int, index: int, budget: int) -> Params:
+    """A point of `space`, question `index` of `budget`; `number` is unlike that of any other question of this seed."""
+    if sampler == "grid":
+        return _grid(space, seed, index, budget)
+    own = int(noise.bits(1, Stream.PROPOSAL, seed=seed, group=number)[0] >> np.uint64(33))
+    if sampler == "cmaes" and (ranges := {k: v for k, v in space.items() if isinstance(v, Range)}):
+        # CMA-ES knows ranges only, and needs one generation of independent points: categories come from TPE
+        chosen = _optuna("tpe", {k: v for k, v in space.items() if k not in ranges}, seen, own)
+        near = [(p, v) for p, v in seen if all(p[k] == c for k, c in chosen.items())]
+        return {**chosen, **_evolve(ranges, near, own)}
+    return _optuna(sampler, space, seen, own)
+
+
+def _optuna(sampler: str, space: Space, seen: Seen, seed: int) -> Params:
+    if not space:
+        return {}
+    distributions: dict[str, BaseDistribution] = {
+        name: CategoricalDistribution(p.options) if isinstance(p, Choice) else FloatDistribution(p.low, p.high)
+        for name, p in space.items()
+    }
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        study = optuna.create_study(sampler=_sampler(sampler, seed))
+        for params, value in seen:
+            inside = {name: params[name] for name in space}
+            study.add_trial(optuna.create_trial(params=inside, distributions=distributions, value=value))
+        return dict(study.ask(distributions).params)
+
+
+def _sampler(name: str, seed: int) -> BaseSampler:
+    if name == "random":
+        return RandomSampler(seed=seed)
+    if name == "gp":
+        return GPSampler(seed=seed, n_startup_trials=RANDOM_FIRST, deterministic_objective=True)
+    return TPESampler(seed=seed, n_startup_trials=RANDOM_FIRST, multivariate=True)
+
+
+def _evolve(ranges: dict[str, Range], seen: Seen, seed: int) -> Params:
+    """One point around the best known ones: CMA-ES told them in generations, in the unit cube."""
+    low = np.array([r.low for r in ranges.values()])
+    width = np.array([r.high for r in ranges.values()]) - low
+    points = [((np.array([float(p[k]) for k in ranges]) - low) / width, v) for p, v in seen]
+    start = points[0][0] if points else -low / width
+    if len(ranges) == 1:  # of one number CMA-ES makes nothing
+        return _optuna("tpe", dict(ranges), seen, seed)
+    bounds = np.array([[0.0, 1.0]] * len(ranges))
+    search = CMA(np.clip(start, 0.01, 0.99), SPREAD, bounds=bounds, seed=seed)
+    size = search.population_size
+    for i in range(0, len(points) - size + 1, size):
+        search.tell([(np.clip(x, 0, 1), v) for x, v in points[i : i + size]])
+    return dict(zip(ranges, (low + width * search.ask()).tolist(), strict=True))
+
+
+def _grid(space: Space, seed: int, index: int, budget: int) -> Params:
+    """Cell `index`, in an order of its own, of a grid with about `budget` cells."""
+    choices = int(np.prod([len(part.options) for part in space.values() if isinstance(part, Choice)]))
+    numbers = sum(isinstance(part, Range) for part in space.values())
+    each = max(2, int((budget / choices) ** (1 / max(1, numbers)) + 1e-9))
+    axes = [
+        list(part.options) if isinstance(part, Choice) else np.linspace(part.low, part.high, each).tolist()
+        for part in space.values()
+    ]
+    cells = list(itertools.islice(itertools.product(*axes), 1 << 16))
+    order = noise.permutation(len(cells), Stream.PROPOSAL, seed=seed)
+    return dict(zip(space, cells[int(order[index % len(cells)])], strict=True))

@@ -1,0 +1,227 @@
+"""The job: from a configuration to `schedule.yaml`, the best schedule that was found for each number of steps."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from rich.console import Console
+
+from redif_ray.config import Config, ConfigError
+from redif_ray.data.conditions import Conditions
+from redif_ray.diffusion import schedules
+from redif_ray.diffusion.schedules import Schedule
+from redif_ray.errors import UserError
+from redif_ray.models.protocol import DiffusionModel
+from redif_ray.models.registry import load_model
+from redif_ray.pipeline.cluster import connect
+from redif_ray.pipeline.distill import absolute
+from redif_ray.pipeline.interrupt import Interrupted, StopRequest, stop_requests
+from redif_ray.pipeline.preflight import preflight
+from redif_ray.pipeline.run_folder import RunFolder
+from redif_ray.pipeline.session import POLL_SECONDS
+from redif_ray.search import gits
+from redif_ray.search.course import Course, Trial
+from redif_ray.search.evaluator import Evaluator, SearchActor
+from redif_ray.search.finalists import Finalist, measure, write_results
+from redif_ray.search.records import Records
+from redif_ray.search.tuning import TRIAL_CPUS, run_trials
+
+SUFFIX = "-search"
+
+
+@dataclass(slots=True)
+class Job:
+    """What the parts of a search share. Everything here is rebuilt from (configuration, run folder)."""
+
+    config: Config
+    folder: RunFolder
+    model: DiffusionModel
+    evaluator: Any
+    stop: StopRequest
+    console: Console
+    records: Records
+    weights: dict[str, float] = field(default_factory=dict)  # of each reward term in the distance
+
+    def get(self, reference: Any) -> Any:
+        """`ray.get`, which notices a request to stop."""
+        while not ray.wait([reference], timeout=POLL_SECONDS)[0]:
+            self.stop.check()
+        return ray.get(reference)
+
+
+def search(config: Config, *, resume: bool = False, console: Console | None = None) -> Path:
+    """Run the job to its end and return its folder, `<run.root>/<run.name>-search`. Raises what `distill` raises."""
+    with stop_requests() as stop:
+        config = searched(config)
+        conditions = preflight(config)
+        stop.check()
+        folder = RunFolder.open(config, resume=resume)
+        try:
+            folder.keep_conditions(conditions)
+            with Records.open(config, folder) as records:
+                _search(config, conditions, folder, records, stop, console or Console())
+            return folder.path
+        except KeyboardInterrupt:  # the second Ctrl-C
+            raise Interrupted(f"left at once; the trials that were over are in {folder.path}") from None
+        finally:
+            folder.close()
+
+
+def searched(config: Config) -> Config:
+    """The configuration of the search for a recipe: reward workers do all of it, and a learned reward has no say."""
+    config = absolute(config)
+    tree = config.model_dump()
+    tree["run"]["name"] += SUFFIX
+    tree["rollout"] |= {"cpus": 0, "gpus": 0}
+    tree["learner"] |= {"workers": 1, "cpus": config.search.concurrent * TRIAL_CPUS, "gpus": 0}
+    tree["reward"]["terms"] = {name: tree["reward"]["terms"][name] for name in config.reward.fixed}
+    if config.search.student is not None:
+        tree["search"]["student"] = str(_student(Path(config.search.student)).resolve())
+    return Config.model_validate(tree)
+
+
+def _student(path: Path) -> Path:
+    """The exported student of a run, or the folder itself."""
+    folder = path / "student" if (path / "config.yaml").is_file() else path
+    if not (folder / "model_index.json").is_file():
+        raise ConfigError(f"search.student={path}: expected a finished run, or the folder of an exported student")
+    return folder
+
+
+def _search(
+    config: Config, conditions: Conditions, folder: RunFolder, records: Records, stop: StopRequest, console: Console
+) -> None:
+    model = load_model(config.search.student or config.teacher.model)
+    with connect(config), _evaluator(config, conditions, stop) as evaluator:
+        job = Job(config, folder, model, evaluator, stop, console, records)
+        steps = config.search.steps or (config.student.steps,)
+        starts = _starts(job, steps)
+        job.weights = _weights(job, next(iter(starts[steps[0]].values())))
+        finalists = [Finalist(n, name, _timesteps(s), "start") for n in steps for name, s in starts[n].items()]
+        if config.search.engine != "gradient":
+            finalists += _tuned(job, starts)
+        if config.search.engine != "tune":
+            finalists += _descended(job, starts)
+        stop.check()
+        result = measure(job, sorted(finalists, key=lambda finalist: finalist.steps))
+        write_results(job, result)
+    shutil.rmtree(folder.path / ".tune", ignore_errors=True)
+
+
+@contextmanager
+def _evaluator(config: Config, conditions: Conditions, stop: StopRequest) -> Iterator[Any]:
+    """The workers, behind their evaluator, until the end of the block."""
+    stop.listen()  # again: Ray took SIGTERM for itself
+    torch.set_num_threads(1)
+    workers = [
+        ray.remote(SearchActor)
+        .options(num_cpus=config.reward.cpus, num_gpus=config.reward.gpus, max_restarts=-1)
+        .remote(f"search-{i}", config, config.search.student)
+        for i in range(config.reward.workers)
+    ]
+    evaluator = ray.remote(Evaluator).options(num_cpus=0, max_concurrency=1000).remote(config, conditions, workers)
+    try:
+        waiting = [worker.ready.remote() for worker in workers]
+        while waiting:
+            stop.check()
+            done, waiting = ray.wait(waiting, timeout=POLL_SECONDS)
+            ray.get(done)  # raises what a constructor raised
+        yield evaluator
+    finally:
+        for actor in (*workers, evaluator):
+            ray.kill(actor)
+
+
+def _starts(job: Job, steps: tuple[int, ...]) -> dict[int, dict[str, Schedule]]:
+    """Every named schedule, and GITS for each of its discounts, at each N."""
+    process, levels = job.model.process, gits.grid(job.model.process)
+    for base in job.config.search.bases or ():
+        schedules.build(process, steps[0], base)  # raises where the process has no such schedule
+    cost = job.get(job.evaluator.costs.remote())
+    found: dict[int, dict[str, Schedule]] = {}
+    for n in steps:
+        found[n] = schedules.named(process, n)
+        for gamma in gits.GAMMAS:
+            times = levels.levels.timestep[gits.best_path(cost, n, gamma)].tolist()
+            found[n][f"gits {gamma:g}"] = schedules.explicit(process, times, f"gits {gamma:g}")
+    return found
+
+
+def _weights(job: Job, reference: Schedule) -> dict[str, float]:
+    """Of each term; one that is normalised counts in units of its std over the bank, with the first start's images."""
+    terms = job.get(job.evaluator.bank_terms.remote(_timesteps(reference), job.config.search.rungs[-1]))
+    weights = {}
+    for name, term in job.config.reward.terms.items():
+        spread = float(np.std(terms[name])) if term.normalise == "std" else 1.0
+        if spread == 0:
+            raise UserError(f"reward.terms.{name} is the same for all noises of the bank; nothing to normalise by")
+        weights[name] = term.weight / spread
+    return weights
+
+
+def _tuned(job: Job, starts: dict[int, dict[str, Schedule]]) -> list[Finalist]:
+    """The best that Ray Tune's trials find at each N."""
+    config = job.config
+    course = Course(config.search, config.run.seed, job.model.process, starts)
+    total, began = len(course.slots), time.monotonic()
+
+    def report(trial: Trial) -> None:
+        job.records.trial(trial)
+        if trial.error is not None:
+            job.console.print(f"trial {trial.number} at {trial.steps} steps failed: {trial.error}", highlight=False)
+        done = len(course.trials)
+        if done % 20 == 0 or done == total:
+            left = (time.monotonic() - began) / max(1, done - known) * (total - done)
+            told = "  ".join(f"N={n} {_best_so_far(course, n)}" for n in starts)
+            line = f"trial {done:4d}/{total}  best {told}  {left:4.0f} s left"
+            job.console.print(line, highlight=False, soft_wrap=True)
+
+    known = job.records.known_trials()
+    with job.records.timed("tune"):
+        run_trials(course, job.folder.path, job.evaluator, job.weights, job.stop, report)
+    job.stop.check()
+    failed = [t for t in course.trials.values() if t.error is not None]
+    if len(failed) == total:
+        raise UserError(f"all {total} trials failed; the first: {failed[0].error}")
+    best = [course.best(n) for n in starts]
+    return [Finalist(t.steps, "searched", tuple(t.timesteps), "tune", t.scores[-1]) for t in best]
+
+
+def _best_so_far(course: Course, steps: int) -> str:
+    try:
+        return f"{course.best(steps).scores[-1]:.5f}"
+    except ValueError:
+        return "-"
+
+
+def _descended(job: Job, starts: dict[int, dict[str, Schedule]]) -> list[Finalist]:
+    """The best on the bank of what back-propagation finds from the best start, the start included."""
+    missing = [n for n in starts if job.records.descent(n) is None]
+    with job.records.timed("gradient"):
+        bases = {n: min((_score(job, _timesteps(s)), _timesteps(s)) for s in starts[n].values())[1] for n in missing}
+        asked = {n: job.evaluator.descend.remote(bases[n], job.weights) for n in missing}
+        for n in missing:
+            candidates = [bases[n], *job.get(asked[n])]
+            best = min((_score(job, times), tuple(times)) for times in candidates)
+            job.records.keep_descent(n, best)
+            job.console.print(f"gradient  N={n} {best[0]:.5f}", highlight=False)
+    found = {n: job.records.descent(n) for n in starts}
+    return [Finalist(n, "searched by gradient", known[1], "gradient", known[0]) for n, known in found.items() if known]
+
+
+def _score(job: Job, timesteps: Any) -> float:
+    value: float = job.get(job.evaluator.scores.remote(timesteps, job.config.search.rungs[-1], job.weights))
+    return value
+
+
+def _timesteps(schedule: Schedule) -> tuple[float, ...]:
+    return tuple(schedule.levels.timestep[:-1].tolist())

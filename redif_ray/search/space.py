@@ -1,0 +1,61 @@
+"""What is searched: a named base warped by tilt and bow, then single increments around the best (`schedules.warp`).
+
+    shape:   z = tilt u + bow u^2 on the increments of a named schedule; two numbers reach every published optimum of
+             images to a few per cent, whatever N is
+    refine:  N - 1 free logits, of all increments but the last, around the best that is known
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from redif_ray.diffusion import schedules
+from redif_ray.diffusion.levels import NoiseProcess
+from redif_ray.diffusion.schedules import Schedule
+
+FLOOR = 0.02  # of the span of half log-SNR, that an increment keeps where its base has as much
+TILT, BOW, LOGIT = (-1.5, 1.5), (-1.5, 2.5), (-0.8, 0.8)
+Params = Mapping[str, float | str]
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    options: tuple[str, ...]
+
+
+Space = dict[str, Range | Choice]
+
+
+def shape_space(bases: Sequence[str], steps: int) -> Space:
+    """Of two increments a bow changes nothing: u^2 is the same at both."""
+    space: Space = {"base": Choice(tuple(bases)), "tilt": Range(*TILT)}
+    return space if steps == 2 else space | {"bow": Range(*BOW)}
+
+
+def refine_space(steps: int) -> Space:
+    return {f"z{i}": Range(*LOGIT) for i in range(steps - 1)}
+
+
+def shaped(process: NoiseProcess, steps: int, params: Params) -> Schedule:
+    tilt, bow = float(params["tilt"]), float(params.get("bow", 0))
+    return schedules.build(process, steps, str(params["base"]), tilt=tilt, bow=bow)
+
+
+def refined(process: NoiseProcess, centre: Schedule, params: Params) -> Schedule:
+    logits = [float(params[f"z{i}"]) for i in range(centre.steps - 1)]
+    return schedules.warped(process, centre, torch.tensor([*logits, 0.0]), floor(process, centre))
+
+
+def floor(process: NoiseProcess, centre: Schedule) -> float:
+    """The least share of the span for an increment of a schedule around `centre`."""
+    grid = centre.levels.half_log_snr.clamp(*process.span)
+    return min(FLOOR, float((grid.diff() / (grid[-1] - grid[0])).min()))

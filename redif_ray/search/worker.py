@@ -1,0 +1,105 @@
+"""SearchWorker: a reward worker that samples the searched network along any schedule."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from redif_ray.config import Config
+from redif_ray.diffusion import noise, schedules, solvers
+from redif_ray.diffusion.noise import Stream
+from redif_ray.models.registry import load_model
+from redif_ray.pipeline import build, reward
+from redif_ray.rewards.base import RewardInputs
+from redif_ray.search import gits, gradient
+from redif_ray.types import Meta, Shard, Work
+
+
+class SearchWorker(reward.TeacherRewardWorker):
+    """Stateless but for its caches, as every worker."""
+
+    def __init__(self, name: str, config: Config, student: str | None) -> None:
+        """student: the folder of the network to search for; None: the teacher."""
+        super().__init__(name, config)
+        self.model = self.teacher
+        if student is not None:
+            self.model = load_model(student, device=self.device, dtype=getattr(torch, config.networks.precision))
+
+    @torch.no_grad()
+    def terms(self, shard: Shard, timesteps: Sequence[float], targets: np.ndarray) -> tuple[Meta, dict[str, Any]]:
+        """Raw reward terms of the images along the schedule of `timesteps`, [G] each by name."""
+        started = time.perf_counter()
+        images, calls = self._sample(shard, timesteps)
+        kept = self.store.features(shard.stream, shard.groups, shard.conditions)
+        teacher = torch.from_numpy(targets.copy()).to(self.device)
+        terms = self.rewards(RewardInputs(images, teacher, list(shard.conditions), kept))
+        work = Work("search", time.perf_counter() - started, calls)
+        return Meta(shard, self.name, (work,)), {name: value.cpu().numpy() for name, value in terms.items()}
+
+    @torch.no_grad()
+    def images(self, shard: Shard, timesteps: Sequence[float]) -> tuple[Meta, np.ndarray]:
+        """The images themselves, [G, C, H, W] float32 in [0, 1]."""
+        started = time.perf_counter()
+        images, calls = self._sample(shard, timesteps)
+        return Meta(shard, self.name, (Work("evaluation", time.perf_counter() - started, calls),)), images.cpu().numpy()
+
+    def costs(self, shard: Shard) -> tuple[Meta, np.ndarray]:
+        """The cost matrix of GITS on the trajectories of a shard."""
+        started = time.perf_counter()
+        levels = gits.grid(self.model.process)
+        predict = build.predictor(self.model, self.model.encode(shard.conditions), self.guidance)
+        cost = gits.costs(predict, self._noise(shard), levels)
+        calls = levels.steps * self._calls(shard)
+        return Meta(shard, self.name, (Work("gits", time.perf_counter() - started, calls),)), cost
+
+    def descend(
+        self, bank: Shard, base: Sequence[float], targets: np.ndarray, weights: dict[str, float]
+    ) -> tuple[Meta, list[list[float]]]:
+        """Schedules that the gradient of -sum(weights x terms) on the noises of `bank` leads to from `base`."""
+        started, d = time.perf_counter(), self.config.search.descent
+        self.rewards.require_differentiable(f"search.engine={self.config.search.engine}")
+        self.model.network.requires_grad_(False)
+        process = self.model.process
+        per_epoch = len(bank.groups) // d.batch
+
+        def loss(schedule: schedules.Schedule, iteration: int) -> Tensor:
+            epoch, place = divmod(iteration, per_epoch)
+            order = noise.permutation(len(bank.groups), Stream.DESCENT, seed=self.config.run.seed, round=epoch)
+            rows = order[place * d.batch : (place + 1) * d.batch]
+            part = Shard(0, 0, "deploy", bank.stream, tuple(bank.groups[i] for i in rows),
+                         tuple(bank.conditions[i] for i in rows))
+            predict = build.predictor(self.model, self.model.encode(part.conditions), self.guidance)
+            images = self.model.decode(
+                gradient.sampled(predict, self._noise(part), schedule, self.config.search.solver)
+            )
+            teacher = torch.from_numpy(targets[rows]).to(self.device)
+            terms = self.rewards(RewardInputs(images, teacher, list(part.conditions)))
+            return -sum((w * terms[name].mean() for name, w in weights.items()), torch.zeros(()))
+
+        start = schedules.explicit(process, base)
+        found = gradient.descend(process, start, loss, iterations=d.iterations, lr=d.lr)
+        calls = d.iterations * solvers.network_calls(self.config.search.solver, len(base)) * d.batch
+        meta = Meta(bank, self.name, (Work("descent", time.perf_counter() - started, calls),))
+        return meta, [schedule.levels.timestep[:-1].tolist() for schedule in found]
+
+    @property
+    def guidance(self) -> float:
+        return self.config.student.guidance
+
+    def _sample(self, shard: Shard, timesteps: Sequence[float]) -> tuple[Tensor, int]:
+        schedule, solver = schedules.explicit(self.model.process, timesteps), self.config.search.solver
+        predict = build.predictor(self.model, self.model.encode(shard.conditions), self.guidance)
+        latents = solvers.sample(solver, predict, self._noise(shard), schedule)
+        return self.model.decode(latents), solvers.network_calls(solver, schedule.steps) * self._calls(shard)
+
+    def _noise(self, shard: Shard) -> Tensor:
+        shape, seed = self.model.latent_shape, self.config.run.seed
+        return noise.initial_noise(shard.groups, shape, seed=seed, stream=shard.stream).to(self.device)
+
+    def _calls(self, shard: Shard) -> int:
+        return self.model.calls_per_step(self.guidance) * len(shard.groups)

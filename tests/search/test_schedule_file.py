@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from redif_ray.config import ConfigError, load
+from redif_ray.pipeline.distill import absolute
+from redif_ray.pipeline.schedule_file import Found, ScheduleFile, read_timesteps, write_schedules
+
+FOUND = Found(name="searched", timesteps=(999.0, 700.0, 350.0), half_log_snr=(None, -1.0, 1.0), distance=0.1)
+
+
+def written(tmp_path: Path, **values: object) -> Path:
+    path = tmp_path / "schedule.yaml"
+    fields = {"teacher": "t", "student": None, "solver": "euler", "guidance": 1.0, "schedules": {3: FOUND}, **values}
+    path.write_text(write_schedules(ScheduleFile.model_validate(fields)))
+    return path
+
+
+def test_a_run_takes_the_levels_of_its_number_of_steps(tmp_path: Path) -> None:
+    path = written(tmp_path)
+    config = absolute(load("smoke", [f"student.schedule={path}", "student.steps=3"]))
+    assert config.student.levels == FOUND.timesteps
+    assert absolute(config) == config  # the run keeps the levels themselves: the file may change or go
+
+
+@pytest.mark.parametrize(("overrides", "message"), [
+    (["student.steps=4"], "has schedules of 3 steps, none of 4"),
+    (["student.steps=3", "student.tilt=0.1"], "leave out levels, tilt, bow"),
+])
+def test_a_file_that_does_not_fit_is_refused(tmp_path: Path, overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        absolute(load("smoke", [f"student.schedule={written(tmp_path)}", *overrides]))
+
+
+def test_students_are_sampled_by_euler(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="was found for heun"):
+        read_timesteps(written(tmp_path, solver="heun"), 3)
+
+
+def test_what_is_no_name_and_no_file_says_so(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no such file.*uniform_trailing"):
+        absolute(load("smoke", ["student.schedule=uniform_tailing"]))
+    other = tmp_path / "other.yaml"
+    other.write_text("steps: 4\n")
+    with pytest.raises(ConfigError, match="is not a file of `redif search`"):
+        read_timesteps(other, 4)
+
+
+@pytest.mark.parametrize(("override", "message"), [
+    ("search.rungs=[64,32]", "rising multiples"),
+    ("search.rungs=[50,100]", r"multiples of search.shard=32"),
+    ("search.steps=[1,2]", "search.steps.0=1"),
+    ("search.steps=[2,2]", "each number once"),
+    ("search.sampler=bayes", "search.sampler='bayes'"),
+    ("search.descent.batch=1000", "search.descent.batch=1000"),
+])
+def test_an_invalid_space_is_one_clear_error(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as error:
+        load("smoke", [override])
+    assert len(str(error.value).splitlines()) == 1
