@@ -140,11 +140,13 @@ def sample(
         float | None, typer.Option(min=0, help="Classifier-free guidance; without it, a student's own, or none.")
     ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Levels for a model that carries no schedule of its own.")] = 20,
+    schedule: Annotated[Path | None, typer.Option(help="The schedule.yaml of a search, instead of its own.")] = None,
 ) -> None:
     """Draw images from a student (with its own schedule) or a teacher, as one picture."""
     from redif_ray.sample import sample as draw
 
-    draw(model, out, count=count, seed=seed, label=label, caption=caption, steps=steps, guidance=guidance)
+    draw(model, out, count=count, seed=seed, label=label, caption=caption, steps=steps, guidance=guidance,
+         schedule=schedule)
     console.print(f"{count} images in {out}")
 
 

@@ -17,6 +17,7 @@ from redif_ray.errors import UserError
 from redif_ray.evaluation.grids import write_grid
 from redif_ray.models.protocol import DiffusionModel
 from redif_ray.models.registry import load_model
+from redif_ray.pipeline.schedule_file import read_timesteps
 from redif_ray.types import Condition
 
 BATCH = 50  # images at once, fewer of a large model
@@ -33,20 +34,24 @@ def sample(
     caption: str | None = None,
     steps: int = 20,
     guidance: float | None = None,
+    schedule: Path | None = None,
 ) -> None:
     """Write `count` images of `model` to the PNG `out`; a student uses the schedule and guidance it was trained for.
 
     label, caption: what all of them show; without one, classes in turn, or nothing in particular. guidance: instead of
-    the model's own. Raises UserError for what the model has not.
+    the model's own. schedule: a file of `redif search`, of which the one with as many steps as the student's, or
+    `steps`, is used. Raises UserError for what the model has not.
     """
-    source, network, schedule, own = _load(model, steps)
+    source, network, levels, own = _load(model, steps)
+    if schedule is not None:
+        levels = schedules.explicit(network.process, read_timesteps(schedule, levels.steps))
     conditions = _conditions(network, source, count, label, caption)
     guidance = own if guidance is None else guidance
     if guidance != 1:
         network.null_conditions(1)  # raises where there is nothing to guide by
     size = max(1, min(BATCH, BATCH_NUMBERS // math.prod(network.latent_shape)))
     images = [
-        draw(network, schedule, list(range(i, min(i + size, count))), conditions[i : i + size], seed, guidance)
+        draw(network, levels, list(range(i, min(i + size, count))), conditions[i : i + size], seed, guidance)
         for i in range(0, count, size)
     ]
     write_grid(out, torch.cat(images).numpy())

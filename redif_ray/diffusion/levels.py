@@ -54,7 +54,7 @@ class NoiseProcess(Protocol):
         ...
 
     def between(self, half_log_snr: Tensor) -> Level:
-        """The level at exactly this half log-SNR, through which gradients flow, with the timestep of `nearest`."""
+        """The level at exactly this half log-SNR, a discrete timestep interpolated: gradients flow through all of it."""
         ...
 
     def noisiest(self) -> Level:
@@ -102,9 +102,11 @@ class VariancePreserving:
         return self.at(distance.argmin(-1).to(torch.float64))
 
     def between(self, half_log_snr: Tensor) -> Level:
-        double = 2 * half_log_snr.to(torch.float64)
-        told = self.nearest(half_log_snr.detach()).timestep
-        return Level(torch.sigmoid(double).sqrt(), torch.sigmoid(-double).sqrt(), told)
+        value = half_log_snr.to(torch.float64)
+        after = torch.searchsorted(-self._lambda, -value.detach()).clamp(1, self.timesteps - 1)  # lambda falls with t
+        left, right = self._lambda[after - 1], self._lambda[after]
+        timestep = after - 1 + (left - value) / (left - right)
+        return Level(torch.sigmoid(2 * value).sqrt(), torch.sigmoid(-2 * value).sqrt(), timestep)
 
     def noisiest(self) -> Level:
         return self.at(torch.tensor(self.timesteps - 1))

@@ -38,7 +38,7 @@ class PixelModel(DiffusionModel):
         return self.encode([None] * batch)
 
     def output(self, x: Tensor, timestep: Tensor, encoded: Encoded) -> Tensor:
-        return self.call(x, timestep.to(torch.int64), encoded)
+        return self.call(x, timestep if timestep.requires_grad else timestep.to(torch.int64), encoded)
 
     def call(self, x: Tensor, told: Tensor, encoded: Encoded) -> Tensor:
         """The network on x, `told` [B] where it is."""

@@ -45,9 +45,18 @@ def test_continuous_levels_lie_on_the_process(process: NoiseProcess) -> None:
     lambdas = torch.linspace(*process.span, 7, dtype=torch.float64)[1:-1]
     level = process.between(lambdas)
     assert torch.allclose(level.half_log_snr, lambdas, atol=1e-9)
-    assert torch.equal(level.timestep, process.nearest(lambdas).timestep)
-    told = process.at(level.timestep)
-    assert torch.allclose(level.sigma, told.sigma, rtol=2e-2)
+    nearest = process.nearest(lambdas)
+    assert torch.allclose(level.timestep, nearest.timestep, atol=0.5)
+    assert torch.allclose(process.between(nearest.half_log_snr).timestep, nearest.timestep)
+
+
+def test_what_a_network_makes_of_the_timestep_has_its_share_of_the_gradient() -> None:
+    process = PROCESSES[0]
+    base = schedules.build(process, 4, "log_snr_linear")
+    logits = torch.full((4,), 0.1, dtype=torch.float64, requires_grad=True)
+    told = gradient.continuous(process, base, logits).levels.timestep
+    told[1:-1].sum().backward()
+    assert logits.grad is not None and bool((logits.grad.abs() > 1).any())
 
 
 @pytest.mark.parametrize("process", PROCESSES, ids=IDS)
