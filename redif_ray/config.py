@@ -29,6 +29,7 @@ from redif_ray.yaml12 import Dumper, Loader
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Resources = dict[str, Annotated[float, Field(gt=0)]]
 
 
 class ConfigError(UserError, ValueError):
@@ -56,6 +57,7 @@ class Ray(Strict):
     address: str = Field("local", description="local starts a private cluster, auto joins the one here, or a URL")
     object_store_mb: Positive = Field(300, description="object store of a private cluster")
     num_cpus: Positive | None = Field(None, description="logical CPUs of a private cluster; None asks the machine")
+    wait: bool = Field(False, description="wait for nodes that an autoscaler brings, where the cluster has too few now")
 
 
 class Teacher(Strict):
@@ -122,6 +124,7 @@ class Rollout(Strict):
     shard_groups: Positive = Field(2, description="groups a shard; results do not depend on who does which")
     cpus: float = Field(1, ge=0)
     gpus: float = Field(0, ge=0)
+    resources: Resources = Field(default_factory=dict, description="custom resources of one worker, as {rollout: 1}")
 
 
 class Term(Strict):
@@ -144,6 +147,7 @@ class Reward(Strict):
     calibration: int = Field(64, gt=1, description="groups on which each term is calibrated at start")
     cpus: float = Field(1, ge=0)
     gpus: float = Field(0, ge=0)
+    resources: Resources = Field(default_factory=dict, description="custom resources of one worker, as {reward: 1}")
 
     @property
     def fixed(self) -> dict[str, Term]:
@@ -211,6 +215,7 @@ class Learner(Strict):
     anchor: Anchor = Anchor()
     cpus: float = Field(1, ge=0)
     gpus: float = Field(0, ge=0, description="of one rank; several ranks need whole ones")
+    resources: Resources = Field(default_factory=dict, description="custom resources of one rank, as {learner: 1}")
 
 
 class Validation(Strict):
@@ -361,6 +366,24 @@ def _conflicts(c: Config) -> Iterator[str]:
         yield f"learner.gpus={c.learner.gpus:g}: learner.workers={c.learner.workers} need whole ones; expected 1"
     if c.rollout.groups % c.learner.workers:
         yield f"learner.workers={c.learner.workers}: expected a divisor of rollout.groups={c.rollout.groups}"
+    yield from _placement_conflicts(c)
+
+
+def _placement_conflicts(c: Config) -> Iterator[str]:
+    if c.ray.wait and c.ray.address == "local":
+        yield "ray.wait=true: the private cluster of ray.address=local does not grow; join one that does"
+    for role, section in (("rollout", c.rollout), ("reward", c.reward), ("learner", c.learner)):
+        for name, amount in section.resources.items():
+            key = f"{role}.resources.{name}"
+            if name in ("CPU", "GPU", "memory", "object_store_memory"):
+                yield f"{key}: that is no custom resource; expected {role}.cpus and {role}.gpus, or a name of your own"
+            if amount > 1 and amount % 1:
+                yield f"{key}={amount:g}: Ray shares out whole ones above 1; expected a whole number, or less than 1"
+            if c.ray.address == "local":
+                yield (
+                    f"{key}={amount:g}: the private cluster of ray.address=local has no custom resources; leave it "
+                    "out, or join a cluster that has some with ray.address=auto"
+                )
 
 
 def known_keys(model: type[BaseModel] = Config, prefix: str = "") -> list[str]:

@@ -139,6 +139,10 @@ CONFLICTS = [
     (["draft.last_steps=5"], "draft.last_steps=5: expected at most student.steps=4"),
     (["learner.workers=3"], "learner.workers=3: expected a divisor of rollout.groups=4"),
     (["learner.workers=2", "learner.gpus=0.5"], "learner.gpus=0.5: learner.workers=2 need whole ones; expected 1"),
+    (["rollout.resources.spot=1"], "rollout.resources.spot=1: the private cluster .*no custom .*ray.address=auto"),
+    (["ray.address=auto", "reward.resources.GPU=1"], "reward.resources.GPU: .*expected reward.cpus and reward.gpus"),
+    (["ray.address=auto", "learner.resources.big=1.5"], "learner.resources.big=1.5: .*a whole number, or less than 1"),
+    (["ray.wait=true"], "ray.wait=true: the private cluster of ray.address=local does not grow"),
 ]
 
 
@@ -163,6 +167,7 @@ def test_an_impossible_combination_says_what_to_change(overrides: list[str], pat
         ["learner.workers=2"],
         ["learner.workers=2", "learner.gpus=1"],
         ["learner.gpus=0.5"],
+        ["ray.address=auto", "ray.wait=true", "rollout.resources={a: 0.5, b: 2}", "learner.resources.learner=1"],
     ],
     ids=" ".join,
 )

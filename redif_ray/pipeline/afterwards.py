@@ -24,14 +24,20 @@ from redif_ray.pipeline.run_folder import RunError, RunFolder
 from redif_ray.pipeline.schedule_file import read_timesteps
 from redif_ray.pipeline.session import session
 
+MAY_CHANGE = (
+    "evaluation.", "ray.", "rollout.workers", "reward.workers", "rollout.resources", "reward.resources",
+    "learner.resources",
+)  # fmt: skip
+
 
 def evaluate(run: Path, overrides: list[str], *, checkpoint: str, console: Console) -> Path:
     """`redif evaluate`: the arms of a run once more; writes evaluation-<held_out>.json beside its summary."""
     config, weights, version = _load(run, checkpoint)
-    changed = [o for o in overrides if not o.startswith(("evaluation.", "ray.", "rollout.workers", "reward.workers"))]
+    changed = [o for o in overrides if not o.startswith(MAY_CHANGE)]
     if changed:
         raise ConfigError(
-            f"{changed[0]}: an evaluation may change evaluation.*, ray.* and numbers of workers; expected one of these"
+            f"{changed[0]}: an evaluation may change evaluation.*, ray.*, numbers of workers and their resources; "
+            "expected one of these"
         )
     tree = config.model_dump()
     for text in overrides:

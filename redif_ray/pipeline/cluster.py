@@ -27,21 +27,16 @@ import ray  # noqa: E402  # after the environment that it reads
 
 from redif_ray.config import Config, ConfigError  # noqa: E402
 
-
-def needed_cpus(config: Config) -> float:
-    return (
-        config.rollout.workers * config.rollout.cpus
-        + config.reward.workers * config.reward.cpus
-        + config.learner.workers * config.learner.cpus
-    )
+log = logging.getLogger(__name__)
 
 
-def needed_gpus(config: Config) -> float:
-    return (
-        config.rollout.workers * config.rollout.gpus
-        + config.reward.workers * config.reward.gpus
-        + config.learner.workers * config.learner.gpus
-    )
+def needed(config: Config) -> dict[str, float]:
+    """What the workers of all roles ask for together, by the name of the resource."""
+    total: dict[str, float] = {"CPU": 0, "GPU": 0}
+    for role in (config.rollout, config.reward, config.learner):
+        for kind, amount in ({"CPU": role.cpus, "GPU": role.gpus} | role.resources).items():
+            total[kind] = total.get(kind, 0) + role.workers * amount
+    return total
 
 
 @contextmanager
@@ -78,7 +73,7 @@ def resources(config: Config) -> dict[str, float]:
 
 
 def _private_cpus(config: Config) -> int:
-    return config.ray.num_cpus or max(os.cpu_count() or 1, math.ceil(needed_cpus(config)))
+    return config.ray.num_cpus or max(os.cpu_count() or 1, math.ceil(needed(config)["CPU"]))
 
 
 def _join(address: str) -> None:
@@ -115,11 +110,24 @@ def start(config: Config, *, num_cpus: int) -> None:
 
 
 def _check(config: Config) -> None:
-    """Say early what a cluster lacks, instead of waiting for it for ever."""
+    """Say early what a cluster lacks, instead of waiting for it for ever, unless nodes are on their way.
+
+    Ray tells nobody what its autoscaler could bring, only what is up; so the user says whether to wait.
+    """
     have = ray.cluster_resources()
-    for kind, need in (("CPU", needed_cpus(config)), ("GPU", needed_gpus(config))):
-        if have.get(kind, 0) < need:
+    for kind, need in needed(config).items():
+        if have.get(kind, 0) >= need:
+            continue
+        found = f"this run needs {need:g} of the resource {kind} (all its workers together) and the cluster has "
+        found += f"{have.get(kind, 0):g}"
+        if not config.ray.wait:
             raise ConfigError(
-                f"this run needs {need:g} {kind}s (rollout, reward and learner workers together) and the cluster has "
-                f"{have.get(kind, 0):g}; lower workers or cpus, or join a larger cluster"
+                f"{found}; {_remedy(kind)}. Where an autoscaler brings nodes when they are asked for, set ray.wait=true"
             )
+        log.warning("%s; waiting for nodes, as ray.wait=true says", found)
+
+
+def _remedy(kind: str) -> str:
+    if kind in ("CPU", "GPU"):
+        return f"lower workers or {kind.lower()}s, or join a larger cluster"
+    return f"change the resources of rollout, reward and learner, or start nodes with `--resources='{{\"{kind}\": N}}'`"

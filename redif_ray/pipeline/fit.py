@@ -12,7 +12,7 @@ from rich.table import Table
 
 from redif_ray.config import Config
 from redif_ray.models.registry import model_folder
-from redif_ray.pipeline.cluster import needed_cpus, needed_gpus, resources
+from redif_ray.pipeline.cluster import needed, resources
 from redif_ray.pipeline.estimate import PROCESS_MB, RAY_MB
 from redif_ray.pipeline.footprint import OVERHEAD_MB, Footprint, Footprints, footprints
 from redif_ray.pipeline.plan import Phases
@@ -37,10 +37,10 @@ class Need:
 def needs(config: Config, found: Footprints) -> list[Need]:
     """Devices of the cluster, the memory of its fullest GPU, main memory and disk of this machine."""
     have, local = resources(config), config.ray.address == "local"
-    rows = [Need("CPUs", needed_cpus(config), "", have.get("CPU", 0))]
-    if needed_gpus(config):
+    asked = {kind: amount for kind, amount in needed(config).items() if amount}
+    rows = [_devices(kind, amount, have.get(kind, 0), config.ray.wait) for kind, amount in asked.items()]
+    if "GPU" in asked:
         card = torch.cuda.get_device_properties(0).total_memory / 1e6 if torch.cuda.is_available() else None
-        rows.append(Need("GPUs", needed_gpus(config), "", have.get("GPU", 0)))
         rows.append(Need("memory of a GPU", fullest_gpu_mb(config, found.roles), "MB", card))
     memory = psutil.virtual_memory().available / 1e6 if local else None
     rows.append(Need("main memory", main_memory_mb(config, found.roles), "MB", memory))
@@ -48,6 +48,11 @@ def needs(config: Config, found: Footprints) -> list[Need]:
     there = next(path for path in (root, *root.parents) if path.exists())
     rows.append(Need("disk", disk_mb(config, found), "MB", shutil.disk_usage(there).free / 1e6))
     return rows
+
+
+def _devices(kind: str, asked: float, up: float, wait: bool) -> Need:
+    """What an autoscaler would bring beyond the nodes that are up cannot be seen."""
+    return Need(f"{kind}s" if kind in ("CPU", "GPU") else kind, asked, "", None if wait and up < asked else up)
 
 
 def report(config: Config) -> tuple[Table, list[Need]]:

@@ -10,7 +10,7 @@ from typing import Any
 import ray
 import torch
 
-from redif_ray.config import LEARNED, Config
+from redif_ray.config import LEARNED, Config, Reward, Rollout
 from redif_ray.data.conditions import Conditions
 from redif_ray.diffusion.noise import Stream
 from redif_ray.models.protocol import DiffusionModel
@@ -91,15 +91,11 @@ def session(config: Config, conditions: Conditions, folder: RunFolder, stop: Sto
         )
     )
     rollout = [
-        ray.remote(StudentRolloutWorker)
-        .options(num_cpus=config.rollout.cpus, num_gpus=config.rollout.gpus, max_restarts=-1)
-        .remote(f"rollout-{i}", config)
+        _worker(StudentRolloutWorker, config.rollout).remote(f"rollout-{i}", config)
         for i in range(config.rollout.workers)
     ]
     reward = [
-        ray.remote(TeacherRewardWorker)
-        .options(num_cpus=config.reward.cpus, num_gpus=config.reward.gpus, max_restarts=-1)
-        .remote(f"reward-{i}", config)
+        _worker(TeacherRewardWorker, config.reward).remote(f"reward-{i}", config)
         for i in range(config.reward.workers)
     ]
     coordinator = (
@@ -118,3 +114,9 @@ def session(config: Config, conditions: Conditions, folder: RunFolder, stop: Sto
         ray.wait([writer.flush.remote()], timeout=FLUSH_SECONDS)
         for actor in actors:
             ray.kill(actor)
+
+
+def _worker(kind: type, role: Rollout | Reward) -> Any:
+    """The actor class of a role, with what one of it asks for; Ray starts it again wherever there is room."""
+    placed = {"num_cpus": role.cpus, "num_gpus": role.gpus, "resources": role.resources}
+    return ray.remote(kind).options(**placed, max_restarts=-1)

@@ -106,7 +106,9 @@ def _trainer(run: Session) -> Any:
         scaling_config=ScalingConfig(
             num_workers=learner.workers,
             use_gpu=learner.gpus > 0,
-            resources_per_worker={"CPU": learner.cpus} | ({"GPU": learner.gpus} if learner.gpus else {}),
+            resources_per_worker={
+                "CPU": learner.cpus, **({"GPU": learner.gpus} if learner.gpus else {}), **learner.resources
+            },
         ),
         run_config=RunConfig(
             name=f"{run.config.run.name}-{int(time.time())}",
