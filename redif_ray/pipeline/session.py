@@ -9,6 +9,7 @@ from typing import Any
 
 import ray
 import torch
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from redif_ray.config import LEARNED, Config, Reward, Rollout
 from redif_ray.data.conditions import Conditions
@@ -78,17 +79,13 @@ def session(config: Config, conditions: Conditions, folder: RunFolder, stop: Sto
     torch.set_num_threads(1)
     teacher = load_model(config.teacher.model)
     plan = RoundPlan(config, conditions)
-    weights = ray.remote(WeightStore).options(num_cpus=0).remote()
-    writer = (
-        ray.remote(MetricsWriter)
-        .options(num_cpus=0)
-        .remote(
-            str(folder.path),
-            tracking_uri(config),
-            config.tracking.experiment,
-            config.run.name,
-            folder.state.get("mlflow_run_id"),
-        )
+    weights = _beside_driver(WeightStore).remote()
+    writer = _beside_driver(MetricsWriter).remote(
+        str(folder.path),
+        tracking_uri(config),
+        config.tracking.experiment,
+        config.run.name,
+        folder.state.get("mlflow_run_id"),
     )
     rollout = [
         _worker(StudentRolloutWorker, config.rollout).remote(f"rollout-{i}", config)
@@ -98,11 +95,7 @@ def session(config: Config, conditions: Conditions, folder: RunFolder, stop: Sto
         _worker(TeacherRewardWorker, config.reward).remote(f"reward-{i}", config)
         for i in range(config.reward.workers)
     ]
-    coordinator = (
-        ray.remote(Coordinator)
-        .options(num_cpus=0, max_concurrency=100)
-        .remote(config, conditions, weights, rollout, reward)
-    )
+    coordinator = _beside_driver(Coordinator, max_concurrency=100).remote(config, conditions, weights, rollout, reward)
     actors = [*rollout, *reward, coordinator, weights, writer]
     try:
         publish(weights, INITIAL, get_weights(make_student(teacher, config.student.lora)))
@@ -114,6 +107,15 @@ def session(config: Config, conditions: Conditions, folder: RunFolder, stop: Sto
         ray.wait([writer.flush.remote()], timeout=FLUSH_SECONDS)
         for actor in actors:
             ray.kill(actor)
+
+
+def _beside_driver(kind: type, **options: Any) -> Any:
+    """The class of an actor that a run cannot do without: Ray would put it on any node, be it one that may be taken.
+
+    Here it is lost only with the driver, and the file of an SQLite store has one machine that writes it.
+    """
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(kind).options(num_cpus=0, scheduling_strategy=here, **options)
 
 
 def _worker(kind: type, role: Rollout | Reward) -> Any:
