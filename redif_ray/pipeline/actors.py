@@ -1,7 +1,13 @@
-"""The workers as actors. Whoever holds a handle imports the actor's file, so this one imports torch only at work."""
+"""The workers as actors. Whoever holds a handle imports the actor's file, so this one imports torch only at work.
+
+A worker first looks whether its node sees the run folder. Where it does not, nothing is loaded or written there, and
+every call says so: an error of a call reaches the driver as it is, one of a constructor does not.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from redif_ray.config import Config
@@ -10,10 +16,13 @@ from redif_ray.config import Config
 class StudentRolloutWorker:
     """`pipeline.rollout.StudentRolloutWorker` in a process of its own."""
 
-    def __init__(self, name: str, config: Config) -> None:
-        from redif_ray.pipeline import rollout
+    def __init__(self, name: str, config: Config, token: Path) -> None:
+        def make() -> Any:
+            from redif_ray.pipeline import rollout
 
-        self._worker = rollout.StudentRolloutWorker(name, config)
+            return rollout.StudentRolloutWorker(name, config)
+
+        self._worker = _made(make, token)
 
     def ready(self) -> str:
         return self._worker.ready()
@@ -25,10 +34,13 @@ class StudentRolloutWorker:
 class TeacherRewardWorker:
     """`pipeline.reward.TeacherRewardWorker` in a process of its own."""
 
-    def __init__(self, name: str, config: Config) -> None:
-        from redif_ray.pipeline import reward
+    def __init__(self, name: str, config: Config, token: Path) -> None:
+        def make() -> Any:
+            from redif_ray.pipeline import reward
 
-        self._worker = reward.TeacherRewardWorker(name, config)
+            return reward.TeacherRewardWorker(name, config)
+
+        self._worker = _made(make, token)
 
     def ready(self) -> str:
         return self._worker.ready()
@@ -44,3 +56,23 @@ class TeacherRewardWorker:
 
     def sample(self, *arguments: Any) -> Any:
         return self._worker.sample(*arguments)
+
+
+class _Unplaced:
+    """Stands where a worker cannot be: every call raises what is wrong with its place."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    def __getattr__(self, _: str) -> Any:
+        raise self._error
+
+
+def _made(make: Callable[[], Any], token: Path) -> Any:
+    from redif_ray.pipeline.run_folder import RunError, check_seen
+
+    try:
+        check_seen(token)
+    except RunError as error:
+        return _Unplaced(error)
+    return make()

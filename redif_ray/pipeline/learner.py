@@ -39,7 +39,7 @@ from redif_ray.pipeline.judging import judge_of
 from redif_ray.pipeline.learned import learned_reward
 from redif_ray.pipeline.plan import Phases
 from redif_ray.pipeline.rounds import RoundUpdate
-from redif_ray.pipeline.run_folder import latest_checkpoint, prune_checkpoints
+from redif_ray.pipeline.run_folder import check_seen, latest_checkpoint, prune_checkpoints
 from redif_ray.pipeline.train import Outcome
 from redif_ray.pipeline.validate import Validator
 from redif_ray.pipeline.weight_store import learned_key, policy_key
@@ -57,7 +57,7 @@ class Learner:
         torch.set_num_threads(config.learner.threads)
         self.config, self.rank, self.world = config, rank, world
         self.coordinator, self.weights, self.writer = job["coordinator"], job["weights"], job["writer"]
-        self.folder = Path(job["folder"])
+        self.folder, self.token = Path(job["folder"]), job["token"]
         self.teacher = teacher = build.teacher(config, build.device(config.learner.gpus))
         self.student = build.student(config, teacher)
         if config.learner.checkpointing:
@@ -75,6 +75,7 @@ class Learner:
         self._start_phase(self.plan.phase(0))
 
     def run(self) -> Outcome:
+        check_seen(self.token)
         calibration = ray.get(self.coordinator.begun_with.remote())
         if calibration is None:
             return Outcome(self.round, True, self.accounts.ledger.state())

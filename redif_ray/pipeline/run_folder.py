@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import shutil
+import socket
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,6 +34,7 @@ FREE = (
     "tracking.uri",
 )
 CONDITIONS = "conditions.json"
+TOKEN = ".seen-"
 BEFORE_CONFIG = {".lock", "checkpoints", ".config.yaml.partial"}  # all that a start cut short at once leaves behind
 
 
@@ -134,8 +138,34 @@ class RunFolder:
         except ValueError as error:
             raise RunError(f"{path} is corrupt ({error}); start the run again under another run.name") from error
 
+    @contextmanager
+    def token(self) -> Iterator[Path]:
+        """A file by which workers find out, for the length of a block, whether their node sees this folder.
+
+        Its name is new each time: a network file system may remember for a while that a name was not there.
+        """
+        for old in self.path.glob(f"{TOKEN}*"):  # of a driver that was killed
+            old.unlink(missing_ok=True)
+        path = self.path / f"{TOKEN}{uuid.uuid4().hex}"
+        try:
+            path.touch()
+            yield path
+        finally:
+            path.unlink(missing_ok=True)
+
     def update_state(self, **values: Any) -> None:
         self.write("run.json", json.dumps({**self.state, **values}, indent=1) + "\n")
+
+
+def check_seen(token: Path) -> None:
+    """Whether this node sees the run folder that the driver put `token` in. Raises RunError."""
+    if not os.path.exists(token):  # noqa: PTH110  # Path.exists raises where a folder may not be read
+        folder = token.parent
+        raise RunError(
+            f"node {socket.gethostname()} does not see the run folder {folder}: run.root={folder.parent} is not "
+            "shared with it; set run.root to a folder that every node of the cluster has at the same path, such as a "
+            "network file system"
+        )
 
 
 def _locked(path: Path) -> IO[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -14,11 +15,13 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from redif_ray.config import LEARNED, Config, Reward, Rollout
 from redif_ray.data.conditions import Conditions
 from redif_ray.diffusion.noise import Stream
+from redif_ray.errors import UserError
 from redif_ray.models.protocol import DiffusionModel
 from redif_ray.models.registry import load_model
 from redif_ray.models.student import get_weights, make_student
 from redif_ray.pipeline import build
 from redif_ray.pipeline.actors import StudentRolloutWorker, TeacherRewardWorker
+from redif_ray.pipeline.causes import cause
 from redif_ray.pipeline.coordinator import Coordinator
 from redif_ray.pipeline.interrupt import StopRequest
 from redif_ray.pipeline.metrics import MetricsWriter
@@ -48,15 +51,23 @@ class Session:
     coordinator: Any
     started: list[Any]
     stop: StopRequest
+    token: Path  # by which a process finds out whether its node sees the run folder
     learned: int = 0  # version of the learned reward that `sample` scores with, where the run has one
 
     def get(self, references: Any) -> Any:
-        """`ray.get` of one reference or a list of them, which notices a request to stop. Raises Interrupted then."""
+        """`ray.get` of one reference or a list of them, which notices a request to stop. Raises Interrupted then.
+
+        A user error of a worker is raised as it was there, out of the wrapping that Ray puts around it.
+        """
         waiting = references if isinstance(references, list) else [references]
         while waiting:
             self.stop.check()
             _, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=POLL_SECONDS)
-        return ray.get(references)
+        try:
+            return ray.get(references)
+        except ray.exceptions.RayTaskError as error:
+            inner = cause(error)
+            raise (inner if isinstance(inner, UserError) else error) from None
 
     def ready(self) -> None:
         """Wait until every worker has loaded what it needs. Raises what its constructor raised."""
@@ -87,26 +98,21 @@ def session(config: Config, conditions: Conditions, folder: RunFolder, stop: Sto
         config.run.name,
         folder.state.get("mlflow_run_id"),
     )
-    rollout = [
-        _worker(StudentRolloutWorker, config.rollout).remote(f"rollout-{i}", config)
-        for i in range(config.rollout.workers)
-    ]
-    reward = [
-        _worker(TeacherRewardWorker, config.reward).remote(f"reward-{i}", config)
-        for i in range(config.reward.workers)
-    ]
-    coordinator = _beside_driver(Coordinator, max_concurrency=100).remote(config, conditions, weights, rollout, reward)
-    actors = [*rollout, *reward, coordinator, weights, writer]
-    try:
-        publish(weights, INITIAL, get_weights(make_student(teacher, config.student.lora)))
-        if (first := build.learned_reward(config, teacher, "cpu")) is not None:
-            publish(weights, f"{LEARNED}-0", first.network.state_dict())
+    with folder.token() as token:
+        rollout = _workers(StudentRolloutWorker, "rollout", config.rollout, config, token)
+        reward = _workers(TeacherRewardWorker, "reward", config.reward, config, token)
+        given = (config, conditions, weights, rollout, reward)
+        coordinator = _beside_driver(Coordinator, max_concurrency=100).remote(*given)
         started = [*rollout, *reward, writer]
-        yield Session(config, folder, teacher, plan, weights, writer, reward, coordinator, started, stop)
-    finally:
-        ray.wait([writer.flush.remote()], timeout=FLUSH_SECONDS)
-        for actor in actors:
-            ray.kill(actor)
+        try:
+            publish(weights, INITIAL, get_weights(make_student(teacher, config.student.lora)))
+            if (first := build.learned_reward(config, teacher, "cpu")) is not None:
+                publish(weights, f"{LEARNED}-0", first.network.state_dict())
+            yield Session(config, folder, teacher, plan, weights, writer, reward, coordinator, started, stop, token)
+        finally:
+            ray.wait([writer.flush.remote()], timeout=FLUSH_SECONDS)
+            for actor in [*rollout, *reward, coordinator, weights, writer]:
+                ray.kill(actor)
 
 
 def _beside_driver(kind: type, **options: Any) -> Any:
@@ -118,7 +124,8 @@ def _beside_driver(kind: type, **options: Any) -> Any:
     return ray.remote(kind).options(num_cpus=0, scheduling_strategy=here, **options)
 
 
-def _worker(kind: type, role: Rollout | Reward) -> Any:
-    """The actor class of a role, with what one of it asks for; Ray starts it again wherever there is room."""
-    placed = {"num_cpus": role.cpus, "num_gpus": role.gpus, "resources": role.resources}
-    return ray.remote(kind).options(**placed, max_restarts=-1)
+def _workers(kind: type, name: str, role: Rollout | Reward, config: Config, token: Path) -> list[Any]:
+    """The actors of a role, with what each asks for; Ray starts one that died again, wherever there is room."""
+    asked = {"num_cpus": role.cpus, "num_gpus": role.gpus, "resources": role.resources}
+    actor = ray.remote(kind).options(**asked, max_restarts=-1)
+    return [actor.remote(f"{name}-{i}", config, token) for i in range(role.workers)]

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 from redif_ray.errors import UserError
+from redif_ray.pipeline.causes import cause
 from redif_ray.pipeline.interrupt import Interrupted
 
 if TYPE_CHECKING:
@@ -98,6 +99,7 @@ def _trainer(run: Session) -> Any:
         train_loop_config={
             "config": run.config,
             "folder": str(run.folder.path),
+            "token": run.token,
             "coordinator": run.coordinator,
             "weights": run.weights,
             "writer": run.writer,
@@ -120,7 +122,4 @@ def _trainer(run: Session) -> Any:
 
 def _cause(error: BaseException) -> BaseException:
     failures = getattr(error, "worker_failures", None)
-    inner = next(iter(failures.values())) if failures else error
-    while isinstance(inner, ray.exceptions.RayTaskError) and inner.cause is not None:
-        inner = inner.cause
-    return inner
+    return cause(next(iter(failures.values())) if failures else error)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import multiprocessing
 import resource
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ from redif_ray.checkpoint import CheckpointError, save_checkpoint
 from redif_ray.config import Config, ConfigError, load
 from redif_ray.data.conditions import Conditions
 from redif_ray.errors import UserError
+from redif_ray.pipeline.actors import StudentRolloutWorker, TeacherRewardWorker
 from redif_ray.pipeline.run_folder import (
     RunError,
     RunFinished,
     RunFolder,
+    check_seen,
     latest_checkpoint,
     prune_checkpoints,
 )
@@ -188,6 +191,30 @@ def test_state_is_kept(config: Any, started: Path) -> None:
     with pytest.raises(RunError, match=f"{started}/run.json is corrupt"):
         _ = again.state
     again.close()
+
+
+def test_a_node_that_sees_the_folder(config: Any, started: Path) -> None:
+    folder = RunFolder.open(config(), resume=True)
+    with folder.token() as first:
+        check_seen(first)
+    (started / f".seen-{'0' * 32}").touch()  # of a driver that was killed
+    with folder.token() as second:
+        check_seen(second)
+        assert second != first and list(started.glob(".seen-*")) == [second]
+    assert not list(started.glob(".seen-*"))
+    folder.close()
+
+
+@pytest.mark.parametrize("worker", [StudentRolloutWorker, TeacherRewardWorker])
+def test_a_node_that_does_not_see_the_folder(worker: type, config: Any, tmp_path: Path) -> None:
+    """Nothing is loaded or written there, and every call says what to do."""
+    token = tmp_path / "elsewhere" / "first" / ".seen-0"
+    here = worker("worker-0", config("teacher.model=nowhere"), token)
+    message = f"node {socket.gethostname()} does not see the run folder {token.parent}: run.root={tmp_path}/elsewhere"
+    for call in (here.ready, lambda: getattr(here, "rollout", getattr(here, "score", None))()):
+        with pytest.raises(RunError, match=f"{message} is not shared with it; set run.root to a folder that every"):
+            call()
+    assert not (tmp_path / "elsewhere").exists()
 
 
 def test_a_resumed_run_draws_the_same_conditions(config: Any, started: Path) -> None:
