@@ -32,6 +32,7 @@ MAY_CHANGE = (
 
 def evaluate(run: Path, overrides: list[str], *, checkpoint: str, console: Console) -> Path:
     """`redif evaluate`: the arms of a run once more; writes evaluation-<held_out>.json beside its summary."""
+    run = run.resolve()  # workers have working directories of their own
     config, weights, version = _load(run, checkpoint)
     changed = [o for o in overrides if not o.startswith(MAY_CHANGE)]
     if changed:
