@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import statistics
 import time
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -55,7 +56,8 @@ def main() -> None:
     with connect(config):
         store = ray.remote(WeightStore).options(num_cpus=0).remote()
         publish(store, KEY, get_weights(make_student(teacher, config.student.lora)))
-        workers = [ray.remote(StudentRolloutWorker).remote(f"rollout-{i}", config) for i in range(2)]
+        seen = Path(__file__)  # stands for the token of a run folder
+        workers = [ray.remote(StudentRolloutWorker).remote(f"rollout-{i}", config, seen) for i in range(2)]
         ray.get([worker.ready.remote() for worker in workers])
         found = asyncio.run(measure(workers, store, shards, options.repeats))
     for one, two in found:
