@@ -67,16 +67,27 @@ def submitted(client: JobSubmissionClient, **job: Any) -> str:
             time.sleep(1)
 
 
-def test_the_same_run_as_a_ray_job(first: Path, tmp_path: Path) -> None:
-    """Submitted with this checkout as its working directory, which Ray uploads; the run folder is on a shared path."""
+def ran(script: str, *options: str) -> str:
+    """The log of a job that succeeded, with this checkout as its working directory, which Ray uploads."""
     client = JobSubmissionClient(f"http://{ray.worker._global_node.webui_url}")  # type: ignore[attr-defined]
-    options = f"run.root={tmp_path} run.name=job tracking.uri=off rollout.workers=2"
-    command = f"{sys.executable} jobs/distill.py smoke {options}"
+    command = " ".join([sys.executable, script, *options])
     here = Path(__file__).parents[2]
     job = submitted(client, entrypoint=command, runtime_env={"working_dir": str(here)})
     while not client.get_job_status(job).is_terminal():
         time.sleep(0.5)
     log = client.get_job_logs(job)
     assert client.get_job_status(job) == JobStatus.SUCCEEDED, log
-    assert "run folder" in log
+    return log
+
+
+def test_the_same_run_as_a_ray_job(first: Path, tmp_path: Path) -> None:
+    """The run folder is on a shared path."""
+    options = (f"run.root={tmp_path}", "run.name=job", "tracking.uri=off", "rollout.workers=2")
+    assert "run folder" in ran("jobs/distill.py", "smoke", *options)
     assert last_weights(tmp_path / "job") == last_weights(first)
+    assert not list((tmp_path / "job").glob(".seen-*"))
+
+
+def test_an_evaluation_as_a_ray_job(first: Path) -> None:
+    assert "written to" in ran("jobs/evaluate.py", str(first), "evaluation.held_out=30")
+    assert json.loads((first / "evaluation-30.json").read_text())["held_out"] == 30
