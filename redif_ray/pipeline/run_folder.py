@@ -149,6 +149,9 @@ class RunFolder:
         path = self.path / f"{TOKEN}{uuid.uuid4().hex}"
         try:
             path.touch()
+        except OSError as error:
+            raise RunError(f"cannot write {path}: {error}; free space and try again") from error
+        try:
             yield path
         finally:
             path.unlink(missing_ok=True)
