@@ -54,7 +54,7 @@ class NoiseProcess(Protocol):
         ...
 
     def between(self, half_log_snr: Tensor) -> Level:
-        """The level at exactly this half log-SNR, a discrete timestep interpolated: gradients flow through all of it."""
+        """The level at exactly this half log-SNR, timesteps interpolated; gradients flow through all of it."""
         ...
 
     def noisiest(self) -> Level:
