@@ -22,7 +22,7 @@ class StudentRolloutWorker:
 
             return rollout.StudentRolloutWorker(name, config)
 
-        self._worker = _made(make, token)
+        self._worker = made(make, token)
 
     def ready(self) -> str:
         return self._worker.ready()
@@ -40,7 +40,7 @@ class TeacherRewardWorker:
 
             return reward.TeacherRewardWorker(name, config)
 
-        self._worker = _made(make, token)
+        self._worker = made(make, token)
 
     def ready(self) -> str:
         return self._worker.ready()
@@ -68,7 +68,8 @@ class _Unplaced:
         raise self._error
 
 
-def _made(make: Callable[[], Any], token: Path) -> Any:
+def made(make: Callable[[], Any], token: Path) -> Any:
+    """The worker that `make` builds, where its node sees the run folder."""
     from redif_ray.pipeline.run_folder import RunError, check_seen
 
     try:

@@ -55,19 +55,8 @@ class Session:
     learned: int = 0  # version of the learned reward that `sample` scores with, where the run has one
 
     def get(self, references: Any) -> Any:
-        """`ray.get` of one reference or a list of them, which notices a request to stop. Raises Interrupted then.
-
-        A user error of a worker is raised as it was there, out of the wrapping that Ray puts around it.
-        """
-        waiting = references if isinstance(references, list) else [references]
-        while waiting:
-            self.stop.check()
-            _, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=POLL_SECONDS)
-        try:
-            return ray.get(references)
-        except ray.exceptions.RayTaskError as error:
-            inner = cause(error)
-            raise (inner if isinstance(inner, UserError) else error) from None
+        """See `get`."""
+        return get(references, self.stop)
 
     def ready(self) -> None:
         """Wait until every worker has loaded what it needs. Raises what its constructor raised."""
@@ -80,6 +69,22 @@ class Session:
         return collect(data)
 
 
+def get(references: Any, stop: StopRequest) -> Any:
+    """`ray.get` of one reference or a list of them, which notices a request to stop. Raises Interrupted then.
+
+    A user error of a worker is raised as it was there, out of the wrapping that Ray puts around it.
+    """
+    waiting = references if isinstance(references, list) else [references]
+    while waiting:
+        stop.check()
+        _, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=POLL_SECONDS)
+    try:
+        return ray.get(references)
+    except ray.exceptions.RayTaskError as error:
+        inner = cause(error)
+        raise (inner if isinstance(inner, UserError) else error) from None
+
+
 @contextmanager
 def session(config: Config, conditions: Conditions, folder: RunFolder, stop: StopRequest) -> Iterator[Session]:
     """Start the actors of a run, and stop them at the end; the driver must be connected to Ray.
@@ -90,8 +95,8 @@ def session(config: Config, conditions: Conditions, folder: RunFolder, stop: Sto
     torch.set_num_threads(1)
     teacher = load_model(config.teacher.model)
     plan = RoundPlan(config, conditions)
-    weights = _beside_driver(WeightStore).remote()
-    writer = _beside_driver(MetricsWriter).remote(
+    weights = beside_driver(WeightStore).remote()
+    writer = beside_driver(MetricsWriter).remote(
         str(folder.path),
         tracking_uri(config),
         config.tracking.experiment,
@@ -99,10 +104,10 @@ def session(config: Config, conditions: Conditions, folder: RunFolder, stop: Sto
         folder.state.get("mlflow_run_id"),
     )
     with folder.token() as token:
-        rollout = _workers(StudentRolloutWorker, "rollout", config.rollout, config, token)
-        reward = _workers(TeacherRewardWorker, "reward", config.reward, config, token)
+        rollout = workers(StudentRolloutWorker, "rollout", config.rollout, config, token)
+        reward = workers(TeacherRewardWorker, "reward", config.reward, config, token)
         given = (config, conditions, weights, rollout, reward)
-        coordinator = _beside_driver(Coordinator, max_concurrency=100).remote(*given)
+        coordinator = beside_driver(Coordinator, max_concurrency=100).remote(*given)
         started = [*rollout, *reward, writer]
         try:
             publish(weights, INITIAL, get_weights(make_student(teacher, config.student.lora)))
@@ -115,7 +120,7 @@ def session(config: Config, conditions: Conditions, folder: RunFolder, stop: Sto
                 ray.kill(actor)
 
 
-def _beside_driver(kind: type, **options: Any) -> Any:
+def beside_driver(kind: type, **options: Any) -> Any:
     """The class of an actor that a run cannot do without: Ray would put it on any node, be it one that may be taken.
 
     Here it is lost only with the driver, and the file of an SQLite store has one machine that writes it.
@@ -124,7 +129,7 @@ def _beside_driver(kind: type, **options: Any) -> Any:
     return ray.remote(kind).options(num_cpus=0, scheduling_strategy=here, **options)
 
 
-def _workers(kind: type, name: str, role: Rollout | Reward, config: Config, token: Path) -> list[Any]:
+def workers(kind: type, name: str, role: Rollout | Reward, config: Config, token: Path) -> list[Any]:
     """The actors of a role, with what each asks for; Ray starts one that died again, wherever there is room."""
     asked = {"num_cpus": role.cpus, "num_gpus": role.gpus, "resources": role.resources}
     actor = ray.remote(kind).options(**asked, max_restarts=-1)

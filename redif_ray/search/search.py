@@ -27,7 +27,7 @@ from redif_ray.pipeline.distill import absolute
 from redif_ray.pipeline.interrupt import Interrupted, StopRequest, stop_requests
 from redif_ray.pipeline.preflight import preflight
 from redif_ray.pipeline.run_folder import RunFolder
-from redif_ray.pipeline.session import POLL_SECONDS
+from redif_ray.pipeline.session import beside_driver, get, workers
 from redif_ray.search import gits
 from redif_ray.search.course import Course, Trial
 from redif_ray.search.evaluator import Evaluator, SearchActor
@@ -52,10 +52,8 @@ class Job:
     weights: dict[str, float] = field(default_factory=dict)  # of each reward term in the distance
 
     def get(self, reference: Any) -> Any:
-        """`ray.get`, which notices a request to stop."""
-        while not ray.wait([reference], timeout=POLL_SECONDS)[0]:
-            self.stop.check()
-        return ray.get(reference)
+        """See `pipeline.session.get`."""
+        return get(reference, self.stop)
 
 
 def search(config: Config, *, resume: bool = False, console: Console | None = None) -> Path:
@@ -81,8 +79,8 @@ def searched(config: Config) -> Config:
     config = absolute(config)
     tree = config.model_dump()
     tree["run"]["name"] += SUFFIX
-    tree["rollout"] |= {"cpus": 0, "gpus": 0}
-    tree["learner"] |= {"workers": 1, "cpus": config.search.concurrent * TRIAL_CPUS, "gpus": 0}
+    tree["rollout"] |= {"cpus": 0, "gpus": 0, "resources": {}}
+    tree["learner"] |= {"workers": 1, "cpus": config.search.concurrent * TRIAL_CPUS, "gpus": 0, "resources": {}}
     tree["reward"]["terms"] = {name: tree["reward"]["terms"][name] for name in config.reward.fixed}
     if config.search.student is not None:
         tree["search"]["student"] = str(_student(Path(config.search.student)).resolve())
@@ -101,7 +99,7 @@ def _search(
     config: Config, conditions: Conditions, folder: RunFolder, records: Records, stop: StopRequest, console: Console
 ) -> None:
     model = load_model(config.search.student or config.teacher.model)
-    with connect(config), _evaluator(config, conditions, stop) as evaluator:
+    with connect(config), _evaluator(config, conditions, folder, stop) as evaluator:
         job = Job(config, folder, model, evaluator, stop, console, records)
         steps = config.search.steps or (config.student.steps,)
         starts = _starts(job, steps)
@@ -118,27 +116,19 @@ def _search(
 
 
 @contextmanager
-def _evaluator(config: Config, conditions: Conditions, stop: StopRequest) -> Iterator[Any]:
+def _evaluator(config: Config, conditions: Conditions, folder: RunFolder, stop: StopRequest) -> Iterator[Any]:
     """The workers, behind their evaluator, until the end of the block."""
     stop.listen()  # again: Ray took SIGTERM for itself
     torch.set_num_threads(1)
-    workers = [
-        ray.remote(SearchActor)
-        .options(num_cpus=config.reward.cpus, num_gpus=config.reward.gpus, max_restarts=-1)
-        .remote(f"search-{i}", config, config.search.student)
-        for i in range(config.reward.workers)
-    ]
-    evaluator = ray.remote(Evaluator).options(num_cpus=0, max_concurrency=1000).remote(config, conditions, workers)
-    try:
-        waiting = [worker.ready.remote() for worker in workers]
-        while waiting:
-            stop.check()
-            done, waiting = ray.wait(waiting, timeout=POLL_SECONDS)
-            ray.get(done)  # raises what a constructor raised
-        yield evaluator
-    finally:
-        for actor in (*workers, evaluator):
-            ray.kill(actor)
+    with folder.token() as token:
+        hands = workers(SearchActor, "search", config.reward, config, token)
+        evaluator = beside_driver(Evaluator, max_concurrency=1000).remote(config, conditions, hands)
+        try:
+            get([worker.ready.remote() for worker in hands], stop)  # raises what a constructor raised
+            yield evaluator
+        finally:
+            for actor in (*hands, evaluator):
+                ray.kill(actor)
 
 
 def _starts(job: Job, steps: tuple[int, ...]) -> dict[int, dict[str, Schedule]]:

@@ -23,10 +23,9 @@ from redif_ray.types import Meta, Shard, Work
 class SearchWorker(reward.TeacherRewardWorker):
     """Stateless but for its caches, as every worker."""
 
-    def __init__(self, name: str, config: Config, student: str | None) -> None:
-        """student: the folder of the network to search for; None: the teacher."""
+    def __init__(self, name: str, config: Config) -> None:
         super().__init__(name, config)
-        self.model = self.teacher
+        self.model, student = self.teacher, config.search.student
         if student is not None:
             self.model = load_model(student, device=self.device, dtype=getattr(torch, config.networks.precision))
 
