@@ -25,7 +25,7 @@ from redif_ray.pipeline.cluster import connect
 from redif_ray.pipeline.plan import RoundPlan
 from redif_ray.pipeline.pool import Pool
 from redif_ray.pipeline.weight_store import WeightStore
-from redif_ray.pipeline.weights import publish
+from redif_ray.pipeline.weights import Publisher
 from redif_ray.types import Shard
 
 KEY = "policy-0"
@@ -33,7 +33,7 @@ KEY = "policy-0"
 
 async def rate(workers: list[Any], store: Any, shards: list[Shard]) -> float:
     """Trajectories a second."""
-    pool = Pool("rollout", workers)
+    pool = Pool("rollout", workers, print, timeout=600)
     started = time.perf_counter()
     await asyncio.gather(*(pool.call((0, 0), "rollout", shard, store, KEY) for shard in shards))
     return sum(shard.rows for shard in shards) / (time.perf_counter() - started)
@@ -55,7 +55,7 @@ def main() -> None:
     shards = [shard for round in range(options.shards) for shard in plan.shards(round)][: options.shards]
     with connect(config):
         store = ray.remote(WeightStore).options(num_cpus=0).remote()
-        publish(store, KEY, get_weights(make_student(teacher, config.student.lora)))
+        Publisher(store).publish(KEY, get_weights(make_student(teacher, config.student.lora)))
         seen = Path(__file__)  # stands for the token of a run folder
         workers = [ray.remote(StudentRolloutWorker).remote(f"rollout-{i}", config, seen) for i in range(2)]
         ray.get([worker.ready.remote() for worker in workers])

@@ -191,6 +191,9 @@ class Pipeline(Strict):
     staleness: Literal[0, 1, 2] = Field(
         0, description="round r is rolled out with the weights after r - staleness rounds, while the learner updates"
     )
+    timeout_s: float = Field(
+        600, gt=0, description="a worker that takes longer for a shard is killed; the shard is done again"
+    )
 
 
 class Learner(Strict):

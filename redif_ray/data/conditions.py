@@ -21,6 +21,7 @@ from redif_ray.diffusion import noise
 from redif_ray.diffusion.noise import Stream
 from redif_ray.types import Condition
 
+CONDITIONS = "conditions.json"  # the file of a run folder that keeps them
 REPORTED = (Stream.HELD_OUT, Stream.REFERENCE)  # the streams of the final evaluation and of what it compares with
 
 

@@ -147,7 +147,7 @@ def _run(summary: Summary, metrics: Sequence[Mapping[str, Any]]) -> str:
     if (best := notes.get("teacher_best")) is not None:
         lines.append(f"- the teacher's best schedule at the same NFE: {best}")
     if (lost := notes.get("lost")) is not None:
-        lines.append("- workers lost: " + ", ".join(f"{count} {role}" for role, count in lost.items()))
+        lines.append("- lost on the way: " + (", ".join(f"{n} {what}" for what, n in lost.items()) or "nothing"))
     return "\n".join(lines)
 
 

@@ -11,7 +11,7 @@ from redif_ray.config import LEARNED, Config
 from redif_ray.evaluation.compute import ComputeLedger, forward_flops, update_factor
 from redif_ray.models.protocol import DiffusionModel
 from redif_ray.pipeline import build
-from redif_ray.pipeline.coordinator import RoundData
+from redif_ray.pipeline.faults import Fetched
 from redif_ray.types import Meta
 
 COMPONENTS = {"rollout": "student_rollout"}  # the ledger's name of a worker's component, where they differ
@@ -32,7 +32,7 @@ class Accounts:
     def load(self, state: Mapping[str, Any]) -> None:
         self.ledger = ComputeLedger(state)
 
-    def add_round(self, data: RoundData, metrics: Mapping[str, float]) -> None:
+    def add_round(self, data: Fetched, metrics: Mapping[str, float]) -> None:
         """Workers as they report; the update from its forward and backward calls; a learned reward as it reports.
 
         Rewards are booked in seconds; FLOPs are counted of the learned one, its scoring and its training.

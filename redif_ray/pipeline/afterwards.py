@@ -47,6 +47,7 @@ def evaluate(run: Path, overrides: list[str], *, checkpoint: str, console: Conso
     config = validate(tree)
     with stop_requests() as stop, RunFolder.reopen(run) as folder:
         conditions = folder.conditions() or build.conditions(config, load_model(config.teacher.model))
+        folder.keep_conditions(conditions)
         with connect(config), session(config, conditions, folder, stop) as opened:
             opened.ready()
             measured = measure(opened, weights, version, Accounts(config, opened.teacher))

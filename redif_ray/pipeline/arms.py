@@ -19,11 +19,11 @@ from redif_ray.evaluation.judge import Judge, needs_reference
 from redif_ray.evaluation.report import ARMS
 from redif_ray.pipeline import build
 from redif_ray.pipeline.accounting import Accounts
+from redif_ray.pipeline.faults import REPEATED
 from redif_ray.pipeline.judging import judge_of
 from redif_ray.pipeline.learned import last_learned
 from redif_ray.pipeline.samples import Samples
 from redif_ray.pipeline.session import INITIAL, Session
-from redif_ray.pipeline.weights import publish
 from redif_ray.rewards.base import RewardInputs, Rewards
 
 Way = tuple[str, str, int, float]  # to sample the teacher: solver, schedule, steps, guidance
@@ -44,7 +44,7 @@ def measure(run: Session, weights: dict[str, torch.Tensor], version: int, accoun
     judge = judge_of(config, run.coordinator, count, accounts, run.get)
     rewards = _rewards(run)
     final = f"final-{version}"
-    publish(run.weights, final, weights)
+    run.publisher.publish(final, weights)
     few, warm, student = _held_out(run, INITIAL, accounts), _warm_start(run, accounts), _held_out(run, final, accounts)
     calls = config.student.steps * run.teacher.calls_per_step(config.student.guidance)
     full_calls = solvers.network_calls(config.teacher.solver, config.teacher.steps)
@@ -79,7 +79,7 @@ def _rewards(run: Session) -> Rewards:
         run.learned, weights = last_learned(run.folder.path)
         if weights:
             rewards.learned.load(weights)
-        publish(run.weights, f"{LEARNED}-{run.learned}", rewards.learned.network.state_dict())
+        run.publisher.publish(f"{LEARNED}-{run.learned}", rewards.learned.network.state_dict())
     return rewards
 
 
@@ -95,7 +95,7 @@ def _warm_start(run: Session, accounts: Accounts) -> Samples | None:
         return None
     tensors, meta = load_checkpoint(path)
     key = f"warm-{meta['version']}"
-    publish(run.weights, key, unpack("deploy", tensors))
+    run.publisher.publish(key, unpack("deploy", tensors))
     return _held_out(run, key, accounts)
 
 
@@ -175,7 +175,7 @@ def seconds_per_image(run: Session) -> dict[str, float]:
     }
     found = {}
     for name, arguments in sampled.items():
-        meta, _ = run.get(list(run.reward[0].sample.options(num_returns=2).remote(*arguments)))
+        meta, _ = run.get(list(run.reward[0].sample.options(**REPEATED).remote(*arguments)))
         found[name] = sum(work.seconds for work in meta.work) / shard.rows
     return found
 
@@ -183,7 +183,7 @@ def seconds_per_image(run: Session) -> dict[str, float]:
 def _teacher_samples(run: Session, stream: Stream, count: int, way: Way, accounts: Accounts) -> np.ndarray:
     """The teacher's images [count, C, H, W]."""
     answers = [
-        run.reward[i % len(run.reward)].sample.options(num_returns=2).remote(shard, *way)
+        run.reward[i % len(run.reward)].sample.options(**REPEATED).remote(shard, *way)
         for i, shard in enumerate(run.plan.deploy(stream, count))
     ]
     accounts.add_evaluation(run.get([meta for meta, _ in answers]))

@@ -1,7 +1,8 @@
 """The coordinator: hands out shards, gathers (meta, reference) pairs, answers the learner's ranks.
 
-It awaits metas only; trajectories and images go from worker to learner through the object store. Its state can be
-rebuilt from (configuration, round), and it draws no random number.
+It awaits metas only; trajectories and images go from worker to learner through the object store. It draws no random
+number and holds nothing that cannot be made again from (configuration, run folder): Ray restarts it, and whoever asked
+for a round asks once more. What it must be told, the driver tells it again and again (`progress.py`).
 
 While the learner updates on a round, the workers are at most `pipeline.staleness` rounds ahead of it, and the teacher's
 images, which depend on no weights, one round more. Work of an earlier round always goes first.
@@ -10,45 +11,52 @@ images, which depend on no weights, one round more. Work of an earlier round alw
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
-from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
+from ray import cloudpickle
+from ray.exceptions import ObjectLostError, RayError
+
 from redif_ray.config import Config
-from redif_ray.data.conditions import Conditions
+from redif_ray.data.conditions import CONDITIONS, Conditions
 from redif_ray.diffusion.noise import Stream
+from redif_ray.pipeline.batch import Batch, Make, Parts
+from redif_ray.pipeline.faults import ATTEMPTS, RoundData, restarted
 from redif_ray.pipeline.plan import RoundPlan
 from redif_ray.pipeline.pool import Pool, Urgency
 from redif_ray.pipeline.weight_store import learned_key, policy_key
 from redif_ray.types import Meta, Shard
 
-REMEMBERED = 2  # deployments whose references are held
-Parts = tuple[tuple[Meta, ...], tuple[Any, ...]]  # metas of a shard, and references to what was made of it
-
-
-@dataclass(frozen=True, slots=True)
-class RoundData:
-    """A round as a rank sees it: all metas, and (trajectories, scored or targets) references of its own shards."""
-
-    metas: tuple[tuple[Meta, ...], ...]  # one tuple a shard, in order of index
-    references: tuple[tuple[int, tuple[Any, ...]], ...]  # (shard index, references), this rank's
-    seconds: float
+REMEMBERED = 3  # deployments whose references are held
+log = logging.getLogger(__name__)
 
 
 class Coordinator:
-    def __init__(
-        self, config: Config, conditions: Conditions, weights: Any, rollout: list[Any], reward: list[Any]
-    ) -> None:
-        self.config, self.weights = config, weights
-        self.plan = RoundPlan(config, conditions)
-        self.rollout, self.reward = Pool("rollout", rollout), Pool("reward", reward)
-        self.rounds: dict[int, asyncio.Future[tuple[list[Parts], float]]] = {}
-        self.deployments: dict[tuple[Any, ...], asyncio.Future[tuple[list[Parts], float]]] = {}
+    """handles: of the weight store, the metrics writer, and the rollout and reward workers, pickled."""
+
+    def __init__(self, config: Config, folder: str, handles: bytes) -> None:
+        self.weights, self.writer, rollout, reward = cloudpickle.loads(handles)
+        self.config = config
+        self.plan = RoundPlan(config, Conditions.from_json((Path(folder) / CONDITIONS).read_text()))
+        timeout = config.pipeline.timeout_s
+        self.rollout = Pool("rollout", rollout, self._lost, timeout)
+        self.reward = Pool("reward", reward, self._lost, timeout)
+        self.rounds: dict[int, Batch] = {}
+        self.deployments: dict[tuple[Any, ...], Batch] = {}
         self.targets: dict[tuple[int, int], asyncio.Future[tuple[Meta, Any]]] = {}  # by round and shard
         self.stopping = False
         self.calibration: dict[str, Any] | None = None
         self.begun = asyncio.Event()
         self.started = time.monotonic()
+        if restarted():
+            log.warning("the coordinator was lost; its rounds are asked for again")
+            self._lost("coordinator")
+
+    def _lost(self, what: str) -> None:
+        self.writer.lost.remote(what)
 
     async def stop(self) -> None:
         """Ask the learner to checkpoint and leave at its next round."""
@@ -70,46 +78,62 @@ class Coordinator:
         self.rounds.clear()
         self.targets.clear()
 
-    async def round_for(self, round: int, rank: int, world: int) -> RoundData | None:
+    async def round_for(self, round: int, rank: int, world: int, lost: tuple[str, ...] = ()) -> RoundData | None:
         """Round `round`, rolled out and scored with the versions that the plan says; None when the run is to stop.
 
         Asked again, it answers alike, until the round after the next is asked for.
+        lost: ids of references of an earlier answer that could not be fetched.
         """
         if self.stopping:
             return None
         for ahead in range(round, min(round + self.config.pipeline.staleness + 1, self.plan.rounds)):
             if ahead not in self.rounds:
                 version = self.plan.version(ahead)
-                work = self._run(self.plan.shards(ahead), policy_key(version), learned_key(self.config, version))
-                self.rounds[ahead] = asyncio.ensure_future(work)
+                make = partial(self._shard, key=policy_key(version), learned=learned_key(self.config, version))
+                self.rounds[ahead] = Batch(self.plan.shards(ahead), make)
         self._prefetch(round + self.config.pipeline.staleness + 1)
         self._forget(round - 1)  # which a rank that lags may still ask for
-        return await self._answer(self.rounds[round], rank, world)
+        return await self._answer(self.rounds[round], rank, world, lost)
 
-    async def deploy(self, stream: int, count: int, round: int, key: str, learned: str | None) -> RoundData:
+    async def deploy(
+        self, stream: int, count: int, round: int, key: str, learned: str | None, lost: tuple[str, ...] = ()
+    ) -> RoundData:
         """Samples of the student as deployed (S = 0) on `count` groups of a stream, scored against the teacher.
 
         learned: the key of the learned reward's weights, if the run has one.
         """
-        name = (stream, count, key, learned)
+        shards = self.plan.deploy(Stream(stream), count, round=round)
+        make = partial(self._shard, key=key, learned=learned)
+        return await self._deployed((stream, count, key, learned), shards, make, lost)
+
+    async def reference(self, count: int, lost: tuple[str, ...] = ()) -> RoundData:
+        """The teacher's images of `count` noises that no arm of a run starts from."""
+        shards = self.plan.deploy(Stream.REFERENCE, count)
+        return await self._deployed(("reference", count), shards, self._images, lost)
+
+    async def _deployed(
+        self, name: tuple[Any, ...], shards: list[Shard], make: Make, lost: tuple[str, ...]
+    ) -> RoundData:
         known = self.deployments.get(name)
-        if known is None or (known.done() and known.exception() is not None):
-            shards = self.plan.deploy(Stream(stream), count, round=round)
-            self.deployments[name] = asyncio.ensure_future(self._run(shards, key, learned))
+        if known is None or known.failed:
+            self.deployments[name] = Batch(shards, make)
             for old in list(self.deployments)[:-REMEMBERED]:
                 del self.deployments[old]
-        return await self._answer(self.deployments[name], 0, 1)
+        return await self._answer(self.deployments[name], 0, 1, lost)
 
-    async def reference(self, count: int) -> tuple[list[Meta], list[Any]]:
-        """Metas of, and references to, the teacher's images of `count` noises that no arm of a run starts from."""
-        shards = self.plan.deploy(Stream.REFERENCE, count)
-        found = await asyncio.gather(*(self.reward.call(urgency(shard), "targets", shard) for shard in shards))
-        return [meta for meta, _ in found], [data for _, data in found]
-
-    async def _answer(self, work: asyncio.Future[tuple[list[Parts], float]], rank: int, world: int) -> RoundData:
-        results, seconds = await asyncio.shield(work)
+    async def _answer(self, batch: Batch, rank: int, world: int, lost: tuple[str, ...]) -> RoundData:
+        if again := batch.holding(lost):
+            for index in again:
+                self._repeat(batch.shards[index])
+            batch.again(again)
+        results, seconds = await asyncio.shield(batch.whole)
         mine = tuple((i, references) for i, (_, references) in enumerate(results) if i % world == rank)
         return RoundData(tuple(metas for metas, _ in results), mine, seconds)
+
+    def _repeat(self, shard: Shard) -> None:
+        """Note that a shard is made again; the teacher's images of it may be what is lost."""
+        self._lost("shard")
+        self.targets.pop((shard.round, shard.index), None)
 
     def _prefetch(self, round: int) -> None:
         if round < self.plan.rounds:
@@ -127,15 +151,21 @@ class Coordinator:
         return self.targets[name]
 
     def _forget(self, before: int) -> None:
-        self.rounds = {round: work for round, work in self.rounds.items() if round >= before}
+        self.rounds = {round: batch for round, batch in self.rounds.items() if round >= before}
         self.targets = {name: work for name, work in self.targets.items() if name[0] >= before}
 
-    async def _run(self, shards: list[Shard], key: str, learned: str | None) -> tuple[list[Parts], float]:
-        started = time.monotonic()
-        results = await asyncio.gather(*(self._shard(shard, key, learned) for shard in shards))
-        return list(results), time.monotonic() - started
-
     async def _shard(self, shard: Shard, key: str, learned: str | None) -> Parts:
+        """A shard, made again where a worker finds that what another made for it is lost."""
+        for _ in range(ATTEMPTS):
+            try:
+                return await self._made(shard, key, learned)
+            except ObjectLostError as error:
+                lost = type(error).__name__
+                log.warning("a part of shard %d of round %d was lost (%s)", shard.index, shard.round, lost)
+                self._repeat(shard)
+        raise RayError(f"shard {shard.index} of round {shard.round} was lost {ATTEMPTS} times; are nodes going?")
+
+    async def _made(self, shard: Shard, key: str, learned: str | None) -> Parts:
         at = urgency(shard)
         if shard.phase == "warm_start":
             roll_meta, roll_ref = await self.rollout.call(at, "rollout", shard, self.weights, key)
@@ -148,16 +178,20 @@ class Coordinator:
         roll_meta, roll_ref = await self.rollout.call(at, "rollout", shard, self.weights, key)
         target_meta, target_ref = await targets
         score_meta, score_ref = await self.reward.call(at, "score", shard, roll_ref, target_ref, self.weights, learned)
-        return (target_meta, roll_meta, score_meta), (roll_ref, score_ref)
+        references = (score_ref,) if shard.phase == "deploy" else (roll_ref, score_ref)
+        return (target_meta, roll_meta, score_meta), references
+
+    async def _images(self, shard: Shard) -> Parts:
+        meta, reference = await self._targets(shard)
+        return (meta,), (reference,)
 
     async def status(self) -> dict[str, Any]:
-        """Busy seconds and shards of each worker, and what was lost, since the start."""
+        """Busy seconds and shards of each worker, since this process started."""
         pools = {p.role: p for p in (self.rollout, self.reward)}
         return {
             "seconds": time.monotonic() - self.started,
             "busy": {worker: s for p in pools.values() for worker, s in p.busy.items()},
             "shards": {worker: n for p in pools.values() for worker, n in p.shards.items()},
-            "lost": {role: p.lost for role, p in pools.items()},
         }
 
 

@@ -63,13 +63,13 @@ def finish(run: Session, outcome: Outcome, console: Console) -> None:
 
 
 def _work(run: Session) -> dict[str, Any]:
-    """How busy each worker was since this process started, and how often one was lost."""
+    """How busy each worker was since the coordinator started, and what the run lost since it began."""
     status = ray.get(run.coordinator.status.remote())
     workers = {
         name: {"busy": seconds / status["seconds"], "shards": status["shards"][name]}
         for name, seconds in sorted(status["busy"].items())
     }
-    return {"workers": workers, "lost": status["lost"]}
+    return {"workers": workers, "lost": ray.get(run.writer.all_lost.remote())}
 
 
 def _track(run: Session, summary: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ import ray
 from redif_ray.config import Config
 from redif_ray.evaluation.judge import Judge, judge_of_images, load_judge, needs_reference
 from redif_ray.pipeline.accounting import Accounts
+from redif_ray.pipeline.faults import fetched
 
 
 def judge_of(
@@ -19,6 +20,6 @@ def judge_of(
     """The judge of `count` images, with as many reference images at least. get: the caller's way to wait."""
     if not needs_reference(config.evaluation.judge):
         return load_judge(config.evaluation.judge)
-    metas, references = get(coordinator.reference.remote(count))
-    accounts.add_evaluation(metas)
-    return judge_of_images(config.evaluation.judge, np.concatenate(get(references)))
+    data = fetched(lambda lost: coordinator.reference.remote(count, lost), get)
+    accounts.add_evaluation(meta for metas in data.metas for meta in metas)
+    return judge_of_images(config.evaluation.judge, np.concatenate([images for (images,) in data.parts.values()]))

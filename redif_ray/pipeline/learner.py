@@ -34,7 +34,7 @@ from redif_ray.learning.ema import ExponentialAverage
 from redif_ray.models.student import enable_checkpointing, get_weights, set_weights, trainable
 from redif_ray.pipeline import build
 from redif_ray.pipeline.accounting import Accounts
-from redif_ray.pipeline.coordinator import RoundData
+from redif_ray.pipeline.faults import Fetched, Stopping, fetched
 from redif_ray.pipeline.judging import judge_of
 from redif_ray.pipeline.learned import learned_reward
 from redif_ray.pipeline.plan import Phases
@@ -43,7 +43,7 @@ from redif_ray.pipeline.run_folder import check_seen, latest_checkpoint, prune_c
 from redif_ray.pipeline.train import Outcome
 from redif_ray.pipeline.validate import Validator
 from redif_ray.pipeline.weight_store import learned_key, policy_key
-from redif_ray.pipeline.weights import publish, version
+from redif_ray.pipeline.weights import Publisher, version
 from redif_ray.types import Phase
 
 
@@ -56,7 +56,8 @@ class Learner:
         config: Config = job["config"]
         torch.set_num_threads(config.learner.threads)
         self.config, self.rank, self.world = config, rank, world
-        self.coordinator, self.weights, self.writer = job["coordinator"], job["weights"], job["writer"]
+        self.coordinator, self.writer = job["coordinator"], job["writer"]
+        self.publisher = Publisher(job["weights"])
         self.folder, self.token = Path(job["folder"]), job["token"]
         self.teacher = teacher = build.teacher(config, build.device(config.learner.gpus))
         self.student = build.student(config, teacher)
@@ -72,6 +73,7 @@ class Learner:
         self.round = 0
         self.stale: dict[str, dict[str, Tensor]] = {}  # by key: versions that rounds to come are made with
         self.best: dict[str, float] | None = None
+        self.logged: list[Any] = []  # rows on their way to the writer
         self._start_phase(self.plan.phase(0))
 
     def run(self) -> Outcome:
@@ -90,8 +92,9 @@ class Learner:
             round, started = self.round, time.perf_counter()
             if self.plan.phase(round) != self.phase:
                 self._start_phase(self.plan.phase(round))
-            data = ray.get(self.coordinator.round_for.remote(round, self.rank, self.world))
-            if data is None:
+            try:
+                data = self._ask(self.coordinator.round_for, round, self.rank, self.world)
+            except Stopping:
                 self._checkpoint()
                 return Outcome(round, True, self.accounts.ledger.state())
             metrics = self._train(round, data)
@@ -99,7 +102,11 @@ class Learner:
             self._publish_round()
             if self.rank == 0:
                 self._after_round(round, metrics, data, started)
+        ray.get(self.logged)
         return Outcome(self.round, False, self.accounts.ledger.state())
+
+    def _ask(self, method: Any, *arguments: Any) -> Fetched:
+        return fetched(lambda lost: method.remote(*arguments, lost), self.publisher.get)
 
     def _start_phase(self, phase: Phase) -> None:
         """A phase has its own optimiser and its own average of the weights."""
@@ -114,22 +121,19 @@ class Learner:
         )
         self.average = ExponentialAverage(self.parameters, ema) if ema else None
 
-    def _train(self, round: int, data: RoundData) -> dict[str, float]:
-        started = time.perf_counter()
-        parts = {index: ray.get(list(references)) for index, references in data.references}
-        fetched = time.perf_counter() - started
+    def _train(self, round: int, data: Fetched) -> dict[str, float]:
         made_by = self.plan.version(round)
         behaviour = self.stale.get(policy_key(made_by))
-        metrics = self.update(round, self.phase, data.metas, parts, self.optimizer, behaviour)
-        metrics |= {"seconds/fetch": fetched, "staleness": float(round - made_by)}
+        metrics = self.update(round, self.phase, data.metas, data.parts, self.optimizer, behaviour)
+        metrics |= {"seconds/fetch": data.fetch_seconds, "staleness": float(round - made_by)}
         if self.learned is not None and self.phase == "policy":
-            metrics |= self.learned.update(round, data.metas, parts, self.stale.get(f"{LEARNED}-{made_by}"))
+            metrics |= self.learned.update(round, data.metas, data.parts, self.stale.get(f"{LEARNED}-{made_by}"))
         self.accounts.add_round(data, metrics)
         if self.average is not None:
             self.average.update(self.parameters)
         return metrics
 
-    def _after_round(self, round: int, metrics: dict[str, float], data: RoundData, started: float) -> None:
+    def _after_round(self, round: int, metrics: dict[str, float], data: Fetched, started: float) -> None:
         """Rank 0 only: validate, log, keep checkpoints."""
         last = self.round == self.plan.rounds
         boundary = not last and self.plan.phase(self.round) != self.phase
@@ -138,13 +142,19 @@ class Learner:
             row |= self._validate()
         seconds = time.perf_counter() - started
         groups = len({g for metas in data.metas for g in metas[0].shard.groups})
-        row |= {"groups_per_second": groups / seconds, "seconds/round": seconds, "seconds/gather": data.seconds}
+        row |= {"groups_per_second": groups / seconds, "seconds/round": seconds, "seconds/gather": data.gather_seconds}
         row |= {f"compute/{name}_nfe": entry["nfe"] for name, entry in self.accounts.ledger.state().items()}
-        self.writer.log.remote(row)
+        self._log(row)
         if boundary:
             self._save("warm_start", pack("deploy", self._deployed()), {"version": self.round})
         if last or self.round % self.config.checkpoint.every == 0:
             self._checkpoint()
+
+    def _log(self, row: dict[str, Any]) -> None:
+        """Send a row to the writer, and look whether it took those before."""
+        rows = [*self.logged, self.writer.log.remote(row)]
+        taken, self.logged = ray.wait(rows, num_returns=len(rows), timeout=0)
+        ray.get(taken)
 
     def _validate(self) -> dict[str, float]:
         """Keeps the best student by its validation reward, stops a collapsed one."""
@@ -165,7 +175,7 @@ class Learner:
         self._publish("deploy", weights)
         count = self.config.validation.groups
         key, learned = f"deploy-{self.round}", learned_key(self.config, self.round)
-        data = ray.get(self.coordinator.deploy.remote(int(Stream.VALIDATION), count, self.round, key, learned))
+        data = self._ask(self.coordinator.deploy, int(Stream.VALIDATION), count, self.round, key, learned)
         found, picture = self.validator(data)
         self.accounts.add_evaluation(meta for metas in data.metas for meta in metas)
         self.writer.image.remote("samples", picture, self.round)
@@ -192,7 +202,7 @@ class Learner:
         if self.rank == 0:
             ray.get(self.coordinator.restart.remote())
             for key, weights in self.stale.items():
-                publish(self.weights, key, weights)
+                self.publisher.publish(key, weights)
         self._publish_round()
         if self.world > 1:
             dist.barrier()
@@ -208,10 +218,11 @@ class Learner:
                 self.stale[f"{kind}-{self.round}"] = weights
         oldest = self.plan.version(self.round)
         self.stale = {key: weights for key, weights in self.stale.items() if version(key) >= oldest}
+        self.publisher.forget(before=oldest)
 
     def _publish(self, kind: str, weights: Mapping[str, Tensor]) -> None:
         if self.rank == 0:
-            publish(self.weights, f"{kind}-{self.round}", weights)
+            self.publisher.publish(f"{kind}-{self.round}", weights)
 
     def _all_reduce(self, tensors: list[Tensor]) -> None:
         """Sum over ranks, in place: gradients of disjoint pairs, each already divided by the global count."""
@@ -282,4 +293,4 @@ class Learner:
         self.validator.start_recall = found["validation/recall"]
         known = self.validator.calibration.items()
         found |= {f"calibration/{term}/{point}": value for term, points in known for point, value in points.items()}
-        self.writer.log.remote({"round": -1, "phase": "start", "policy_version": 0, **found})
+        self._log({"round": -1, "phase": "start", "policy_version": 0, **found})

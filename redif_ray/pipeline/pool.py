@@ -5,17 +5,19 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayError, RayTaskError
 
+from redif_ray.pipeline.faults import ATTEMPTS
 from redif_ray.types import Meta
 
 log = logging.getLogger(__name__)
-ATTEMPTS = 5
+BACK_SECONDS = 600  # that a lost worker gets to load again, where Ray finds room for it
 Urgency = tuple[int, int]  # smallest first; equals in the order of their calls
 
 
@@ -30,16 +32,21 @@ class Call:
 
 
 class Pool:
-    """Hands work to workers and keeps count of what each did, how long it was busy and how often one was lost."""
+    """Hands work to workers and keeps count of what each did and how long it was busy.
 
-    def __init__(self, role: str, workers: list[Any]) -> None:
-        self.role, self.workers = role, workers
+    lost: told the role of each worker that was lost in the middle of a call. A call that takes longer than `timeout`
+    seconds is lost too: its worker is killed, and Ray starts it again.
+    """
+
+    def __init__(self, role: str, workers: list[Any], lost: Callable[[str], object], timeout: float) -> None:
+        self.role, self.workers, self.lost, self.timeout = role, workers, lost, timeout
         self.calls: asyncio.PriorityQueue[Call] = asyncio.PriorityQueue()
         self.tickets = count()
         self.serving: list[asyncio.Task[None]] = []
         self.busy: dict[str, float] = defaultdict(float)
         self.shards: dict[str, int] = defaultdict(int)
-        self.lost = 0
+        self.left = len(workers)
+        self.failure: RayError | None = None  # once nobody is left
 
     async def call(self, urgency: Urgency, method: str, *arguments: Any) -> tuple[Meta, Any]:
         """(meta, reference to the data): only the meta is fetched here.
@@ -47,6 +54,8 @@ class Pool:
         A worker that dies is restarted by Ray and the work done again, by whoever is free: the arguments say all that
         matters, so the result is the same. Errors raised by the work itself are not retried.
         """
+        if self.failure is not None:
+            raise self.failure
         if not self.serving:
             self.serving = [asyncio.ensure_future(self._serve(worker)) for worker in self.workers]
         answer: asyncio.Future[tuple[Meta, Any]] = asyncio.get_running_loop().create_future()
@@ -60,11 +69,15 @@ class Pool:
                 continue
             try:
                 meta_ref, data_ref = getattr(worker, call.method).options(num_returns=2).remote(*call.arguments)
-                meta: Meta = await meta_ref
-            except RayActorError as error:
-                await self._again(call, error)
-            except Exception as error:  # the work's own: for whoever asked
-                if not call.answer.done():
+                meta: Meta = await asyncio.wait_for(meta_ref, self.timeout)
+            except Exception as error:
+                if isinstance(error, RayActorError | TimeoutError) and not isinstance(error, RayTaskError):
+                    if isinstance(error, TimeoutError):
+                        ray.kill(worker, no_restart=False)
+                    self._again(call, error)
+                    if not await self._back(worker):
+                        return
+                elif not call.answer.done():  # the work's own, be it that another actor is gone: for whoever asked
                     call.answer.set_exception(error)
             else:
                 self.shards[meta.worker] += 1
@@ -72,14 +85,43 @@ class Pool:
                 if not call.answer.done():
                     call.answer.set_result((meta, data_ref))
 
-    async def _again(self, call: Call, error: RayActorError) -> None:
-        self.lost += 1
+    def _again(self, call: Call, error: Exception) -> None:
+        self.lost(self.role)
         call.attempts += 1
         if call.attempts < ATTEMPTS:
             log.warning("a %s worker was lost (%s); its shard is done again", self.role, type(error).__name__)
-            await asyncio.sleep(0.2)
             self.calls.put_nowait(call)
         elif not call.answer.done():
-            call.answer.set_exception(ray.exceptions.RayError(
-                f"{call.method} on the {self.role} workers was lost {ATTEMPTS} times; see their logs"
+            call.answer.set_exception(RayError(
+                f"{call.method} on the {self.role} workers was lost {ATTEMPTS} times; see their logs. Where it is only "
+                f"slow, raise pipeline.timeout_s={self.timeout:g}"
             ))
+
+    async def _back(self, worker: Any) -> bool:
+        """Whether a lost worker is there again."""
+        try:
+            await asyncio.wait_for(self._ready(worker), BACK_SECONDS)
+        except (ActorDiedError, TimeoutError) as error:
+            self.left -= 1
+            log.warning("a %s worker did not come back (%s); %d are left", self.role, type(error).__name__, self.left)
+            if not self.left:
+                self._give_up(error)
+            return False
+        return True
+
+    async def _ready(self, worker: Any) -> None:
+        while True:
+            await asyncio.sleep(0.2)
+            try:
+                await worker.ready.remote()
+                return
+            except ActorUnavailableError:
+                continue
+
+    def _give_up(self, error: Exception) -> None:
+        """Nobody is left: whoever waits, or asks from now on, is told."""
+        self.failure = RayError(f"the last {self.role} worker was lost and did not come back ({error}); resume the run")
+        while not self.calls.empty():
+            call = self.calls.get_nowait()
+            if not call.answer.done():
+                call.answer.set_exception(self.failure)

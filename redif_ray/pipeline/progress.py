@@ -14,21 +14,24 @@ from redif_ray.types import Phase
 
 
 def show_progress(run: Session, thread: threading.Thread, expected: Mapping[Phase, float], console: Console) -> None:
-    """One line a round while `thread` lives: round, groups/s, reward at eta 0, time left. Passes on a request to stop.
+    """One line a round while `thread` lives: round, groups/s, reward at eta 0, time left.
+
+    Tells the coordinator all along what it must know, and a request to stop.
 
     expected: seconds of a round by phase, of which only the proportions matter: phases differ in what a round costs.
     """
     plan = run.plan
+    calibration = run.folder.state["calibration"]
     cost = [expected[plan.phase(r)] for r in range(plan.rounds)]
     last, began = -1, time.monotonic()
     first: int | None = None
     reward: float | None = None
-    passed_on = False
     while thread.is_alive():
         thread.join(POLL_SECONDS)
-        if run.stop.requested and not passed_on:
+        run.coordinator.begin.remote(calibration)  # once more: the one that knew may be lost
+        run.publisher.look_after()
+        if run.stop.requested:
             run.coordinator.stop.remote()
-            passed_on = True
         for row in ray.get(run.writer.latest.remote(last)):
             last = row["round"]
             if first is None:

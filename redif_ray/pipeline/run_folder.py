@@ -15,7 +15,7 @@ from typing import IO, Any
 
 from redif_ray.checkpoint import MANIFEST, CheckpointError
 from redif_ray.config import Config, ConfigError, dump, read_yaml, validate
-from redif_ray.data.conditions import Conditions
+from redif_ray.data.conditions import CONDITIONS, Conditions
 from redif_ray.errors import Notice, UserError
 
 # What may differ when a run is resumed: where and with how many hands the work is done, not what is computed.
@@ -31,9 +31,9 @@ FREE = (
     "learner.resources",
     "run.root",
     "checkpoint",
+    "pipeline.timeout_s",
     "tracking.uri",
 )
-CONDITIONS = "conditions.json"
 TOKEN = ".seen-"
 BEFORE_CONFIG = {".lock", "checkpoints", ".config.yaml.partial"}  # all that a start cut short at once leaves behind
 

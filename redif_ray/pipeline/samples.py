@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import ray
 
+from redif_ray.pipeline.faults import Fetched
 from redif_ray.types import Condition, Meta
 
 
@@ -22,9 +21,9 @@ class Samples:
     metas: list[Meta]
 
 
-def collect(data: Any) -> Samples:
-    """Fetch what `Coordinator.deploy` answered."""
-    scored = ray.get([score for _, (_, score) in data.references])
+def collect(data: Fetched) -> Samples:
+    """What `Coordinator.deploy` answered."""
+    scored = [score for (score,) in data.parts.values()]
     return Samples(
         images=np.concatenate([s.images for s in scored if s.images is not None]),
         targets=np.concatenate([s.targets for s in scored if s.targets is not None]),

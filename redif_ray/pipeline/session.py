@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any
 
 import ray
 import torch
+from ray import cloudpickle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from redif_ray.config import LEARNED, Config, Reward, Rollout
@@ -23,13 +24,14 @@ from redif_ray.pipeline import build
 from redif_ray.pipeline.actors import StudentRolloutWorker, TeacherRewardWorker
 from redif_ray.pipeline.causes import cause
 from redif_ray.pipeline.coordinator import Coordinator
+from redif_ray.pipeline.faults import RESTARTABLE, fetched
 from redif_ray.pipeline.interrupt import StopRequest
 from redif_ray.pipeline.metrics import MetricsWriter
 from redif_ray.pipeline.plan import RoundPlan
 from redif_ray.pipeline.run_folder import RunFolder
 from redif_ray.pipeline.samples import Samples, collect
 from redif_ray.pipeline.weight_store import WeightStore, learned_key
-from redif_ray.pipeline.weights import publish
+from redif_ray.pipeline.weights import Publisher
 from redif_ray.tracking import tracking_uri
 
 INITIAL = "initial-0"
@@ -45,7 +47,7 @@ class Session:
     folder: RunFolder
     teacher: DiffusionModel
     plan: RoundPlan
-    weights: Any
+    publisher: Publisher
     writer: Any
     reward: list[Any]
     coordinator: Any
@@ -55,8 +57,8 @@ class Session:
     learned: int = 0  # version of the learned reward that `sample` scores with, where the run has one
 
     def get(self, references: Any) -> Any:
-        """See `get`."""
-        return get(references, self.stop)
+        """See `get`; notices that the weight store was lost, too."""
+        return get(references, self.stop, self.publisher.look_after)
 
     def ready(self) -> None:
         """Wait until every worker has loaded what it needs. Raises what its constructor raised."""
@@ -65,18 +67,20 @@ class Session:
     def sample(self, stream: Stream, count: int, key: str, *, round: int = 0) -> Samples:
         """The student with weights `key` as deployed, beside the teacher, on the first `count` groups of a stream."""
         learned = learned_key(self.config, self.learned)
-        data = self.get(self.coordinator.deploy.remote(int(stream), count, round, key, learned))
-        return collect(data)
+        deploy = self.coordinator.deploy
+        return collect(fetched(lambda lost: deploy.remote(int(stream), count, round, key, learned, lost), self.get))
 
 
-def get(references: Any, stop: StopRequest) -> Any:
+def get(references: Any, stop: StopRequest, meanwhile: Callable[[], object] = lambda: None) -> Any:
     """`ray.get` of one reference or a list of them, which notices a request to stop. Raises Interrupted then.
 
-    A user error of a worker is raised as it was there, out of the wrapping that Ray puts around it.
+    meanwhile: called again and again. A user error of a worker is raised as it was there, out of the wrapping that Ray
+    puts around it.
     """
     waiting = references if isinstance(references, list) else [references]
     while waiting:
         stop.check()
+        meanwhile()
         _, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=POLL_SECONDS)
     try:
         return ray.get(references)
@@ -95,7 +99,6 @@ def session(config: Config, conditions: Conditions, folder: RunFolder, stop: Sto
     torch.set_num_threads(1)
     teacher = load_model(config.teacher.model)
     plan = RoundPlan(config, conditions)
-    weights = beside_driver(WeightStore).remote()
     writer = beside_driver(MetricsWriter).remote(
         str(folder.path),
         tracking_uri(config),
@@ -103,17 +106,20 @@ def session(config: Config, conditions: Conditions, folder: RunFolder, stop: Sto
         config.run.name,
         folder.state.get("mlflow_run_id"),
     )
+    # Handles are pickled here: Ray complains on the terminal of references among what a restartable actor is made from.
+    weights = beside_driver(WeightStore).remote(writer=cloudpickle.dumps(writer))
     with folder.token() as token:
         rollout = workers(StudentRolloutWorker, "rollout", config.rollout, config, token)
         reward = workers(TeacherRewardWorker, "reward", config.reward, config, token)
-        given = (config, conditions, weights, rollout, reward)
-        coordinator = beside_driver(Coordinator, max_concurrency=100).remote(*given)
+        handles = cloudpickle.dumps((weights, writer, rollout, reward))
+        coordinator = beside_driver(Coordinator, max_concurrency=100).remote(config, str(folder.path), handles)
         started = [*rollout, *reward, writer]
         try:
-            publish(weights, INITIAL, get_weights(make_student(teacher, config.student.lora)))
+            publisher = Publisher(weights)
+            publisher.publish(INITIAL, get_weights(make_student(teacher, config.student.lora)))
             if (first := build.learned_reward(config, teacher, "cpu")) is not None:
-                publish(weights, f"{LEARNED}-0", first.network.state_dict())
-            yield Session(config, folder, teacher, plan, weights, writer, reward, coordinator, started, stop, token)
+                publisher.publish(f"{LEARNED}-0", first.network.state_dict())
+            yield Session(config, folder, teacher, plan, publisher, writer, reward, coordinator, started, stop, token)
         finally:
             ray.wait([writer.flush.remote()], timeout=FLUSH_SECONDS)
             for actor in [*rollout, *reward, coordinator, weights, writer]:
@@ -121,12 +127,12 @@ def session(config: Config, conditions: Conditions, folder: RunFolder, stop: Sto
 
 
 def beside_driver(kind: type, **options: Any) -> Any:
-    """The class of an actor that a run cannot do without: Ray would put it on any node, be it one that may be taken.
+    """The class of an actor that a run has one of: Ray would put it on any node, be it one that may be taken.
 
-    Here it is lost only with the driver, and the file of an SQLite store has one machine that writes it.
+    Here its node is lost only with the driver, and the file of an SQLite store has one machine that writes it.
     """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return ray.remote(kind).options(num_cpus=0, scheduling_strategy=here, **options)
+    return ray.remote(kind).options(num_cpus=0, scheduling_strategy=here, **RESTARTABLE, **options)
 
 
 def workers(kind: type, name: str, role: Rollout | Reward, config: Config, token: Path) -> list[Any]:

@@ -101,7 +101,7 @@ def _trainer(run: Session) -> Any:
             "folder": str(run.folder.path),
             "token": run.token,
             "coordinator": run.coordinator,
-            "weights": run.weights,
+            "weights": run.publisher.store,
             "writer": run.writer,
         },
         torch_config=TorchConfig(backend="nccl" if learner.gpus else "gloo"),
@@ -116,8 +116,20 @@ def _trainer(run: Session) -> Any:
             name=f"{run.config.run.name}-{int(time.time())}",
             storage_path=str(run.folder.path / ".train"),
             failure_config=FailureConfig(max_failures=3),
+            callbacks=[_counted(run.writer)],
         ),
     )
+
+
+def _counted(writer: Any) -> Any:
+    """A callback of Ray Train's that has each loss of ranks counted."""
+    from ray.train import UserCallback
+
+    class Counted(UserCallback):
+        def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+            writer.lost.remote("learner")
+
+    return Counted()
 
 
 def _cause(error: BaseException) -> BaseException:

@@ -10,7 +10,7 @@ from redif_ray.evaluation.features import Draw, shuffled
 from redif_ray.evaluation.grids import tile
 from redif_ray.evaluation.judge import Judge
 from redif_ray.evaluation.prdc import prdc
-from redif_ray.pipeline.coordinator import RoundData
+from redif_ray.pipeline.faults import Fetched
 from redif_ray.pipeline.samples import collect
 
 Calibration = dict[str, dict[str, float]]
@@ -26,7 +26,7 @@ class Validator:
         self.judge = judge
         self.start_recall = 0.0
 
-    def __call__(self, data: RoundData) -> tuple[dict[str, float], np.ndarray]:
+    def __call__(self, data: Fetched) -> tuple[dict[str, float], np.ndarray]:
         """({"validation/reward", "validation/recall", "validation/<term>"}, picture [H, W, C] uint8)."""
         samples = collect(data)
         means = {name: float(values.mean()) for name, values in samples.terms.items()}

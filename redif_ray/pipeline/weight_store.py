@@ -1,5 +1,7 @@
 """The actor that owns the published weights and outlives the learner's processes. It needs no torch.
 
+Should it be lost itself, those who published give it their weights again (`weights.Publisher`).
+
 Weights travel as numpy arrays (zero-copy reads) under keys `<kind>-<version>`: `policy-7` is the student after 7
 rounds, `deploy-7` what that version would deploy (its average, where the learner keeps one), `discriminator-7` the
 learned reward after 7 rounds.
@@ -12,8 +14,10 @@ from typing import Any
 
 import numpy as np
 import ray
+from ray import cloudpickle
 
 from redif_ray.config import LEARNED, Config
+from redif_ray.pipeline.faults import restarted
 
 Weights = dict[str, np.ndarray]
 WAIT_SECONDS = 600
@@ -24,11 +28,15 @@ class StaleWeightsError(RuntimeError):
 
 
 class WeightStore:
-    def __init__(self, keep: int = 4) -> None:
+    """writer: the metrics writer's handle, pickled, which is told when Ray starts this actor again."""
+
+    def __init__(self, keep: int = 4, writer: bytes | None = None) -> None:
         self.keep = keep
         self.entries: dict[str, tuple[Any, str]] = {}  # in order of publication
         self.gone: set[str] = set()
         self.published = asyncio.Condition()
+        if writer is not None and restarted():
+            cloudpickle.loads(writer).lost.remote("weight store")
 
     async def publish(self, key: str, weights: Weights, checksum: str) -> None:
         """Keep `weights` under `key`; the oldest of a kind go. They are put again, so that this actor owns them."""
@@ -41,10 +49,15 @@ class WeightStore:
         async with self.published:
             self.published.notify_all()
 
+    async def lacks(self, keys: list[str]) -> list[str]:
+        """Those of `keys` that were never published here, as after this actor was lost."""
+        return [key for key in keys if key not in self.entries and key not in self.gone]
+
     async def entry(self, key: str) -> tuple[list[Any], str]:
         """([reference], checksum): the reference travels inside a list, so the arrays are not copied through here.
 
-        Who asks before the learner has published waits. Raises StaleWeightsError for weights that are gone.
+        Who asks before the learner has published, for the first time or again, waits.
+        Raises StaleWeightsError for weights that are gone.
         """
         while key not in self.entries:
             if key in self.gone:

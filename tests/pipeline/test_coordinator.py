@@ -1,0 +1,168 @@
+"""What the coordinator has done again, when what was made is lost. Workers here are plain objects."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray import cloudpickle
+from ray.exceptions import ObjectLostError, OwnerDiedError, RayError, RayTaskError
+
+from redif_ray.config import load
+from redif_ray.data.conditions import CONDITIONS, Conditions
+from redif_ray.pipeline.coordinator import Coordinator
+from redif_ray.pipeline.faults import ATTEMPTS, Fetched, RoundData, Stopping, fetched
+from redif_ray.types import Meta, Shard
+
+ids = count()
+
+
+@dataclass(frozen=True)
+class Reference:
+    name: str
+
+    def hex(self) -> str:
+        return self.name
+
+
+@dataclass
+class Worker:
+    """Does whatever it is asked; `calls` lists (method, shard) of it, `errors` what a method raises, first to last."""
+
+    calls: list[tuple[str, int]] = field(default_factory=list)
+    errors: dict[str, list[Exception]] = field(default_factory=dict)
+    made: list[Any] = field(default_factory=list)  # references to answer with, before those that are made up
+
+    def __getattr__(self, method: str) -> Any:
+        if method.startswith("__"):
+            raise AttributeError(method)
+        return Method(self, method)
+
+
+@dataclass
+class Method:
+    worker: Worker
+    name: str
+
+    def options(self, num_returns: int) -> Method:
+        return self
+
+    def remote(self, shard: Shard, *_: Any) -> tuple[Any, Reference]:
+        async def meta() -> Meta:
+            await asyncio.sleep(0)
+            self.worker.calls.append((self.name, shard.index))
+            if errors := self.worker.errors.get(self.name):
+                raise errors.pop(0)
+            return Meta(shard, "worker", ())
+
+        made = self.worker.made
+        return meta(), made.pop(0) if made else Reference(f"{self.name}-{shard.index}-{next(ids)}")
+
+
+class Writer:
+    def __init__(self) -> None:
+        self.noted: list[str] = []
+
+    @property
+    def lost(self) -> Any:
+        return self
+
+    def remote(self, what: str) -> None:
+        self.noted.append(what)
+
+
+def coordinator(folder: Path) -> Coordinator:
+    (folder / CONDITIONS).write_text(Conditions((None,), (None,)).to_json())
+    handles = (None, Writer(), [Worker()], [Worker()])
+    return Coordinator(load("smoke", ["rollout.shard_groups=2"]), str(folder), cloudpickle.dumps(handles))
+
+
+def references(data: RoundData | None) -> dict[int, tuple[str, ...]]:
+    assert data is not None
+    return {index: tuple(r.hex() for r in shard) for index, shard in data.references}
+
+
+def test_what_a_rank_could_not_fetch_is_made_again_once(tmp_path: Path) -> None:
+    found = coordinator(tmp_path)
+
+    async def run() -> None:
+        first = references(await found.round_for(1, 0, 2))
+        assert sorted(first) == [0, 2] and sorted(references(await found.round_for(1, 1, 2))) == [1]
+        second = references(await found.round_for(1, 0, 2, (first[2][1],)))
+        assert second[0] == first[0] and not set(second[2]) & set(first[2])
+        assert references(await found.round_for(1, 0, 2, (first[2][1],))) == second  # known already
+
+    asyncio.run(run())
+    assert found.writer.noted == ["shard"]
+    assert [call for call in found.rollout.workers[0].calls if call == ("rollout", 2)] == [("rollout", 2)] * 2
+    assert found.reward.workers[0].calls.count(("targets", 2)) == 3  # twice for this round, and ahead for the next
+
+
+def test_of_two_ranks_each_loses_its_own(tmp_path: Path) -> None:
+    found = coordinator(tmp_path)
+
+    async def run() -> None:
+        before = [references(await found.round_for(1, rank, 2)) for rank in (0, 1)]
+        lost = [tuple(name for names in each.values() for name in names) for each in before]
+        after = await asyncio.gather(*(found.round_for(1, rank, 2, lost[rank]) for rank in (0, 1)))
+        known = {name for each in after for names in references(each).values() for name in names}
+        assert not known & {*lost[0], *lost[1]}
+
+    asyncio.run(run())
+    assert found.writer.noted == ["shard"] * 3
+
+
+def lost_argument() -> Exception:
+    return RayTaskError("score", "", OwnerDiedError("ab", b"", "")).as_instanceof_cause()
+
+
+def test_what_a_worker_could_not_fetch_is_made_again(tmp_path: Path) -> None:
+    found = coordinator(tmp_path)
+    found.reward.workers[0].errors["score"] = [lost_argument()]
+    asyncio.run(found.deploy(1, 10, 0, "deploy-0", None))
+    assert found.writer.noted == ["shard"]
+    assert found.rollout.workers[0].calls == [("rollout", 0)] * 2
+
+
+def test_what_is_lost_again_and_again_is_given_up(tmp_path: Path) -> None:
+    found = coordinator(tmp_path)
+    found.reward.workers[0].errors["score"] = [lost_argument() for _ in range(ATTEMPTS)]
+    with pytest.raises(RayError, match=f"shard 0 of round 0 was lost {ATTEMPTS} times"):
+        asyncio.run(found.deploy(1, 10, 0, "deploy-0", None))
+
+
+def fetch(answers: list[RoundData | None], get: Callable[[Any], Any]) -> tuple[Fetched, list[tuple[str, ...]]]:
+    asked: list[tuple[str, ...]] = []
+
+    def ask(lost: tuple[str, ...]) -> RoundData | None:
+        asked.append(lost)
+        return answers[min(len(asked), len(answers)) - 1]
+
+    return fetched(ask, get), asked
+
+
+def answer(*names: str) -> RoundData:
+    return RoundData((), tuple((i, (Reference(name),)) for i, name in enumerate(names)), 0.0)
+
+
+def get(given: Any) -> Any:
+    if not isinstance(given, list):
+        return given
+    if any(reference.name.startswith("dead") for reference in given):
+        raise ObjectLostError("", b"", "")
+    return [reference.name for reference in given]
+
+
+def test_all_that_is_lost_is_asked_for_at_once() -> None:
+    found, asked = fetch([answer("dead-1", "a", "dead-2"), answer("b", "a", "c")], get)
+    assert asked == [(), ("dead-1", "dead-2")]
+    assert found.parts == {0: ["b"], 1: ["a"], 2: ["c"]}
+    with pytest.raises(ObjectLostError):
+        fetch([answer("dead")], get)
+    with pytest.raises(Stopping):
+        fetch([None], get)
