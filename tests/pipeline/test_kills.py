@@ -1,27 +1,31 @@
-"""SIGKILL of a run at two points; resumed, it ends as if nothing had happened."""
+"""SIGKILL of a run and of its parts: resumed, or by itself, it ends as if nothing had happened."""
 
 from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import pytest
-from smoke_runs import last_weights, rounds, smoke, start
+from plain_loop import train
+from smoke_runs import last_weights, rounds, smoke, start, summary
 
 from redif_ray.pipeline.distill import distill
 from redif_ray.pipeline.metrics import read_rows
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("cluster")]
 DEADLINE = 180
+OTHERS = ("coordinator", "weight store", "metrics writer", "learner")
 
 
-def run_until(point: Callable[[], bool], root: Path, *options: str) -> None:
+def run_until(point: Callable[[], bool], root: Path, name: str, *options: str) -> None:
     """A run all of whose processes, Ray's too, get SIGKILL at `point`."""
-    process = start(root, "killed", *options)
+    process = start(root, name, *options)
     watched, deadline = psutil.Process(process.pid), time.monotonic() + DEADLINE
     family: list[psutil.Process] = []
     complete = False
@@ -47,19 +51,66 @@ def has_name(process: psutil.Process, part: str) -> bool:
         return False
 
 
-def test_a_run_killed_twice_ends_alike(first: Path, root: Path) -> None:
-    """In the middle of writing its first checkpoint, and between two."""
+def test_a_run_killed_in_the_middle_of_a_checkpoint(first: Path, root: Path) -> None:
     folder = root / "killed"
 
     def partial() -> list[Path]:
         return list((folder / "checkpoints").glob(".round-*.partial"))
 
-    run_until(lambda: bool(partial()), root)
+    run_until(lambda: bool(partial()), root, "killed")
     assert partial(), "the checkpoint was complete before the kill"
     assert not list((folder / "checkpoints").glob("round-*"))
-    run_until(lambda: rounds(folder) >= 3, root, "--resume")
-    assert not (folder / "summary.json").exists()
     distill(smoke(root, "killed"), resume=True)
     assert last_weights(folder) == last_weights(first)
     assert [row["round"] for row in read_rows(folder / "metrics.jsonl")] == [-1, 0, 1, 2, 3]
     assert not partial()
+
+
+def actors(run: subprocess.Popen[bytes], part: str) -> list[psutil.Process]:
+    """The processes of a run's actors whose class is called like `part`."""
+    return [each for each in psutil.Process(run.pid).children(recursive=True) if has_name(each, part)]
+
+
+def lost(folder: Path) -> set[str]:
+    return {row["lost"] for row in read_rows(folder / "lost.jsonl")}
+
+
+def wait_for(point: Callable[[], bool], run: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + DEADLINE
+    while not point():
+        if run.poll() is not None or time.monotonic() > deadline:
+            run.kill()
+            pytest.fail(f"the run did not come to the point: {run.communicate()[0].decode()}")
+        time.sleep(0.001)
+
+
+def kill_in_mid_round(run: subprocess.Popen[bytes], *parts: str) -> None:
+    """Workers that stand still let no round end: what is asked for meanwhile is lost in the middle of it."""
+    (rollout,), (reward,) = actors(run, "ray::StudentRolloutWorker"), actors(run, "ray::TeacherRewardWorker")
+    for worker in (rollout, reward):
+        worker.suspend()
+    time.sleep(1)
+    for part in parts:
+        (victim,) = actors(run, part)
+        victim.kill()
+    for worker in (rollout, reward):
+        with suppress(psutil.NoSuchProcess):
+            worker.resume()
+
+
+@pytest.mark.parametrize("staleness", [0, 1])
+def test_a_run_that_loses_its_parts_goes_on(first: Path, root: Path, staleness: int) -> None:
+    name, option = f"losing-{staleness}", f"pipeline.staleness={staleness}"
+    folder, run = root / name, start(root, name, option)
+    wait_for(lambda: rounds(folder) > 0, run)
+    kill_in_mid_round(run, "ray::StudentRolloutWorker", "ray::TeacherRewardWorker")
+    wait_for(lambda: {"rollout", "reward"} <= lost(folder) and rounds(folder) > 1, run)
+    kill_in_mid_round(run, "ray::Coordinator", "ray::WeightStore", "ray::MetricsWriter")
+    wait_for(lambda: rounds(folder) > 2, run)
+    kill_in_mid_round(run, "ray::RayTrainWorker")
+    output = run.communicate(timeout=DEADLINE)[0].decode()
+    assert run.returncode == 0, output
+    assert last_weights(folder) == (train(smoke(root, "plain", option)) if staleness else last_weights(first))
+    assert [row["round"] for row in read_rows(folder / "metrics.jsonl")] == [-1, 0, 1, 2, 3]
+    counts = summary(folder)["notes"]["lost"]
+    assert {"rollout", "reward"} <= set(counts) and all(counts[what] == 1 for what in OTHERS)
