@@ -19,7 +19,6 @@ from redif_ray.evaluation.judge import Judge, needs_reference
 from redif_ray.evaluation.report import ARMS
 from redif_ray.pipeline import build
 from redif_ray.pipeline.accounting import Accounts
-from redif_ray.pipeline.faults import REPEATED
 from redif_ray.pipeline.judging import judge_of
 from redif_ray.pipeline.learned import last_learned
 from redif_ray.pipeline.samples import Samples
@@ -175,7 +174,7 @@ def seconds_per_image(run: Session) -> dict[str, float]:
     }
     found = {}
     for name, arguments in sampled.items():
-        meta, _ = run.get(list(run.reward[0].sample.options(**REPEATED).remote(*arguments)))
+        meta, _ = run.get(list(run.reward[0].sample.options(num_returns=2).remote(*arguments)))
         found[name] = sum(work.seconds for work in meta.work) / shard.rows
     return found
 
@@ -183,7 +182,7 @@ def seconds_per_image(run: Session) -> dict[str, float]:
 def _teacher_samples(run: Session, stream: Stream, count: int, way: Way, accounts: Accounts) -> np.ndarray:
     """The teacher's images [count, C, H, W]."""
     answers = [
-        run.reward[i % len(run.reward)].sample.options(**REPEATED).remote(shard, *way)
+        run.reward[i % len(run.reward)].sample.options(num_returns=2).remote(shard, *way)
         for i, shard in enumerate(run.plan.deploy(stream, count))
     ]
     accounts.add_evaluation(run.get([meta for meta, _ in answers]))

@@ -11,7 +11,6 @@ from rich.console import Console
 
 from redif_ray.diffusion.noise import Stream
 from redif_ray.pipeline import build
-from redif_ray.pipeline.faults import REPEATED
 from redif_ray.pipeline.session import INITIAL, Session
 from redif_ray.rewards import calibration as rewards_calibration
 from redif_ray.rewards.base import RewardInputs
@@ -41,7 +40,7 @@ def _measure(run: Session) -> Calibration:
         if (groups := tuple(g for g in s.groups if g >= count))
     ]
     answers: list[Any] = [
-        run.reward[i % len(run.reward)].targets.options(**REPEATED).remote(shard) for i, shard in enumerate(others)
+        run.reward[i % len(run.reward)].targets.options(num_returns=2).remote(shard) for i, shard in enumerate(others)
     ]
     other = torch.from_numpy(np.concatenate(run.get([data for _, data in answers])))
     teacher, student = torch.from_numpy(samples.targets), torch.from_numpy(samples.images)

@@ -68,7 +68,8 @@ class Pool:
             if call.answer.done():  # whoever asked was cancelled
                 continue
             try:
-                meta_ref, data_ref = getattr(worker, call.method).options(num_returns=2).remote(*call.arguments)
+                method = getattr(worker, call.method).options(num_returns=2, max_task_retries=0)  # another may be free
+                meta_ref, data_ref = method.remote(*call.arguments)
                 meta: Meta = await asyncio.wait_for(meta_ref, self.timeout)
             except Exception as error:
                 if isinstance(error, RayActorError | TimeoutError) and not isinstance(error, RayTaskError):

@@ -138,5 +138,5 @@ def beside_driver(kind: type, **options: Any) -> Any:
 def workers(kind: type, name: str, role: Rollout | Reward, config: Config, token: Path) -> list[Any]:
     """The actors of a role, with what each asks for; Ray starts one that died again, wherever there is room."""
     asked = {"num_cpus": role.cpus, "num_gpus": role.gpus, "resources": role.resources}
-    actor = ray.remote(kind).options(**asked, max_restarts=-1)
+    actor = ray.remote(kind).options(**asked, **RESTARTABLE)
     return [actor.remote(f"{name}-{i}", config, token) for i in range(role.workers)]

@@ -49,7 +49,7 @@ class Method:
     worker: Worker
     name: str
 
-    def options(self, num_returns: int) -> Method:
+    def options(self, num_returns: int, max_task_retries: int) -> Method:
         return self
 
     def remote(self, shard: Shard, *_: Any) -> tuple[Any, Reference]:

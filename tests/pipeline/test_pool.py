@@ -33,8 +33,8 @@ class Worker:
     async def come_back(self) -> str:
         return "worker-0"
 
-    def options(self, num_returns: int) -> Worker:
-        assert num_returns == 2
+    def options(self, num_returns: int, max_task_retries: int) -> Worker:
+        assert (num_returns, max_task_retries) == (2, 0)
         return self
 
     def remote(self, index: int) -> tuple[Any, str]:
