@@ -55,7 +55,8 @@ class Evaluator:
     """Targets, terms and images on the bank and on held-out noises, whoever computes them."""
 
     def __init__(self, config: Config, conditions: Conditions, workers: list[Any]) -> None:
-        self.config, self.pool = config, Pool("search", workers)
+        self.config, self.lost = config, 0
+        self.pool = Pool("search", workers, self._lost, config.pipeline.timeout_s)
         plan = RoundPlan(config, conditions)
         search = config.search
         self.bank = plan.deploy(Stream.SEARCH, search.rungs[-1], size=search.shard)
@@ -105,7 +106,10 @@ class Evaluator:
 
     async def status(self) -> dict[str, Any]:
         """Busy seconds and calls of each worker, and how often one was lost."""
-        return {"busy": dict(self.pool.busy), "calls": dict(self.pool.shards), "lost": self.pool.lost}
+        return {"busy": dict(self.pool.busy), "calls": dict(self.pool.shards), "lost": self.lost}
+
+    def _lost(self, _: str) -> None:
+        self.lost += 1
 
     async def _terms(self, shards: list[Shard], timesteps: Sequence[float]) -> Terms:
         parts = await asyncio.gather(*(self._shard(shard, tuple(timesteps)) for shard in shards))
