@@ -11,8 +11,9 @@ from itertools import count
 from typing import Any
 
 import ray
-from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayError, RayTaskError
+from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
 
+from redif_ray.pipeline.causes import cause
 from redif_ray.pipeline.faults import ATTEMPTS
 from redif_ray.types import Meta
 
@@ -102,9 +103,9 @@ class Pool:
         """Whether a lost worker is there again."""
         try:
             await asyncio.wait_for(self._ready(worker), BACK_SECONDS)
-        except (ActorDiedError, TimeoutError) as error:
+        except Exception as error:  # no room, or it cannot load, or not where it is now: said when nobody is left
             self.left -= 1
-            log.warning("a %s worker did not come back (%s); %d are left", self.role, type(error).__name__, self.left)
+            log.warning("a %s worker did not come back (%r); %d are left", self.role, cause(error), self.left)
             if not self.left:
                 self._give_up(error)
             return False
@@ -121,7 +122,9 @@ class Pool:
 
     def _give_up(self, error: Exception) -> None:
         """Nobody is left: whoever waits, or asks from now on, is told."""
-        self.failure = RayError(f"the last {self.role} worker was lost and did not come back ({error}); resume the run")
+        self.failure = RayError(
+            f"the last {self.role} worker was lost and did not come back ({cause(error)!r}); continue with --resume"
+        )
         while not self.calls.empty():
             call = self.calls.get_nowait()
             if not call.answer.done():

@@ -13,6 +13,7 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError,
 from redif_ray.diffusion.noise import Stream
 from redif_ray.pipeline.faults import ATTEMPTS
 from redif_ray.pipeline.pool import Pool
+from redif_ray.pipeline.run_folder import RunError
 from redif_ray.types import Meta, Shard, Work
 
 
@@ -98,11 +99,12 @@ def test_the_others_go_on_without_a_worker_that_does_not_come_back(monkeypatch: 
 
 def test_an_error_says_that_no_worker_came_back(monkeypatch: pytest.MonkeyPatch) -> None:
     worker = Worker([RayActorError()])
-    monkeypatch.setattr(worker, "come_back", AsyncMock(side_effect=ActorDiedError()))
+    elsewhere = RayTaskError("ready", "", RunError("node N does not see it")).as_instanceof_cause()
+    monkeypatch.setattr(worker, "come_back", AsyncMock(side_effect=elsewhere))
 
     async def run() -> None:
         pool = Pool("rollout", [worker], print, 60)
-        with pytest.raises(RayError, match="the last rollout worker was lost"):
+        with pytest.raises(RayError, match=r"the last rollout worker was lost.*node N does not see it"):
             await asyncio.gather(*(pool.call((0, 0), "work", i) for i in range(2)))
         with pytest.raises(RayError, match="the last rollout worker was lost"):
             await pool.call((0, 0), "work", 2)
