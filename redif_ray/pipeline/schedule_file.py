@@ -36,8 +36,8 @@ def write_schedules(found: ScheduleFile) -> str:
 def read_timesteps(path: Path, steps: int) -> tuple[float, ...]:
     """The timesteps [N] found for N = `steps`, noisiest first. Raises ConfigError."""
     if not path.is_file():
-        known = ", ".join(schedules.NAMES)
-        raise ConfigError(f"schedule {path}: no such file; expected the schedule.yaml of a search, or one of {known}")
+        known = f"{', '.join(schedules.NAMES)}, or the schedule.yaml of a search"
+        raise ConfigError(f"schedule {str(path)!r} is unknown; expected one of {known}")
     tree: Mapping[str, Any] = read_yaml(path)
     try:
         file: ScheduleFile = validate(tree, ScheduleFile)
