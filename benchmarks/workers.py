@@ -33,7 +33,7 @@ KEY = "policy-0"
 
 async def rate(workers: list[Any], store: Any, shards: list[Shard]) -> float:
     """Trajectories a second."""
-    pool = Pool("rollout", workers, print, timeout=600)
+    pool = Pool("rollout", workers, print)
     started = time.perf_counter()
     await asyncio.gather(*(pool.call((0, 0), "rollout", shard, store, KEY) for shard in shards))
     return sum(shard.rows for shard in shards) / (time.perf_counter() - started)

@@ -20,7 +20,7 @@ from redif_ray.types import Meta
 
 log = logging.getLogger(__name__)
 ATTEMPTS = 5  # at one piece of work: what is lost as often is not lost by chance
-RESTARTABLE = {"max_restarts": -1, "max_task_retries": ATTEMPTS}  # of every actor
+RESTARTABLE = {"max_restarts": -1, "max_task_retries": ATTEMPTS}  # of every actor of a run
 References = tuple[tuple[int, tuple[Any, ...]], ...]  # (shard index, references to what was made of it)
 
 

@@ -39,7 +39,9 @@ class Pool:
     seconds is lost too: its worker is killed, and Ray starts it again.
     """
 
-    def __init__(self, role: str, workers: list[Any], lost: Callable[[str], object], timeout: float) -> None:
+    def __init__(
+        self, role: str, workers: list[Any], lost: Callable[[str], object], timeout: float | None = None
+    ) -> None:
         self.role, self.workers, self.lost, self.timeout = role, workers, lost, timeout
         self.calls: asyncio.PriorityQueue[Call] = asyncio.PriorityQueue()
         self.tickets = count()
@@ -95,8 +97,8 @@ class Pool:
             self.calls.put_nowait(call)
         elif not call.answer.done():
             call.answer.set_exception(RayError(
-                f"{call.method} on the {self.role} workers was lost {ATTEMPTS} times; see their logs. Where it is only "
-                f"slow, raise pipeline.timeout_s={self.timeout:g}"
+                f"{call.method} on the {self.role} workers was lost {ATTEMPTS} times; see their logs"
+                + (f", and where it is only slow raise pipeline.timeout_s={self.timeout:g}" if self.timeout else "")
             ))
 
     async def _back(self, worker: Any) -> bool:

@@ -99,7 +99,7 @@ def session(config: Config, conditions: Conditions, folder: RunFolder, stop: Sto
     torch.set_num_threads(1)
     teacher = load_model(config.teacher.model)
     plan = RoundPlan(config, conditions)
-    writer = beside_driver(MetricsWriter).remote(
+    writer = beside_driver(MetricsWriter, **RESTARTABLE).remote(
         str(folder.path),
         tracking_uri(config),
         config.tracking.experiment,
@@ -107,12 +107,13 @@ def session(config: Config, conditions: Conditions, folder: RunFolder, stop: Sto
         folder.state.get("mlflow_run_id"),
     )
     # Handles are pickled here: Ray complains on the terminal of references among what a restartable actor is made from.
-    weights = beside_driver(WeightStore).remote(writer=cloudpickle.dumps(writer))
+    weights = beside_driver(WeightStore, **RESTARTABLE).remote(writer=cloudpickle.dumps(writer))
     with folder.token() as token:
         rollout = workers(StudentRolloutWorker, "rollout", config.rollout, config, token)
         reward = workers(TeacherRewardWorker, "reward", config.reward, config, token)
         handles = cloudpickle.dumps((weights, writer, rollout, reward))
-        coordinator = beside_driver(Coordinator, max_concurrency=100).remote(config, str(folder.path), handles)
+        kind = beside_driver(Coordinator, max_concurrency=100, **RESTARTABLE)
+        coordinator = kind.remote(config, str(folder.path), handles)
         started = [*rollout, *reward, writer]
         try:
             publisher = Publisher(weights)
@@ -132,7 +133,7 @@ def beside_driver(kind: type, **options: Any) -> Any:
     Here its node is lost only with the driver, and the file of an SQLite store has one machine that writes it.
     """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return ray.remote(kind).options(num_cpus=0, scheduling_strategy=here, **RESTARTABLE, **options)
+    return ray.remote(kind).options(num_cpus=0, scheduling_strategy=here, **options)
 
 
 def workers(kind: type, name: str, role: Rollout | Reward, config: Config, token: Path) -> list[Any]:
