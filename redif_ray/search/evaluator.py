@@ -56,7 +56,7 @@ class Evaluator:
 
     def __init__(self, config: Config, conditions: Conditions, workers: list[Any]) -> None:
         self.config, self.lost = config, 0
-        self.pool = Pool("search", workers, self._lost, config.pipeline.timeout_s)
+        self.pool = Pool("search", workers, self._lost)
         plan = RoundPlan(config, conditions)
         search = config.search
         self.bank = plan.deploy(Stream.SEARCH, search.rungs[-1], size=search.shard)
