@@ -77,7 +77,7 @@ class Rewards:
     """Scores in a process, all else here."""
 
     def __init__(self, process: Any) -> None:
-        self.targets, self.score = Worker(made=[None]).targets, process.score
+        self.targets, self.score = Worker(made=[None, None]).targets, process.score
 
 
 def test_a_lost_weight_store_is_given_its_weights_again() -> None:
