@@ -19,7 +19,7 @@ from redif_ray.pipeline.distill import distill
 from redif_ray.pipeline.metrics import read_rows
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("cluster")]
-DEADLINE = 180
+DEADLINE = 300
 OTHERS = ("coordinator", "weight store", "metrics writer", "learner")
 
 
