@@ -77,4 +77,3 @@ def restarted() -> bool:
     """Whether this is an actor that Ray started again."""
     context = ray.get_runtime_context() if ray.is_initialized() else None
     return context is not None and context.get_actor_id() is not None and context.was_current_actor_reconstructed
-

@@ -17,7 +17,7 @@ import numpy as np
 
 from redif_ray import config
 from redif_ray.diffusion.levels import NoiseProcess
-from redif_ray.diffusion.schedules import Schedule, explicit
+from redif_ray.diffusion.schedules import NAMES, Schedule, explicit
 from redif_ray.search import space
 from redif_ray.search.samplers import propose
 from redif_ray.search.space import Params
@@ -100,7 +100,7 @@ class Course:
         known = self.known(slot)
         offset = self._offset(known)
         if slot.stage == "shape":
-            bases = self.settings.bases or tuple(name for name in named if not name.startswith("gits"))
+            bases = self.settings.bases or tuple(name for name in named if name in NAMES)
             seen: list[tuple[Params, float]] = [
                 (t.params if t.stage == "shape" else {"base": str(t.params["start"]), "tilt": 0.0, "bow": 0.0},
                  t.scores[-1] + offset[len(t.scores)])

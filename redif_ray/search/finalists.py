@@ -19,6 +19,7 @@ from redif_ray.evaluation.arm import evaluate_arm
 from redif_ray.evaluation.bootstrap import difference, interval
 from redif_ray.evaluation.judge import Judge, judge_of_images, load_judge, needs_reference
 from redif_ray.pipeline import build
+from redif_ray.pipeline.metrics import read_rows
 from redif_ray.pipeline.schedule_file import Found, ScheduleFile, write_schedules
 from redif_ray.rewards.base import RewardInputs, Rewards
 from redif_ray.search.report import report, table
@@ -44,7 +45,8 @@ class Finalist:
 def measure(job: Job, finalists: list[Finalist]) -> list[dict[str, Any]]:
     """A row each: the finalist, its distance to the teacher with its interval, and every metric of an arm."""
     path = job.folder.path / MEASURED
-    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    rows = read_rows(path)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))  # without a line that was cut short
     known = {(row["steps"], row["name"]) for row in rows}
     missing = [f for f in finalists if (f.steps, f.name) not in known]
     if missing:
@@ -101,8 +103,8 @@ def _judge(job: Job) -> Judge:
 def compare(rows: list[dict[str, Any]], resamples: int, seed: int) -> None:
     """Give each searched row its change against the best named schedule of the same N, paired over noises."""
     for row in rows:
-        named = [r for r in rows if r["steps"] == row["steps"] and r["origin"] == "start" and "gits" not in r["name"]]
-        if row["origin"] == "start" and "gits" not in row["name"]:
+        named = [r for r in rows if r["steps"] == row["steps"] and r["name"] in schedules.NAMES]
+        if row["name"] in schedules.NAMES:
             continue
         best = min(named, key=lambda r: r["distance"])
         mine, other = np.array(row["distances"]), np.array(best["distances"])

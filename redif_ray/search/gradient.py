@@ -13,7 +13,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from redif_ray.diffusion import solvers
 from redif_ray.diffusion.levels import Level, NoiseProcess
 from redif_ray.diffusion.schedules import Schedule, warp, warped
 from redif_ray.search.space import floor
@@ -56,8 +55,3 @@ def descend(
     ends = range(iterations, 0, -quarter)
     means = [torch.stack(seen[max(0, end - quarter) : end]).mean(0) for end in ends]
     return [warped(process, base, mean, floor(process, base)) for mean in means]
-
-
-def sampled(predict: solvers.Predict, unit: Tensor, schedule: Schedule, solver: str) -> Tensor:
-    """The latents of `unit` along `schedule`, with their gradient."""
-    return solvers.SOLVERS[solver](predict, solvers.initial(schedule, unit), schedule)

@@ -12,7 +12,6 @@ from typing import Any
 from redif_ray.config import Config
 from redif_ray.pipeline.run_folder import RunFolder
 from redif_ray.search.course import Trial
-from redif_ray.search.tuning import TRIALS, read_trials
 from redif_ray.tracking import Tracker, flatten, tracking_uri
 
 
@@ -46,9 +45,6 @@ class Records:
             records.thread.shutdown()
             if tracker is not None:
                 tracker.finish(status)
-
-    def known_trials(self) -> int:
-        return len(read_trials(self.folder.path / TRIALS))
 
     def trial(self, trial: Trial) -> None:
         if self.tracker is None:

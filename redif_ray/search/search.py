@@ -33,7 +33,7 @@ from redif_ray.search.course import Course, Trial
 from redif_ray.search.evaluator import Evaluator, SearchActor
 from redif_ray.search.finalists import Finalist, measure, write_results
 from redif_ray.search.records import Records
-from redif_ray.search.tuning import TRIAL_CPUS, run_trials
+from redif_ray.search.tuning import TRIAL_CPUS, TRIALS, Journal, run_trials
 
 SUFFIX = "-search"
 
@@ -175,9 +175,10 @@ def _tuned(job: Job, starts: dict[int, dict[str, Schedule]]) -> list[Finalist]:
             line = f"trial {done:4d}/{total}  best {told}  {left:4.0f} s left"
             job.console.print(line, highlight=False, soft_wrap=True)
 
-    known = job.records.known_trials()
+    journal = Journal(course, job.folder.path / TRIALS, report)
+    known = len(course.trials)
     with job.records.timed("tune"):
-        run_trials(course, job.folder.path, job.evaluator, job.weights, job.stop, report)
+        run_trials(journal, job.evaluator, job.weights, job.stop)
     job.stop.check()
     failed = [t for t in course.trials.values() if t.error is not None]
     if len(failed) == total:

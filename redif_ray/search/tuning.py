@@ -25,7 +25,9 @@ from ray.tune import Trainable
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from redif_ray.pipeline.causes import cause
 from redif_ray.pipeline.interrupt import StopRequest
+from redif_ray.pipeline.metrics import read_rows
 from redif_ray.search.course import Course, Slot, Trial
 
 TRIAL_CPUS = 0.001  # a trial only waits for workers; Tune places none that asks for nothing
@@ -48,7 +50,8 @@ class Evaluation(Trainable):
         try:
             score = ray.get(self.evaluator.scores.remote(self.timesteps, rung, self.weights))
         except RayTaskError as error:  # of this schedule; Tune would tell of it only after the trial is forgotten
-            return {"score": math.nan, "error": f"{type(error.cause).__name__}: {error.cause}"}
+            first = cause(error)
+            return {"score": math.nan, "error": f"{type(first).__name__}: {first}"}
         return {"score": score}  # never that it is done: of a last result Tune tells no scheduler
 
 
@@ -58,7 +61,9 @@ class Journal:
     def __init__(self, course: Course, path: Path, report: Callable[[Trial], None]) -> None:
         self.course, self.path, self.report = course, path, report
         self.running: dict[str, tuple[Slot, dict[str, float | str], list[float], list[float]]] = {}
-        for row in read_trials(path):
+        rows = read_rows(path)
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))  # without a line that was cut short
+        for row in rows:
             course.record(Trial(**row))
         self.pending = course.missing()
 
@@ -95,15 +100,6 @@ class Journal:
         self.report(trial)
 
 
-def read_trials(path: Path) -> list[dict[str, Any]]:
-    """The rows of a journal; a last line that was cut short is dropped."""
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    if lines and not lines[-1].endswith("\n"):
-        lines.pop()
-        path.write_text("".join(lines))
-    return [json.loads(line) for line in lines]
-
-
 class _Proposals(Searcher):
     def __init__(self, journal: Journal, stop: StopRequest) -> None:
         super().__init__(metric="score", mode="min")
@@ -136,14 +132,11 @@ class _Cuts(FIFOScheduler):
         return TrialScheduler.CONTINUE if go_on else TrialScheduler.STOP
 
 
-def run_trials(
-    course: Course, folder: Path, evaluator: Any, weights: dict[str, float], stop: StopRequest,
-    report: Callable[[Trial], None],
-) -> None:
+def run_trials(journal: Journal, evaluator: Any, weights: dict[str, float], stop: StopRequest) -> None:
     """Run what is missing of the course. A trial that fails is recorded with its error."""
-    journal = Journal(course, folder / TRIALS, report)
     if not journal.pending:
         return
+    course = journal.course
     trainable = tune.with_parameters(Evaluation, evaluator=evaluator, rungs=course.settings.rungs, weights=weights)
     tune.Tuner(
         tune.with_resources(trainable, {"cpu": TRIAL_CPUS}),
@@ -152,7 +145,7 @@ def run_trials(
             max_concurrent_trials=course.settings.concurrent, reuse_actors=True,
         ),
         run_config=tune.RunConfig(
-            name="tune", storage_path=str(folder / ".tune"), verbose=0,
+            name="tune", storage_path=str(journal.path.parent / ".tune"), verbose=0,
             failure_config=tune.FailureConfig(max_failures=0),
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
         ),

@@ -74,7 +74,7 @@ class SearchWorker(reward.TeacherRewardWorker):
                          tuple(bank.conditions[i] for i in rows))
             predict = build.predictor(self.model, self.model.encode(part.conditions), self.guidance)
             images = self.model.decode(
-                gradient.sampled(predict, self._noise(part), schedule, self.config.search.solver)
+                solvers.sample(self.config.search.solver, predict, self._noise(part), schedule)
             )
             teacher = torch.from_numpy(targets[rows]).to(self.device)
             terms = self.rewards(RewardInputs(images, teacher, list(part.conditions)))

@@ -12,10 +12,10 @@ from smoke_runs import smoke
 
 from redif_ray.config import read_yaml
 from redif_ray.pipeline.afterwards import export_checkpoint
+from redif_ray.pipeline.metrics import read_rows
 from redif_ray.pipeline.run_folder import RunFinished
 from redif_ray.pipeline.schedule_file import read_timesteps
 from redif_ray.search.search import search
-from redif_ray.search.tuning import read_trials
 
 pytestmark = pytest.mark.cluster
 SMALL = [
@@ -30,7 +30,7 @@ def whole(cluster: None, root: Path) -> Path:
 
 
 def test_the_answer_is_never_worse_on_the_bank_than_a_start(whole: Path) -> None:
-    trials = read_trials(whole / "trials.jsonl")
+    trials = read_rows(whole / "trials.jsonl")
     for steps in (2, 3):
         own = [t for t in trials if t["steps"] == steps]
         seen = [t["scores"][-1] for t in own if len(t["scores"]) == 2]
@@ -54,7 +54,7 @@ def test_every_trial_is_a_nested_run(whole: Path) -> None:
     assert client.get_run(parent).info.status == "FINISHED"
     experiment = client.get_run(parent).info.experiment_id
     nested = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent}'", max_results=500)
-    assert len(nested) == len(read_trials(whole / "trials.jsonl"))
+    assert len(nested) == len(read_rows(whole / "trials.jsonl"))
     assert all("distance" in run.data.metrics for run in nested)
 
 
@@ -63,14 +63,14 @@ def test_killed_and_resumed_with_more_workers_it_finds_the_same(whole: Path, roo
     command = [sys.executable, "-m", "redif_ray.cli", "search", "smoke", *overrides]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     journal = root / "killed-search" / "trials.jsonl"
-    while len(read_trials(journal)) < 23:  # past the starts
+    while len(read_rows(journal)) < 23:  # past the starts
         assert process.poll() is None
         time.sleep(0.1)
     process.kill()
     process.wait()
-    assert len(read_trials(journal)) < len(read_trials(whole / "trials.jsonl"))
+    assert len(read_rows(journal)) < len(read_rows(whole / "trials.jsonl"))
     killed = search(smoke(root, "killed", *SMALL, "reward.workers=2"), resume=True)
-    assert read_trials(journal) == read_trials(whole / "trials.jsonl")
+    assert read_rows(journal) == read_rows(whole / "trials.jsonl")
     found, expected = (read_yaml(folder / "schedule.yaml") for folder in (killed, whole))
     assert found == expected
 

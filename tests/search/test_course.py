@@ -11,8 +11,9 @@ import torch
 from redif_ray import config
 from redif_ray.diffusion import schedules
 from redif_ray.diffusion.levels import VariancePreserving
+from redif_ray.pipeline.metrics import read_rows
 from redif_ray.search.course import Course, Slot, Trial
-from redif_ray.search.tuning import Journal, read_trials
+from redif_ray.search.tuning import Journal
 
 BETAS = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
 PROCESS = VariancePreserving((1 - BETAS).cumprod(0))
@@ -105,8 +106,8 @@ def test_a_search_that_was_cut_goes_on_as_if_it_had_not_been(tmp_path: Path) -> 
         file.write('{"number": 4, "steps": 3, "sta')  # a line that was being written
     Tuned(parts, cut=9)
     Tuned(parts)
-    assert read_trials(parts) == read_trials(whole)
-    assert len({row["number"] for row in read_trials(parts)}) == len(read_trials(parts))
+    assert read_rows(parts) == read_rows(whole)
+    assert len({row["number"] for row in read_rows(parts)}) == len(read_rows(parts))
 
 
 def test_a_journal_keeps_errors(tmp_path: Path) -> None:

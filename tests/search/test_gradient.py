@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from redif_ray.diffusion import schedules
+from redif_ray.diffusion import schedules, solvers
 from redif_ray.diffusion.levels import FlowMatching, Level, NoiseProcess, VarianceExploding, VariancePreserving, like
 from redif_ray.diffusion.schedules import Schedule
 from redif_ray.diffusion.transition import Prediction
@@ -26,7 +26,7 @@ def predict(x: torch.Tensor, t: Level) -> Prediction:
 def missing(schedule: Schedule, _: int) -> torch.Tensor:
     """How far the sampler's gain is from the exact one of the probability flow, STD."""
     unit = torch.ones(1, 1, dtype=torch.float64)
-    return (gradient.sampled(predict, unit, schedule, "euler") - STD).square().mean()
+    return (solvers.sample("euler", predict, unit, schedule) - STD).square().mean()
 
 
 @pytest.mark.parametrize("process", PROCESSES, ids=IDS)
