@@ -12,6 +12,7 @@ from torch import Tensor
 from redif_ray.config import Config
 from redif_ray.diffusion import noise, schedules, solvers
 from redif_ray.diffusion.schedules import Schedule
+from redif_ray.models.protocol import DiffusionModel
 from redif_ray.pipeline import build
 from redif_ray.pipeline.weights import fetch
 from redif_ray.rewards.base import RewardInputs
@@ -42,7 +43,8 @@ class TeacherRewardWorker:
         calls = 0
         if images is None:
             t = self.config.teacher
-            images, calls = self._teacher_images(shard, t.solver, self.teacher_schedule, t.guidance)
+            made, calls = self._sampled(self.teacher, shard, t.solver, self.teacher_schedule, t.guidance)
+            images = made.cpu().numpy()
             self.store.put(shard.stream, shard.groups, shard.conditions, images)
         return Meta(shard, self.name, (Work("teacher", time.perf_counter() - started, calls),)), images
 
@@ -86,8 +88,8 @@ class TeacherRewardWorker:
         """The teacher on any solver and named schedule: a control arm of the evaluation."""
         started = time.perf_counter()
         grid = schedules.build(self.teacher.process, steps, schedule)
-        images, calls = self._teacher_images(shard, solver, grid, guidance)
-        return Meta(shard, self.name, (Work("evaluation", time.perf_counter() - started, calls),)), images
+        images, calls = self._sampled(self.teacher, shard, solver, grid, guidance)
+        return Meta(shard, self.name, (Work("evaluation", time.perf_counter() - started, calls),)), images.cpu().numpy()
 
     def _load(self, weights: Any, key: str | None) -> str | None:
         """Put the learned reward `key` in place, checked against its checksum, which is answered."""
@@ -103,14 +105,18 @@ class TeacherRewardWorker:
         return self.loaded[1]
 
     @torch.no_grad()
-    def _teacher_images(self, shard: Shard, solver: str, grid: Schedule, guidance: float) -> tuple[np.ndarray, int]:
-        unit = noise.initial_noise(
-            shard.groups, self.teacher.latent_shape, seed=self.config.run.seed, stream=shard.stream
-        ).to(self.device)
-        predict = build.predictor(self.teacher, self.teacher.encode(shard.conditions), guidance)
-        images = self.teacher.decode(solvers.sample(solver, predict, unit, grid))
-        calls = solvers.network_calls(solver, grid.steps) * self.teacher.calls_per_step(guidance) * len(shard.groups)
-        return images.cpu().numpy(), calls
+    def _sampled(
+        self, model: DiffusionModel, shard: Shard, solver: str, grid: Schedule, guidance: float
+    ) -> tuple[Tensor, int]:
+        """Images [G, C, H, W] of a shard's groups, and the network calls that they took."""
+        predict = build.predictor(model, model.encode(shard.conditions), guidance)
+        images = model.decode(solvers.sample(solver, predict, self._noise(model, shard), grid))
+        return images, solvers.network_calls(solver, grid.steps) * model.calls_per_step(guidance) * len(shard.groups)
+
+    def _noise(self, model: DiffusionModel, shard: Shard) -> Tensor:
+        """Unit noise of a shard's groups, on the worker's device."""
+        shape, seed = model.latent_shape, self.config.run.seed
+        return noise.initial_noise(shard.groups, shape, seed=seed, stream=shard.stream).to(self.device)
 
     def _anchors(self, shard: Shard, trajectories: Trajectories) -> tuple[np.ndarray, Work]:
         """The teacher's M-substep jump from every visited state, carrying the noise of the student's mean."""

@@ -33,7 +33,7 @@ class SearchWorker(reward.TeacherRewardWorker):
     def terms(self, shard: Shard, timesteps: Sequence[float], targets: np.ndarray) -> tuple[Meta, dict[str, Any]]:
         """Raw reward terms of the images along the schedule of `timesteps`, [G] each by name."""
         started = time.perf_counter()
-        images, calls = self._sample(shard, timesteps)
+        images, calls = self._along(shard, timesteps)
         kept = self.store.features(shard.stream, shard.groups, shard.conditions)
         teacher = torch.from_numpy(targets.copy()).to(self.device)
         terms = self.rewards(RewardInputs(images, teacher, list(shard.conditions), kept))
@@ -44,7 +44,7 @@ class SearchWorker(reward.TeacherRewardWorker):
     def images(self, shard: Shard, timesteps: Sequence[float]) -> tuple[Meta, np.ndarray]:
         """The images themselves, [G, C, H, W] float32 in [0, 1]."""
         started = time.perf_counter()
-        images, calls = self._sample(shard, timesteps)
+        images, calls = self._along(shard, timesteps)
         return Meta(shard, self.name, (Work("evaluation", time.perf_counter() - started, calls),)), images.cpu().numpy()
 
     def costs(self, shard: Shard) -> tuple[Meta, np.ndarray]:
@@ -52,8 +52,8 @@ class SearchWorker(reward.TeacherRewardWorker):
         started = time.perf_counter()
         levels = gits.grid(self.model.process)
         predict = build.predictor(self.model, self.model.encode(shard.conditions), self.guidance)
-        cost = gits.costs(predict, self._noise(shard), levels)
-        calls = levels.steps * self._calls(shard)
+        cost = gits.costs(predict, self._noise(self.model, shard), levels)
+        calls = levels.steps * self.model.calls_per_step(self.guidance) * len(shard.groups)
         return Meta(shard, self.name, (Work("gits", time.perf_counter() - started, calls),)), cost
 
     def descend(
@@ -74,7 +74,7 @@ class SearchWorker(reward.TeacherRewardWorker):
                          tuple(bank.conditions[i] for i in rows))
             predict = build.predictor(self.model, self.model.encode(part.conditions), self.guidance)
             images = self.model.decode(
-                solvers.sample(self.config.search.solver, predict, self._noise(part), schedule)
+                solvers.sample(self.config.search.solver, predict, self._noise(self.model, part), schedule)
             )
             teacher = torch.from_numpy(targets[rows]).to(self.device)
             terms = self.rewards(RewardInputs(images, teacher, list(part.conditions)))
@@ -82,7 +82,8 @@ class SearchWorker(reward.TeacherRewardWorker):
 
         start = schedules.explicit(process, base)
         found = gradient.descend(process, start, loss, iterations=d.iterations, lr=d.lr)
-        calls = d.iterations * solvers.network_calls(self.config.search.solver, len(base)) * d.batch
+        calls = d.iterations * d.batch * self.model.calls_per_step(self.guidance)
+        calls *= solvers.network_calls(self.config.search.solver, len(base))
         meta = Meta(bank, self.name, (Work("descent", time.perf_counter() - started, calls),))
         return meta, [schedule.levels.timestep[:-1].tolist() for schedule in found]
 
@@ -90,15 +91,7 @@ class SearchWorker(reward.TeacherRewardWorker):
     def guidance(self) -> float:
         return self.config.student.guidance
 
-    def _sample(self, shard: Shard, timesteps: Sequence[float]) -> tuple[Tensor, int]:
-        schedule, solver = schedules.explicit(self.model.process, timesteps), self.config.search.solver
-        predict = build.predictor(self.model, self.model.encode(shard.conditions), self.guidance)
-        latents = solvers.sample(solver, predict, self._noise(shard), schedule)
-        return self.model.decode(latents), solvers.network_calls(solver, schedule.steps) * self._calls(shard)
-
-    def _noise(self, shard: Shard) -> Tensor:
-        shape, seed = self.model.latent_shape, self.config.run.seed
-        return noise.initial_noise(shard.groups, shape, seed=seed, stream=shard.stream).to(self.device)
-
-    def _calls(self, shard: Shard) -> int:
-        return self.model.calls_per_step(self.guidance) * len(shard.groups)
+    def _along(self, shard: Shard, timesteps: Sequence[float]) -> tuple[Tensor, int]:
+        """Images of the searched network along the schedule of `timesteps`, and the network calls that they took."""
+        schedule = schedules.explicit(self.model.process, timesteps)
+        return self._sampled(self.model, shard, self.config.search.solver, schedule, self.guidance)
