@@ -8,42 +8,33 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from pkgutil import resolve_name
+from typing import Any, ClassVar
 
 from redif_ray.config import Config
 
 
-class StudentRolloutWorker:
-    """`pipeline.rollout.StudentRolloutWorker` in a process of its own."""
+class Actor:
+    """A worker in a process of its own. `source` names the worker's class, which is imported where it works."""
+
+    source: ClassVar[str]
 
     def __init__(self, name: str, config: Config, token: Path) -> None:
-        def make() -> Any:
-            from redif_ray.pipeline import rollout
-
-            return rollout.StudentRolloutWorker(name, config)
-
-        self._worker = made(make, token)
+        self._worker = _made(lambda: resolve_name(self.source)(name, config), token)
 
     def ready(self) -> str:
         return self._worker.ready()
+
+
+class StudentRolloutWorker(Actor):
+    source = "redif_ray.pipeline.rollout:StudentRolloutWorker"
 
     def rollout(self, *arguments: Any) -> Any:
         return self._worker.rollout(*arguments)
 
 
-class TeacherRewardWorker:
-    """`pipeline.reward.TeacherRewardWorker` in a process of its own."""
-
-    def __init__(self, name: str, config: Config, token: Path) -> None:
-        def make() -> Any:
-            from redif_ray.pipeline import reward
-
-            return reward.TeacherRewardWorker(name, config)
-
-        self._worker = made(make, token)
-
-    def ready(self) -> str:
-        return self._worker.ready()
+class TeacherRewardWorker(Actor):
+    source = "redif_ray.pipeline.reward:TeacherRewardWorker"
 
     def targets(self, *arguments: Any) -> Any:
         return self._worker.targets(*arguments)
@@ -68,7 +59,7 @@ class _Unplaced:
         raise self._error
 
 
-def made(make: Callable[[], Any], token: Path) -> Any:
+def _made(make: Callable[[], Any], token: Path) -> Any:
     """The worker that `make` builds, where its node sees the run folder."""
     from redif_ray.pipeline.run_folder import RunError, check_seen
 

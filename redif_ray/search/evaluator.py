@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ import numpy as np
 from redif_ray.config import Config
 from redif_ray.data.conditions import Conditions
 from redif_ray.diffusion.noise import Stream
-from redif_ray.pipeline.actors import made
+from redif_ray.pipeline.actors import TeacherRewardWorker
 from redif_ray.pipeline.plan import RoundPlan
 from redif_ray.pipeline.pool import Pool
 from redif_ray.types import Shard
@@ -21,22 +20,8 @@ Terms = dict[str, np.ndarray]  # raw values by name, one a noise
 SOON, LATER = (0, 0), (1, 0)
 
 
-class SearchActor:
-    """`search.worker.SearchWorker` in a process of its own; whoever holds a handle need not import torch."""
-
-    def __init__(self, name: str, config: Config, token: Path) -> None:
-        def make() -> Any:
-            from redif_ray.search import worker
-
-            return worker.SearchWorker(name, config)
-
-        self._worker = made(make, token)
-
-    def ready(self) -> str:
-        return self._worker.ready()
-
-    def targets(self, *arguments: Any) -> Any:
-        return self._worker.targets(*arguments)
+class SearchActor(TeacherRewardWorker):
+    source = "redif_ray.search.worker:SearchWorker"
 
     def terms(self, *arguments: Any) -> Any:
         return self._worker.terms(*arguments)
