@@ -32,6 +32,7 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(help="Dotted keys on top of it, such as learner.lr=1e-5 run.name=first.", metavar="[KEY=VALUE]..."),
 ]
+PrintConfig = Annotated[bool, typer.Option("--print-config", help="Print the resolved configuration and stop.")]
 
 
 @app.command()
@@ -41,9 +42,7 @@ def distill(
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the run of that name from its last checkpoint.")
     ] = False,
-    print_config: Annotated[
-        bool, typer.Option("--print-config", help="Print the resolved configuration and stop.")
-    ] = False,
+    print_config: PrintConfig = False,
 ) -> None:
     """Distil a teacher to a few-step student: the main job.
 
@@ -63,9 +62,7 @@ def search(
     config: ConfigFile,
     overrides: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the search of that name.")] = False,
-    print_config: Annotated[
-        bool, typer.Option("--print-config", help="Print the resolved configuration and stop.")
-    ] = False,
+    print_config: PrintConfig = False,
 ) -> None:
     """Find the step schedules that bring a teacher, or a trained student, closest to the teacher's images.
 
@@ -85,9 +82,7 @@ def train_teacher(
     config: ConfigFile,
     overrides: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue a training that was cut short.")] = False,
-    print_config: Annotated[
-        bool, typer.Option("--print-config", help="Print the resolved configuration and stop.")
-    ] = False,
+    print_config: PrintConfig = False,
 ) -> None:
     """Train a small diffusion model on images of your own (a folder, Parquet, npz or IDX files).
 
