@@ -7,7 +7,7 @@ that does not exist, the nearest one that does.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -24,6 +24,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from redif_ray.conflicts import conflicts
 from redif_ray.errors import UserError
 from redif_ray.yaml12 import Dumper, Loader
 
@@ -301,92 +302,9 @@ class Config(Strict):
 
     @model_validator(mode="after")
     def _combinations(self) -> Config:
-        for problem in _conflicts(self):
+        for problem in conflicts(self):
             raise ValueError(problem)
         return self
-
-
-def _search_conflicts(s: Search) -> Iterator[str]:
-    if list(s.rungs) != sorted(set(s.rungs)) or any(rung % s.shard for rung in s.rungs):
-        yield f"search.rungs={list(s.rungs)}: expected rising multiples of search.shard={s.shard}"
-    if s.steps is not None and len(set(s.steps)) != len(s.steps):
-        yield f"search.steps={list(s.steps)}: expected each number once"
-    if s.descent.batch > s.rungs[-1]:
-        yield f"search.descent.batch={s.descent.batch}: expected at most the last of search.rungs={list(s.rungs)}"
-
-
-def _conflicts(c: Config) -> Iterator[str]:
-    yield from _search_conflicts(c.search)
-    policy = c.method == "redif" and c.learner.rounds > 0
-    if policy and c.exploration.eta == 0:
-        yield "exploration.eta=0: a policy gradient needs exploration; expected a value in (0, 1], such as 0.25"
-    if policy and c.student.steps == 1 and not c.exploration.last_step:
-        yield "student.steps=1: exploration.last_step=false leaves no stochastic step; set exploration.last_step=true"
-    if policy and c.rollout.siblings == 1 and c.learner.advantage in ("global_std", "group_std", "mean_only"):
-        yield (
-            f"rollout.siblings=1: learner.advantage={c.learner.advantage} compares siblings; "
-            "expected at least 2, or advantage=running"
-        )
-    if policy and c.exploration.antithetic and (c.rollout.siblings % 2 or c.rollout.siblings < 4):
-        yield (
-            f"rollout.siblings={c.rollout.siblings}: exploration.antithetic=true pairs siblings and compares each "
-            "pair with the others; expected an even number, at least 4"
-        )
-    if policy and c.pipeline.staleness and c.learner.loss == "reinforce":
-        yield (
-            f"pipeline.staleness={c.pipeline.staleness}: learner.loss=reinforce has no ratio that would account for "
-            "it; expected 0, or loss=ppo_clip"
-        )
-    if c.rollout.guided >= c.rollout.siblings:
-        yield f"rollout.guided={c.rollout.guided}: expected less than rollout.siblings={c.rollout.siblings}"
-    if c.rollout.groups % c.rollout.shard_groups:
-        yield f"rollout.shard_groups={c.rollout.shard_groups}: expected a divisor of rollout.groups={c.rollout.groups}"
-    if c.student.levels is not None and len(c.student.levels) != c.student.steps:
-        yield f"student.levels has {len(c.student.levels)} entries; expected student.steps={c.student.steps}"
-    if c.learner.regulariser.kind in ("renyi", "power") and c.learner.regulariser.order in (0, 1):
-        order, kind = c.learner.regulariser.order, c.learner.regulariser.kind
-        yield f"learner.regulariser.order={order}: {kind} needs a value other than 0 and 1"
-    normalised = [name for name, term in c.reward.terms.items() if term.normalise != "none"]
-    if c.method == "draft" and normalised:
-        key = f"reward.terms.{normalised[0]}.normalise"
-        yield f"{key}=std: method=draft has no siblings to normalise over; expected none"
-    if policy and c.rollout.siblings == 1 and normalised:
-        key = f"reward.terms.{normalised[0]}.normalise"
-        yield f"{key}=std: rollout.siblings=1 leaves no siblings to normalise over; expected none"
-    if LEARNED in c.reward.terms and not policy:
-        yield (
-            f"reward.terms.{LEARNED}: it learns from the images of policy rounds, and method={c.method} with "
-            f"learner.rounds={c.learner.rounds} has none; remove it, or use method=redif"
-        )
-    if LEARNED in c.reward.terms and not any(term.weight for term in c.reward.fixed.values()):
-        yield (
-            f"reward.terms.{LEARNED} has no other term beside it: what it says changes from round to round, so "
-            "it cannot choose the best checkpoint; add another term, such as mse, of any weight but 0"
-        )
-    if c.draft.last_steps is not None and c.draft.last_steps > c.student.steps:
-        yield f"draft.last_steps={c.draft.last_steps}: expected at most student.steps={c.student.steps}"
-    if c.learner.workers > 1 and c.learner.gpus not in (0, 1):
-        yield f"learner.gpus={c.learner.gpus:g}: learner.workers={c.learner.workers} need whole ones; expected 1"
-    if c.rollout.groups % c.learner.workers:
-        yield f"learner.workers={c.learner.workers}: expected a divisor of rollout.groups={c.rollout.groups}"
-    yield from _placement_conflicts(c)
-
-
-def _placement_conflicts(c: Config) -> Iterator[str]:
-    if c.ray.wait and c.ray.address == "local":
-        yield "ray.wait=true: the private cluster of ray.address=local does not grow; join one that does"
-    for role, section in (("rollout", c.rollout), ("reward", c.reward), ("learner", c.learner)):
-        for name, amount in section.resources.items():
-            key = f"{role}.resources.{name}"
-            if name in ("CPU", "GPU", "memory", "object_store_memory"):
-                yield f"{key}: that is no custom resource; expected {role}.cpus and {role}.gpus, or a name of your own"
-            if amount > 1 and amount % 1:
-                yield f"{key}={amount:g}: Ray shares out whole ones above 1; expected a whole number, or less than 1"
-            if c.ray.address == "local":
-                yield (
-                    f"{key}={amount:g}: the private cluster of ray.address=local has no custom resources; leave it "
-                    "out, or join a cluster that has some with ray.address=auto"
-                )
 
 
 def known_keys(model: type[BaseModel] = Config, prefix: str = "") -> list[str]:
