@@ -1,10 +1,7 @@
-"""The course of a search: which trials there are, what each proposes, which go on; no Ray, no network.
+"""The course of a search (see `trials.course`).
 
-Trials are numbered. At each N first come the starts (every named schedule, and GITS), seen on the whole bank; then
-trials of a base's shape; then of single increments around the best. Trials of different N alternate.
-
-What trial n proposes, and whether it goes on after a rung, depends on the trials before n - `search.concurrent` and on
-whole stages that are over: on nothing that is still running, however many trials run at once and whoever runs them.
+At each N first come the starts (every named schedule, and GITS), seen on the whole bank; then trials of a base's shape;
+then of single increments around the best. Trials of different N alternate.
 """
 
 from __future__ import annotations
@@ -19,8 +16,9 @@ from redif_ray import config
 from redif_ray.diffusion.levels import NoiseProcess
 from redif_ray.diffusion.schedules import NAMES, Schedule, explicit
 from redif_ray.search import space
-from redif_ray.search.samplers import propose
-from redif_ray.search.space import Params
+from redif_ray.trials import course
+from redif_ray.trials.samplers import propose
+from redif_ray.trials.space import Params
 
 Stage = Literal["start", "shape", "refine"]
 STAGES: tuple[Stage, ...] = ("start", "shape", "refine")
@@ -52,17 +50,14 @@ class Trial:
         return asdict(self)
 
 
-class Course:
-    """starts: by N, by name. Trials are recorded in any order; see `ready`."""
+class Course(course.Course[Slot, Trial]):
+    """starts: by N, by name."""
 
     def __init__(
         self, settings: config.Search, seed: int, process: NoiseProcess, starts: Mapping[int, Mapping[str, Schedule]]
     ) -> None:
         self.settings, self.seed, self.process, self.starts = settings, seed, process, starts
-        self.trials: dict[int, Trial] = {}
-        self.slots = self._slots()
-        self._first = {stage: next((s.number for s in self.slots if s.stage == stage), len(self.slots))
-                       for stage in STAGES}
+        super().__init__(self._slots(), settings.concurrent)
 
     def _slots(self) -> list[Slot]:
         wanted: list[tuple[int, Stage, int]] = []
@@ -72,50 +67,51 @@ class Course:
             wanted += [(n, stage, i) for i in range(max(each.values())) for n in self.starts if i < each[n]]
         return [Slot(number, *rest) for number, rest in enumerate(wanted)]
 
-    def record(self, trial: Trial) -> None:
-        self.trials[trial.number] = trial
-
-    def missing(self) -> list[Slot]:
-        return [slot for slot in self.slots if slot.number not in self.trials]
-
-    def _known_before(self, slot: Slot) -> int:
-        """All trials below this number are known to `slot`."""
-        return max(self._first[slot.stage], slot.number - self.settings.concurrent + 1)
-
     def ready(self, slot: Slot) -> bool:
-        """Whether all that the trial may know is there."""
-        return slot.stage == "start" or all(n in self.trials for n in range(self._known_before(slot)))
+        return slot.stage == "start" or super().ready(slot)
 
     def known(self, slot: Slot) -> list[Trial]:
         """Trials of the same N that did not fail, of which this one may know."""
-        before = self._known_before(slot)
+        before = self.known_before(slot)
         return [t for n, t in sorted(self.trials.items()) if n < before and t.steps == slot.steps and t.error is None]
 
-    def proposal(self, slot: Slot) -> tuple[dict[str, float | str], Schedule]:
-        """What a trial tries: its parameters and the schedule that they stand for."""
+    def proposal(self, slot: Slot) -> dict[str, Any]:
+        """{"params", "timesteps"}."""
+        params, schedule = self._proposed(slot)
+        return {"params": params, "timesteps": schedule.levels.timestep[:-1].tolist()}
+
+    def _proposed(self, slot: Slot) -> tuple[dict[str, float | str], Schedule]:
         named = self.starts[slot.steps]
         if slot.stage == "start":
             name = list(named)[slot.index]
             return {"start": name}, named[name]
-        known = self.known(slot)
-        offset = self._offset(known)
+        known, s = self.known(slot), self.settings
+        scored = [(t, t.scores[-1] + offset) for t in known for offset in [self._offset(known)[len(t.scores)]]]
+        seen: list[tuple[Params, float]]
         if slot.stage == "shape":
-            bases = self.settings.bases or tuple(name for name in named if name in NAMES)
-            seen: list[tuple[Params, float]] = [
-                (t.params if t.stage == "shape" else {"base": str(t.params["start"]), "tilt": 0.0, "bow": 0.0},
-                 t.scores[-1] + offset[len(t.scores)])
-                for t in known if t.params.get("start", bases[0]) in bases
-            ]
-            where, budget = space.shape_space(bases, slot.steps), self.settings.shape_trials
+            bases = s.bases or tuple(name for name in named if name in NAMES)
+            seen = [(self._shape(t), value) for t, value in scored if t.params.get("start", bases[0]) in bases]
+            where, budget = space.shape_space(bases, slot.steps), s.shape_trials
         else:
-            seen = [(t.params, t.scores[-1] + offset[len(t.scores)]) for t in known if t.stage == "refine"]
-            where, budget = space.refine_space(slot.steps), self.settings.refine_trials
-            seen.insert(0, (dict.fromkeys(where, 0.0), self._centre(slot).scores[-1]))
-        params = dict(propose(self.settings.sampler, where, seen, seed=self.seed, number=slot.number,
-                              index=slot.index, budget=budget))
+            where, budget = space.refine_space(slot.steps), s.refine_trials
+            seen = [(dict.fromkeys(where, 0.0), self._centre(slot).scores[-1])]
+            seen += [(t.params, value) for t, value in scored if t.stage == "refine"]
+        params = dict(propose(s.sampler, where, seen, seed=self.seed, number=slot.number, index=slot.index,
+                              budget=budget))
         if slot.stage == "shape":
             return params, space.shaped(self.process, slot.steps, params)
         return params, space.refined(self.process, explicit(self.process, self._centre(slot).timesteps), params)
+
+    @staticmethod
+    def _shape(trial: Trial) -> Params:
+        """A trial as a point of the shape's space."""
+        return trial.params if trial.stage == "shape" else {"base": str(trial.params["start"]), "tilt": 0.0, "bow": 0.0}
+
+    def over(self, slot: Slot, proposal: Mapping[str, Any], scores: list[float], error: str | None) -> Trial:
+        return Trial(slot.number, slot.steps, slot.stage, proposal["params"], proposal["timesteps"], scores, error)
+
+    def restored(self, row: Mapping[str, Any]) -> Trial:
+        return Trial(**row)
 
     def _centre(self, slot: Slot) -> Trial:
         """Around which increments are refined: the best of the stages before."""

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import ray
 import torch
+from ray import tune
 from rich.console import Console
 
 from redif_ray.config import Config, ConfigError
@@ -30,10 +31,12 @@ from redif_ray.pipeline.run_folder import RunFolder
 from redif_ray.pipeline.session import beside_driver, get, workers
 from redif_ray.search import gits
 from redif_ray.search.course import Course, Trial
+from redif_ray.search.evaluation import Evaluation
 from redif_ray.search.evaluator import Evaluator, SearchActor
 from redif_ray.search.finalists import Finalist, measure, write_results
 from redif_ray.search.records import Records
-from redif_ray.search.tuning import TRIAL_CPUS, TRIALS, Journal, run_trials
+from redif_ray.trials.journal import TRIALS, Journal
+from redif_ray.trials.tuning import TRIAL_CPUS, run_trials
 
 SUFFIX = "-search"
 
@@ -178,7 +181,11 @@ def _tuned(job: Job, starts: dict[int, dict[str, Schedule]]) -> list[Finalist]:
     journal = Journal(course, job.folder.path / TRIALS, report)
     known = len(course.trials)
     with job.records.timed("tune"):
-        run_trials(journal, job.evaluator, job.weights, job.stop)
+        given = tune.with_parameters(
+            Evaluation, evaluator=job.evaluator, rungs=config.search.rungs, weights=job.weights
+        )
+        run_trials(journal, given, job.stop, resources={"cpu": TRIAL_CPUS}, concurrent=config.search.concurrent,
+                   reuse=True)
     job.stop.check()
     failed = [t for t in course.trials.values() if t.error is not None]
     if len(failed) == total:

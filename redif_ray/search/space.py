@@ -7,33 +7,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 
 from redif_ray.diffusion import schedules
 from redif_ray.diffusion.levels import NoiseProcess
 from redif_ray.diffusion.schedules import Schedule
+from redif_ray.trials.space import Choice, Params, Range, Space
 
 FLOOR = 0.02  # of the span of half log-SNR, that an increment keeps where its base has as much
 TILT, BOW, LOGIT = (-1.5, 1.5), (-1.5, 2.5), (-0.8, 0.8)
-Params = Mapping[str, float | str]
-
-
-@dataclass(frozen=True, slots=True)
-class Range:
-    low: float
-    high: float
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    options: tuple[str, ...]
-
-
-Space = dict[str, Range | Choice]
-
 
 def shape_space(bases: Sequence[str], steps: int) -> Space:
     """Of two increments a bow changes nothing: u^2 is the same at both."""

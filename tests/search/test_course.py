@@ -13,7 +13,7 @@ from redif_ray.diffusion import schedules
 from redif_ray.diffusion.levels import VariancePreserving
 from redif_ray.pipeline.metrics import read_rows
 from redif_ray.search.course import Course, Slot, Trial
-from redif_ray.search.tuning import Journal
+from redif_ray.trials.journal import Journal
 
 BETAS = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
 PROCESS = VariancePreserving((1 - BETAS).cumprod(0))
@@ -34,12 +34,12 @@ def distance(timesteps: list[float]) -> float:
 
 
 def finish(search: Course, slot: Slot) -> Trial:
-    params, schedule = search.proposal(slot)
-    timesteps = schedule.levels.timestep[:-1].tolist()
+    proposal = search.proposal(slot)
+    timesteps = proposal["timesteps"]
     scores = [1.1 * distance(timesteps)]
     if search.goes_on(slot, scores):
         scores.append(distance(timesteps))
-    return Trial(slot.number, slot.steps, slot.stage, params, timesteps, scores)
+    return search.over(slot, proposal, scores, None)
 
 
 def run(search: Course, seed: int = 0) -> list[dict[str, Any]]:
@@ -89,8 +89,9 @@ class Tuned:
     def __init__(self, path: Path, cut: int | None = None) -> None:
         journal = Journal(course(settings(), (3,)), path, lambda trial: None)
         while journal.pending and cut != 0:
-            timesteps = journal.start("a")
-            assert timesteps is not None
+            proposal = journal.start("a")
+            assert proposal is not None
+            timesteps = proposal["timesteps"]
             go_on = journal.scored("a", 1.1 * distance(timesteps))
             if go_on:
                 assert not journal.scored("a", distance(timesteps))

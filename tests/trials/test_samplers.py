@@ -4,8 +4,9 @@ from collections.abc import Callable
 
 import pytest
 
-from redif_ray.search.samplers import propose
-from redif_ray.search.space import Choice, Params, Range, Space, refine_space, shape_space
+from redif_ray.search.space import refine_space, shape_space
+from redif_ray.trials.samplers import propose
+from redif_ray.trials.space import Choice, Params, Range, Space
 
 SAMPLERS = ("tpe", "gp", "cmaes", "random", "grid")
 

@@ -13,70 +13,78 @@ from collections.abc import Sequence
 import numpy as np
 import optuna
 from cmaes import CMA
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 
 from redif_ray.diffusion import noise
 from redif_ray.diffusion.noise import Stream
-from redif_ray.search.space import Choice, Params, Range, Space
+from redif_ray.trials.space import Choice, Params, Range, Space
 
 Seen = Sequence[tuple[Params, float]]  # of a space, with the value that is to be small
 RANDOM_FIRST = 8  # trials before a model of the values is of use
 SPREAD = 0.25  # CMA-ES: first standard deviation, in units of a range
 
 
-def propose(sampler: str, space: Space, seen: Seen, *, seed: int, number: int, index: int, budget: int) -> Params:
-    """A point of `space`, question `index` of `budget`; `number` is unlike that of any other question of this seed."""
+def propose(
+    sampler: str, space: Space, seen: Seen, *, seed: int, number: int, index: int, budget: int, noisy: bool = False
+) -> Params:
+    """A point of `space`, question `index` of `budget`; `number` is unlike that of any other question of this seed.
+
+    noisy: the same point has another value each time, as a training run has by its seed; gp allows for it.
+    """
     if sampler == "grid":
         return _grid(space, seed, index, budget)
     own = int(noise.bits(1, Stream.PROPOSAL, seed=seed, group=number)[0] >> np.uint64(33))
     if sampler == "cmaes" and (ranges := {k: v for k, v in space.items() if isinstance(v, Range)}):
         # CMA-ES knows ranges only, and needs one generation of independent points: categories come from TPE
-        chosen = _optuna("tpe", {k: v for k, v in space.items() if k not in ranges}, seen, own)
+        chosen = _optuna("tpe", {k: v for k, v in space.items() if k not in ranges}, seen, own, noisy)
         near = [(p, v) for p, v in seen if all(p[k] == c for k, c in chosen.items())]
         return {**chosen, **_evolve(ranges, near, own)}
-    return _optuna(sampler, space, seen, own)
+    return _optuna(sampler, space, seen, own, noisy)
 
 
-def _optuna(sampler: str, space: Space, seen: Seen, seed: int) -> Params:
+def _optuna(sampler: str, space: Space, seen: Seen, seed: int, noisy: bool) -> Params:
     if not space:
         return {}
-    distributions: dict[str, BaseDistribution] = {
-        name: CategoricalDistribution(p.options) if isinstance(p, Choice) else FloatDistribution(p.low, p.high)
-        for name, p in space.items()
-    }
+    distributions = {name: _distribution(part) for name, part in space.items()}
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        study = optuna.create_study(sampler=_sampler(sampler, seed))
+        study = optuna.create_study(sampler=_sampler(sampler, seed, noisy))
         for params, value in seen:
             inside = {name: params[name] for name in space}
             study.add_trial(optuna.create_trial(params=inside, distributions=distributions, value=value))
         return dict(study.ask(distributions).params)
 
 
-def _sampler(name: str, seed: int) -> BaseSampler:
+def _distribution(part: Range | Choice) -> BaseDistribution:
+    if isinstance(part, Choice):
+        return CategoricalDistribution(part.options)
+    if part.whole:
+        return IntDistribution(int(part.low), int(part.high), log=part.log)
+    return FloatDistribution(part.low, part.high, log=part.log)
+
+
+def _sampler(name: str, seed: int, noisy: bool) -> BaseSampler:
     if name == "random":
         return RandomSampler(seed=seed)
     if name == "gp":
-        return GPSampler(seed=seed, n_startup_trials=RANDOM_FIRST, deterministic_objective=True)
+        return GPSampler(seed=seed, n_startup_trials=RANDOM_FIRST, deterministic_objective=not noisy)
     return TPESampler(seed=seed, n_startup_trials=RANDOM_FIRST, multivariate=True)
 
 
 def _evolve(ranges: dict[str, Range], seen: Seen, seed: int) -> Params:
     """One point around the best known ones: CMA-ES told them in generations, in the unit cube."""
-    low = np.array([r.low for r in ranges.values()])
-    width = np.array([r.high for r in ranges.values()]) - low
-    points = [((np.array([float(p[k]) for k in ranges]) - low) / width, v) for p, v in seen]
-    start = points[0][0] if points else -low / width
+    points = [(np.array([r.place(p[k]) for k, r in ranges.items()]), v) for p, v in seen]
+    start = points[0][0] if points else np.full(len(ranges), 0.5)
     if len(ranges) == 1:  # of one number CMA-ES makes nothing
-        return _optuna("tpe", dict(ranges), seen, seed)
+        return _optuna("tpe", dict(ranges), seen, seed, True)
     bounds = np.array([[0.0, 1.0]] * len(ranges))
     search = CMA(np.clip(start, 0.01, 0.99), SPREAD, bounds=bounds, seed=seed)
     size = search.population_size
     for i in range(0, len(points) - size + 1, size):
         search.tell([(np.clip(x, 0, 1), v) for x, v in points[i : i + size]])
-    return dict(zip(ranges, (low + width * search.ask()).tolist(), strict=True))
+    return {name: r.at(place) for (name, r), place in zip(ranges.items(), search.ask().tolist(), strict=True)}
 
 
 def _grid(space: Space, seed: int, index: int, budget: int) -> Params:
@@ -85,7 +93,8 @@ def _grid(space: Space, seed: int, index: int, budget: int) -> Params:
     numbers = sum(isinstance(part, Range) for part in space.values())
     each = max(2, int((budget / choices) ** (1 / max(1, numbers)) + 1e-9))
     axes = [
-        list(part.options) if isinstance(part, Choice) else np.linspace(part.low, part.high, each).tolist()
+        list(part.options) if isinstance(part, Choice)
+        else list(dict.fromkeys(part.at(place) for place in np.linspace(0, 1, each)))
         for part in space.values()
     ]
     cells = list(itertools.islice(itertools.product(*axes), 1 << 16))

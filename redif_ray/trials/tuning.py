@@ -1,0 +1,83 @@
+"""The trials of a `Course` through Ray Tune: it starts them, bounds them, sees them fail; the course decides.
+
+A trial answers each of its steps with {"score": s}, {"error": text} or {"left": True}, the last where it was asked to
+stop before it had a score.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # whose verbosity 0 is not silent
+os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # the job has its own
+os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
+
+from ray import tune
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from redif_ray.pipeline.interrupt import StopRequest
+from redif_ray.trials.journal import Journal
+
+TRIAL_CPUS = 0.001  # a trial only waits for workers; Tune places none that asks for nothing
+
+
+class _Proposals(Searcher):
+    def __init__(self, journal: Journal, stop: StopRequest) -> None:
+        super().__init__(metric="score", mode="min")
+        self.journal, self.stop = journal, stop
+
+    def suggest(self, trial_id: str) -> Any:
+        if self.stop.requested or not self.journal.pending:
+            return Searcher.FINISHED
+        return self.journal.start(trial_id)
+
+    def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
+        if (result or {}).get("left"):
+            self.journal.drop(trial_id)
+            return
+        lost = "the trial's process was lost; see Ray's logs" if error else None
+        self.journal.over(trial_id, lost or (result or {}).get("error"))
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: all state is in the journal."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing, likewise."""
+
+
+class _Cuts(FIFOScheduler):
+    def __init__(self, journal: Journal) -> None:
+        super().__init__()
+        self.journal = journal
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict) -> str:
+        scored = "error" not in result and "left" not in result
+        go_on = scored and self.journal.scored(trial.trial_id, float(result["score"]))
+        return TrialScheduler.CONTINUE if go_on else TrialScheduler.STOP
+
+
+def run_trials(
+    journal: Journal, trainable: Any, stop: StopRequest, *, resources: Any, concurrent: int, reuse: bool
+) -> None:
+    """Run what is missing of the course. A trial that fails is recorded with its error.
+
+    resources: of one trial, as Tune takes them; reuse: whether trials share processes one after the other.
+    """
+    if not journal.pending:
+        return
+    tune.Tuner(
+        tune.with_resources(trainable, resources),
+        tune_config=tune.TuneConfig(
+            search_alg=_Proposals(journal, stop), scheduler=_Cuts(journal), num_samples=len(journal.pending),
+            max_concurrent_trials=concurrent, reuse_actors=reuse,
+        ),
+        run_config=tune.RunConfig(
+            name="tune", storage_path=str(journal.path.parent / ".tune"), verbose=0,
+            failure_config=tune.FailureConfig(max_failures=0),
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+        ),
+    ).fit()
+
