@@ -77,6 +77,26 @@ def search(
     run(resolved, resume=resume, console=console)
 
 
+@app.command()
+def sweep(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the sweep of that name.")] = False,
+    print_config: PrintConfig = False,
+) -> None:
+    """Try settings of a recipe over whole runs, and find out whether the best are better than luck.
+
+    Example: redif sweep configs/fashion_mnist.yaml "sweep.space.learner.lr=loguniform(1e-6, 1e-4)" sweep.trials=8
+    """
+    resolved: Config = load(config, overrides or [])
+    if print_config:
+        sys.stdout.write(dump(resolved))
+        return
+    from redif_ray.sweep.sweep import sweep as run
+
+    run(resolved, resume=resume, console=console)
+
+
 @app.command("train-teacher")
 def train_teacher(
     config: ConfigFile,

@@ -7,7 +7,7 @@ that does not exist, the nearest one that does.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -268,6 +268,35 @@ class Search(Strict):
     descent: Descent = Descent()
 
 
+class Sweep(Strict):
+    space: dict[str, JsonValue] = Field(
+        default_factory=dict, description="by dotted key: uniform|loguniform|integer(low, high), choice(a, b) or a list"
+    )
+    sampler: Literal["tpe", "gp", "cmaes", "random", "grid"] = "gp"
+    scheduler: Literal["none", "asha", "pbt"] = Field("none", description="pbt: sweep.trials members, settings move")
+    trials: Positive = Field(16, description="runs beside the recipe as it is")
+    metric: str = Field("validation/reward", description="or validation/recall, validation/TERM; higher is better")
+    rungs: tuple[Positive, ...] = Field((), description="asha: rounds after which trials are cut")
+    reduction: float = Field(3.0, gt=1, description="asha: a cut leaves the best 1 in so many")
+    generations: Positive = Field(4, description="pbt: how often members are compared, the end included")
+    concurrent: Positive = Field(1, description="trials at once, where the cluster has room")
+    repeats: int = Field(3, ge=0, description="other seeds for the best settings and for the recipe, in the end")
+
+    @field_validator("space", mode="before")
+    @classmethod
+    def _flat(cls, space: Any) -> Any:
+        """Nested keys, as dotted overrides give them, become dotted ones."""
+        return dict(_dotted(space)) if isinstance(space, dict) else space
+
+
+def _dotted(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _dotted(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
 class Checkpoint(Strict):
     every: Positive = Field(20, description="rounds")
     keep: Positive = 3
@@ -297,6 +326,7 @@ class Config(Strict):
     guard: Guard = Guard()
     evaluation: Evaluation = Evaluation()
     search: Search = Search()
+    sweep: Sweep = Sweep()
     checkpoint: Checkpoint = Checkpoint()
     tracking: Tracking = Tracking()
 

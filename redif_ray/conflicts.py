@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 def conflicts(c: Config) -> Iterator[str]:
     """What is wrong with a configuration, a sentence each: the keys, what they are, what was expected."""
     yield from _search_conflicts(c.search)
+    yield from _sweep_conflicts(c)
     policy = c.method == "redif" and c.learner.rounds > 0
     if policy and c.exploration.eta == 0:
         yield "exploration.eta=0: a policy gradient needs exploration; expected a value in (0, 1], such as 0.25"
@@ -75,6 +76,16 @@ def _search_conflicts(s: Search) -> Iterator[str]:
         yield f"search.steps={list(s.steps)}: expected each number once"
     if s.descent.batch > s.rungs[-1]:
         yield f"search.descent.batch={s.descent.batch}: expected at most the last of search.rungs={list(s.rungs)}"
+
+
+def _sweep_conflicts(c: Config) -> Iterator[str]:
+    s, every = c.sweep, c.validation.every
+    if s.scheduler == "asha" and not s.rungs:
+        yield f"sweep.rungs is empty; sweep.scheduler=asha cuts after rounds, multiples of validation.every={every}"
+    if s.rungs and (list(s.rungs) != sorted(set(s.rungs)) or any(rung % every for rung in s.rungs)):
+        yield f"sweep.rungs={list(s.rungs)}: expected rising multiples of validation.every={every}"
+    if s.rungs and s.scheduler != "asha":
+        yield f"sweep.rungs={list(s.rungs)}: only sweep.scheduler=asha cuts trials; it is {s.scheduler}"
 
 
 def _placement_conflicts(c: Config) -> Iterator[str]:

@@ -92,6 +92,30 @@ def front(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
     _save(figure, path)
 
 
+def scatter(
+    path: str | Path, points: Sequence[Mapping[str, Any]], values: Sequence[float], label: str, line: float | None
+) -> None:
+    """`values` against each number or choice of `points`, a panel a name, to a PNG; `line` to compare them with.
+
+    Numbers above 0 that span more than a factor of ten are drawn by their logarithm.
+    """
+    names = list(points[0])
+    figure = Figure(figsize=(3.2 * len(names) + 0.8, 3.2), dpi=DPI, layout="constrained")
+    for i, (axes, name) in enumerate(zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True)):
+        x = [point[name] for point in points]
+        if not all(isinstance(at, int | float) and not isinstance(at, bool) for at in x):
+            x = [str(at) for at in x]
+        elif min(x) > 0 and max(x) > 10 * min(x):
+            axes.set_xscale("log")
+        axes.scatter(x, values, color=COLOURS[0], s=28, zorder=3)
+        if line is not None:
+            axes.axhline(line, color=COLOURS[1], linewidth=1.3, linestyle="--")
+        axes.grid(color="#DDDDDD", linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.set(xlabel=name, ylabel=label if i == 0 else "")
+    _save(figure, path)
+
+
 def side_by_side(path: str | Path, rows: Sequence[tuple[str, np.ndarray | Tensor]]) -> None:
     """A grid to a PNG: a row an arm (label, images [m, C, H, W] float in [0, 1]), a column the same noise in every arm.
 

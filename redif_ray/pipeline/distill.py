@@ -35,23 +35,46 @@ def distill(
     Interrupted after Ctrl-C or SIGTERM.
     """
     with stop_requests() as stop:
-        config = absolute(config)
-        conditions = preflight(config, _texts(captions, config.conditions.column or "caption"))
-        stop.check()
-        folder = RunFolder.open(config, resume=resume)
-        try:
-            folder.keep_conditions(conditions)
-            return _distill(config, conditions, folder, stop, console or Console())
-        except Interrupted:
-            _close_tracking(config, folder, "KILLED")
-            raise
-        except KeyboardInterrupt:  # the second Ctrl-C
-            raise Interrupted(f"left at once; {folder.path} is as its last checkpoint left it") from None
-        except BaseException:
-            _close_tracking(config, folder, "FAILED")
-            raise
-        finally:
-            folder.close()
+        texts = _texts(captions, config.conditions.column or "caption")
+        return run_part(config, stop, texts=texts, resume=resume, console=console or Console())
+
+
+def run_part(
+    config: Config,
+    stop: StopRequest,
+    *,
+    until: int | None = None,
+    parent: str | None = None,
+    texts: Sequence[str] | None = None,
+    resume: bool,
+    console: Console,
+) -> Path:
+    """`distill` for a caller that has the signals.
+
+    until: leave after this round, with a checkpoint and a validation, and evaluate nothing; None: a whole run.
+    parent: the MLflow run that this one's is nested in.
+    """
+    config = absolute(config)
+    conditions = preflight(config, texts)
+    stop.check()
+    folder = RunFolder.open(config, resume=resume)
+    try:
+        folder.keep_conditions(conditions)
+        _open_tracking(config, folder, parent)
+        _distill(config, conditions, folder, stop, console, until)
+        if until is not None:
+            _close_tracking(config, folder, "FINISHED")
+        return folder.path
+    except Interrupted:
+        _close_tracking(config, folder, "KILLED")
+        raise
+    except KeyboardInterrupt:  # the second Ctrl-C
+        raise Interrupted(f"left at once; {folder.path} is as its last checkpoint left it") from None
+    except BaseException:
+        _close_tracking(config, folder, "FAILED")
+        raise
+    finally:
+        folder.close()
 
 
 def _texts(given: Any, column: str) -> Sequence[str] | None:
@@ -60,14 +83,15 @@ def _texts(given: Any, column: str) -> Sequence[str] | None:
     return [row[column] for row in given.iter_rows()] if hasattr(given, "iter_rows") else list(given)
 
 
-def _distill(config: Config, conditions: Conditions, folder: RunFolder, stop: StopRequest, console: Console) -> Path:
+def _distill(
+    config: Config, conditions: Conditions, folder: RunFolder, stop: StopRequest, console: Console, until: int | None
+) -> None:
     latest_checkpoint(folder.path / "checkpoints")
     expected = estimate.estimate(config, conditions)
     console.print(estimate.table(expected))
-    _open_tracking(config, folder)
     started = time.monotonic()
     with connect(config), session(config, conditions, folder, stop) as run:
-        with training(run) as fit:
+        with training(run, until) as fit:
             run.ready()
             run.coordinator.begin.remote(calibrate.calibration(run, console))
             console.print(f"start-up took {time.monotonic() - started:.0f} s; training")
@@ -75,8 +99,8 @@ def _distill(config: Config, conditions: Conditions, folder: RunFolder, stop: St
         outcome = fit.outcome()
         if outcome.stopped:
             raise Interrupted(f"stopped after round {outcome.round} of {run.plan.rounds}; continue with --resume")
-        finish(run, outcome, console)
-    return folder.path
+        if until is None:
+            finish(run, outcome, console)
 
 
 def absolute(config: Config) -> Config:
@@ -101,7 +125,7 @@ def absolute(config: Config) -> Config:
     return Config.model_validate(tree)
 
 
-def _open_tracking(config: Config, folder: RunFolder) -> None:
+def _open_tracking(config: Config, folder: RunFolder, parent: str | None) -> None:
     """Create the MLflow run, or take up the one of the run that is resumed; its id is kept in the run folder."""
     uri = tracking_uri(config)
     if uri is None:
@@ -113,6 +137,8 @@ def _open_tracking(config: Config, folder: RunFolder) -> None:
         tracker.params(flatten(config))
         tracker.artifact(folder.path / "config.yaml")
         tracker.tags({"git_commit": git_commit(Path(__file__).parent) or "none"})
+        if parent is not None:
+            tracker.tags({"mlflow.parentRunId": parent})
 
 
 def _close_tracking(config: Config, folder: RunFolder, status: str) -> None:

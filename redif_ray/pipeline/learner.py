@@ -58,7 +58,7 @@ class Learner:
         self.config, self.rank, self.world = config, rank, world
         self.coordinator, self.writer = job["coordinator"], job["writer"]
         self.publisher = Publisher(job["weights"])
-        self.folder, self.token = Path(job["folder"]), job["token"]
+        self.folder, self.token, self.until = Path(job["folder"]), job["token"], int(job["until"])
         self.teacher = teacher = build.teacher(config, build.device(config.learner.gpus))
         self.student = build.student(config, teacher)
         if config.learner.checkpointing:
@@ -88,7 +88,7 @@ class Learner:
         self._begin()
         if self.validator is not None and not restored:
             self._first_validation()
-        while self.round < self.plan.rounds:
+        while self.round < self.until:
             round, started = self.round, time.perf_counter()
             if self.plan.phase(round) != self.phase:
                 self._start_phase(self.plan.phase(round))
@@ -135,8 +135,8 @@ class Learner:
 
     def _after_round(self, round: int, metrics: dict[str, float], data: Fetched, started: float) -> None:
         """Rank 0 only: validate, log, keep checkpoints."""
-        last = self.round == self.plan.rounds
-        boundary = not last and self.plan.phase(self.round) != self.phase
+        last = self.round == self.until
+        boundary = self.round < self.plan.rounds and self.plan.phase(self.round) != self.phase
         row: dict[str, Any] = {"round": round, "phase": self.phase, "policy_version": self.round, **metrics}
         if last or boundary or self.round % self.config.validation.every == 0:
             row |= self._validate()

@@ -73,12 +73,14 @@ class Fit:
 
 
 @contextmanager
-def training(run: Session) -> Iterator[Fit]:
+def training(run: Session, until: int | None = None) -> Iterator[Fit]:
     """The learner, started; it waits for `Coordinator.begin`. An error in here makes it leave.
+
+    until: the round after which it leaves; None: the last.
 
     Whoever interrupts a start-up does not wait for it to load first: it goes with the cluster.
     """
-    fit = Fit(_trainer(run))
+    fit = Fit(_trainer(run, until))
     try:
         yield fit
     except Interrupted:
@@ -89,7 +91,7 @@ def training(run: Session) -> Iterator[Fit]:
         raise
 
 
-def _trainer(run: Session) -> Any:
+def _trainer(run: Session, until: int | None) -> Any:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -99,6 +101,7 @@ def _trainer(run: Session) -> Any:
         train_loop_config={
             "config": run.config,
             "folder": str(run.folder.path),
+            "until": run.plan.rounds if until is None else min(until, run.plan.rounds),
             "token": run.token,
             "coordinator": run.coordinator,
             "weights": run.publisher.store,

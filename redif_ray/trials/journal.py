@@ -40,10 +40,10 @@ class Journal:
         self.running[trial_id] = (slot, proposal, [])
         return proposal
 
-    def scored(self, trial_id: str, score: float) -> bool:
-        """Note a score; whether the trial goes on."""
+    def scored(self, trial_id: str, place: int, score: float) -> bool:
+        """Note the `place`-th score of a trial, once more where its process was lost; whether the trial goes on."""
         slot, _, scores = self.running[trial_id]
-        scores.append(score)
+        scores[place:] = [score]
         return self.course.goes_on(slot, scores)
 
     def over(self, trial_id: str, error: str | None = None) -> None:

@@ -54,17 +54,20 @@ class _Cuts(FIFOScheduler):
         self.journal = journal
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict) -> str:
-        scored = "error" not in result and "left" not in result
-        go_on = scored and self.journal.scored(trial.trial_id, float(result["score"]))
+        if "error" in result or "left" in result:
+            return TrialScheduler.STOP
+        go_on = self.journal.scored(trial.trial_id, result["training_iteration"] - 1, float(result["score"]))
         return TrialScheduler.CONTINUE if go_on else TrialScheduler.STOP
 
 
 def run_trials(
-    journal: Journal, trainable: Any, stop: StopRequest, *, resources: Any, concurrent: int, reuse: bool
+    journal: Journal, trainable: Any, stop: StopRequest, *, resources: Any, concurrent: int, reuse: bool,
+    retries: int = 0,
 ) -> None:
     """Run what is missing of the course. A trial that fails is recorded with its error.
 
-    resources: of one trial, as Tune takes them; reuse: whether trials share processes one after the other.
+    resources: of one trial, as Tune takes them; reuse: whether trials share processes one after the other;
+    retries: how often a trial whose process is lost begins again.
     """
     if not journal.pending:
         return
@@ -76,7 +79,7 @@ def run_trials(
         ),
         run_config=tune.RunConfig(
             name="tune", storage_path=str(journal.path.parent / ".tune"), verbose=0,
-            failure_config=tune.FailureConfig(max_failures=0),
+            failure_config=tune.FailureConfig(max_failures=retries),
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
         ),
     ).fit()

@@ -92,9 +92,9 @@ class Tuned:
             proposal = journal.start("a")
             assert proposal is not None
             timesteps = proposal["timesteps"]
-            go_on = journal.scored("a", 1.1 * distance(timesteps))
+            go_on = journal.scored("a", 0, 1.1 * distance(timesteps))
             if go_on:
-                assert not journal.scored("a", distance(timesteps))
+                assert not journal.scored("a", 1, distance(timesteps))
             journal.over("a")
             cut = None if cut is None else cut - 1
 

@@ -1,0 +1,103 @@
+"""Population based training (Jaderberg et al., arXiv 1711.09846): settings change while runs train.
+
+A population trains for a generation; then each of its worst quarter takes up the checkpoint of one of the best quarter,
+with settings moved a little. A generation waits for all of the one before, so that who copies whom depends on nothing
+but scores and the seed. Every member of every generation is a run folder of its own, which nothing overwrites.
+"""
+
+from __future__ import annotations
+
+import math
+
+from redif_ray.config import Config, ConfigError
+from redif_ray.diffusion import noise
+from redif_ray.diffusion.noise import Stream
+from redif_ray.pipeline.plan import Phases
+from redif_ray.sweep.course import Course, Run, Slot, Trial
+from redif_ray.sweep.space import current
+from redif_ray.trials.samplers import propose
+from redif_ray.trials.space import Choice, Space
+
+FACTORS = (0.8, 1.25)
+MEMBER = "member"
+
+
+class Population(Course):
+    """`sweep.trials` members; member 0 begins with the recipe as it is."""
+
+    def __init__(self, config: Config, space: Space) -> None:
+        for key in space:
+            if not key.startswith("learner.") or key == "learner.rounds":
+                raise ConfigError(
+                    f"sweep.space.{key}: sweep.scheduler=pbt changes settings of a run that goes on, which only those "
+                    "of its learner may; expected keys below learner., and not learner.rounds"
+                )
+        if config.sweep.trials < 2:
+            raise ConfigError(f"sweep.trials={config.sweep.trials}: sweep.scheduler=pbt needs at least 2 members")
+        self.config, self.space, self.settings = config, space, config.sweep
+        size, generations = config.sweep.trials, config.sweep.generations
+        rounds = Phases(config).rounds
+        if generations > rounds:
+            raise ConfigError(f"sweep.generations={generations}: expected at most the rounds of a run, {rounds}")
+        self.ends = [round(rounds * (g + 1) / generations) for g in range(generations)]
+        super().__init__(
+            [Slot(g * size + i, f"{MEMBER} {g}", i, g) for g in range(generations) for i in range(size)],
+            config.sweep.concurrent,
+        )
+
+    def known_before(self, slot: Slot) -> int:
+        return slot.generation * self.settings.trials
+
+    def run(self, slot: Slot) -> Run:
+        name, end = f"member-{slot.index:02d}-{slot.generation}", self.ends[slot.generation]
+        seed, s = self.config.run.seed, self.settings
+        if slot.generation == 0:
+            settings = {} if slot.index == 0 else dict(propose(
+                "random", self.space, [], seed=seed, number=slot.number, index=slot.index, budget=s.trials
+            ))
+            return Run(name, seed, settings, end, (end,))
+        ranked = self._ranked(slot.generation - 1)
+        own = next((t for t in ranked if t.index == slot.index), None)
+        quarter = max(1, len(ranked) // 4)
+        if own is not None and (len(ranked) == 1 or own not in ranked[-quarter:]):
+            return Run(name, seed, own.settings, end, (end,), own.run)
+        luck = noise.uniform(1 + 2 * len(self.space), Stream.PROPOSAL, seed=seed, group=slot.number).tolist()
+        donor = ranked[int(luck[0] * quarter)]
+        return Run(name, seed, self._moved(donor, luck[1:]), end, (end,), donor.run)
+
+    def _ranked(self, generation: int) -> list[Trial]:
+        """Those of a generation that did not fail, best first. Raises ValueError where all failed."""
+        found = [t for t in self.finished() if t.generation == generation]
+        if not found:
+            raise ValueError(f"all runs of generation {generation} failed")
+        return sorted(found, key=lambda t: (-t.score, t.number))
+
+    def _moved(self, donor: Trial, luck: list[float]) -> dict[str, object]:
+        """A donor's settings: numbers times one of `FACTORS`, choices to a neighbour; where it has none, anew."""
+        values, moved = current(self.config, self.space) | donor.settings, dict[str, object]()
+        for i, (name, part) in enumerate(self.space.items()):
+            value, up = values[name], luck[2 * i] >= 0.5
+            if isinstance(part, Choice):
+                place = part.options.index(value) + (1 if up else -1) if value in part.options else 0
+                moved[name] = part.options[place % len(part.options)]
+            elif isinstance(value, int | float):
+                scaled = min(max(value * FACTORS[up], part.low), part.high)
+                moved[name] = (math.ceil(scaled) if up else math.floor(scaled)) if part.whole else scaled
+            else:
+                moved[name] = part.at(luck[2 * i + 1])
+        return moved
+
+    def best(self) -> Trial:
+        """Raises ValueError where none reached the end."""
+        return self._ranked(self.settings.generations - 1)[0]
+
+    def history(self) -> list[tuple[int, dict[str, object]]]:
+        """(round, settings until then) of the best, along the runs that it grew out of."""
+        by_name = {t.run: t for t in self.finished()}
+        trial: Trial | None = self.best()
+        found: list[tuple[int, dict[str, object]]] = []
+        while trial is not None:
+            found.insert(0, (self.ends[trial.generation], dict(trial.settings)))
+            trial = by_name[trial.source] if trial.source else None
+        return found
+

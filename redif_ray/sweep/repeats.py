@@ -1,0 +1,48 @@
+"""The best settings and the recipe as it is, each with other seeds: is the best better, or was it lucky?
+
+Seeds are none that chose it. Each of these runs is evaluated on held-out noises and exported, as `redif distill` does.
+"""
+
+from __future__ import annotations
+
+from redif_ray.config import Config
+from redif_ray.pipeline.plan import Phases
+from redif_ray.sweep.course import Course, Run, Slot
+
+BEST, RECIPE = "best", "recipe"
+History = list[tuple[int, dict[str, object]]]  # (round, settings until then)
+
+
+class Repeats(Course):
+    """`sweep.repeats` seeds of each; where the best is the recipe itself, of that alone."""
+
+    def __init__(self, config: Config, best: History) -> None:
+        self.config = config
+        self.histories: dict[str, History] = {BEST: best, RECIPE: [(Phases(config).rounds, {})]}
+        if all(not settings for _, settings in best):
+            del self.histories[BEST]
+        wanted = [
+            (kind, index, part)
+            for index in range(config.sweep.repeats)
+            for kind, history in self.histories.items()
+            for part in range(len(history))
+        ]
+        super().__init__([Slot(n, *w) for n, w in enumerate(wanted)], config.sweep.concurrent)
+
+    def ready(self, slot: Slot) -> bool:
+        """A part of a run waits for the part before it, and for nothing else."""
+        return slot.generation == 0 or slot.number - 1 in self.trials
+
+    def run(self, slot: Slot) -> Run:
+        history = self.histories[slot.stage]
+        until, settings = history[slot.generation]
+        names = [self._name(slot, part) for part in range(len(history))]
+        source = names[slot.generation - 1] if slot.generation else None
+        finish = slot.generation == len(history) - 1
+        seed = self.config.run.seed + 1 + slot.index
+        return Run(names[slot.generation], seed, settings, until, (until,), source, finish)
+
+    def _name(self, slot: Slot, part: int) -> str:
+        last = len(self.histories[slot.stage]) - 1
+        name = f"{slot.stage}-seed-{self.config.run.seed + 1 + slot.index}"
+        return name if part == last else f"{name}-{part}"

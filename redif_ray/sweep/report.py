@@ -1,0 +1,163 @@
+"""A sweep's results: every trial, and the best settings beside the recipe over seeds that chose nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rich.table import Table
+from scipy.stats import t as student_t
+
+from redif_ray.evaluation import plots
+from redif_ray.evaluation.report import markdown_table
+from redif_ray.evaluation.summary import Summary
+from redif_ray.sweep.population import Population
+from redif_ray.sweep.repeats import BEST, RECIPE, Repeats
+from redif_ray.sweep.selection import Selection
+from redif_ray.sweep.space import current
+
+if TYPE_CHECKING:
+    from redif_ray.sweep.sweep import Job
+
+Spread = dict[str, float]  # mean, low and high of its 95 % interval
+
+
+def write_results(job: Job, course: Selection | Population, repeats: Repeats) -> None:
+    """`report.md`, `trials.png`; `summary.json` last, so that its presence means a finished job."""
+    folder = job.folder.path
+    trials = sorted(course.finished(), key=lambda t: (-len(t.scores), -t.score))
+    recipe = current(job.recipe, course.space)
+    points = [{**recipe, **t.settings} for t in trials]
+    held_out = {
+        kind: [_held_out(folder / "trials" / t.run) for t in repeats.finished()
+               if t.stage == kind and t.generation == len(history) - 1]
+        for kind, history in repeats.histories.items()
+    }
+    summary: dict[str, Any] = {
+        "schema": 1, "name": job.config.run.name, "seed": job.config.run.seed, "metric": job.config.sweep.metric,
+        "scheduler": job.config.sweep.scheduler, "best": [list(part) for part in repeats.histories.get(BEST, [])],
+        "held_out": held_out, "seconds": job.records.seconds(),
+        "failed": [asdict(t) for t in course.trials.values() if t.error],
+        "trials": [{**asdict(t), "settings": point} for t, point in zip(trials, points, strict=True)],
+        "spread": {kind: {name: spread([row[name] for row in rows]) for name in rows[0] if name != "seed"}
+                   for kind, rows in held_out.items() if rows},
+        "gain": _gain(held_out),
+    }
+    recipe_score = next((t.score for t in trials if not t.settings), None)
+    plots.scatter(folder / "trials.png", points, [t.score for t in trials], job.config.sweep.metric, recipe_score)
+    (folder / "report.md").write_text(report(summary))
+    final = {f"final/{kind}/{name}": values["mean"] for kind, found in summary["spread"].items()
+             for name, values in found.items()}
+    job.records.summary(final, [folder / "report.md", folder / "best.yaml", *folder.glob("*.png")])
+    job.folder.write("summary.json", json.dumps(summary, indent=1) + "\n")
+    job.console.print(_table(summary))
+    job.console.print(f"report       {folder / 'report.md'}\nbest         {folder / 'best.yaml'}", highlight=False,
+                      soft_wrap=True)
+
+
+def _held_out(run: Path) -> dict[str, float]:
+    """What a whole run measured of its student."""
+    found = Summary.model_validate(json.loads((run / "summary.json").read_text()))
+    student = found.arms.student
+    return {"seed": found.seed, "frechet": student.frechet, "recall": student.recall, **student.paired}
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Mean over seeds and its 95 % interval by Student's t; as wide as can be where there is one seed."""
+    mean, n = float(np.mean(values)), len(values)
+    half = float(student_t.ppf(0.975, n - 1) * np.std(values, ddof=1) / np.sqrt(n)) if n > 1 else float("inf")
+    return {"mean": mean, "low": mean - half, "high": mean + half}
+
+
+def _gain(held_out: Mapping[str, list[dict[str, float]]]) -> dict[str, Spread]:
+    """Best minus recipe, paired by seed: both see the same noises there."""
+    recipe = {row["seed"]: row for row in held_out.get(RECIPE, [])}
+    pairs = [(row, recipe[row["seed"]]) for row in held_out.get(BEST, []) if row["seed"] in recipe]
+    if not pairs:
+        return {}
+    return {name: spread([a[name] - b[name] for a, b in pairs]) for name in pairs[0][0] if name != "seed"}
+
+
+def _cell(value: Spread) -> str:
+    if not np.isfinite(value["low"]):
+        return f"{value['mean']:.4g}"
+    return f"{value['mean']:.4g} [{value['low']:.4g}, {value['high']:.4g}]"
+
+
+def _rows(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Held-out figures as a table: a line a metric."""
+    kinds = list(summary["spread"])
+    names = list(summary["spread"][kinds[0]]) if kinds else []
+    head = ["held out", *kinds, *(["best - recipe"] if summary["gain"] else [])]
+    rows = [
+        [name, *(_cell(summary["spread"][kind][name]) for kind in kinds),
+         *([_cell(summary["gain"][name])] if summary["gain"] else [])]
+        for name in names
+    ]
+    return head, rows
+
+
+def _table(summary: Mapping[str, Any]) -> Table:
+    head, rows = _rows(summary)
+    view = Table(title=f"mean over seeds {_seeds(summary)}, 95 % interval", title_justify="left", box=None,
+                 padding=(0, 1), pad_edge=False)
+    for column in head:
+        view.add_column(column, no_wrap=True)
+    for row in rows:
+        view.add_row(*row)
+    return view
+
+
+def _seeds(summary: Mapping[str, Any]) -> str:
+    return ", ".join(sorted({str(row["seed"]) for rows in summary["held_out"].values() for row in rows}))
+
+
+def report(summary: Mapping[str, Any]) -> str:
+    """The text of `report.md`."""
+    trials, metric = summary["trials"], summary["metric"]
+    keys = list(trials[0]["settings"]) if trials else []
+    whole = max((len(t["scores"]) for t in trials), default=1)
+    seconds = ", ".join(f"{name} {taken:.0f} s" for name, taken in summary["seconds"].items())
+    parts = [
+        f"# {summary['name']}: {len(trials)} runs",
+        f"Compared by `{metric}` (higher is better) on validation noises, seed {summary['seed']}; {seconds}.",
+    ]
+    if summary["spread"]:
+        head, rows = _rows(summary)
+        what = "The best settings and the recipe as it is" if summary["gain"] else (
+            "No settings were better than the recipe as it is")
+        parts += [
+            "## Is the best better?",
+            f"{what}, run with seeds {_seeds(summary)}, which chose nothing; held-out noises, mean over seeds with its "
+            "95 % interval (Student's t), differences paired by seed. An interval that holds 0 is no improvement.",
+            markdown_table(head, rows),
+        ]
+    if len(summary["best"]) > 1:
+        parts.append("Settings of the best over its course: " + "; ".join(
+            f"until round {until}: {_settings(settings)}" for until, settings in summary["best"]) + ".")
+    parts += ["## Runs", markdown_table(
+        ["run", metric, *keys],
+        [[t["run"], _scored(t["scores"], whole), *(_value(t["settings"][key]) for key in keys)]
+         for t in trials],
+    )]
+    if keys:
+        parts.append("![The metric by each setting.](trials.png)")
+    if summary["failed"]:
+        parts += ["## Failed", *(f"- `{t['run']}` {_settings(t['settings'])}: {t['error']}" for t in summary["failed"])]
+    return "\n\n".join(parts) + "\n"
+
+
+def _scored(scores: Sequence[float], whole: int) -> str:
+    return f"{scores[-1]:+.5f}" + ("" if len(scores) == whole else f" (cut at rung {len(scores)})")
+
+
+def _settings(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key}={_value(value)}" for key, value in settings.items()) or "the recipe's"
+
+
+def _value(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,111 @@
+"""The space of a sweep: what the configuration says of it, checked against the configuration tree."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from redif_ray.config import Config, ConfigError, assign, validate
+from redif_ray.trials.space import Choice, Range, Space
+from redif_ray.yaml12 import Loader
+
+KINDS = {
+    "uniform": "uniform(low, high)",
+    "loguniform": "loguniform(low, high), both above 0",
+    "integer": "integer(low, high), both included",
+    "choice": "choice(a, b, ...)",
+}
+FORBIDDEN = {
+    "run": "names and seeds of trials are the sweep's own; sweep.repeats runs other seeds",
+    "ray": "it changes nothing that is computed",
+    "tracking": "it changes nothing that is computed",
+    "checkpoint": "it changes nothing that is computed",
+    "sweep": "a sweep does not sweep itself",
+    "search": "see `redif search`",
+    "validation": "trials would be judged differently",
+    "evaluation": "trials would be judged differently",
+}
+
+
+def read_space(config: Config) -> Space:
+    """The space of `sweep.space`. Raises ConfigError: each bound and each option must be a value that its key takes."""
+    if not config.sweep.space:
+        raise ConfigError(
+            "sweep.space is empty; name what is to vary, such as sweep.space.learner.lr='loguniform(1e-6, 1e-4)'"
+        )
+    space = {key: _part(key, text) for key, text in config.sweep.space.items()}
+    for key, part in space.items():
+        if (why := FORBIDDEN.get(key.partition(".")[0])) is not None:
+            raise ConfigError(f"sweep.space.{key}: {why}")
+        for value in part.options if isinstance(part, Choice) else (part.at(0), part.at(1)):
+            try:
+                configured(config, {key: value})
+            except ConfigError as error:
+                raise ConfigError(f"sweep.space.{key}: {error}") from None
+    _check_metric(config, space)
+    return space
+
+
+def configured(config: Config, settings: Mapping[str, Any]) -> Config:
+    """The configuration with other values at some dotted keys."""
+    tree = config.model_dump()
+    for key, value in settings.items():
+        assign(tree, key.split("."), value)
+    found: Config = validate(tree)
+    return found
+
+
+def current(config: Config, space: Space) -> dict[str, Any]:
+    """What a configuration says at the keys of a space; None where it says nothing."""
+    found = {}
+    for key in space:
+        node: Any = config.model_dump()
+        for part in key.split("."):
+            node = node.get(part) if isinstance(node, dict) else None
+        found[key] = node
+    return found
+
+
+def _part(key: str, said: Any) -> Range | Choice:
+    """`said` is text such as loguniform(1e-6, 1e-4), or a list of options."""
+    if isinstance(said, list | tuple):
+        return _choice(key, list(said))
+    match = re.fullmatch(r"\s*(\w+)\((.*)\)\s*", said) if isinstance(said, str) else None
+    kind, values = (match[1], yaml.load(f"[{match[2]}]", Loader)) if match else ("", [])
+    if kind == "choice":
+        return _choice(key, values)
+    numbers = len(values) == 2 and all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
+    if kind not in KINDS or not numbers:
+        expected = KINDS.get(kind) or ", ".join(KINDS.values())
+        raise ConfigError(f"sweep.space.{key}={said!r}: expected {expected}")
+    low, high = values
+    whole = kind == "integer"
+    if not low < high or (kind == "loguniform" and low <= 0) or (whole and (low % 1 or high % 1)):
+        raise ConfigError(f"sweep.space.{key}={said!r}: expected {KINDS[kind]}, with low below high")
+    return Range(low, high, log=kind == "loguniform", whole=whole)
+
+
+def _choice(key: str, options: list[Any]) -> Choice:
+    if len(options) < 2 or not all(isinstance(o, str | int | float | bool) for o in options):
+        raise ConfigError(f"sweep.space.{key}={options!r}: expected at least two of texts, numbers and booleans")
+    return Choice(tuple(options))
+
+
+def _check_metric(config: Config, space: Space) -> None:
+    """Trials are compared by one validation metric: it must exist, and mean the same in each."""
+    metric, terms = config.sweep.metric, config.reward.fixed
+    known = ["validation/reward", "validation/recall", *(f"validation/{name}" for name in terms)]
+    if metric not in known:
+        raise ConfigError(f"sweep.metric={metric}: expected one of {', '.join(known)}")
+    if metric != "validation/reward":
+        return
+    normalised = any(term.normalise == "std" for term in terms.values())
+    for key in space:
+        if key.startswith("reward.") or (normalised and key.startswith(("student.", "teacher."))):
+            raise ConfigError(
+                f"sweep.space.{key} changes what validation/reward measures, so it cannot compare trials; set "
+                f"sweep.metric to one of {', '.join(known[1:])}"
+            )

@@ -1,0 +1,172 @@
+"""The job: from a configuration with a space to the settings that are best, and whether they are better than luck."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+from rich.console import Console
+
+from redif_ray.config import Config, dump
+from redif_ray.errors import UserError
+from redif_ray.pipeline.cluster import connect, needed
+from redif_ray.pipeline.distill import absolute
+from redif_ray.pipeline.interrupt import Interrupted, StopRequest, stop_requests
+from redif_ray.pipeline.preflight import preflight
+from redif_ray.pipeline.run_folder import RunFolder
+from redif_ray.pipeline.session import beside_driver
+from redif_ray.sweep.course import Course, Trial
+from redif_ray.sweep.population import Population
+from redif_ray.sweep.repeats import Repeats
+from redif_ray.sweep.report import write_results
+from redif_ray.sweep.selection import Selection
+from redif_ray.sweep.space import configured, read_space
+from redif_ray.sweep.trial import Board, RunTrial
+from redif_ray.tracking import tracking_uri
+from redif_ray.trials.journal import TRIALS, Journal
+from redif_ray.trials.records import Records
+from redif_ray.trials.tuning import TRIAL_CPUS, run_trials
+
+SUFFIX, RUNS, REPEATS = "-sweep", "trials", "repeats.jsonl"
+RETRIES = 3  # of a trial whose process is lost; its run goes on from its checkpoint
+POLL_SECONDS = 0.5
+
+
+@dataclass(slots=True)
+class Job:
+    """What the parts of a sweep share. recipe: the configuration of its runs."""
+
+    config: Config
+    recipe: Config
+    folder: RunFolder
+    records: Records
+    stop: StopRequest
+    console: Console
+
+
+def sweep(config: Config, *, resume: bool = False, console: Console | None = None) -> Path:
+    """Run the job to its end and return its folder, `<run.root>/<run.name>-sweep`. Raises what `distill` raises."""
+    with stop_requests() as stop:
+        config = absolute(config)
+        space = read_space(config)
+        course: Selection | Population = (
+            Population(config, space) if config.sweep.scheduler == "pbt" else Selection(config, space)
+        )
+        preflight(config)
+        stop.check()
+        config = configured(config, {"run.name": config.run.name + SUFFIX, **_cpus(config)})
+        folder = RunFolder.open(config, resume=resume)
+        try:
+            with Records.open(config, folder) as records:
+                uri = tracking_uri(config) or "off"
+                recipe = configured(config, {"tracking.uri": uri, "ray.num_cpus": None})
+                _sweep(Job(config, recipe, folder, records, stop, console or Console()), course)
+            return folder.path
+        except KeyboardInterrupt:  # the second Ctrl-C
+            raise Interrupted(f"left at once; the trials that were over are in {folder.path}") from None
+        finally:
+            folder.close()
+
+
+def _cpus(config: Config) -> dict[str, Any]:
+    """A private cluster has room for all trials that run at once."""
+    if config.ray.address != "local" or config.ray.num_cpus is not None:
+        return {}
+    from os import cpu_count
+
+    return {"ray.num_cpus": max(cpu_count() or 1, math.ceil(config.sweep.concurrent * (needed(config)["CPU"] + 0.01)))}
+
+
+def _sweep(job: Job, course: Selection | Population) -> None:
+    with connect(job.config):
+        with job.records.timed("trials"):
+            _run(job, course, TRIALS)
+        best = course.best()
+        job.console.print(f"best: {best.run}, {job.config.sweep.metric} {best.score:+.5f}", highlight=False)
+        repeats = Repeats(job.config, course.history())
+        with job.records.timed("repeats"):
+            _run(job, repeats, REPEATS)
+    shutil.rmtree(job.folder.path / ".tune", ignore_errors=True)
+    job.folder.write("best.yaml", dump(configured(job.recipe, {
+        **best.settings, "run.name": f"{job.recipe.run.name}-best", "sweep": {}, "tracking.uri": None,
+    })))
+    write_results(job, course, repeats)
+
+
+def _run(job: Job, course: Course, journal_name: str) -> None:
+    """What is missing of a course. Raises UserError where every trial failed."""
+    total, began = len(course.slots), time.monotonic()
+
+    def report(trial: Trial) -> None:
+        done = len(course.trials)
+        left = (time.monotonic() - began) / max(1, done - known) * (total - done)
+        what = f"failed: {trial.error}" if trial.error else f"{trial.score:+.5f}"
+        settings = " ".join(f"{key}={_short(value)}" for key, value in trial.settings.items()) or "the recipe"
+        job.console.print(f"{done:3d}/{total}  {trial.run:<14} {what}  {settings}  {left:4.0f} s left",
+                          highlight=False, soft_wrap=True)
+
+    journal = Journal(course, job.folder.path / journal_name, report)
+    known = len(course.trials)
+    runs = job.folder.path / RUNS
+    runs.mkdir(exist_ok=True)
+    tracker = job.records.tracker
+    with _board(job.stop) as board:
+        trial = tune.with_parameters(
+            RunTrial, recipe=job.recipe, root=str(runs), board=board, parent=tracker.run_id if tracker else None
+        )
+        run_trials(journal, trial, job.stop, resources=_bundles(job.recipe), concurrent=_room(job), reuse=False,
+                   retries=RETRIES)
+    job.stop.check()
+    failed = [t for t in course.trials.values() if t.error is not None]
+    if total and len(failed) == total:
+        raise UserError(f"all {total} runs failed; the first: {failed[0].error}")
+
+
+@contextmanager
+def _board(stop: StopRequest) -> Iterator[Any]:
+    """Where trials see that the user asked to stop; Tune itself waits for them."""
+    board, over = beside_driver(Board).remote(), threading.Event()
+
+    def watch() -> None:
+        while not over.wait(POLL_SECONDS):
+            if stop.requested:
+                board.stop.remote()
+
+    thread = threading.Thread(target=watch, name="board", daemon=True)
+    thread.start()
+    try:
+        yield board
+    finally:
+        over.set()
+        thread.join()
+        ray.kill(board)
+
+
+def _bundles(config: Config) -> Any:
+    """A trial's placement group: its rollout and its reward workers. Ray Train makes one of the learner's ranks."""
+    bundles: list[dict[str, float]] = [{"CPU": TRIAL_CPUS}]
+    for role in (config.rollout, config.reward):
+        asked = {"CPU": role.cpus, "GPU": role.gpus} | role.resources
+        bundles += [{kind: amount for kind, amount in asked.items() if amount}] * role.workers
+    return tune.PlacementGroupFactory([bundle for bundle in bundles if bundle])
+
+
+def _room(job: Job) -> int:
+    """How many trials may run at once: as many as have room for all of their roles, so that none waits for a learner
+    while it keeps its workers from another. What a trial knows of the others does not depend on it."""
+    have = ray.cluster_resources()
+    fits = [int((have.get(kind, 0) + 1e-6) // need) for kind, need in needed(job.recipe).items() if need]
+    return max(1, min([job.config.sweep.concurrent, *fits]))
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,67 @@
+"""What a job of trials keeps in its folder and tells MLflow of itself."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Self
+
+from redif_ray.config import Config
+from redif_ray.pipeline.run_folder import RunFolder
+from redif_ray.tracking import Tracker, flatten, tracking_uri
+
+
+class Records:
+    """The state of the folder, and an MLflow run that trials are nested in, written to by a thread of its own."""
+
+    def __init__(self, folder: RunFolder, tracker: Tracker | None) -> None:
+        self.folder, self.tracker = folder, tracker
+        self.thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="mlflow")
+
+    @classmethod
+    @contextmanager
+    def open(cls, config: Config, folder: RunFolder) -> Iterator[Self]:
+        """Records for the length of a block, whose end decides the status of the MLflow run."""
+        uri, tracker = tracking_uri(config), None
+        if uri is not None:
+            known = folder.state.get("mlflow_run_id")
+            tracker = Tracker(uri, config.tracking.experiment, config.run.name, known)
+            if known is None:
+                folder.update_state(mlflow_run_id=tracker.run_id)
+                tracker.params(flatten(config))
+        records = cls(folder, tracker)
+        status = "KILLED"
+        try:
+            yield records
+            status = "FINISHED"
+        except Exception:
+            status = "FAILED"
+            raise
+        finally:
+            records.thread.shutdown()
+            if tracker is not None:
+                tracker.finish(status)
+
+    def summary(self, values: dict[str, float], files: list[Path]) -> None:
+        """The job's own numbers, and its files as artifacts."""
+        if self.tracker is not None:
+            self.tracker.summary(values)
+            for path in files:
+                self.tracker.artifact(path)
+
+    @contextmanager
+    def timed(self, what: str) -> Iterator[None]:
+        """Add the seconds of a block to those that `what` has taken, over restarts."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            taken = self.seconds()
+            taken[what] = taken.get(what, 0.0) + time.monotonic() - began
+            self.folder.update_state(seconds=taken)
+
+    def seconds(self) -> dict[str, float]:
+        return dict(self.folder.state.get("seconds", {}))
