@@ -10,7 +10,7 @@ from typing import Any
 
 from redif_ray.config import Config, load
 from redif_ray.pipeline.distill import distill
-from redif_ray.pipeline.metrics import read_rows
+from redif_ray.pipeline.rows import read_rows
 
 Result = dict[str, Any]
 

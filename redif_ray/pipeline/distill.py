@@ -18,6 +18,7 @@ from redif_ray.pipeline.finish import finish
 from redif_ray.pipeline.interrupt import Interrupted, StopRequest, stop_requests
 from redif_ray.pipeline.preflight import preflight
 from redif_ray.pipeline.progress import show_progress
+from redif_ray.pipeline.rows import read_rows
 from redif_ray.pipeline.run_folder import RunFolder, latest_checkpoint
 from redif_ray.pipeline.schedule_file import found_schedule
 from redif_ray.pipeline.session import session
@@ -87,6 +88,7 @@ def _distill(
     config: Config, conditions: Conditions, folder: RunFolder, stop: StopRequest, console: Console, until: int | None
 ) -> None:
     latest_checkpoint(folder.path / "checkpoints")
+    read_rows(folder.path / "metrics.jsonl")  # as the writer will, whose constructor could not say what is wrong
     expected = estimate.estimate(config, conditions)
     console.print(estimate.table(expected))
     started = time.monotonic()

@@ -18,7 +18,7 @@ from redif_ray.pipeline import build
 from redif_ray.pipeline.accounting import Accounts
 from redif_ray.pipeline.afterwards import export_weights
 from redif_ray.pipeline.arms import measure, result_table
-from redif_ray.pipeline.metrics import read_rows
+from redif_ray.pipeline.rows import read_rows
 from redif_ray.pipeline.session import Session
 from redif_ray.pipeline.train import Outcome
 from redif_ray.tracking import Tracker, tracking_uri
@@ -50,6 +50,7 @@ def finish(run: Session, outcome: Outcome, console: Console) -> None:
     }
     shutil.rmtree(folder / "student", ignore_errors=True)  # of a run that was cut short between export and summary
     export_weights(run.teacher, config, weights, folder / "student", summary)
+    run.get(run.writer.flush.remote())
     metrics = read_rows(folder / "metrics.jsonl")
     plots.side_by_side(folder / "samples.png", [(label, images[:GRID]) for label, images in measured.images])
     plots.reward_curve(folder / "reward.png", metrics)
@@ -77,7 +78,6 @@ def _track(run: Session, summary: dict[str, Any]) -> None:
     uri, folder = tracking_uri(run.config), run.folder.path
     if uri is None:
         return
-    ray.get(run.writer.flush.remote())
     tracker = Tracker(uri, run.config.tracking.experiment, run.config.run.name, run.folder.state["mlflow_run_id"])
     for arm, values in summary["arms"].items():
         if values:

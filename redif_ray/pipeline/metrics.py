@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections import Counter
@@ -11,16 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from redif_ray.errors import UserError
 from redif_ray.pipeline.faults import restarted
+from redif_ray.pipeline.rows import append_rows, read_rows
 from redif_ray.tracking import Tracker
 
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The complete lines of a metrics file; a last line that was cut short by a kill is left out."""
-    if not path.exists():
-        return []
-    lines = path.read_text().split("\n")
-    return [json.loads(line) for line in lines[:-1] if line]
+log = logging.getLogger(__name__)
 
 
 class MetricsWriter:
@@ -29,7 +24,7 @@ class MetricsWriter:
     def __init__(self, folder: str, uri: str | None, experiment: str, run_name: str, run_id: str | None) -> None:
         self.path, self.losses = Path(folder) / "metrics.jsonl", Path(folder) / "lost.jsonl"
         self.rows = read_rows(self.path)
-        self.path.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
+        self.written = len(self.rows)  # of `rows`: what the disk did not take waits for the next
         self.tracker = Tracker(uri, experiment, run_name, run_id) if uri else None
         for row in self.rows:  # those that a kill kept from the store; it leaves out what it has
             self._track(row)
@@ -44,9 +39,16 @@ class MetricsWriter:
         if any(row["round"] == known["round"] for known in self.rows):
             return
         self.rows.append(row)
-        with self.path.open("a") as stream:
-            stream.write(json.dumps(row) + "\n")
+        try:
+            self._write()
+        except UserError as error:
+            log.warning("%s; what it lacks is kept in memory", error)
         self._track(row)
+
+    def _write(self) -> None:
+        if len(self.rows) > self.written:
+            append_rows(self.path, self.rows[self.written :])
+            self.written = len(self.rows)
 
     def _track(self, row: dict[str, Any]) -> None:
         if self.tracker:
@@ -58,20 +60,24 @@ class MetricsWriter:
             try:
                 self.tracker.image(key, image, step)
             except Exception as error:  # MLflow raises its own, SQLAlchemy's and requests' errors here
-                logging.getLogger(__name__).warning("MLflow did not take the image %s (%s)", key, type(error).__name__)
+                log.warning("MLflow did not take the image %s (%s)", key, type(error).__name__)
 
     def latest(self, after: int) -> list[dict[str, Any]]:
         """Rows of rounds above `after`."""
         return [row for row in self.rows[-200:] if row["round"] > after]
 
     def lost(self, what: str) -> None:
-        """Note that a part of the run was lost, for its report."""
-        with self.losses.open("a") as stream:
-            stream.write(json.dumps({"time": time.time(), "lost": what}) + "\n")
+        """Note that a part of the run was lost, for its report; a full disk costs the note."""
+        try:
+            append_rows(self.losses, [{"time": time.time(), "lost": what}])
+        except UserError as error:
+            log.warning("the loss of a %s is not noted: %s", what, error)
 
     def all_lost(self) -> dict[str, int]:
         """How often each part was lost, since the run began."""
         return dict(Counter(row["lost"] for row in read_rows(self.losses)))
 
     def flush(self) -> bool:
+        """Write what waits; whether the store took its part. Raises UserError where the disk does not."""
+        self._write()
         return self.tracker.flush() if self.tracker else True

@@ -19,7 +19,7 @@ from redif_ray.evaluation.arm import evaluate_arm
 from redif_ray.evaluation.bootstrap import difference, interval
 from redif_ray.evaluation.judge import Judge, judge_of_images, load_judge, needs_reference
 from redif_ray.pipeline import build
-from redif_ray.pipeline.metrics import read_rows
+from redif_ray.pipeline.rows import append_rows, read_rows
 from redif_ray.pipeline.schedule_file import Found, ScheduleFile, write_schedules
 from redif_ray.rewards.base import RewardInputs, Rewards
 from redif_ray.search.report import report, table
@@ -46,7 +46,6 @@ def measure(job: Job, finalists: list[Finalist]) -> list[dict[str, Any]]:
     """A row each: the finalist, its distance to the teacher with its interval, and every metric of an arm."""
     path = job.folder.path / MEASURED
     rows = read_rows(path)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))  # without a line that was cut short
     known = {(row["steps"], row["name"]) for row in rows}
     missing = [f for f in finalists if (f.steps, f.name) not in known]
     if missing:
@@ -57,8 +56,7 @@ def measure(job: Job, finalists: list[Finalist]) -> list[dict[str, Any]]:
     for finalist in missing:
         row = asdict(finalist) | _measured(job, finalist, targets, conditions, judge, rewards)
         rows.append(row)
-        with path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        append_rows(path, [row])
     order = {(f.steps, f.name): i for i, f in enumerate(finalists)}
     return sorted((row for row in rows if (row["steps"], row["name"]) in order),
                   key=lambda row: order[row["steps"], row["name"]])

@@ -22,7 +22,7 @@ from redif_ray.errors import UserError
 from redif_ray.pipeline.distill import run_part
 from redif_ray.pipeline.fork import fork
 from redif_ray.pipeline.interrupt import Interrupted, StopRequest
-from redif_ray.pipeline.metrics import read_rows
+from redif_ray.pipeline.rows import read_rows
 from redif_ray.pipeline.run_folder import RunFinished
 from redif_ray.sweep.course import Run
 from redif_ray.sweep.space import configured

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from redif_ray.pipeline.metrics import read_rows
+from redif_ray.pipeline.rows import append_rows, read_rows
 from redif_ray.trials.course import Course
 
 TRIALS = "trials.jsonl"
@@ -20,9 +18,7 @@ class Journal:
     def __init__(self, course: Course[Any, Any], path: Path, report: Callable[[Any], None]) -> None:
         self.course, self.path, self.report = course, path, report
         self.running: dict[str, tuple[Any, dict[str, Any], list[float]]] = {}
-        rows = read_rows(path)
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))  # without a line that was cut short
-        for row in rows:
+        for row in read_rows(path):
             course.record(course.restored(row))
         self.pending = course.missing()
 
@@ -50,10 +46,7 @@ class Journal:
         """Keep what came of a trial."""
         slot, proposal, scores = self.running.pop(trial_id)
         trial = self.course.over(slot, proposal, scores, error)
-        with self.path.open("a") as file:
-            file.write(json.dumps(trial.row()) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        append_rows(self.path, [trial.row()])
         self.course.record(trial)
         self.report(trial)
 

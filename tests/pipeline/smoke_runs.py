@@ -13,7 +13,7 @@ from redif_ray.config import Config, load
 from redif_ray.evaluation.summary import Summary
 from redif_ray.models.registry import load_model
 from redif_ray.models.student import get_weights, make_student
-from redif_ray.pipeline.metrics import read_rows
+from redif_ray.pipeline.rows import read_rows
 
 
 def smoke(root: Path, name: str, *overrides: str) -> Config:

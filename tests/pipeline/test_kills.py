@@ -16,7 +16,7 @@ from plain_loop import train
 from smoke_runs import last_weights, rounds, smoke, start, summary
 
 from redif_ray.pipeline.distill import distill
-from redif_ray.pipeline.metrics import read_rows
+from redif_ray.pipeline.rows import read_rows
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("cluster")]
 DEADLINE = 300

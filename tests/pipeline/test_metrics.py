@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from redif_ray.pipeline.metrics import MetricsWriter, read_rows
+from redif_ray.pipeline.metrics import MetricsWriter
+from redif_ray.pipeline.rows import read_rows
 from redif_ray.tracking import Tracker
 
 

@@ -12,7 +12,7 @@ from test_families import resumed
 from redif_ray.checkpoint import load_checkpoint
 from redif_ray.config import Config
 from redif_ray.pipeline.distill import distill
-from redif_ray.pipeline.metrics import read_rows
+from redif_ray.pipeline.rows import read_rows
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("cluster")]
 

@@ -15,7 +15,7 @@ from redif_ray.config import ConfigError
 from redif_ray.models.registry import load_model
 from redif_ray.pipeline.distill import distill
 from redif_ray.pipeline.learner import GuardError
-from redif_ray.pipeline.metrics import read_rows
+from redif_ray.pipeline.rows import read_rows
 from redif_ray.pipeline.run_folder import RunError, RunFinished
 from redif_ray.rewards.base import RewardError
 

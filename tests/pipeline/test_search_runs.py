@@ -12,7 +12,7 @@ from smoke_runs import smoke
 
 from redif_ray.config import read_yaml
 from redif_ray.pipeline.afterwards import export_checkpoint
-from redif_ray.pipeline.metrics import read_rows
+from redif_ray.pipeline.rows import read_rows
 from redif_ray.pipeline.run_folder import RunFinished
 from redif_ray.pipeline.schedule_file import read_timesteps
 from redif_ray.search.search import search

@@ -11,7 +11,7 @@ import torch
 from redif_ray import config
 from redif_ray.diffusion import schedules
 from redif_ray.diffusion.levels import VariancePreserving
-from redif_ray.pipeline.metrics import read_rows
+from redif_ray.pipeline.rows import read_rows
 from redif_ray.search.course import Course, Slot, Trial
 from redif_ray.trials.journal import Journal
 

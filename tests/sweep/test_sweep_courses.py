@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from redif_ray.config import Config, load
-from redif_ray.pipeline.metrics import read_rows
+from redif_ray.pipeline.rows import read_rows
 from redif_ray.sweep.course import Course, Run, Slot
 from redif_ray.sweep.population import FACTORS, Population
 from redif_ray.sweep.repeats import Repeats
