@@ -21,7 +21,7 @@ from redif_ray.pipeline.arms import measure, result_table
 from redif_ray.pipeline.rows import read_rows
 from redif_ray.pipeline.session import Session
 from redif_ray.pipeline.train import Outcome
-from redif_ray.tracking import Tracker, tracking_uri
+from redif_ray.tracking import Tracker, TrackingError, tracking_uri
 
 GRID = 10  # images a row of the side-by-side picture
 
@@ -79,6 +79,8 @@ def _track(run: Session, summary: dict[str, Any]) -> None:
     if uri is None:
         return
     tracker = Tracker(uri, run.config.tracking.experiment, run.config.run.name, run.folder.state["mlflow_run_id"])
+    if not run.get(run.writer.flush.remote()):
+        raise TrackingError(f"the MLflow store {uri} did not take the run's metrics; bring it back and use --resume")
     for arm, values in summary["arms"].items():
         if values:
             scalars = {k: v for k, v in values.items() if isinstance(v, int | float)}

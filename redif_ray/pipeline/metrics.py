@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import math
+import os
 import time
 from collections import Counter
 from pathlib import Path
@@ -13,9 +15,10 @@ import numpy as np
 from redif_ray.errors import UserError
 from redif_ray.pipeline.faults import restarted
 from redif_ray.pipeline.rows import append_rows, read_rows
-from redif_ray.tracking import Tracker
+from redif_ray.tracking import Tracker, TrackingError
 
 log = logging.getLogger(__name__)
+AGAIN_SECONDS = 10.0  # after which a store that did not answer at the start is asked again
 
 
 class MetricsWriter:
@@ -25,9 +28,11 @@ class MetricsWriter:
         self.path, self.losses = Path(folder) / "metrics.jsonl", Path(folder) / "lost.jsonl"
         self.rows = read_rows(self.path)
         self.written = len(self.rows)  # of `rows`: what the disk did not take waits for the next
-        self.tracker = Tracker(uri, experiment, run_name, run_id) if uri else None
-        for row in self.rows:  # those that a kill kept from the store; it leaves out what it has
-            self._track(row)
+        self.named = (uri, experiment, run_name, run_id) if uri else None
+        self.tracker: Tracker | None = None
+        self.asked = -math.inf
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # MLflow's 7 take 4 minutes; rows are kept here
+        self._store()
         if restarted():
             self.lost("metrics writer")
 
@@ -43,16 +48,29 @@ class MetricsWriter:
             self._write()
         except UserError as error:
             log.warning("%s; what it lacks is kept in memory", error)
-        self._track(row)
+        if (tracker := self._store()) is not None:
+            self._track(tracker, row)
 
     def _write(self) -> None:
         if len(self.rows) > self.written:
             append_rows(self.path, self.rows[self.written :])
             self.written = len(self.rows)
 
-    def _track(self, row: dict[str, Any]) -> None:
-        if self.tracker:
-            self.tracker.metrics({k: v for k, v in row.items() if isinstance(v, int | float)}, step=row["round"])
+    def _store(self, again: float = AGAIN_SECONDS) -> Tracker | None:
+        """The MLflow run, once its store has answered: that is asked every `again` seconds, then told what it lacks."""
+        if self.tracker is None and self.named and time.monotonic() - self.asked >= again:
+            self.asked = time.monotonic()
+            try:
+                self.tracker = Tracker(*self.named)
+            except TrackingError as error:
+                log.warning("%s. It is asked again; metrics are kept", error)
+            else:
+                for row in self.rows:  # the tracker leaves out what the store has
+                    self._track(self.tracker, row)
+        return self.tracker
+
+    def _track(self, tracker: Tracker, row: dict[str, Any]) -> None:
+        tracker.metrics({k: v for k, v in row.items() if isinstance(v, int | float)}, step=row["round"])
 
     def image(self, key: str, image: np.ndarray, step: int) -> None:
         """A picture for the run's page; a store that does not take it costs the picture, not the run."""
@@ -80,4 +98,5 @@ class MetricsWriter:
     def flush(self) -> bool:
         """Write what waits; whether the store took its part. Raises UserError where the disk does not."""
         self._write()
-        return self.tracker.flush() if self.tracker else True
+        tracker = self._store(again=0)
+        return tracker.flush() if tracker else self.named is None

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import socket
+import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from mlflow import MlflowClient
 
@@ -44,3 +47,33 @@ def test_a_killed_writer_loses_no_round(tmp_path: Path, monkeypatch: pytest.Monk
     assert [r["round"] for r in read_rows(tmp_path / "metrics.jsonl")] == [-1, 0, 1, 2, 3, 4]
     assert read_rows(tmp_path / "metrics.jsonl")[4] == row(3)
     assert [r["round"] for r in again.latest(2)] == [3, 4]
+
+
+def test_a_store_that_is_away_when_the_writer_starts(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    store, uri = tmp_path / "mlflow.db", f"sqlite:///{tmp_path}/mlflow.db"
+    run_id = Tracker(uri, "tests", "run").run_id
+    kept = store.rename(tmp_path / "kept.db")
+    store.mkdir()
+    writer = MetricsWriter(str(tmp_path), uri, "tests", "run", run_id)
+    writer.log(row(0))
+    writer.image("samples", np.zeros((4, 4, 3), np.uint8), 0)
+    assert not writer.flush()
+    assert f"the MLflow store {uri} cannot be used" in caplog.text and "asked again" in caplog.text
+    store.rmdir()
+    kept.rename(store)
+    writer.log(row(1))
+    assert writer.flush()
+    writer.log(row(2))
+    assert writer.flush()
+    assert steps(uri, run_id) == [0, 1, 2]
+
+
+def test_a_server_that_refuses_keeps_nobody_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", raising=False)
+    with socket.socket() as nobody:  # bound, and does not listen
+        nobody.bind(("127.0.0.1", 0))
+        uri, began = f"http://127.0.0.1:{nobody.getsockname()[1]}", time.monotonic()
+        writer = MetricsWriter(str(tmp_path), uri, "tests", "run", "0" * 32)
+        writer.log(row(0))
+        assert not writer.flush()
+    assert time.monotonic() - began < 30
