@@ -9,7 +9,8 @@ and one teacher image; `Trajectories.latents` is [N + 1, 32, *latent_shape].
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -77,6 +78,7 @@ class Work:
     component: str
     seconds: float
     network_calls: int
+    ended: float = field(default_factory=time.time)  # seconds since 1970, by the clock of the worker's node
 
 
 @dataclass(frozen=True, slots=True)

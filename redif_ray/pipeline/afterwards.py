@@ -15,7 +15,7 @@ from redif_ray.export import export_student
 from redif_ray.models.protocol import DiffusionModel
 from redif_ray.models.registry import load_model, model_folder
 from redif_ray.models.student import make_student, set_weights
-from redif_ray.pipeline import build
+from redif_ray.pipeline import build, timeline
 from redif_ray.pipeline.accounting import Accounts
 from redif_ray.pipeline.arms import measure, result_table
 from redif_ray.pipeline.cluster import connect
@@ -54,6 +54,7 @@ def evaluate(run: Path, overrides: list[str], *, checkpoint: str, console: Conso
         name = f"evaluation-{config.evaluation.held_out}.json"
         found = {**measured.fields, "notes": measured.notes}
         folder.write(name, json.dumps(found, indent=1) + "\n")
+        timeline.draw(folder)
     console.print(result_table(found))
     return run / name
 

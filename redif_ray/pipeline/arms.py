@@ -23,6 +23,7 @@ from redif_ray.pipeline.judging import judge_of
 from redif_ray.pipeline.learned import last_learned
 from redif_ray.pipeline.samples import Samples
 from redif_ray.pipeline.session import INITIAL, Session
+from redif_ray.pipeline.timeline import spans
 from redif_ray.rewards.base import RewardInputs, Rewards
 
 Way = tuple[str, str, int, float]  # to sample the teacher: solver, schedule, steps, guidance
@@ -185,7 +186,9 @@ def _teacher_samples(run: Session, stream: Stream, count: int, way: Way, account
         run.reward[i % len(run.reward)].sample.options(num_returns=2).remote(shard, *way)
         for i, shard in enumerate(run.plan.deploy(stream, count))
     ]
-    accounts.add_evaluation(run.get([meta for meta, _ in answers]))
+    metas = run.get([meta for meta, _ in answers])
+    accounts.add_evaluation(metas)
+    run.writer.spans.remote(spans(metas))
     return np.concatenate(run.get([data for _, data in answers]))
 
 

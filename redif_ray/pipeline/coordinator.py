@@ -25,12 +25,15 @@ from redif_ray.data.conditions import CONDITIONS, Conditions
 from redif_ray.diffusion.noise import Stream
 from redif_ray.pipeline.batch import Batch, Make, Parts
 from redif_ray.pipeline.faults import ATTEMPTS, RoundData, restarted
+from redif_ray.pipeline.gauges import PoolGauges
 from redif_ray.pipeline.plan import RoundPlan
 from redif_ray.pipeline.pool import Pool, Urgency
+from redif_ray.pipeline.timeline import Span, spans
 from redif_ray.pipeline.weight_store import learned_key, policy_key
 from redif_ray.types import Meta, Shard
 
 REMEMBERED = 3  # deployments whose references are held
+WATCH_SECONDS = 1.0
 log = logging.getLogger(__name__)
 
 
@@ -42,8 +45,11 @@ class Coordinator:
         self.config = config
         self.plan = RoundPlan(config, Conditions.from_json((Path(folder) / CONDITIONS).read_text()))
         timeout = config.pipeline.timeout_s
-        self.rollout = Pool("rollout", rollout, self._lost, timeout)
-        self.reward = Pool("reward", reward, self._lost, timeout)
+        self.rollout = Pool("rollout", rollout, self._lost, timeout, self._done)
+        self.reward = Pool("reward", reward, self._lost, timeout, self._done)
+        self.gauges = PoolGauges(config.run.name)
+        self.watching: asyncio.Task[None] | None = None
+        self.spans: list[Span] = []  # of which the writer does not know yet
         self.rounds: dict[int, Batch] = {}
         self.deployments: dict[tuple[Any, ...], Batch] = {}
         self.targets: dict[tuple[int, int], asyncio.Future[tuple[Meta, Any]]] = {}  # by round and shard
@@ -57,6 +63,17 @@ class Coordinator:
 
     def _lost(self, what: str) -> None:
         self.writer.lost.remote(what)
+        self.gauges.count(what)
+
+    def _done(self, meta: Meta) -> None:
+        self.spans += spans([meta])
+
+    async def _watch(self) -> None:
+        """Keep the gauges of the pools up to date."""
+        while True:
+            for pool in (self.rollout, self.reward):
+                self.gauges.set(pool.role, pool.calls.qsize(), pool.in_flight)
+            await asyncio.sleep(WATCH_SECONDS)
 
     async def stop(self) -> None:
         """Ask the learner to checkpoint and leave at its next round."""
@@ -126,7 +143,12 @@ class Coordinator:
             for index in again:
                 self._repeat(batch.shards[index])
             batch.again(again)
+        if self.watching is None:
+            self.watching = asyncio.ensure_future(self._watch())
         results, seconds = await asyncio.shield(batch.whole)
+        if self.spans:
+            self.writer.spans.remote(self.spans)
+            self.spans = []
         mine = tuple((i, references) for i, (_, references) in enumerate(results) if i % world == rank)
         return RoundData(tuple(metas for metas, _ in results), mine, seconds)
 

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from redif_ray.config import Config, Student
 from redif_ray.data.conditions import Conditions
-from redif_ray.pipeline import calibrate, estimate
+from redif_ray.pipeline import calibrate, estimate, timeline
 from redif_ray.pipeline.cluster import connect
 from redif_ray.pipeline.finish import finish
 from redif_ray.pipeline.interrupt import Interrupted, StopRequest, stop_requests
@@ -76,6 +76,7 @@ def run_part(
         raise
     finally:
         folder.close()
+        timeline.draw(folder)
 
 
 def _texts(given: Any, column: str) -> Sequence[str] | None:

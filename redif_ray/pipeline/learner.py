@@ -35,11 +35,13 @@ from redif_ray.models.student import enable_checkpointing, get_weights, set_weig
 from redif_ray.pipeline import build
 from redif_ray.pipeline.accounting import Accounts
 from redif_ray.pipeline.faults import Fetched, Stopping, fetched
+from redif_ray.pipeline.gauges import RoundGauges
 from redif_ray.pipeline.judging import judge_of
 from redif_ray.pipeline.learned import learned_reward
 from redif_ray.pipeline.plan import Phases
 from redif_ray.pipeline.rounds import RoundUpdate
 from redif_ray.pipeline.run_folder import check_seen, latest_checkpoint, prune_checkpoints
+from redif_ray.pipeline.timeline import Stages, spans
 from redif_ray.pipeline.train import Outcome
 from redif_ray.pipeline.validate import Validator
 from redif_ray.pipeline.weight_store import learned_key, policy_key
@@ -74,6 +76,7 @@ class Learner:
         self.stale: dict[str, dict[str, Tensor]] = {}  # by key: versions that rounds to come are made with
         self.best: dict[str, float] | None = None
         self.logged: list[Any] = []  # rows on their way to the writer
+        self.stages, self.gauges = Stages(f"learner-{rank}", self.writer), RoundGauges(config.run.name)
         self._start_phase(self.plan.phase(0))
 
     def run(self) -> Outcome:
@@ -97,11 +100,13 @@ class Learner:
             except Stopping:
                 self._checkpoint()
                 return Outcome(round, True, self.accounts.ledger.state())
-            metrics = self._train(round, data)
+            with self.stages.stage("update", round):
+                metrics = self._train(round, data)
             self.round += 1
             self._publish_round()
             if self.rank == 0:
                 self._after_round(round, metrics, data, started)
+        self.stages.send()
         ray.get(self.logged)
         return Outcome(self.round, False, self.accounts.ledger.state())
 
@@ -144,6 +149,7 @@ class Learner:
         groups = len({g for metas in data.metas for g in metas[0].shard.groups})
         row |= {"groups_per_second": groups / seconds, "seconds/round": seconds, "seconds/gather": data.gather_seconds}
         row |= {f"compute/{name}_nfe": entry["nfe"] for name, entry in self.accounts.ledger.state().items()}
+        self.gauges.set(row, [*spans(m for metas in data.metas for m in metas), *self.stages.passed])
         self._log(row)
         if boundary:
             self._save("warm_start", pack("deploy", self._deployed()), {"version": self.round})
@@ -155,6 +161,7 @@ class Learner:
         rows = [*self.logged, self.writer.log.remote(row)]
         taken, self.logged = ray.wait(rows, num_returns=len(rows), timeout=0)
         ray.get(taken)
+        self.stages.send()
 
     def _validate(self) -> dict[str, float]:
         """Keeps the best student by its validation reward, stops a collapsed one."""
@@ -175,8 +182,9 @@ class Learner:
         self._publish("deploy", weights)
         count = self.config.validation.groups
         key, learned = f"deploy-{self.round}", learned_key(self.config, self.round)
-        data = self._ask(self.coordinator.deploy, int(Stream.VALIDATION), count, self.round, key, learned)
-        found, picture = self.validator(data)
+        with self.stages.stage("validation", self.round):
+            data = self._ask(self.coordinator.deploy, int(Stream.VALIDATION), count, self.round, key, learned)
+            found, picture = self.validator(data)
         self.accounts.add_evaluation(meta for metas in data.metas for meta in metas)
         self.writer.image.remote("samples", picture, self.round)
         return found
@@ -263,7 +271,8 @@ class Learner:
 
     def _save(self, name: str, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
         if self.rank == 0:
-            save_checkpoint(self.folder / "checkpoints" / name, tensors, meta)
+            with self.stages.stage("checkpoint", self.round):
+                save_checkpoint(self.folder / "checkpoints" / name, tensors, meta)
 
     def _restore(self) -> bool:
         """Take up the newest checkpoint; False where there is none yet."""

@@ -15,9 +15,11 @@ import numpy as np
 from redif_ray.errors import UserError
 from redif_ray.pipeline.faults import restarted
 from redif_ray.pipeline.rows import append_rows, read_rows
+from redif_ray.pipeline.timeline import SPANS, Span
 from redif_ray.tracking import Tracker, TrackingError
 
 log = logging.getLogger(__name__)
+TIMELINE_BYTES = 50 * 2**20  # some 400,000 spans; a browser opens no more
 AGAIN_SECONDS = 10.0  # after which a store that did not answer at the start is asked again
 
 
@@ -26,6 +28,7 @@ class MetricsWriter:
 
     def __init__(self, folder: str, uri: str | None, experiment: str, run_name: str, run_id: str | None) -> None:
         self.path, self.losses = Path(folder) / "metrics.jsonl", Path(folder) / "lost.jsonl"
+        self.timeline = Path(folder) / SPANS
         self.rows = read_rows(self.path)
         self.written = len(self.rows)  # of `rows`: what the disk did not take waits for the next
         self.named = (uri, experiment, run_name, run_id) if uri else None
@@ -97,6 +100,14 @@ class MetricsWriter:
 
     def flush(self) -> bool:
         """Write what waits; whether the store took its part. Raises UserError where the disk does not."""
+    def spans(self, rows: list[Span]) -> None:
+        """Keep a part of the timeline. What the disk does not take, or nobody could open, is left out."""
+        try:
+            if not self.timeline.exists() or self.timeline.stat().st_size < TIMELINE_BYTES:
+                append_rows(self.timeline, rows)
+        except UserError as error:
+            log.warning("the timeline has a gap: %s", error)
+
         self._write()
         tracker = self._store(again=0)
         return tracker.flush() if tracker else self.named is None

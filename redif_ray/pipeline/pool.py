@@ -36,19 +36,21 @@ class Pool:
     """Hands work to workers and keeps count of what each did and how long it was busy.
 
     lost: told the role of each worker that was lost in the middle of a call. A call that takes longer than `timeout`
-    seconds is lost too: its worker is killed, and Ray starts it again.
+    seconds is lost too: its worker is killed, and Ray starts it again. done: told of each piece of work.
     """
 
     def __init__(
-        self, role: str, workers: list[Any], lost: Callable[[str], object], timeout: float | None = None
+        self, role: str, workers: list[Any], lost: Callable[[str], object], timeout: float | None = None,
+        done: Callable[[Meta], object] = lambda _: None,
     ) -> None:
-        self.role, self.workers, self.lost, self.timeout = role, workers, lost, timeout
+        self.role, self.workers, self.lost, self.timeout, self.done = role, workers, lost, timeout, done
         self.calls: asyncio.PriorityQueue[Call] = asyncio.PriorityQueue()
         self.tickets = count()
         self.serving: list[asyncio.Task[None]] = []
         self.busy: dict[str, float] = defaultdict(float)
         self.shards: dict[str, int] = defaultdict(int)
         self.left = len(workers)
+        self.in_flight = 0
         self.failure: RayError | None = None  # once nobody is left
 
     async def call(self, urgency: Urgency, method: str, *arguments: Any) -> tuple[Meta, Any]:
@@ -70,11 +72,14 @@ class Pool:
             call = await self.calls.get()
             if call.answer.done():  # whoever asked was cancelled
                 continue
+            self.in_flight += 1
             try:
                 method = getattr(worker, call.method).options(num_returns=2, max_task_retries=0)  # another may be free
                 meta_ref, data_ref = method.remote(*call.arguments)
                 meta: Meta = await asyncio.wait_for(meta_ref, self.timeout)
+                self.in_flight -= 1
             except Exception as error:
+                self.in_flight -= 1
                 if isinstance(error, RayActorError | TimeoutError) and not isinstance(error, RayTaskError):
                     if isinstance(error, TimeoutError):
                         ray.kill(worker, no_restart=False)
@@ -86,6 +91,7 @@ class Pool:
             else:
                 self.shards[meta.worker] += 1
                 self.busy[meta.worker] += sum(w.seconds for w in meta.work)
+                self.done(meta)
                 if not call.answer.done():
                     call.answer.set_result((meta, data_ref))
 
