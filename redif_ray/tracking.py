@@ -28,6 +28,7 @@ import numpy as np
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunStatus, RunTag
 from mlflow.exceptions import MlflowException
+from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from pydantic import BaseModel
 
 from redif_ray.config import Config
@@ -88,6 +89,18 @@ def git_commit(folder: Path) -> str | None:
         return None
 
 
+class Sampler(SystemMetricsMonitor):
+    """MLflow's thread that samples a machine, and whether it has left."""
+
+    left = False
+
+    def monitor(self) -> None:
+        try:
+            super().monitor()
+        finally:
+            self.left = True
+
+
 class Tracker:
     """One MLflow run. `run_id` continues an existing one."""
 
@@ -111,6 +124,7 @@ class Tracker:
             ) from error
         self.pending: list[Metric] = []
         self.flushed = time.monotonic()
+        self.sampler: Sampler | None = None
 
     def _create(self, experiment: str, run_name: str) -> str:
         found = self.client.get_experiment_by_name(experiment)
@@ -185,6 +199,19 @@ class Tracker:
                 return False
             self.pending = self.pending[len(batch) :]
         return True
+
+    def watch_machine(self) -> None:
+        """Have MLflow sample this machine (CPUs, memory, disk, network, GPUs) into the run, as `system/...`.
+
+        Its thread leaves for good where the store does not answer, so this is called again and again.
+        """
+        if self.sampler is not None and not self.sampler.left:
+            return
+        try:
+            self.sampler = Sampler(self.run_id, resume_logging=True, tracking_uri=self.uri)
+            self.sampler.start()
+        except Exception as error:  # whatever the store raises, the run goes on
+            log.warning("MLflow does not sample this machine (%s)", type(error).__name__)
 
     def summary(self, values: Mapping[str, float]) -> None:
         """Final values, at no step."""

@@ -186,6 +186,41 @@ def test_params_tags_summary_image_and_artifact(tracker: Tracker, file: Path, tm
     assert run.info.artifact_uri.startswith((file.parent / "mlartifacts").as_uri())
 
 
+def test_the_machine_is_sampled_into_the_run(tracker: Tracker, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread that left, as MLflow's does where the store is away, is started again and counts on."""
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.1")
+    client, key = MlflowClient(uri), "system/cpu_utilization_percentage"
+
+    def wait_for(count: int) -> None:
+        deadline = time.monotonic() + 60
+        while len(client.get_metric_history(tracker.run_id, key)) < count:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+
+    def end(tracker: Tracker) -> None:
+        tracker.finish()
+        deadline = time.monotonic() + 60
+        while not tracker.sampler.left:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+
+    tracker.watch_machine()
+    sampler = tracker.sampler
+    tracker.watch_machine()
+    assert tracker.sampler is sampler is not None
+    wait_for(2)
+    end(tracker)
+    before = len(client.get_metric_history(tracker.run_id, key))
+    resumed = Tracker(uri, "tests", "run", tracker.run_id)
+    resumed.watch_machine()
+    wait_for(before + 2)
+    end(resumed)
+    found = client.get_metric_history(tracker.run_id, key)
+    assert len({m.step for m in found}) == len(found)
+    names = set(client.get_run(tracker.run_id).data.metrics)
+    assert {"system/system_memory_usage_percentage", "system/disk_usage_percentage"} <= names
+
+
 def test_a_killed_run_goes_on(tracker: Tracker, uri: str) -> None:
     def status() -> str:
         return str(MlflowClient(uri).get_run(tracker.run_id).info.status)

@@ -53,6 +53,7 @@ class MetricsWriter:
             log.warning("%s; what it lacks is kept in memory", error)
         if (tracker := self._store()) is not None:
             self._track(tracker, row)
+            tracker.watch_machine()
 
     def _write(self) -> None:
         if len(self.rows) > self.written:
@@ -70,6 +71,7 @@ class MetricsWriter:
             else:
                 for row in self.rows:  # the tracker leaves out what the store has
                     self._track(self.tracker, row)
+                self.tracker.watch_machine()
         return self.tracker
 
     def _track(self, tracker: Tracker, row: dict[str, Any]) -> None:
@@ -98,8 +100,6 @@ class MetricsWriter:
         """How often each part was lost, since the run began."""
         return dict(Counter(row["lost"] for row in read_rows(self.losses)))
 
-    def flush(self) -> bool:
-        """Write what waits; whether the store took its part. Raises UserError where the disk does not."""
     def spans(self, rows: list[Span]) -> None:
         """Keep a part of the timeline. What the disk does not take, or nobody could open, is left out."""
         try:
@@ -108,6 +108,8 @@ class MetricsWriter:
         except UserError as error:
             log.warning("the timeline has a gap: %s", error)
 
+    def flush(self) -> bool:
+        """Write what waits; whether the store took its part. Raises UserError where the disk does not."""
         self._write()
         tracker = self._store(again=0)
         return tracker.flush() if tracker else self.named is None
