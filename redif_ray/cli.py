@@ -126,6 +126,21 @@ def train_teacher(
 
 
 @app.command()
+def status(
+    run: Annotated[Path, typer.Argument(help="The folder of a run or of a search.")],
+    follow: Annotated[bool, typer.Option("--follow", help="Go on until the run is over.")] = False,
+) -> None:
+    """Say how far a run is, from its folder alone: whether it runs, its pace, its last validation, what was lost.
+
+    Example: redif status runs/demo --follow
+    """
+    from redif_ray.search.status import follow as watch
+    from redif_ray.search.status import show
+
+    (watch if follow else show)(run, console)
+
+
+@app.command()
 def evaluate(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
     overrides: Overrides = None,

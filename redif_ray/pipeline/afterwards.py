@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 
 from redif_ray.checkpoint import load_checkpoint, unpack
-from redif_ray.config import Config, ConfigError, assign, parse_override, read_yaml, validate
+from redif_ray.config import Config, ConfigError, assign, parse_override, validate
 from redif_ray.export import export_student
 from redif_ray.models.protocol import DiffusionModel
 from redif_ray.models.registry import load_model, model_folder
@@ -20,7 +20,7 @@ from redif_ray.pipeline.accounting import Accounts
 from redif_ray.pipeline.arms import measure, result_table
 from redif_ray.pipeline.cluster import connect
 from redif_ray.pipeline.interrupt import stop_requests
-from redif_ray.pipeline.run_folder import RunError, RunFolder
+from redif_ray.pipeline.run_folder import RunFolder, stored_config
 from redif_ray.pipeline.schedule_file import read_timesteps
 from redif_ray.pipeline.session import session
 
@@ -71,11 +71,10 @@ def export_checkpoint(run: Path, out: Path, checkpoint: str, schedule: Path | No
 
 def _load(run: Path, checkpoint: str) -> tuple[Config, dict[str, torch.Tensor], int]:
     """Configuration, deployed weights and policy version of a checkpoint of a run."""
-    if not (run / "config.yaml").is_file():
-        raise RunError(f"{run} is not a run folder: it has no config.yaml")
+    config = stored_config(run)
     tensors, meta = load_checkpoint(run / "checkpoints" / checkpoint)
     weights = unpack("deploy", tensors) or unpack("average/average", tensors) or unpack("student", tensors)
-    return validate(read_yaml(run / "config.yaml")), weights, int(meta.get("version", meta.get("round", 0)))
+    return config, weights, int(meta.get("version", meta.get("round", 0)))
 
 
 def export_weights(

@@ -71,12 +71,13 @@ def run_part(
         raise
     except KeyboardInterrupt:  # the second Ctrl-C
         raise Interrupted(f"left at once; {folder.path} is as its last checkpoint left it") from None
-    except BaseException:
+    except BaseException as error:
+        folder.keep_failure(error)
         _close_tracking(config, folder, "FAILED")
         raise
     finally:
-        folder.close()
         timeline.draw(folder)
+        folder.close()
 
 
 def _texts(given: Any, column: str) -> Sequence[str] | None:

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
 import socket
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from redif_ray.checkpoint import MANIFEST, CheckpointError
 from redif_ray.config import Config, ConfigError, dump, read_yaml, validate
 from redif_ray.data.conditions import CONDITIONS, Conditions
 from redif_ray.errors import Notice, UserError
+from redif_ray.pipeline.holder import LOCK, Lock
 
 # What may differ when a run is resumed: where and with how many hands the work is done, not what is computed.
 FREE = (
@@ -35,7 +35,7 @@ FREE = (
     "tracking.uri",
 )
 TOKEN = ".seen-"
-BEFORE_CONFIG = {".lock", "checkpoints", ".config.yaml.partial"}  # all that a start cut short at once leaves behind
+BEFORE_CONFIG = {LOCK, "checkpoints", ".config.yaml.partial"}  # all that a start cut short at once leaves behind
 
 
 class RunError(UserError, RuntimeError):
@@ -49,7 +49,7 @@ class RunFinished(Notice):
 class RunFolder:
     """`<root>/<name>/`, locked for this process while it is open."""
 
-    def __init__(self, path: Path, lock: IO[str]) -> None:
+    def __init__(self, path: Path, lock: Lock) -> None:
         self.path, self._lock = path, lock
 
     @classmethod
@@ -69,6 +69,7 @@ class RunFolder:
         try:
             if resume:
                 folder._check(config)
+                folder.keep_failure(None)
             else:
                 folder.write("config.yaml", dump(config))
         except BaseException:
@@ -80,8 +81,11 @@ class RunFolder:
     @contextmanager
     def reopen(cls, path: Path) -> Iterator[RunFolder]:
         """An existing folder, whatever its state, locked for the length of a block."""
-        with _locked(path) as lock:
-            yield cls(path, lock)
+        folder = cls(path, _locked(path))
+        try:
+            yield folder
+        finally:
+            folder.close()
 
     def close(self) -> None:
         self._lock.close()
@@ -156,6 +160,13 @@ class RunFolder:
         finally:
             path.unlink(missing_ok=True)
 
+    def keep_failure(self, error: BaseException | None) -> None:
+        """Say, to those who look, what error ended this start of the run. A full disk must not hide it."""
+        told = None if error is None else f"{type(error).__name__}: {error}"
+        if self.state.get("failure") != told:
+            with suppress(RunError):
+                self.update_state(failure=told)
+
     def update_state(self, **values: Any) -> None:
         self.write("run.json", json.dumps({**self.state, **values}, indent=1) + "\n")
 
@@ -171,15 +182,11 @@ def check_seen(token: Path) -> None:
         )
 
 
-def _locked(path: Path) -> IO[str]:
-    """The run's lock file, held until it is closed."""
-    lock = (path / ".lock").open("w")
+def _locked(path: Path) -> Lock:
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return Lock(path)
     except BlockingIOError as error:
-        lock.close()
         raise RunError(f"{path} is in use by another process; wait for it, or choose another run.name") from error
-    return lock
 
 
 def _differences(old: Any, new: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
@@ -190,6 +197,13 @@ def _differences(old: Any, new: Any, prefix: str = "") -> list[tuple[str, Any, A
             for difference in _differences(old.get(key), new.get(key), f"{prefix}.{key}".lstrip("."))
         ]
     return [] if old == new else [(prefix, old, new)]
+
+
+def stored_config(path: Path) -> Config:
+    """What the run in a folder was started with."""
+    if not (path / "config.yaml").is_file():
+        raise RunError(f"{path} is not a run folder: it has no config.yaml")
+    return validate(read_yaml(path / "config.yaml"))
 
 
 def latest_checkpoint(folder: Path) -> Path | None:

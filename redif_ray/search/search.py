@@ -34,11 +34,10 @@ from redif_ray.search.course import Course, Trial
 from redif_ray.search.evaluation import Evaluation
 from redif_ray.search.evaluator import Evaluator, SearchActor
 from redif_ray.search.finalists import Finalist, measure, write_results
+from redif_ray.search.names import SUFFIX
 from redif_ray.search.records import Records
 from redif_ray.trials.journal import TRIALS, Journal
 from redif_ray.trials.tuning import TRIAL_CPUS, run_trials
-
-SUFFIX = "-search"
 
 
 @dataclass(slots=True)
@@ -71,6 +70,11 @@ def search(config: Config, *, resume: bool = False, console: Console | None = No
             with Records.open(config, folder) as records:
                 _search(config, conditions, folder, records, stop, console or Console())
             return folder.path
+        except Interrupted:
+            raise
+        except Exception as error:
+            folder.keep_failure(error)
+            raise
         except KeyboardInterrupt:  # the second Ctrl-C
             raise Interrupted(f"left at once; the trials that were over are in {folder.path}") from None
         finally:
@@ -180,6 +184,7 @@ def _tuned(job: Job, starts: dict[int, dict[str, Schedule]]) -> list[Finalist]:
 
     journal = Journal(course, job.folder.path / TRIALS, report)
     known = len(course.trials)
+    job.folder.update_state(trials=total)
     with job.records.timed("tune"):
         given = tune.with_parameters(
             Evaluation, evaluator=job.evaluator, rungs=config.search.rungs, weights=job.weights

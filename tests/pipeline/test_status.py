@@ -1,0 +1,167 @@
+"""What `redif status` says of folders in every state; it changes none of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from redif_ray.config import Config, load
+from redif_ray.errors import UserError
+from redif_ray.pipeline import holder
+from redif_ray.pipeline.rows import append_rows
+from redif_ray.pipeline.run_folder import RunError, RunFolder
+from redif_ray.search.names import SUFFIX
+from redif_ray.search.status import follow, show, status
+from redif_ray.trials.journal import TRIALS
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    found: Config = load("smoke", [f"run.root={tmp_path}", "tracking.uri=off"])
+    return found
+
+
+def row(round: int, phase: str = "policy", **values: float) -> dict[str, Any]:
+    return {"round": round, "phase": phase, "groups_per_second": 12.0, "seconds/round": 2.0, **values}
+
+
+def validated(reward: float, recall: float) -> dict[str, float]:
+    return {"validation/reward": reward, "validation/recall": recall}
+
+
+@pytest.fixture
+def folder(config: Config) -> RunFolder:
+    """Open, so of a run that is at work: 2 of 4 rounds."""
+    folder = RunFolder.open(config, resume=False)
+    folder.update_state(calibration={})
+    append_rows(folder.path / "metrics.jsonl", [
+        {"round": -1, "phase": "start", **validated(-0.5, 0.5)}, row(0, "warm_start"), row(1, **validated(-0.25, 0.75)),
+    ])  # fmt: skip
+    append_rows(folder.path / "lost.jsonl", [{"lost": "rollout"}, {"lost": "shard"}, {"lost": "shard"}])
+    with (folder.path / "metrics.jsonl").open("a") as file:
+        file.write('{"round": 2, "pha')
+    return folder
+
+
+def contents(folder: Path) -> dict[str, tuple[bytes, int]]:
+    return {str(p): (p.read_bytes(), p.stat().st_mtime_ns) for p in folder.rglob("*") if p.is_file()}
+
+
+def test_a_run_at_work(folder: RunFolder) -> None:
+    checkpoint = folder.path / "checkpoints" / "round-000002"
+    checkpoint.mkdir()
+    (checkpoint / "manifest.json").write_text("{}")
+    os.utime(checkpoint / "manifest.json", (time.time() - 120, time.time() - 120))
+    before = contents(folder.path)
+    word, lines = status(folder.path)
+    assert contents(folder.path) == before
+    assert word == "running" and f"process {os.getpid()} on {socket.gethostname()}" in lines["state"]
+    assert (lines["round"], lines["phase"]) == ("2 of 4", "training, policy")
+    assert lines["speed"] == "0.5 rounds/s, 12 groups/s"
+    assert lines["left"] == "about 4 s of training, then the evaluation"
+    assert lines["validation"] == "reward -0.25 (start -0.5), recall 0.75 (start 0.5), after round 2"
+    assert lines["checkpoint"] == "round-000002, 2.0 min ago"
+    assert lines["lost"] == "1 rollout, 2 shard" and lines["results"] == "none yet" and "MLflow" not in lines
+    folder.close()
+
+
+def test_phases(config: Config, folder: RunFolder) -> None:
+    append_rows(folder.path / "metrics.jsonl", [row(2), row(3)])
+    assert status(folder.path)[1]["phase"] == "evaluation"
+    (folder.path / "metrics.jsonl").unlink()
+    assert status(folder.path)[1]["phase"] == "training, warm_start"
+    folder.write("run.json", "{}")
+    assert status(folder.path)[1]["phase"] == "start-up and calibration"
+    folder.close()
+
+
+def test_how_a_run_ended(config: Config, folder: RunFolder) -> None:
+    folder.close()
+    assert status(folder.path)[1]["state"] == "stopped; continue with --resume"
+    again = RunFolder.open(config, resume=True)
+    again.keep_failure(UserError("too little"))
+    again.close()
+    assert status(folder.path)[1]["state"] == "failed: UserError: too little; continue with --resume"
+    again = RunFolder.open(config, resume=True)
+    assert again.state["failure"] is None and status(folder.path)[0] == "running"
+    again.close()
+    for name in ("report.md", "summary.json"):
+        (folder.path / name).write_text("{}")
+    word, lines = status(folder.path)
+    assert (word, lines["state"], lines["results"]) == ("finished", "finished", "report.md")
+    with RunFolder.reopen(folder.path):
+        assert status(folder.path)[1]["state"].startswith("finished; in use by process")
+    assert status(folder.path)[1]["state"] == "finished"
+
+
+def test_a_run_whose_process_is_gone(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder.close()
+    lock, before = folder.path / holder.LOCK, {"pid": 1, "since": 0.0}  # that process began later
+    lock.write_text(json.dumps({"host": socket.gethostname(), **before}))
+    assert status(folder.path)[1]["state"].startswith("stopped: process 1 on ")
+    lock.write_text(json.dumps({"host": "elsewhere", **before}))
+    assert status(folder.path)[0] == "running"
+    os.utime(lock, (time.time() - 100, time.time() - 100))
+    assert status(folder.path)[1]["state"] == "stopped: process 1 on elsewhere is gone; continue with --resume"
+
+
+def test_whoever_holds_a_folder_shows_that_it_lives(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(holder, "TOUCH_SECONDS", 0.01)
+    folder = RunFolder.open(config, resume=False)
+    lock = folder.path / holder.LOCK
+    os.utime(lock, (0, 0))
+    deadline = time.monotonic() + 30
+    while not lock.stat().st_mtime:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    with pytest.raises(RunError, match="in use"):
+        RunFolder.open(config, resume=True)
+    assert status(folder.path)[0] == "running"  # whoever came too late did not take its name away
+    folder.close()
+    assert lock.read_text() == ""
+
+
+def test_a_search(config: Config) -> None:
+    tree = config.model_dump()
+    tree["run"]["name"] += SUFFIX
+    folder = RunFolder.open(Config.model_validate(tree), resume=False)
+    folder.update_state(trials=30)
+    whole = [0.5] * len(config.search.rungs)
+    append_rows(folder.path / TRIALS, [
+        {"number": 0, "steps": 2, "scores": [*whole[1:], 0.25], "error": None},
+        {"number": 1, "steps": 2, "scores": [0.1], "error": None},
+        {"number": 2, "steps": 2, "scores": [], "error": "lost"},
+    ])  # fmt: skip
+    word, lines = status(folder.path)
+    assert (word, lines["trials"], lines["failed"]) == ("running", "3 of 30", "1 trials")
+    assert lines["best at 2 steps"] == "distance 0.25000, trial 0"
+    folder.close()
+
+
+def printed(what: Callable[[Path, Console], None], path: Path) -> str:
+    console = Console(width=80, force_terminal=False)
+    with console.capture() as capture:
+        what(path, console)
+    return capture.get()
+
+
+def test_it_fits_80_columns_and_following_ends(folder: RunFolder) -> None:
+    folder.close()
+    text = printed(show, folder.path)
+    assert "2 of 4" in text and max(len(line) for line in text.splitlines()) <= 80
+    assert printed(follow, folder.path).strip() == text.strip()
+
+
+def test_what_is_no_run(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(RunError, match=f"{path} is not a run folder"):
+            status(path)
+    assert list(tmp_path.iterdir()) == []
