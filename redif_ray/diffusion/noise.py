@@ -39,6 +39,8 @@ class Stream(IntEnum):
     DISCRIMINATOR = 15  # weights of the learned reward's network
     PROPOSAL = 16  # where a search looks next
     DESCENT = 17  # order of the noises that a schedule is fitted on
+    ADAPTIVE = 18  # x_T on which the adaptive schedule agent is trained
+    EPISODE = 19  # which of them its next episode starts from
 
 
 def bits(

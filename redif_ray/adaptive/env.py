@@ -1,0 +1,80 @@
+"""Gymnasium environments over `Lanes`: one image, or many whose network calls are one batch.
+
+Action: Box(2), (logit of the fraction of half log-SNR that is left, stop if above 0). Observation: see `Task.size`.
+The vector environment resets a finished lane at its next step (gymnasium's next-step mode), as RLlib expects it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.spaces import Box
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+
+from redif_ray.adaptive.episodes import Lanes, Outcome, Task
+from redif_ray.adaptive.observation import BOUND
+
+LOGIT = 7.0  # a fraction lies in (0.001, 0.999)
+
+
+def spaces(task: Task) -> tuple[Box, Box]:
+    """Of observations and of actions, of one image."""
+    limit = np.array([LOGIT, LOGIT], dtype=np.float32)
+    return Box(-BOUND, BOUND, (task.size,), np.float32), Box(-limit, limit, dtype=np.float32)
+
+
+def _stepped(lanes: Lanes, actions: np.ndarray) -> Outcome:
+    logits = np.clip(actions[:, 0].astype(np.float64), -LOGIT, LOGIT)
+    return lanes.step(1 / (1 + np.exp(-logits)), actions[:, 1] > 0)
+
+
+class DenoisingScheduleEnv(gym.Env[np.ndarray, np.ndarray]):
+    """One image. `reset(seed=s)` starts the images that belong to s; without a seed the next one of them starts."""
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": []}
+
+    def __init__(self, task: Task, worker: int = 0) -> None:
+        self.lanes = Lanes(task, 1, worker)
+        self.observation_space, self.action_space = spaces(task)
+        self.begun = False
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed, options=options)
+        if seed is not None or not self.begun:
+            self.begun = True
+            return self.lanes.reset(seed or 0)[0], {}
+        self.lanes.done[:] = True
+        return _stepped(self.lanes, np.zeros((1, 2))).observations[0], {}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        if self.lanes.done[0]:
+            raise RuntimeError("the image is finished; call reset() first")
+        outcome = _stepped(self.lanes, np.asarray(action)[None])
+        return outcome.observations[0], float(outcome.rewards[0]), bool(outcome.done[0]), False, {}
+
+
+class DenoisingScheduleVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
+    """`num_envs` images."""
+
+    metadata: ClassVar[dict[str, Any]] = {"autoreset_mode": AutoresetMode.NEXT_STEP}
+
+    def __init__(self, task: Task, num_envs: int, worker: int = 0) -> None:
+        self.num_envs, self.lanes = num_envs, Lanes(task, num_envs, worker)
+        self.single_observation_space, self.single_action_space = spaces(task)
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed, options=options)
+        return self.lanes.reset(seed or 0), {}
+
+    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        outcome = _stepped(self.lanes, np.asarray(actions))
+        return outcome.observations, outcome.rewards, outcome.done, np.zeros(self.num_envs, dtype=bool), {}

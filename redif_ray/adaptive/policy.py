@@ -1,0 +1,53 @@
+"""The agent's network, without RLlib: what is trained, kept as safetensors and used at deployment.
+
+The mean of an action is a row of a table, by the number of calls made, plus what a small network says of the image. The
+network starts at 0 and the table at a static schedule: the untrained agent is that schedule.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from redif_ray.adaptive.env import LOGIT
+
+HIDDEN = 64
+STOP = 1.5  # standard deviations that the untrained agent's mean is away from the other decision
+SPREAD = 0.15  # first standard deviation of the logit of a fraction
+
+
+def static_table(moves: Sequence[float], max_calls: int) -> Tensor:
+    """Of a static schedule with the fractions `moves` [N - 1]: row k - 1 is what it does after k calls, [max_calls, 2].
+
+    After its last call it stops; exploration beyond goes half the way that is left.
+    """
+    table = torch.tensor([[0.0, STOP]] * max_calls)
+    for k, fraction in enumerate(moves):
+        table[k] = torch.tensor([math.log(fraction / (1 - fraction)), -STOP]).clamp(-LOGIT, LOGIT)
+    return table
+
+
+class Policy(nn.Module):
+    """From observations [B, F], whose last entry is the critic's, to actions. table: [max_calls, 2]."""
+
+    def __init__(self, size: int, table: Tensor) -> None:
+        super().__init__()
+        self.table = nn.Parameter(table.clone())
+        self.log_std = nn.Parameter(torch.tensor([math.log(SPREAD), 0.0]))
+        self.network = mlp(size - 1, 2)
+        nn.init.zeros_(self.network[-1].weight)
+        nn.init.zeros_(self.network[-1].bias)
+
+    def forward(self, observations: Tensor) -> Tensor:
+        """Means of (logit, stop), [B, 2]: the action at deployment."""
+        seen = observations[:, :-1]
+        return seen[:, -len(self.table) :] @ self.table + self.network(seen)
+
+
+def mlp(inputs: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(inputs, HIDDEN), nn.Tanh(), nn.Linear(HIDDEN, HIDDEN), nn.Tanh(), nn.Linear(HIDDEN, outputs)
+    )

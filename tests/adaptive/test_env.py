@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from adaptive_tasks import minus_mse, tiny_task
+from gymnasium.utils.env_checker import check_env
+
+from redif_ray.adaptive import denoising
+from redif_ray.adaptive.env import LOGIT, DenoisingScheduleEnv, DenoisingScheduleVectorEnv
+from redif_ray.adaptive.episodes import Lanes, Task
+from redif_ray.adaptive.policy import Policy, static_table
+from redif_ray.diffusion import noise, schedules, solvers
+from redif_ray.pipeline.build import predictor
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory: pytest.TempPathFactory) -> Task:
+    return tiny_task(tmp_path_factory.mktemp("tiny"))
+
+
+def test_gymnasium_finds_nothing_wrong(task: Task) -> None:
+    check_env(DenoisingScheduleEnv(task))
+
+
+@torch.no_grad()
+def test_rewards_sum_to_the_agreement_less_the_price_of_the_calls(task: Task) -> None:
+    schedule = schedules.build(task.model.process, 4, "uniform_trailing")
+    moves = denoising.fractions(task.model.process, schedule).numpy()
+    env = DenoisingScheduleEnv(task)
+    for seed in range(3):
+        env.reset(seed=seed)
+        group = env.lanes.groups[0]
+        rewards = [env.step(np.array([np.log(f / (1 - f)), -1], dtype=np.float32))[1] for f in moves]
+        assert rewards == [-2, -1, -1]
+        _, last, done, truncated, _ = env.step(np.array([0, 1], dtype=np.float32))
+        assert done and not truncated
+        unit = noise.initial_noise([group], task.model.latent_shape, seed=task.seed, stream=task.stream)
+        condition = [task.conditions[group]]
+        predict = predictor(task.model, task.model.encode(condition), 1.0)
+        images = task.model.decode(solvers.sample("euler", predict, unit, schedule))
+        agreement = float(minus_mse(images, torch.from_numpy(task.targets[[group]]), condition))
+        assert task.price * (sum(rewards) + last) == pytest.approx(agreement - 4 * task.price, abs=1e-6)
+
+
+def test_it_stops_by_itself_at_the_last_call_and_at_the_last_level(task: Task) -> None:
+    env = DenoisingScheduleEnv(replace(task, max_calls=3))
+    env.reset(seed=0)
+    small = np.array([-2, -1], dtype=np.float32)
+    assert [env.step(small)[2] for _ in range(2)] == [False, True]
+    with pytest.raises(RuntimeError, match="call reset"):
+        env.step(small)
+    env = DenoisingScheduleEnv(task)
+    env.reset(seed=0)
+    assert env.step(np.array([LOGIT, -1], dtype=np.float32))[2]  # timestep 0
+    env.reset()
+    _, reward, done, _, _ = env.step(np.array([0, 1], dtype=np.float32))  # the first x0_hat: one call
+    assert done and reward < -1
+
+
+def test_the_vector_env_is_many_single_ones(task: Task) -> None:
+    """Lane 0 of both sees the same images; finished lanes start again at the next step, with reward 0."""
+    vector, single = DenoisingScheduleVectorEnv(task, 5), DenoisingScheduleEnv(task)
+    seen, _ = vector.reset(seed=3)
+    assert np.allclose(seen[0], single.reset(seed=3)[0], atol=1e-5)
+    assert len({tuple(row) for row in seen.round(4)}) > 1
+    done, ends = np.zeros(5, dtype=bool), 0
+    for i in range(12):
+        actions = np.stack([np.array([-0.5, -1 if (i + lane) % 4 else 1], dtype=np.float32) for lane in range(5)])
+        before = done
+        seen, rewards, done, truncated, _ = vector.step(actions)
+        assert vector.observation_space.contains(seen) and not truncated.any()
+        assert (rewards[before] == 0).all() and not done[before].any()
+        mine = (single.reset()[0], 0.0, False) if before[0] else single.step(actions[0])[:3]
+        assert np.allclose(seen[0], mine[0], atol=1e-4)
+        assert rewards[0] == pytest.approx(mine[1], abs=1e-4)
+        assert done[0] == mine[2]
+        ends += done.sum()
+    assert ends > 5
+
+
+def test_images_are_a_function_of_ids(task: Task) -> None:
+    def drawn(worker: int, salt: int) -> list[int]:
+        lanes, groups = Lanes(task, 4, worker), []
+        lanes.reset(salt)
+        for _ in range(4):
+            lanes.done[:] = True
+            lanes.step(np.zeros(4), np.zeros(4, dtype=bool))
+            groups += lanes.groups
+        return groups
+
+    assert drawn(1, 0) == drawn(1, 0)
+    assert len({tuple(drawn(worker, salt)) for worker in (1, 2) for salt in (0, 1)}) == 4
+    assert set(drawn(1, 0)) < set(range(12))
+
+
+def test_the_untrained_policy_is_the_static_schedule(task: Task) -> None:
+    process = task.model.process
+    schedule = schedules.build(process, 4, "uniform_trailing")
+    policy = Policy(task.size, static_table(denoising.fractions(process, schedule).tolist(), task.max_calls))
+    lanes, times = Lanes(task, 3), []
+    seen = lanes.reset()
+    for i in range(4):
+        assert lanes.state is not None
+        times.append(lanes.state.level.timestep.tolist())
+        actions = policy(torch.from_numpy(seen)).detach().numpy()
+        outcome = lanes.step(1 / (1 + np.exp(-actions[:, 0].astype(float))), actions[:, 1] > 0)
+        seen = outcome.observations
+        assert outcome.done.all() == (i == 3)
+    assert [row[0] for row in times] == schedule.levels.timestep[:-1].tolist()
+    assert all(len(set(row)) == 1 for row in times)
