@@ -61,6 +61,9 @@ def distill(
 def search(
     config: ConfigFile,
     overrides: Overrides = None,
+    adaptive: Annotated[
+        bool, typer.Option("--adaptive", help="Then train agents that decide for each image, and compare them.")
+    ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the search of that name.")] = False,
     print_config: PrintConfig = False,
 ) -> None:
@@ -71,6 +74,11 @@ def search(
     resolved: Config = load(config, overrides or [])
     if print_config:
         sys.stdout.write(dump(resolved))
+        return
+    if adaptive:
+        from redif_ray.adaptive.job import adapt
+
+        adapt(resolved, resume=resume, console=console)
         return
     from redif_ray.search.search import search as run
 

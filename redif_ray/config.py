@@ -250,6 +250,19 @@ class Descent(Strict):
     lr: float = Field(0.05, gt=0, description="of the logits of the increments")
 
 
+class Adaptive(Strict):
+    prices: tuple[Annotated[float, Field(gt=0)], ...] | None = Field(
+        None, min_length=1, description="an agent each: the distance that a network call must save; None: what the "
+        "searched schedules save around each N that has two neighbours"
+    )
+    max_calls: int = Field(12, ge=2, le=64, description="network calls after which an image is finished")
+    noises: Positive = Field(2048, description="that the agents are trained on, with the teacher's image of each")
+    iterations: Positive = Field(60, description="of PPO")
+    batch: int = Field(2048, ge=32, description="steps of episodes an iteration")
+    envs: Positive = Field(64, description="images at once on each worker")
+    lr: float = Field(1e-3, gt=0)
+
+
 class Search(Strict):
     steps: tuple[Annotated[int, Field(ge=2, le=64)], ...] | None = Field(
         None, min_length=1, description="each N to find a schedule for; None: student.steps"
@@ -266,6 +279,7 @@ class Search(Strict):
     concurrent: Positive = Field(1, description="trials at once; one is spread over all workers, and knows all before")
     shard: Positive = Field(32, description="noises a piece of work")
     descent: Descent = Descent()
+    adaptive: Adaptive = Adaptive()
 
 
 class Sweep(Strict):

@@ -6,7 +6,7 @@ The vector environment resets a finished lane at its next step (gymnasium's next
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -34,10 +34,10 @@ def _stepped(lanes: Lanes, actions: np.ndarray) -> Outcome:
 class DenoisingScheduleEnv(gym.Env[np.ndarray, np.ndarray]):
     """One image. `reset(seed=s)` starts the images that belong to s; without a seed the next one of them starts."""
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": []}
+    metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012  # as gymnasium declares it
 
-    def __init__(self, task: Task, worker: int = 0) -> None:
-        self.lanes = Lanes(task, 1, worker)
+    def __init__(self, task: Task) -> None:
+        self.lanes = Lanes(task, 1)
         self.observation_space, self.action_space = spaces(task)
         self.begun = False
 
@@ -61,10 +61,10 @@ class DenoisingScheduleEnv(gym.Env[np.ndarray, np.ndarray]):
 class DenoisingScheduleVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     """`num_envs` images."""
 
-    metadata: ClassVar[dict[str, Any]] = {"autoreset_mode": AutoresetMode.NEXT_STEP}
+    metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012
 
-    def __init__(self, task: Task, num_envs: int, worker: int = 0) -> None:
-        self.num_envs, self.lanes = num_envs, Lanes(task, num_envs, worker)
+    def __init__(self, task: Task, num_envs: int) -> None:
+        self.num_envs, self.lanes = num_envs, Lanes(task, num_envs)
         self.single_observation_space, self.single_action_space = spaces(task)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)

@@ -58,10 +58,10 @@ class Outcome:
 
 
 class Lanes:
-    """`count` images at once. A lane's k-th image is a function of (seed, worker, salt, lane, k) alone."""
+    """`count` images at once. A lane's k-th image is a function of (task.seed, salt, lane, k) alone."""
 
-    def __init__(self, task: Task, count: int, worker: int = 0) -> None:
-        self.task, self.count, self.worker = task, count, worker
+    def __init__(self, task: Task, count: int) -> None:
+        self.task, self.count = task, count
         self.process = task.model.process
         self.first: Level = self.process.at(torch.tensor(task.first, dtype=torch.float64))
         self.done = np.ones(count, dtype=bool)
@@ -94,8 +94,7 @@ class Lanes:
 
     def _next_group(self, lane: int) -> int:
         count = len(self.task.conditions)
-        at = noise.uniform(1, Stream.EPISODE, seed=self.task.seed, round=self.worker, group=self.salt, sibling=lane,
-                           step=self.begun[lane])
+        at = noise.uniform(1, Stream.EPISODE, seed=self.task.seed, group=self.salt, sibling=lane, step=self.begun[lane])
         self.begun[lane] += 1
         return int(at[0] * count)
 

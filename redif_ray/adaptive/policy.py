@@ -31,19 +31,18 @@ def static_table(moves: Sequence[float], max_calls: int) -> Tensor:
 
 
 class Policy(nn.Module):
-    """From observations [B, F], whose last entry is the critic's, to actions. table: [max_calls, 2]."""
+    """From what `observation.observe` sees, [B, size], to actions. table: [max_calls, 2]."""
 
     def __init__(self, size: int, table: Tensor) -> None:
         super().__init__()
         self.table = nn.Parameter(table.clone())
         self.log_std = nn.Parameter(torch.tensor([math.log(SPREAD), 0.0]))
-        self.network = mlp(size - 1, 2)
+        self.network = mlp(size, 2)
         nn.init.zeros_(self.network[-1].weight)
         nn.init.zeros_(self.network[-1].bias)
 
-    def forward(self, observations: Tensor) -> Tensor:
-        """Means of (logit, stop), [B, 2]: the action at deployment."""
-        seen = observations[:, :-1]
+    def forward(self, seen: Tensor) -> Tensor:
+        """Means of (logit of the fraction, stop if above 0), [B, 2]: the action at deployment."""
         return seen[:, -len(self.table) :] @ self.table + self.network(seen)
 
 

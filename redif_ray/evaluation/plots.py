@@ -116,6 +116,29 @@ def scatter(
     _save(figure, path)
 
 
+def adaptive(
+    path: str | Path, lines: Mapping[str, tuple[Sequence[int], Sequence[float]]], agents: Sequence[Mapping[str, Any]]
+) -> None:
+    """Distance to the teacher against the mean number of calls, to a PNG: static schedules as lines, agents as points.
+
+    agents: with `calls` and `distance`, and `_low` and `_high` of both.
+    """
+    figure, axes = _figure(6.5, 4.2)
+    for i, (name, (x, y)) in enumerate(lines.items()):
+        axes.plot(x, y, color=COLOURS[i], marker=MARKERS[i], markersize=6, linewidth=1.8, label=name)
+    calls, distance = (np.array([agent[key] for agent in agents]) for key in ("calls", "distance"))
+    axes.errorbar(calls, distance, xerr=_bars(agents, "calls"), yerr=_bars(agents, "distance"), linestyle="none",
+                  color=COLOURS[len(lines)], marker=MARKERS[len(lines)], markersize=7, capsize=3, label="adaptive")
+    axes.set(xlabel="mean number of calls", ylabel="distance to the teacher", yscale="log")
+    axes.legend(frameon=False, fontsize=10, loc="upper right")
+    _save(figure, path)
+
+
+def _bars(rows: Sequence[Mapping[str, Any]], name: str) -> np.ndarray:
+    """How far the interval of each row's `name` reaches down and up, [2, rows]."""
+    return np.array([[r[name] - r[f"{name}_low"] for r in rows], [r[f"{name}_high"] - r[name] for r in rows]]).clip(0)
+
+
 def side_by_side(path: str | Path, rows: Sequence[tuple[str, np.ndarray | Tensor]]) -> None:
     """A grid to a PNG: a row an arm (label, images [m, C, H, W] float in [0, 1]), a column the same noise in every arm.
 

@@ -26,6 +26,7 @@ FREE = (
     "rollout.cpus",
     "reward.cpus",
     "learner.cpus",
+    "search.adaptive",
     "rollout.resources",
     "reward.resources",
     "learner.resources",
@@ -53,8 +54,11 @@ class RunFolder:
         self.path, self._lock = path, lock
 
     @classmethod
-    def open(cls, config: Config, *, resume: bool) -> RunFolder:
-        """Create the folder, or take up an unfinished one. Raises RunError; nothing that exists is overwritten."""
+    def open(cls, config: Config, *, resume: bool, finished: bool = False) -> RunFolder:
+        """Create the folder, or take up an unfinished one; one that is `finished` too, where more is to be added.
+
+        Raises RunError; nothing that exists is overwritten.
+        """
         path = Path(config.run.root).resolve() / config.run.name
         if not resume and path.exists() and not (path.is_dir() and {p.name for p in path.iterdir()} <= BEFORE_CONFIG):
             raise RunError(f"{path} exists; continue it with --resume, or choose another run.name")
@@ -68,7 +72,7 @@ class RunFolder:
             raise RunError(f"cannot write {path}: {error}; set run.root to a folder that can be written") from error
         try:
             if resume:
-                folder._check(config)
+                folder._check(config, finished)
                 folder.keep_failure(None)
             else:
                 folder.write("config.yaml", dump(config))
@@ -90,8 +94,8 @@ class RunFolder:
     def close(self) -> None:
         self._lock.close()
 
-    def _check(self, config: Config) -> None:
-        if (self.path / "summary.json").exists():
+    def _check(self, config: Config, finished: bool) -> None:
+        if not finished and (self.path / "summary.json").exists():
             raise RunFinished(f"{self.path} is finished; its results are in {self.path / 'report.md'}")
         stored = validate(read_yaml(self.path / "config.yaml"))
         changed = [

@@ -106,8 +106,8 @@ def _search(
     config: Config, conditions: Conditions, folder: RunFolder, records: Records, stop: StopRequest, console: Console
 ) -> None:
     model = load_model(config.search.student or config.teacher.model)
-    with connect(config), _evaluator(config, conditions, folder, stop) as evaluator:
-        job = Job(config, folder, model, evaluator, stop, console, records)
+    with connect(config), evaluator(config, conditions, folder, stop) as actor:
+        job = Job(config, folder, model, actor, stop, console, records)
         steps = config.search.steps or (config.student.steps,)
         starts = _starts(job, steps)
         job.weights = _weights(job, next(iter(starts[steps[0]].values())))
@@ -123,18 +123,21 @@ def _search(
 
 
 @contextmanager
-def _evaluator(config: Config, conditions: Conditions, folder: RunFolder, stop: StopRequest) -> Iterator[Any]:
+def evaluator(
+    config: Config, conditions: Conditions, folder: RunFolder, stop: StopRequest, worker: type = SearchActor,
+    kind: type = Evaluator,
+) -> Iterator[Any]:
     """The workers, behind their evaluator, until the end of the block."""
     stop.listen()  # again: Ray took SIGTERM for itself
     torch.set_num_threads(1)
     with folder.token() as token:
-        hands = workers(SearchActor, "search", config.reward, config, token)
-        evaluator = beside_driver(Evaluator, max_concurrency=1000).remote(config, conditions, hands)
+        hands = workers(worker, "search", config.reward, config, token)
+        between = beside_driver(kind, max_concurrency=1000).remote(config, conditions, hands)
         try:
             get([worker.ready.remote() for worker in hands], stop)  # raises what a constructor raised
-            yield evaluator
+            yield between
         finally:
-            for actor in (*hands, evaluator):
+            for actor in (*hands, between):
                 ray.kill(actor)
 
 

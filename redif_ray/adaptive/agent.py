@@ -1,0 +1,136 @@
+"""The agent's training: PPO (Schulman et al., arXiv 1707.06347) by RLlib, on environments that batch the network.
+
+Episodes are a few steps long and their reward comes at their end, so advantages are whole returns less the critic's
+value (gamma = lambda = 1). The critic, which is not needed at deployment, is told the agreement so far.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from ray import cloudpickle
+from ray.rllib.algorithms.ppo import PPO, PPOConfig
+from ray.rllib.core.columns import Columns
+from ray.rllib.core.distribution.torch.torch_distribution import TorchDiagGaussian
+from ray.rllib.core.rl_module.apis import ValueFunctionAPI
+from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+from ray.rllib.core.rl_module.torch import TorchRLModule
+from ray.tune.registry import register_env
+from torch import Tensor
+
+from redif_ray.adaptive import denoising
+from redif_ray.adaptive.env import DenoisingScheduleEnv, DenoisingScheduleVectorEnv
+from redif_ray.adaptive.policy import Policy, mlp, static_table
+from redif_ray.adaptive.tasks import Goal, make_task
+from redif_ray.config import Config
+from redif_ray.diffusion import schedules
+from redif_ray.diffusion.levels import NoiseProcess
+from redif_ray.types import Condition
+
+ENV = "DenoisingScheduleEnv"
+EPOCHS, MINIBATCHES = 8, 8
+
+
+class ScheduleModule(TorchRLModule, ValueFunctionAPI):
+    """`Policy` and a critic beside it. model_config: the policy's `table`."""
+
+    def setup(self) -> None:
+        size = self.observation_space.shape[0]
+        self.policy = Policy(size - 1, torch.tensor(self.model_config["table"]))
+        self.critic = mlp(size, 1)
+        self.action_dist_cls = TorchDiagGaussian
+
+    def _forward(self, batch: dict[str, Any], **_: Any) -> dict[str, Tensor]:
+        mean = self.policy(batch[Columns.OBS][:, :-1])
+        return {Columns.ACTION_DIST_INPUTS: torch.cat([mean, self.policy.log_std.expand_as(mean)], 1)}
+
+    def compute_values(self, batch: dict[str, Any], embeddings: Any = None) -> Tensor:
+        return self.critic(batch[Columns.OBS]).squeeze(-1)
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """What an agent is trained on. conditions: of the noises of its stream; targets: a reference to the teacher's
+    images of them, pickled: Ray complains on the terminal of one among what a restartable actor is made from.
+    """
+
+    config: Config
+    goal: Goal
+    weights: dict[str, float]
+    conditions: tuple[Condition, ...]
+    targets: bytes
+
+
+def make_env(context: Any) -> DenoisingScheduleEnv | DenoisingScheduleVectorEnv:
+    """What RLlib calls in each of its workers, with `num_envs` where it wants many at once.
+
+    The workers reset theirs by seeds of their own, so that each has other images.
+    """
+    t: Training = context["training"]
+    torch.set_num_threads(t.config.reward.threads)
+    task = make_task(t.config, t.goal, t.weights, t.conditions, ray.get(cloudpickle.loads(t.targets)))
+    if "num_envs" in context:
+        return DenoisingScheduleVectorEnv(task, context["num_envs"])
+    return DenoisingScheduleEnv(task)
+
+
+def initial_table(process: NoiseProcess, goal: Goal) -> Tensor:
+    schedule = schedules.explicit(process, goal.timesteps)
+    return static_table(denoising.fractions(process, schedule).tolist(), goal.max_calls)
+
+
+@contextmanager
+def ppo(training: Training, process: NoiseProcess) -> Iterator[PPO]:
+    """The algorithm, with its workers, for the length of a block."""
+    logging.getLogger("ray.rllib").setLevel(logging.ERROR)  # it praises its new API
+    register_env(ENV, make_env)
+    config, a = training.config, training.config.search.adaptive
+    table = initial_table(process, training.goal)
+    algorithm = (
+        PPOConfig()
+        .environment(ENV, env_config={"training": training}, normalize_actions=False, clip_actions=True)
+        .env_runners(
+            num_env_runners=config.reward.workers, num_envs_per_env_runner=a.envs,
+            num_cpus_per_env_runner=config.reward.cpus, num_gpus_per_env_runner=config.reward.gpus,
+            custom_resources_per_env_runner=config.reward.resources, gym_env_vectorize_mode="vector_entry_point",
+            create_env_on_local_worker=False, sample_timeout_s=config.pipeline.timeout_s,
+        )
+        .learners(num_learners=0)
+        .reporting(metrics_num_episodes_for_smoothing=512)
+        .training(
+            gamma=1.0, lambda_=1.0, lr=a.lr, train_batch_size_per_learner=a.batch, num_epochs=EPOCHS,
+            minibatch_size=max(1, a.batch // MINIBATCHES), use_kl_loss=False, clip_param=0.2,
+            vf_clip_param=float("inf"), grad_clip=1.0, entropy_coeff=0.0,
+        )
+        .rl_module(rl_module_spec=RLModuleSpec(module_class=ScheduleModule, model_config={"table": table.tolist()}))
+        .fault_tolerance(restart_failed_env_runners=True)
+        .debugging(seed=config.run.seed % 2**31, log_level="ERROR")
+        .build_algo()
+    )
+    try:
+        yield algorithm
+    finally:
+        algorithm.stop()
+
+
+def weights(algorithm: PPO) -> dict[str, Tensor]:
+    """Of the policy, by the names in `Policy`."""
+    state = algorithm.get_module().policy.state_dict()
+    return {name: value.detach().clone() for name, value in state.items()}
+
+
+def progress(result: dict[str, Any]) -> dict[str, float]:
+    """Of an iteration: mean return in units of the price, mean calls, and seconds."""
+    runners = result["env_runners"]
+    return {
+        "return": float(runners.get("episode_return_mean", np.nan)),
+        "actions": float(runners.get("episode_len_mean", np.nan)),
+        "seconds": float(result["time_this_iter_s"]),
+    }

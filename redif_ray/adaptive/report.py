@@ -1,0 +1,139 @@
+"""What agents do on held-out noises, beside static schedules at the same mean number of calls.
+
+At a mean of m calls between two searched numbers of steps, what needs no agent is to draw for each image which of both
+schedules makes it: the mixture with mean m, whose distance lies on the line between theirs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from redif_ray.adaptive.tasks import Goal
+from redif_ray.config import Config
+from redif_ray.evaluation import plots
+from redif_ray.evaluation.bootstrap import interval
+from redif_ray.evaluation.report import markdown_table
+
+
+@dataclass(frozen=True, slots=True)
+class Front:
+    """Static schedules of one kind. rows: with `steps` and `distances`, one a held-out noise."""
+
+    name: str
+    rows: list[dict[str, Any]]
+
+    @property
+    def steps(self) -> list[int]:
+        return sorted(row["steps"] for row in self.rows)
+
+    @property
+    def distances(self) -> np.ndarray:
+        """[n, number of steps], in the order of `steps`."""
+        return np.array([row["distances"] for row in sorted(self.rows, key=lambda row: row["steps"])]).T
+
+    def at(self, calls: float, means: np.ndarray) -> float:
+        """The distance of the mixture with a mean of `calls`. means: of each schedule."""
+        return float(np.interp(calls, self.steps, means))
+
+
+def compared(
+    goal: Goal, found: Mapping[str, np.ndarray], front: Front, *, resamples: int, seed: int
+) -> dict[str, Any]:
+    """An agent's row: itself, the mixture, the change from it, and the same for distance + price x calls.
+
+    found: `distance` and `calls` [n] on the noises of the front. Every interval is over noises, drawn alike for all;
+    the mixture of a resample is that of its own mean number of calls.
+    """
+    distance, calls, static = found["distance"], found["calls"].astype(float), front.distances
+
+    def change(d: np.ndarray, c: np.ndarray, s: np.ndarray) -> float:
+        return float(d.mean()) - front.at(float(c.mean()), s.mean(0))
+
+    def mean(values: np.ndarray) -> float:
+        return float(values.mean(dtype=np.float64))
+
+    options: dict[str, Any] = {"resamples": resamples, "seed": seed}
+    m, (low, high) = mean(calls), interval(mean, [distance], **options)
+    arrays = [distance, calls, static]
+    change_low, change_high = interval(change, arrays, **options)
+    calls_low, calls_high = interval(mean, [calls], **options)
+    start = static[:, front.steps.index(goal.steps)]
+    gain = distance + goal.price * calls - start - goal.price * goal.steps
+    objective_low, objective_high = interval(mean, [gain], **options)
+    return {
+        "price": goal.price, "start": goal.steps, "calls": m, "calls_low": calls_low, "calls_high": calls_high,
+        "histogram": {str(n): k for n, k in sorted(Counter(calls.astype(int).tolist()).items())},
+        "distance": mean(distance), "distance_low": low, "distance_high": high,
+        "mixture": front.at(m, static.mean(0)), "change": change(*arrays), "change_low": change_low,
+        "change_high": change_high, "comparable": front.steps[0] <= m <= front.steps[-1],
+        "objective": mean(gain), "objective_low": objective_low, "objective_high": objective_high,
+    }
+
+
+def verdict(agent: Mapping[str, Any]) -> str:
+    """Whether an agent beats the static schedules, in a sentence."""
+    if not agent["comparable"]:
+        return f"its mean of {agent['calls']:.2f} calls is outside of the numbers that were searched: not comparable"
+    share = abs(agent["change"] / agent["mixture"])
+    if agent["change_high"] < 0:
+        return f"it beats them: {share:.1%} less distance at the same mean number of calls"
+    if agent["change_low"] > 0:
+        return f"it is worse than they are: {share:.1%} more distance at the same mean number of calls"
+    return "it does not beat them: the difference is within its interval"
+
+
+def write_results(
+    folder: Path, config: Config, agents: Sequence[dict[str, Any]], fronts: Sequence[Front], calls_per_step: int
+) -> None:
+    """`adaptive.md`, its picture, and `adaptive.json` last."""
+    lines = {front.name: (front.steps, front.distances.mean(0).tolist()) for front in fronts}
+    plots.adaptive(folder / "adaptive.png", lines, agents)
+    (folder / "adaptive.md").write_text(report(config, agents, fronts, calls_per_step))
+    summary = {
+        "schema": 1, "name": config.run.name, "seed": config.run.seed, "held_out": config.evaluation.held_out,
+        "calls_per_step": calls_per_step, "agents": list(agents),
+        "static": {name: dict(zip(map(str, steps), values, strict=True)) for name, (steps, values) in lines.items()},
+    }
+    partial = folder / "adaptive.json.partial"
+    partial.write_text(json.dumps(summary, indent=1) + "\n")
+    partial.replace(folder / "adaptive.json")
+
+
+def report(
+    config: Config, agents: Sequence[Mapping[str, Any]], fronts: Sequence[Front], calls_per_step: int
+) -> str:
+    """The text of `adaptive.md`."""
+    twice = "" if calls_per_step == 1 else f" A call is {calls_per_step} of the network, by guidance."
+    rows = [
+        [f"{a['price']:.4g}", str(a["start"]), f"{a['calls']:.2f}", " ".join(f"{n}:{k}" for n, k in
+         a["histogram"].items()), f"{a['distance']:.5f} [{a['distance_low']:.5f}, {a['distance_high']:.5f}]",
+         f"{a['mixture']:.5f}", f"{a['change']:+.5f} [{a['change_low']:+.5f}, {a['change_high']:+.5f}]",
+         f"{a['objective']:+.5f} [{a['objective_low']:+.5f}, {a['objective_high']:+.5f}]"]
+        for a in agents
+    ]
+    steps = sorted({n for front in fronts for n in front.steps})
+    static = [
+        [front.name, *(f"{dict(zip(front.steps, front.distances.mean(0), strict=True)).get(n, np.nan):.5f}"
+                       for n in steps)]
+        for front in fronts
+    ]
+    parts = [
+        f"# {config.run.name}: an adaptive schedule",
+        "Agents that see each image as it forms and decide how far to go or to stop, on "
+        f"{config.evaluation.held_out:,} held-out noises, seed {config.run.seed}, with paired 95 % bootstrap intervals "
+        f"over noises.{twice} They are compared with the mixture of the two neighbouring searched schedules at the "
+        "agent's own mean number of calls.",
+        *(f"- Price {a['price']:.4g}, {a['calls']:.2f} calls: {verdict(a)}." for a in agents),
+        markdown_table(["price", "starts as N", "mean calls", "images by calls", "distance ↓", "mixture",
+                        "agent - mixture", "distance + price x calls, agent - start"], rows),
+        "Static schedules:", markdown_table(["", *map(str, steps)], static),
+        "![Distance by mean number of calls.](adaptive.png)",
+    ]
+    return "\n\n".join(parts) + "\n"

@@ -1,0 +1,62 @@
+"""The task of an agent, as every process builds it from the configuration and what the search found."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from redif_ray.adaptive.episodes import Task
+from redif_ray.config import Config
+from redif_ray.diffusion.noise import Stream
+from redif_ray.models.protocol import DiffusionModel
+from redif_ray.models.registry import load_model
+from redif_ray.pipeline import build
+from redif_ray.rewards.base import RewardInputs, Rewards
+from redif_ray.types import Condition
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """What one agent is for. price: of a network call, in units of distance; steps and timesteps: of the static
+    schedule that it starts as; max_calls: where every image ends.
+    """
+
+    price: float
+    steps: int
+    timesteps: tuple[float, ...]
+    max_calls: int
+
+
+@dataclass(frozen=True, slots=True)
+class Scorer:
+    """Minus the search's distance: the sum of weights x raw reward terms."""
+
+    rewards: Rewards
+    weights: dict[str, float]
+
+    def __call__(self, images: Tensor, teacher: Tensor, conditions: list[Condition]) -> Tensor:
+        terms = self.rewards(RewardInputs(images, teacher, conditions))
+        return torch.stack([weight * terms[name].double() for name, weight in self.weights.items()]).sum(0)
+
+
+def searched_model(config: Config) -> tuple[DiffusionModel, Rewards]:
+    """The network that schedules are for, and the rewards, on the device of the reward role."""
+    device, dtype = build.device(config.reward.gpus), getattr(torch, config.networks.precision)
+    student = config.search.student
+    model = build.teacher(config, device) if student is None else load_model(student, device=device, dtype=dtype)
+    return model, build.rewards(config, model, device)
+
+
+def make_task(
+    config: Config, goal: Goal, weights: dict[str, float], conditions: Sequence[Condition], targets: np.ndarray
+) -> Task:
+    """Of training: the noises of the agent's own stream."""
+    model, rewards = searched_model(config)
+    return Task(
+        model, config.student.guidance, Scorer(rewards, weights), goal.price, goal.timesteps[0], goal.max_calls,
+        Stream.ADAPTIVE, conditions, targets, config.run.seed,
+    )

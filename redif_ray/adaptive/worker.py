@@ -1,0 +1,83 @@
+"""The workers and the evaluator of a search, which also sample along an agent."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import numpy as np
+import torch
+
+from redif_ray.adaptive.deploy import sample
+from redif_ray.adaptive.policy import Policy
+from redif_ray.adaptive.tasks import Goal, Scorer
+from redif_ray.config import Config
+from redif_ray.data.conditions import Conditions
+from redif_ray.diffusion.noise import Stream
+from redif_ray.pipeline import build
+from redif_ray.pipeline.plan import RoundPlan
+from redif_ray.search.evaluator import LATER, Evaluator, SearchActor
+from redif_ray.search.worker import SearchWorker
+from redif_ray.types import Meta, Shard, Work
+
+Measured = dict[str, np.ndarray]  # `distance` to the teacher's image and `calls` at as many levels, one a noise
+
+
+class AdaptiveWorker(SearchWorker):
+    """Stateless but for its caches, as every worker."""
+
+    def adapted(
+        self, shard: Shard, goal: Goal, agent: dict[str, np.ndarray], weights: dict[str, float], targets: np.ndarray
+    ) -> tuple[Meta, Measured]:
+        """What the agent with these parameters makes of a shard's noises."""
+        started, process = time.perf_counter(), self.model.process
+        tensors = {name: torch.from_numpy(value.copy()) for name, value in agent.items()}
+        policy = Policy(tensors["network.0.weight"].shape[1], tensors["table"])
+        policy.load_state_dict(tensors)
+
+        def predict_of(rows: torch.Tensor) -> Any:
+            conditions = [shard.conditions[row] for row in rows.tolist()]
+            return build.predictor(self.model, self.model.encode(conditions), self.guidance)
+
+        first = process.at(torch.tensor(goal.timesteps[0], dtype=torch.float64))
+        latents, calls = sample(process, predict_of, self._noise(self.model, shard), first, policy)
+        score, teacher = Scorer(self.rewards, weights), torch.from_numpy(targets.copy()).to(self.device)
+        with torch.no_grad():
+            distance = -score(self.model.decode(latents), teacher, list(shard.conditions))
+        made = int(calls.sum()) * self.model.calls_per_step(self.guidance)
+        work = Work("evaluation", time.perf_counter() - started, made)
+        return Meta(shard, self.name, (work,)), {"distance": distance.cpu().numpy(), "calls": calls.numpy()}
+
+
+class AdaptiveActor(SearchActor):
+    source = "redif_ray.adaptive.worker:AdaptiveWorker"
+
+    def adapted(self, *arguments: Any) -> Any:
+        return self._worker.adapted(*arguments)
+
+
+class AdaptiveEvaluator(Evaluator):
+    """Also of the noises that agents are trained on, and of agents on the held-out ones."""
+
+    def __init__(self, config: Config, conditions: Conditions, workers: list[Any]) -> None:
+        super().__init__(config, conditions, workers)
+        plan, a = RoundPlan(config, conditions), config.search.adaptive
+        self.training = plan.deploy(Stream.ADAPTIVE, a.noises, size=config.search.shard)
+
+    async def training_targets(self) -> list[Any]:
+        """References to the teacher's images of the training noises."""
+        return list(await asyncio.gather(*(self._target(shard) for shard in self.training)))
+
+    async def training_conditions(self) -> list[Any]:
+        return [c for shard in self.training for c in shard.conditions]
+
+    async def adapted(self, goal: Goal, agent: dict[str, np.ndarray], weights: dict[str, float]) -> Measured:
+        """An agent on the held-out noises."""
+        async def one(shard: Shard) -> Measured:
+            target = await self._target(shard)
+            found: Measured = await self._call(LATER, "adapted", shard, goal, agent, weights, target)
+            return found
+
+        parts = await asyncio.gather(*(one(shard) for shard in self.held_out))
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
