@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import ray
 import torch
-from ray import cloudpickle
 from ray.rllib.algorithms.ppo import PPO, PPOConfig
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.distribution.torch.torch_distribution import TorchDiagGaussian
@@ -49,7 +48,7 @@ class ScheduleModule(TorchRLModule, ValueFunctionAPI):
 
     def _forward(self, batch: dict[str, Any], **_: Any) -> dict[str, Tensor]:
         mean = self.policy(batch[Columns.OBS][:, :-1])
-        return {Columns.ACTION_DIST_INPUTS: torch.cat([mean, self.policy.log_std.expand_as(mean)], 1)}
+        return {Columns.ACTION_DIST_INPUTS: torch.cat([mean, self.policy.spread().expand_as(mean)], 1)}
 
     def compute_values(self, batch: dict[str, Any], embeddings: Any = None) -> Tensor:
         return self.critic(batch[Columns.OBS]).squeeze(-1)
@@ -57,15 +56,13 @@ class ScheduleModule(TorchRLModule, ValueFunctionAPI):
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """What an agent is trained on. conditions: of the noises of its stream; targets: a reference to the teacher's
-    images of them, pickled: Ray complains on the terminal of one among what a restartable actor is made from.
-    """
+    """What an agent is trained on. conditions: of the noises of its stream; targets: a reference to their images."""
 
     config: Config
     goal: Goal
     weights: dict[str, float]
     conditions: tuple[Condition, ...]
-    targets: bytes
+    targets: Any
 
 
 def make_env(context: Any) -> DenoisingScheduleEnv | DenoisingScheduleVectorEnv:
@@ -75,7 +72,7 @@ def make_env(context: Any) -> DenoisingScheduleEnv | DenoisingScheduleVectorEnv:
     """
     t: Training = context["training"]
     torch.set_num_threads(t.config.reward.threads)
-    task = make_task(t.config, t.goal, t.weights, t.conditions, ray.get(cloudpickle.loads(t.targets)))
+    task = make_task(t.config, t.goal, t.weights, t.conditions, ray.get(t.targets))
     if "num_envs" in context:
         return DenoisingScheduleVectorEnv(task, context["num_envs"])
     return DenoisingScheduleEnv(task)

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import ray
 import torch
-from ray import cloudpickle
 from rich.console import Console
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -157,7 +156,7 @@ def _train(job: Job, aim: Goal, conditions: tuple[Any, ...], targets: Any) -> No
     """Train an agent to its end and keep it."""
     from redif_ray.adaptive import agent  # RLlib takes seconds to import
 
-    training = agent.Training(job.config, aim, job.weights, conditions, cloudpickle.dumps(targets))
+    training = agent.Training(job.config, aim, job.weights, conditions, targets)
     count, began = job.config.search.adaptive.iterations, time.monotonic()
     process = load_model(job.config.search.student or job.config.teacher.model).process
     with agent.ppo(training, process) as algorithm:

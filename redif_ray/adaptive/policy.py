@@ -15,18 +15,20 @@ from torch import Tensor, nn
 from redif_ray.adaptive.env import LOGIT
 
 HIDDEN = 64
-STOP = 1.5  # standard deviations that the untrained agent's mean is away from the other decision
-SPREAD = 0.15  # first standard deviation of the logit of a fraction
+SURE, DOUBT = 3.0, 1.0  # standard deviations of exploration that an untrained mean is away from the other decision
+SPREAD = 0.15  # first standard deviation of exploration of the logit of a fraction
 
 
 def static_table(moves: Sequence[float], max_calls: int) -> Tensor:
     """Of a static schedule with the fractions `moves` [N - 1]: row k - 1 is what it does after k calls, [max_calls, 2].
 
-    After its last call it stops; exploration beyond goes half the way that is left.
+    It doubts whether to make its last call, and whether to stop then: there it explores. Beyond, it goes half the way
+    that is left.
     """
-    table = torch.tensor([[0.0, STOP]] * max_calls)
+    table = torch.tensor([[0.0, DOUBT]] * max_calls)
     for k, fraction in enumerate(moves):
-        table[k] = torch.tensor([math.log(fraction / (1 - fraction)), -STOP]).clamp(-LOGIT, LOGIT)
+        go = -DOUBT if k == len(moves) - 1 else -SURE
+        table[k] = torch.tensor([math.log(fraction / (1 - fraction)), go]).clamp(-LOGIT, LOGIT)
     return table
 
 
@@ -36,7 +38,7 @@ class Policy(nn.Module):
     def __init__(self, size: int, table: Tensor) -> None:
         super().__init__()
         self.table = nn.Parameter(table.clone())
-        self.log_std = nn.Parameter(torch.tensor([math.log(SPREAD), 0.0]))
+        self.log_std = nn.Parameter(torch.tensor(math.log(SPREAD)))
         self.network = mlp(size, 2)
         nn.init.zeros_(self.network[-1].weight)
         nn.init.zeros_(self.network[-1].bias)
@@ -44,6 +46,12 @@ class Policy(nn.Module):
     def forward(self, seen: Tensor) -> Tensor:
         """Means of (logit of the fraction, stop if above 0), [B, 2]: the action at deployment."""
         return seen[:, -len(self.table) :] @ self.table + self.network(seen)
+
+    def spread(self) -> Tensor:
+        """Log standard deviations of exploration, [2]. That of stopping stays 1: it would shrink before it has learned
+        for which images it is right, and nothing be left to learn from.
+        """
+        return torch.stack([self.log_std, torch.zeros_like(self.log_std)])
 
 
 def mlp(inputs: int, outputs: int) -> nn.Sequential:
