@@ -115,3 +115,29 @@ def test_an_agent_is_compared_at_its_own_mean_number_of_calls(tmp_path: Path) ->
     assert json.loads((tmp_path / "adaptive.json").read_text())["static"]["searched"]["4"] == pytest.approx(0.2)
     assert "2 of the network, by guidance" in report(searching(), [better], [front], 2)
     assert (tmp_path / "adaptive.png").stat().st_size > 1000
+
+
+def test_rllib_acts_as_the_policy_and_its_critic_knows_more(task: Task) -> None:
+    from ray.rllib.core.columns import Columns
+    from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+
+    from redif_ray.adaptive.agent import ScheduleModule
+    from redif_ray.adaptive.env import spaces
+
+    table = static_table([0.3, 0.6], task.max_calls)
+    seen, actions = spaces(task)
+    module = RLModuleSpec(
+        module_class=ScheduleModule, observation_space=seen, action_space=actions,
+        model_config={"table": table.tolist()},
+    ).build()
+    policy = Policy(task.size - 1, table)
+    policy.load_state_dict(module.policy.state_dict())
+    batch = torch.rand(5, task.size)
+    other = torch.cat([batch[:, :-1], batch[:, -1:] + 1], 1)
+    acted = module.forward_inference({Columns.OBS: batch})[Columns.ACTION_DIST_INPUTS]
+    assert torch.equal(acted[:, :2], policy(batch[:, :-1]))
+    assert torch.allclose(acted[:, 2:].exp(), torch.tensor([0.15, 1.0]).expand(5, 2))
+    assert torch.equal(acted, module.forward_inference({Columns.OBS: other})[Columns.ACTION_DIST_INPUTS])
+    values, others = (module.compute_values({Columns.OBS: o}) for o in (batch, other))
+    assert values.shape == (5,)
+    assert not torch.allclose(values, others)
