@@ -15,21 +15,20 @@ from torch import Tensor, nn
 from redif_ray.adaptive.env import LOGIT
 
 HIDDEN = 64
-SURE, DOUBT = 3.0, 1.0  # standard deviations of exploration that an untrained mean is away from the other decision
+SURE, DOUBT = 3.0, 0.5  # standard deviations of exploration that an untrained mean is away from the other decision
 SPREAD = 0.15  # first standard deviation of exploration of the logit of a fraction
 
 
 def static_table(moves: Sequence[float], max_calls: int) -> Tensor:
-    """Of a static schedule with the fractions `moves` [N - 1]: row k - 1 is what it does after k calls, [max_calls, 2].
+    """Of a static schedule with the fractions `moves` [N - 1], N >= 2: row k - 1, [2], is what it does after k calls.
 
-    It doubts whether to make its last call, and whether to stop then: there it explores. Beyond, it goes half the way
-    that is left.
+    It doubts whether to make its last call, and whether to stop then: there it explores. Beyond, every move is as the
+    last one.
     """
-    table = torch.tensor([[0.0, DOUBT]] * max_calls)
-    for k, fraction in enumerate(moves):
-        go = -DOUBT if k == len(moves) - 1 else -SURE
-        table[k] = torch.tensor([math.log(fraction / (1 - fraction)), go]).clamp(-LOGIT, LOGIT)
-    return table
+    logits = [math.log(fraction / (1 - fraction)) for fraction in moves]
+    rows = [[logit, -SURE] for logit in logits] + [[logits[-1], DOUBT]] * (max_calls - len(logits))
+    rows[len(logits) - 1][1] = -DOUBT
+    return torch.tensor(rows).clamp(-LOGIT, LOGIT)
 
 
 class Policy(nn.Module):
