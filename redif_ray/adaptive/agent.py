@@ -25,8 +25,9 @@ from ray.tune.registry import register_env
 from torch import Tensor
 
 from redif_ray.adaptive import denoising
+from redif_ray.adaptive.critic import Critic
 from redif_ray.adaptive.env import DenoisingScheduleEnv, DenoisingScheduleVectorEnv
-from redif_ray.adaptive.policy import Policy, mlp, static_table
+from redif_ray.adaptive.policy import Policy, static_table
 from redif_ray.adaptive.tasks import Goal, make_task
 from redif_ray.config import Config
 from redif_ray.diffusion import schedules
@@ -38,12 +39,11 @@ EPOCHS, MINIBATCHES = 8, 8
 
 
 class ScheduleModule(TorchRLModule, ValueFunctionAPI):
-    """`Policy` and a critic beside it. model_config: the policy's `table`."""
+    """`Policy` and `Critic`. model_config: the policy's `table` and `steps`, N of the schedule that it starts as."""
 
     def setup(self) -> None:
-        size = self.observation_space.shape[0]
-        self.policy = Policy(size - 1, torch.tensor(self.model_config["table"]))
-        self.critic = mlp(size, 1)
+        size, table = self.observation_space.shape[0] - 1, torch.tensor(self.model_config["table"])
+        self.policy, self.critic = Policy(size, table), Critic(size, self.model_config["steps"], len(table))
         self.action_dist_cls = TorchDiagGaussian
 
     def _forward(self, batch: dict[str, Any], **_: Any) -> dict[str, Tensor]:
@@ -51,7 +51,7 @@ class ScheduleModule(TorchRLModule, ValueFunctionAPI):
         return {Columns.ACTION_DIST_INPUTS: torch.cat([mean, self.policy.spread().expand_as(mean)], 1)}
 
     def compute_values(self, batch: dict[str, Any], embeddings: Any = None) -> Tensor:
-        return self.critic(batch[Columns.OBS]).squeeze(-1)
+        return self.critic(batch[Columns.OBS])
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,7 @@ def ppo(training: Training, process: NoiseProcess) -> Iterator[PPO]:
     logging.getLogger("ray.rllib").setLevel(logging.ERROR)  # it praises its new API
     register_env(ENV, make_env)
     config, a = training.config, training.config.search.adaptive
-    table = initial_table(process, training.goal)
+    start = {"table": initial_table(process, training.goal).tolist(), "steps": training.goal.steps}
     algorithm = (
         PPOConfig()
         .environment(ENV, env_config={"training": training}, normalize_actions=False, clip_actions=True)
@@ -106,7 +106,7 @@ def ppo(training: Training, process: NoiseProcess) -> Iterator[PPO]:
             minibatch_size=max(1, a.batch // MINIBATCHES), use_kl_loss=False, clip_param=0.2,
             vf_clip_param=float("inf"), grad_clip=1.0, entropy_coeff=0.0,
         )
-        .rl_module(rl_module_spec=RLModuleSpec(module_class=ScheduleModule, model_config={"table": table.tolist()}))
+        .rl_module(rl_module_spec=RLModuleSpec(module_class=ScheduleModule, model_config=start))
         .fault_tolerance(restart_failed_env_runners=True)
         .debugging(seed=config.run.seed % 2**31, log_level="ERROR")
         .build_algo()

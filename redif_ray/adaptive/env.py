@@ -15,9 +15,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from redif_ray.adaptive.episodes import Lanes, Outcome, Task
-from redif_ray.adaptive.observation import BOUND
-
-LOGIT = 7.0  # a fraction lies in (0.001, 0.999)
+from redif_ray.adaptive.observation import BOUND, LOGIT
 
 
 def spaces(task: Task) -> tuple[Box, Box]:

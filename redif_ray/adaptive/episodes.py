@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from redif_ray.adaptive import denoising, observation
+from redif_ray.adaptive.critic import squeezed
 from redif_ray.adaptive.denoising import State
 from redif_ray.diffusion import noise
 from redif_ray.diffusion.levels import Level
@@ -124,7 +125,5 @@ class Lanes:
     def _observed(self) -> np.ndarray:
         assert self.state is not None
         seen = observation.observe(self.process, self.state, self.task.max_calls).numpy()
-        units = self.agreed / self.task.price
-        agreed = np.sign(units) * np.log1p(np.abs(units))
-        bounded = np.clip(agreed, -observation.BOUND, observation.BOUND)[:, None]
-        return np.concatenate([seen, bounded], 1).astype(np.float32)
+        told = squeezed(self.agreed / self.task.price)[:, None]
+        return np.concatenate([seen, told], 1).astype(np.float32)

@@ -15,6 +15,7 @@ from redif_ray.adaptive.denoising import State, position
 from redif_ray.diffusion.levels import NoiseProcess
 
 BOUND = 10.0
+LOGIT = 7.0  # of an action: a fraction lies in (0.001, 0.999)
 POOL = 4
 SCALARS = 5
 TINY = 1e-4  # rms below which a change is none

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from redif_ray.adaptive.env import LOGIT
+from redif_ray.adaptive.observation import LOGIT
 
 HIDDEN = 64
 SURE, DOUBT = 3.0, 0.5  # standard deviations of exploration that an untrained mean is away from the other decision

@@ -10,6 +10,7 @@ import torch
 from adaptive_tasks import tiny_task
 
 from redif_ray.adaptive import deploy
+from redif_ray.adaptive.critic import Critic, squeezed
 from redif_ray.adaptive.denoising import fractions
 from redif_ray.adaptive.episodes import Task
 from redif_ray.adaptive.job import check, goals
@@ -128,7 +129,7 @@ def test_rllib_acts_as_the_policy_and_its_critic_knows_more(task: Task) -> None:
     seen, actions = spaces(task)
     module = RLModuleSpec(
         module_class=ScheduleModule, observation_space=seen, action_space=actions,
-        model_config={"table": table.tolist()},
+        model_config={"table": table.tolist(), "steps": 3},
     ).build()
     policy = Policy(task.size - 1, table)
     policy.load_state_dict(module.policy.state_dict())
@@ -141,3 +142,13 @@ def test_rllib_acts_as_the_policy_and_its_critic_knows_more(task: Task) -> None:
     values, others = (module.compute_values({Columns.OBS: o}) for o in (batch, other))
     assert values.shape == (5,)
     assert not torch.allclose(values, others)
+
+
+def test_an_untrained_critic_expects_of_a_finished_image_what_it_has() -> None:
+    agreement = np.array([-12.5, -0.3])
+    for calls, share in ((1, 0.0), (2, 0.5), (3, 1.0), (5, 1.0)):
+        seen = torch.zeros(2, 4 + 6 + 1)
+        seen[:, 4 + calls - 1] = 1
+        seen[:, -1] = torch.from_numpy(squeezed(agreement))
+        values = Critic(10, 3, 6)(seen).detach().numpy()
+        assert np.allclose(values, share * agreement, atol=1e-5)

@@ -9,8 +9,9 @@ from adaptive_tasks import minus_mse, tiny_task
 from gymnasium.utils.env_checker import check_env
 
 from redif_ray.adaptive import denoising
-from redif_ray.adaptive.env import LOGIT, DenoisingScheduleEnv, DenoisingScheduleVectorEnv
+from redif_ray.adaptive.env import DenoisingScheduleEnv, DenoisingScheduleVectorEnv
 from redif_ray.adaptive.episodes import Lanes, Task
+from redif_ray.adaptive.observation import LOGIT
 from redif_ray.adaptive.policy import Policy, static_table
 from redif_ray.diffusion import noise, schedules, solvers
 from redif_ray.pipeline.build import predictor
