@@ -48,7 +48,7 @@ class ScheduleModule(TorchRLModule, ValueFunctionAPI):
 
     def _forward(self, batch: dict[str, Any], **_: Any) -> dict[str, Tensor]:
         mean = self.policy(batch[Columns.OBS][:, :-1])
-        return {Columns.ACTION_DIST_INPUTS: torch.cat([mean, self.policy.spread().expand_as(mean)], 1)}
+        return {Columns.ACTION_DIST_INPUTS: torch.cat([mean, self.policy.spread.log().expand_as(mean)], 1)}
 
     def compute_values(self, batch: dict[str, Any], embeddings: Any = None) -> Tensor:
         return self.critic(batch[Columns.OBS])

@@ -1,7 +1,8 @@
 """The agent's network, without RLlib: what is trained, kept as safetensors and used at deployment.
 
-The mean of an action is a row of a table, by the number of calls made, plus what a small network says of the image. The
-network starts at 0 and the table at a static schedule: the untrained agent is that schedule.
+The mean of an action is a row of a table, by the number of calls made, plus what is learned in units of exploration: by
+the number of calls, and by a small network of what is seen. Both start at 0 and the table is a static schedule: so is
+the untrained agent.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from redif_ray.adaptive.observation import LOGIT
 
 HIDDEN = 64
 SURE, DOUBT = 3.0, 0.5  # standard deviations of exploration that an untrained mean is away from the other decision
-SPREAD = 0.15  # first standard deviation of exploration of the logit of a fraction
+SPREAD = (0.08, 1.0)  # standard deviations of exploration: of the logit of a fraction, of stopping
 
 
 def static_table(moves: Sequence[float], max_calls: int) -> Tensor:
@@ -32,25 +33,28 @@ def static_table(moves: Sequence[float], max_calls: int) -> Tensor:
 
 
 class Policy(nn.Module):
-    """From what `observation.observe` sees, [B, size], to actions. table: [max_calls, 2]."""
+    """From what `observation.observe` sees, [B, size], to actions. table: [max_calls, 2].
+
+    Exploration is not learned. PPO's ratio is of both parts of an action together, so they have to move at one pace;
+    and it would shrink before it is learned for which images another decision is right.
+    """
+
+    table: Tensor
+    spread: Tensor
 
     def __init__(self, size: int, table: Tensor) -> None:
         super().__init__()
-        self.table = nn.Parameter(table.clone())
-        self.log_std = nn.Parameter(torch.tensor(math.log(SPREAD)))
+        self.register_buffer("table", table.clone())
+        self.register_buffer("spread", torch.tensor(SPREAD))
+        self.rows = nn.Parameter(torch.zeros_like(table))
         self.network = mlp(size, 2)
         nn.init.zeros_(self.network[-1].weight)
         nn.init.zeros_(self.network[-1].bias)
 
     def forward(self, seen: Tensor) -> Tensor:
         """Means of (logit of the fraction, stop if above 0), [B, 2]: the action at deployment."""
-        return seen[:, -len(self.table) :] @ self.table + self.network(seen)
-
-    def spread(self) -> Tensor:
-        """Log standard deviations of exploration, [2]. That of stopping stays 1: it would shrink before it has learned
-        for which images it is right, and nothing be left to learn from.
-        """
-        return torch.stack([self.log_std, torch.zeros_like(self.log_std)])
+        calls = seen[:, -len(self.table) :]
+        return calls @ self.table + self.spread * (calls @ self.rows + self.network(seen))
 
 
 def mlp(inputs: int, outputs: int) -> nn.Sequential:

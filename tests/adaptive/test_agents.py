@@ -137,7 +137,7 @@ def test_rllib_acts_as_the_policy_and_its_critic_knows_more(task: Task) -> None:
     other = torch.cat([batch[:, :-1], batch[:, -1:] + 1], 1)
     acted = module.forward_inference({Columns.OBS: batch})[Columns.ACTION_DIST_INPUTS]
     assert torch.equal(acted[:, :2], policy(batch[:, :-1]))
-    assert torch.allclose(acted[:, 2:].exp(), torch.tensor([0.15, 1.0]).expand(5, 2))
+    assert torch.allclose(acted[:, 2:].exp(), policy.spread.expand(5, 2))
     assert torch.equal(acted, module.forward_inference({Columns.OBS: other})[Columns.ACTION_DIST_INPUTS])
     values, others = (module.compute_values({Columns.OBS: o}) for o in (batch, other))
     assert values.shape == (5,)
