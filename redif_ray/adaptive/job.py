@@ -29,8 +29,8 @@ from redif_ray.data.conditions import Conditions
 from redif_ray.models.registry import load_model
 from redif_ray.pipeline.cluster import connect
 from redif_ray.pipeline.interrupt import Interrupted, StopRequest, stop_requests
-from redif_ray.pipeline.metrics import read_rows
 from redif_ray.pipeline.preflight import preflight
+from redif_ray.pipeline.rows import read_rows
 from redif_ray.pipeline.run_folder import RunFolder
 from redif_ray.pipeline.session import get
 from redif_ray.search.finalists import MEASURED, chosen
