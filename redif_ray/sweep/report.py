@@ -54,7 +54,9 @@ def write_results(job: Job, course: Selection | Population, repeats: Repeats) ->
              for name, values in found.items()}
     job.records.summary(final, [folder / "report.md", folder / "best.yaml", *folder.glob("*.png")])
     job.folder.write("summary.json", json.dumps(summary, indent=1) + "\n")
-    job.console.print(_table(summary))
+    if summary["spread"]:
+        job.console.print(f"seeds {_seeds(summary)}: mean and its 95 % interval", highlight=False)
+        job.console.print(_table(summary))
     job.console.print(f"report       {folder / 'report.md'}\nbest         {folder / 'best.yaml'}", highlight=False,
                       soft_wrap=True)
 
@@ -103,8 +105,7 @@ def _rows(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 def _table(summary: Mapping[str, Any]) -> Table:
     head, rows = _rows(summary)
-    view = Table(title=f"mean over seeds {_seeds(summary)}, 95 % interval", title_justify="left", box=None,
-                 padding=(0, 1), pad_edge=False)
+    view = Table(box=None, padding=(0, 1), pad_edge=False)
     for column in head:
         view.add_column(column, no_wrap=True)
     for row in rows:

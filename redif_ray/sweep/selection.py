@@ -76,7 +76,7 @@ class Selection(Course):
         if len(scores) > len(self.settings.rungs):
             return False
         others = [t.scores[len(scores) - 1] for t in self.known(slot)]
-        if slot.stage == RECIPE or len(others) < self.settings.reduction:
+        if slot.stage == RECIPE or len(others) + 1 < self.settings.reduction:
             return True
         return scores[-1] >= float(np.quantile(others, 1 - 1 / self.settings.reduction))
 

@@ -123,7 +123,7 @@ def _run(job: Job, course: Course, journal_name: str) -> None:
         trial = tune.with_parameters(
             RunTrial, recipe=job.recipe, root=str(runs), board=board, parent=tracker.run_id if tracker else None
         )
-        run_trials(journal, trial, job.stop, resources=_bundles(job.recipe), concurrent=_room(job), reuse=False,
+        run_trials(journal, trial, job.stop, resources=_bundles(job.recipe), concurrent=_room(job), reuse=True,
                    retries=RETRIES)
     job.stop.check()
     failed = [t for t in course.trials.values() if t.error is not None]

@@ -48,20 +48,27 @@ class RunTrial(Trainable):
     """root: of the trials' run folders; parent: the sweep's MLflow run."""
 
     def setup(self, config: dict[str, Any], recipe: Config, root: str, board: Any, parent: str | None) -> None:
-        self.run, self.board, self.metric = Run(**config), board, recipe.sweep.metric
-        named = {"run.name": self.run.name, "run.root": root, "run.seed": self.run.seed}
-        self.recipe = configured(recipe, {**self.run.settings, **named, "sweep": {}})
-        self.folder, self.parent = Path(root) / self.run.name, parent
+        self.recipe, self.root, self.board, self.parent = recipe, Path(root), board, parent
+        self.reset_config(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """The next trial in this process, which has imported all that it needs."""
+        if hasattr(self, "thread"):
+            self.cleanup()
+        self.run = Run(**new_config)
+        named = {"run.name": self.run.name, "run.root": str(self.root), "run.seed": self.run.seed, "sweep": {}}
+        self.own, self.folder = configured(self.recipe, self.run.settings | named), self.root / self.run.name
         self.halt, self.error, self.complete = StopRequest(), "", False
         self.thread = threading.Thread(target=self._work, name="run", daemon=True)
         self.thread.start()
+        return True
 
     def step(self) -> dict[str, Any]:
         """Wait for the next rung: {"score"}, {"error"} or {"left"}."""
         rung = self.run.rungs[self.iteration]
         while True:
             alive = self.thread.is_alive()
-            score = score_at(read_rows(self.folder / "metrics.jsonl"), rung, self.metric)
+            score = score_at(read_rows(self.folder / "metrics.jsonl"), rung, self.recipe.sweep.metric)
             if score is not None and (self.complete or rung < self.run.until):
                 return {"score": score}
             if not alive:
@@ -71,19 +78,20 @@ class RunTrial(Trainable):
             self.thread.join(POLL_SECONDS)
 
     def cleanup(self) -> None:
+        """Also of a trial that is cut: its run keeps a checkpoint and leaves."""
         self.halt.requested = True
         self.thread.join(LEAVE_SECONDS)
 
     def _work(self) -> None:
-        with (self.folder.parent / f"{self.run.name}.log").open("a") as log:
+        with (self.root / f"{self.run.name}.log").open("a") as log:
             console = Console(file=log, width=120)
             try:
                 resume = (self.folder / "config.yaml").exists()
                 if self.run.source is not None and not resume:
-                    fork(self.folder.parent / self.run.source, self.recipe)
+                    fork(self.root / self.run.source, self.own)
                     resume = True
                 until = None if self.run.finish else self.run.until
-                run_part(self.recipe, self.halt, until=until, parent=self.parent, resume=resume, console=console)
+                run_part(self.own, self.halt, until=until, parent=self.parent, resume=resume, console=console)
                 self.complete = True
                 return
             except RunFinished:
