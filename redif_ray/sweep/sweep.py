@@ -97,7 +97,8 @@ def _sweep(job: Job, course: Selection | Population) -> None:
             _run(job, repeats, REPEATS)
     shutil.rmtree(job.folder.path / ".tune", ignore_errors=True)
     job.folder.write("best.yaml", dump(configured(job.recipe, {
-        **best.settings, "run.name": f"{job.recipe.run.name}-best", "sweep": {}, "tracking.uri": None,
+        **best.settings, "run.name": f"{job.recipe.run.name.removesuffix(SUFFIX)}-best", "sweep": {},
+        "tracking": job.config.tracking.model_dump(),
     })))
     write_results(job, course, repeats)
 
