@@ -142,8 +142,8 @@ def status(
 
     Example: redif status runs/demo --follow
     """
-    from redif_ray.search.status import follow as watch
-    from redif_ray.search.status import show
+    from redif_ray.trials.status import follow as watch
+    from redif_ray.trials.status import show
 
     (watch if follow else show)(run, console)
 

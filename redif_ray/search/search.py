@@ -34,9 +34,9 @@ from redif_ray.search.course import Course, Trial
 from redif_ray.search.evaluation import Evaluation
 from redif_ray.search.evaluator import Evaluator, SearchActor
 from redif_ray.search.finalists import Finalist, measure, write_results
-from redif_ray.search.names import SUFFIX
 from redif_ray.search.records import Records
-from redif_ray.trials.journal import TRIALS, Journal
+from redif_ray.trials.journal import Journal
+from redif_ray.trials.names import SEARCH, TRIALS
 from redif_ray.trials.tuning import TRIAL_CPUS, run_trials
 
 
@@ -85,7 +85,7 @@ def searched(config: Config) -> Config:
     """The configuration of the search for a recipe: reward workers do all of it, and a learned reward has no say."""
     config = absolute(config)
     tree = config.model_dump()
-    tree["run"]["name"] += SUFFIX
+    tree["run"]["name"] += SEARCH
     tree["rollout"] |= {"cpus": 0, "gpus": 0, "resources": {}}
     tree["learner"] |= {"workers": 1, "cpus": config.search.concurrent * TRIAL_CPUS, "gpus": 0, "resources": {}}
     tree["reward"]["terms"] = {name: tree["reward"]["terms"][name] for name in config.reward.fixed}

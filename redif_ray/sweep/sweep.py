@@ -32,11 +32,12 @@ from redif_ray.sweep.selection import Selection
 from redif_ray.sweep.space import configured, read_space
 from redif_ray.sweep.trial import Board, RunTrial
 from redif_ray.tracking import tracking_uri
-from redif_ray.trials.journal import TRIALS, Journal
+from redif_ray.trials.journal import Journal
+from redif_ray.trials.names import SWEEP, TRIALS
 from redif_ray.trials.records import Records
 from redif_ray.trials.tuning import TRIAL_CPUS, run_trials
 
-SUFFIX, RUNS, REPEATS = "-sweep", "trials", "repeats.jsonl"
+RUNS, REPEATS = "trials", "repeats.jsonl"
 RETRIES = 3  # of a trial whose process is lost; its run goes on from its checkpoint
 POLL_SECONDS = 0.5
 
@@ -63,7 +64,7 @@ def sweep(config: Config, *, resume: bool = False, console: Console | None = Non
         )
         preflight(config)
         stop.check()
-        config = configured(config, {"run.name": config.run.name + SUFFIX, **_cpus(config)})
+        config = configured(config, {"run.name": config.run.name + SWEEP, **_cpus(config)})
         folder = RunFolder.open(config, resume=resume)
         try:
             with Records.open(config, folder) as records:
@@ -87,6 +88,7 @@ def _cpus(config: Config) -> dict[str, Any]:
 
 
 def _sweep(job: Job, course: Selection | Population) -> None:
+    job.folder.update_state(trials=len(course.slots))
     with connect(job.config):
         with job.records.timed("trials"):
             _run(job, course, TRIALS)
@@ -97,7 +99,7 @@ def _sweep(job: Job, course: Selection | Population) -> None:
             _run(job, repeats, REPEATS)
     shutil.rmtree(job.folder.path / ".tune", ignore_errors=True)
     job.folder.write("best.yaml", dump(configured(job.recipe, {
-        **best.settings, "run.name": f"{job.recipe.run.name.removesuffix(SUFFIX)}-best", "sweep": {},
+        **best.settings, "run.name": f"{job.recipe.run.name.removesuffix(SWEEP)}-best", "sweep": {},
         "tracking": job.config.tracking.model_dump(),
     })))
     write_results(job, course, repeats)

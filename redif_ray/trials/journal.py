@@ -9,8 +9,6 @@ from typing import Any
 from redif_ray.pipeline.rows import append_rows, read_rows
 from redif_ray.trials.course import Course
 
-TRIALS = "trials.jsonl"
-
 
 class Journal:
     """What is in `path` is taken up; `report` is told of each trial that ends from here on."""

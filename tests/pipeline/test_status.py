@@ -18,9 +18,8 @@ from redif_ray.errors import UserError
 from redif_ray.pipeline import holder
 from redif_ray.pipeline.rows import append_rows
 from redif_ray.pipeline.run_folder import RunError, RunFolder
-from redif_ray.search.names import SUFFIX
-from redif_ray.search.status import follow, show, status
-from redif_ray.trials.journal import TRIALS
+from redif_ray.trials.names import SEARCH, SWEEP, TRIALS
+from redif_ray.trials.status import follow, show, status
 
 
 @pytest.fixture
@@ -131,7 +130,7 @@ def test_whoever_holds_a_folder_shows_that_it_lives(config: Config, monkeypatch:
 
 def test_a_search(config: Config) -> None:
     tree = config.model_dump()
-    tree["run"]["name"] += SUFFIX
+    tree["run"]["name"] += SEARCH
     folder = RunFolder.open(Config.model_validate(tree), resume=False)
     folder.update_state(trials=30)
     whole = [0.5] * len(config.search.rungs)
@@ -143,6 +142,24 @@ def test_a_search(config: Config) -> None:
     word, lines = status(folder.path)
     assert (word, lines["trials"], lines["failed"]) == ("running", "3 of 30", "1 trials")
     assert lines["best at 2 steps"] == "distance 0.25000, trial 0"
+    folder.close()
+
+
+def test_a_sweep(config: Config) -> None:
+    tree = config.model_dump()
+    tree["run"]["name"] += SWEEP
+    tree["sweep"]["rungs"], tree["sweep"]["scheduler"] = (2,), "asha"
+    folder = RunFolder.open(Config.model_validate(tree), resume=False)
+    folder.update_state(trials=17)
+    append_rows(folder.path / TRIALS, [
+        {"run": "recipe", "generation": 0, "scores": [-2.0, -1.0], "error": None},
+        {"run": "trial-000", "generation": 0, "scores": [-0.5], "error": None},  # cut
+        {"run": "trial-001", "generation": 0, "scores": [-2.0, -0.75], "error": None},
+        {"run": "trial-002", "generation": 0, "scores": [], "error": "lost"},
+    ])  # fmt: skip
+    _, lines = status(folder.path)
+    assert (lines["trials"], lines["failed"]) == ("4 of 17", "1 trials")
+    assert lines["best"] == "trial-001, validation/reward -0.75000"
     folder.close()
 
 

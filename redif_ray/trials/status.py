@@ -1,21 +1,23 @@
-"""`redif status` of a search, and which of the two a folder holds."""
+"""`redif status` of a search or a sweep, and which of these, or a run, a folder holds."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from redif_ray.config import Config
 from redif_ray.pipeline import status as run
 from redif_ray.pipeline.rows import read_rows
 from redif_ray.pipeline.run_folder import stored_config
-from redif_ray.search.names import SUFFIX
-from redif_ray.trials.journal import TRIALS
+from redif_ray.trials.names import SEARCH, SWEEP, TRIALS
 
 FOLLOW_SECONDS = 3.0
 
@@ -44,9 +46,10 @@ def _table(path: Path) -> tuple[str, Table]:
 
 
 def status(path: Path) -> tuple[str, run.Lines]:
-    """See `pipeline.status.status`; for the folder of a run or of a search."""
+    """See `pipeline.status.status`; for the folder of a run, a search or a sweep."""
     config = stored_config(path)
-    if not config.run.name.endswith(SUFFIX) or (path / "metrics.jsonl").exists():
+    of = next((of for suffix, of in ((SEARCH, _search), (SWEEP, _sweep)) if config.run.name.endswith(suffix)), None)
+    if of is None or (path / "metrics.jsonl").exists():
         return run.status(path)
     kept = run.state(path)
     word, told = run.life(path, kept)
@@ -54,10 +57,26 @@ def status(path: Path) -> tuple[str, run.Lines]:
     lines = {"state": told, "trials": f"{len(trials)} of {kept.get('trials', '?')}"}
     if failed := sum(trial["error"] is not None for trial in trials):
         lines["failed"] = f"{failed} trials"
+    done = [trial for trial in trials if trial["error"] is None and trial["scores"]]
+    return word, lines | of(config, done, kept) | run.places(path, config, kept)
+
+
+def _search(config: Config, trials: list[dict[str, Any]], kept: Mapping[str, Any]) -> run.Lines:
+    lines: run.Lines = {}
     whole = [trial for trial in trials if len(trial["scores"]) == len(config.search.rungs)]
     for steps in sorted({trial["steps"] for trial in whole}):
         best = min((trial["scores"][-1], trial["number"]) for trial in whole if trial["steps"] == steps)
         lines[f"best at {steps} steps"] = f"distance {best[0]:.5f}, trial {best[1]}"
     for steps, (score, _) in kept.get("descents", {}).items():
         lines[f"gradient at {steps} steps"] = f"distance {score:.5f}"
-    return word, lines | run.places(path, config, kept)
+    return lines
+
+
+def _sweep(config: Config, trials: list[dict[str, Any]], _: Mapping[str, Any]) -> run.Lines:
+    if not trials:
+        return {}
+    furthest = max(trial["generation"] for trial in trials)
+    whole = [trial for trial in trials if trial["generation"] == furthest and len(trial["scores"]) > len(
+        config.sweep.rungs)]
+    best = max(whole, key=lambda trial: trial["scores"][-1], default=None)
+    return {} if best is None else {"best": f"{best['run']}, {config.sweep.metric} {best['scores'][-1]:+.5f}"}

@@ -1,3 +1,0 @@
-"""By which a search's folder is known, to those who need nothing else of a search."""
-
-SUFFIX = "-search"  # after the name of the run
