@@ -36,7 +36,7 @@ def write_schedules(found: ScheduleFile) -> str:
 def read_timesteps(path: Path, steps: int) -> tuple[float, ...]:
     """The timesteps [N] found for N = `steps`, noisiest first. Raises ConfigError."""
     if not path.is_file():
-        known = f"{', '.join(schedules.NAMES)}, or the schedule.yaml of a search"
+        known = f"{', '.join(schedules.NAMES)}, or a file that `redif search` has written"
         raise ConfigError(f"schedule {str(path)!r} is unknown; expected one of {known}")
     tree: Mapping[str, Any] = read_yaml(path)
     try:

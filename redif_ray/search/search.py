@@ -16,7 +16,7 @@ import torch
 from ray import tune
 from rich.console import Console
 
-from redif_ray.config import Config, ConfigError
+from redif_ray.config import Config, ConfigError, Student
 from redif_ray.data.conditions import Conditions
 from redif_ray.diffusion import schedules
 from redif_ray.diffusion.schedules import Schedule
@@ -82,7 +82,13 @@ def search(config: Config, *, resume: bool = False, console: Console | None = No
 
 
 def searched(config: Config) -> Config:
-    """The configuration of the search for a recipe: reward workers do all of it, and a learned reward has no say."""
+    """The configuration of the search for a recipe: reward workers do all of it, and a learned reward has no say.
+
+    A file that `student.schedule` names may be the one that this search is to write; nothing here needs it.
+    """
+    if config.student.schedule not in schedules.NAMES:
+        config = config.model_copy(update={"student": config.student.model_copy(
+            update={"schedule": Student().schedule})})
     config = absolute(config)
     tree = config.model_dump()
     tree["run"]["name"] += SEARCH

@@ -38,11 +38,12 @@ def test_a_recipe_suits_its_family(name: str, tmp_path: Path) -> None:
 
 
 def test_no_recipe_is_left_out() -> None:
-    own = {"fashion_mnist", "fashion_mnist_paper", "smoke", "teacher_fashion_mnist", "emoji_4step"}
+    own = {"fashion_mnist", "fashion_mnist_paper", "fashion_mnist_searched", "teacher_fashion_mnist", "emoji_4step",
+           "smoke"}
     assert {path.stem for path in CONFIGS.glob("*.yaml")} - own == set(RECIPES)
 
 
-@pytest.mark.parametrize("name", [*RECIPES, "fashion_mnist", "fashion_mnist_paper"])
+@pytest.mark.parametrize("name", [*RECIPES, "fashion_mnist", "fashion_mnist_paper", "fashion_mnist_searched"])
 def test_a_header_says_what_to_expect(name: str) -> None:
     header = [line for line in (CONFIGS / f"{name}.yaml").read_text().splitlines() if line.startswith("#")]
     assert len(header) >= 3

@@ -7,6 +7,7 @@ import pytest
 from redif_ray.config import ConfigError, load
 from redif_ray.pipeline.distill import absolute
 from redif_ray.pipeline.schedule_file import Found, ScheduleFile, read_timesteps, write_schedules
+from redif_ray.search.search import searched
 
 FOUND = Found(name="searched", timesteps=(999.0, 700.0, 350.0), half_log_snr=(None, -1.0, 1.0), distance=0.1)
 
@@ -46,6 +47,13 @@ def test_what_is_no_name_and_no_file_says_so(tmp_path: Path) -> None:
     other.write_text("steps: 4\n")
     with pytest.raises(ConfigError, match="is not a file of `redif search`"):
         read_timesteps(other, 4)
+
+
+def test_a_recipe_may_name_the_file_that_its_search_is_to_write(tmp_path: Path) -> None:
+    config = load("smoke", [f"student.schedule={tmp_path / 'later.yaml'}", f"run.root={tmp_path}"])
+    assert searched(config) == searched(load("smoke", [f"run.root={tmp_path}"]))
+    with pytest.raises(ConfigError, match="is unknown"):
+        absolute(config)
 
 
 @pytest.mark.parametrize(("override", "message"), [
