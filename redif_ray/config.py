@@ -250,6 +250,11 @@ class Descent(Strict):
     lr: float = Field(0.05, gt=0, description="of the logits of the increments")
 
 
+class Frechet(Strict):
+    weight: float = Field(0.0, ge=0, description="of the Fréchet distance to the teacher's images of the bank")
+    encoder: str = Field("random-features", description="its features: these, or a CLIP's folder or hub id")
+
+
 class Adaptive(Strict):
     prices: tuple[Annotated[float, Field(gt=0)], ...] | None = Field(
         None, min_length=1, description="an agent each: the distance that a network call must save; None: what the "
@@ -279,6 +284,7 @@ class Search(Strict):
     concurrent: Positive = Field(1, description="trials at once; one is spread over all workers, and knows all before")
     shard: Positive = Field(32, description="noises a piece of work")
     descent: Descent = Descent()
+    frechet: Frechet = Frechet()
     adaptive: Adaptive = Adaptive()
 
 

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from redif_ray.config import Config, Search
+    from redif_ray.config import Config
 
 
 def conflicts(c: Config) -> Iterator[str]:
     """What is wrong with a configuration, a sentence each: the keys, what they are, what was expected."""
-    yield from _search_conflicts(c.search)
+    yield from _search_conflicts(c)
     yield from _sweep_conflicts(c)
     policy = c.method == "redif" and c.learner.rounds > 0
     if policy and c.exploration.eta == 0:
@@ -69,13 +69,21 @@ def conflicts(c: Config) -> Iterator[str]:
     yield from _placement_conflicts(c)
 
 
-def _search_conflicts(s: Search) -> Iterator[str]:
+def _search_conflicts(c: Config) -> Iterator[str]:
+    s = c.search
     if list(s.rungs) != sorted(set(s.rungs)) or any(rung % s.shard for rung in s.rungs):
         yield f"search.rungs={list(s.rungs)}: expected rising multiples of search.shard={s.shard}"
     if s.steps is not None and len(set(s.steps)) != len(s.steps):
         yield f"search.steps={list(s.steps)}: expected each number once"
     if s.descent.batch > s.rungs[-1]:
         yield f"search.descent.batch={s.descent.batch}: expected at most the last of search.rungs={list(s.rungs)}"
+    if s.frechet.weight and s.engine != "tune":
+        yield f"search.frechet.weight={s.frechet.weight:g}: search.engine={s.engine} cannot descend it; expected tune"
+    if s.frechet.weight and s.frechet.encoder == c.evaluation.judge:
+        yield (
+            f"search.frechet.encoder={s.frechet.encoder}: that is evaluation.judge, which is to judge what it did not "
+            "choose; expected another"
+        )
 
 
 def _sweep_conflicts(c: Config) -> Iterator[str]:

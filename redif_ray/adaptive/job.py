@@ -87,6 +87,8 @@ def check(config: Config) -> None:
     if s.adaptive.max_calls < max(steps):
         raise ConfigError(f"search.adaptive.max_calls={s.adaptive.max_calls}: expected at least {max(steps)}, the most "
                           "of search.steps")
+    if s.frechet.weight:
+        raise ConfigError(f"search.frechet.weight={s.frechet.weight:g}: agents are rewarded by the image; expected 0")
     if s.solver != "euler":
         raise ConfigError(f"search.solver={s.solver}: an agent moves by euler; expected that")
 

@@ -14,9 +14,9 @@ from redif_ray.diffusion.noise import Stream
 from redif_ray.pipeline.actors import TeacherRewardWorker
 from redif_ray.pipeline.plan import RoundPlan
 from redif_ray.pipeline.pool import Pool
+from redif_ray.search.terms import Terms, score
 from redif_ray.types import Shard
 
-Terms = dict[str, np.ndarray]  # raw values by name, one a noise
 SOON, LATER = (0, 0), (1, 0)
 
 
@@ -50,12 +50,11 @@ class Evaluator:
         self.known: dict[tuple[Any, ...], asyncio.Future[Any]] = {}
 
     async def scores(self, timesteps: Sequence[float], rung: int, weights: dict[str, float]) -> float:
-        """-sum(weights x terms), the mean over the first `rung` noises of the bank."""
-        terms = await self.bank_terms(timesteps, rung)
-        return -sum(w * float(terms[name].mean(dtype=np.float64)) for name, w in weights.items())
+        """The objective on the first `rung` noises of the bank."""
+        return score(await self.bank_terms(timesteps, rung), weights, self.config.search.frechet.weight)
 
     async def bank_terms(self, timesteps: Sequence[float], rung: int) -> Terms:
-        """Raw terms on the first `rung` noises."""
+        """What `SearchWorker.terms` says of the first `rung` noises."""
         return await self._terms(self.bank[: rung // self.config.search.shard], timesteps)
 
     async def images(self, timesteps: Sequence[float] | None) -> list[Any]:

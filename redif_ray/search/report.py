@@ -35,10 +35,13 @@ def report(summary: Mapping[str, Any], config: Config) -> str:
     seconds = ", ".join(f"{name} {taken:.0f} s" for name, taken in summary["seconds"].items())
     searched = s.student or config.teacher.model
     terms = " + ".join(f"{weight:.4g} x -{name}" for name, weight in summary["weights"].items())
+    chosen = f"on a bank of {summary['bank']} noises"
+    if s.frechet.weight:
+        chosen += f", by it + {s.frechet.weight:g} x the Fréchet distance to the teacher's images ({s.frechet.encoder})"
     parts = [
         f"# {summary['name']}: schedules for {', '.join(sorted({str(r['steps']) for r in rows}, key=int))} steps",
         f"For `{searched}` by {s.solver}. Distance to the teacher's image of the same noise ({config.teacher.steps} "
-        f"steps of {config.teacher.solver}): {terms}. Schedules were chosen on a bank of {summary['bank']} noises; "
+        f"steps of {config.teacher.solver}): {terms}. Schedules were chosen {chosen}; "
         f"this is what they do on {summary['held_out']:,} held-out ones, seed {summary['seed']}, with 95 % bootstrap "
         "intervals; Fréchet distance (not FID) and recall before the judge "
         f"`{config.evaluation.judge}`. Search took: {seconds}, on {config.reward.workers} workers.",

@@ -21,6 +21,7 @@ from redif_ray.data.conditions import Conditions
 from redif_ray.diffusion import schedules
 from redif_ray.diffusion.schedules import Schedule
 from redif_ray.errors import UserError
+from redif_ray.evaluation.judge import make_encoder
 from redif_ray.models.protocol import DiffusionModel
 from redif_ray.models.registry import load_model
 from redif_ray.pipeline.cluster import connect
@@ -63,6 +64,8 @@ def search(config: Config, *, resume: bool = False, console: Console | None = No
     with stop_requests() as stop:
         config = searched(config)
         conditions = preflight(config)
+        if config.search.frechet.weight:
+            make_encoder(config.search.frechet.encoder, load_model(config.teacher.model).image_shape)
         stop.check()
         folder = RunFolder.open(config, resume=resume)
         try:

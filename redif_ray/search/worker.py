@@ -13,10 +13,12 @@ from torch import Tensor
 from redif_ray.config import Config
 from redif_ray.diffusion import noise, schedules, solvers
 from redif_ray.diffusion.noise import Stream
+from redif_ray.evaluation.judge import make_encoder
 from redif_ray.models.registry import load_model
 from redif_ray.pipeline import build, reward
 from redif_ray.rewards.base import RewardInputs
 from redif_ray.search import gits, gradient
+from redif_ray.search.terms import FEATURES, TARGETS
 from redif_ray.types import Meta, Shard, Work
 
 
@@ -28,15 +30,22 @@ class SearchWorker(reward.TeacherRewardWorker):
         self.model, student = self.teacher, config.search.student
         if student is not None:
             self.model = load_model(student, device=self.device, dtype=getattr(torch, config.networks.precision))
+        frechet = config.search.frechet
+        self.encoder = make_encoder(frechet.encoder, self.model.image_shape) if frechet.weight else None
 
     @torch.no_grad()
     def terms(self, shard: Shard, timesteps: Sequence[float], targets: np.ndarray) -> tuple[Meta, dict[str, Any]]:
-        """Raw reward terms of the images along the schedule of `timesteps`, [G] each by name."""
+        """Raw reward terms of the images along the schedule of `timesteps`, [G] each by name.
+
+        Where the Fréchet distance is asked for, also the images' features and the teacher's, [G, D].
+        """
         started = time.perf_counter()
         images, calls = self._along(shard, timesteps)
         kept = self.store.features(shard.stream, shard.groups, shard.conditions)
         teacher = torch.from_numpy(targets.copy()).to(self.device)
         terms = self.rewards(RewardInputs(images, teacher, list(shard.conditions), kept))
+        if self.encoder is not None:
+            terms |= {FEATURES: self.encoder.embedding(images.cpu()), TARGETS: self.encoder.embedding(teacher.cpu())}
         work = Work("search", time.perf_counter() - started, calls)
         return Meta(shard, self.name, (work,)), {name: value.cpu().numpy() for name, value in terms.items()}
 

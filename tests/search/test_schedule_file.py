@@ -63,6 +63,7 @@ def test_a_recipe_may_name_the_file_that_its_search_is_to_write(tmp_path: Path) 
     ("search.steps=[2,2]", "each number once"),
     ("search.sampler=bayes", "search.sampler='bayes'"),
     ("search.descent.batch=1000", "search.descent.batch=1000"),
+    ("search.frechet={weight: 1, encoder: fashion-mnist}", "is to judge what it did not choose"),
 ])
 def test_an_invalid_space_is_one_clear_error(override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message) as error:
