@@ -70,7 +70,7 @@ def test_a_timeline_does_not_grow_for_ever(tmp_path: Path, monkeypatch: pytest.M
 @pytest.mark.cluster
 def test_a_run_s_timeline_is_what_its_accounts_say(first: Path) -> None:
     rows = checked((first / TRACE).read_text())
-    assert list(rows) == ["learner-0", "reward-0", "rollout-0"]
+    assert next(iter(rows)) == "learner-0" and {"reward-0", "rollout-0"} <= set(rows)  # later evaluations have more
 
     def seconds(row: str, *stages: str) -> float:
         return sum(event["dur"] for event in rows[row] if event["name"] in stages) / 1e6
