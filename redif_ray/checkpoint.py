@@ -16,14 +16,15 @@ import os
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
 from redif_ray.errors import UserError
+
+if TYPE_CHECKING:  # processes that only name checkpoints hold no tensor, and torch takes seconds to import
+    import torch
 
 FORMAT = 1
 STATE, MANIFEST = "state.safetensors", "manifest.json"
@@ -47,7 +48,9 @@ def weights_sha256(weights: Mapping[str, torch.Tensor | np.ndarray]) -> str:
     for name in sorted(weights):
         value = weights[name]
         dtype, shape = str(value.dtype).removeprefix("torch."), tuple(value.shape)
-        if isinstance(value, torch.Tensor):
+        if not isinstance(value, np.ndarray):
+            import torch
+
             value = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()  # numpy has no bfloat16
         digest.update(f"{name}|{dtype}|{shape}|".encode())
         digest.update(value.tobytes())
@@ -59,6 +62,8 @@ def save_checkpoint(folder: str | Path, tensors: Mapping[str, torch.Tensor], met
 
     meta: JSON values. Raises `CheckpointError` where the disk does not take it; what was there is intact then.
     """
+    from safetensors.torch import save_file
+
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = folder.with_name(f".{folder.name}.partial")
@@ -98,6 +103,8 @@ def find_checkpoint(folder: str | Path) -> Path | None:
 
 def load_checkpoint(folder: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Read (tensors, meta), the tensors checked against their checksum. Raises `CheckpointError`."""
+    from safetensors.torch import load_file
+
     folder = find_checkpoint(folder) or Path(folder)
     state = folder / STATE
     try:
@@ -136,6 +143,8 @@ def unpack(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Iterable[str]) -> dict[str, torch.Tensor]:
     """AdamW's state by parameter name (parameters in the order of `names`)."""
+    import torch
+
     state = optimizer.state_dict()["state"]
     return {
         f"{name}/{key}": torch.as_tensor(value)

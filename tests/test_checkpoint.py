@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from redif_ray import checkpoint
 from redif_ray.checkpoint import (
     MANIFEST,
     STATE,
@@ -141,7 +141,8 @@ class Killed(BaseException):
     """As SIGKILL, no clean-up runs in the code under test: it only catches what it names."""
 
 
-STEPS = ["save_file", "file_sha256", "_flush", "replace_folder"]
+OWN = ("file_sha256", "_flush", "replace_folder")
+STEPS = ["safetensors.torch.save_file", *(f"redif_ray.checkpoint.{name}" for name in OWN)]
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -150,7 +151,7 @@ def test_a_kill_at_any_step_leaves_the_old_or_the_new(
     step: str, when: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_checkpoint(tmp_path / "c", tensors(1.0), {"value": 1})
-    real = getattr(checkpoint, step)
+    real = resolve_name(step)
 
     def killed(*arguments: Any) -> None:
         if when == "after":
@@ -158,11 +159,11 @@ def test_a_kill_at_any_step_leaves_the_old_or_the_new(
         raise Killed
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(checkpoint, step, killed)
+        patch.setattr(step, killed)
         save_checkpoint(tmp_path / "c", tensors(2.0), {"value": 2})
     found, meta = load_checkpoint(tmp_path / "c")
     assert same(found, tensors(meta["value"]))
-    assert meta["value"] == (2 if (step, when) == ("replace_folder", "after") else 1)
+    assert meta["value"] == (2 if (step, when) == (STEPS[-1], "after") else 1)
     save_checkpoint(tmp_path / "c", tensors(3.0), {})
     assert same(load_checkpoint(tmp_path / "c")[0], tensors(3.0)) and entries(tmp_path) == ["c"]
 

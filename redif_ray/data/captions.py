@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pyarrow as pa
-import pyarrow.dataset as ds
 from pyarrow import fs
 
 from redif_ray.config import ConfigError
@@ -81,6 +80,8 @@ def _lines(path: Path, kind: type, where: str) -> list[Any]:
 def _table(
     paths: list[str], column: str | None, kind: type, where: str, filesystem: fs.FileSystem | None = None
 ) -> list[Any]:
+    import pyarrow.dataset as ds  # with it comes pandas
+
     suffix = Path(paths[0]).suffix
     if suffix not in FORMATS:
         raise ConfigError(f"{where}: expected .txt, {', '.join(FORMATS)}, or a folder of them")

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import torch
 from ray.util.metrics import Counter, Gauge
 
 from redif_ray.pipeline.timeline import Span
@@ -30,6 +29,8 @@ class RoundGauges:
 
     def set(self, row: Mapping[str, Any], spans: Iterable[Span]) -> None:
         """row: of metrics.jsonl. spans: what was worked for it."""
+        import torch  # the coordinator, which has the other gauges, does without
+
         self.round.set(row["round"] + 1)
         self.rounds.set(1 / row["seconds/round"])
         self.groups.set(row["groups_per_second"])

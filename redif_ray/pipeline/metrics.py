@@ -8,7 +8,7 @@ import os
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,7 +16,9 @@ from redif_ray.errors import UserError
 from redif_ray.pipeline.faults import restarted
 from redif_ray.pipeline.rows import append_rows, read_rows
 from redif_ray.pipeline.timeline import SPANS, Span
-from redif_ray.tracking import Tracker, TrackingError
+
+if TYPE_CHECKING:  # a run that is not tracked does without MLflow, which takes seconds to import
+    from redif_ray.tracking import Tracker
 
 log = logging.getLogger(__name__)
 TIMELINE_BYTES = 50 * 2**20  # some 400,000 spans; a browser opens no more
@@ -63,6 +65,8 @@ class MetricsWriter:
     def _store(self, again: float = AGAIN_SECONDS) -> Tracker | None:
         """The MLflow run, once its store has answered: that is asked every `again` seconds, then told what it lacks."""
         if self.tracker is None and self.named and time.monotonic() - self.asked >= again:
+            from redif_ray.tracking import Tracker, TrackingError
+
             self.asked = time.monotonic()
             try:
                 self.tracker = Tracker(*self.named)
