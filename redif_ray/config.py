@@ -213,7 +213,7 @@ class Learner(Strict):
     weight_decay: float = Field(1e-4, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
     ema: float = Field(0.0, ge=0, lt=1, description="decay of the averaged student; 0 deploys the raw weights")
-    microbatch: Positive = Field(64, description="pairs a forward and backward pass: memory, not mathematics")
+    microbatch: Positive = Field(64, description="states a forward and backward pass: memory, not mathematics")
     checkpointing: bool = Field(False, description="compute activations again in the backward pass: memory for time")
     regulariser: Regulariser = Regulariser()
     anchor: Anchor = Anchor()

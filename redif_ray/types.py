@@ -41,6 +41,10 @@ class Shard:
     def rows(self) -> int:
         return len(self.groups) * self.siblings
 
+    def predictions(self, steps: int) -> int:
+        """States that a network sees along `steps` steps of all rows: siblings share the first."""
+        return len(self.groups) + (steps - 1) * self.rows
+
     def per_row(self) -> tuple[list[int], list[int], list[Condition]]:
         """Group id, sibling and condition of each row."""
         groups = [g for g in self.groups for _ in range(self.siblings)]

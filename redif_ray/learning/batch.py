@@ -17,6 +17,8 @@ class RoundBatch:
     """R rows of a round of `total_rows`, N steps; float32 unless said otherwise.
 
     rows: [R] int64, the place of each row in the whole round, group-major. One rank alone holds all of them.
+    origin: [R] int64, for each row the first of this batch with its x_T and condition: the first step of all these is
+    predicted once. None: each row has its own.
     log_probs are the policy's density of the action taken, for teacher-guided siblings too. Their action was not drawn
     from the policy, so the plain surrogate is, on those rows, off-policy, advantage-weighted imitation; its ratio still
     starts at 1.
@@ -29,6 +31,7 @@ class RoundBatch:
     log_probs: Tensor  # [N, R]; 0 where S = 0
     advantages: Tensor  # [R]
     encoded: dict[str, Tensor]  # [R, ...] each: the conditions, as the network takes them
+    origin: Tensor | None = None
     anchors: Tensor | None = None  # [N, R, ...]: the teacher's jump from each state
     gate: Tensor | None = None  # [R]: 1 where the anchor holds, 0 where not
 
@@ -38,6 +41,7 @@ class RoundBatch:
             "rows": (self.rows, (rows,)), "latents": (self.latents, (steps + 1, rows)),
             "means": (self.means, (steps, rows)), "advantages": (self.advantages, (rows,)),
             "anchors": (self.anchors, (steps, rows)), "gate": (self.gate, (rows,)),
+            "origin": (self.origin, (rows,)),
         } | {f"encoded[{name}]": (value, (rows,)) for name, value in self.encoded.items()}
         for name, (tensor, start) in expected.items():
             if tensor is not None and tuple(tensor.shape[: len(start)]) != start:
@@ -72,6 +76,9 @@ def assemble(
     parts = sorted(parts, key=lambda part: part[0].shard.index)
     _check(ordered, parts, weights_sha256)
     rows, total = torch.cat([place[t.shard.index] for t, _ in parts]), int(ends[-1])
+    held = [t.shard for t, _ in parts]
+    siblings = [s.siblings for s in held for _ in s.groups]
+    group = torch.arange(len(siblings)).repeat_interleave(torch.tensor(siblings))  # of each row
 
     def join(arrays: Sequence[np.ndarray]) -> Tensor:
         return torch.from_numpy(np.concatenate(arrays, axis=1)).to(device)
@@ -91,7 +98,8 @@ def assemble(
         means=join([t.means for t, _ in parts]),
         log_probs=join([t.log_probs for t, _ in parts]),
         advantages=mine(torch.zeros(total) if advantages is None else advantages),
-        encoded=encode([c for t, _ in parts for c in t.shard.per_row()[2]]),
+        origin=torch.cumsum(torch.tensor([0, *siblings[:-1]]), 0)[group],
+        encoded={name: value[group] for name, value in encode([c for s in held for c in s.conditions]).items()},
         anchors=join(anchors) if anchors else None,
         gate=None if gate is None else mine(gate),
     )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -20,13 +21,44 @@ class RatioError(UserError, RuntimeError):
     """A fresh round whose actions have another density under the learner's weights than they had in the rollout."""
 
 
-def policy_mean(
-    predict: Predict, batch: RoundBatch, schedule: Schedule, stds: Tensor, rows: Tensor, steps: Tensor
-) -> Tensor:
-    """Mean of the transition `steps` [P] from the state that `rows` [P] visited there: [P, ...]."""
+@dataclass(frozen=True, slots=True)
+class States:
+    """What a network sees of (trajectory, step) pairs: each state once, in order of step and row.
+
+    rows, steps: [U] int64, of each state. of: [P] int64, the state of each pair.
+    """
+
+    rows: Tensor
+    steps: Tensor
+    of: Tensor
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def split(self, size: int) -> Iterator[tuple[States, Tensor]]:
+        """Parts of at most `size` states, each with the pairs, [P'] int64, that it has all states of."""
+        order, ends = torch.argsort(self.of, stable=True), torch.bincount(self.of, minlength=len(self)).cumsum(0)
+        for start in range(0, len(self), size):
+            stop = min(start + size, len(self))
+            pairs = order[int(ends[start - 1]) if start else 0 : int(ends[stop - 1])]
+            yield States(self.rows[start:stop], self.steps[start:stop], self.of[pairs] - start), pairs
+
+
+def states(batch: RoundBatch, rows: Tensor, steps: Tensor) -> States:
+    """Of pairs [P]: siblings share the first, so that a group of K has 1 + K (N - 1)."""
+    count = len(batch.rows)
+    if batch.origin is not None:
+        rows = torch.where(steps == 0, batch.origin[rows], rows)
+    found, of = torch.unique(steps * count + rows, return_inverse=True)
+    return States(found % count, found // count, of)
+
+
+def policy_mean(predict: Predict, batch: RoundBatch, schedule: Schedule, stds: Tensor, seen: States) -> Tensor:
+    """Mean of the transition from the state of each pair: [P, ...]."""
+    rows, steps = seen.rows, seen.steps
     encoded = {name: value[rows] for name, value in batch.encoded.items()}
     prediction = predict(batch.latents[steps, rows], schedule.take(steps), encoded)
-    return transition_mean(prediction, schedule.take(steps + 1), stds[steps])
+    return transition_mean(prediction, schedule.take(steps + 1), stds[steps])[seen.of]
 
 
 CHECKED_ROWS = 16  # of a round: what moves a ratio (stale weights, guidance, dropout, dtype) moves every row's
@@ -35,20 +67,22 @@ CHECKED_ROWS = 16  # of a round: what moves a ratio (stale weights, guidance, dr
 @torch.no_grad()
 def check_ratio(
     predict: Predict, batch: RoundBatch, schedule: Schedule, stds: Tensor, tolerance: float, microbatch: int
-) -> Tensor:
+) -> tuple[Tensor, int]:
     """Largest |log ratio| of each step, [N] float64 (0 where S = 0), of a fresh round at the weights that played it.
+    And the states that were predicted for it.
 
     At most `CHECKED_ROWS` rows are looked at, spread evenly over the batch: all rows would cost a third of the update.
     Raises RatioError where one is above `tolerance`, or is not a number.
     """
-    largest = torch.zeros(len(stds), dtype=torch.float64)
+    largest, predictions = torch.zeros(len(stds), dtype=torch.float64), 0
+    rows = _checked_rows(len(batch.rows))
     for step in torch.nonzero(stds > 0).flatten().tolist():
-        for rows in checked_rows(len(batch.rows)).split(microbatch):
-            steps = torch.full_like(rows, step)
-            mean = policy_mean(predict, batch, schedule, stds, rows, steps)
-            density = log_prob(batch.latents[step + 1, rows], mean, stds[steps])
-            deviation = (density - batch.log_probs[step, rows]).abs().max().double().cpu()
+        for seen, pairs in states(batch, rows, torch.full_like(rows, step)).split(microbatch):
+            mean = policy_mean(predict, batch, schedule, stds, seen)
+            density = log_prob(batch.latents[step + 1, rows[pairs]], mean, stds[step].expand(len(pairs)))
+            deviation = (density - batch.log_probs[step, rows[pairs]]).abs().max().double().cpu()
             largest[step] = torch.maximum(largest[step], deviation)
+            predictions += len(seen)
         if not largest[step] <= tolerance:
             raise RatioError(
                 f"step {step}: |log ratio| of a fresh round is {largest[step]:.3g} before training; expected at most "
@@ -56,9 +90,9 @@ def check_ratio(
                 "is on; latents were stored below float32; a compiled or differently batched kernel rounds otherwise "
                 "(then raise guard.ratio_tolerance)"
             )
-    return largest
+    return largest, predictions
 
 
-def checked_rows(count: int) -> Tensor:
+def _checked_rows(count: int) -> Tensor:
     """The rows of a batch of `count` that `check_ratio` looks at, int64."""
     return torch.linspace(0, count - 1, min(count, CHECKED_ROWS)).long()

@@ -3,8 +3,9 @@
     loss = mean over (trajectory, step) pairs of  w_k surrogate + c_r regulariser + c_a anchor
 
 Every minibatch is a set of pairs of the whole round, in an order that depends on (seed, round, epoch) alone. Each rank
-works on the pairs whose rows it holds, in microbatches, and divides by the count of the whole minibatch; so neither the
-number of ranks nor the size of a microbatch changes the gradient beyond rounding. No other module knows of ranks.
+works on the pairs whose rows it holds, in microbatches of the states they are in, and divides by the count of the whole
+minibatch; so neither the number of ranks nor the size of a microbatch changes the gradient beyond rounding. Siblings
+begin in one state: it is predicted, and differentiated, once for all of them. No other module knows of ranks.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from redif_ray.diffusion.transition import log_prob
 from redif_ray.learning.anchor import anchor_loss
 from redif_ray.learning.batch import RoundBatch
 from redif_ray.learning.losses import Surrogate, default_clip, grpo_guard, ppo_clip, reinforce, step_weights
-from redif_ray.learning.policy import Predict, check_ratio, checked_rows, policy_mean
+from redif_ray.learning.policy import Predict, States, check_ratio, policy_mean, states
 from redif_ray.learning.regularisers import DivergenceKind, divergence
 from redif_ray.learning.step import AllReduce, optimiser_step
 
@@ -96,12 +97,11 @@ class Updater:
             raise ValueError("learner.anchor.weight > 0, but the round carries no anchors")
         self._check_rows(batch)
         with behaviour:
-            fresh = check_ratio(
+            fresh, checked = check_ratio(
                 self.predict, batch, self.schedule, self.stds, self.ratio_tolerance, self.config.microbatch
             )
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        checked = len(checked_rows(len(batch.rows))) * int((self.stds > 0).sum())
         sums: dict[str, float] = defaultdict(float, forward=checked)
         pairs, norms = len(self.steps) * batch.total_rows, []
         for epoch in range(self.config.inner_epochs):
@@ -131,8 +131,8 @@ class Updater:
         rows, steps = rows[rows >= 0], steps[rows >= 0]
         self.optimizer.zero_grad(set_to_none=True)
         losses = dict.fromkeys(("policy", "regulariser", "anchor"), 0.0)
-        for r, k in zip(rows.split(self.config.microbatch), steps.split(self.config.microbatch), strict=True):
-            parts = self._losses(batch, r, k, sums)
+        for seen, pairs in states(batch, rows, steps).split(self.config.microbatch):
+            parts = self._losses(batch, seen, rows[pairs], steps[pairs], sums)
             torch.stack(list(parts.values())).sum().div(len(chosen)).mul(self.loss_scale).backward()
             for name, value in parts.items():
                 losses[name] += float(value.detach())
@@ -143,13 +143,16 @@ class Updater:
             self.optimizer, losses, self.config.max_grad_norm, where, self.all_reduce, self.loss_scale
         )
 
-    def _losses(self, batch: RoundBatch, rows: Tensor, steps: Tensor, sums: dict[str, float]) -> dict[str, Tensor]:
-        """Sums over these pairs of each weighted part of the loss."""
+    def _losses(
+        self, batch: RoundBatch, seen: States, rows: Tensor, steps: Tensor, sums: dict[str, float]
+    ) -> dict[str, Tensor]:
+        """Sums over these pairs, whose states are `seen`, of each weighted part of the loss."""
         config, anchor, zero = self.config, self.config.anchor, torch.zeros((), device=batch.latents.device)
         parts = {"policy": zero, "regulariser": zero, "anchor": zero}
-        mean = policy_mean(self.predict, batch, self.schedule, self.stds, rows, steps)
+        mean = policy_mean(self.predict, batch, self.schedule, self.stds, seen)
         moves = self.stds[steps] > 0
-        sums["forward"] += len(rows)
+        sums["forward"] += len(seen)
+        sums["backward"] += len(seen)
         if bool(moves.any()):
             surrogate = self._surrogate(batch, mean[moves], rows[moves], steps[moves])
             weight = like(self.undilute * self.step_weights[steps[moves]], surrogate.loss)
@@ -186,15 +189,16 @@ class Updater:
         rows, steps, mean = rows[keep], steps[keep], mean[keep]
         if not len(rows):
             return mean.sum()
-        sums["forward"] += len(rows)
+        seen = states(batch, rows, steps)
+        sums["forward"] += len(seen)
         with torch.no_grad():
-            target = policy_mean(reference, batch, self.schedule, self.stds, rows, steps)
+            target = policy_mean(reference, batch, self.schedule, self.stds, seen)
         r = self.config.regulariser
         value = divergence(kind, mean, target, self.stds[steps], order=r.order, tempered=r.tempered)
         return value if kind == "mse" else self.undilute * value
 
     def _metrics(self, sums: dict[str, float], fresh: Tensor) -> dict[str, float]:
-        names = ("pairs", "forward", "stochastic", "loss_policy", "loss_regulariser", "loss_anchor",
+        names = ("pairs", "forward", "backward", "stochastic", "loss_policy", "loss_regulariser", "loss_anchor",
                  "deviation", "deviation_square", "clipped", "kl")
         device = self.optimizer.param_groups[0]["params"][0].device
         table = torch.zeros(self.world, len(names) + 1 + len(fresh), dtype=torch.float64, device=device)
@@ -206,7 +210,7 @@ class Updater:
         largest = table.amax(0)[len(names):].tolist()
         metrics = {name: total[name] / total["pairs"] for name in names if name.startswith("loss_")}
         metrics["loss"] = sum(metrics.values())
-        metrics |= {"network_calls_forward": total["forward"], "network_calls_backward": total["pairs"]}
+        metrics |= {"network_calls_forward": total["forward"], "network_calls_backward": total["backward"]}
         count = total["stochastic"]
         if count:
             shift = total["deviation"] / count

@@ -83,6 +83,11 @@ def predictor(model: DiffusionModel, encoded: dict[str, Tensor], guidance: float
     return lambda x, level: model.predict(x, level, encoded, guidance=guidance)
 
 
+def repeated(encoded: dict[str, Tensor], siblings: int) -> dict[str, Tensor]:
+    """Conditions of each row, from those of each group."""
+    return {name: value.repeat_interleave(siblings, 0) for name, value in encoded.items()}
+
+
 def rewards(config: Config, model: DiffusionModel, where: str) -> Rewards:
     channels, height, width = model.image_shape
     return build_terms(

@@ -81,14 +81,15 @@ def _work(config: Config, teacher: DiffusionModel, plan: RoundPlan) -> dict[str,
     warm_rows = plan.warm_rounds * config.warm_start.groups
     own_rounds = plan.rounds - plan.warm_rounds
     groups = own_rounds * (config.draft.groups if config.method == "draft" else config.rollout.groups)
-    rows = groups * (1 if config.method == "draft" else config.rollout.siblings)
+    siblings = 1 if config.method == "draft" else config.rollout.siblings
+    rows, shared = groups * siblings, groups * (siblings - 1)  # states that siblings see but once
     anchor = config.learner.anchor.substeps if config.learner.anchor.weight and config.method == "redif" else 0
     checks = 1 + plan.rounds // config.validation.every
     return {
         "warm start": (warm_rows * (own + n * config.warm_start.substeps * theirs), both),
         "warm start, update": (warm_rows * own * backward, learn),
-        "rollout and rewards": (rows * (own + n * anchor * theirs) + groups * target, both),
-        "update": (rows * own * config.learner.inner_epochs * backward, learn),
+        "rollout and rewards": ((rows * n - shared) * (ours + anchor * theirs) + groups * target, both),
+        "update": ((rows * n - shared) * ours * config.learner.inner_epochs * backward, learn),
         "validation": (checks * config.validation.groups * own + config.validation.groups * target, both),
         "evaluation": (
             config.evaluation.held_out * (3 * own + target + own) + config.evaluation.search * (target + 8 * own),

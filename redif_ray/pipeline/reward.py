@@ -121,18 +121,18 @@ class TeacherRewardWorker:
     def _anchors(self, shard: Shard, trajectories: Trajectories) -> tuple[np.ndarray, Work]:
         """The teacher's M-substep jump from every visited state, carrying the noise of the student's mean."""
         started = time.perf_counter()
-        _, _, conditions = shard.per_row()
         schedule, config = self.student_schedule, self.config
         substeps = (config.learner.anchor if shard.phase == "policy" else config.warm_start).substeps
         stds = build.phase_stds(schedule, config, shard.phase)
-        predict = build.predictor(self.teacher, self.teacher.encode(conditions), config.teacher.guidance)
-        jumps: list[Tensor] = []
+        once = self.teacher.encode(shard.conditions)
+        encoded, jumps = build.repeated(once, shard.siblings), list[Tensor]()
         for k in range(schedule.steps):
-            x = torch.from_numpy(trajectories.latents[k].copy()).to(self.device)
-            jumps.append(
-                solvers.jump(predict, x, self.teacher.process, schedule[k], schedule[k + 1], stds[k], substeps)
-            )
-        calls = schedule.steps * substeps * shard.rows * self.teacher.calls_per_step(config.teacher.guidance)
+            every = shard.siblings if k == 0 else 1  # siblings share the state that they start from
+            x = torch.from_numpy(trajectories.latents[k][::every].copy()).to(self.device)
+            predict = build.predictor(self.teacher, once if k == 0 else encoded, config.teacher.guidance)
+            made = solvers.jump(predict, x, self.teacher.process, schedule[k], schedule[k + 1], stds[k], substeps)
+            jumps.append(made.repeat_interleave(every, 0))
+        calls = substeps * shard.predictions(schedule.steps) * self.teacher.calls_per_step(config.teacher.guidance)
         anchors = torch.stack(jumps).cpu().numpy()
         return anchors, Work("anchor", time.perf_counter() - started, calls)
 

@@ -41,8 +41,9 @@ class StudentRolloutWorker:
         number = self._load(weights, key)
         groups, siblings, conditions = shard.per_row()
         model, config = self.student, self.config
-        encoded = model.encode(conditions)
-        predict = build.predictor(model, encoded, config.student.guidance)
+        once = model.encode(shard.conditions)
+        first = build.predictor(model, once, config.student.guidance)
+        predict = build.predictor(model, build.repeated(once, shard.siblings), config.student.guidance)
         explore = shard.phase == "policy"
         stds = build.phase_stds(self.schedule, config, shard.phase)
         unit = noise.initial_noise(shard.groups, model.latent_shape, seed=config.run.seed, stream=shard.stream)
@@ -61,8 +62,10 @@ class StudentRolloutWorker:
 
         guided = torch.tensor([explore and k >= shard.siblings - config.rollout.guided for k in siblings])
         guide = self._guide(conditions, guided, stds) if bool(guided.any()) else None
-        episode = rollout(predict, x, self.schedule, stds, draw, guide=guide, guided=guided)
-        calls = self.schedule.steps * shard.rows * model.calls_per_step(config.student.guidance)
+        episode = rollout(
+            predict, x, self.schedule, stds, draw, first=first, siblings=shard.siblings, guide=guide, guided=guided
+        )
+        calls = shard.predictions(self.schedule.steps) * model.calls_per_step(config.student.guidance)
         data = Trajectories(
             shard,
             number,

@@ -54,6 +54,8 @@ def test_rows_stay_with_their_values_in_any_order(indices: list[int], rows: Sequ
     torch.testing.assert_close(batch.gate, (row % 3 == 0).float())
     classes = torch.tensor([7, 7, 8, 8, 9, 9, 7, 7, 8, 8])
     assert torch.equal(batch.encoded["label"], classes[row])
+    assert batch.origin is not None
+    assert torch.equal(batch.rows[batch.origin], row // 2 * 2)  # of two siblings, the first
 
 
 def test_without_advantages_and_anchors() -> None:

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from redif_ray.config import Anchor, Learner, Regulariser, WarmStart
 from redif_ray.diffusion import noise
+from redif_ray.diffusion.levels import Level
 from redif_ray.diffusion.noise import Stream
-from redif_ray.diffusion.transition import log_prob
+from redif_ray.diffusion.transition import Prediction, log_prob
 from redif_ray.learning.advantages import advantages
 from redif_ray.learning.batch import RoundBatch
 from redif_ray.learning.policy import Predict, RatioError, check_ratio
@@ -102,6 +103,54 @@ def test_microbatches_change_nothing(loss: str) -> None:
     assert found[0].norm() > 1e-2
     for other in found[1:]:
         torch.testing.assert_close(found[0], other, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("microbatch", [1, 5, 64])
+@pytest.mark.parametrize("kind", ["js", "mse"])
+def test_siblings_share_their_first_step(kind: str, microbatch: int) -> None:
+    """A group's state at x_T is predicted once, and the gradient is what the plain path's is; counted on a network."""
+    groups, siblings, rows = 3, 4, 12
+    stds = schedule(3).stds(0.6, "posterior", False)
+    x = values(groups * 6, group=50).reshape(groups, 2, 3).repeat_interleave(siblings, 0)
+    labels = (torch.arange(groups) % 3).repeat_interleave(siblings)
+    plain = play(Tiny(), x, stds, anchors=True, labels=labels)
+    shared = dataclasses.replace(plain, origin=torch.arange(rows) // siblings * siblings)
+    config = Learner(clip=0.1, minibatch=18, inner_epochs=2, max_grad_norm=FULL, microbatch=microbatch,
+                     anchor=Anchor(weight=0.5), regulariser=Regulariser(kind=kind, weight=0.2))
+    moved, seen = [], []
+    for batch in (plain, shared):
+        model, reference, counts = Tiny(), Tiny(2), [0, 0]
+
+        def counting(who: Tiny, at: int, counts: list[int] = counts) -> Predict:
+            def predict(x: Tensor, level: Level, encoded: dict[str, Tensor]) -> Prediction:
+                counts[at] += len(x)
+                return who.predict(x, level, encoded)
+
+            return predict
+
+        optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+        metrics = Updater(counting(model, 0), optimizer, schedule(3), stds, config, ratio_tolerance=1e-4,
+                          reference=counting(reference, 1)).run(batch, round=0, seed=0, lr=0.1)
+        assert metrics["network_calls_forward"] == sum(counts)
+        moved.append(flat(model) - flat(Tiny()))
+        seen.append((counts[0], metrics["network_calls_backward"]))
+    assert moved[0].norm() > 1e-2
+    torch.testing.assert_close(moved[1], moved[0], rtol=0, atol=1e-6)
+    forward, backward = seen[0]
+    check = rows * 2  # the fresh ratio of both stochastic steps
+    assert backward == rows * 3 * 2 and forward == backward + check
+    forward, backward = seen[1]
+    assert forward - backward == groups + rows
+    assert 2 * (groups + 2 * rows) <= backward < rows * 3 * 2  # two epochs; a minibatch holds but some of a group
+
+
+def test_a_whole_round_in_one_minibatch_predicts_the_first_step_once_a_group() -> None:
+    x = values(18, group=50).reshape(3, 2, 3).repeat_interleave(4, 0)
+    stds = schedule(3).stds(0.6, "posterior", True)
+    batch = play(Tiny(), x, stds, labels=torch.arange(3).repeat_interleave(4))
+    batch = dataclasses.replace(batch, origin=torch.arange(12) // 4 * 4)
+    metrics = updater(Tiny(), stds, Learner(microbatch=7)).run(batch, round=0, seed=0, lr=1e-3)
+    assert metrics["network_calls_backward"] == 3 + 2 * 12  # (1 + K (N - 1)) a group
 
 
 @pytest.mark.parametrize("loss", ["ppo_clip", "grpo_guard"])
@@ -211,7 +260,7 @@ def test_metrics_of_the_surrogate() -> None:
 def test_stale_weights_are_noticed_before_training() -> None:
     model = Tiny()
     batch, stds = tiny_round(model)
-    assert float(check_ratio(model.predict, batch, schedule(), stds, 1e-4, 3).max()) < 1e-5
+    assert float(check_ratio(model.predict, batch, schedule(), stds, 1e-4, 3)[0].max()) < 1e-5
     with torch.no_grad():
         model.second.bias += 0.05
     before = flat(model)

@@ -44,12 +44,15 @@ def test_a_run_leaves_what_it_promises(first: Path, root: Path) -> None:
 
 
 def test_network_calls_are_those_that_paper_and_pencil_give(first: Path) -> None:
-    """Smoke: N = 2, 8 rows of warm start, 3 rounds of 24 rows, 4 teacher calls a target, 2 substeps a jump."""
+    """Smoke: N = 2, 8 rows of warm start, 3 rounds of 6 groups of 4, 4 teacher calls a target, 2 substeps a jump.
+
+    Siblings share their first step: a group has 1 + 4 states.
+    """
     compute = summary(first)["compute"]
-    warm, rows = 8, 3 * 24
-    assert compute["student_rollout"]["nfe"] == 2 * (warm + rows)
+    states = 2 * 8 + 3 * 6 * (1 + 4)
+    assert compute["student_rollout"]["nfe"] == states
     assert compute["teacher"]["nfe"] == 4 * 3 * 6  # the warm start asks for no image
-    assert compute["anchor"]["nfe"] == 2 * 2 * (warm + rows)
+    assert compute["anchor"]["nfe"] == 2 * states
 
 
 def test_mlflow_has_every_round_once(first: Path, root: Path) -> None:
