@@ -1,18 +1,25 @@
-# Two commands for newcomers: `make demo` distils the shipped Fashion-MNIST teacher, `make test` runs every test.
+# Two commands for newcomers: `make demo` distils the shipped Fashion-MNIST teacher, `make test` checks that all
+# of it works. `make test-all` adds the longer runs: every family, every kill, every resume.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test fast lint install clean
+.PHONY: demo test test-all unit fast lint install clean
 
 demo: $(VENV)/.installed
 	$(BIN)/redif distill configs/fashion_mnist.yaml run.name=demo $(ARGS)
 
-test: $(VENV)/.installed-test lint
-	$(BIN)/python -m pytest $(ARGS)
+test: unit
+	$(BIN)/python -m pytest -m "cluster and not long" $(ARGS)
+
+test-all: unit
+	$(BIN)/python -m pytest -m cluster $(ARGS)
+
+unit: $(VENV)/.installed-test lint
+	$(BIN)/python -m pytest -m "not cluster" --numprocesses=logical $(ARGS)
 
 fast: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -m "not cluster and not slow" $(ARGS)
+	$(BIN)/python -m pytest -m "not cluster and not slow" --numprocesses=logical $(ARGS)
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check redif_ray jobs tests benchmarks

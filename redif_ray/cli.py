@@ -22,6 +22,8 @@ app = typer.Typer(
     rich_markup_mode="rich",
     help="Turn a slow diffusion model into a few-step one by reinforcement learning, on a Ray cluster.",
 )
+benchmarks = typer.Typer(no_args_is_help=True)
+app.add_typer(benchmarks, name="benchmark", help="Measure redif-ray itself, on this machine.")
 console = Console()
 complaints = Console(stderr=True)
 
@@ -229,6 +231,23 @@ def doctor(
             "learner.checkpointing=true, networks.precision=bfloat16, student.lora.rank, rollout.shard_groups and "
             "evaluation.batch decide how much memory a worker needs"
         )
+
+
+@benchmarks.command()
+def pipeline(
+    parts: Annotated[
+        list[str] | None,
+        typer.Argument(help="first_step, overhead, overlap, scaling, publishing, soak, startup; without any, all."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The folder of pipeline.md and pipeline.json.")] = Path("benchmark"),
+) -> None:
+    """What Ray costs a run and brings it, as ratios taken side by side: 20 to 30 minutes in all.
+
+    Example: redif benchmark pipeline overhead overlap
+    """
+    from redif_ray.benchmark.pipeline import benchmark
+
+    console.print(f"written to {benchmark(parts or [], out, console)}")
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ from redif_ray.adaptive.job import adapt
 from redif_ray.config import Config, ConfigError, load
 from redif_ray.pipeline.interrupt import Interrupted, StopRequest
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.long]
 SMALL = [
     "tracking.uri=off", "search.steps=[2,3]", "search.rungs=[16]", "search.shard=8", "search.shape_trials=1",
     "search.refine_trials=0", "search.descent.batch=8", "search.adaptive.noises=16", "search.adaptive.batch=32",

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from redif_ray.benchmark.plain_loop import PlainLoop
 from redif_ray.checkpoint import load_checkpoint, weights_sha256
 from redif_ray.config import Config, load
 from redif_ray.evaluation.summary import Summary
@@ -47,3 +48,13 @@ def start(root: Path, name: str, *options: str) -> subprocess.Popen[bytes]:
 def rounds(folder: Path) -> int:
     """Training rounds that a run's metrics hold."""
     return len(read_rows(folder / "metrics.jsonl")) - 1
+
+
+def plain_weights(config: Config) -> str:
+    """Checksum of the weights after a run's last round, without Ray; each round's ratios are 1 before its update."""
+    loop = PlainLoop(config)
+    rounding = 1e-5 if config.networks.precision == "float32" else 1e-4
+    for round in range(loop.plan.rounds):
+        metrics = loop.round(round)
+        assert all(abs(v) < rounding for k, v in metrics.items() if "fresh_log_ratio" in k)
+    return loop.checksum()

@@ -32,6 +32,7 @@ def test_evaluated_again_it_measures_the_same(first: Path) -> None:
     assert (first / "summary.json").read_bytes() == before
 
 
+@pytest.mark.long
 def test_a_judge_without_data_compares_with_the_teacher_s_other_images(first: Path) -> None:
     """The full teacher is then its own law: within its reference's distance from itself, far below the untrained."""
     options = ["evaluation.judge=random-features", "evaluation.held_out=200", "evaluation.batch=50"]
@@ -88,6 +89,7 @@ def test_the_same_run_as_a_ray_job(first: Path, tmp_path: Path) -> None:
     assert not list((tmp_path / "job").glob(".seen-*"))
 
 
+@pytest.mark.long
 def test_an_evaluation_as_a_ray_job(first: Path) -> None:
     assert "written to" in ran("jobs/evaluate.py", str(first), "evaluation.held_out=30")
     assert json.loads((first / "evaluation-30.json").read_text())["held_out"] == 30

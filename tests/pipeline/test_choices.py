@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
-from plain_loop import train
+from smoke_runs import plain_weights
 
 from redif_ray.checkpoint import weights_sha256
 from redif_ray.config import LEARNED, Learner, Networks, Regulariser, load
@@ -32,7 +32,7 @@ BASE = [
 @lru_cache
 def trained(*overrides: str) -> str:
     """Checksum of the weights after two rounds."""
-    return train(load(None, [*BASE, f"run.root={trained.root}", *overrides]))
+    return plain_weights(load(None, [*BASE, f"run.root={trained.root}", *overrides]))
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ from smoke_runs import initial_sha256, last_weights, summary
 from redif_ray.config import load
 from redif_ray.pipeline.distill import distill
 
-pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("cluster")]
+pytestmark = [pytest.mark.cluster, pytest.mark.long, pytest.mark.usefixtures("cluster")]
 
 
 def test_a_short_run_learns_what_the_guided_teacher_draws(root: Path) -> None:

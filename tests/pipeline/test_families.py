@@ -44,6 +44,7 @@ def resumed(config: Config, folder: Path) -> str:
     return last_weights(distill(config, resume=True))
 
 
+@pytest.mark.long
 def test_edm_with_heun_karras_and_adapters(root: Path) -> None:
     """Class-conditional EDM: Heun's teacher, ancestral student, LoRA, a judge without data; what the export holds."""
     teacher = write_edm(root / "edm", channels=3)
@@ -67,8 +68,10 @@ def test_edm_with_heun_karras_and_adapters(root: Path) -> None:
     ("name", "write", "lora"),
     [
         ("sd", write_sd, "student.lora={rank: 2, alpha: 5, targets: [to_v, conv1]}"),
-        ("sdxl", write_sdxl, "student.lora={rank: 0}"),
-        ("sd3", write_sd3, "student.lora={rank: 2, alpha: 5, targets: [to_q, to_v]}"),
+        pytest.param("sdxl", write_sdxl, "student.lora={rank: 0}", marks=pytest.mark.long),
+        pytest.param(
+            "sd3", write_sd3, "student.lora={rank: 2, alpha: 5, targets: [to_q, to_v]}", marks=pytest.mark.long
+        ),
     ],
 )
 def test_text_to_image(root: Path, name: str, write: Callable[[Path], Path], lora: str) -> None:

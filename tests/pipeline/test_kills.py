@@ -12,8 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from plain_loop import train
-from smoke_runs import last_weights, rounds, smoke, start, summary
+from smoke_runs import last_weights, plain_weights, rounds, smoke, start, summary
 
 from redif_ray.pipeline.distill import distill
 from redif_ray.pipeline.rows import read_rows
@@ -51,6 +50,7 @@ def has_name(process: psutil.Process, part: str) -> bool:
         return False
 
 
+@pytest.mark.long
 def test_a_run_killed_in_the_middle_of_a_checkpoint(first: Path, root: Path) -> None:
     folder = root / "killed"
 
@@ -98,7 +98,7 @@ def kill_in_mid_round(run: subprocess.Popen[bytes], *parts: str) -> None:
             worker.resume()
 
 
-@pytest.mark.parametrize("staleness", [0, 1])
+@pytest.mark.parametrize("staleness", [0, pytest.param(1, marks=pytest.mark.long)])
 def test_a_run_that_loses_its_parts_goes_on(first: Path, root: Path, staleness: int) -> None:
     name, option = f"losing-{staleness}", f"pipeline.staleness={staleness}"
     folder, run = root / name, start(root, name, option)
@@ -110,7 +110,7 @@ def test_a_run_that_loses_its_parts_goes_on(first: Path, root: Path, staleness: 
     kill_in_mid_round(run, "ray::RayTrainWorker")
     output = run.communicate(timeout=DEADLINE)[0].decode()
     assert run.returncode == 0, output
-    assert last_weights(folder) == (train(smoke(root, "plain", option)) if staleness else last_weights(first))
+    assert last_weights(folder) == (plain_weights(smoke(root, "plain", option)) if staleness else last_weights(first))
     assert [row["round"] for row in read_rows(folder / "metrics.jsonl")] == [-1, 0, 1, 2, 3]
     counts = summary(folder)["notes"]["lost"]
     assert {"rollout", "reward"} <= set(counts) and all(counts[what] == 1 for what in OTHERS)

@@ -60,11 +60,13 @@ def test_it_learns_after_each_policy_round_and_scores_the_next(folder: Path, fir
     assert found["compute"]["rewards"]["flops"] > 0 == summary(first)["compute"]["rewards"]["flops"]
 
 
+@pytest.mark.long
 def test_evaluated_again_it_is_the_last_version_that_scores(folder: Path) -> None:
     found = json.loads(evaluate(folder, [], checkpoint="best", console=Console()).read_text())
     assert found["arms"] == summary(folder)["arms"]
 
 
+@pytest.mark.long
 def test_resumed_it_learns_on_as_if_nothing_had_happened(folder: Path, root: Path) -> None:
     """With other numbers of workers too."""
     weights, learned, paired = last_weights(folder), state(folder, 4), summary(folder)["arms"]["student"]["paired"]

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from plain_loop import train
-from smoke_runs import last_weights, smoke
+from smoke_runs import last_weights, plain_weights, smoke
 from test_families import resumed
 
 from redif_ray.checkpoint import load_checkpoint
@@ -22,14 +21,14 @@ def stale(root: Path, *overrides: str) -> Config:
 
 
 def test_a_plain_loop_ends_with_the_same_weights(first: Path, root: Path) -> None:
-    assert train(smoke(root, "plain")) == last_weights(first)
+    assert plain_weights(smoke(root, "plain")) == last_weights(first)
 
 
 def test_a_round_ahead(first: Path, root: Path) -> None:
     """With two workers of each kind, and resumed with one: the weights of a plain loop that knows of no overlap."""
     folder = distill(stale(root, "rollout.workers=2", "reward.workers=2"))
     last = last_weights(folder)
-    assert last == train(stale(root)) != last_weights(first)
+    assert last == plain_weights(stale(root)) != last_weights(first)
     assert [row.get("staleness") for row in read_rows(folder / "metrics.jsonl")] == [None, 0, 1, 1, 1]
     before_the_last = sorted((folder / "checkpoints").glob("round-*"))[-2]
     assert load_checkpoint(before_the_last)[1]["stale"] == ["policy-2"]  # of round 3, which was being rolled out

@@ -129,6 +129,7 @@ def test_a_reward_that_turns_nan_ends_the_run_by_name(root: Path, tmp_path: Path
     assert (root / "nan" / "config.yaml").exists() and not (root / "nan" / "summary.json").exists()
 
 
+@pytest.mark.long
 def test_the_guard_stops_a_run_that_loses_modes(root: Path) -> None:
     wild = ("learner.lr=0.05", "guard.recall_floor=0.9", "validation.groups=40", "evaluation.judge=random-features")
     with pytest.raises(GuardError, match=r"recall fell to 0\.\d+ at round 2, below .* the student is losing modes"):

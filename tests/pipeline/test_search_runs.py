@@ -58,6 +58,7 @@ def test_every_trial_is_a_nested_run(whole: Path) -> None:
     assert all("distance" in run.data.metrics for run in nested)
 
 
+@pytest.mark.long
 def test_killed_and_resumed_with_more_workers_it_finds_the_same(whole: Path, root: Path) -> None:
     overrides = [f"run.root={root}", "run.name=killed", "tracking.uri=off", *SMALL]
     command = [sys.executable, "-m", "redif_ray.cli", "search", "smoke", *overrides]

@@ -14,7 +14,7 @@ from redif_ray.pipeline.rows import read_rows
 from redif_ray.pipeline.run_folder import RunFinished
 from redif_ray.sweep.sweep import sweep
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]  # whole runs, each with its start-up
+pytestmark = [pytest.mark.cluster, pytest.mark.long, pytest.mark.timeout(1800)]  # whole runs, each with its start-up
 HALVING = [
     "sweep.space.learner.lr=choice(0.01, 0.02)", "sweep.scheduler=asha", "sweep.rungs=[2]", "sweep.reduction=1.01",
     "sweep.trials=1", "sweep.repeats=1",

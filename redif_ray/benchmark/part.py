@@ -1,0 +1,56 @@
+"""A part of the benchmark: a table with what was asked of it, and the configurations that parts measure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from redif_ray.config import Config, load
+from redif_ray.evaluation.report import markdown_table
+from redif_ray.pipeline.rows import read_rows
+from redif_ray.pipeline.timeline import SPANS
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """numbers: what the text says, for programs. notes: sentences below the table."""
+
+    name: str
+    title: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    numbers: dict[str, float]
+    notes: Sequence[str] = field(default=())
+
+    def markdown(self) -> str:
+        return "\n\n".join([f"## {self.title}", markdown_table(self.head, self.rows), *self.notes])
+
+
+def recipe(root: Path, name: str, *overrides: str, base: str = "fashion_mnist") -> Config:
+    """A shipped recipe with one single-threaded worker of each kind, no warm start, and nothing tracked."""
+    alone = [
+        "rollout.workers=1", "reward.workers=1", "learner.workers=1", "learner.threads=1", "warm_start.rounds=0",
+        "tracking.uri=off", "guard.recall_floor=0", f"run.root={root}", f"run.name={name}",
+    ]  # fmt: skip
+    return load(base, [*alone, *overrides])
+
+
+def updates(folder: Path) -> list[float]:
+    """When each update of a run began, in seconds."""
+    return [s["start"] for s in read_rows(folder / SPANS) if s["row"] == "learner-0" and s["stage"] == "update"]
+
+
+def periods(folder: Path) -> np.ndarray:
+    """Seconds from the start of an update to that of the next. The first is left out: caches fill."""
+    return np.diff(updates(folder))[1:]
+
+
+def worked(folder: Path, rounds: int) -> dict[str, float]:
+    """Seconds of work a round, by stage, of all workers together, over the rounds that were trained."""
+    total: dict[str, float] = {}
+    for span in read_rows(folder / SPANS):
+        total[span["stage"]] = total.get(span["stage"], 0.0) + span["seconds"] / rounds
+    return total

@@ -1,0 +1,95 @@
+"""What it takes to bring weights from the learner to its workers: seconds, copies, and room in the object store."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from rich.console import Console
+
+from redif_ray.benchmark.part import Part, recipe
+from redif_ray.pipeline.cluster import connect
+from redif_ray.pipeline.interrupt import StopRequest
+from redif_ray.pipeline.weight_store import WeightStore
+from redif_ray.pipeline.weights import Publisher, fetch
+
+TENSORS = 16
+PROCESSES = 8
+HEAD = ["weights, MB", "receivers", "published, s", "all have them, s", "object store, MB", "copies in it"]
+
+
+class Receivers:
+    """Workers that fetch weights as a rollout worker does: verified, and as tensors of their own."""
+
+    def receive(self, store: Any, key: str) -> float:
+        weights, _ = fetch(store, key)
+        return float(sum(w.numel() for w in weights.values()))
+
+
+def publishing(
+    root: Path, stop: StopRequest, console: Console, *, megabytes: Sequence[int] = (10, 100, 1000),
+    receivers: Sequence[int] = (1, 8, 32), threads: int = 1,
+) -> Part:
+    torch.set_num_threads(threads)
+    rows, numbers = [], {}
+    with connect(recipe(root, "publishing", f"ray.object_store_mb={5 * max(megabytes) + 300}")):
+        store = ray.remote(WeightStore).options(num_cpus=0).remote(keep=1)
+        publisher, hosts = Publisher(store), _hosts(max(receivers))
+        ray.get([host.receive.remote(store, _warm(publisher)) for host in hosts])
+        for version, (size, count) in enumerate([(s, c) for s in megabytes for c in receivers], 1):
+            stop.check()
+            publisher.forget(before=version)
+            weights = {f"w{i}": torch.rand(size * 250_000 // TENSORS) for i in range(TENSORS)}
+            began = time.perf_counter()
+            with _Peak() as peak:
+                publisher.publish(f"policy-{version}", weights)
+                published = time.perf_counter() - began
+                ray.get([hosts[i % len(hosts)].receive.remote(store, f"policy-{version}") for i in range(count)])
+                everywhere = time.perf_counter() - began
+            rows.append([str(size), str(count), f"{published:.2f}", f"{everywhere:.2f}", f"{peak.megabytes:.0f}",
+                         f"{peak.megabytes / size:.1f}"])
+            numbers[f"{size}_{count}"] = everywhere
+    return Part(
+        "publishing", "Publishing weights", HEAD, rows, numbers,
+        [f"On one node, whose object store all receivers share; at most {PROCESSES} processes hold them. A receiver "
+         "verifies a SHA-256 over all bytes and copies them into tensors of its own: that, on this machine's "
+         "cores, is nearly all of the time. The store holds the weights as they arrive from the learner and as the "
+         "weight store's own object, which outlives the learner, and until it is let go the version before."],
+    )  # fmt: skip
+
+
+def _hosts(receivers: int) -> list[Any]:
+    count = min(PROCESSES, receivers)
+    kind = ray.remote(Receivers).options(num_cpus=0, max_concurrency=-(-receivers // count))
+    return [kind.remote() for _ in range(count)]
+
+
+def _warm(publisher: Publisher) -> str:
+    publisher.publish("policy-0", {"w": torch.zeros(8)})
+    return "policy-0"
+
+
+class _Peak:
+    """The most that the object store of this node held during a block, in MB."""
+
+    def __enter__(self) -> _Peak:
+        self.megabytes, self._over = 0.0, threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _look(self) -> None:
+        whole = ray.cluster_resources()["object_store_memory"]
+        while not self._over.wait(0.02):
+            used = whole - ray.available_resources().get("object_store_memory", 0.0)
+            self.megabytes = float(np.maximum(self.megabytes, used / 1e6))

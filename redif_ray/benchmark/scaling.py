@@ -1,0 +1,113 @@
+"""How rounds scale with rollout workers, as far as coordinator, queues and object store go: the workers only sleep."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import ray
+from ray import cloudpickle
+from rich.console import Console
+
+from redif_ray.benchmark.part import Part, recipe
+from redif_ray.benchmark.simulated import PROCESSES, Sizes, processes, spread
+from redif_ray.config import Config
+from redif_ray.data.conditions import CONDITIONS
+from redif_ray.models.registry import load_model
+from redif_ray.pipeline import build
+from redif_ray.pipeline.cluster import connect
+from redif_ray.pipeline.coordinator import Coordinator
+from redif_ray.pipeline.faults import fetched
+from redif_ray.pipeline.interrupt import StopRequest
+from redif_ray.pipeline.metrics import MetricsWriter
+from redif_ray.pipeline.weight_store import WeightStore
+
+SD15 = Sizes(latent=(4, 64, 64), image=(3, 512, 512), steps=5, seconds=4.0)  # a shard of one group of 16
+HEAD = ["rollout workers", "shards a round", "seconds a round", "ideal", "efficiency", "MB a round", "busy cores"]
+
+
+def scaling(
+    root: Path, stop: StopRequest, console: Console, *, weak: Sequence[int] = (1, 16, 64),
+    strong: Sequence[int] = (4, 16, 64), sizes: Sizes = SD15, siblings: int = 16, rounds: int = 3,
+) -> Part:
+    """weak: a shard a worker. strong: as many shards as the most workers, whoever does them."""
+    found: dict[str, dict[int, _Measured]] = {"weak": {}, "strong": {}}
+    store = max([*weak, *strong]) * _megabytes(sizes, siblings) * 4 + 200
+    with connect(recipe(root, "scaling", f"ray.object_store_mb={int(store)}")):
+        for kind, counts in (("weak", weak), ("strong", strong)):
+            for workers in counts:
+                shards = workers if kind == "weak" else max(strong)
+                found[kind][workers] = _measure(root, stop, workers, shards, sizes, siblings, rounds)
+    rows, numbers = [], {}
+    for kind, counts in (("weak", weak), ("strong", strong)):
+        base = found[kind][counts[0]]
+        for workers in counts:
+            m, shards = found[kind][workers], workers if kind == "weak" else max(strong)
+            ideal = base.seconds * (1 if kind == "weak" else counts[0] / workers)
+            numbers[f"{kind}_{workers}"] = ideal / m.seconds
+            rows.append([f"{workers}, {kind}", str(shards), f"{m.seconds:.2f}", f"{ideal:.2f}",
+                         f"{ideal / m.seconds:.3f}", f"{shards * _megabytes(sizes, siblings):.0f}", f"{m.cores:.2f}"])
+    return Part(
+        "scaling", "Scaling of control and data planes, simulated", HEAD, rows, numbers,
+        [f"Workers sleep {sizes.seconds:g} s a shard of one group of {siblings}, at most {PROCESSES} processes share "
+         f"them, and return tensors of Stable Diffusion's size in {sizes.steps} steps; the real coordinator hands out "
+         f"shards, and this process reads every round as a learner does and touches each tensor once. Medians of "
+         f"{rounds} rounds. Busy cores: of the {psutil.cpu_count()} of this machine, all processes together."],
+    )  # fmt: skip
+
+
+class _Measured:
+    def __init__(self, seconds: float, cores: float) -> None:
+        self.seconds, self.cores = seconds, cores
+
+
+def _megabytes(sizes: Sizes, siblings: int) -> float:
+    """Of what a shard's rollout and score hand to the learner."""
+    numbers = (2 * sizes.steps + 1) * siblings * np.prod(sizes.latent) + np.prod(sizes.image)
+    return float(numbers) * 4 / 1e6
+
+
+def _measure(
+    root: Path, stop: StopRequest, workers: int, shards: int, sizes: Sizes, siblings: int, rounds: int
+) -> _Measured:
+    config = recipe(
+        root, "scaling", f"rollout.workers={workers}", f"rollout.groups={shards}", "rollout.shard_groups=1",
+        f"rollout.siblings={siblings}", f"learner.rounds={rounds + 1}", f"reward.workers={workers}",
+    )  # fmt: skip
+    started = processes(sizes, workers)
+    coordinator, others = _coordinator(root, config, started, workers)
+    ray.get([process.ready.remote() for process in started])
+    seconds: list[float] = []
+    for round in range(rounds + 1):
+        stop.check()
+        began = time.perf_counter()
+        if round == 1:  # the first warms up
+            psutil.cpu_percent()
+        data = fetched(partial(coordinator.round_for.remote, round, 0, 1))
+        touched = sum(float(t.latents[..., 0].sum() + t.means[..., 0].sum()) for t, _ in data.parts.values())
+        assert touched == 0 and len(data.parts) == shards
+        del data
+        if round:
+            seconds.append(time.perf_counter() - began)
+    cores = psutil.cpu_percent() / 100 * (psutil.cpu_count() or 1)
+    for actor in [*started, coordinator, *others]:
+        ray.kill(actor)
+    return _Measured(float(np.median(seconds)), cores)
+
+
+def _coordinator(root: Path, config: Config, started: list[Any], workers: int) -> tuple[Any, tuple[Any, ...]]:
+    folder = root / f"scaling-{workers}-{config.rollout.groups}"
+    folder.mkdir()
+    conditions = build.conditions(config, load_model(config.teacher.model))
+    (folder / CONDITIONS).write_text(conditions.to_json())
+    writer = ray.remote(MetricsWriter).options(num_cpus=0).remote(str(folder), None, "benchmark", "scaling", None)
+    weights = ray.remote(WeightStore).options(num_cpus=0).remote()
+    roles = (spread(started, role, workers) for role in ("rollout", "reward"))
+    handles = cloudpickle.dumps((weights, writer, *roles))
+    kind = ray.remote(Coordinator).options(num_cpus=0, max_concurrency=100)
+    return kind.remote(config, str(folder), handles), (writer, weights)

@@ -1,0 +1,96 @@
+"""Workers that sleep for their compute time and return tensors of real size: many of them fit on one machine.
+
+Several share a process, each call in a thread of its own; what they return goes through Ray's object store as it would.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import ray
+
+from redif_ray.types import Meta, Scored, Shard, Trajectories, Work
+
+PROCESSES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """Of a latent and of an image, and the seconds that a shard's rollout takes a worker."""
+
+    latent: tuple[int, ...]
+    image: tuple[int, ...]
+    steps: int
+    seconds: float
+
+
+class Sleepers:
+    """A process of simulated workers."""
+
+    def __init__(self, sizes: Sizes) -> None:
+        self.sizes = sizes
+
+    def ready(self) -> bool:
+        return True
+
+    def targets(self, name: str, shard: Shard) -> tuple[Meta, np.ndarray]:
+        return self._did(name, shard, 0.0), np.zeros((len(shard.groups), *self.sizes.image), np.float32)
+
+    def rollout(self, name: str, shard: Shard, weights: Any, key: str) -> tuple[Meta, Trajectories]:
+        s = self.sizes
+        time.sleep(s.seconds)
+        made = Trajectories(
+            shard, int(key.rpartition("-")[2]), "simulated",
+            np.zeros((s.steps + 1, shard.rows, *s.latent), np.float32),
+            np.zeros((s.steps, shard.rows, *s.latent), np.float32), np.zeros((s.steps, shard.rows), np.float32),
+        )  # fmt: skip
+        return self._did(name, shard, s.seconds), made
+
+    def score(
+        self, name: str, shard: Shard, trajectories: Trajectories, targets: np.ndarray, *_: Any
+    ) -> tuple[Meta, Scored]:
+        terms = {"mse": np.zeros(shard.rows, np.float32)}
+        meta = Meta(shard, name, (Work("rewards", 0.0, 0),), terms)
+        return meta, Scored(shard, terms, targets, None)
+
+    def _did(self, name: str, shard: Shard, seconds: float) -> Meta:
+        return Meta(shard, name, (Work("rollout", seconds, 0),))
+
+
+@dataclass(frozen=True, slots=True)
+class Simulated:
+    """One worker among those of a process; called as a handle of an actor is."""
+
+    process: Any
+    name: str
+
+    def __getattr__(self, method: str) -> Any:
+        if method.startswith("__"):
+            raise AttributeError(method)
+        return _Method(getattr(self.process, method), () if method == "ready" else (self.name,))
+
+
+@dataclass(frozen=True, slots=True)
+class _Method:
+    method: Any
+    first: tuple[str, ...]
+
+    def options(self, **options: Any) -> _Method:
+        return _Method(self.method.options(**options), self.first)
+
+    def remote(self, *arguments: Any) -> Any:
+        return self.method.remote(*self.first, *arguments)
+
+
+def processes(sizes: Sizes, workers: int) -> list[Any]:
+    """`PROCESSES` processes, or as many as there are workers, with a thread for each of theirs."""
+    count = min(PROCESSES, workers)
+    kind = ray.remote(Sleepers).options(num_cpus=0, max_concurrency=2 * -(-workers // count) + 1)
+    return [kind.remote(sizes) for _ in range(count)]
+
+
+def spread(started: list[Any], role: str, workers: int) -> list[Simulated]:
+    return [Simulated(started[i % len(started)], f"{role}-{i}") for i in range(workers)]

@@ -1,0 +1,87 @@
+"""What a round costs without work, and whether a long run grows: hundreds of tiny rounds, memory read all along."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import numpy as np
+import psutil
+from ray.util.state import list_actors
+from rich.console import Console
+
+from redif_ray.benchmark.part import Part, periods, recipe, worked
+from redif_ray.pipeline.distill import run_part
+from redif_ray.pipeline.interrupt import StopRequest
+from redif_ray.pipeline.rows import read_rows
+
+LOOK_SECONDS = 1.0
+SETTLED = 0.3  # of the rounds, after which caches are full
+KINDS = {"RayTrainWorker": "learner", "StudentRolloutWorker": "rollout", "TeacherRewardWorker": "reward",
+         "Coordinator": "coordinator", "WeightStore": "weight store", "MetricsWriter": "metrics writer"}  # fmt: skip
+TINY = ("rollout.groups=1", "rollout.siblings=2", "rollout.shard_groups=1", "learner.anchor.weight=0")
+HEAD = ["process", "MB at the start", "MB at the end", "MB a 100 rounds"]
+
+
+def soak(root: Path, stop: StopRequest, console: Console, *, rounds: int = 600) -> Part:
+    config = recipe(
+        root, "soak", *TINY, f"learner.rounds={rounds}", f"validation.every={rounds}", "checkpoint.every=100",
+        base="smoke",
+    )  # fmt: skip
+    with _Memory(root / "soak" / "metrics.jsonl") as memory:
+        folder = run_part(config, stop, until=rounds, resume=False, console=console)
+    rows, numbers = [], {}
+    for kind in KINDS.values():
+        at, used = (np.array(values) for values in memory.seen[kind])
+        late = at >= SETTLED * rounds
+        slope = float(np.polyfit(at[late], used[late], 1)[0] * 100) if late.sum() > 2 else float("nan")
+        rows.append([kind, f"{used[late][0]:.1f}", f"{used[-1]:.1f}", f"{slope:+.2f}"])
+        numbers[f"slope_{kind.replace(' ', '_')}"] = slope
+    work, took = worked(folder, rounds), periods(folder)
+    busy = sum(work.get(stage, 0.0) for stage in ("targets", "rollout", "score", "update"))
+    empty = float(np.median(took)) - busy
+    numbers |= {"round_ms": 1e3 * float(np.median(took)), "work_ms": 1e3 * busy, "empty_ms": 1e3 * empty}
+    return Part(
+        "soak", f"{rounds} tiny rounds", HEAD, rows, numbers,
+        [f"Memory of its own (unique set size) of each process, from round {SETTLED * rounds:.0f} on, once a second. "
+         f"A round of one group of two took {1e3 * np.median(took):.0f} ms (median), of which {1e3 * busy:.0f} ms are "
+         f"work that workers and learner report; the other {1e3 * empty:.0f} ms are what a round costs without work: "
+         "messages, object store, publishing and fetching of weights, the log."],
+    )  # fmt: skip
+
+
+class _Memory:
+    """Reads the memory of a run's processes while a block runs; `seen`: by kind, rounds done and MB."""
+
+    def __init__(self, metrics: Path) -> None:
+        self.metrics = metrics
+        self.seen: dict[str, tuple[list[int], list[float]]] = {kind: ([], []) for kind in KINDS.values()}
+
+    def __enter__(self) -> _Memory:
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _look(self) -> None:
+        found: dict[str, psutil.Process] = {}
+        while not self._over.wait(LOOK_SECONDS):
+            done = len(read_rows(self.metrics)) - 1
+            if done < 1:
+                continue
+            if not found:
+                found = {
+                    KINDS[a.class_name]: psutil.Process(a.pid)
+                    for a in list_actors(filters=[("state", "=", "ALIVE")]) if a.class_name in KINDS
+                }  # fmt: skip
+            try:
+                for kind, process in found.items():
+                    at, used = self.seen[kind]
+                    used.append(process.memory_full_info().uss / 1e6)
+                    at.append(done)
+            except psutil.NoSuchProcess:  # the run is over
+                return

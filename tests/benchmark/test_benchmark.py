@@ -1,0 +1,89 @@
+"""`redif benchmark pipeline` in miniature: what it says of a run is looked at, how fast that was is not."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from redif_ray.benchmark import pipeline
+from redif_ray.benchmark.first_step import first_step
+from redif_ray.benchmark.overhead import overhead
+from redif_ray.benchmark.overlap import overlap
+from redif_ray.benchmark.part import Part
+from redif_ray.benchmark.publishing import publishing
+from redif_ray.benchmark.scaling import scaling
+from redif_ray.benchmark.simulated import Sizes
+from redif_ray.benchmark.soak import KINDS, soak
+from redif_ray.errors import UserError
+from redif_ray.pipeline.interrupt import StopRequest
+
+QUIET = Console(file=io.StringIO())
+
+
+def test_the_first_step_is_predicted_once_a_group(tmp_path: Path) -> None:
+    part = first_step(tmp_path, StopRequest(), QUIET, repeats=1, base="smoke")  # N = 2, 6 groups of 4
+    assert [row[1:3] for row in part.rows] == [["30", "48"], ["12", "40"]]  # with the check, of 16 rows
+    assert part.numbers["error"] < 1e-4
+
+
+def test_a_report_keeps_what_was_measured_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def part(name: str, value: float) -> Part:
+        return Part(name, name.capitalize(), ["", "s"], [["x", f"{value}"]], {"s": value}, ["A note."])
+
+    monkeypatch.setattr(pipeline, "PARTS", {name: lambda *_, n=name: part(n, 1.5) for name in ("one", "two")})
+    pipeline.benchmark(["two"], tmp_path / "out", QUIET)
+    path = pipeline.benchmark(["one"], tmp_path / "out", QUIET)
+    text = path.read_text()
+    assert text.index("## One") < text.index("## Two") and text.count("A note.") == 2 and "| x | 1.5 |" in text
+    found = json.loads((tmp_path / "out" / "pipeline.json").read_text())["parts"]
+    assert found["two"]["numbers"] == {"s": 1.5} and "cores" in found["one"]["machine"]
+    with pytest.raises(UserError, match="three is no part of the benchmark; expected some of one, two"):
+        pipeline.benchmark(["three"], tmp_path / "out", QUIET)
+
+
+@pytest.mark.cluster
+def test_a_run_on_ray_beside_the_plain_loop(cluster: None, tmp_path: Path) -> None:
+    part = overhead(tmp_path, StopRequest(), QUIET, rounds=4, groups=2, base="smoke", pinned=False)
+    assert part.numbers["same_weights"] == 1
+    assert part.numbers["ratio"] == pytest.approx(part.numbers["ray_seconds"] / part.numbers["plain_seconds"])
+
+
+@pytest.mark.cluster
+def test_simulated_workers_sleep_side_by_side(cluster: None, tmp_path: Path) -> None:
+    sizes = Sizes(latent=(1, 4, 4), image=(1, 8, 8), steps=2, seconds=0.5)
+    part = scaling(tmp_path, StopRequest(), QUIET, weak=(1, 3), strong=(1, 3), sizes=sizes, siblings=2, rounds=1)
+    assert part.numbers["weak_1"] == part.numbers["strong_1"] == 1
+    assert 0.4 < part.numbers["weak_3"] <= 1.3  # one after the other it would be 0.33
+    assert [row[1] for row in part.rows] == ["1", "3", "3", "3"]
+
+
+@pytest.mark.cluster
+def test_every_receiver_gets_the_weights(cluster: None, tmp_path: Path) -> None:
+    part = publishing(tmp_path, StopRequest(), QUIET, megabytes=(1, 4), receivers=(1, 2))
+    assert [row[:2] for row in part.rows] == [["1", "1"], ["1", "2"], ["4", "1"], ["4", "2"]]
+    assert all(float(row[2]) <= float(row[3]) for row in part.rows)
+    assert all(seconds > 0 for seconds in part.numbers.values())
+
+
+@pytest.mark.long
+@pytest.mark.cluster
+def test_a_soak_reads_the_memory_of_every_process(cluster: None, tmp_path: Path) -> None:
+    part = soak(tmp_path, StopRequest(), QUIET, rounds=60)
+    assert [row[0] for row in part.rows] == list(KINDS.values())
+    assert all(20 < float(row[1]) < 4000 for row in part.rows)
+    assert 0 < part.numbers["work_ms"] < part.numbers["round_ms"]
+    assert np.isfinite(part.numbers["slope_learner"])
+
+
+@pytest.mark.long
+@pytest.mark.cluster
+def test_both_stalenesses_are_measured(cluster: None, tmp_path: Path) -> None:
+    setting = ("rollout.groups=2", "rollout.shard_groups=2", "teacher.steps=2")
+    part = overlap(tmp_path, StopRequest(), QUIET, rounds=4, base="smoke", setting=setting)
+    assert [row[0] for row in part.rows] == ["0", "1"]
+    assert part.numbers["ratio"] == pytest.approx(part.numbers["seconds_0"] / part.numbers["seconds_1"])
