@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +25,7 @@ def overhead(
     """pinned: all processes of both share one core, so that working side by side hides no cost."""
     setting = (f"rollout.groups={groups}", f"learner.rounds={rounds}", f"validation.every={rounds}",
                f"checkpoint.every={rounds}")
-    with _one_core() if pinned else _all_cores():
+    with _one_core() if pinned else nullcontext():
         before, expected = _plain(root, "plain", setting, rounds, stop, base)
         config = recipe(root, "ray", *setting, base=base)
         folder = run_part(config, stop, until=rounds, resume=False, console=console)
@@ -69,8 +69,3 @@ def _one_core() -> Iterator[None]:
         yield
     finally:
         process.cpu_affinity(cores)
-
-
-@contextmanager
-def _all_cores() -> Iterator[None]:
-    yield

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,22 +37,20 @@ def scaling(
     strong: Sequence[int] = (4, 16, 64), sizes: Sizes = SD15, siblings: int = 16, rounds: int = 3,
 ) -> Part:
     """weak: a shard a worker. strong: as many shards as the most workers, whoever does them."""
-    found: dict[str, dict[int, _Measured]] = {"weak": {}, "strong": {}}
+    cases = [("weak", w, w) for w in weak] + [("strong", w, max(strong)) for w in strong]
+    found: dict[tuple[int, int], _Measured] = {}  # by workers and shards
     store = max([*weak, *strong]) * _megabytes(sizes, siblings) * 4 + 200
     with connect(recipe(root, "scaling", f"ray.object_store_mb={int(store)}")):
-        for kind, counts in (("weak", weak), ("strong", strong)):
-            for workers in counts:
-                shards = workers if kind == "weak" else max(strong)
-                found[kind][workers] = _measure(root, stop, workers, shards, sizes, siblings, rounds)
+        for _, workers, shards in cases:
+            if (workers, shards) not in found:
+                found[workers, shards] = _measure(root, stop, workers, shards, sizes, siblings, rounds)
+    fewest = {"weak": found[weak[0], weak[0]].seconds, "strong": found[strong[0], max(strong)].seconds * strong[0]}
     rows, numbers = [], {}
-    for kind, counts in (("weak", weak), ("strong", strong)):
-        base = found[kind][counts[0]]
-        for workers in counts:
-            m, shards = found[kind][workers], workers if kind == "weak" else max(strong)
-            ideal = base.seconds * (1 if kind == "weak" else counts[0] / workers)
-            numbers[f"{kind}_{workers}"] = ideal / m.seconds
-            rows.append([f"{workers}, {kind}", str(shards), f"{m.seconds:.2f}", f"{ideal:.2f}",
-                         f"{ideal / m.seconds:.3f}", f"{shards * _megabytes(sizes, siblings):.0f}", f"{m.cores:.2f}"])
+    for kind, workers, shards in cases:
+        m, ideal = found[workers, shards], fewest[kind] / (1 if kind == "weak" else workers)
+        numbers[f"{kind}_{workers}"] = ideal / m.seconds
+        rows.append([f"{workers}, {kind}", str(shards), f"{m.seconds:.2f}", f"{ideal:.2f}",
+                     f"{ideal / m.seconds:.3f}", f"{shards * _megabytes(sizes, siblings):.0f}", f"{m.cores:.2f}"])
     return Part(
         "scaling", "Scaling of control and data planes, simulated", HEAD, rows, numbers,
         [f"Workers sleep {sizes.seconds:g} s a shard of one group of {siblings}, at most {PROCESSES} processes share "
@@ -61,9 +60,12 @@ def scaling(
     )  # fmt: skip
 
 
+@dataclass(frozen=True, slots=True)
 class _Measured:
-    def __init__(self, seconds: float, cores: float) -> None:
-        self.seconds, self.cores = seconds, cores
+    """Of a round: seconds, and how many cores were busy."""
+
+    seconds: float
+    cores: float
 
 
 def _megabytes(sizes: Sizes, siblings: int) -> float:
