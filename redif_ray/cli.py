@@ -237,7 +237,9 @@ def doctor(
 def pipeline(
     parts: Annotated[
         list[str] | None,
-        typer.Argument(help="first_step, overhead, overlap, scaling, publishing, soak, startup; without any, all."),
+        typer.Argument(
+            help="first_step, overhead, one_core, overlap, scaling, publishing, soak, startup; without any, all."
+        ),
     ] = None,
     out: Annotated[Path, typer.Option(help="The folder of pipeline.md and pipeline.json.")] = Path("benchmark"),
 ) -> None:

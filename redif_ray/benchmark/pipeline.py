@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,8 @@ from redif_ray.errors import UserError
 from redif_ray.pipeline.interrupt import StopRequest, stop_requests
 
 PARTS: dict[str, Callable[[Path, StopRequest, Console], Part]] = {
-    "first_step": first_step, "overhead": overhead, "overlap": overlap, "scaling": scaling, "publishing": publishing,
-    "soak": soak, "startup": startup,
+    "first_step": first_step, "overhead": overhead, "one_core": partial(overhead, pinned=True), "overlap": overlap,
+    "scaling": scaling, "publishing": publishing, "soak": soak, "startup": startup,
 }  # fmt: skip
 
 
