@@ -238,12 +238,12 @@ def pipeline(
     parts: Annotated[
         list[str] | None,
         typer.Argument(
-            help="first_step, overhead, one_core, overlap, scaling, publishing, soak, startup; without any, all."
+            help="first_step, overhead, one_core, overlap, scaling, control, publishing, soak, startup; none: all."
         ),
     ] = None,
     out: Annotated[Path, typer.Option(help="The folder of pipeline.md and pipeline.json.")] = Path("benchmark"),
 ) -> None:
-    """What Ray costs a run and brings it, as ratios taken side by side: 20 to 30 minutes in all.
+    """What Ray costs a run and brings it, as ratios taken side by side: half an hour in all.
 
     Example: redif benchmark pipeline overhead overlap
     """

@@ -21,15 +21,16 @@ from redif_ray.benchmark.overhead import overhead
 from redif_ray.benchmark.overlap import overlap
 from redif_ray.benchmark.part import Part
 from redif_ray.benchmark.publishing import publishing
-from redif_ray.benchmark.scaling import scaling
+from redif_ray.benchmark.scaling import FASHION_MNIST, scaling
 from redif_ray.benchmark.soak import soak
 from redif_ray.benchmark.startup import startup
 from redif_ray.errors import UserError
-from redif_ray.pipeline.interrupt import StopRequest, stop_requests
+from redif_ray.pipeline.interrupt import Interrupted, StopRequest, stop_requests
 
 PARTS: dict[str, Callable[[Path, StopRequest, Console], Part]] = {
     "first_step": first_step, "overhead": overhead, "one_core": partial(overhead, pinned=True), "overlap": overlap,
-    "scaling": scaling, "publishing": publishing, "soak": soak, "startup": startup,
+    "scaling": scaling, "control": partial(scaling, sizes=FASHION_MNIST, strong=(16, 64), name="control"),
+    "publishing": publishing, "soak": soak, "startup": startup,
 }  # fmt: skip
 
 
@@ -47,7 +48,10 @@ def benchmark(parts: Sequence[str], out: Path, console: Console) -> Path:
         for name in parts or PARTS:
             console.print(f"{name} ...", highlight=False)
             with tempfile.TemporaryDirectory(prefix="redif-") as folder, Path(os.devnull).open("w") as nowhere:
-                part = PARTS[name](Path(folder), stop, Console(file=nowhere))
+                try:
+                    part = PARTS[name](Path(folder), stop, Console(file=nowhere))
+                except Interrupted:
+                    raise Interrupted(f"stopped; what was measured before is in {out}") from None
             found: dict[str, Any] = json.loads(path.read_text())["parts"] if path.exists() else {}
             found[name] = asdict(part) | {"machine": _machine(), "date": time.strftime("%Y-%m-%d")}
             path.write_text(json.dumps({"schema": 1, "parts": found}, indent=1) + "\n")

@@ -57,8 +57,8 @@ def publishing(
             numbers[f"{size}_{count}"] = everywhere
     return Part(
         "publishing", "Publishing weights", HEAD, rows, numbers,
-        [f"On one node, whose object store all receivers share; at most {PROCESSES} processes hold them, and each of these "
-         "lets one receiver in after the other, or their copies would not fit this machine's memory. A receiver "
+        [f"On one node, whose object store all receivers share; at most {PROCESSES} processes hold them, and each of "
+         "these lets one receiver in after the other, or their copies would not fit this machine's memory. A receiver "
          "verifies a SHA-256 over all bytes and copies them into tensors of its own: that, on this machine's "
          "cores, is nearly all of the time. The store holds the weights as they arrive from the learner and as the "
          "weight store's own object, which outlives the learner, and until it is let go the version before."],

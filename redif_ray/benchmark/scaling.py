@@ -28,15 +28,17 @@ from redif_ray.pipeline.interrupt import StopRequest
 from redif_ray.pipeline.metrics import MetricsWriter
 from redif_ray.pipeline.weight_store import WeightStore
 
-SD15 = Sizes(latent=(4, 64, 64), image=(3, 512, 512), steps=5, seconds=4.0)  # a shard of one group of 16
+SD15 = Sizes("Stable Diffusion", latent=(4, 64, 64), image=(3, 512, 512), steps=5, seconds=4.0)
+FASHION_MNIST = Sizes("Fashion-MNIST", latent=(1, 28, 28), image=(1, 28, 28), steps=5, seconds=4.0)
 HEAD = ["rollout workers", "shards a round", "seconds a round", "ideal", "efficiency", "MB a round", "busy cores"]
 
 
 def scaling(
     root: Path, stop: StopRequest, console: Console, *, weak: Sequence[int] = (1, 16, 64),
     strong: Sequence[int] = (4, 16, 64), sizes: Sizes = SD15, siblings: int = 16, rounds: int = 3,
+    name: str = "scaling",
 ) -> Part:
-    """weak: a shard a worker. strong: as many shards as the most workers, whoever does them."""
+    """weak: a shard a worker. strong: as many shards as the most workers, whoever does them. name: of the part."""
     cases = [("weak", w, w) for w in weak] + [("strong", w, max(strong)) for w in strong]
     found: dict[tuple[int, int], _Measured] = {}  # by workers and shards
     store = max([*weak, *strong]) * _megabytes(sizes, siblings) * 4 + 200
@@ -52,9 +54,9 @@ def scaling(
         rows.append([f"{workers}, {kind}", str(shards), f"{m.seconds:.2f}", f"{ideal:.2f}",
                      f"{ideal / m.seconds:.3f}", f"{shards * _megabytes(sizes, siblings):.0f}", f"{m.cores:.2f}"])
     return Part(
-        "scaling", "Scaling of control and data planes, simulated", HEAD, rows, numbers,
+        name, f"Scaling with rollout workers, simulated: tensors of {sizes.model}'s size", HEAD, rows, numbers,
         [f"Workers sleep {sizes.seconds:g} s a shard of one group of {siblings}, at most {PROCESSES} processes share "
-         f"them, and return tensors of Stable Diffusion's size in {sizes.steps} steps; the real coordinator hands out "
+         f"them, and return what {sizes.steps} steps leave; the real coordinator hands out "
          f"shards, and this process reads every round as a learner does and touches each tensor once. Medians of "
          f"{rounds} rounds. Busy cores: of the {psutil.cpu_count()} of this machine, all processes together."],
     )  # fmt: skip

@@ -19,8 +19,9 @@ PROCESSES = 8
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """Of a latent and of an image, and the seconds that a shard's rollout takes a worker."""
+    """Of a latent and of an image of `model`, and the seconds that a shard's rollout takes a worker."""
 
+    model: str
     latent: tuple[int, ...]
     image: tuple[int, ...]
     steps: int
