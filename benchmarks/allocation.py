@@ -24,13 +24,11 @@ HEAD = ["price", "who chooses N", "mean calls", "distance", "distance + price x 
 
 def by_class(cost: np.ndarray, classes: np.ndarray) -> np.ndarray:
     """The index of N for each image: what is best for its class on the noises of the other half."""
-    chosen, half = np.zeros(len(cost), int), np.zeros(len(cost), bool)
+    chosen = np.zeros(len(cost), int)
     for label in np.unique(classes):
         own = np.flatnonzero(classes == label)
-        half[own[::2]] = True
-    for label in np.unique(classes):
-        for side in (half, ~half):
-            chosen[(classes == label) & side] = cost[(classes == label) & ~side].mean(0).argmin()
+        for side, other in ((own[::2], own[1::2]), (own[1::2], own[::2])):
+            chosen[side] = cost[other].mean(0).argmin()
     return chosen
 
 

@@ -13,13 +13,13 @@ from rich.console import Console
 from redif_ray.benchmark.part import Part, recipe
 from redif_ray.config import Anchor, Regulariser
 from redif_ray.diffusion import noise, solvers
-from redif_ray.diffusion.noise import Stream
 from redif_ray.diffusion.rollout import rollout
 from redif_ray.learning.batch import RoundBatch
 from redif_ray.learning.update import Updater
-from redif_ray.models.student import get_weights, set_weights
+from redif_ray.models.student import get_weights, set_weights, trainable
 from redif_ray.pipeline import build
 from redif_ray.pipeline.interrupt import StopRequest
+from redif_ray.pipeline.plan import RoundPlan
 
 STEP = 1e2  # so long that moves are far above the rounding of the weights
 HEAD = ["", "network calls, shared", "plain", "seconds, shared", "plain", "times faster"]
@@ -63,17 +63,19 @@ class _Case:
 
     def __init__(self, root: Path, base: str, overrides: tuple[str, ...]) -> None:
         torch.set_num_threads(1)
-        self.config = config = recipe(root, "first-step", *overrides, base=base)
+        config = recipe(root, "first-step", *overrides, base=base)
+        one_shard = f"rollout.shard_groups={config.rollout.groups}"
+        self.config = config = recipe(root, "first-step", *overrides, one_shard, base=base)
         teacher = build.teacher(config, "cpu")
         self.student = build.student(config, teacher)
         self.schedule = build.student_schedule(self.student, config.student)
         self.stds = build.phase_stds(self.schedule, config, "policy")
         self.start = get_weights(self.student)
-        groups = range(config.rollout.groups)
-        conditions = build.conditions(config, teacher)
-        self.once = self.student.encode([conditions.of(Stream.TRAIN, g) for g in groups])
+        (self.shard,) = RoundPlan(config, build.conditions(config, teacher)).shards(0)
+        self.once = self.student.encode(self.shard.conditions)
         self.each = build.repeated(self.once, config.rollout.siblings)
-        unit = noise.initial_noise(groups, self.student.latent_shape, seed=config.run.seed, stream=Stream.TRAIN)
+        shape, stream = self.student.latent_shape, self.shard.stream
+        unit = noise.initial_noise(self.shard.groups, shape, seed=config.run.seed, stream=stream)
         self.x = solvers.initial(self.schedule, unit.repeat_interleave(config.rollout.siblings, 0))
 
     def round(self, shared: bool, moved: dict[bool, torch.Tensor]) -> dict[str, tuple[float, float]]:
@@ -88,7 +90,8 @@ class _Case:
         predict = build.predictor(self.student, self.each, guidance)
         episode = rollout(predict, self.x, self.schedule, self.stds, self._draw, **options)
         rolled = time.perf_counter() - began
-        states = rows * self.schedule.steps - (rows - rows // siblings if shared else 0)
+        steps = self.schedule.steps
+        states = self.shard.predictions(steps) if shared else rows * steps
         batch = RoundBatch(
             torch.arange(rows), rows, episode.latents, episode.means, episode.log_probs,
             advantages=torch.linspace(-1, 1, rows), encoded=self.each,
@@ -96,7 +99,7 @@ class _Case:
         )  # fmt: skip
         alone = {"anchor": Anchor(), "regulariser": Regulariser(), "minibatch": None}
         learner = config.learner.model_copy(update=alone)
-        optimizer = torch.optim.SGD([p for p in self.student.network.parameters() if p.requires_grad], lr=1.0)
+        optimizer = torch.optim.SGD(trainable(self.student).values(), lr=1.0)
         updater = Updater(
             lambda x, level, encoded: self.student.predict(x, level, encoded, guidance=guidance), optimizer,
             self.schedule, self.stds, learner, ratio_tolerance=config.guard.ratio_tolerance,
@@ -107,8 +110,6 @@ class _Case:
         return {"rollout": (rolled, states), "update": (metrics["seconds"], metrics["network_calls_forward"])}
 
     def _draw(self, step: int) -> torch.Tensor:
-        r = self.config.rollout
-        groups = [g for g in range(r.groups) for _ in range(r.siblings)]
-        siblings = [*range(r.siblings)] * r.groups
+        groups, siblings, _ = self.shard.per_row()
         shape, seed = self.student.latent_shape, self.config.run.seed
         return noise.exploration_noise(groups, siblings, shape, seed=seed, round=0, step=step)

@@ -38,14 +38,9 @@ def recipe(root: Path, name: str, *overrides: str, base: str = "fashion_mnist") 
     return load(base, [*alone, *overrides])
 
 
-def updates(folder: Path) -> list[float]:
-    """When each update of a run began, in seconds."""
-    return [s["start"] for s in read_rows(folder / SPANS) if s["row"] == "learner-0" and s["stage"] == "update"]
-
-
 def periods(folder: Path) -> np.ndarray:
     """Seconds from the start of an update to that of the next. The first is left out: caches fill."""
-    return np.diff(updates(folder))[1:]
+    return np.diff([span["start"] for span in read_rows(folder / SPANS) if span["stage"] == "update"])[1:]
 
 
 def worked(folder: Path, rounds: int) -> dict[str, float]:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import ray
 import torch
 from rich.console import Console
 
 from redif_ray.benchmark.part import Part, recipe
+from redif_ray.benchmark.watch import watching
 from redif_ray.pipeline.cluster import connect
 from redif_ray.pipeline.interrupt import StopRequest
 from redif_ray.pipeline.weight_store import WeightStore
@@ -21,6 +20,7 @@ from redif_ray.pipeline.weights import Publisher, fetch
 
 TENSORS = 16
 PROCESSES = 8
+LOOK_SECONDS = 0.02
 HEAD = ["weights, MB", "receivers", "published, s", "all have them, s", "object store, MB", "copies in it"]
 
 
@@ -47,7 +47,8 @@ def publishing(
             publisher.forget(before=version)
             weights = {f"w{i}": torch.rand(size * 250_000 // TENSORS) for i in range(TENSORS)}
             began = time.perf_counter()
-            with _Peak() as peak:
+            peak = _Peak()
+            with watching(peak.look, LOOK_SECONDS):
                 publisher.publish(f"policy-{version}", weights)
                 published = time.perf_counter() - began
                 ray.get([hosts[i % len(hosts)].receive.remote(store, f"policy-{version}") for i in range(count)])
@@ -76,20 +77,12 @@ def _warm(publisher: Publisher) -> str:
 
 
 class _Peak:
-    """The most that the object store of this node held during a block, in MB."""
+    """The most that the object store of this node held when it was looked at, in MB."""
 
-    def __enter__(self) -> _Peak:
-        self.megabytes, self._over = 0.0, threading.Event()
-        self._thread = threading.Thread(target=self._look, daemon=True)
-        self._thread.start()
-        return self
+    def __init__(self) -> None:
+        self.megabytes = 0.0
+        self.whole = ray.cluster_resources()["object_store_memory"]
 
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
-
-    def _look(self) -> None:
-        whole = ray.cluster_resources()["object_store_memory"]
-        while not self._over.wait(0.02):
-            used = whole - ray.available_resources().get("object_store_memory", 0.0)
-            self.megabytes = float(np.maximum(self.megabytes, used / 1e6))
+    def look(self) -> None:
+        used = self.whole - ray.available_resources().get("object_store_memory", 0.0)
+        self.megabytes = max(self.megabytes, used / 1e6)

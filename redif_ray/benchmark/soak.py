@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 from collections import defaultdict
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ from ray.util.state import list_actors
 from rich.console import Console
 
 from redif_ray.benchmark.part import Part, periods, recipe
+from redif_ray.benchmark.watch import watching
 from redif_ray.pipeline.distill import run_part
 from redif_ray.pipeline.interrupt import StopRequest
 from redif_ray.pipeline.rows import read_rows
@@ -30,7 +31,8 @@ def soak(root: Path, stop: StopRequest, console: Console, *, rounds: int = 600) 
         root, "soak", *TINY, f"learner.rounds={rounds}", f"validation.every={rounds}", "checkpoint.every=100",
         base="smoke",
     )  # fmt: skip
-    with _Memory(root / "soak" / "metrics.jsonl") as memory:
+    memory = _Memory(root / "soak" / "metrics.jsonl")
+    with watching(memory.look, LOOK_SECONDS):
         folder = run_part(config, stop, until=rounds, resume=False, console=console)
     rows, numbers = [], {}
     for kind in KINDS.values():
@@ -60,37 +62,24 @@ def _worked(folder: Path) -> float:
 
 
 class _Memory:
-    """Reads the memory of a run's processes while a block runs; `seen`: by kind, rounds done and MB."""
+    """The memory of a run's processes; `seen`: by kind, rounds done and MB each time it was looked at."""
 
     def __init__(self, metrics: Path) -> None:
         self.metrics = metrics
         self.seen: dict[str, tuple[list[int], list[float]]] = {kind: ([], []) for kind in KINDS.values()}
+        self.found: dict[str, psutil.Process] = {}
 
-    def __enter__(self) -> _Memory:
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._look, daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
-
-    def _look(self) -> None:
-        found: dict[str, psutil.Process] = {}
-        while not self._over.wait(LOOK_SECONDS):
-            done = len(read_rows(self.metrics)) - 1
-            if done < 1:
-                continue
-            if not found:
-                found = {
-                    KINDS[a.class_name]: psutil.Process(a.pid)
-                    for a in list_actors(filters=[("state", "=", "ALIVE")]) if a.class_name in KINDS
-                }  # fmt: skip
-            try:
-                for kind, process in found.items():
-                    if (used := process.memory_full_info().uss / 1e6) > 0:  # 0: it is ending
-                        self.seen[kind][0].append(done)
-                        self.seen[kind][1].append(used)
-            except psutil.NoSuchProcess:  # the run is over
-                return
+    def look(self) -> None:
+        done = len(read_rows(self.metrics)) - 1
+        if done < 1:
+            return
+        if not self.found:
+            self.found = {
+                KINDS[a.class_name]: psutil.Process(a.pid)
+                for a in list_actors(filters=[("state", "=", "ALIVE")]) if a.class_name in KINDS
+            }  # fmt: skip
+        with suppress(psutil.NoSuchProcess):  # the run is over
+            for kind, process in self.found.items():
+                if (used := process.memory_full_info().uss / 1e6) > 0:  # 0: it is ending
+                    self.seen[kind][0].append(done)
+                    self.seen[kind][1].append(used)
