@@ -247,9 +247,23 @@ def pipeline(
 
     Example: redif benchmark pipeline overhead overlap
     """
-    from redif_ray.benchmark.pipeline import benchmark
+    from redif_ray.benchmark.pipeline import PIPELINE
 
-    console.print(f"written to {benchmark(parts or [], out, console)}")
+    console.print(f"written to {PIPELINE.measure(parts or [], out, console)}")
+
+
+@benchmarks.command()
+def gpu(
+    parts: Annotated[list[str] | None, typer.Argument(help="sd15, sdxl; none: both.")] = None,
+    out: Annotated[Path, typer.Option(help="The folder of gpu.md and gpu.json.")] = Path("benchmark"),
+) -> None:
+    """Stable Diffusion 1.5 and XL with random weights through the whole pipeline, beside plain loops of diffusers.
+
+    Example: redif benchmark gpu sd15
+    """
+    from redif_ray.benchmark.gpu import GPU
+
+    console.print(f"written to {GPU.measure(parts or [], out, console)}")
 
 
 def main() -> None:

@@ -1,1 +1,1 @@
-"""`redif benchmark pipeline`: what Ray costs and brings, as ratios taken side by side on the machine it runs on."""
+"""`redif benchmark`: what Ray costs and brings, and large networks, side by side on the machine it runs on."""

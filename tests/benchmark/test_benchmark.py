@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from redif_ray.benchmark import pipeline
 from redif_ray.benchmark.first_step import first_step
 from redif_ray.benchmark.overhead import overhead
 from redif_ray.benchmark.overlap import overlap
@@ -19,6 +18,7 @@ from redif_ray.benchmark.publishing import publishing
 from redif_ray.benchmark.scaling import scaling
 from redif_ray.benchmark.simulated import Sizes
 from redif_ray.benchmark.soak import KINDS, soak
+from redif_ray.benchmark.suite import Suite
 from redif_ray.errors import UserError
 from redif_ray.pipeline.interrupt import StopRequest
 
@@ -31,19 +31,19 @@ def test_the_first_step_is_predicted_once_a_group(tmp_path: Path) -> None:
     assert part.numbers["error"] < 1e-4
 
 
-def test_a_report_keeps_what_was_measured_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_report_keeps_what_was_measured_before(tmp_path: Path) -> None:
     def part(name: str, value: float) -> Part:
         return Part(name, name.capitalize(), ["", "s"], [["x", f"{value}"]], {"s": value}, ["A note."])
 
-    monkeypatch.setattr(pipeline, "PARTS", {name: lambda *_, n=name: part(n, 1.5) for name in ("one", "two")})
-    pipeline.benchmark(["two"], tmp_path / "out", QUIET)
-    path = pipeline.benchmark(["one"], tmp_path / "out", QUIET)
+    suite = Suite("some", "Some", {name: lambda *_, n=name: part(n, 1.5) for name in ("one", "two")})
+    suite.measure(["two"], tmp_path / "out", QUIET)
+    path = suite.measure(["one"], tmp_path / "out", QUIET)
     text = path.read_text()
     assert text.index("## One") < text.index("## Two") and text.count("A note.") == 2 and "| x | 1.5 |" in text
-    found = json.loads((tmp_path / "out" / "pipeline.json").read_text())["parts"]
+    found = json.loads((tmp_path / "out" / "some.json").read_text())["parts"]
     assert found["two"]["numbers"] == {"s": 1.5} and "cores" in found["one"]["machine"]
     with pytest.raises(UserError, match="three is no part of the benchmark; expected some of one, two"):
-        pipeline.benchmark(["three"], tmp_path / "out", QUIET)
+        suite.measure(["three"], tmp_path / "out", QUIET)
 
 
 @pytest.mark.cluster
