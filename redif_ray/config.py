@@ -91,6 +91,9 @@ class Student(Strict):
     levels: tuple[float, ...] | None = Field(
         None, description="explicit timesteps instead of a named schedule, noisiest first"
     )
+    told: tuple[float, ...] | None = Field(
+        None, description="timesteps that the network is told in place of `levels`'; None: those"
+    )
     tilt: float = Field(0.0, description="a of z = a u + b u^2 on the schedule's log-SNR increments")
     bow: float = Field(0.0, description="b of the same")
     guidance: float = Field(1.0, ge=0, description="the same in rollout, update and deployment")
@@ -279,6 +282,9 @@ class Search(Strict):
     bases: tuple[str, ...] | None = Field(None, min_length=1, description="named schedules to warp; None: all")
     shape_trials: Positive = Field(40, description="trials of a base's tilt and bow, at each N")
     refine_trials: int = Field(60, ge=0, description="trials of single increments around the best, at each N")
+    told_trials: int = Field(
+        0, ge=0, description="trials of what the network is told at the levels found, at each N; not for captions"
+    )
     rungs: tuple[Positive, ...] = Field((64, 256), min_length=1, description="noises a trial sees before each cut")
     reduction: float = Field(3.0, gt=1, description="a cut leaves the best 1 in so many")
     concurrent: Positive = Field(1, description="trials at once; one is spread over all workers, and knows all before")

@@ -39,6 +39,10 @@ def conflicts(c: Config) -> Iterator[str]:
         yield f"rollout.shard_groups={c.rollout.shard_groups}: expected a divisor of rollout.groups={c.rollout.groups}"
     if c.student.levels is not None and len(c.student.levels) != c.student.steps:
         yield f"student.levels has {len(c.student.levels)} entries; expected student.steps={c.student.steps}"
+    if c.student.told is not None and len(c.student.told) != len(c.student.levels or ()):
+        yield f"student.told has {len(c.student.told)} entries; expected one for each of student.levels"
+    if c.search.told_trials and c.search.engine == "gradient":
+        yield f"search.told_trials={c.search.told_trials}: search.engine=gradient has no trials; use tune or both"
     if c.learner.regulariser.kind in ("renyi", "power") and c.learner.regulariser.order in (0, 1):
         order, kind = c.learner.regulariser.order, c.learner.regulariser.kind
         yield f"learner.regulariser.order={order}: {kind} needs a value other than 0 and 1"

@@ -52,9 +52,10 @@ class Student(mlflow.pyfunc.PythonModel):
         if guidance != 1:  # the second half of the batch has the label "no class"
             labels = [torch.cat([labels[0], torch.full_like(labels[0], self.network.config.num_embeds_ada_norm)])]
         copies = 1 if guidance == 1 else 2
-        for t, sigma, following in zip(times, sigmas, sigmas[1:], strict=False):
-            told = (scheduler.precondition_noise(sigma) if edm else t).expand(copies * len(x))
-            scaled = scheduler.precondition_inputs(x, sigma) if edm else scheduler.scale_model_input(x, t)
+        said = times[: len(sigmas) - 1] if "told" not in self.settings else torch.tensor(self.settings["told"])
+        for t, at, sigma, following in zip(times, said, sigmas, sigmas[1:], strict=False):
+            told = (scheduler.precondition_noise(at) if edm else at).expand(copies * len(x))
+            scaled = scheduler.precondition_inputs(x, at) if edm else scheduler.scale_model_input(x, t)
             scaled = scaled.repeat(copies, 1, 1, 1)
             named = {"class_labels": labels[0]} if labels else {}
             output = self.network(scaled, told, **named).sample[:, :channels]
@@ -62,7 +63,7 @@ class Student(mlflow.pyfunc.PythonModel):
                 cond, uncond = output.chunk(2)
                 output = uncond + guidance * (cond - uncond)
             if edm:
-                x0 = scheduler.precondition_outputs(x, output, sigma)
+                x0 = scheduler.precondition_outputs(x, output, at)
             else:
                 x0 = scheduler.step(output, t, x).pred_original_sample
             x0 = x0 if clip is None else x0.clamp(-clip, clip)

@@ -17,7 +17,7 @@ from redif_ray.errors import UserError
 from redif_ray.evaluation.grids import write_grid
 from redif_ray.models.protocol import DiffusionModel
 from redif_ray.models.registry import load_model
-from redif_ray.pipeline.schedule_file import read_timesteps
+from redif_ray.pipeline.schedule_file import read_times
 from redif_ray.types import Condition
 
 BATCH = 50  # images at once, fewer of a large model
@@ -44,7 +44,8 @@ def sample(
     """
     source, network, levels, own = _load(model, steps)
     if schedule is not None:
-        levels = schedules.explicit(network.process, read_timesteps(schedule, levels.steps))
+        found = read_times(schedule, levels.steps)
+        levels = schedules.explicit(network.process, found.levels, told=found.told)
     conditions = _conditions(network, source, count, label, caption)
     guidance = own if guidance is None else guidance
     if guidance != 1:
@@ -100,6 +101,7 @@ def _load(source: str, steps: int) -> tuple[str, DiffusionModel, Schedule, float
     settings = path / "redif.json"
     if settings.exists():
         own = json.loads(settings.read_text())
-        return source, model, schedules.explicit(model.process, own["timesteps"]), float(own["guidance"])
+        schedule = schedules.explicit(model.process, own["timesteps"], told=own.get("told"))
+        return source, model, schedule, float(own["guidance"])
     name = "karras" if isinstance(model.process, VarianceExploding) else "uniform_trailing"
     return source, model, schedules.build(model.process, steps, name), 1.0

@@ -6,6 +6,9 @@ then becomes the terminal level and its first the noisiest one, exactly. A warp 
     lambda_i = lambda_0 + (lambda_N - lambda_0) cumsum(softmax(ln d + z))_i
 
 is valid for any finite z; two numbers give z = tilt u + bow u^2 at the increments' midpoints u in (-1, 1).
+
+A network may be told another level than the one that is integrated (LD3, Tong et al., arXiv 2405.15506): with few steps
+x is not quite what its level says.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,15 +33,25 @@ AYS = {  # sigma / alpha; Align Your Steps (Sabour et al., arXiv 2404.14507), th
 }
 
 
+class Times(NamedTuple):
+    """A schedule by its timesteps [N], noisiest first; see `Schedule.told`."""
+
+    levels: tuple[float, ...]
+    told: tuple[float, ...] | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Schedule:
     """`levels`, stacked [N + 1], from noise to data; no network call happens at the last one, the terminal level.
 
+    told: float64 [N], timesteps that the network is told in place of the levels' own; None: those. `levels` are where x
+    is; what is indexed, or taken, is what a network is to be called at.
     Raises ValueError unless half log-SNR rises strictly and is finite between the two ends.
     """
 
     levels: Level
     name: str
+    told: Tensor | None = None
 
     def __post_init__(self) -> None:
         rising, times = self.levels.half_log_snr.detach(), self.levels.timestep
@@ -49,19 +63,33 @@ class Schedule:
                     f"schedule {self.name}: levels {i} and {i + 1} (timesteps {times[i]:g} and {times[i + 1]:g}) have "
                     f"half log-SNR {rising[i]:.6g} and {rising[i + 1]:.6g}; expected a strict rise"
                 )
+        if self.told is not None and len(self.told) != self.steps:
+            raise ValueError(f"schedule {self.name}: told {len(self.told)} timesteps; expected {self.steps}")
 
     @property
     def steps(self) -> int:
         """N, the number of evaluated levels."""
         return len(self.levels.timestep) - 1
 
+    @property
+    def times(self) -> Times:
+        told = None if self.told is None else tuple(self.told.tolist())
+        return Times(tuple(self.levels.timestep[:-1].tolist()), told)
+
+    @property
+    def called(self) -> Level:
+        """`levels` as the network is told of them."""
+        if self.told is None:
+            return self.levels
+        return Level(self.levels.alpha, self.levels.sigma, torch.cat([self.told, self.levels.timestep[-1:]]))
+
     def __getitem__(self, index: int) -> Level:
         """Level `index`, scalar."""
-        return self.levels[index]
+        return self.called[index]
 
     def take(self, indices: Tensor) -> Level:
         """The levels at `indices`, int64 [B], as one level of shape [B]."""
-        return self.levels[indices]
+        return self.called[indices]
 
     def stds(self, eta: float, kind: ExplorationKind, last_step: bool) -> Tensor:
         """Exploration std S of each transition i -> i + 1, float64 [N].
@@ -91,9 +119,29 @@ def build(process: NoiseProcess, steps: int, name: str, *, tilt: float = 0.0, bo
     return warped(process, base, tilt * u + bow * u**2)
 
 
-def explicit(process: NoiseProcess, timesteps: Sequence[float], name: str = "explicit") -> Schedule:
-    """The levels at these timesteps, noisiest first, then the terminal one."""
-    return _schedule(process, torch.tensor(timesteps, dtype=torch.float64), name)
+def explicit(
+    process: NoiseProcess, timesteps: Sequence[float], name: str = "explicit", told: Sequence[float] | None = None
+) -> Schedule:
+    """The levels at these timesteps, noisiest first, then the terminal one. told: see `Schedule`.
+
+    Raises ValueError for a timestep that the network does not know.
+    """
+    schedule = _schedule(process, torch.tensor(timesteps, dtype=torch.float64), name)
+    if told is None:
+        return schedule
+    return Schedule(schedule.levels, name, process.at(torch.tensor(told, dtype=torch.float64)).timestep)
+
+
+def shifted(process: NoiseProcess, base: Schedule, shifts: Tensor) -> Schedule:
+    """`base`, the network told levels shifted by `shifts` [N] in (-1, 1) of the half log-SNR to the neighbour.
+
+    Above 0: towards the next, cleaner level. The first one has no neighbour before it.
+    """
+    own, grid = base.levels.timestep[:-1], base.levels.half_log_snr.clamp(*process.span)
+    ahead, behind = grid.diff(), torch.cat([grid.new_zeros(1), grid.diff()[:-1]])
+    way = shifts * torch.where(shifts > 0, ahead, behind)
+    told = torch.where(way == 0, own, process.nearest(grid[:-1] + way).timestep)
+    return Schedule(base.levels, f"{base.name}, told", told)
 
 
 def named(process: NoiseProcess, steps: int) -> dict[str, Schedule]:

@@ -11,7 +11,7 @@ import torch
 from diffusers import EulerDiscreteScheduler
 
 from redif_ray.diffusion.schedules import Schedule
-from redif_ray.export.recipe import timesteps
+from redif_ray.export.recipe import timesteps, told
 from redif_ray.export.sampler import Sampler
 from redif_ray.models.pixel import PixelModel
 from redif_ray.models.protocol import DiffusionModel, ModelError
@@ -22,16 +22,19 @@ BETAS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trai
 def euler_sampler(student: PixelModel, schedule: Schedule) -> Sampler:
     scheduler = euler_scheduler(student, schedule)
     clip = "" if student.clip is None else f".clamp(-{student.clip}, {student.clip})"
+    other = told(schedule)
+    names, values = ("", "") if other is None else (", said", f", {other}")
     return Sampler(
         scheduler,
         scheduler.sigmas.tolist(),
         levels=f"scheduler.set_timesteps(timesteps={timesteps(schedule)})",
         scale="scheduler.init_noise_sigma",
         loop=[
-            "for t, sigma, following in zip(scheduler.timesteps, scheduler.sigmas, scheduler.sigmas[1:]):",
+            f"for t, sigma, following{names} in zip("
+            f"scheduler.timesteps, scheduler.sigmas, scheduler.sigmas[1:]{values}):",
             "    scaled = scheduler.scale_model_input(x, t)",
         ],
-        told="t.expand({}).long()",
+        told="t.expand({}).long()" if other is None else "torch.tensor(said).expand({})",
         x0=f"scheduler.step(output, t, x).pred_original_sample{clip}",
         result="x" if schedule.levels.sigma[-1] == 0 else "x / (following**2 + 1) ** 0.5",
     )  # fmt: skip
@@ -51,9 +54,9 @@ def euler_scheduler(student: DiffusionModel, schedule: Schedule) -> Any:
     if student.clip is not None:  # Euler's step does not clip; the card's code does, and this package
         scheduler.register_to_config(clip_sample=True, clip_sample_range=student.clip)
     scheduler.set_timesteps(timesteps=timesteps(schedule))
-    told = schedule.levels.alpha > 0  # rescaled betas: Euler's first sigma is 4096 where ours is infinite
-    expected = (schedule.levels.sigma / schedule.levels.alpha)[told].float()
-    if not torch.allclose(scheduler.sigmas[told], expected, rtol=1e-3):
+    finite = schedule.levels.alpha > 0  # rescaled betas: Euler's first sigma is 4096 where ours is infinite
+    expected = (schedule.levels.sigma / schedule.levels.alpha)[finite].float()
+    if not torch.allclose(scheduler.sigmas[finite], expected, rtol=1e-3):
         raise ModelError(
             f"schedule {schedule.name} has sigmas {expected.tolist()}, Euler's scheduler at the same timesteps "
             f"{scheduler.sigmas.tolist()}; expected a schedule of this model's own noise process"

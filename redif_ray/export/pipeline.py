@@ -26,6 +26,9 @@ def pipeline_recipe(student: TextModel, schedule: Schedule, guidance: float) -> 
     if student.clip is not None:
         raise ModelError("the teacher's scheduler has clip_sample=true, and diffusers' Euler scheduler does not clip; "
                          "expected clip_sample=false, as latents want it")
+    if schedule.told is not None:
+        raise ModelError("student.told: no pipeline of diffusers tells its network other timesteps than its levels'; "
+                         "search with search.told_trials=0")
     kind = type(student.pipeline).__name__
     if isinstance(student.process, FlowMatching):
         scheduler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=int(student.process.scale), shift=1.0)

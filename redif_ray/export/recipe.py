@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,14 @@ class Recipe:
 
 
 def timesteps(schedule: Schedule) -> list[float]:
-    """What the network is told, whole numbers as such."""
-    times = schedule.levels.timestep[:-1].tolist()
+    """Of the levels, whole numbers as such."""
+    return _short(schedule.times.levels)
+
+
+def told(schedule: Schedule) -> list[float] | None:
+    """What the network is told in place of these; None where it is told these."""
+    return None if schedule.times.told is None else _short(schedule.times.told)
+
+
+def _short(times: Sequence[float]) -> list[float]:
     return [int(t) if t == int(t) else t for t in times]

@@ -22,7 +22,7 @@ from redif_ray.export.card import CARD, card, licence
 from redif_ray.export.edm import edm_sampler
 from redif_ray.export.euler import euler_sampler
 from redif_ray.export.pipeline import pipeline_recipe
-from redif_ray.export.recipe import Recipe, timesteps
+from redif_ray.export.recipe import Recipe, timesteps, told
 from redif_ray.export.sampler import pixel_recipe
 from redif_ray.models.edm import EDM
 from redif_ray.models.folder import INDEX
@@ -114,10 +114,11 @@ def _carry(student: DiffusionModel, teacher: Path, out: Path) -> None:
 def _settings(
     student: DiffusionModel, schedule: Schedule, how: Recipe, name: str, guidance: float
 ) -> dict[str, Any]:
+    other = told(schedule)
     return {
         "format": 1, "name": name, "steps": schedule.steps, "schedule": schedule.name,
         "timesteps": timesteps(schedule), "sigmas": how.sigmas, "guidance": guidance,
-        "clip_sample_range": student.clip,
+        "clip_sample_range": student.clip, **({} if other is None else {"told": other}),
     }
 
 

@@ -21,7 +21,7 @@ from redif_ray.pipeline.arms import measure, result_table
 from redif_ray.pipeline.cluster import connect
 from redif_ray.pipeline.interrupt import stop_requests
 from redif_ray.pipeline.run_folder import RunFolder, stored_config
-from redif_ray.pipeline.schedule_file import read_timesteps
+from redif_ray.pipeline.schedule_file import read_times
 from redif_ray.pipeline.session import session
 
 MAY_CHANGE = (
@@ -63,8 +63,8 @@ def export_checkpoint(run: Path, out: Path, checkpoint: str, schedule: Path | No
     """`redif export`: a checkpoint of a run as a diffusers folder. schedule: a file of `redif search`."""
     config, weights, _ = _load(run, checkpoint)
     if schedule is not None:
-        levels = read_timesteps(schedule, config.student.steps)
-        config = config.model_copy(update={"student": config.student.model_copy(update={"levels": levels})})
+        found = read_times(schedule, config.student.steps)
+        config = config.model_copy(update={"student": config.student.model_copy(update=found._asdict())})
     export_weights(load_model(config.teacher.model), config, weights, out, None)
     return out
 

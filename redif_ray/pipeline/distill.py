@@ -114,7 +114,7 @@ def absolute(config: Config) -> Config:
     if config.teacher.store:
         tree["teacher"]["store"] = str(Path(config.teacher.store).resolve())
     if (named := found_schedule(config.student)) is not None:
-        tree["student"] |= {"levels": list(named), "schedule": Student().schedule}
+        tree["student"] |= {**named._asdict(), "schedule": Student().schedule}
     source = config.conditions.source
     if source and Path(source).exists():
         tree["conditions"]["source"] = str(Path(source).resolve())

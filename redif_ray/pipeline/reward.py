@@ -130,7 +130,8 @@ class TeacherRewardWorker:
             every = shard.siblings if k == 0 else 1  # siblings share the state that they start from
             x = torch.from_numpy(trajectories.latents[k][::every].copy()).to(self.device)
             predict = build.predictor(self.teacher, once if k == 0 else encoded, config.teacher.guidance)
-            made = solvers.jump(predict, x, self.teacher.process, schedule[k], schedule[k + 1], stds[k], substeps)
+            t, s = schedule.levels[k], schedule.levels[k + 1]
+            made = solvers.jump(predict, x, self.teacher.process, t, s, stds[k], substeps)
             jumps.append(made.repeat_interleave(every, 0))
         calls = substeps * shard.predictions(schedule.steps) * self.teacher.calls_per_step(config.teacher.guidance)
         anchors = torch.stack(jumps).cpu().numpy()

@@ -90,8 +90,8 @@ class StudentRolloutWorker:
                 predict,
                 x,
                 teacher.process,
-                self.schedule[k],
-                self.schedule[k + 1],
+                self.schedule.levels[k],
+                self.schedule.levels[k + 1],
                 stds[k],
                 config.learner.anchor.substeps,
             )

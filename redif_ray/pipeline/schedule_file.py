@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from redif_ray.config import ConfigError, Strict, Student, dump, read_yaml, validate
 from redif_ray.diffusion import schedules
+from redif_ray.diffusion.schedules import Times
 
 
 class Found(Strict):
@@ -17,6 +18,7 @@ class Found(Strict):
     timesteps: tuple[float, ...]
     half_log_snr: tuple[float | None, ...]  # None: pure noise
     distance: float | None = None
+    told: tuple[float, ...] | None = None  # what the network is told in place of `timesteps`
 
 
 class ScheduleFile(Strict):
@@ -33,8 +35,8 @@ def write_schedules(found: ScheduleFile) -> str:
     return dump(found)
 
 
-def read_timesteps(path: Path, steps: int) -> tuple[float, ...]:
-    """The timesteps [N] found for N = `steps`, noisiest first. Raises ConfigError."""
+def read_times(path: Path, steps: int) -> Times:
+    """The schedule found for N = `steps`. Raises ConfigError."""
     if not path.is_file():
         known = f"{', '.join(schedules.NAMES)}, or a file that `redif search` has written"
         raise ConfigError(f"schedule {str(path)!r} is unknown; expected one of {known}")
@@ -48,13 +50,14 @@ def read_timesteps(path: Path, steps: int) -> tuple[float, ...]:
         raise ConfigError(f"{path} has schedules of {have} steps, none of {steps}; search with search.steps=[{steps}]")
     if file.solver != "euler":
         raise ConfigError(f"{path} was found for {file.solver}, students are sampled by euler; set search.solver=euler")
-    return file.schedules[steps].timesteps
+    found = file.schedules[steps]
+    return Times(found.timesteps, found.told)
 
 
-def found_schedule(student: Student) -> tuple[float, ...] | None:
-    """The timesteps of the file that `student.schedule` names; None where it is a name. Raises ConfigError."""
+def found_schedule(student: Student) -> Times | None:
+    """What the file that `student.schedule` names holds; None where it is a name. Raises ConfigError."""
     if student.schedule in schedules.NAMES:
         return None
     if student.levels is not None or student.tilt or student.bow:
         raise ConfigError(f"student.schedule={student.schedule}: a file stands for itself; leave out levels, tilt, bow")
-    return read_timesteps(Path(student.schedule), student.steps)
+    return read_times(Path(student.schedule), student.steps)

@@ -1,7 +1,8 @@
 """The course of a search (see `trials.course`).
 
 At each N first come the starts (every named schedule, and GITS), seen on the whole bank; then trials of a base's shape;
-then of single increments around the best. Trials of different N alternate.
+then of single increments around the best, then of what the network is told at the best. Trials of different N
+alternate.
 """
 
 from __future__ import annotations
@@ -14,14 +15,14 @@ import numpy as np
 
 from redif_ray import config
 from redif_ray.diffusion.levels import NoiseProcess
-from redif_ray.diffusion.schedules import NAMES, Schedule, explicit
+from redif_ray.diffusion.schedules import NAMES, Schedule, Times, explicit
 from redif_ray.search import space
 from redif_ray.trials import course
 from redif_ray.trials.samplers import propose
 from redif_ray.trials.space import Params
 
-Stage = Literal["start", "shape", "refine"]
-STAGES: tuple[Stage, ...] = ("start", "shape", "refine")
+Stage = Literal["start", "shape", "refine", "told"]
+STAGES: tuple[Stage, ...] = ("start", "shape", "refine", "told")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,11 @@ class Trial:
     timesteps: list[float]
     scores: list[float]
     error: str | None = None
+    told: list[float] | None = None
+
+    @property
+    def times(self) -> Times:
+        return Times(tuple(self.timesteps), None if self.told is None else tuple(self.told))
 
     def row(self) -> dict[str, Any]:
         return asdict(self)
@@ -61,7 +67,8 @@ class Course(course.Course[Slot, Trial]):
 
     def _slots(self) -> list[Slot]:
         wanted: list[tuple[int, Stage, int]] = []
-        counts = {"shape": self.settings.shape_trials, "refine": self.settings.refine_trials}
+        s = self.settings
+        counts = {"shape": s.shape_trials, "refine": s.refine_trials, "told": s.told_trials}
         for stage in STAGES:
             each = {n: len(named) if stage == "start" else counts[stage] for n, named in self.starts.items()}
             wanted += [(n, stage, i) for i in range(max(each.values())) for n in self.starts if i < each[n]]
@@ -76,9 +83,9 @@ class Course(course.Course[Slot, Trial]):
         return [t for n, t in sorted(self.trials.items()) if n < before and t.steps == slot.steps and t.error is None]
 
     def proposal(self, slot: Slot) -> dict[str, Any]:
-        """{"params", "timesteps"}."""
+        """{"params", "timesteps", "told"}."""
         params, schedule = self._proposed(slot)
-        return {"params": params, "timesteps": schedule.levels.timestep[:-1].tolist()}
+        return {"params": params, "timesteps": list(schedule.times.levels), "told": schedule.times.told}
 
     def _proposed(self, slot: Slot) -> tuple[dict[str, float | str], Schedule]:
         named = self.starts[slot.steps]
@@ -93,14 +100,18 @@ class Course(course.Course[Slot, Trial]):
             seen = [(self._shape(t), value) for t, value in scored if t.params.get("start", bases[0]) in bases]
             where, budget = space.shape_space(bases, slot.steps), s.shape_trials
         else:
+            refine = slot.stage == "refine"
             where, budget = space.refine_space(slot.steps), s.refine_trials
+            if not refine:
+                where, budget = space.told_space(slot.steps), s.told_trials
             seen = [(dict.fromkeys(where, 0.0), self._centre(slot).scores[-1])]
-            seen += [(t.params, value) for t, value in scored if t.stage == "refine"]
+            seen += [(t.params, value) for t, value in scored if t.stage == slot.stage]
         params = dict(propose(s.sampler, where, seen, seed=self.seed, number=slot.number, index=slot.index,
                               budget=budget))
         if slot.stage == "shape":
             return params, space.shaped(self.process, slot.steps, params)
-        return params, space.refined(self.process, explicit(self.process, self._centre(slot).timesteps), params)
+        centre = explicit(self.process, self._centre(slot).timesteps)
+        return params, (space.refined if refine else space.told)(self.process, centre, params)
 
     @staticmethod
     def _shape(trial: Trial) -> Params:
@@ -108,14 +119,17 @@ class Course(course.Course[Slot, Trial]):
         return trial.params if trial.stage == "shape" else {"base": str(trial.params["start"]), "tilt": 0.0, "bow": 0.0}
 
     def over(self, slot: Slot, proposal: Mapping[str, Any], scores: list[float], error: str | None) -> Trial:
-        return Trial(slot.number, slot.steps, slot.stage, proposal["params"], proposal["timesteps"], scores, error)
+        told = None if proposal["told"] is None else list(proposal["told"])
+        params, timesteps = proposal["params"], proposal["timesteps"]
+        return Trial(slot.number, slot.steps, slot.stage, params, timesteps, scores, error, told)
 
     def restored(self, row: Mapping[str, Any]) -> Trial:
         return Trial(**row)
 
     def _centre(self, slot: Slot) -> Trial:
-        """Around which increments are refined: the best of the stages before."""
-        return self._best([t for t in self.known(slot) if t.stage != "refine"], slot.steps)
+        """What is refined: the best of the stages before."""
+        before = STAGES[: STAGES.index(slot.stage)]
+        return self._best([t for t in self.known(slot) if t.stage in before], slot.steps)
 
     def _offset(self, known: list[Trial]) -> dict[int, float]:
         """By rungs seen, what the best start's score on the whole bank exceeds that on its first noises by.
@@ -134,9 +148,9 @@ class Course(course.Course[Slot, Trial]):
         others = [t.scores[len(scores) - 1] for t in self.known(slot)]
         return scores[-1] <= float(np.quantile(others, 1 / self.settings.reduction))
 
-    def best(self, steps: int) -> Trial:
-        """The best on the whole bank at N = `steps`. Raises ValueError where there is none."""
-        return self._best(list(self.trials.values()), steps)
+    def best(self, steps: int, *, told: bool = False) -> Trial:
+        """The best on the whole bank at N = `steps`, told other levels or not. Raises ValueError if there is none."""
+        return self._best([t for t in self.trials.values() if (t.told is not None) == told], steps)
 
     def _best(self, trials: list[Trial], steps: int) -> Trial:
         whole = [t for t in trials

@@ -12,6 +12,7 @@ import ray
 from ray.exceptions import RayTaskError
 from ray.tune import Trainable
 
+from redif_ray.diffusion.schedules import Times
 from redif_ray.pipeline.causes import cause
 
 
@@ -20,16 +21,20 @@ class Evaluation(Trainable):
 
     def setup(self, config: dict[str, Any], evaluator: Any, rungs: tuple[int, ...], weights: dict[str, float]) -> None:
         self.evaluator, self.rungs, self.weights = evaluator, rungs, weights
-        self.timesteps = config["timesteps"]
+        self._take(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        self.timesteps = new_config["timesteps"]
+        self._take(new_config)
         return True
+
+    def _take(self, config: dict[str, Any]) -> None:
+        told = config["told"]
+        self.times = Times(tuple(config["timesteps"]), None if told is None else tuple(told))
 
     def step(self) -> dict[str, Any]:
         rung = self.rungs[self.iteration]
         try:
-            score = ray.get(self.evaluator.scores.remote(self.timesteps, rung, self.weights))
+            score = ray.get(self.evaluator.scores.remote(self.times, rung, self.weights))
         except RayTaskError as error:  # of this schedule; Tune would tell of it only after the trial is forgotten
             first = cause(error)
             return {"score": math.nan, "error": f"{type(first).__name__}: {first}"}

@@ -11,6 +11,7 @@ import numpy as np
 from redif_ray.config import Config
 from redif_ray.data.conditions import Conditions
 from redif_ray.diffusion.noise import Stream
+from redif_ray.diffusion.schedules import Times
 from redif_ray.pipeline.actors import TeacherRewardWorker
 from redif_ray.pipeline.plan import RoundPlan
 from redif_ray.pipeline.pool import Pool
@@ -49,21 +50,19 @@ class Evaluator:
         self.others = plan.deploy(Stream.REFERENCE, config.evaluation.held_out)
         self.known: dict[tuple[Any, ...], asyncio.Future[Any]] = {}
 
-    async def scores(self, timesteps: Sequence[float], rung: int, weights: dict[str, float]) -> float:
+    async def scores(self, times: Times, rung: int, weights: dict[str, float]) -> float:
         """The objective on the first `rung` noises of the bank."""
-        return score(await self.bank_terms(timesteps, rung), weights, self.config.search.frechet.weight)
+        return score(await self.bank_terms(times, rung), weights, self.config.search.frechet.weight)
 
-    async def bank_terms(self, timesteps: Sequence[float], rung: int) -> Terms:
+    async def bank_terms(self, times: Times, rung: int) -> Terms:
         """What `SearchWorker.terms` says of the first `rung` noises."""
-        return await self._terms(self.bank[: rung // self.config.search.shard], timesteps)
+        return await self._terms(self.bank[: rung // self.config.search.shard], times)
 
-    async def images(self, timesteps: Sequence[float] | None) -> list[Any]:
+    async def images(self, times: Times | None) -> list[Any]:
         """References to the images of the held-out noises, along a schedule or (None) the teacher's."""
-        if timesteps is None:
+        if times is None:
             return list(await asyncio.gather(*(self._target(shard) for shard in self.held_out)))
-        answers = await asyncio.gather(
-            *(self.pool.call(LATER, "images", shard, tuple(timesteps)) for shard in self.held_out)
-        )
+        answers = await asyncio.gather(*(self.pool.call(LATER, "images", shard, times) for shard in self.held_out))
         return [reference for _, reference in answers]
 
     async def reference(self) -> list[Any]:
@@ -95,16 +94,16 @@ class Evaluator:
     def _lost(self, _: str) -> None:
         self.lost += 1
 
-    async def _terms(self, shards: list[Shard], timesteps: Sequence[float]) -> Terms:
-        parts = await asyncio.gather(*(self._shard(shard, tuple(timesteps)) for shard in shards))
+    async def _terms(self, shards: list[Shard], times: Times) -> Terms:
+        parts = await asyncio.gather(*(self._shard(shard, times) for shard in shards))
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
-    async def _shard(self, shard: Shard, timesteps: tuple[float, ...]) -> Terms:
+    async def _shard(self, shard: Shard, times: Times) -> Terms:
         """Terms of a shard, asked for once: discrete levels make many proposals alike."""
-        key = (shard.stream, shard.index, timesteps)
+        key = (shard.stream, shard.index, times)
         if key not in self.known:
             target = await self._target(shard)
-            self.known[key] = asyncio.ensure_future(self._call(SOON, "terms", shard, timesteps, target))
+            self.known[key] = asyncio.ensure_future(self._call(SOON, "terms", shard, times, target))
         terms: Terms = await asyncio.shield(self.known[key])
         return terms
 

@@ -14,6 +14,7 @@ import ray
 import torch
 
 from redif_ray.diffusion import schedules, solvers
+from redif_ray.diffusion.schedules import Times
 from redif_ray.evaluation import plots
 from redif_ray.evaluation.arm import evaluate_arm
 from redif_ray.evaluation.bootstrap import difference, interval
@@ -40,6 +41,11 @@ class Finalist:
     timesteps: tuple[float, ...]
     origin: str
     bank: float | None = None
+    told: tuple[float, ...] | None = None
+
+    @property
+    def times(self) -> Times:
+        return Times(self.timesteps, self.told)
 
 
 def measure(job: Job, finalists: list[Finalist]) -> list[dict[str, Any]]:
@@ -65,7 +71,7 @@ def measure(job: Job, finalists: list[Finalist]) -> list[dict[str, Any]]:
 def _measured(
     job: Job, finalist: Finalist, targets: np.ndarray, conditions: list[Any], judge: Judge, rewards: Rewards
 ) -> dict[str, Any]:
-    images, evaluation, seed = _images(job, finalist.timesteps), job.config.evaluation, job.config.run.seed
+    images, evaluation, seed = _images(job, finalist.times), job.config.evaluation, job.config.run.seed
     with torch.no_grad():
         parts = [
             rewards(RewardInputs(torch.from_numpy(images[i:j]), torch.from_numpy(targets[i:j]), conditions[i:j]))
@@ -86,8 +92,8 @@ def _mean(values: np.ndarray) -> float:
     return float(values.mean(dtype=np.float64))
 
 
-def _images(job: Job, timesteps: tuple[float, ...] | None) -> np.ndarray:
-    references = job.get(job.evaluator.images.remote(timesteps))
+def _images(job: Job, times: Times | None) -> np.ndarray:
+    references = job.get(job.evaluator.images.remote(times))
     return np.concatenate(ray.get(references))
 
 
@@ -118,6 +124,7 @@ def write_results(job: Job, rows: list[dict[str, Any]]) -> None:
     found = {
         n: Found(
             name=f"{row['name']}, {config.search.engine}", timesteps=row["timesteps"], distance=row["distance"],
+            told=row.get("told"),
             half_log_snr=_finite(schedules.explicit(process, row["timesteps"]).levels.half_log_snr[:-1].tolist()),
         )
         for n, row in winners.items()

@@ -16,6 +16,8 @@ class Records(records.Records):
             return
         name = f"N={trial.steps} {trial.stage} {trial.number}"
         params = {"steps": trial.steps, "stage": trial.stage, **trial.params, "timesteps": trial.timesteps}
+        if trial.told is not None:
+            params["told"] = trial.told
         if trial.error is not None:
             params["error"] = trial.error
         metrics = {f"distance/{i}": score for i, score in enumerate(trial.scores)}

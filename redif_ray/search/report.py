@@ -50,13 +50,18 @@ def report(summary: Mapping[str, Any], config: Config) -> str:
         own = [row for row in rows if row["steps"] == n]
         parts += [f"## {n} steps", markdown_table(
             [*HEAD, "timesteps"],
-            [[*_cells(row), " ".join(f"{t:.4g}" for t in row["timesteps"])] for row in own],
+            [[*_cells(row), _times(row)] for row in own],
         )]
         parts += [_change(row) for row in own if row["origin"] != "start"]
         parts.append(f"![The levels of each step.](schedule-{n}.png)")
     if len({row["steps"] for row in rows}) > 1:
         parts.append("![Distance by number of steps.](front.png)")
     return "\n\n".join(parts) + "\n"
+
+
+def _times(row: Mapping[str, Any]) -> str:
+    levels, told = (" ".join(f"{t:.4g}" for t in row.get(key) or ()) for key in ("timesteps", "told"))
+    return f"{levels}, told {told}" if told else levels
 
 
 def _change(row: Mapping[str, Any]) -> str:

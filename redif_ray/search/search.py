@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from rich.console import Console
 from redif_ray.config import Config, ConfigError, Student
 from redif_ray.data.conditions import Conditions
 from redif_ray.diffusion import schedules
-from redif_ray.diffusion.schedules import Schedule
+from redif_ray.diffusion.schedules import Schedule, Times
 from redif_ray.errors import UserError
 from redif_ray.evaluation.judge import make_encoder
 from redif_ray.models.protocol import DiffusionModel
@@ -120,7 +120,7 @@ def _search(
         steps = config.search.steps or (config.student.steps,)
         starts = _starts(job, steps)
         job.weights = _weights(job, next(iter(starts[steps[0]].values())))
-        finalists = [Finalist(n, name, _timesteps(s), "start") for n in steps for name, s in starts[n].items()]
+        finalists = [Finalist(n, name, s.times.levels, "start") for n in steps for name, s in starts[n].items()]
         if config.search.engine != "gradient":
             finalists += _tuned(job, starts)
         if config.search.engine != "tune":
@@ -167,7 +167,7 @@ def _starts(job: Job, steps: tuple[int, ...]) -> dict[int, dict[str, Schedule]]:
 
 def _weights(job: Job, reference: Schedule) -> dict[str, float]:
     """Of each term; one that is normalised counts in units of its std over the bank, with the first start's images."""
-    terms = job.get(job.evaluator.bank_terms.remote(_timesteps(reference), job.config.search.rungs[-1]))
+    terms = job.get(job.evaluator.bank_terms.remote(reference.times, job.config.search.rungs[-1]))
     weights = {}
     for name, term in job.config.reward.terms.items():
         spread = float(np.std(terms[name])) if term.normalise == "std" else 1.0
@@ -207,36 +207,36 @@ def _tuned(job: Job, starts: dict[int, dict[str, Schedule]]) -> list[Finalist]:
     failed = [t for t in course.trials.values() if t.error is not None]
     if len(failed) == total:
         raise UserError(f"all {total} trials failed; the first: {failed[0].error}")
-    best = [course.best(n) for n in starts]
-    return [Finalist(t.steps, "searched", tuple(t.timesteps), "tune", t.scores[-1]) for t in best]
+    kinds = {"searched": False} | ({"searched, told": True} if config.search.told_trials else {})
+    best = [(name, course.best(n, told=told)) for n in starts for name, told in kinds.items()]
+    return [Finalist(t.steps, name, t.times.levels, "tune", t.scores[-1], t.times.told) for name, t in best]
 
 
 def _best_so_far(course: Course, steps: int) -> str:
     try:
-        return f"{course.best(steps).scores[-1]:.5f}"
+        found = course.best(steps).scores[-1]
     except ValueError:
         return "-"
+    with suppress(ValueError):
+        found = min(found, course.best(steps, told=True).scores[-1])
+    return f"{found:.5f}"
 
 
 def _descended(job: Job, starts: dict[int, dict[str, Schedule]]) -> list[Finalist]:
     """The best on the bank of what back-propagation finds from the best start, the start included."""
     missing = [n for n in starts if job.records.descent(n) is None]
     with job.records.timed("gradient"):
-        bases = {n: min((_score(job, _timesteps(s)), _timesteps(s)) for s in starts[n].values())[1] for n in missing}
+        bases = {n: min((_score(job, s.times), s.times.levels) for s in starts[n].values())[1] for n in missing}
         asked = {n: job.evaluator.descend.remote(bases[n], job.weights) for n in missing}
         for n in missing:
             candidates = [bases[n], *job.get(asked[n])]
-            best = min((_score(job, times), tuple(times)) for times in candidates)
+            best = min((_score(job, Times(tuple(levels))), tuple(levels)) for levels in candidates)
             job.records.keep_descent(n, best)
             job.console.print(f"gradient  N={n} {best[0]:.5f}", highlight=False)
     found = {n: job.records.descent(n) for n in starts}
     return [Finalist(n, "searched by gradient", known[1], "gradient", known[0]) for n, known in found.items() if known]
 
 
-def _score(job: Job, timesteps: Any) -> float:
-    value: float = job.get(job.evaluator.scores.remote(timesteps, job.config.search.rungs[-1], job.weights))
+def _score(job: Job, times: Times) -> float:
+    value: float = job.get(job.evaluator.scores.remote(times, job.config.search.rungs[-1], job.weights))
     return value
-
-
-def _timesteps(schedule: Schedule) -> tuple[float, ...]:
-    return tuple(schedule.levels.timestep[:-1].tolist())

@@ -3,6 +3,7 @@
     shape:   z = tilt u + bow u^2 on the increments of a named schedule; two numbers reach every published optimum of
              images to a few per cent, whatever N is
     refine:  N - 1 free logits, of all increments but the last, around the best that is known
+    told:    N shifts, at the best levels, of what the network is told (`schedules.shifted`)
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from redif_ray.diffusion.schedules import Schedule
 from redif_ray.trials.space import Choice, Params, Range, Space
 
 FLOOR = 0.02  # of the span of half log-SNR, that an increment keeps where its base has as much
-TILT, BOW, LOGIT = (-1.5, 1.5), (-1.5, 2.5), (-0.8, 0.8)
+TILT, BOW, LOGIT, SHIFT = (-1.5, 1.5), (-1.5, 2.5), (-0.8, 0.8), (-0.9, 0.9)
 
 def shape_space(bases: Sequence[str], steps: int) -> Space:
     """Of two increments a bow changes nothing: u^2 is the same at both."""
@@ -29,6 +30,10 @@ def refine_space(steps: int) -> Space:
     return {f"z{i}": Range(*LOGIT) for i in range(steps - 1)}
 
 
+def told_space(steps: int) -> Space:
+    return {f"shift{i}": Range(*SHIFT) for i in range(steps)}
+
+
 def shaped(process: NoiseProcess, steps: int, params: Params) -> Schedule:
     tilt, bow = float(params["tilt"]), float(params.get("bow", 0))
     return schedules.build(process, steps, str(params["base"]), tilt=tilt, bow=bow)
@@ -37,6 +42,10 @@ def shaped(process: NoiseProcess, steps: int, params: Params) -> Schedule:
 def refined(process: NoiseProcess, centre: Schedule, params: Params) -> Schedule:
     logits = [float(params[f"z{i}"]) for i in range(centre.steps - 1)]
     return schedules.warped(process, centre, torch.tensor([*logits, 0.0]), floor(process, centre))
+
+
+def told(process: NoiseProcess, centre: Schedule, params: Params) -> Schedule:
+    return schedules.shifted(process, centre, torch.tensor([float(params[f"shift{i}"]) for i in range(centre.steps)]))
 
 
 def floor(process: NoiseProcess, centre: Schedule) -> float:

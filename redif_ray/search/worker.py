@@ -13,6 +13,7 @@ from torch import Tensor
 from redif_ray.config import Config
 from redif_ray.diffusion import noise, schedules, solvers
 from redif_ray.diffusion.noise import Stream
+from redif_ray.diffusion.schedules import Times
 from redif_ray.evaluation.judge import make_encoder
 from redif_ray.models.registry import load_model
 from redif_ray.pipeline import build, reward
@@ -34,13 +35,13 @@ class SearchWorker(reward.TeacherRewardWorker):
         self.encoder = make_encoder(frechet.encoder, self.model.image_shape) if frechet.weight else None
 
     @torch.no_grad()
-    def terms(self, shard: Shard, timesteps: Sequence[float], targets: np.ndarray) -> tuple[Meta, dict[str, Any]]:
-        """Raw reward terms of the images along the schedule of `timesteps`, [G] each by name.
+    def terms(self, shard: Shard, times: Times, targets: np.ndarray) -> tuple[Meta, dict[str, Any]]:
+        """Raw reward terms of the images along the schedule `times`, [G] each by name.
 
         Where the Fréchet distance is asked for, also the images' features and the teacher's, [G, D].
         """
         started = time.perf_counter()
-        images, calls = self._along(shard, timesteps)
+        images, calls = self._along(shard, times)
         kept = self.store.features(shard.stream, shard.groups, shard.conditions)
         teacher = torch.from_numpy(targets.copy()).to(self.device)
         terms = self.rewards(RewardInputs(images, teacher, list(shard.conditions), kept))
@@ -50,10 +51,10 @@ class SearchWorker(reward.TeacherRewardWorker):
         return Meta(shard, self.name, (work,)), {name: value.cpu().numpy() for name, value in terms.items()}
 
     @torch.no_grad()
-    def images(self, shard: Shard, timesteps: Sequence[float]) -> tuple[Meta, np.ndarray]:
+    def images(self, shard: Shard, times: Times) -> tuple[Meta, np.ndarray]:
         """The images themselves, [G, C, H, W] float32 in [0, 1]."""
         started = time.perf_counter()
-        images, calls = self._along(shard, timesteps)
+        images, calls = self._along(shard, times)
         return Meta(shard, self.name, (Work("evaluation", time.perf_counter() - started, calls),)), images.cpu().numpy()
 
     def costs(self, shard: Shard) -> tuple[Meta, np.ndarray]:
@@ -94,13 +95,13 @@ class SearchWorker(reward.TeacherRewardWorker):
         calls = d.iterations * d.batch * self.model.calls_per_step(self.guidance)
         calls *= solvers.network_calls(self.config.search.solver, len(base))
         meta = Meta(bank, self.name, (Work("descent", time.perf_counter() - started, calls),))
-        return meta, [schedule.levels.timestep[:-1].tolist() for schedule in found]
+        return meta, [list(schedule.times.levels) for schedule in found]
 
     @property
     def guidance(self) -> float:
         return self.config.student.guidance
 
-    def _along(self, shard: Shard, timesteps: Sequence[float]) -> tuple[Tensor, int]:
-        """Images of the searched network along the schedule of `timesteps`, and the network calls that they took."""
-        schedule = schedules.explicit(self.model.process, timesteps)
+    def _along(self, shard: Shard, times: Times) -> tuple[Tensor, int]:
+        """Images of the searched network along the schedule `times`, and the network calls that they took."""
+        schedule = schedules.explicit(self.model.process, times.levels, told=times.told)
         return self._sampled(self.model, shard, self.config.search.solver, schedule, self.guidance)

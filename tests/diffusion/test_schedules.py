@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from redif_ray.diffusion import schedules
 from redif_ray.diffusion.levels import FlowMatching, Level, VarianceExploding, VariancePreserving
-from redif_ray.diffusion.schedules import AYS, NAMES, Schedule, build, explicit, sub_schedule, warp, warped
+from redif_ray.diffusion.schedules import AYS, NAMES, Schedule, build, explicit, shifted, sub_schedule, warp, warped
 
 F64 = torch.float64
 APPLIES = [
@@ -194,6 +194,46 @@ def test_a_level_that_is_not_a_number_is_refused() -> None:
     values = torch.tensor([0.0, float("nan"), 1.0], dtype=F64)
     with pytest.raises(ValueError, match="levels 0 and 1"):
         Schedule(Level(values, values.flip(0), values), "broken")
+
+
+def told(process, base: Schedule, *shifts: float) -> Schedule:
+    return shifted(process, base, torch.tensor(shifts, dtype=F64))
+
+
+def test_shifts_are_shares_of_the_way_to_the_neighbour() -> None:
+    process = FlowMatching()
+    base = explicit(process, [1000.0, 700.0, 400.0])
+    grid = base.levels.half_log_snr.clamp(*process.span)
+    found = told(process, base, 0.5, -0.25, 0.1)
+    a, _, c = grid.diff()
+    expected = [grid[0] + a / 2, grid[1] - a / 4, grid[2] + c / 10]
+    torch.testing.assert_close(process.at(found.told).half_log_snr, torch.stack(expected))
+    assert found.levels is base.levels and found.times.levels == (1000, 700, 400)
+    assert torch.equal(told(process, base, -0.5, 0, 0).told, base.levels.timestep[:-1])  # the first has none before it
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(sorted(PROCESSES)), st.lists(st.floats(-0.9, 0.9), min_size=1, max_size=8))
+def test_any_shift_tells_what_the_network_knows_at_untouched_levels(name: str, shifts: list[float]) -> None:
+    process = PROCESSES[name]
+    base = build(process, len(shifts), "log_snr_linear")
+    found = told(process, base, *shifts)
+    assert process.at(found.told).timestep.tolist() == list(found.times.told)
+    for k in range(len(shifts)):
+        assert (found[k].alpha, found[k].sigma) == (base[k].alpha, base[k].sigma)
+        assert found[k].timestep == found.told[k]
+        if shifts[k] == 0:
+            assert found[k].timestep == base[k].timestep
+    again = explicit(process, found.times.levels, told=found.times.told)
+    assert torch.equal(again.called.timestep, found.called.timestep)
+    assert torch.equal(found.take(torch.arange(len(shifts))).timestep, found.told)
+
+
+def test_a_network_is_told_a_timestep_for_each_level_and_one_that_it_knows() -> None:
+    with pytest.raises(ValueError, match="told 1 timesteps; expected 2"):
+        explicit(FlowMatching(), [1000.0, 500.0], told=[900.0])
+    with pytest.raises(ValueError, match="expected integers"):
+        explicit(stable_diffusion(), [999, 500], told=[900.5, 500])
 
 
 def test_take_and_index_agree() -> None:

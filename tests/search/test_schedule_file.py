@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 
 from redif_ray.config import ConfigError, load
+from redif_ray.models.registry import load_model
+from redif_ray.pipeline import build
 from redif_ray.pipeline.distill import absolute
-from redif_ray.pipeline.schedule_file import Found, ScheduleFile, read_timesteps, write_schedules
+from redif_ray.pipeline.schedule_file import Found, ScheduleFile, read_times, write_schedules
 from redif_ray.search.search import searched
 
 FOUND = Found(name="searched", timesteps=(999.0, 700.0, 350.0), half_log_snr=(None, -1.0, 1.0), distance=0.1)
@@ -26,6 +28,17 @@ def test_a_run_takes_the_levels_of_its_number_of_steps(tmp_path: Path) -> None:
     assert absolute(config) == config  # the run keeps the levels themselves: the file may change or go
 
 
+def test_a_run_takes_what_the_network_is_told(tmp_path: Path) -> None:
+    path = written(tmp_path, schedules={3: FOUND.model_copy(update={"told": (960.0, 720.0, 350.0)})})
+    config = absolute(load("smoke", [f"student.schedule={path}", "student.steps=3"]))
+    teacher = load_model(config.teacher.model)
+    schedule = build.student_schedule(teacher, config.student)
+    assert [float(schedule[k].timestep) for k in range(3)] == [960, 720, 350]
+    assert schedule.levels.timestep.tolist()[:3] == [999, 700, 350]
+    with pytest.raises(ConfigError, match="told has 3 entries; expected one for each of"):
+        load("smoke", ["student.told=[960,720,350]"])
+
+
 @pytest.mark.parametrize(("overrides", "message"), [
     (["student.steps=4"], "has schedules of 3 steps, none of 4"),
     (["student.steps=3", "student.tilt=0.1"], "leave out levels, tilt, bow"),
@@ -37,7 +50,7 @@ def test_a_file_that_does_not_fit_is_refused(tmp_path: Path, overrides: list[str
 
 def test_students_are_sampled_by_euler(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="was found for heun"):
-        read_timesteps(written(tmp_path, solver="heun"), 3)
+        read_times(written(tmp_path, solver="heun"), 3)
 
 
 def test_what_is_no_name_and_no_file_says_so(tmp_path: Path) -> None:
@@ -46,7 +59,7 @@ def test_what_is_no_name_and_no_file_says_so(tmp_path: Path) -> None:
     other = tmp_path / "other.yaml"
     other.write_text("steps: 4\n")
     with pytest.raises(ConfigError, match="is not a file of `redif search`"):
-        read_timesteps(other, 4)
+        read_times(other, 4)
 
 
 def test_a_recipe_may_name_the_file_that_its_search_is_to_write(tmp_path: Path) -> None:
@@ -57,6 +70,7 @@ def test_a_recipe_may_name_the_file_that_its_search_is_to_write(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(("override", "message"), [
+    ("search={told_trials: 5, engine: gradient}", "engine=gradient has no trials"),
     ("search.rungs=[64,32]", "rising multiples"),
     ("search.rungs=[50,100]", r"multiples of search.shard=32"),
     ("search.steps=[1,2]", "search.steps.0=1"),

@@ -6,6 +6,7 @@ import torch
 
 from redif_ray.config import Config, load
 from redif_ray.diffusion.noise import Stream
+from redif_ray.diffusion.schedules import Times
 from redif_ray.evaluation.random_features import RandomFeatures
 from redif_ray.pipeline import build
 from redif_ray.pipeline.plan import RoundPlan
@@ -30,8 +31,8 @@ def test_a_worker_adds_features_of_both_images_where_they_are_asked_for(
     plan = RoundPlan(config, build.conditions(config, worker.teacher))
     (shard,) = plan.deploy(Stream.SEARCH, 4, size=4)
     _, targets = worker.targets(shard)
-    _, terms = worker.terms(shard, (999.0, 500.0), targets)
-    _, images = worker.images(shard, (999.0, 500.0))
+    _, terms = worker.terms(shard, Times((999.0, 500.0)), targets)
+    _, images = worker.images(shard, Times((999.0, 500.0)))
     encoder = RandomFeatures(images.shape[1:])
     for name, of in ((FEATURES, images), (TARGETS, targets)):
         assert np.allclose(terms[name], encoder.embedding(torch.from_numpy(of.copy())).numpy(), atol=1e-5)
