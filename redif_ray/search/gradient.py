@@ -2,8 +2,8 @@
 
 Levels are continuous while they are fitted, and so is the timestep that a discrete network is told: with a gradient
 through the level alone the increments go the wrong way. In the end levels are rounded as everywhere. LD3's soft teacher
-and its offsets between the level that is integrated and the one that the network is told are left out: an exported
-schedule has no place for the latter.
+is left out, and so are its offsets between the level that is integrated and the one that the network is told, which
+trials look for.
 """
 
 from __future__ import annotations

@@ -14,13 +14,13 @@ from redif_ray.config import read_yaml
 from redif_ray.pipeline.afterwards import export_checkpoint
 from redif_ray.pipeline.rows import read_rows
 from redif_ray.pipeline.run_folder import RunFinished
-from redif_ray.pipeline.schedule_file import read_timesteps
+from redif_ray.pipeline.schedule_file import read_times
 from redif_ray.search.search import search
 
 pytestmark = pytest.mark.cluster
 SMALL = [
     "search.steps=[2,3]", "search.rungs=[16,32]", "search.shard=8", "search.shape_trials=5", "search.refine_trials=3",
-    "search.engine=both", "search.descent.iterations=3", "search.descent.batch=8",
+    "search.told_trials=4", "search.engine=both", "search.descent.iterations=3", "search.descent.batch=8",
 ]
 
 
@@ -33,15 +33,19 @@ def test_the_answer_is_never_worse_on_the_bank_than_a_start(whole: Path) -> None
     trials = read_rows(whole / "trials.jsonl")
     for steps in (2, 3):
         own = [t for t in trials if t["steps"] == steps]
-        seen = [t["scores"][-1] for t in own if len(t["scores"]) == 2]
+        seen, told = ([t["scores"][-1] for t in own if len(t["scores"]) == 2 and (t["stage"] == "told") == told]
+                      for told in (False, True))
         starts = [t["scores"][-1] for t in own if t["stage"] == "start"]
         rows = [r for r in json.loads((whole / "summary.json").read_text())["schedules"] if r["steps"] == steps]
-        found = {r["origin"]: r["bank"] for r in rows if r["bank"] is not None}
-        assert found["tune"] == min(seen) <= min(starts)
-        assert found["gradient"] <= min(starts)
-        assert read_timesteps(whole / "schedule.yaml", steps)[0] == rows[0]["timesteps"][0] == 999
+        found = {r["name"]: r["bank"] for r in rows if r["bank"] is not None}
+        assert found["searched"] == min(seen) <= min(starts)
+        assert found["searched, told"] == min(told)
+        assert found["searched by gradient"] <= min(starts)
+        best, times = min(found, key=lambda name: found[name]), read_times(whole / "schedule.yaml", steps)
+        assert times.levels[0] == rows[0]["timesteps"][0] == 999
+        assert (times.told is not None) == (best == "searched, told")
         assert np.isfinite([r["distance"] for r in rows]).all()
-    assert (whole / "report.md").read_text().count("the best named schedule here") == 4  # both engines at both N
+    assert (whole / "report.md").read_text().count("the best named schedule here") == 6  # three searched ones at both N
     with pytest.raises(RunFinished):
         search(smoke(whole.parent, "whole", *SMALL, f"tracking.uri=sqlite:///{whole.parent}/mlflow.db"), resume=True)
 
@@ -78,6 +82,8 @@ def test_killed_and_resumed_with_more_workers_it_finds_the_same(whole: Path, roo
 
 def test_an_export_carries_the_schedule_that_was_found(whole: Path, first: Path, tmp_path: Path) -> None:
     out = export_checkpoint(first, tmp_path / "out", "best", whole / "schedule.yaml")
-    found = read_timesteps(whole / "schedule.yaml", 2)
-    assert json.loads((out / "redif.json").read_text())["timesteps"] == list(found)
-    assert str([int(t) for t in found])[1:-1] in (out / "README.md").read_text()
+    found = read_times(whole / "schedule.yaml", 2)
+    settings, card = json.loads((out / "redif.json").read_text()), (out / "README.md").read_text()
+    for key, times in (("timesteps", found.levels), ("told", found.told)):
+        assert settings.get(key) == (None if times is None else list(times))
+        assert times is None or str([int(t) for t in times])[1:-1] in card
