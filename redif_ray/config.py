@@ -250,7 +250,8 @@ class Evaluation(Strict):
 class Descent(Strict):
     iterations: Positive = Field(80, description="optimiser steps (Adam)")
     batch: Positive = Field(32, description="noises a step")
-    lr: float = Field(0.05, gt=0, description="of the logits of the increments")
+    lr: float = Field(0.05, gt=0, description="of the logits of the increments, and of the shifts")
+    told: bool = Field(False, description="also fit what the network is told at the levels; not for captions")
 
 
 class Frechet(Strict):

@@ -89,8 +89,9 @@ def check(config: Config) -> None:
                           "of search.steps")
     if s.frechet.weight:
         raise ConfigError(f"search.frechet.weight={s.frechet.weight:g}: agents are rewarded by the image; expected 0")
-    if s.told_trials:
-        raise ConfigError(f"search.told_trials={s.told_trials}: agents are told no other levels; expected 0")
+    if s.told_trials or s.descent.told:
+        key = f"told_trials={s.told_trials}" if s.told_trials else "descent.told=true"
+        raise ConfigError(f"search.{key}: agents tell the network no other levels; expected none told")
     if s.solver != "euler":
         raise ConfigError(f"search.solver={s.solver}: an agent moves by euler; expected that")
 

@@ -138,8 +138,7 @@ def shifted(process: NoiseProcess, base: Schedule, shifts: Tensor) -> Schedule:
     Above 0: towards the next, cleaner level. The first one has no neighbour before it.
     """
     own, grid = base.levels.timestep[:-1], base.levels.half_log_snr.clamp(*process.span)
-    ahead, behind = grid.diff(), torch.cat([grid.new_zeros(1), grid.diff()[:-1]])
-    way = shifts * torch.where(shifts > 0, ahead, behind)
+    way = shift_ways(grid, shifts)
     told = torch.where(way == 0, own, process.nearest(grid[:-1] + way).timestep)
     return Schedule(base.levels, f"{base.name}, told", told)
 
@@ -180,6 +179,12 @@ def warped(process: NoiseProcess, base: Schedule, logits: Tensor, floor: float =
     grid = warp(base.levels.half_log_snr.clamp(*process.span), logits, floor)
     inner = process.nearest(grid[1:-1]).timestep
     return _schedule(process, _apart(process, torch.cat([base.levels.timestep[:1], inner])), f"{base.name}, warped")
+
+
+def shift_ways(half_log_snr: Tensor, shifts: Tensor) -> Tensor:
+    """How far `shifts` [N] go from each point but the last of the grid `half_log_snr` [N + 1], in its units."""
+    ahead = half_log_snr.diff()
+    return shifts * torch.where(shifts > 0, ahead, torch.cat([ahead.new_zeros(1), ahead[:-1]]))
 
 
 def sub_schedule(process: NoiseProcess, t: Level, s: Level, std: Tensor, substeps: int) -> Schedule:

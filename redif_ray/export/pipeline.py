@@ -28,7 +28,7 @@ def pipeline_recipe(student: TextModel, schedule: Schedule, guidance: float) -> 
                          "expected clip_sample=false, as latents want it")
     if schedule.told is not None:
         raise ModelError("student.told: no pipeline of diffusers tells its network other timesteps than its levels'; "
-                         "search with search.told_trials=0")
+                         "search without search.told_trials and search.descent.told")
     kind = type(student.pipeline).__name__
     if isinstance(student.process, FlowMatching):
         scheduler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=int(student.process.scale), shift=1.0)

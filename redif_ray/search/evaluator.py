@@ -78,13 +78,13 @@ class Evaluator:
         shards = self.bank[: self.config.search.rungs[0] // self.config.search.shard]
         return np.mean(await asyncio.gather(*(self._call(SOON, "costs", shard) for shard in shards)), axis=0)
 
-    async def descend(self, base: Sequence[float], weights: dict[str, float]) -> list[list[float]]:
+    async def descend(self, base: Sequence[float], weights: dict[str, float]) -> list[Times]:
         """Schedules that back-propagation finds from `base`."""
         groups = tuple(g for shard in self.bank for g in shard.groups)
         conditions = tuple(c for shard in self.bank for c in shard.conditions)
         whole = Shard(0, 0, "deploy", Stream.SEARCH, groups, conditions)
         targets = np.concatenate([await (await self._target(shard)) for shard in self.bank])
-        found: list[list[float]] = await self._call(LATER, "descend", whole, tuple(base), targets, weights)
+        found: list[Times] = await self._call(LATER, "descend", whole, tuple(base), targets, weights)
         return found
 
     async def status(self) -> dict[str, Any]:

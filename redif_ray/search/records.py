@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from redif_ray.diffusion.schedules import Times
 from redif_ray.search.course import Trial
 from redif_ray.trials import records
 
@@ -26,13 +27,13 @@ class Records(records.Records):
         status = "FINISHED" if trial.error is None else "FAILED"
         self.thread.submit(self.tracker.child, name, params, metrics, status)
 
-    def descent(self, steps: int) -> tuple[float, tuple[float, ...]] | None:
-        """(score on the bank, timesteps) of the gradient's schedule, where a search that was cut short had found it."""
+    def descent(self, steps: int) -> tuple[float, Times] | None:
+        """(score on the bank, times) of the gradient's schedule, where a search that was cut short had found it."""
         known: dict[str, Any] = self.folder.state.get("descents", {})
         if str(steps) not in known:
             return None
-        score, timesteps = known[str(steps)]
-        return score, tuple(timesteps)
+        score, levels, told = known[str(steps)]
+        return score, Times(tuple(levels), None if told is None else tuple(told))
 
-    def keep_descent(self, steps: int, found: tuple[float, tuple[float, ...]]) -> None:
-        self.folder.update_state(descents={**self.folder.state.get("descents", {}), str(steps): found})
+    def keep_descent(self, steps: int, score: float, times: Times) -> None:
+        self.folder.update_state(descents={**self.folder.state.get("descents", {}), str(steps): (score, *times)})

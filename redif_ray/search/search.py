@@ -229,12 +229,14 @@ def _descended(job: Job, starts: dict[int, dict[str, Schedule]]) -> list[Finalis
         bases = {n: min((_score(job, s.times), s.times.levels) for s in starts[n].values())[1] for n in missing}
         asked = {n: job.evaluator.descend.remote(bases[n], job.weights) for n in missing}
         for n in missing:
-            candidates = [bases[n], *job.get(asked[n])]
-            best = min((_score(job, Times(tuple(levels))), tuple(levels)) for levels in candidates)
-            job.records.keep_descent(n, best)
-            job.console.print(f"gradient  N={n} {best[0]:.5f}", highlight=False)
-    found = {n: job.records.descent(n) for n in starts}
-    return [Finalist(n, "searched by gradient", known[1], "gradient", known[0]) for n, known in found.items() if known]
+            candidates = [Times(bases[n]), *job.get(asked[n])]
+            scores = [_score(job, times) for times in candidates]
+            best = min(scores)
+            job.records.keep_descent(n, best, candidates[scores.index(best)])
+            job.console.print(f"gradient  N={n} {best:.5f}", highlight=False)
+    found = {n: known for n in starts if (known := job.records.descent(n))}
+    return [Finalist(n, "searched by gradient", times.levels, "gradient", score, times.told)
+            for n, (score, times) in found.items()]
 
 
 def _score(job: Job, times: Times) -> float:

@@ -68,7 +68,7 @@ class SearchWorker(reward.TeacherRewardWorker):
 
     def descend(
         self, bank: Shard, base: Sequence[float], targets: np.ndarray, weights: dict[str, float]
-    ) -> tuple[Meta, list[list[float]]]:
+    ) -> tuple[Meta, list[Times]]:
         """Schedules that the gradient of -sum(weights x terms) on the noises of `bank` leads to from `base`."""
         started, d = time.perf_counter(), self.config.search.descent
         self.rewards.require_differentiable(f"search.engine={self.config.search.engine}")
@@ -91,11 +91,11 @@ class SearchWorker(reward.TeacherRewardWorker):
             return -sum((w * terms[name].mean() for name, w in weights.items()), torch.zeros(()))
 
         start = schedules.explicit(process, base)
-        found = gradient.descend(process, start, loss, iterations=d.iterations, lr=d.lr)
+        found = gradient.descend(process, start, loss, iterations=d.iterations, lr=d.lr, told=d.told)
         calls = d.iterations * d.batch * self.model.calls_per_step(self.guidance)
         calls *= solvers.network_calls(self.config.search.solver, len(base))
         meta = Meta(bank, self.name, (Work("descent", time.perf_counter() - started, calls),))
-        return meta, [list(schedule.times.levels) for schedule in found]
+        return meta, [schedule.times for schedule in found]
 
     @property
     def guidance(self) -> float:

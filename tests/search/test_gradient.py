@@ -67,6 +67,37 @@ def test_descent_comes_closer_to_the_exact_solution(process: NoiseProcess) -> No
     assert all(schedule.steps == 4 for schedule in found)
 
 
+def hears(x: torch.Tensor, t: Level) -> Prediction:
+    """The exact denoiser of the level that it is told, for VE: there the timestep is sigma."""
+    shrunk = like(STD**2 / (STD**2 + t.timestep**2), x) * x
+    return Prediction(shrunk, (x - shrunk) / like(t.sigma, x))
+
+
+def missing_told(schedule: Schedule, _: int) -> torch.Tensor:
+    unit = torch.ones(1, 1, dtype=torch.float64)
+    return (solvers.sample("euler", hears, unit, schedule) - STD).square().mean()
+
+
+def test_the_gradient_of_what_is_told_is_that_of_finite_differences() -> None:
+    process = PROCESSES[1]
+    base = schedules.build(process, 3, "karras")
+
+    def loss(logits: torch.Tensor, shifts: torch.Tensor) -> torch.Tensor:
+        return missing_told(gradient.continuous(process, base, logits, shifts), 0)
+
+    at = (torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in ([0.1, -0.2, 0.3], [0.2, -0.3, 0.4]))
+    assert torch.autograd.gradcheck(loss, tuple(at), eps=1e-6, atol=1e-6)
+
+
+def test_descent_finds_what_the_network_should_be_told() -> None:
+    process = PROCESSES[1]
+    base = schedules.build(process, 3, "karras")
+    own, told = (gradient.descend(process, base, missing_told, iterations=80, lr=0.05, told=told)[0]
+                 for told in (False, True))
+    assert own.told is None and told.told is not None
+    assert float(missing_told(told, 0)) < 0.2 * float(missing_told(own, 0)) < 0.2 * float(missing_told(base, 0))
+
+
 def test_a_gradient_that_is_not_finite_is_an_error() -> None:
     process = PROCESSES[1]
     base = schedules.build(process, 3, "karras")
