@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from redif_ray.evaluation.bootstrap import interval
@@ -17,8 +16,6 @@ from redif_ray.evaluation.paired import cosine, mse, psnr
 from redif_ray.evaluation.prdc import ceiling, prdc
 from redif_ray.types import Condition
 
-PairedTerms = Callable[[Tensor, Tensor], Mapping[str, Tensor]]
-
 
 def evaluate_arm(
     images: Tensor,
@@ -27,7 +24,7 @@ def evaluate_arm(
     *,
     nfe: int,
     teacher_images: Tensor,
-    terms: PairedTerms,
+    terms: Mapping[str, np.ndarray],
     resamples: int,
     seed: int,
 ) -> dict[str, Any]:
@@ -37,8 +34,8 @@ def evaluate_arm(
         text.
     teacher_images: the full-step teacher's of the same noises and conditions. Set metrics compare with the judge's
         reference instead: against its own paired images a student looks far too good.
-    terms: (images, teacher_images) -> {name: [n]}, further pair metrics beside `pixel_mse`, `pixel_psnr` and
-        `judge_cosine`: a run's reward terms, say.
+    terms: further pair metrics, [n] each by name, beside `pixel_mse`, `pixel_psnr` and `judge_cosine`: a run's reward
+        terms, say.
     The same seed gives every arm the same reference rows and the same resamples.
     """
     n = len(images)
@@ -75,14 +72,14 @@ def limits(judge: Judge, n: int, seed: int) -> dict[str, float]:
 
 
 def _paired(
-    images: Tensor, teacher: Tensor, features: np.ndarray, judge: Judge, terms: PairedTerms
+    images: Tensor, teacher: Tensor, features: np.ndarray, judge: Judge,
+    terms: Mapping[str, np.ndarray],
 ) -> dict[str, float]:
     values: dict[str, np.ndarray] = {
         "pixel_mse": mse(images, teacher), "pixel_psnr": psnr(images, teacher),
         "judge_cosine": cosine(features, judge.embed(teacher)),
     }
-    with torch.no_grad():
-        further = {name: value.double().cpu().numpy() for name, value in terms(images, teacher).items()}
+    further = {name: value.astype(np.float64) for name, value in terms.items()}
     for name, value in further.items():
         if name in values:
             raise ValueError(f"paired metric {name!r} is built in; choose another name")

@@ -45,6 +45,9 @@ class TeacherRewardWorker(Actor):
     def score(self, *arguments: Any) -> Any:
         return self._worker.score(*arguments)
 
+    def compare(self, *arguments: Any) -> Any:
+        return self._worker.compare(*arguments)
+
     def sample(self, *arguments: Any) -> Any:
         return self._worker.sample(*arguments)
 

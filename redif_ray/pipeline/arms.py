@@ -17,14 +17,14 @@ from redif_ray.evaluation.arm import evaluate_arm, limits
 from redif_ray.evaluation.changes import Change, changes
 from redif_ray.evaluation.judge import Judge, needs_reference
 from redif_ray.evaluation.report import ARMS
-from redif_ray.pipeline import build
 from redif_ray.pipeline.accounting import Accounts
 from redif_ray.pipeline.judging import judge_of
 from redif_ray.pipeline.learned import last_learned
-from redif_ray.pipeline.samples import Samples
+from redif_ray.pipeline.samples import Samples, Terms
 from redif_ray.pipeline.session import INITIAL, Session
 from redif_ray.pipeline.timeline import spans
-from redif_ray.rewards.base import RewardInputs, Rewards
+from redif_ray.pipeline.weight_store import learned_key
+from redif_ray.types import Shard
 
 Way = tuple[str, str, int, float]  # to sample the teacher: solver, schedule, steps, guidance
 
@@ -42,7 +42,7 @@ def measure(run: Session, weights: dict[str, torch.Tensor], version: int, accoun
     """Every arm on the same held-out noises, against the same judge."""
     config, count = run.config, run.config.evaluation.held_out
     judge = judge_of(config, run.coordinator, count, accounts, run.get)
-    rewards = _rewards(run)
+    _take_learned(run)
     final = f"final-{version}"
     run.publisher.publish(final, weights)
     few, warm, student = _held_out(run, INITIAL, accounts), _warm_start(run, accounts), _held_out(run, final, accounts)
@@ -50,12 +50,17 @@ def measure(run: Session, weights: dict[str, torch.Tensor], version: int, accoun
     full_calls = solvers.network_calls(config.teacher.solver, config.teacher.steps)
     full_calls *= run.teacher.calls_per_step(config.teacher.guidance)
     arms = {
-        name: None if samples is None else _arm(run, judge, rewards, samples, samples.images, calls)
+        name: None if samples is None else _arm(run, judge, samples, samples.images, samples.terms, calls)
         for name, samples in (("teacher_few", few), ("warm_start", warm), ("student", student))
     }
-    arms["teacher_full"] = _arm(run, judge, rewards, student, student.targets, full_calls)
-    name, best = best_teacher(run, accounts)
-    arms["teacher_best"] = _arm(run, judge, rewards, student, best, calls)
+    shards = run.plan.deploy(Stream.HELD_OUT, count)
+    _, targets = run.ask_reward("targets", [(shard,) for shard in shards])
+    terms = _compared(run, shards, targets, targets, accounts)
+    arms["teacher_full"] = _arm(run, judge, student, student.targets, terms, full_calls)
+    name, way = best_teacher(run, accounts)
+    references = _teacher_samples(run, shards, way, accounts)
+    terms = _compared(run, shards, references, targets, accounts)
+    arms["teacher_best"] = _arm(run, judge, student, np.concatenate(run.get(references)), terms, calls)
     gains = {"over the untrained student": _gains(run, judge, student, few)}
     if warm is not None:
         gains["over the warm start"] = _gains(run, judge, student, warm)
@@ -72,15 +77,19 @@ def measure(run: Session, weights: dict[str, torch.Tensor], version: int, accoun
     return Measured(fields, [*rows, (ARMS["student"], student.images)], notes)
 
 
-def _rewards(run: Session) -> Rewards:
-    """The terms of every arm. A learned one is the last of the run for all of them, here and at the workers."""
-    rewards = build.rewards(run.config, run.teacher, "cpu")
-    if rewards.learned is not None:
-        run.learned, weights = last_learned(run.folder.path)
-        if weights:
-            rewards.learned.load(weights)
-        run.publisher.publish(f"{LEARNED}-{run.learned}", rewards.learned.network.state_dict())
-    return rewards
+def _take_learned(run: Session) -> None:
+    """A learned reward is the last of the run for every arm."""
+    if learned_key(run.config, 0) is None:
+        return
+    run.learned, weights = last_learned(run.folder.path)
+    if weights:
+        run.publisher.publish(f"{LEARNED}-{run.learned}", weights)
+
+
+def _compared(run: Session, shards: list[Shard], images: list[Any], targets: list[Any], accounts: Accounts) -> Terms:
+    terms, metas = run.compared(shards, images, targets)
+    accounts.add_evaluation(metas)
+    return terms
 
 
 def _held_out(run: Session, key: str, accounts: Accounts) -> Samples:
@@ -100,14 +109,9 @@ def _warm_start(run: Session, accounts: Accounts) -> Samples | None:
 
 
 def _arm(
-    run: Session, judge: Judge, rewards: Rewards, paired_with: Samples, images: np.ndarray, nfe: int
+    run: Session, judge: Judge, paired_with: Samples, images: np.ndarray, terms: Terms, nfe: int
 ) -> dict[str, Any]:
     run.stop.check()
-
-    @torch.no_grad()
-    def terms(student: torch.Tensor, teacher: torch.Tensor) -> dict[str, torch.Tensor]:
-        return rewards(RewardInputs(student, teacher, paired_with.conditions))
-
     return evaluate_arm(
         torch.from_numpy(images),
         paired_with.conditions,
@@ -131,26 +135,26 @@ def _gains(run: Session, judge: Judge, first: Samples, second: Samples) -> dict[
     )
 
 
-def best_teacher(run: Session, accounts: Accounts) -> tuple[str, np.ndarray]:
-    """The teacher's best named schedule, solver and guidance at the student's NFE: (name, images).
+def best_teacher(run: Session, accounts: Accounts) -> tuple[str, Way]:
+    """The teacher's best named schedule, solver and guidance at the student's NFE, and what to call it.
 
-    Chosen on the search noises by paired mse, then sampled on the held-out ones. Guidance is the student's, or the
-    target's with as many steps as the same NFE has.
+    Chosen on the search noises by paired mse. Guidance is the student's, or the target's with as many steps as the same
+    NFE has.
     """
     config = run.config
     found = run.sample(Stream.SEARCH, config.evaluation.search, INITIAL)
+    shards = run.plan.deploy(Stream.SEARCH, config.evaluation.search)
     scores: dict[Way, float] = {}
     for guidance, steps in _guidances(run).items():
         for solver in ("euler", "dpmpp_2m"):
             for name in schedules.named(run.teacher.process, steps):
                 way = (solver, name, steps, guidance)
-                images = _teacher_samples(run, Stream.SEARCH, config.evaluation.search, way, accounts)
+                images = np.concatenate(run.get(_teacher_samples(run, shards, way, accounts)))
                 scores[way] = float(np.square(images - found.targets).mean())
     best = min(scores, key=lambda way: scores[way])
-    images = _teacher_samples(run, Stream.HELD_OUT, config.evaluation.held_out, best, accounts)
     solver, name, steps, guidance = best
     told = f", {steps} steps at guidance {guidance:g}" if len(_guidances(run)) > 1 else ""
-    return f"{solver} on {name}{told}", images
+    return f"{solver} on {name}{told}", best
 
 
 def _guidances(run: Session) -> dict[float, int]:
@@ -180,16 +184,13 @@ def seconds_per_image(run: Session) -> dict[str, float]:
     return found
 
 
-def _teacher_samples(run: Session, stream: Stream, count: int, way: Way, accounts: Accounts) -> np.ndarray:
-    """The teacher's images [count, C, H, W]."""
-    answers = [
-        run.reward[i % len(run.reward)].sample.options(num_returns=2).remote(shard, *way)
-        for i, shard in enumerate(run.plan.deploy(stream, count))
-    ]
-    metas = run.get([meta for meta, _ in answers])
+def _teacher_samples(run: Session, shards: list[Shard], way: Way, accounts: Accounts) -> list[Any]:
+    """References to the teacher's images, a shard each, all of which are made."""
+    references, data = run.ask_reward("sample", [(shard, *way) for shard in shards])
+    metas = run.get(references)
     accounts.add_evaluation(metas)
     run.writer.spans.remote(spans(metas))
-    return np.concatenate(run.get([data for _, data in answers]))
+    return data
 
 
 def result_table(summary: dict[str, Any]) -> Table:

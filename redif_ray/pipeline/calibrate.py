@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
-import torch
 from rich.console import Console
 
 from redif_ray.diffusion.noise import Stream
-from redif_ray.pipeline import build
 from redif_ray.pipeline.session import INITIAL, Session
 from redif_ray.rewards import calibration as rewards_calibration
-from redif_ray.rewards.base import RewardInputs
 
 Calibration = dict[str, dict[str, float]]
 
@@ -31,6 +27,7 @@ def calibration(run: Session, console: Console) -> Calibration:
 def _measure(run: Session) -> Calibration:
     count = run.config.reward.calibration
     samples = run.sample(Stream.CALIBRATION, count, INITIAL)
+    first = run.plan.deploy(Stream.CALIBRATION, count)
     # The next groups of the stream start from other noises; with the conditions of the first they are "another seed".
     shards = run.plan.deploy(Stream.CALIBRATION, 2 * count)
     by_group = dict(zip(range(count), samples.conditions, strict=True))
@@ -39,15 +36,11 @@ def _measure(run: Session) -> Calibration:
         for s in shards
         if (groups := tuple(g for g in s.groups if g >= count))
     ]
-    answers: list[Any] = [
-        run.reward[i % len(run.reward)].targets.options(num_returns=2).remote(shard) for i, shard in enumerate(others)
-    ]
-    other = torch.from_numpy(np.concatenate(run.get([data for _, data in answers])))
-    teacher, student = torch.from_numpy(samples.targets), torch.from_numpy(samples.images)
-    conditions = samples.conditions
-    return rewards_calibration.calibrate(
-        build.rewards(run.config, run.teacher, "cpu"),
-        RewardInputs(teacher, teacher, conditions),
-        RewardInputs(other, teacher, conditions),
-        RewardInputs(student, teacher, conditions),
-    )
+    _, answers = run.ask_reward("targets", [(shard,) for shard in others])
+    other = np.concatenate(run.get(answers))
+    rewards_calibration.check_range(samples.targets)
+    ends = np.cumsum([shard.rows for shard in first])[:-1]
+    targets = np.split(samples.targets, ends)
+    same, _ = run.compared(first, targets, targets)
+    other_seed, _ = run.compared(first, np.split(other, ends), targets)
+    return rewards_calibration.calibrate(same, other_seed, samples.terms)

@@ -82,6 +82,18 @@ class TeacherRewardWorker:
         scored = Scored(shard, terms, targets, anchors, images)
         return Meta(shard, self.name, tuple(work), terms, best, learned_sha256), scored
 
+    @torch.no_grad()
+    def compare(
+        self, shard: Shard, images: np.ndarray, targets: np.ndarray, weights: Any = None, learned: str | None = None
+    ) -> tuple[Meta, dict[str, np.ndarray]]:
+        """Reward terms of any images of a shard's groups, one a group, beside the teacher's. learned: as in `score`."""
+        started = time.perf_counter()
+        self._load(weights, learned)
+        student, teacher = (torch.from_numpy(given.copy()).to(self.device) for given in (images, targets))
+        kept = self.store.features(shard.stream, shard.groups, shard.conditions)
+        terms = _arrays(self.rewards(RewardInputs(student, teacher, list(shard.conditions), kept)))
+        return Meta(shard, self.name, (Work("rewards", time.perf_counter() - started, 0),)), terms
+
     def sample(
         self, shard: Shard, solver: str, schedule: str, steps: int, guidance: float
     ) -> tuple[Meta, np.ndarray]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from redif_ray.pipeline.faults import Fetched
 from redif_ray.types import Condition, Meta
+
+Terms = dict[str, np.ndarray]  # raw reward terms by name, one value an image
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +20,7 @@ class Samples:
     images: np.ndarray
     targets: np.ndarray
     conditions: list[Condition]
-    terms: dict[str, np.ndarray]
+    terms: Terms
     metas: list[Meta]
 
 
@@ -28,6 +31,11 @@ def collect(data: Fetched) -> Samples:
         images=np.concatenate([s.images for s in scored if s.images is not None]),
         targets=np.concatenate([s.targets for s in scored if s.targets is not None]),
         conditions=[c for s in scored for c in s.shard.conditions],
-        terms={name: np.concatenate([s.terms[name] for s in scored]) for name in scored[0].terms},
+        terms=joined([s.terms for s in scored]),
         metas=[meta for metas in data.metas for meta in metas],
     )
+
+
+def joined(parts: Sequence[Terms]) -> Terms:
+    """Terms of shards, one after the other."""
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,10 +29,11 @@ from redif_ray.pipeline.interrupt import StopRequest
 from redif_ray.pipeline.metrics import MetricsWriter
 from redif_ray.pipeline.plan import RoundPlan
 from redif_ray.pipeline.run_folder import RunFolder
-from redif_ray.pipeline.samples import Samples, collect
+from redif_ray.pipeline.samples import Samples, Terms, collect, joined
 from redif_ray.pipeline.weight_store import WeightStore, learned_key
 from redif_ray.pipeline.weights import Publisher
 from redif_ray.tracking import tracking_uri
+from redif_ray.types import Meta, Shard
 
 INITIAL = "initial-0"
 POLL_SECONDS = 0.5
@@ -63,6 +64,23 @@ class Session:
     def ready(self) -> None:
         """Wait until every worker has loaded what it needs. Raises what its constructor raised."""
         self.get([actor.ready.remote() for actor in self.started])
+
+    def ask_reward(self, method: str, calls: Iterable[tuple[Any, ...]]) -> tuple[list[Any], list[Any]]:
+        """References to metas and data of calls to the reward workers, shared out among them."""
+        asked = [
+            getattr(self.reward[i % len(self.reward)], method).options(num_returns=2).remote(*call)
+            for i, call in enumerate(calls)
+        ]
+        return [meta for meta, _ in asked], [data for _, data in asked]
+
+    def compared(
+        self, shards: Sequence[Shard], images: Sequence[Any], targets: Sequence[Any]
+    ) -> tuple[Terms, list[Meta]]:
+        """Reward terms of images beside the teacher's, both given for each shard, or as references."""
+        store, learned = self.publisher.store, learned_key(self.config, self.learned)
+        calls = [(*one, store, learned) for one in zip(shards, images, targets, strict=True)]
+        metas, data = self.ask_reward("compare", calls)
+        return joined(self.get(data)), self.get(metas)
 
     def sample(self, stream: Stream, count: int, key: str, *, round: int = 0) -> Samples:
         """The student with weights `key` as deployed, beside the teacher, on the first `count` groups of a stream."""

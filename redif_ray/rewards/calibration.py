@@ -4,34 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 
-from redif_ray.rewards.base import Rewards
-from redif_ray.rewards.term import RewardError, RewardInputs
+from redif_ray.rewards.term import RewardError
 
+Terms = Mapping[str, np.ndarray]
 Calibration = dict[str, dict[str, float]]  # by term: self, other_seed, init, spread
 
 
-@torch.no_grad()
-def calibrate(rewards: Rewards, same: RewardInputs, other_seed: RewardInputs, init: RewardInputs) -> Calibration:
-    """Mean raw value of each term where
+def calibrate(same: Terms, other_seed: Terms, init: Terms) -> Calibration:
+    """Mean raw value of each term, from its values [n] where
 
     self: the teacher's images are compared with themselves (`same`): the ceiling of a pair term;
     other_seed: with the teacher's images of another seed, same conditions: right in law, wrong in detail;
     init: the student at initialisation is compared with the teacher: where training starts;
     and `spread`, the standard deviation of the last one's values over the images: a unit where there are no siblings.
-
-    Raises `RewardError` where `same` does not hold the same images twice, or where no teacher pixel is below 0.5, which
-    is what images in [0, 1] look like after a second (x + 1) / 2.
     """
-    if not torch.equal(same.student, same.teacher):
-        raise RewardError("`same` holds different student and teacher images; expected the teacher's, twice")
-    raw = {point: rewards(inputs) for point, inputs in (("self", same), ("other_seed", other_seed), ("init", init))}
-    darkest = float(same.teacher.min())
+    raw = {
+        point: {label: torch.from_numpy(values) for label, values in terms.items()}
+        for point, terms in (("self", same), ("other_seed", other_seed), ("init", init))
+    }
+    means = {label: {point: float(values[label].mean()) for point, values in raw.items()} for label in init}
+    return {label: found | {"spread": float(raw["init"][label].std(correction=0))} for label, found in means.items()}
+
+
+def check_range(teacher: np.ndarray) -> None:
+    """Raise `RewardError` where no pixel of the teacher is below 0.5: so images look after a second (x + 1) / 2."""
+    darkest = float(teacher.min())
     if darkest >= 0.5:
         raise RewardError(f"no pixel of the teacher is below {darkest:g}; were its images mapped by (x + 1) / 2 twice?")
-    means = {label: {point: float(values[label].mean()) for point, values in raw.items()} for label in rewards.terms}
-    return {label: found | {"spread": float(raw["init"][label].std(correction=0))} for label, found in means.items()}
 
 
 def table(calibration: Mapping[str, Mapping[str, float]]) -> str:

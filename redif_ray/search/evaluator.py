@@ -15,6 +15,7 @@ from redif_ray.diffusion.schedules import Times
 from redif_ray.pipeline.actors import TeacherRewardWorker
 from redif_ray.pipeline.plan import RoundPlan
 from redif_ray.pipeline.pool import Pool
+from redif_ray.pipeline.samples import joined
 from redif_ray.search.terms import Terms, score
 from redif_ray.types import Shard
 
@@ -65,6 +66,14 @@ class Evaluator:
         answers = await asyncio.gather(*(self.pool.call(LATER, "images", shard, times) for shard in self.held_out))
         return [reference for _, reference in answers]
 
+    async def held_out_terms(self, images: list[Any]) -> Terms:
+        """Raw reward terms of what `images` answered, one value a held-out noise."""
+        async def one(shard: Shard, reference: Any) -> Terms:
+            terms: Terms = await self._call(LATER, "compare", shard, reference, await self._target(shard))
+            return terms
+
+        return joined(await asyncio.gather(*(one(*pair) for pair in zip(self.held_out, images, strict=True))))
+
     async def reference(self) -> list[Any]:
         """References to the teacher's images that a judge without real ones compares with."""
         found = await asyncio.gather(*(self.pool.call(LATER, "targets", shard) for shard in self.others))
@@ -96,7 +105,7 @@ class Evaluator:
 
     async def _terms(self, shards: list[Shard], times: Times) -> Terms:
         parts = await asyncio.gather(*(self._shard(shard, times) for shard in shards))
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        return joined(parts)
 
     async def _shard(self, shard: Shard, times: Times) -> Terms:
         """Terms of a shard, asked for once: discrete levels make many proposals alike."""

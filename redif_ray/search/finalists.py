@@ -19,11 +19,10 @@ from redif_ray.evaluation import plots
 from redif_ray.evaluation.arm import evaluate_arm
 from redif_ray.evaluation.bootstrap import difference, interval
 from redif_ray.evaluation.judge import Judge, judge_of_images, load_judge, needs_reference
-from redif_ray.pipeline import build
 from redif_ray.pipeline.rows import append_rows, read_rows
 from redif_ray.pipeline.schedule_file import Found, ScheduleFile, write_schedules
-from redif_ray.rewards.base import RewardInputs, Rewards
 from redif_ray.search.report import report, table
+from redif_ray.search.terms import Terms
 
 if TYPE_CHECKING:
     from redif_ray.search.search import Job
@@ -56,11 +55,11 @@ def measure(job: Job, finalists: list[Finalist]) -> list[dict[str, Any]]:
     missing = [f for f in finalists if (f.steps, f.name) not in known]
     if missing:
         job.console.print(f"{len(missing)} schedules on {job.config.evaluation.held_out} held-out noises")
-        targets = _images(job, None)
-        judge, rewards = _judge(job), build.rewards(job.config, job.model, "cpu")
+        targets = np.concatenate(ray.get(_images(job, None)))
+        judge = _judge(job)
         conditions = job.get(job.evaluator.held_out_conditions.remote())
     for finalist in missing:
-        row = asdict(finalist) | _measured(job, finalist, targets, conditions, judge, rewards)
+        row = asdict(finalist) | _measured(job, finalist, targets, conditions, judge)
         rows.append(row)
         append_rows(path, [row])
     order = {(f.steps, f.name): i for i, f in enumerate(finalists)}
@@ -69,20 +68,16 @@ def measure(job: Job, finalists: list[Finalist]) -> list[dict[str, Any]]:
 
 
 def _measured(
-    job: Job, finalist: Finalist, targets: np.ndarray, conditions: list[Any], judge: Judge, rewards: Rewards
+    job: Job, finalist: Finalist, targets: np.ndarray, conditions: list[Any], judge: Judge
 ) -> dict[str, Any]:
-    images, evaluation, seed = _images(job, finalist.times), job.config.evaluation, job.config.run.seed
-    with torch.no_grad():
-        parts = [
-            rewards(RewardInputs(torch.from_numpy(images[i:j]), torch.from_numpy(targets[i:j]), conditions[i:j]))
-            for i in range(0, len(images), evaluation.batch) for j in [i + evaluation.batch]
-        ]
-    terms = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    distance = -sum((w * terms[name].double() for name, w in job.weights.items()), torch.zeros(())).numpy()
+    evaluation, seed, references = job.config.evaluation, job.config.run.seed, _images(job, finalist.times)
+    images = np.concatenate(ray.get(references))
+    terms: Terms = job.get(job.evaluator.held_out_terms.remote(references))
+    distance = -np.sum([w * terms[name].astype(np.float64) for name, w in job.weights.items()], axis=0)
     calls = solvers.network_calls(job.config.search.solver, finalist.steps)
     arm = evaluate_arm(
         torch.from_numpy(images), conditions, judge, nfe=calls * job.model.calls_per_step(job.config.student.guidance),
-        teacher_images=torch.from_numpy(targets), terms=lambda *_: terms, resamples=evaluation.bootstrap, seed=seed,
+        teacher_images=torch.from_numpy(targets), terms=terms, resamples=evaluation.bootstrap, seed=seed,
     )
     low, high = interval(_mean, [distance], resamples=evaluation.bootstrap, seed=seed)
     return {"distance": _mean(distance), "distance_ci": [low, high], "distances": distance.tolist(), "arm": arm}
@@ -92,9 +87,10 @@ def _mean(values: np.ndarray) -> float:
     return float(values.mean(dtype=np.float64))
 
 
-def _images(job: Job, times: Times | None) -> np.ndarray:
-    references = job.get(job.evaluator.images.remote(times))
-    return np.concatenate(ray.get(references))
+def _images(job: Job, times: Times | None) -> list[Any]:
+    """References to the images of the held-out noises, a shard each."""
+    references: list[Any] = job.get(job.evaluator.images.remote(times))
+    return references
 
 
 def _judge(job: Job) -> Judge:

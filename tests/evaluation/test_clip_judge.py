@@ -45,7 +45,7 @@ def test_features_and_captions_are_transformers_own(folder: str, images: torch.T
 
 
 def test_an_arm_says_how_its_images_fit_their_captions(folder: str, images: torch.Tensor) -> None:
-    options: dict[str, Any] = {"nfe": 4, "teacher_images": images, "terms": lambda *_: {}, "resamples": 40, "seed": 0}
+    options: dict[str, Any] = {"nfe": 4, "teacher_images": images, "terms": {}, "resamples": 40, "seed": 0}
     judge = judge_of_images(folder, images.numpy())
     told = evaluate_arm(images, CAPTIONS, judge, **options)
     assert told["caption_cosine"] == judge.caption_cosine(images, CAPTIONS) and told["class_accuracy"] is None
