@@ -1,7 +1,8 @@
 """The workers as actors. Whoever holds a handle imports the actor's file, so this one imports torch only at work.
 
 A worker first looks whether its node sees the run folder. Where it does not, nothing is loaded or written there, and
-every call says so: an error of a call reaches the driver as it is, one of a constructor does not.
+every call says so; as it does where the worker cannot be built, of a reward's package that is missing there, say. An
+error of a call reaches the driver as it is, one of a constructor as text only.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from pkgutil import resolve_name
 from typing import Any, ClassVar
 
 from redif_ray.config import Config
+from redif_ray.errors import UserError
 
 
 class Actor:
@@ -52,8 +54,8 @@ class TeacherRewardWorker(Actor):
         return self._worker.sample(*arguments)
 
 
-class _Unplaced:
-    """Stands where a worker cannot be: every call raises what is wrong with its place."""
+class _Unmade:
+    """Stands where a worker cannot be: every call raises what a user can mend there."""
 
     def __init__(self, error: Exception) -> None:
         self._error = error
@@ -64,10 +66,10 @@ class _Unplaced:
 
 def _made(make: Callable[[], Any], token: Path) -> Any:
     """The worker that `make` builds, where its node sees the run folder."""
-    from redif_ray.pipeline.run_folder import RunError, check_seen
+    from redif_ray.pipeline.run_folder import check_seen
 
     try:
         check_seen(token)
-    except RunError as error:
-        return _Unplaced(error)
-    return make()
+        return make()
+    except UserError as error:
+        return _Unmade(error)

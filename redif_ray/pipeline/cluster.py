@@ -40,11 +40,14 @@ def needed(config: Config) -> dict[str, float]:
 
 
 @contextmanager
-def connect(config: Config) -> Iterator[None]:
-    """Ray for the length of a run. A cluster already joined by this process is used and left as it was."""
+def connect(config: Config) -> Iterator[bool]:
+    """Ray for the length of a run; whether it ends with it, and all actors of this process.
+
+    A cluster already joined by this process is used and left as it was.
+    """
     if ray.is_initialized():
         _check(config)
-        yield
+        yield False
         return
     if config.ray.address == "local":
         start(config, num_cpus=_private_cpus(config))
@@ -52,7 +55,7 @@ def connect(config: Config) -> Iterator[None]:
         _join(config.ray.address)
     try:
         _check(config)
-        yield
+        yield True
     finally:
         ray.shutdown()
 

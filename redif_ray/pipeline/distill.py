@@ -94,8 +94,8 @@ def _distill(
     expected = estimate.estimate(config, conditions)
     console.print(estimate.table(expected))
     started = time.monotonic()
-    with connect(config), session(config, conditions, folder, stop) as run:
-        with training(run, until) as fit:
+    with connect(config) as ends, session(config, conditions, folder, stop) as run:
+        with training(run, until, wait=not ends) as fit:
             run.ready()
             run.coordinator.begin.remote(calibrate.calibration(run, console))
             console.print(f"start-up took {time.monotonic() - started:.0f} s; training")

@@ -62,8 +62,8 @@ class Session:
         return get(references, self.stop, self.publisher.look_after)
 
     def ready(self) -> None:
-        """Wait until every worker has loaded what it needs. Raises what its constructor raised."""
-        self.get([actor.ready.remote() for actor in self.started])
+        """See `all_ready`."""
+        all_ready(self.started, self.stop, self.publisher.look_after)
 
     def ask_reward(self, method: str, calls: Iterable[tuple[Any, ...]]) -> tuple[list[Any], list[Any]]:
         """References to metas and data of calls to the reward workers, shared out among them."""
@@ -105,6 +105,15 @@ def get(references: Any, stop: StopRequest, meanwhile: Callable[[], object] = la
     except ray.exceptions.RayTaskError as error:
         inner = cause(error)
         raise (inner if isinstance(inner, UserError) else error) from None
+
+
+def all_ready(actors: Iterable[Any], stop: StopRequest, meanwhile: Callable[[], object] = lambda: None) -> None:
+    """Wait until every actor has loaded what it needs; see `get`. Raises what is wrong with one at once."""
+    waiting = [actor.ready.remote() for actor in actors]
+    while waiting:
+        stop.check()
+        ready, waiting = ray.wait(waiting, num_returns=1, timeout=POLL_SECONDS)
+        get(ready, stop, meanwhile)
 
 
 @contextmanager

@@ -73,12 +73,12 @@ class Fit:
 
 
 @contextmanager
-def training(run: Session, until: int | None = None) -> Iterator[Fit]:
+def training(run: Session, until: int | None, *, wait: bool) -> Iterator[Fit]:
     """The learner, started; it waits for `Coordinator.begin`. An error in here makes it leave.
 
     until: the round after which it leaves; None: the last.
-
-    Whoever interrupts a start-up does not wait for it to load first: it goes with the cluster.
+    wait: for it to leave. It may have to load first, and goes anyway where Ray ends with this process's run; so whoever
+    interrupts a start-up does not wait.
     """
     fit = Fit(_trainer(run, until))
     try:
@@ -87,7 +87,8 @@ def training(run: Session, until: int | None = None) -> Iterator[Fit]:
         raise
     except Exception:
         run.coordinator.stop.remote()
-        fit.thread.join(LEAVE_SECONDS)
+        if wait:
+            fit.thread.join(LEAVE_SECONDS)
         raise
 
 

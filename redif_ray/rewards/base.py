@@ -195,6 +195,8 @@ def _build(label: str, options: Mapping[str, Any], setting: Setting) -> RewardTe
         raise RewardError(f"reward.terms.{label}.options.{where}={first['input']!r}: {first['msg']}") from None
     except RewardError as error:
         raise RewardError(f"reward.terms.{label}: {error}") from error
+    except Exception as error:
+        raise RewardError(f"reward.terms.{label} cannot be built: {type(error).__name__}: {error}") from error
 
 
 def _nearest(word: str, known: Iterable[str]) -> str:

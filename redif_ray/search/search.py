@@ -29,7 +29,7 @@ from redif_ray.pipeline.distill import absolute
 from redif_ray.pipeline.interrupt import Interrupted, StopRequest, stop_requests
 from redif_ray.pipeline.preflight import preflight
 from redif_ray.pipeline.run_folder import RunFolder
-from redif_ray.pipeline.session import beside_driver, get, workers
+from redif_ray.pipeline.session import all_ready, beside_driver, get, workers
 from redif_ray.search import gits
 from redif_ray.search.course import Course, Trial
 from redif_ray.search.evaluation import Evaluation
@@ -143,7 +143,7 @@ def evaluator(
         hands = workers(worker, "search", config.reward, config, token)
         between = beside_driver(kind, max_concurrency=1000).remote(config, conditions, hands)
         try:
-            get([worker.ready.remote() for worker in hands], stop)  # raises what a constructor raised
+            all_ready(hands, stop)
             yield between
         finally:
             for actor in (*hands, between):
