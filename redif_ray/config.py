@@ -7,8 +7,10 @@ that does not exist, the nearest one that does.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import UnionType
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
@@ -31,6 +33,7 @@ from redif_ray.yaml12 import Dumper, Loader
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Resources = dict[str, Annotated[float, Field(gt=0)]]
+SECRET = re.compile(r"TOKEN|KEY|SECRET|PASS|CREDENTIAL|AUTH", re.IGNORECASE)  # in a variable's name
 
 
 class ConfigError(UserError, ValueError):
@@ -142,6 +145,29 @@ class Term(Strict):
 LEARNED = "discriminator"  # the reward term that is trained in the course of a run
 
 
+class RuntimeEnv(Strict):
+    """What reward workers have beyond their node's environment."""
+
+    pip: tuple[str, ...] = Field((), description="packages for them alone, on top of the node's, as pip takes them")
+    py_modules: tuple[str, ...] = Field((), description="URIs of a .zip or .whl to import from, file:///shared/my.zip")
+    env_vars: dict[str, str | None] = Field(
+        default_factory=dict,
+        description="a text is in the run's folder, MLflow and Ray's logs; null is the driver's own value, in none",
+    )
+
+    @field_validator("env_vars", mode="before")
+    @classmethod
+    def _no_secrets(cls, given: Any) -> Any:
+        """Their values are not in the message either."""
+        for name, value in given.items() if isinstance(given, Mapping) else ():
+            if value is not None and SECRET.search(str(name)):
+                raise ValueError(
+                    f"reward.runtime_env.env_vars.{name}: its name is that of a secret, and what stands here is "
+                    f"logged; expected null, with {name} set in the environment of the driver"
+                )
+        return given
+
+
 class Reward(Strict):
     workers: Positive = 1
     threads: Positive = 1
@@ -152,6 +178,9 @@ class Reward(Strict):
     cpus: float = Field(1, ge=0)
     gpus: float = Field(0, ge=0)
     resources: Resources = Field(default_factory=dict, description="custom resources of one worker, as {reward: 1}")
+    runtime_env: RuntimeEnv | None = Field(
+        None, description="what reward workers have that others lack; if only by their nodes, {}. Terms are built there"
+    )
 
     @property
     def fixed(self) -> dict[str, Term]:
@@ -369,7 +398,8 @@ def known_keys(model: type[BaseModel] = Config, prefix: str = "") -> list[str]:
     keys: list[str] = []
     for name, field in model.model_fields.items():
         keys.append(f"{prefix}{name}")
-        kinds: list[tuple[Any, str]] = [(field.annotation, ""), *((kind, "*.") for kind in get_args(field.annotation))]
+        star = "" if isinstance(field.annotation, UnionType) else "*."
+        kinds: list[tuple[Any, str]] = [(field.annotation, ""), *((kind, star) for kind in get_args(field.annotation))]
         for kind, star in kinds:
             if isinstance(kind, type) and issubclass(kind, BaseModel):
                 keys += known_keys(kind, f"{prefix}{name}.{star}")

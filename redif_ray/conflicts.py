@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -71,6 +72,7 @@ def conflicts(c: Config) -> Iterator[str]:
     if c.rollout.groups % c.learner.workers:
         yield f"learner.workers={c.learner.workers}: expected a divisor of rollout.groups={c.rollout.groups}"
     yield from _placement_conflicts(c)
+    yield from _environment_conflicts(c)
 
 
 def _search_conflicts(c: Config) -> Iterator[str]:
@@ -115,3 +117,25 @@ def _placement_conflicts(c: Config) -> Iterator[str]:
                     f"{key}={amount:g}: the private cluster of ray.address=local has no custom resources; leave it "
                     "out, or join a cluster that has some with ray.address=auto"
                 )
+
+
+def _environment_conflicts(c: Config) -> Iterator[str]:
+    env = c.reward.runtime_env
+    if env is None:
+        return
+    if c.method == "draft":
+        yield (
+            "reward.runtime_env: method=draft back-propagates through the rewards in the learner, which has no such "
+            "environment; leave it out, and install what the rewards need where the learner runs"
+        )
+    for uri in env.py_modules:
+        if "://" not in uri:
+            yield (
+                f"reward.runtime_env.py_modules: {uri!r} is no URI; expected that of a .zip or .whl which every node "
+                "can read, such as file:///shared/my.zip"
+            )
+    if any(re.search(r"//[^/@\s]+@", text) for text in (*env.pip, *env.py_modules)):
+        yield (
+            "reward.runtime_env: a URL holds a user or password, which would be logged; leave it out, and keep it in "
+            "the nodes' ~/.netrc"
+        )

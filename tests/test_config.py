@@ -14,6 +14,7 @@ from redif_ray.config import (
     Learner,
     Reward,
     Run,
+    RuntimeEnv,
     Strict,
     Term,
     dump,
@@ -66,6 +67,7 @@ def test_a_file_that_is_not_there_is_not_replaced_by_a_shipped_one_of_that_name(
         ("siblings=4", "rollout.siblings"),
         ("reward.terms.ssim.wieght=2", "reward.terms.ssim.weight"),
         ("reward.terms.mse.normalize=std", "reward.terms.mse.normalise"),
+        ("reward.runtime_env.py_module=[]", "reward.runtime_env.py_modules"),
     ],
 )
 def test_an_unknown_key_names_the_nearest(override: str, nearest: str) -> None:
@@ -100,6 +102,18 @@ def test_a_last_part_that_several_sections_have_names_them_all() -> None:
 def test_a_wrong_value_names_key_value_and_expectation(override: str, parts: list[str]) -> None:
     found = message(override)
     assert all(part in found for part in parts), found
+
+
+def test_a_secret_is_not_written_into_a_configuration() -> None:
+    """Neither is it in the message that says so, whatever its type."""
+    for name, value in (("SCORER_TOKEN", "hush"), ("my_api_key", 12345), ("DB_PASSWORD", "[hush]")):
+        found = message(f"reward.runtime_env.env_vars.{name}={value}")
+        assert found.startswith(f"reward.runtime_env.env_vars.{name}: its name is that of a secret, and what stands")
+        assert f"expected null, with {name} set in the environment of the driver" in found
+        assert "hush" not in found and "12345" not in found
+    env_vars = {"SCORER_TOKEN": None, "HF_HOME": "/shared/hf"}
+    config = load(None, [f"reward.runtime_env.env_vars.{k}={v or 'null'}" for k, v in env_vars.items()])
+    assert config.reward.runtime_env.env_vars == env_vars and validate(yaml.safe_load(dump(config))) == config
 
 
 @pytest.mark.parametrize("value", [".nan", ".inf", "-.inf", "1e999"])
@@ -137,6 +151,10 @@ CONFLICTS = [
     (["method=draft", "reward.terms={mse: {}, discriminator: {}}"], "discriminator: it learns .*method=draft .*remove"),
     (["method=sfd", "reward.terms={mse: {}, discriminator: {}}"], "discriminator: it learns .*method=sfd .*remove it"),
     (["learner.rounds=0", "reward.terms={mse: {}, discriminator: {}}"], "discriminator: .*learner.rounds=0 has none"),
+    (["method=draft", "reward.runtime_env={}"], "reward.runtime_env: method=draft .*in the learner, .*leave it out"),
+    (["reward.runtime_env.py_modules=[/shared/mine]"], "py_modules: '/shared/mine' is no URI; .*file:///shared/my.zip"),
+    (["reward.runtime_env.pip=['git+https://me:pw@host/x']"], "runtime_env: a URL holds a user .*nodes' ~/.netrc"),
+    (["reward.runtime_env.py_modules=['https://me@host/x.zip']"], "runtime_env: a URL holds a user or password"),
     (["draft.last_steps=5"], "draft.last_steps=5: expected at most student.steps=4"),
     (["learner.workers=3"], "learner.workers=3: expected a divisor of rollout.groups=4"),
     (["learner.workers=2", "learner.gpus=0.5"], "learner.gpus=0.5: learner.workers=2 need whole ones; expected 1"),
@@ -238,7 +256,8 @@ def test_the_known_keys_are_those_of_the_resolved_tree() -> None:
         below = (keys(v, f"{prefix}{k}.") if isinstance(v, dict) else set() for k, v in tree.items())
         return {f"{prefix}{k}" for k in tree}.union(*below)
 
-    assert {key.replace("*", "mse") for key in known_keys()} == keys(Config().model_dump()) - {"reward.terms.mse"}
+    whole = Config(reward=Reward(runtime_env=RuntimeEnv())).model_dump()
+    assert {key.replace("*", "mse") for key in known_keys()} == keys(whole) - {"reward.terms.mse"}
 
 
 @pytest.fixture(scope="module")

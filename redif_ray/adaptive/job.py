@@ -92,6 +92,9 @@ def check(config: Config) -> None:
     if s.told_trials or s.descent.told:
         key = f"told_trials={s.told_trials}" if s.told_trials else "descent.told=true"
         raise ConfigError(f"search.{key}: agents tell the network no other levels; expected none told")
+    if config.reward.runtime_env is not None:
+        raise ConfigError("reward.runtime_env: agents are trained in processes of RLlib, which take no environment; "
+                          "leave it out, and install what the rewards need on the nodes")
     if s.solver != "euler":
         raise ConfigError(f"search.solver={s.solver}: an agent moves by euler; expected that")
 

@@ -7,7 +7,8 @@ error of a call reaches the driver as it is, one of a constructor as text only.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, ClassVar
@@ -17,11 +18,15 @@ from redif_ray.errors import UserError
 
 
 class Actor:
-    """A worker in a process of its own. `source` names the worker's class, which is imported where it works."""
+    """A worker in a process of its own. `source` names the worker's class, which is imported where it works.
+
+    variables: of its environment, over those that it has.
+    """
 
     source: ClassVar[str]
 
-    def __init__(self, name: str, config: Config, token: Path) -> None:
+    def __init__(self, name: str, config: Config, token: Path, variables: Mapping[str, str] | None = None) -> None:
+        os.environ.update(variables or {})
         self._worker = _made(lambda: resolve_name(self.source)(name, config), token)
 
     def ready(self) -> str:

@@ -19,6 +19,7 @@ from redif_ray.pipeline import build, timeline
 from redif_ray.pipeline.accounting import Accounts
 from redif_ray.pipeline.arms import measure, result_table
 from redif_ray.pipeline.cluster import connect
+from redif_ray.pipeline.environment import handed_over
 from redif_ray.pipeline.interrupt import stop_requests
 from redif_ray.pipeline.run_folder import RunFolder, stored_config
 from redif_ray.pipeline.schedule_file import read_times
@@ -45,6 +46,7 @@ def evaluate(run: Path, overrides: list[str], *, checkpoint: str, console: Conso
         assign(tree, *parse_override(text))
     tree["tracking"]["uri"] = "off"
     config = validate(tree)
+    handed_over(config.reward)  # raises before Ray starts
     with stop_requests() as stop, RunFolder.reopen(run) as folder:
         conditions = folder.conditions() or build.conditions(config, load_model(config.teacher.model))
         folder.keep_conditions(conditions)

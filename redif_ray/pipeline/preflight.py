@@ -12,7 +12,7 @@ from redif_ray.export import recipe
 from redif_ray.models.protocol import DiffusionModel, ModelError
 from redif_ray.models.registry import load_model
 from redif_ray.models.student import make_student
-from redif_ray.pipeline import build
+from redif_ray.pipeline import build, environment
 
 
 def preflight(config: Config, captions: Sequence[str] | None = None) -> Conditions:
@@ -28,9 +28,11 @@ def preflight(config: Config, captions: Sequence[str] | None = None) -> Conditio
     for key, guidance in (("student", config.student.guidance), ("teacher", config.teacher.guidance)):
         _check_guidance(key, guidance, teacher, conditions)
     recipe(teacher, schedule, config.student.guidance)  # raises where the student could not be exported
-    rewards = build.rewards(config, teacher, "cpu")
-    if config.method == "draft":
-        rewards.require_differentiable("method=draft")
+    environment.handed_over(config.reward)
+    if config.reward.runtime_env is None:  # else they can be built by the reward workers only, which say at start
+        rewards = build.rewards(config, teacher, "cpu")
+        if config.method == "draft":
+            rewards.require_differentiable("method=draft")
     _check_judge(config, teacher.image_shape)
     return conditions
 

@@ -11,16 +11,17 @@ from typing import Any
 import ray
 import torch
 from ray import cloudpickle
+from ray.exceptions import RuntimeEnvSetupError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from redif_ray.config import LEARNED, Config, Reward, Rollout
+from redif_ray.config import LEARNED, Config, ConfigError, Reward, Rollout
 from redif_ray.data.conditions import Conditions
 from redif_ray.diffusion.noise import Stream
 from redif_ray.errors import UserError
 from redif_ray.models.protocol import DiffusionModel
 from redif_ray.models.registry import load_model
 from redif_ray.models.student import get_weights, make_student
-from redif_ray.pipeline import build
+from redif_ray.pipeline import build, environment
 from redif_ray.pipeline.actors import StudentRolloutWorker, TeacherRewardWorker
 from redif_ray.pipeline.causes import cause
 from redif_ray.pipeline.coordinator import Coordinator
@@ -113,7 +114,10 @@ def all_ready(actors: Iterable[Any], stop: StopRequest, meanwhile: Callable[[], 
     while waiting:
         stop.check()
         ready, waiting = ray.wait(waiting, num_returns=1, timeout=POLL_SECONDS)
-        get(ready, stop, meanwhile)
+        try:
+            get(ready, stop, meanwhile)
+        except RuntimeEnvSetupError as error:
+            raise ConfigError(environment.failed(error)) from error
 
 
 @contextmanager
@@ -165,6 +169,9 @@ def beside_driver(kind: type, **options: Any) -> Any:
 
 def workers(kind: type, name: str, role: Rollout | Reward, config: Config, token: Path) -> list[Any]:
     """The actors of a role, with what each asks for; Ray starts one that died again, wherever there is room."""
-    asked = {"num_cpus": role.cpus, "num_gpus": role.gpus, "resources": role.resources}
+    asked: dict[str, Any] = {"num_cpus": role.cpus, "num_gpus": role.gpus, "resources": role.resources}
+    variables = {}
+    if isinstance(role, Reward) and role.runtime_env is not None:
+        asked["runtime_env"], variables = environment.for_ray(role), environment.handed_over(role)
     actor = ray.remote(kind).options(**asked, **RESTARTABLE)
-    return [actor.remote(f"{name}-{i}", config, token) for i in range(role.workers)]
+    return [actor.remote(f"{name}-{i}", config, token, variables) for i in range(role.workers)]

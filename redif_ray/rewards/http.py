@@ -66,7 +66,8 @@ class HttpTerm:
         if address.username or address.password:
             raise RewardError("url holds a user or password, which would be logged; use header_env")
         if self.header_env is not None and self.header_env not in os.environ:
-            raise RewardError(f"header_env={self.header_env}: no such environment variable in this process; set it")
+            raise RewardError(f"header_env={self.header_env}: no such environment variable in this process; set "
+                              f"it, or hand it over by reward.runtime_env.env_vars.{self.header_env}=null")
         if self.format == "png" and self.setting.image_shape[0] not in (1, 3):
             raise RewardError(f"images are {self.setting.image_shape}; a PNG has 1 or 3 channels, use format npy")
 

@@ -20,6 +20,7 @@ from redif_ray.config import Config, dump
 from redif_ray.errors import UserError
 from redif_ray.pipeline.cluster import connect, needed
 from redif_ray.pipeline.distill import absolute
+from redif_ray.pipeline.environment import handed_over
 from redif_ray.pipeline.interrupt import Interrupted, StopRequest, stop_requests
 from redif_ray.pipeline.preflight import preflight
 from redif_ray.pipeline.run_folder import RunFolder
@@ -124,7 +125,8 @@ def _run(job: Job, course: Course, journal_name: str) -> None:
     tracker = job.records.tracker
     with _board(job.stop) as board:
         trial = tune.with_parameters(
-            RunTrial, recipe=job.recipe, root=str(runs), board=board, parent=tracker.run_id if tracker else None
+            RunTrial, recipe=job.recipe, root=str(runs), board=board, parent=tracker.run_id if tracker else None,
+            variables=handed_over(job.recipe.reward),
         )
         run_trials(journal, trial, job.stop, resources=_bundles(job.recipe), concurrent=_room(job), reuse=True,
                    retries=RETRIES)

@@ -6,6 +6,7 @@ The run's workers are children of the trial's actor, so that Ray places them in 
 from __future__ import annotations
 
 import math
+import os
 import threading
 import time
 import traceback
@@ -45,9 +46,13 @@ class Board:
 
 
 class RunTrial(Trainable):
-    """root: of the trials' run folders; parent: the sweep's MLflow run."""
+    """root: of the trials' run folders; parent: the sweep's MLflow run; variables: for the runs to hand over."""
 
-    def setup(self, config: dict[str, Any], recipe: Config, root: str, board: Any, parent: str | None) -> None:
+    def setup(
+        self, config: dict[str, Any], recipe: Config, root: str, board: Any, parent: str | None,
+        variables: Mapping[str, str],
+    ) -> None:
+        os.environ.update(variables)
         self.recipe, self.root, self.board, self.parent = recipe, Path(root), board, parent
         self.reset_config(config)
 
