@@ -247,6 +247,9 @@ class Learner(Strict):
     ema: float = Field(0.0, ge=0, lt=1, description="decay of the averaged student; 0 deploys the raw weights")
     microbatch: Positive = Field(64, description="states a forward and backward pass: memory, not mathematics")
     checkpointing: bool = Field(False, description="compute activations again in the backward pass: memory for time")
+    shard: bool = Field(
+        False, description="a rank holds its share of weights, gradients and moments: for a student that fits no GPU"
+    )
     regulariser: Regulariser = Regulariser()
     anchor: Anchor = Anchor()
     cpus: float = Field(1, ge=0)

@@ -71,8 +71,20 @@ def conflicts(c: Config) -> Iterator[str]:
         yield f"learner.gpus={c.learner.gpus:g}: learner.workers={c.learner.workers} need whole ones; expected 1"
     if c.rollout.groups % c.learner.workers:
         yield f"learner.workers={c.learner.workers}: expected a divisor of rollout.groups={c.rollout.groups}"
+    yield from _sharding_conflicts(c)
     yield from _placement_conflicts(c)
     yield from _environment_conflicts(c)
+
+
+def _sharding_conflicts(c: Config) -> Iterator[str]:
+    if not c.learner.shard:
+        return
+    if c.learner.workers == 1:
+        yield "learner.shard=true: learner.workers=1 has nobody to share with; expected at least 2"
+    if c.method == "draft":
+        yield "learner.shard=true: method=draft differentiates whole chains of calls; expected method=redif or sfd"
+    if c.networks.compile:
+        yield "learner.shard=true: networks.compile=true would compile what gathers the shares; expected false"
 
 
 def _search_conflicts(c: Config) -> Iterator[str]:

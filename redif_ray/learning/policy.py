@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -44,6 +44,11 @@ class States:
             yield States(self.rows[start:stop], self.steps[start:stop], self.of[pairs] - start), pairs
 
 
+Parts = Iterable[tuple[States, Tensor]]  # of `States.split`
+NONE = torch.zeros(0, dtype=torch.int64)
+IDLE = States(torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64), NONE)  # one state, and no pair
+
+
 def states(batch: RoundBatch, rows: Tensor, steps: Tensor) -> States:
     """Of pairs [P]: siblings share the first, so that a group of K has 1 + K (N - 1)."""
     count = len(batch.rows)
@@ -66,23 +71,27 @@ CHECKED_ROWS = 16  # of a round: what moves a ratio (stale weights, guidance, dr
 
 @torch.no_grad()
 def check_ratio(
-    predict: Predict, batch: RoundBatch, schedule: Schedule, stds: Tensor, tolerance: float, microbatch: int
+    predict: Predict, batch: RoundBatch, schedule: Schedule, stds: Tensor, tolerance: float, microbatch: int,
+    in_step: Callable[[Parts], Parts] = list,
 ) -> tuple[Tensor, int]:
     """Largest |log ratio| of each step, [N] float64 (0 where S = 0), of a fresh round at the weights that played it.
     And the states that were predicted for it.
 
+    in_step: adds the idle calls that other ranks wait for.
     At most `CHECKED_ROWS` rows are looked at, spread evenly over the batch: all rows would cost a third of the update.
     Raises RatioError where one is above `tolerance`, or is not a number.
     """
     largest, predictions = torch.zeros(len(stds), dtype=torch.float64), 0
     rows = _checked_rows(len(batch.rows))
     for step in torch.nonzero(stds > 0).flatten().tolist():
-        for seen, pairs in states(batch, rows, torch.full_like(rows, step)).split(microbatch):
+        for seen, pairs in in_step(states(batch, rows, torch.full_like(rows, step)).split(microbatch)):
             mean = policy_mean(predict, batch, schedule, stds, seen)
+            predictions += len(seen)
+            if not len(pairs):
+                continue
             density = log_prob(batch.latents[step + 1, rows[pairs]], mean, stds[step].expand(len(pairs)))
             deviation = (density - batch.log_probs[step, rows[pairs]]).abs().max().double().cpu()
             largest[step] = torch.maximum(largest[step], deviation)
-            predictions += len(seen)
         if not largest[step] <= tolerance:
             raise RatioError(
                 f"step {step}: |log ratio| of a fresh round is {largest[step]:.3g} before training; expected at most "

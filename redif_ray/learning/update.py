@@ -6,6 +6,9 @@ Every minibatch is a set of pairs of the whole round, in an order that depends o
 works on the pairs whose rows it holds, in microbatches of the states they are in, and divides by the count of the whole
 minibatch; so neither the number of ranks nor the size of a microbatch changes the gradient beyond rounding. Siblings
 begin in one state: it is predicted, and differentiated, once for all of them. No other module knows of ranks.
+
+Ranks that share out a network gather it together, so they call it equally often: one that has fewer microbatches makes
+idle calls, of one state and no pair, whose gradient is 0.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ from redif_ray.diffusion.transition import log_prob
 from redif_ray.learning.anchor import anchor_loss
 from redif_ray.learning.batch import RoundBatch
 from redif_ray.learning.losses import Surrogate, default_clip, grpo_guard, ppo_clip, reinforce, step_weights
-from redif_ray.learning.policy import Predict, States, check_ratio, policy_mean, states
+from redif_ray.learning.policy import IDLE, NONE, Parts, Predict, States, check_ratio, policy_mean, states
 from redif_ray.learning.regularisers import DivergenceKind, divergence
 from redif_ray.learning.step import AllReduce, optimiser_step
 
@@ -42,6 +45,7 @@ class Updater:
         alone trains, which is the warm start: see `warm_start_learner`.
     reference: the policy that the regulariser pulls towards, needed unless its kind is none.
     all_reduce: needed for `world` > 1. Every rank calls it equally often, whatever rows it holds.
+    sharded: whether the networks are, and so must be called equally often by every rank.
     loss_scale: of the backward pass, undone before the step: what 16 bits would take for 0 stays a gradient.
 
     Policy-gradient pairs exist for S > 0 only. A deterministic step takes part through the anchor and the regulariser
@@ -61,6 +65,7 @@ class Updater:
         rank: int = 0,
         world: int = 1,
         all_reduce: AllReduce | None = None,
+        sharded: bool = False,
         loss_scale: float = 1.0,
     ) -> None:
         if stds.shape != (schedule.steps,):
@@ -72,6 +77,7 @@ class Updater:
         self.predict, self.optimizer, self.schedule, self.stds, self.config = predict, optimizer, schedule, stds, config
         self.ratio_tolerance, self.reference = ratio_tolerance, reference
         self.rank, self.world, self.all_reduce, self.loss_scale = rank, world, all_reduce, loss_scale
+        self.sharded = sharded
         every = config.anchor.weight > 0 or config.regulariser.kind == "mse"
         self.steps = torch.arange(len(stds)) if every else torch.nonzero(stds > 0).flatten()
         if not len(self.steps):
@@ -98,7 +104,8 @@ class Updater:
         self._check_rows(batch)
         with behaviour:
             fresh, checked = check_ratio(
-                self.predict, batch, self.schedule, self.stds, self.ratio_tolerance, self.config.microbatch
+                self.predict, batch, self.schedule, self.stds, self.ratio_tolerance, self.config.microbatch,
+                self._in_step,
             )
         for group in self.optimizer.param_groups:
             group["lr"] = lr
@@ -123,6 +130,20 @@ class Updater:
         for row in torch.nonzero(held != 1).flatten().tolist():
             raise ValueError(f"row {row} of the round is held {int(held[row])} times; expected one rank to hold it")
 
+    def _in_step(self, parts: Parts) -> Parts:
+        """With as many idle calls as it takes to make those of the rank that has the most."""
+        mine = list(parts)
+        if not self.sharded or self.all_reduce is None:
+            return mine
+        counts = torch.zeros(self.world, device=self._device())
+        counts[self.rank] = len(mine)
+        self.all_reduce([counts])
+        return mine + [(IDLE, NONE)] * (int(counts.max()) - len(mine))
+
+    def _device(self) -> torch.device:
+        device: torch.device = self.optimizer.param_groups[0]["params"][0].device
+        return device
+
     def _minibatch(self, batch: RoundBatch, chosen: Tensor, sums: dict[str, float], where: str) -> float:
         """Gradients of the pairs `chosen` of the whole round, then one optimiser step; the gradient norm."""
         local = torch.full((batch.total_rows,), -1)
@@ -131,7 +152,7 @@ class Updater:
         rows, steps = rows[rows >= 0], steps[rows >= 0]
         self.optimizer.zero_grad(set_to_none=True)
         losses = dict.fromkeys(("policy", "regulariser", "anchor"), 0.0)
-        for seen, pairs in states(batch, rows, steps).split(self.config.microbatch):
+        for seen, pairs in self._in_step(states(batch, rows, steps).split(self.config.microbatch)):
             parts = self._losses(batch, seen, rows[pairs], steps[pairs], sums)
             torch.stack(list(parts.values())).sum().div(len(chosen)).mul(self.loss_scale).backward()
             for name, value in parts.items():
@@ -151,6 +172,8 @@ class Updater:
         parts = {"policy": zero, "regulariser": zero, "anchor": zero}
         mean = policy_mean(self.predict, batch, self.schedule, self.stds, seen)
         moves = self.stds[steps] > 0
+        if not len(rows):
+            parts["policy"] = mean.sum()  # 0, with a backward pass
         sums["forward"] += len(seen)
         sums["backward"] += len(seen)
         if bool(moves.any()):
@@ -188,6 +211,9 @@ class Updater:
         keep = self.stds[steps] >= 0 if kind == "mse" else self.stds[steps] > 0
         rows, steps, mean = rows[keep], steps[keep], mean[keep]
         if not len(rows):
+            if self.sharded:
+                with torch.no_grad():
+                    policy_mean(reference, batch, self.schedule, self.stds, IDLE)
             return mean.sum()
         seen = states(batch, rows, steps)
         sums["forward"] += len(seen)
@@ -200,8 +226,7 @@ class Updater:
     def _metrics(self, sums: dict[str, float], fresh: Tensor) -> dict[str, float]:
         names = ("pairs", "forward", "backward", "stochastic", "loss_policy", "loss_regulariser", "loss_anchor",
                  "deviation", "deviation_square", "clipped", "kl")
-        device = self.optimizer.param_groups[0]["params"][0].device
-        table = torch.zeros(self.world, len(names) + 1 + len(fresh), dtype=torch.float64, device=device)
+        table = torch.zeros(self.world, len(names) + 1 + len(fresh), dtype=torch.float64, device=self._device())
         mine = [*(sums[n] for n in names), sums["deviation_max"], *fresh.tolist()]
         table[self.rank] = torch.tensor(mine, dtype=torch.float64)
         if self.all_reduce is not None:

@@ -9,6 +9,7 @@ from typing import Any, Self
 import torch
 from diffusers import DiTTransformer2DModel, UNet2DModel
 from torch import Tensor
+from torch.nn import Module
 
 from redif_ray.models.folder import load_network, load_scheduler, read_index, variance_preserving
 from redif_ray.models.protocol import DiffusionModel, Encoded, ModelError
@@ -84,6 +85,11 @@ class PixelDiT(PixelModel):
     @property
     def null_label(self) -> int | None:
         return self.num_classes
+
+    def blocks(self) -> list[Module]:
+        """The network asks its first block for an embedding once more when all are done."""
+        network: Any = self.network
+        return [*super().blocks(), network.transformer_blocks[0].norm1.emb]
 
 
 def load_unet(folder: Path, dtype: torch.dtype) -> dict[str, Any]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
-from torch.nn import Module
+from torch.distributed.tensor import DTensor
+from torch.nn import Module, ModuleDict, ModuleList
 
 from redif_ray.diffusion.levels import Level, NoiseProcess
 from redif_ray.diffusion.transition import Prediction
@@ -69,6 +69,15 @@ class DiffusionModel(ABC):
     def device(self) -> torch.device:
         return next(self.network.parameters()).device
 
+    def blocks(self) -> list[Module]:
+        """Parts of the network, outer ones first, that are gathered one at a time where it is sharded; the rest is for
+        the length of a call. Those that diffusers never splits, else the members of its outermost lists.
+
+        A network that reaches into a block from outside needs what it reaches for in this list too.
+        """
+        names = getattr(self.network, "_no_split_modules", None) or ()
+        return [m for m in self.network.modules() if type(m).__name__ in names] or list(_members(self.network))
+
     @abstractmethod
     def encode(self, conditions: Sequence[Condition]) -> Encoded:
         """Tensors of B rows by name, on the network's device. Raises ModelError naming a condition of no use to it."""
@@ -90,9 +99,12 @@ class DiffusionModel(ABC):
 
         timestep: as it is; 999 in bfloat16 would be 1000.
         """
-        weights = next(self.network.parameters()).dtype
-        x, conditions = x.to(weights), _cast(conditions, weights)
-        with nullcontext() if weights == self.dtype else torch.autocast(x.device.type, self.dtype):
+        weights = next(self.network.parameters())
+        x, conditions = x.to(weights.dtype), _cast(conditions, weights.dtype)
+        if weights.dtype == self.dtype:
+            return self.network(x, timestep=timestep, **conditions)
+        shared = isinstance(weights, DTensor)  # a cast that is kept would outlive the block that was gathered
+        with torch.autocast(x.device.type, self.dtype, cache_enabled=not shared):
             return self.network(x, timestep=timestep, **conditions)
 
     def predict(self, x: Tensor, level: Level, encoded: Encoded, *, guidance: float = 1.0) -> Prediction:
@@ -123,6 +135,14 @@ class DiffusionModel(ABC):
         for name, value in rows.items():
             if len(value) != len(x):
                 raise ValueError(f"{name} has {len(value)} rows, x has {len(x)}; expected one a row of x")
+
+
+def _members(module: Module) -> Iterator[Module]:
+    for child in module.children():
+        if isinstance(child, ModuleList):
+            yield from (m for m in child if not isinstance(m, ModuleList | ModuleDict))
+        else:
+            yield from _members(child)
 
 
 def _cast(value: Any, dtype: torch.dtype) -> Any:

@@ -16,6 +16,7 @@ from torch.nn import Module, Parameter
 
 from redif_ray.config import Lora
 from redif_ray.models.protocol import DiffusionModel, ModelError
+from redif_ray.models.sharding import local, share, whole
 
 ADAPTER = "student"  # what peft calls the adapters
 
@@ -82,8 +83,11 @@ def trainable(student: DiffusionModel) -> dict[str, Parameter]:
 
 
 def get_weights(student: DiffusionModel) -> dict[str, Tensor]:
-    """Copies of the trainable weights on the CPU: all that differs from the teacher."""
-    return {name: p.detach().to("cpu", copy=True) for name, p in trainable(student).items()}
+    """Copies of the trainable weights on the CPU: all that differs from the teacher.
+
+    Of a student that is sharded they are whole too, and every rank asks for them.
+    """
+    return whole(trainable(student))
 
 
 @torch.no_grad()
@@ -100,18 +104,20 @@ def set_weights(student: DiffusionModel, weights: Mapping[str, Tensor]) -> None:
         if not bool(torch.isfinite(value).all()):
             raise ModelError(f"weight {name} is not finite; lower learner.lr and resume from an earlier checkpoint")
     for name, parameter in own.items():
-        parameter.copy_(weights[name])
+        parameter.copy_(share(weights[name], parameter))
 
 
 @contextmanager
 def with_weights(student: DiffusionModel, weights: Mapping[str, Tensor]) -> Iterator[None]:
     """`weights`, from `get_weights`, in place for the length of a block."""
-    own = get_weights(student)
+    own = {name: local(p).detach().to("cpu", copy=True) for name, p in trainable(student).items()}
     set_weights(student, weights)
     try:
         yield
     finally:
-        set_weights(student, own)
+        with torch.no_grad():
+            for name, parameter in trainable(student).items():
+                local(parameter).copy_(own[name])
 
 
 def has_adapters(student: DiffusionModel) -> bool:

@@ -52,11 +52,12 @@ def estimate(config: Config, conditions: Conditions) -> Estimate:
     weights = sum(p.numel() for p in trainable(make_student(teacher, config.student.lora)).values()) * 4 / 1e6
     network = sum(p.numel() for p in teacher.network.parameters()) * 4 / 1e6
     processes = config.rollout.workers + config.reward.workers + config.learner.workers + 4
+    trained = 1 if config.learner.shard else config.learner.workers  # copies of what is trained
     targets = config.evaluation.held_out + config.validation.groups + _training_groups(config, plan)
     return Estimate(
         seconds,
         _round_seconds(seconds, plan),
-        memory_mb=RAY_MB + processes * (PROCESS_MB + 2 * network) + config.learner.workers * 4 * weights,
+        memory_mb=RAY_MB + processes * (PROCESS_MB + 2 * network) + trained * 4 * weights,
         disk_mb=(config.checkpoint.keep + 1) * 5 * weights + targets * _numel(teacher.image_shape) * 4 / 1e6,
         forward_ms=forward[1] * 1e3,
     )

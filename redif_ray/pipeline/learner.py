@@ -16,22 +16,17 @@ import ray
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
-from redif_ray.checkpoint import (
-    load_checkpoint,
-    load_optimizer,
-    optimizer_tensors,
-    pack,
-    save_checkpoint,
-    unpack,
-    weights_sha256,
-)
+from redif_ray.checkpoint import load_checkpoint, pack, save_checkpoint, unpack, weights_sha256
 from redif_ray.config import LEARNED, Config
 from redif_ray.diffusion.noise import Stream
 from redif_ray.errors import UserError
 from redif_ray.learning.advantages import RunningStatistics
 from redif_ray.learning.ema import ExponentialAverage
-from redif_ray.models.student import enable_checkpointing, get_weights, set_weights, trainable
+from redif_ray.models.protocol import DiffusionModel
+from redif_ray.models.sharding import shard, whole
+from redif_ray.models.student import enable_checkpointing, get_weights, trainable
 from redif_ray.pipeline import build
 from redif_ray.pipeline.accounting import Accounts
 from redif_ray.pipeline.faults import Fetched, Stopping, fetched
@@ -41,6 +36,7 @@ from redif_ray.pipeline.learned import learned_reward
 from redif_ray.pipeline.plan import Phases
 from redif_ray.pipeline.rounds import RoundUpdate
 from redif_ray.pipeline.run_folder import check_seen, latest_checkpoint, prune_checkpoints
+from redif_ray.pipeline.state import load_trained, trained
 from redif_ray.pipeline.timeline import Stages, spans
 from redif_ray.pipeline.train import Outcome
 from redif_ray.pipeline.validate import Validator
@@ -61,16 +57,17 @@ class Learner:
         self.coordinator, self.writer = job["coordinator"], job["writer"]
         self.publisher = Publisher(job["weights"])
         self.folder, self.token, self.until = Path(job["folder"]), job["token"], int(job["until"])
-        self.teacher = teacher = build.teacher(config, build.device(config.learner.gpus))
+        teacher = build.teacher(config, build.device(config.learner.gpus))
         self.student = build.student(config, teacher)
         if config.learner.checkpointing:
             enable_checkpointing(self.student)
-        self.parameters = trainable(self.student)
         self.plan = Phases(config)
         self.accounts = Accounts(config, teacher)
         self.running = RunningStatistics()
-        self.update = RoundUpdate(config, self.student, teacher, self.running, rank, world, self._all_reduce)
         self.learned = learned_reward(config, teacher, self._all_reduce if world > 1 else None)
+        reference = self._share_out(teacher) if config.learner.shard else teacher
+        self.parameters = trainable(self.student)
+        self.update = RoundUpdate(config, self.student, reference, self.running, rank, world, self._all_reduce)
         self.validator: Validator | None = None
         self.round = 0
         self.stale: dict[str, dict[str, Tensor]] = {}  # by key: versions that rounds to come are made with
@@ -78,6 +75,14 @@ class Learner:
         self.logged: list[Any] = []  # rows on their way to the writer
         self.stages, self.gauges = Stages(f"learner-{rank}", self.writer), RoundGauges(config.run.name)
         self._start_phase(self.plan.phase(0))
+
+    def _share_out(self, teacher: DiffusionModel) -> DiffusionModel | None:
+        """Keep shares of the student, and of the teacher where a regulariser asks for it; they have none in common."""
+        shard(self.student)
+        if self.config.learner.regulariser.kind == "none":
+            return None
+        shard(teacher)
+        return teacher
 
     def run(self) -> Outcome:
         check_seen(self.token)
@@ -89,26 +94,38 @@ class Learner:
             self.validator = Validator(self.config, calibration, judge)
         restored = self._restore()
         self._begin()
-        if self.validator is not None and not restored:
+        if not restored:
             self._first_validation()
         while self.round < self.until:
             round, started = self.round, time.perf_counter()
             if self.plan.phase(round) != self.phase:
                 self._start_phase(self.plan.phase(round))
-            try:
-                data = self._ask(self.coordinator.round_for, round, self.rank, self.world)
-            except Stopping:
+            data = self._data(round)
+            if data is None:
                 self._checkpoint()
                 return Outcome(round, True, self.accounts.ledger.state())
             with self.stages.stage("update", round):
                 metrics = self._train(round, data)
             self.round += 1
             self._publish_round()
-            if self.rank == 0:
-                self._after_round(round, metrics, data, started)
+            self._after_round(round, metrics, data, started)
         self.stages.send()
         ray.get(self.logged)
         return Outcome(self.round, False, self.accounts.ledger.state())
+
+    def _data(self, round: int) -> Fetched | None:
+        """None where the run is to stop: for all ranks, if one was told so."""
+        try:
+            data = self._ask(self.coordinator.round_for, round, self.rank, self.world)
+        except Stopping:
+            data = None
+        return None if self._any(data is None) else data
+
+    def _any(self, flag: bool) -> bool:
+        """Whether it is set on a rank; every rank asks."""
+        flags = torch.tensor([float(flag)], device=self.student.device)
+        self._all_reduce([flags])
+        return bool(flags)
 
     def _ask(self, method: Any, *arguments: Any) -> Fetched:
         return fetched(lambda lost: method.remote(*arguments, lost), self.publisher.get)
@@ -139,22 +156,27 @@ class Learner:
         return metrics
 
     def _after_round(self, round: int, metrics: dict[str, float], data: Fetched, started: float) -> None:
-        """Rank 0 only: validate, log, keep checkpoints."""
+        """Rank 0 validates, logs and keeps checkpoints, of what every rank brings together."""
         last = self.round == self.until
         boundary = self.round < self.plan.rounds and self.plan.phase(self.round) != self.phase
+        validates = last or boundary or self.round % self.config.validation.every == 0
+        deployed = self._deployed() if validates else {}
+        found = self._validate(deployed) if validates else {}
+        if self.rank == 0:
+            self._log_round(round, metrics | found, data, started)
+        if boundary:
+            self._save("warm_start", pack("deploy", deployed), {"version": self.round})
+        if last or self.round % self.config.checkpoint.every == 0:
+            self._checkpoint()
+
+    def _log_round(self, round: int, metrics: dict[str, float], data: Fetched, started: float) -> None:
         row: dict[str, Any] = {"round": round, "phase": self.phase, "policy_version": self.round, **metrics}
-        if last or boundary or self.round % self.config.validation.every == 0:
-            row |= self._validate()
         seconds = time.perf_counter() - started
         groups = len({g for metas in data.metas for g in metas[0].shard.groups})
         row |= {"groups_per_second": groups / seconds, "seconds/round": seconds, "seconds/gather": data.gather_seconds}
         row |= {f"compute/{name}_nfe": entry["nfe"] for name, entry in self.accounts.ledger.state().items()}
         self.gauges.set(row, [*spans(m for metas in data.metas for m in metas), *self.stages.passed])
         self._log(row)
-        if boundary:
-            self._save("warm_start", pack("deploy", self._deployed()), {"version": self.round})
-        if last or self.round % self.config.checkpoint.every == 0:
-            self._checkpoint()
 
     def _log(self, row: dict[str, Any]) -> None:
         """Send a row to the writer, and look whether it took those before."""
@@ -163,18 +185,24 @@ class Learner:
         ray.get(taken)
         self.stages.send()
 
-    def _validate(self) -> dict[str, float]:
-        """Keeps the best student by its validation reward, stops a collapsed one."""
-        deployed = self._deployed()
-        found = self._deploy(deployed)
-        reward = found["validation/reward"]
+    def _validate(self, deployed: Mapping[str, Tensor]) -> dict[str, float]:
+        """Rank 0 finds reward and recall, and keeps the best student by its reward; a collapsed one is stopped."""
+        found, collapsed = {}, None
+        if self.rank == 0:
+            found = self._deploy(deployed)
+            self._keep_best(found["validation/reward"], deployed)
+            collapsed = self._collapsed(found) if self.phase != "warm_start" else None
+        if self._any(collapsed is not None):
+            self._checkpoint()
+        if collapsed is not None:
+            raise collapsed
+        return found
+
+    def _keep_best(self, reward: float, deployed: Mapping[str, Tensor]) -> None:
         own_phase = self.phase != "warm_start" or self.plan.rounds == self.plan.warm_rounds
         if own_phase and (self.best is None or reward > self.best["reward"]):
             self.best = {"reward": reward, "round": float(self.round)}
             self._save("best", pack("deploy", deployed), {"version": self.round, "reward": reward})
-        if self.phase != "warm_start":
-            self._guard(found)
-        return found
 
     def _deploy(self, weights: Mapping[str, Tensor]) -> dict[str, float]:
         """Reward and recall at eta 0 of `weights` on the validation noises; their picture goes to the log."""
@@ -189,21 +217,22 @@ class Learner:
         self.writer.image.remote("samples", picture, self.round)
         return found
 
-    def _guard(self, found: Mapping[str, float]) -> None:
+    def _collapsed(self, found: Mapping[str, float]) -> GuardError | None:
         assert self.validator is not None
         floor = self.config.guard.recall_floor * self.validator.start_recall
-        if found["validation/recall"] < floor:
-            self._checkpoint()
-            raise GuardError(
-                f"validation recall fell to {found['validation/recall']:.3f} at round {self.round}, below "
-                f"{floor:.3f} (guard.recall_floor={self.config.guard.recall_floor} of the untrained student's "
-                f"{self.validator.start_recall:.3f}): the student is losing modes while its reward rises. Lower "
-                "learner.lr, raise learner.anchor.weight, or add a reward term; the last checkpoint is kept"
-            )
+        if found["validation/recall"] >= floor:
+            return None
+        return GuardError(
+            f"validation recall fell to {found['validation/recall']:.3f} at round {self.round}, below "
+            f"{floor:.3f} (guard.recall_floor={self.config.guard.recall_floor} of the untrained student's "
+            f"{self.validator.start_recall:.3f}): the student is losing modes while its reward rises. Lower "
+            "learner.lr, raise learner.anchor.weight, or add a reward term; the last checkpoint is kept"
+        )
 
     def _deployed(self) -> dict[str, Tensor]:
-        """The weights a deployment would use: the average where one is kept."""
-        return self.average.weights() if self.average is not None else get_weights(self.student)
+        """The weights a deployment would use, on rank 0: the average where one is kept."""
+        weights = self.average.average if self.average is not None else self.parameters
+        return whole(weights, keep=self.rank == 0)
 
     def _begin(self) -> None:
         """Publish, before any rank asks for a round, all that the rounds to come are made with."""
@@ -233,8 +262,12 @@ class Learner:
             self.publisher.publish(f"{kind}-{self.round}", weights)
 
     def _all_reduce(self, tensors: list[Tensor]) -> None:
-        """Sum over ranks, in place: gradients of disjoint pairs, each already divided by the global count."""
-        if self.world == 1:
+        """Sum over ranks, in place: gradients of disjoint pairs, each already divided by the global count.
+
+        Those of shares were summed in the backward pass.
+        """
+        tensors = [t for t in tensors if not isinstance(t, DTensor)]
+        if self.world == 1 or not tensors:
             return
         flat = torch.cat([t.reshape(-1) for t in tensors])
         dist.all_reduce(flat)
@@ -244,13 +277,9 @@ class Learner:
             offset += tensor.numel()
 
     def _checkpoint(self) -> None:
+        tensors = trained(self.student, self.optimizer, self.average, keep=self.rank == 0)
         if self.rank:
             return
-        tensors = pack("student", get_weights(self.student)) | pack(
-            "optimizer", optimizer_tensors(self.optimizer, self.parameters)
-        )
-        if self.average is not None:
-            tensors |= pack("average", self.average.state_dict())
         if self.learned is not None:
             tensors |= self.learned.state()
         earlier = [key for key in self.stale if version(key) < self.round]
@@ -263,7 +292,7 @@ class Learner:
             "stale": earlier,
             "running": self.running.state_dict(),
             "ledger": self.accounts.ledger.state(),
-            "weights_sha256": weights_sha256(get_weights(self.student)),
+            "weights_sha256": weights_sha256(unpack("student", tensors)),
             "guard": self.validator.start_recall if self.validator else None,
         }
         self._save(f"round-{self.round:06d}", tensors, meta)
@@ -282,10 +311,7 @@ class Learner:
         tensors, meta = load_checkpoint(path)
         self.round, self.best = int(meta["round"]), meta["best"]
         self._start_phase(meta["phase"])
-        set_weights(self.student, unpack("student", tensors))
-        load_optimizer(self.optimizer, self.parameters, unpack("optimizer", tensors))
-        if self.average is not None:
-            self.average.load_state_dict(unpack("average", tensors))
+        load_trained(self.student, self.optimizer, self.average, tensors)
         if self.learned is not None:
             self.learned.load(tensors)
         self.stale = {key: unpack(f"stale/{key}", tensors) for key in meta.get("stale", ())}
@@ -297,8 +323,10 @@ class Learner:
 
     def _first_validation(self) -> None:
         """The untrained student's row, before round 0: the curve's first point and the guard's yardstick."""
-        assert self.validator is not None
-        found = self._deploy(get_weights(self.student))
+        weights = whole(self.parameters, keep=self.rank == 0)
+        if self.validator is None:
+            return
+        found = self._deploy(weights)
         self.validator.start_recall = found["validation/recall"]
         known = self.validator.calibration.items()
         found |= {f"calibration/{term}/{point}": value for term, points in known for point, value in points.items()}

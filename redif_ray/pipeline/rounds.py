@@ -31,13 +31,16 @@ Metas = Sequence[Sequence[Meta]]  # those of each shard, in order of shards
 
 
 class RoundUpdate:
-    """Callable on each round; all of its state is in the student, the optimiser it is given and `running`."""
+    """Callable on each round; all of its state is in the student, the optimiser it is given and `running`.
+
+    teacher: may be None where no regulariser pulls towards it.
+    """
 
     def __init__(
         self,
         config: Config,
         student: DiffusionModel,
-        teacher: DiffusionModel,
+        teacher: DiffusionModel | None,
         running: RunningStatistics,
         rank: int,
         world: int,
@@ -97,10 +100,11 @@ class RoundUpdate:
             build.phase_stds(self.schedule, config, phase),
             learner,
             ratio_tolerance=config.guard.ratio_tolerance,
-            reference=self._predict(self.teacher),
+            reference=self._predict(self.teacher) if self.teacher is not None else None,
             rank=self.rank,
             world=self.world,
             all_reduce=self.all_reduce,
+            sharded=config.learner.shard and self.world > 1,
             loss_scale=LOSS_SCALES.get(config.networks.precision, 1.0),
         )
         block = with_weights(self.student, behaviour) if behaviour else nullcontext()

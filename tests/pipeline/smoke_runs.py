@@ -31,9 +31,13 @@ def initial_sha256(config: Config) -> str:
     return weights_sha256(get_weights(make_student(load_model(config.teacher.model), config.student.lora)))
 
 
+def last_checkpoint(folder: Path) -> Path:
+    return sorted((folder / "checkpoints").glob("round-*"))[-1]
+
+
 def last_weights(folder: Path) -> str:
     """Checksum of the weights after the last round, whichever version is the best."""
-    return str(load_checkpoint(sorted((folder / "checkpoints").glob("round-*"))[-1])[1]["weights_sha256"])
+    return str(load_checkpoint(last_checkpoint(folder))[1]["weights_sha256"])
 
 
 def start(root: Path, name: str, *options: str) -> subprocess.Popen[bytes]:

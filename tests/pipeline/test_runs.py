@@ -8,7 +8,7 @@ import pytest
 import ray
 import torch
 from mlflow import MlflowClient
-from smoke_runs import initial_sha256, last_weights, smoke, summary
+from smoke_runs import initial_sha256, last_checkpoint, last_weights, smoke, summary
 
 from redif_ray.checkpoint import load_checkpoint, unpack
 from redif_ray.config import ConfigError
@@ -93,11 +93,24 @@ def test_numbers_of_workers_change_nothing(first: Path, root: Path) -> None:
 def test_two_ranks_agree_with_one(first: Path, root: Path) -> None:
     """Sums over ranks round differently: 4 steps of AdamW at 1e-4 stay within 2e-5 of one rank's."""
     second = distill(smoke(root, "ranks", "learner.workers=2"))
-    one, two = (
-        unpack("student", load_checkpoint(sorted((run / "checkpoints").glob("round-*"))[-1])[0])
-        for run in (first, second)
-    )
+    one, two = (unpack("student", load_checkpoint(last_checkpoint(run))[0]) for run in (first, second))
     assert max(float((one[name] - two[name]).abs().max()) for name in one) < 2e-5
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("options", [(), ("pipeline.staleness=1", "learner.ema=0.9", "checkpoint.every=1")])
+def test_ranks_that_share_the_student_agree_with_one(first: Path, root: Path, options: tuple[str, ...]) -> None:
+    """Validation, the best, the average and versions that are still needed are gathered from both."""
+    tag = "stale" if options else "fresh"
+    one = distill(smoke(root, f"{tag}-whole", *options)) if options else first
+    two = distill(smoke(root, f"{tag}-shared", "learner.workers=2", "learner.shard=true", *options))
+    for name in (last_checkpoint(one).name, "best"):
+        a, b = (load_checkpoint(run / "checkpoints" / name)[0] for run in (one, two))
+        assert a.keys() == b.keys()
+        assert max(float((a[key].double() - b[key].double()).abs().max()) for key in a) < 2e-5
+    assert read_rows(two / "metrics.jsonl")[-1]["reward/mean"] == pytest.approx(
+        read_rows(one / "metrics.jsonl")[-1]["reward/mean"], rel=1e-3
+    )
 
 
 def test_a_name_is_never_overwritten(first: Path, root: Path) -> None:
