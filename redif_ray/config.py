@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, get_args
+from urllib.parse import parse_qsl, urlsplit
 
 import yaml
 from pydantic import (
@@ -33,7 +34,9 @@ from redif_ray.yaml12 import Dumper, Loader
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Resources = dict[str, Annotated[float, Field(gt=0)]]
-SECRET = re.compile(r"TOKEN|KEY|SECRET|PASS|CREDENTIAL|AUTH", re.IGNORECASE)  # in a variable's name
+SECRET = re.compile(  # in the name of a variable, or of what a URI's query holds
+    r"TOKEN|KEY|SECRET|PASS|CREDENTIAL|AUTH|SIGNATURE|SIG\b|SAS", re.IGNORECASE
+)
 
 
 class ConfigError(UserError, ValueError):
@@ -359,6 +362,29 @@ def _dotted(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 class Checkpoint(Strict):
     every: Positive = Field(20, description="rounds")
     keep: Positive = 3
+    upload: str | None = Field(
+        None, description="where distill copies checkpoints and results to: s3://bucket/folder, gs://, hdfs://, file://"
+    )
+
+    @field_validator("upload")
+    @classmethod
+    def _without_secrets(cls, uri: str | None) -> str | None:
+        """It is written into logs, the run folder and MLflow; the message must not repeat it either."""
+        if uri is not None:
+            try:
+                parts = urlsplit(uri)
+            except ValueError as error:
+                raise ValueError(f"checkpoint.upload is no URI: {error}") from error
+            if not parts.scheme or "://" not in uri:
+                raise ValueError("checkpoint.upload is no URI; expected one such as s3://bucket/folder or file:///disk")
+            secrets = [key for key, _ in parse_qsl(parts.query) if SECRET.search(key)]
+            if secrets or ":" in parts.netloc.rpartition("@")[0]:
+                what = f"?{secrets[0]}=" if secrets else "a password"
+                raise ValueError(
+                    f"checkpoint.upload holds {what}; expected a URI without secrets: credentials come from the "
+                    "environment, such as AWS_ACCESS_KEY_ID or GOOGLE_APPLICATION_CREDENTIALS"
+                )
+        return uri
 
 
 class Tracking(Strict):

@@ -65,6 +65,17 @@ def _probe(path: Path) -> None:
         connection.execute("PRAGMA schema_version")
 
 
+def knows(uri: str, run_id: str) -> bool:
+    """Whether a store has that run. One that does not answer is for `Tracker` to complain of."""
+    if uri.startswith(SQLITE) and not _file(uri).exists():
+        return False
+    try:
+        MlflowClient(tracking_uri=uri).get_run(run_id)
+    except MlflowException as error:
+        return bool(error.error_code != "RESOURCE_DOES_NOT_EXIST")
+    return True
+
+
 def flatten(tree: BaseModel | Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """Dotted keys to text, for MLflow's parameters."""
     items = tree.model_dump(mode="json") if isinstance(tree, BaseModel) else tree

@@ -19,11 +19,13 @@ from redif_ray.pipeline.interrupt import Interrupted, StopRequest, stop_requests
 from redif_ray.pipeline.preflight import preflight
 from redif_ray.pipeline.progress import show_progress
 from redif_ray.pipeline.rows import read_rows
-from redif_ray.pipeline.run_folder import RunFolder, latest_checkpoint
+from redif_ray.pipeline.run_folder import RunFinished, RunFolder, latest_checkpoint
 from redif_ray.pipeline.schedule_file import found_schedule
 from redif_ray.pipeline.session import session
 from redif_ray.pipeline.train import training
-from redif_ray.tracking import Tracker, TrackingError, flatten, git_commit, tracking_uri
+from redif_ray.pipeline.upload import complete, prepare, uploading
+from redif_ray.pipeline.uploader import Uploader
+from redif_ray.tracking import Tracker, TrackingError, flatten, git_commit, knows, tracking_uri
 
 
 def distill(
@@ -58,11 +60,21 @@ def run_part(
     config = absolute(config)
     conditions = preflight(config, texts)
     stop.check()
-    folder = RunFolder.open(config, resume=resume)
+    remote, fetched = prepare(config, resume=resume, console=console)
+    try:
+        folder = RunFolder.open(config, resume=resume)
+    except RunFinished:
+        if remote is not None:
+            complete(config, remote, console)
+        raise
     try:
         folder.keep_conditions(conditions)
-        _open_tracking(config, folder, parent)
-        _distill(config, conditions, folder, stop, console, until)
+        _open_tracking(config, folder, parent, fetched)
+        with uploading(config, folder, remote, console) as own:
+            try:
+                _distill(config, conditions, folder, stop, console, until, own)
+            finally:
+                timeline.draw(folder)
         if until is not None:
             _close_tracking(config, folder, "FINISHED")
         return folder.path
@@ -76,7 +88,6 @@ def run_part(
         _close_tracking(config, folder, "FAILED")
         raise
     finally:
-        timeline.draw(folder)
         folder.close()
 
 
@@ -87,8 +98,9 @@ def _texts(given: Any, column: str) -> Sequence[str] | None:
 
 
 def _distill(
-    config: Config, conditions: Conditions, folder: RunFolder, stop: StopRequest, console: Console, until: int | None
-) -> None:
+    config: Config, conditions: Conditions, folder: RunFolder, stop: StopRequest, console: Console, until: int | None,
+    own: Uploader | None,
+) -> None:  # fmt: skip
     latest_checkpoint(folder.path / "checkpoints")
     read_rows(folder.path / "metrics.jsonl")  # as the writer will, whose constructor could not say what is wrong
     expected = estimate.estimate(config, conditions)
@@ -103,6 +115,8 @@ def _distill(
         outcome = fit.outcome()
         if outcome.stopped:
             raise Interrupted(f"stopped after round {outcome.round} of {run.plan.rounds}; continue with --resume")
+        if own is not None:
+            own.hand()  # the learner's own upload ended with it
         if until is None:
             finish(run, outcome, console)
 
@@ -129,12 +143,17 @@ def absolute(config: Config) -> Config:
     return Config.model_validate(tree)
 
 
-def _open_tracking(config: Config, folder: RunFolder, parent: str | None) -> None:
-    """Create the MLflow run, or take up the one of the run that is resumed; its id is kept in the run folder."""
+def _open_tracking(config: Config, folder: RunFolder, parent: str | None, fetched: bool) -> None:
+    """Create the MLflow run, or take up the one of the run that is resumed; its id is kept in the run folder.
+
+    fetched: from another machine, whose store may have been a file there; then the run gets a new one.
+    """
     uri = tracking_uri(config)
     if uri is None:
         return
     known = folder.state.get("mlflow_run_id")
+    if fetched and known is not None and not knows(uri, known):
+        known = None
     tracker = Tracker(uri, config.tracking.experiment, config.run.name, known)
     if known is None:
         folder.update_state(mlflow_run_id=tracker.run_id)

@@ -110,5 +110,6 @@ def disk_mb(config: Config, found: Footprints) -> float:
     groups = config.draft.groups if config.method == "draft" else config.rollout.groups
     images = config.evaluation.held_out + config.validation.groups + (phases.rounds - phases.warm_rounds) * groups
     files = sum(p.stat().st_size for p in model_folder(config.teacher.model).rglob("*") if p.is_file())
-    checkpoints = (config.checkpoint.keep + 3) * CHECKPOINT_BYTES * found.trained
+    aside = 0 if config.checkpoint.upload is None else 2  # one on its way and one that waits, pruned meanwhile
+    checkpoints = (config.checkpoint.keep + 3 + aside) * CHECKPOINT_BYTES * found.trained
     return (checkpoints + 2 * files + 4 * images * found.image) / 1e6

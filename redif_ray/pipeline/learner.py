@@ -39,6 +39,7 @@ from redif_ray.pipeline.run_folder import check_seen, latest_checkpoint, prune_c
 from redif_ray.pipeline.state import load_trained, trained
 from redif_ray.pipeline.timeline import Stages, spans
 from redif_ray.pipeline.train import Outcome
+from redif_ray.pipeline.uploader import uploader
 from redif_ray.pipeline.validate import Validator
 from redif_ray.pipeline.weight_store import learned_key, policy_key
 from redif_ray.pipeline.weights import Publisher, version
@@ -74,6 +75,8 @@ class Learner:
         self.best: dict[str, float] | None = None
         self.logged: list[Any] = []  # rows on their way to the writer
         self.stages, self.gauges = Stages(f"learner-{rank}", self.writer), RoundGauges(config.run.name)
+        lost = self.writer.lost.remote
+        self.uploader = uploader(config, self.folder, lambda: lost("upload")) if rank == 0 else None
         self._start_phase(self.plan.phase(0))
 
     def _share_out(self, teacher: DiffusionModel) -> DiffusionModel | None:
@@ -296,12 +299,24 @@ class Learner:
             "guard": self.validator.start_recall if self.validator else None,
         }
         self._save(f"round-{self.round:06d}", tensors, meta)
+        self._upload()
         prune_checkpoints(self.folder / "checkpoints", self.config.checkpoint.keep)
 
     def _save(self, name: str, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
         if self.rank == 0:
             with self.stages.stage("checkpoint", self.round):
                 save_checkpoint(self.folder / "checkpoints" / name, tensors, meta)
+
+    def _upload(self) -> None:
+        """Hand the newest checkpoint over; its copy waits for the rows of its rounds, training does not."""
+        if self.uploader is not None:
+            rows = list(self.logged)
+            self.uploader.hand(ready=lambda: ray.get(rows))
+
+    def leave(self) -> None:
+        """The driver uploads what is missing."""
+        if self.uploader is not None:
+            self.uploader.leave()
 
     def _restore(self) -> bool:
         """Take up the newest checkpoint; False where there is none yet."""
@@ -319,6 +334,7 @@ class Learner:
         self.accounts.load(meta["ledger"])
         if self.validator is not None:
             self.validator.start_recall = float(meta["guard"])
+        self._upload()
         return True
 
     def _first_validation(self) -> None:

@@ -36,6 +36,7 @@ FREE = (
     "tracking.uri",
 )
 TOKEN = ".seen-"
+UPLOADED = "upload.json"  # what `checkpoint.upload` holds of the run, and what went wrong since
 BEFORE_CONFIG = {LOCK, "checkpoints", ".config.yaml.partial"}  # all that a start cut short at once leaves behind
 
 
@@ -218,6 +219,11 @@ def latest_checkpoint(folder: Path) -> Path | None:
     if not (rounds[-1] / MANIFEST).exists():
         raise CheckpointError(f"{rounds[-1]} has no {MANIFEST}; move it away to resume from the checkpoint before it")
     return rounds[-1]
+
+
+def round_of(checkpoint: Path) -> int:
+    """Rounds that a `round-*` checkpoint is after."""
+    return int(checkpoint.name.removeprefix("round-"))
 
 
 def prune_checkpoints(folder: Path, keep: int) -> None:

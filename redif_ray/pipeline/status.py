@@ -14,7 +14,7 @@ from redif_ray.config import Config
 from redif_ray.pipeline.holder import holder
 from redif_ray.pipeline.plan import Phases
 from redif_ray.pipeline.rows import read_rows
-from redif_ray.pipeline.run_folder import RunError, stored_config
+from redif_ray.pipeline.run_folder import UPLOADED, RunError, stored_config
 
 RECENT = 20  # rounds that the pace is taken from
 Lines = dict[str, str]  # of the table: what a line is called, and what it says
@@ -27,6 +27,8 @@ def status(path: Path) -> tuple[str, Lines]:
     lines = {"state": told} | _progress(config, kept, read_rows(path / "metrics.jsonl"), word)
     if (checkpoint := _checkpoint(path / "checkpoints")) is not None:
         lines["checkpoint"] = checkpoint
+    if (uploaded := _upload(path / UPLOADED)) is not None:
+        lines["upload"] = uploaded
     lost = Counter(row["lost"] for row in read_rows(path / "lost.jsonl"))
     lines["lost"] = ", ".join(f"{count} {what}" for what, count in lost.items()) or "nothing"
     return word, lines | places(path, config, kept)
@@ -116,6 +118,16 @@ def _checkpoint(folder: Path) -> str | None:
         except FileNotFoundError:
             continue
     return None
+
+
+def _upload(path: Path) -> str | None:
+    """The last copy that is whole, and what went wrong since."""
+    if not path.exists():
+        return None
+    found = json.loads(path.read_text())
+    age = duration(time.time() - found["time"]) if "time" in found else ""
+    last = f"round {found['round']}, {age} ago, at {found['uri']}" if age else "nothing yet"
+    return f"{last}; fails: {found['error']}" if found["error"] else last
 
 
 def duration(seconds: float) -> str:

@@ -46,6 +46,8 @@ def train_loop(job: dict[str, Any]) -> Outcome | None:
         if learner.world > 1:  # other ranks wait in a collective; leaving quietly would hang them
             raise
         outcome = Outcome(learner.round, False, learner.accounts.ledger.state(), error)
+    finally:
+        learner.leave()
     return outcome if learner.rank == 0 else None
 
 

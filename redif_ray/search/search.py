@@ -30,6 +30,7 @@ from redif_ray.pipeline.interrupt import Interrupted, StopRequest, stop_requests
 from redif_ray.pipeline.preflight import preflight
 from redif_ray.pipeline.run_folder import RunFolder
 from redif_ray.pipeline.session import all_ready, beside_driver, get, workers
+from redif_ray.pipeline.upload import refuse
 from redif_ray.search import gits
 from redif_ray.search.course import Course, Trial
 from redif_ray.search.evaluation import Evaluation
@@ -89,6 +90,7 @@ def searched(config: Config) -> Config:
 
     A file that `student.schedule` names may be the one that this search is to write; nothing here needs it.
     """
+    refuse(config, "search")
     if config.student.schedule not in schedules.NAMES:
         config = config.model_copy(update={"student": config.student.model_copy(
             update={"schedule": Student().schedule})})

@@ -25,6 +25,7 @@ from redif_ray.pipeline.interrupt import Interrupted, StopRequest, stop_requests
 from redif_ray.pipeline.preflight import preflight
 from redif_ray.pipeline.run_folder import RunFolder
 from redif_ray.pipeline.session import beside_driver
+from redif_ray.pipeline.upload import refuse
 from redif_ray.sweep.course import Course, Trial
 from redif_ray.sweep.population import Population
 from redif_ray.sweep.repeats import Repeats
@@ -58,6 +59,7 @@ class Job:
 def sweep(config: Config, *, resume: bool = False, console: Console | None = None) -> Path:
     """Run the job to its end and return its folder, `<run.root>/<run.name>-sweep`. Raises what `distill` raises."""
     with stop_requests() as stop:
+        refuse(config, "sweep")
         config = absolute(config)
         space = read_space(config)
         course: Selection | Population = (
