@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn import Module
 
 from redif_ray.models.protocol import DiffusionModel, ModelError
 
@@ -22,9 +23,8 @@ def shard(model: DiffusionModel) -> None:
     From here on every rank calls the network, forward and backward, equally often. Raises ModelError.
     """
     mesh = init_device_mesh(model.device.type, (dist.get_world_size(),))
-    units = [*reversed(model.blocks()), model.network]  # the inner ones first
     try:
-        for unit in units:
+        for unit in units(model):
             fully_shard(unit, mesh=mesh, reshard_after_forward=True)  # the root too, or it would keep what it gathered
     except ValueError as error:
         raise ModelError(f"learner.shard=true: {error}; expected false for this network") from error
@@ -32,6 +32,11 @@ def shard(model: DiffusionModel) -> None:
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)  # losses are divided by the count of all ranks
             module.set_force_sum_reduction_for_comms(True)
+
+
+def units(model: DiffusionModel) -> list[Module]:
+    """What is gathered at a time: blocks, the inner ones first, and the network for what is in none of them."""
+    return [*reversed(model.blocks()), model.network]
 
 
 def whole(tensors: Mapping[str, Tensor], *, keep: bool = True) -> dict[str, Tensor]:

@@ -66,6 +66,8 @@ def report(config: Config) -> tuple[Table, list[Need]]:
         number, gpus = workers(config)[role]
         numbers = (f"{mb:,.0f}" for mb in (one.weights, one.training, one.activations))
         view.add_row(role, str(number), f"{gpus:g} GPU" if gpus else "CPU", *numbers)
+        if one.start == one.total:
+            view.add_row(f"{role}, as it starts", str(number), "", f"{one.start:,.0f}", "", "")
     view.add_section()
     for need in rows:
         there = "not seen from here" if need.available is None else f"of {need.available:,.0f} {need.unit}"

@@ -26,6 +26,7 @@ from redif_ray.models.folder import without_weights
 from redif_ray.models.protocol import DiffusionModel
 from redif_ray.models.quiet import quiet
 from redif_ray.models.registry import load_model
+from redif_ray.models.sharding import units
 from redif_ray.models.student import enable_checkpointing, make_student, trainable
 from redif_ray.pipeline import build
 from redif_ray.rewards.discriminator import DiscriminatorTerm
@@ -37,15 +38,19 @@ ADAM_BYTES = 8  # of a weight: two float32 moments
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """MB of one worker: `weights` of all networks, `training` (gradients, moments, average), `activations` at most."""
+    """MB of one worker: `weights` of all networks, `training` (gradients, moments, average), `activations` at most.
+
+    start: while it loads, before it keeps a share of what it loaded.
+    """
 
     weights: float
     training: float
     activations: float
+    start: float = 0.0
 
     @property
     def total(self) -> float:
-        return self.weights + self.training + self.activations
+        return max(self.start, self.weights + self.training + self.activations)
 
 
 class _Live(TorchDispatchMode):
@@ -131,6 +136,7 @@ def footprints(config: Config) -> Footprints:
     average = 4 if config.learner.ema or config.warm_start.ema else 0
     trained = sum(p.numel() for p in parameters)
     training = trained * (4 + ADAM_BYTES + average)
+    held = _held(config, teacher, student) if config.learner.shard else shared + added
     rows = max(config.rollout.shard_groups * config.rollout.siblings, config.evaluation.batch)
     rollout = _peak_mb(lambda: _predict(student, rows, config.student.guidance))
     reward = max(
@@ -141,14 +147,36 @@ def footprints(config: Config) -> Footprints:
     learned = build.learned_reward(config, teacher, "meta")
     own_learned = _bytes(learned.network) if learned else 0
     learner = max(_peak_mb(lambda: _train(student, config)), _peak_mb(lambda: _learn(learned, config)))
+    training = training // (config.learner.workers if config.learner.shard else 1) + own_learned * (4 + ADAM_BYTES) // 4
     roles = {
         "rollout": Footprint((shared + added) / 1e6, 0.0, rollout),
         "reward": Footprint((shared + _encoders(config) + own_learned) / 1e6, 0.0, reward),
         "learner": Footprint(
-            (shared + added + own_learned) / 1e6, (training + own_learned * (4 + ADAM_BYTES) // 4) / 1e6, learner
+            (held + own_learned) / 1e6, training / 1e6, learner, start=(shared + added + own_learned) / 1e6
         ),
     }
     return Footprints(roles, trained, torch.Size(teacher.image_shape).numel())
+
+
+def _held(config: Config, teacher: DiffusionModel, student: DiffusionModel) -> int:
+    """Bytes of weights on a rank that holds a share: shares, what it gathers at once, and what it computes of it."""
+    shares = _bytes(student.network) + (_bytes(teacher.network) if config.learner.regulariser.kind != "none" else 0)
+    held = _bytes(*teacher.parts.values()) + shares // config.learner.workers + _gathered(student)
+    if student.dtype != torch.float32 and not config.student.lora.rank and not config.learner.checkpointing:
+        held += 2 * sum(p.numel() for p in student.network.parameters())  # autocast's, kept for the backward pass
+    return held
+
+
+def _gathered(student: DiffusionModel) -> int:
+    """Bytes of weights and gradients in no block, and of two blocks: the next one comes while one computes."""
+    seen: set[int] = set()
+    sizes = []
+    for unit in units(student):
+        own = [p for p in unit.parameters() if id(p) not in seen]
+        seen |= {id(p) for p in own}
+        sizes.append(sum(p.numel() * p.element_size() * (1 + p.requires_grad) for p in own))
+    *blocks, rest = sizes
+    return rest + sum(sorted(blocks)[-2:])
 
 
 def _bytes(*networks: Module) -> int:

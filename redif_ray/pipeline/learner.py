@@ -2,7 +2,7 @@
 
 Round r is rolled out with the weights after r - staleness rounds. Everything that decides the next weights is in the
 checkpoint, the versions that rounds to come are made with too; a restart begins at the newest one and asks for its
-rounds again.
+rounds again. Ranks may share the student out (`learner.shard`): whatever gathers it, all of them do.
 """
 
 from __future__ import annotations

@@ -180,3 +180,26 @@ def test_a_learned_reward_is_counted() -> None:
     first_map = 64 * 512 * 14 * 14 * 4e-6
     assert large["learner"].activations > max(2 * first_map, without["learner"].activations)
     assert small["rollout"] == without["rollout"]
+
+
+def test_a_rank_of_a_sharded_learner_needs_its_share(tmp_path: Path) -> None:
+    """SD3 has two blocks: both are gathered, and the rest, with their gradients. A teacher is there to be pulled to."""
+    folder = write_sd3(tmp_path / "m")
+    shared = ("learner.shard=true", "rollout.groups=8", "learner.ema=0.9")
+    model = load_model(folder)
+    own = sum(p.numel() for p in model.network.parameters()) * 4 / 1e6
+    parts = footprint._bytes(*model.parts.values()) / 1e6
+    for ranks in (2, 8):
+        found = footprints(config(folder, f"learner.workers={ranks}", *shared)).roles["learner"]
+        assert found.training == pytest.approx(4 * own / ranks, rel=0.01)
+        assert found.weights == pytest.approx(parts + own / ranks + 2 * own, rel=0.02)
+    pulled = footprints(config(folder, f"learner.workers={ranks}", *shared, "learner.regulariser.kind=kl"))
+    assert pulled.roles["learner"].weights == pytest.approx(found.weights + own / ranks, rel=0.02)
+    whole = footprints(config(folder, "learner.ema=0.9")).roles["learner"]
+    assert found.start == whole.weights < whole.total
+
+
+def test_blocks_are_gathered_two_at_a_time(tmp_path: Path) -> None:
+    student = make_student(load_model(write_sd(tmp_path / "m")), config("fashion-mnist").student.lora)
+    everything = 2 * sum(p.numel() for p in student.network.parameters()) * 4
+    assert everything / 5 < footprint._gathered(student) < everything * 0.9

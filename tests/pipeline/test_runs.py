@@ -8,12 +8,14 @@ import pytest
 import ray
 import torch
 from mlflow import MlflowClient
+from rich.console import Console
 from smoke_runs import initial_sha256, last_checkpoint, last_weights, smoke, summary
 
 from redif_ray.checkpoint import load_checkpoint, unpack
 from redif_ray.config import ConfigError
 from redif_ray.models.registry import load_model
-from redif_ray.pipeline.distill import distill
+from redif_ray.pipeline.distill import distill, run_part
+from redif_ray.pipeline.interrupt import stop_requests
 from redif_ray.pipeline.learner import GuardError
 from redif_ray.pipeline.rows import read_rows
 from redif_ray.pipeline.run_folder import RunError, RunFinished
@@ -98,12 +100,14 @@ def test_two_ranks_agree_with_one(first: Path, root: Path) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("options", [(), ("pipeline.staleness=1", "learner.ema=0.9", "checkpoint.every=1")])
-def test_ranks_that_share_the_student_agree_with_one(first: Path, root: Path, options: tuple[str, ...]) -> None:
-    """Validation, the best, the average and versions that are still needed are gathered from both."""
-    tag = "stale" if options else "fresh"
-    one = distill(smoke(root, f"{tag}-whole", *options)) if options else first
-    two = distill(smoke(root, f"{tag}-shared", "learner.workers=2", "learner.shard=true", *options))
+def test_ranks_that_share_the_student_agree_with_one(root: Path) -> None:
+    """Also where they begin again in mid-run; the best, the average and versions still needed are gathered of both."""
+    options = ("pipeline.staleness=1", "learner.ema=0.9")
+    one = distill(smoke(root, "whole", *options))
+    shared = smoke(root, "shared", "learner.workers=2", "learner.shard=true", *options)
+    with stop_requests() as stop:
+        run_part(shared, stop, until=2, resume=False, console=Console())
+    two = distill(shared, resume=True)
     for name in (last_checkpoint(one).name, "best"):
         a, b = (load_checkpoint(run / "checkpoints" / name)[0] for run in (one, two))
         assert a.keys() == b.keys()
