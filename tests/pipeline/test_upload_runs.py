@@ -1,0 +1,43 @@
+"""A run that loses its machine: what was uploaded is all that a fresh one needs."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from smoke_runs import last_weights, rounds, smoke, summary
+from test_kills import run_until
+
+from redif_ray.pipeline.distill import distill
+from redif_ray.pipeline.remote import Remote
+from redif_ray.pipeline.rows import read_rows
+from redif_ray.pipeline.run_folder import RunFinished
+
+pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("cluster")]
+
+
+@pytest.mark.long
+def test_a_run_killed_with_its_disk_goes_on_from_its_copy(first: Path, root: Path, tmp_path: Path) -> None:
+    options = (f"checkpoint.upload=file://{tmp_path}/disk", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db")
+    config, folder = smoke(root, "moved", *options), root / "moved"
+    remote = Remote.connect(config)
+    run_until(lambda: remote.rounds() == [2], root, "moved", *options)
+    shutil.rmtree(folder)
+    (tmp_path / "mlflow.db").unlink()
+    console = Console(record=True, width=200)
+    distill(config, resume=True, console=console)
+    assert last_weights(folder) == last_weights(first)
+    assert [row["round"] for row in read_rows(folder / "metrics.jsonl")] == [-1, 0, 1, 2, 3]
+    told = console.export_text()
+    assert f"fetching the run as it was after round 2 from file://{tmp_path}/disk/moved" in told
+    assert f"uploaded     file://{tmp_path}/disk/moved" in told
+    assert remote.rounds() == [4, 2] and remote.copies()[0].finished
+
+    weights = summary(folder)["weights_sha256"]
+    shutil.rmtree(folder)
+    with pytest.raises(RunFinished):
+        distill(config, resume=True)
+    assert summary(folder)["weights_sha256"] == weights and (folder / "student" / "model_index.json").exists()
+    assert rounds(folder) == 4 and (Path(remote.path) / "report.md").read_bytes() == (folder / "report.md").read_bytes()
