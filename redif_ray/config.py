@@ -37,6 +37,11 @@ Resources = dict[str, Annotated[float, Field(gt=0)]]
 SECRET = re.compile(  # in the name of a variable, or of what a URI's query holds
     r"TOKEN|KEY|SECRET|PASS|CREDENTIAL|AUTH|SIGNATURE|SIG\b|SAS", re.IGNORECASE
 )
+Labels = dict[
+    Annotated[str, Field(pattern=r"^([a-z0-9.-]+/)?[A-Za-z0-9][A-Za-z0-9_.-]*$")],
+    Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?$", max_length=63)],
+]
+LABELS = "labels that the node of one must have, as {ray.io/market-type: spot}"
 
 
 class ConfigError(UserError, ValueError):
@@ -125,16 +130,31 @@ class Conditions(Strict):
     pool: int | None = Field(None, gt=0, description="number of distinct training groups; None: never repeats")
 
 
-class Rollout(Strict):
-    workers: Positive = 1
+class Workers(Strict):
+    """What the roles have in common whose workers come and go."""
+
+    workers: Positive = Field(1, description="as many as a run uses at most")
+    least: Positive | None = Field(
+        None, description="without which it neither starts nor goes on; the others join when there is room. None: all "
+        "to start, one to go on"
+    )
     threads: Positive = 1
+    cpus: float = Field(1, ge=0)
+    gpus: float = Field(0, ge=0)
+    resources: Resources = Field(default_factory=dict, description="custom resources of one worker, as {hand: 1}")
+    labels: Labels = Field(default_factory=dict, description=LABELS)
+
+    @property
+    def first(self) -> int:
+        """How many of them a run starts with."""
+        return self.least or self.workers
+
+
+class Rollout(Workers):
     groups: Positive = Field(4, description="G: groups a round of the policy phase")
     siblings: Positive = Field(16, description="K: trajectories a group")
     guided: int = Field(0, ge=0, description="siblings of each group that take the teacher's jump as their mean")
     shard_groups: Positive = Field(2, description="groups a shard; results do not depend on who does which")
-    cpus: float = Field(1, ge=0)
-    gpus: float = Field(0, ge=0)
-    resources: Resources = Field(default_factory=dict, description="custom resources of one worker, as {rollout: 1}")
 
 
 class Term(Strict):
@@ -171,16 +191,11 @@ class RuntimeEnv(Strict):
         return given
 
 
-class Reward(Strict):
-    workers: Positive = 1
-    threads: Positive = 1
+class Reward(Workers):
     terms: dict[str, Term] = Field(
         default_factory=lambda: {"mse": Term()}, min_length=1, description="by name; naming any replaces the default"
     )
     calibration: int = Field(64, gt=1, description="groups on which each term is calibrated at start")
-    cpus: float = Field(1, ge=0)
-    gpus: float = Field(0, ge=0)
-    resources: Resources = Field(default_factory=dict, description="custom resources of one worker, as {reward: 1}")
     runtime_env: RuntimeEnv | None = Field(
         None, description="what reward workers have that others lack; if only by their nodes, {}. Terms are built there"
     )
@@ -258,6 +273,7 @@ class Learner(Strict):
     cpus: float = Field(1, ge=0)
     gpus: float = Field(0, ge=0, description="of one rank; several ranks need whole ones")
     resources: Resources = Field(default_factory=dict, description="custom resources of one rank, as {learner: 1}")
+    labels: Labels = Field(default_factory=dict, description=LABELS)
 
 
 class Validation(Strict):

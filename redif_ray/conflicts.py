@@ -117,6 +117,14 @@ def _sweep_conflicts(c: Config) -> Iterator[str]:
 def _placement_conflicts(c: Config) -> Iterator[str]:
     if c.ray.wait and c.ray.address == "local":
         yield "ray.wait=true: the private cluster of ray.address=local does not grow; join one that does"
+    for role, workers in (("rollout", c.rollout), ("reward", c.reward)):
+        if workers.first > workers.workers:
+            yield f"{role}.least={workers.least}: expected at most {role}.workers={workers.workers}"
+        if workers.least and c.ray.address == "local":
+            yield (
+                f"{role}.least={workers.least}: the private cluster of ray.address=local does not grow; leave it out, "
+                "or join one that does with ray.address=auto"
+            )
     for role, section in (("rollout", c.rollout), ("reward", c.reward), ("learner", c.learner)):
         for name, amount in section.resources.items():
             key = f"{role}.resources.{name}"
@@ -129,6 +137,11 @@ def _placement_conflicts(c: Config) -> Iterator[str]:
                     f"{key}={amount:g}: the private cluster of ray.address=local has no custom resources; leave it "
                     "out, or join a cluster that has some with ray.address=auto"
                 )
+        if section.labels and c.ray.address == "local":
+            yield (
+                f"{role}.labels: the private cluster of ray.address=local has no labels; leave them out, or join a "
+                "cluster that has some with ray.address=auto"
+            )
 
 
 def _environment_conflicts(c: Config) -> Iterator[str]:

@@ -162,6 +162,10 @@ CONFLICTS = [
     (["learner.shard=true", "learner.workers=2", "method=draft"], "shard=true: method=draft .*method=redif or sfd"),
     (["learner.shard=true", "learner.workers=2", "networks.compile=true"], "networks.compile=true .*expected false"),
     (["rollout.resources.spot=1"], "rollout.resources.spot=1: the private cluster .*no custom .*ray.address=auto"),
+    (["rollout.labels={zone: a}"], "rollout.labels: the private cluster .*no labels.*ray.address=auto"),
+    (["ray.address=auto", "rollout.labels={zone: '!a'}"], "rollout.labels.zone='!a': string should match pattern"),
+    (["rollout.workers=4", "rollout.least=2"], "rollout.least=2: the private cluster .*does not grow"),
+    (["ray.address=auto", "reward.workers=2", "reward.least=3"], "reward.least=3: .*at most reward.workers=2"),
     (["ray.address=auto", "reward.resources.GPU=1"], "reward.resources.GPU: .*expected reward.cpus and reward.gpus"),
     (["ray.address=auto", "learner.resources.big=1.5"], "learner.resources.big=1.5: .*a whole number, or less than 1"),
     (["ray.wait=true"], "ray.wait=true: the private cluster of ray.address=local does not grow"),
@@ -190,6 +194,7 @@ def test_an_impossible_combination_says_what_to_change(overrides: list[str], pat
         ["learner.workers=2", "learner.gpus=1"],
         ["learner.gpus=0.5"],
         ["ray.address=auto", "ray.wait=true", "rollout.resources={a: 0.5, b: 2}", "learner.resources.learner=1"],
+        ["ray.address=auto", "rollout.workers=4", "rollout.least=4", "reward.labels={ray.io/market-type: spot}"],
     ],
     ids=" ".join,
 )

@@ -94,7 +94,7 @@ def ppo(training: Training, process: NoiseProcess) -> Iterator[PPO]:
         PPOConfig()
         .environment(ENV, env_config={"training": training}, normalize_actions=False, clip_actions=True)
         .env_runners(
-            num_env_runners=config.reward.workers, num_envs_per_env_runner=a.envs,
+            num_env_runners=config.reward.first, num_envs_per_env_runner=a.envs,
             num_cpus_per_env_runner=config.reward.cpus, num_gpus_per_env_runner=config.reward.gpus,
             custom_resources_per_env_runner=config.reward.resources, gym_env_vectorize_mode="vector_entry_point",
             create_env_on_local_worker=False, sample_timeout_s=config.pipeline.timeout_s,

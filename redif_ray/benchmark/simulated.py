@@ -34,8 +34,8 @@ class Sleepers:
     def __init__(self, sizes: Sizes) -> None:
         self.sizes = sizes
 
-    def ready(self) -> bool:
-        return True
+    def ready(self, name: str = "") -> str:
+        return name
 
     def targets(self, name: str, shard: Shard) -> tuple[Meta, np.ndarray]:
         return self._did(name, shard, 0.0), np.zeros((len(shard.groups), *self.sizes.image), np.float32)
@@ -71,7 +71,7 @@ class Simulated:
     def __getattr__(self, method: str) -> Any:
         if method.startswith("__"):
             raise AttributeError(method)
-        return _Method(getattr(self.process, method), () if method == "ready" else (self.name,))
+        return _Method(getattr(self.process, method), (self.name,))
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,8 +26,8 @@ from redif_ray.pipeline.schedule_file import read_times
 from redif_ray.pipeline.session import session
 
 MAY_CHANGE = (
-    "evaluation.", "ray.", "rollout.workers", "reward.workers", "rollout.resources", "reward.resources",
-    "learner.resources",
+    "evaluation.", "ray.", "rollout.workers", "reward.workers", "rollout.least", "reward.least", "rollout.resources",
+    "reward.resources", "learner.resources", "rollout.labels", "reward.labels", "learner.labels",
 )  # fmt: skip
 
 
@@ -38,8 +38,8 @@ def evaluate(run: Path, overrides: list[str], *, checkpoint: str, console: Conso
     changed = [o for o in overrides if not o.startswith(MAY_CHANGE)]
     if changed:
         raise ConfigError(
-            f"{changed[0]}: an evaluation may change evaluation.*, ray.*, numbers of workers and their resources; "
-            "expected one of these"
+            f"{changed[0]}: an evaluation may change evaluation.*, ray.*, numbers of workers, their resources and "
+            "labels; expected one of these"
         )
     tree = config.model_dump()
     for text in overrides:
@@ -52,6 +52,7 @@ def evaluate(run: Path, overrides: list[str], *, checkpoint: str, console: Conso
         folder.keep_conditions(conditions)
         with connect(config), session(config, conditions, folder, stop) as opened:
             opened.ready()
+            opened.growth.start()
             measured = measure(opened, weights, version, Accounts(config, opened.teacher))
         name = f"evaluation-{config.evaluation.held_out}.json"
         found = {**measured.fields, "notes": measured.notes}

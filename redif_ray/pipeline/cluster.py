@@ -25,17 +25,25 @@ for _name, _value in ENVIRONMENT.items():
 
 import ray  # noqa: E402  # after the environment that it reads
 
-from redif_ray.config import Config, ConfigError  # noqa: E402
+from redif_ray.config import Config, ConfigError, Learner, Workers  # noqa: E402
 
 log = logging.getLogger(__name__)
 
 
+def bundle(role: Workers | Learner) -> dict[str, float]:
+    """What one worker of a role asks for, by the name of the resource."""
+    asked = {"CPU": role.cpus, "GPU": role.gpus} | role.resources
+    return {kind: amount for kind, amount in asked.items() if amount}
+
+
 def needed(config: Config) -> dict[str, float]:
-    """What the workers of all roles ask for together, by the name of the resource."""
+    """What the workers of all roles that a run starts with ask for together."""
     total: dict[str, float] = {"CPU": 0, "GPU": 0}
-    for role in (config.rollout, config.reward, config.learner):
-        for kind, amount in ({"CPU": role.cpus, "GPU": role.gpus} | role.resources).items():
-            total[kind] = total.get(kind, 0) + role.workers * amount
+    starting = ((config.rollout, config.rollout.first), (config.reward, config.reward.first),
+                (config.learner, config.learner.workers))
+    for role, number in starting:
+        for kind, amount in bundle(role).items():
+            total[kind] = total.get(kind, 0) + number * amount
     return total
 
 
@@ -122,12 +130,20 @@ def _check(config: Config) -> None:
         if have.get(kind, 0) >= need:
             continue
         found = f"this run needs {need:g} of the resource {kind} (all its workers together) and the cluster has "
-        found += f"{have.get(kind, 0):g}"
-        if not config.ray.wait:
-            raise ConfigError(
-                f"{found}; {_remedy(kind)}. Where an autoscaler brings nodes when they are asked for, set ray.wait=true"
-            )
-        log.warning("%s; waiting for nodes, as ray.wait=true says", found)
+        _missing(config, found + f"{have.get(kind, 0):g}", _remedy(kind))
+    up = [node["Labels"].items() for node in ray.nodes() if node["Alive"]]
+    for name, role in (("rollout", config.rollout), ("reward", config.reward), ("learner", config.learner)):
+        if not any(role.labels.items() <= labels for labels in up):
+            found = f"{name}.labels={role.labels}: no node of the cluster has them"
+            _missing(config, found, "change them, or start nodes with `--labels='KEY=VALUE,...'`")
+
+
+def _missing(config: Config, found: str, remedy: str) -> None:
+    if not config.ray.wait:
+        raise ConfigError(
+            f"{found}; {remedy}. Where an autoscaler brings nodes when they are asked for, set ray.wait=true"
+        )
+    log.warning("%s; waiting for nodes, as ray.wait=true says", found)
 
 
 def _remedy(kind: str) -> str:

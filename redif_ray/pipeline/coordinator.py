@@ -34,6 +34,7 @@ from redif_ray.types import Meta, Shard
 
 REMEMBERED = 3  # deployments whose references are held
 WATCH_SECONDS = 1.0
+PATIENCE_SECONDS = 60.0  # that a lost learner gets to come back, before workers that came later leave it their room
 log = logging.getLogger(__name__)
 
 
@@ -45,8 +46,8 @@ class Coordinator:
         self.config = config
         self.plan = RoundPlan(config, Conditions.from_json((Path(folder) / CONDITIONS).read_text()))
         timeout = config.pipeline.timeout_s
-        self.rollout = Pool("rollout", rollout, self._lost, timeout, self._done)
-        self.reward = Pool("reward", reward, self._lost, timeout, self._done)
+        self.rollout = Pool("rollout", rollout, self._lost, timeout, self._done, config.rollout.least or 1)
+        self.reward = Pool("reward", reward, self._lost, timeout, self._done, config.reward.least or 1)
         self.gauges = PoolGauges(config.run.name)
         self.watching: asyncio.Task[None] | None = None
         self.spans: list[Span] = []  # of which the writer does not know yet
@@ -56,7 +57,8 @@ class Coordinator:
         self.stopping = False
         self.calibration: dict[str, Any] | None = None
         self.begun = asyncio.Event()
-        self.started = time.monotonic()
+        self.learning = False  # a learner has asked, so that its ranks have their place
+        self.learner_gone: float | None = None  # when one was lost after whom none has come yet
         if restarted():
             log.warning("the coordinator was lost; its rounds are asked for again")
             self._lost("coordinator")
@@ -72,7 +74,7 @@ class Coordinator:
         """Keep the gauges of the pools up to date."""
         while True:
             for pool in (self.rollout, self.reward):
-                self.gauges.set(pool.role, pool.calls.qsize(), pool.in_flight)
+                self.gauges.set(pool.role, pool.calls.qsize(), pool.in_flight, len(pool.here))
             await asyncio.sleep(WATCH_SECONDS)
 
     async def stop(self) -> None:
@@ -86,9 +88,25 @@ class Coordinator:
         self.begun.set()
 
     async def begun_with(self) -> dict[str, Any] | None:
-        """The calibration of the rewards, once it is known; None when the run is to stop."""
+        """For a learner's ranks: the calibration of the rewards, once it is known; None when the run is to stop."""
+        self.learning, self.learner_gone = True, None
         await self.begun.wait()
         return None if self.stopping else self.calibration
+
+    async def learner_lost(self) -> None:
+        """Ray Train starts the ranks again, where there is room."""
+        self.learning, self.learner_gone = False, time.monotonic()
+
+    async def grown(self, workers: dict[str, Any]) -> bool | None:
+        """Told which workers came later, by their names; whether the learner has its place.
+
+        False: it was lost and has looked for one in vain. None: it may be on its way.
+        """
+        for name, worker in workers.items():
+            (self.rollout if name.startswith("rollout") else self.reward).join(worker)
+        if self.learner_gone is not None and time.monotonic() - self.learner_gone > PATIENCE_SECONDS:
+            return False
+        return self.learning or None
 
     async def restart(self) -> None:
         """A learner begins, maybe not the first: what was made for another is forgotten, for its weights may differ."""
@@ -103,6 +121,7 @@ class Coordinator:
         """
         if self.stopping:
             return None
+        self.learning = self.learner_gone is None
         for ahead in range(round, min(round + self.config.pipeline.staleness + 1, self.plan.rounds)):
             if ahead not in self.rounds:
                 version = self.plan.version(ahead)
@@ -208,12 +227,12 @@ class Coordinator:
         return (meta,), (reference,)
 
     async def status(self) -> dict[str, Any]:
-        """Busy seconds and shards of each worker, since this process started."""
-        pools = {p.role: p for p in (self.rollout, self.reward)}
+        """Of each worker, since this process started: seconds that it was there, busy ones, shards."""
+        pools = (self.rollout, self.reward)
         return {
-            "seconds": time.monotonic() - self.started,
-            "busy": {worker: s for p in pools.values() for worker, s in p.busy.items()},
-            "shards": {worker: n for p in pools.values() for worker, n in p.shards.items()},
+            "there": {worker: s for p in pools for worker, s in p.there().items()},
+            "busy": {worker: s for p in pools for worker, s in p.busy.items()},
+            "shards": {worker: n for p in pools for worker, n in p.shards.items()},
         }
 
 

@@ -51,12 +51,14 @@ class PoolGauges:
     def __init__(self, run: str) -> None:
         self.queue = _gauge(run, "queue", "shards that wait for a worker", "role")
         self.busy = _gauge(run, "in_flight", "shards that a worker has", "role")
+        self.workers = _gauge(run, "workers", "workers that are there", "role")
         self.lost = Counter("redif_lost", "shards done again, and workers lost, by what was lost", ("run", "what"))
         self.lost.set_default_tags({"run": run})
 
-    def set(self, role: str, waiting: int, busy: int) -> None:
+    def set(self, role: str, waiting: int, busy: int, workers: int) -> None:
         self.queue.set(waiting, {"role": role})
         self.busy.set(busy, {"role": role})
+        self.workers.set(workers, {"role": role})
 
     def count(self, what: str) -> None:
         self.lost.inc(1, {"what": what})

@@ -29,7 +29,7 @@ def show_progress(run: Session, thread: threading.Thread, expected: Mapping[Phas
     while thread.is_alive():
         thread.join(POLL_SECONDS)
         run.coordinator.begin.remote(calibration)  # once more: the one that knew may be lost
-        run.publisher.look_after()
+        run.look_after()
         if run.stop.requested:
             run.coordinator.stop.remote()
         for row in ray.get(run.writer.latest.remote(last)):

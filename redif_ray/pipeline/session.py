@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ray
 import torch
 from ray import cloudpickle
-from ray.exceptions import RuntimeEnvSetupError
+from ray.exceptions import ActorUnavailableError, RayError, RuntimeEnvSetupError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from redif_ray.config import LEARNED, Config, ConfigError, Reward, Rollout
+from redif_ray.config import LEARNED, Config, ConfigError, Reward, Workers
 from redif_ray.data.conditions import Conditions
 from redif_ray.diffusion.noise import Stream
 from redif_ray.errors import UserError
@@ -26,8 +27,10 @@ from redif_ray.pipeline.actors import StudentRolloutWorker, TeacherRewardWorker
 from redif_ray.pipeline.causes import cause
 from redif_ray.pipeline.coordinator import Coordinator
 from redif_ray.pipeline.faults import RESTARTABLE, fetched
+from redif_ray.pipeline.growth import Growth
 from redif_ray.pipeline.interrupt import StopRequest
 from redif_ray.pipeline.metrics import MetricsWriter
+from redif_ray.pipeline.placement import Places, reserved
 from redif_ray.pipeline.plan import RoundPlan
 from redif_ray.pipeline.run_folder import RunFolder
 from redif_ray.pipeline.samples import Samples, Terms, collect, joined
@@ -38,6 +41,7 @@ from redif_ray.types import Meta, Shard
 
 INITIAL = "initial-0"
 POLL_SECONDS = 0.5
+ANSWER_SECONDS = 2  # after which a worker that is asked whether it is there counts as away
 FLUSH_SECONDS = 5  # that the tracking store gets to take the last metrics of a run that ends
 
 
@@ -54,25 +58,45 @@ class Session:
     reward: list[Any]
     coordinator: Any
     started: list[Any]
+    growth: Growth
     stop: StopRequest
     token: Path  # by which a process finds out whether its node sees the run folder
     learned: int = 0  # version of the learned reward that `sample` scores with, where the run has one
 
     def get(self, references: Any) -> Any:
-        """See `get`; notices that the weight store was lost, too."""
-        return get(references, self.stop, self.publisher.look_after)
+        """See `get`."""
+        return get(references, self.stop, self.look_after)
+
+    def look_after(self) -> None:
+        """What whoever waits must do again and again: notice that the weight store was lost, let workers join."""
+        self.publisher.look_after()
+        self.growth.look_after()
 
     def ready(self) -> None:
-        """See `all_ready`."""
-        all_ready(self.started, self.stop, self.publisher.look_after)
+        """`all_ready` of the workers that the run starts with."""
+        all_ready(self.started, self.stop, self.look_after)
 
     def ask_reward(self, method: str, calls: Iterable[tuple[Any, ...]]) -> tuple[list[Any], list[Any]]:
-        """References to metas and data of calls to the reward workers, shared out among them."""
+        """References to metas and data of calls to the reward workers, shared out among those that are there."""
+        there = self._there()
         asked = [
-            getattr(self.reward[i % len(self.reward)], method).options(num_returns=2).remote(*call)
-            for i, call in enumerate(calls)
+            getattr(there[i % len(there)], method).options(num_returns=2).remote(*call) for i, call in enumerate(calls)
         ]
         return [meta for meta, _ in asked], [data for _, data in asked]
+
+    def _there(self) -> list[Any]:
+        """Reward workers that answer, one at least: whoever is away might be for long."""
+        later = [actor for name, actor in self.growth.actors.items() if name.startswith("reward")]
+        while True:
+            self.stop.check()
+            self.look_after()
+            asked = {worker.ready.remote(): worker for worker in [*self.reward, *later]}
+            answers, _ = ray.wait(list(asked), num_returns=len(asked), timeout=ANSWER_SECONDS)
+            errors = {answer: error for answer in answers if (error := _error(answer)) is not None}
+            if there := [asked[answer] for answer in answers if answer not in errors]:
+                return there
+            if len(errors) == len(asked) and not any(isinstance(e, ActorUnavailableError) for e in errors.values()):
+                self.get(answers)
 
     def compared(
         self, shards: Sequence[Shard], images: Sequence[Any], targets: Sequence[Any]
@@ -108,6 +132,15 @@ def get(references: Any, stop: StopRequest, meanwhile: Callable[[], object] = la
         raise (inner if isinstance(inner, UserError) else error) from None
 
 
+def _error(answer: Any) -> RayError | None:
+    """What an answer that is there raises."""
+    try:
+        ray.get(answer)
+    except RayError as error:
+        return error
+    return None
+
+
 def all_ready(actors: Iterable[Any], stop: StopRequest, meanwhile: Callable[[], object] = lambda: None) -> None:
     """Wait until every actor has loaded what it needs; see `get`. Raises what is wrong with one at once."""
     waiting = [actor.ready.remote() for actor in actors]
@@ -122,37 +155,48 @@ def all_ready(actors: Iterable[Any], stop: StopRequest, meanwhile: Callable[[], 
 
 @contextmanager
 def session(config: Config, conditions: Conditions, folder: RunFolder, stop: StopRequest) -> Iterator[Session]:
-    """Start the actors of a run, and stop them at the end; the driver must be connected to Ray.
+    """Start the actors of a run where there is room for them, and stop them at the end; waits for that room.
 
-    They load while the caller goes on; see `Session.ready`.
+    The driver must be connected to Ray. The actors load while the caller goes on; see `Session.ready`.
     """
     stop.listen()  # again: Ray took SIGTERM for itself
     torch.set_num_threads(1)
     teacher = load_model(config.teacher.model)
     plan = RoundPlan(config, conditions)
-    writer = beside_driver(MetricsWriter, **RESTARTABLE).remote(
-        str(folder.path),
-        tracking_uri(config),
-        config.tracking.experiment,
-        config.run.name,
-        folder.state.get("mlflow_run_id"),
-    )
-    # Handles are pickled here: Ray complains on the terminal of references among what a restartable actor is made from.
-    weights = beside_driver(WeightStore, **RESTARTABLE).remote(writer=cloudpickle.dumps(writer))
-    with folder.token() as token:
-        rollout = workers(StudentRolloutWorker, "rollout", config.rollout, config, token)
-        reward = workers(TeacherRewardWorker, "reward", config.reward, config, token)
+    roles = {"rollout": config.rollout, "reward": config.reward}
+    with reserved(roles, stop) as places, folder.token() as token:
+        hired = partial(workers, config=config, token=token, places=places)
+
+        def more() -> dict[str, Any]:
+            rollout = hired(StudentRolloutWorker, "rollout", config.rollout, later=True)
+            return rollout | hired(TeacherRewardWorker, "reward", config.reward, later=True)
+
+        writer = beside_driver(MetricsWriter, **RESTARTABLE).remote(
+            str(folder.path),
+            tracking_uri(config),
+            config.tracking.experiment,
+            config.run.name,
+            folder.state.get("mlflow_run_id"),
+        )
+        # Handles are pickled: Ray complains on the terminal of references among what a restartable actor is made from.
+        weights = beside_driver(WeightStore, **RESTARTABLE).remote(writer=cloudpickle.dumps(writer))
+        rollout = list(hired(StudentRolloutWorker, "rollout", config.rollout).values())
+        reward = list(hired(TeacherRewardWorker, "reward", config.reward).values())
         handles = cloudpickle.dumps((weights, writer, rollout, reward))
         kind = beside_driver(Coordinator, max_concurrency=100, **RESTARTABLE)
         coordinator = kind.remote(config, str(folder.path), handles)
         started = [*rollout, *reward, writer]
+        growth = Growth(more if any(role.first < role.workers for role in roles.values()) else None, coordinator)
         try:
             publisher = Publisher(weights)
             publisher.publish(INITIAL, get_weights(make_student(teacher, config.student.lora)))
             if (first := build.learned_reward(config, teacher, "cpu")) is not None:
                 publisher.publish(f"{LEARNED}-0", first.network.state_dict())
-            yield Session(config, folder, teacher, plan, publisher, writer, reward, coordinator, started, stop, token)
+            yield Session(
+                config, folder, teacher, plan, publisher, writer, reward, coordinator, started, growth, stop, token
+            )
         finally:
+            growth.stop()
             ray.wait([writer.flush.remote()], timeout=FLUSH_SECONDS)
             for actor in [*rollout, *reward, coordinator, weights, writer]:
                 ray.kill(actor)
@@ -167,11 +211,23 @@ def beside_driver(kind: type, **options: Any) -> Any:
     return ray.remote(kind).options(num_cpus=0, scheduling_strategy=here, **options)
 
 
-def workers(kind: type, name: str, role: Rollout | Reward, config: Config, token: Path) -> list[Any]:
-    """The actors of a role, with what each asks for; Ray starts one that died again, wherever there is room."""
-    asked: dict[str, Any] = {"num_cpus": role.cpus, "num_gpus": role.gpus, "resources": role.resources}
+def workers(
+    kind: type, name: str, role: Workers, *, config: Config, token: Path, places: Places, later: bool = False
+) -> dict[str, Any]:
+    """The actors of a role that a run starts with, by their names, or those that join later.
+
+    Ray starts one that died again, wherever there is room.
+    """
+    asked: dict[str, Any] = {"num_cpus": role.cpus, "num_gpus": role.gpus, "resources": role.resources, **RESTARTABLE}
     variables = {}
     if isinstance(role, Reward) and role.runtime_env is not None:
         asked["runtime_env"], variables = environment.for_ray(role), environment.handed_over(role)
-    actor = ray.remote(kind).options(**asked, **RESTARTABLE)
-    return [actor.remote(f"{name}-{i}", config, token, variables) for i in range(role.workers)]
+
+    def actor(number: int) -> Any:
+        options = asked | places.options(name, role, number)
+        return ray.remote(kind).options(**options).remote(f"{name}-{number}", config, token, variables)
+
+    return {
+        f"{name}-{i}": actor(i)
+        for i in (range(role.first, role.workers) if later else range(role.first))
+    }

@@ -117,25 +117,29 @@ def _trainer(run: Session, until: int | None) -> Any:
             resources_per_worker={
                 "CPU": learner.cpus, **({"GPU": learner.gpus} if learner.gpus else {}), **learner.resources
             },
+            label_selector=dict(learner.labels) or None,
         ),
         run_config=RunConfig(
             name=f"{run.config.run.name}-{int(time.time())}",
             storage_path=str(run.folder.path / ".train"),
             failure_config=FailureConfig(max_failures=3),
-            callbacks=[_counted(run.writer)],
+            callbacks=[_noticed(run)],
         ),
     )
 
 
-def _counted(writer: Any) -> Any:
-    """A callback of Ray Train's that has each loss of ranks counted."""
+def _noticed(run: Session) -> Any:
+    """A callback of Ray Train's that has each loss of ranks counted, and the coordinator told."""
     from ray.train import UserCallback
 
-    class Counted(UserCallback):
+    writer, coordinator = run.writer, run.coordinator
+
+    class Noticed(UserCallback):
         def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
             writer.lost.remote("learner")
+            coordinator.learner_lost.remote()
 
-    return Counted()
+    return Noticed()
 
 
 def _cause(error: BaseException) -> BaseException:

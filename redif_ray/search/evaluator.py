@@ -43,7 +43,7 @@ class Evaluator:
 
     def __init__(self, config: Config, conditions: Conditions, workers: list[Any]) -> None:
         self.config, self.lost = config, 0
-        self.pool = Pool("search", workers, self._lost)
+        self.pool = Pool("search", workers, self._lost, least=config.reward.least or 1)
         plan = RoundPlan(config, conditions)
         search = config.search
         self.bank = plan.deploy(Stream.SEARCH, search.rungs[-1], size=search.shard)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from redif_ray.models.registry import load_model
 from redif_ray.pipeline.cluster import connect
 from redif_ray.pipeline.distill import absolute
 from redif_ray.pipeline.interrupt import Interrupted, StopRequest, stop_requests
+from redif_ray.pipeline.placement import reserved
 from redif_ray.pipeline.preflight import preflight
 from redif_ray.pipeline.run_folder import RunFolder
 from redif_ray.pipeline.session import all_ready, beside_driver, get, workers
@@ -39,7 +41,7 @@ from redif_ray.search.finalists import Finalist, measure, write_results
 from redif_ray.search.records import Records
 from redif_ray.trials.journal import Journal
 from redif_ray.trials.names import SEARCH, TRIALS
-from redif_ray.trials.tuning import TRIAL_CPUS, run_trials
+from redif_ray.trials.tuning import TRIAL, run_trials
 
 
 @dataclass(slots=True)
@@ -97,8 +99,8 @@ def searched(config: Config) -> Config:
     config = absolute(config)
     tree = config.model_dump()
     tree["run"]["name"] += SEARCH
-    tree["rollout"] |= {"cpus": 0, "gpus": 0, "resources": {}}
-    tree["learner"] |= {"workers": 1, "cpus": config.search.concurrent * TRIAL_CPUS, "gpus": 0, "resources": {}}
+    tree["rollout"] |= {"cpus": 0, "gpus": 0, "resources": {}, "labels": {}}
+    tree["learner"] |= {"workers": 1, "cpus": 0, "gpus": 0, "resources": {}, "labels": {}}
     tree["reward"]["terms"] = {name: tree["reward"]["terms"][name] for name in config.reward.fixed}
     if config.search.student is not None:
         tree["search"]["student"] = str(_student(Path(config.search.student)).resolve())
@@ -141,14 +143,15 @@ def evaluator(
     """The workers, behind their evaluator, until the end of the block."""
     stop.listen()  # again: Ray took SIGTERM for itself
     torch.set_num_threads(1)
-    with folder.token() as token:
-        hands = workers(worker, "search", config.reward, config, token)
-        between = beside_driver(kind, max_concurrency=1000).remote(config, conditions, hands)
+    with reserved({"search": config.reward}, stop) as places, folder.token() as token:
+        hired = partial(workers, worker, "search", config.reward, config=config, token=token, places=places)
+        first, more = (list(hired(later=later).values()) for later in (False, True))
+        between = beside_driver(kind, max_concurrency=1000).remote(config, conditions, [*first, *more])
         try:
-            all_ready(hands, stop)
+            all_ready(first, stop)
             yield between
         finally:
-            for actor in (*hands, between):
+            for actor in (*first, *more, between):
                 ray.kill(actor)
 
 
@@ -203,7 +206,7 @@ def _tuned(job: Job, starts: dict[int, dict[str, Schedule]]) -> list[Finalist]:
         given = tune.with_parameters(
             Evaluation, evaluator=job.evaluator, rungs=config.search.rungs, weights=job.weights
         )
-        run_trials(journal, given, job.stop, resources={"cpu": TRIAL_CPUS}, concurrent=config.search.concurrent,
+        run_trials(journal, given, job.stop, resources=TRIAL, concurrent=config.search.concurrent,
                    reuse=True)
     job.stop.check()
     failed = [t for t in course.trials.values() if t.error is not None]

@@ -22,6 +22,7 @@ from redif_ray.pipeline.cluster import connect, needed
 from redif_ray.pipeline.distill import absolute
 from redif_ray.pipeline.environment import handed_over
 from redif_ray.pipeline.interrupt import Interrupted, StopRequest, stop_requests
+from redif_ray.pipeline.placement import bundles
 from redif_ray.pipeline.preflight import preflight
 from redif_ray.pipeline.run_folder import RunFolder
 from redif_ray.pipeline.session import beside_driver
@@ -37,7 +38,7 @@ from redif_ray.tracking import tracking_uri
 from redif_ray.trials.journal import Journal
 from redif_ray.trials.names import SWEEP, TRIALS
 from redif_ray.trials.records import Records
-from redif_ray.trials.tuning import TRIAL_CPUS, run_trials
+from redif_ray.trials.tuning import TRIAL, run_trials
 
 RUNS, REPEATS = "trials", "repeats.jsonl"
 RETRIES = 3  # of a trial whose process is lost; its run goes on from its checkpoint
@@ -87,7 +88,7 @@ def _cpus(config: Config) -> dict[str, Any]:
         return {}
     from os import cpu_count
 
-    return {"ray.num_cpus": max(cpu_count() or 1, math.ceil(config.sweep.concurrent * (needed(config)["CPU"] + 0.01)))}
+    return {"ray.num_cpus": max(cpu_count() or 1, math.ceil(config.sweep.concurrent * needed(config)["CPU"]))}
 
 
 def _sweep(job: Job, course: Selection | Population) -> None:
@@ -159,12 +160,9 @@ def _board(stop: StopRequest) -> Iterator[Any]:
 
 
 def _bundles(config: Config) -> Any:
-    """A trial's placement group: its rollout and its reward workers. Ray Train makes one of the learner's ranks."""
-    bundles: list[dict[str, float]] = [{"CPU": TRIAL_CPUS}]
-    for role in (config.rollout, config.reward):
-        asked = {"CPU": role.cpus, "GPU": role.gpus} | role.resources
-        bundles += [{kind: amount for kind, amount in asked.items() if amount}] * role.workers
-    return tune.PlacementGroupFactory([bundle for bundle in bundles if bundle])
+    """A trial's placement group: the rollout and reward workers it starts with. Ray Train makes one of the ranks."""
+    asked, labels = bundles((config.rollout, config.reward))
+    return tune.PlacementGroupFactory([dict(TRIAL), *asked], bundle_label_selector=[{}, *labels])
 
 
 def _room(job: Job) -> int:

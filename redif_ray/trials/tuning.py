@@ -21,7 +21,8 @@ from ray.tune.search import Searcher
 from redif_ray.pipeline.interrupt import StopRequest
 from redif_ray.trials.journal import Journal
 
-TRIAL_CPUS = 0.001  # a trial only waits for workers; Tune places none that asks for nothing
+# A trial only waits for workers, but Tune places none that asks for nothing: a byte is what workers leave on any node.
+TRIAL = {"memory": 1}
 
 
 class _Proposals(Searcher):

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -30,13 +31,20 @@ class Reference:
         return self.name
 
 
-@dataclass
+@dataclass(eq=False)
 class Worker:
     """Does whatever it is asked; `calls` lists (method, shard) of it, `errors` what a method raises, first to last."""
 
     calls: list[tuple[str, int]] = field(default_factory=list)
     errors: dict[str, list[Exception]] = field(default_factory=dict)
     made: list[Any] = field(default_factory=list)  # references to answer with, before those that are made up
+
+    @property
+    def ready(self) -> Any:
+        return SimpleNamespace(remote=self._name)
+
+    async def _name(self) -> str:
+        return "worker"
 
     def __getattr__(self, method: str) -> Any:
         if method.startswith("__"):
@@ -166,3 +174,27 @@ def test_all_that_is_lost_is_asked_for_at_once() -> None:
         fetch([answer("dead")], get)
     with pytest.raises(Stopping):
         fetch([None], get)
+
+
+def test_who_came_later_works_and_leaves_where_a_lost_learner_finds_no_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, later = coordinator(tmp_path), {"rollout-1": Worker(), "reward-1": Worker()}
+
+    async def run() -> None:
+        assert await found.grown({}) is None
+        await found.begin({})
+        await found.begun_with()
+        assert await found.grown(later) is True
+        await found.round_for(1, 0, 1)
+        await found.learner_lost()
+        assert await found.grown(later) is None  # it may be back in a moment
+        monkeypatch.setattr("redif_ray.pipeline.coordinator.PATIENCE_SECONDS", 0.0)
+        await found.round_for(1, 1, 2)  # of a rank that does not know yet
+        assert await found.grown(later) is False
+        await found.begun_with()
+        assert await found.grown(later) is True
+
+    asyncio.run(run())
+    assert {method for method, _ in later["rollout-1"].calls} == {"rollout"}
+    assert {method for method, _ in later["reward-1"].calls} <= {"targets", "score"} and later["reward-1"].calls

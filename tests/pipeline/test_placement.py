@@ -9,7 +9,7 @@ import pytest
 import ray
 
 from redif_ray.config import Config, ConfigError, load
-from redif_ray.pipeline import cluster, fit
+from redif_ray.pipeline import cluster, fit, placement
 from redif_ray.pipeline.footprint import Footprint, Footprints
 
 PLACED = (
@@ -18,6 +18,11 @@ PLACED = (
     "learner.cpus=3", "learner.resources={rollout: 2}",
 )  # fmt: skip
 ENOUGH = {"CPU": 12.0, "GPU": 4.0, "rollout": 8.0, "spot": 2.0, "reward": 2.0}
+NODES = [
+    {"Alive": True, "Labels": {"zone": "a", "ray.io/market-type": "spot"}},
+    {"Alive": True, "Labels": {"zone": "b"}},
+    {"Alive": False, "Labels": {"zone": "c"}},
+]
 
 
 def placed(*overrides: str) -> Config:
@@ -30,6 +35,7 @@ def up(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     """What a cluster has, to be changed by a test."""
     have = dict(ENOUGH)
     monkeypatch.setattr(ray, "cluster_resources", lambda: have)
+    monkeypatch.setattr(ray, "nodes", lambda: NODES)
     monkeypatch.setattr(fit, "resources", lambda _: have)
     return have
 
@@ -69,6 +75,52 @@ def test_nodes_on_their_way_are_waited_for(up: dict[str, float], caplog: pytest.
         cluster._check(placed("ray.wait=true"))
     assert len(caplog.messages) == len(ENOUGH)
     assert "needs 2 of the resource spot (all its workers together) and the cluster has 0; waiting" in caplog.text
+
+
+@pytest.mark.parametrize("labels", ["{zone: a, ray.io/market-type: spot}", "{zone: b}", "{}"])
+def test_labels_of_a_node_that_is_up(labels: str, up: dict[str, float]) -> None:
+    cluster._check(placed(f"rollout.labels={labels}", "learner.labels={zone: b}"))
+
+
+@pytest.mark.parametrize("labels", ["{zone: c}", "{zone: b, ray.io/market-type: spot}"])
+def test_labels_that_no_node_has(labels: str, up: dict[str, float], caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(ConfigError, match=r"reward.labels=.*no node of the cluster has them; .*set ray.wait=true$"):
+        cluster._check(placed(f"reward.labels={labels}"))
+    with caplog.at_level(logging.WARNING):
+        cluster._check(placed(f"reward.labels={labels}", "ray.wait=true"))
+    assert "no node of the cluster has them; waiting for nodes" in caplog.text
+
+
+def test_what_a_run_starts_with_is_what_it_needs(up: dict[str, float]) -> None:
+    config = placed("rollout.least=1", "reward.least=1")
+    assert cluster.needed(config) == {"CPU": 8, "GPU": 2.5, "rollout": 5, "spot": 0.5, "reward": 1}
+    up |= cluster.needed(config)
+    cluster._check(config)
+
+
+def test_what_a_run_waits_for_is_named() -> None:
+    config = placed("rollout.least=3", "rollout.labels={zone: a}")
+    roles = {"rollout": config.rollout, "reward": config.reward}
+    free = {"CPU": 4.0, "GPU": 8.0, "rollout": 3.0, "spot": 4.0}
+    assert placement.lacking(roles, free) == (
+        "5 of the resource CPU (3 rollout, 2 reward), of which 4 is free; "
+        "2 of the resource reward (2 reward), of which 0 is free"
+    )
+    assert placement.lacking(roles, free | {"CPU": 5.0, "reward": 2.0}) == (
+        "enough is free, but not on nodes that one of these fits on: 3 rollout with 1 CPU, 0.5 GPU, 1 rollout, "
+        "0.5 spot, on a node with zone=a each; 2 reward with 1 CPU, 1 reward each"
+    )
+
+
+def test_a_worker_without_needs_has_no_bundle() -> None:
+    config = placed("rollout.least=2", "reward.cpus=0", "reward.resources={}", "reward.labels={zone: b}")
+    asked = {"CPU": 1, "GPU": 0.5, "rollout": 1, "spot": 0.5}
+    assert placement.bundles((config.rollout, config.reward)) == ([asked] * 2, [{}] * 2)
+    places = placement.Places("group", {"rollout": 0, "reward": 2})
+    assert places.options("reward", config.reward, 0) == {"label_selector": {"zone": "b"}}
+    inside = places.options("rollout", config.rollout, 1)["scheduling_strategy"]
+    assert (inside.placement_group, inside.placement_group_bundle_index) == ("group", 1)
+    assert places.options("rollout", config.rollout, 2)["scheduling_strategy"].placement_group is None
 
 
 def test_doctor_counts_custom_resources(up: dict[str, float]) -> None:

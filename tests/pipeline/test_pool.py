@@ -18,10 +18,17 @@ from redif_ray.types import Meta, Shard, Work
 
 
 class Worker:
-    """Answers after a moment what its script says: a result, or an error to raise. `done` lists what it was asked."""
+    """Answers after a moment what its script says: a result, or an error to raise. `done` lists what it was asked.
 
-    def __init__(self, script: list[Exception | None] | None = None) -> None:
-        self.script, self.done = script or [], []
+    There while `there` is set; leaves: an error of its script means that it is not there until that is set again.
+    """
+
+    def __init__(
+        self, script: list[Exception | None] | None = None, *, name: str = "worker-0", leaves: bool = False
+    ) -> None:
+        self.script, self.name, self.leaves, self.done = script or [], name, leaves, []
+        self.there = asyncio.Event()
+        self.there.set()
 
     @property
     def work(self) -> Worker:
@@ -32,7 +39,8 @@ class Worker:
         return SimpleNamespace(remote=self.come_back)
 
     async def come_back(self) -> str:
-        return "worker-0"
+        await self.there.wait()
+        return self.name
 
     def options(self, num_returns: int, max_task_retries: int) -> Worker:
         assert (num_returns, max_task_retries) == (2, 0)
@@ -45,9 +53,15 @@ class Worker:
         await asyncio.sleep(0.001)
         self.done.append(index)
         if self.script and (error := self.script.pop(0)) is not None:
+            if self.leaves:
+                self.there.clear()
             raise error
         shard = Shard(0, index, "policy", Stream.TRAIN, (index,), (None,))
-        return Meta(shard, "worker-0", (Work("rollout", 0.5, 4),))
+        return Meta(shard, self.name, (Work("rollout", 0.5, 4),))
+
+
+async def every(pool: Pool, indices: range) -> list[str]:
+    return [data for _, data in await asyncio.gather(*(pool.call((0, 0), "work", i) for i in indices))]
 
 
 def test_the_most_urgent_goes_first_and_equals_in_order() -> None:
@@ -88,10 +102,11 @@ def test_work_that_kills_every_worker_is_given_up() -> None:
 
 def test_the_others_go_on_without_a_worker_that_does_not_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
     one, two = Worker([RayActorError()]), Worker()
-    monkeypatch.setattr(one, "come_back", AsyncMock(side_effect=[ActorUnavailableError("", None), ActorDiedError()]))
+    answers = ["one", ActorUnavailableError("", None), ActorDiedError()]
+    monkeypatch.setattr(one, "come_back", AsyncMock(side_effect=answers))
 
     async def run(pool: Pool) -> list[str]:
-        return [data for _, data in await asyncio.gather(*(pool.call((0, 0), "work", i) for i in range(4)))]
+        return await every(pool, range(4))
 
     assert asyncio.run(run(Pool("rollout", [one, two], print, 60))) == [f"data {i}" for i in range(4)]
     assert one.done == [0]
@@ -100,16 +115,103 @@ def test_the_others_go_on_without_a_worker_that_does_not_come_back(monkeypatch: 
 def test_an_error_says_that_no_worker_came_back(monkeypatch: pytest.MonkeyPatch) -> None:
     worker = Worker([RayActorError()])
     elsewhere = RayTaskError("ready", "", RunError("node N does not see it")).as_instanceof_cause()
-    monkeypatch.setattr(worker, "come_back", AsyncMock(side_effect=elsewhere))
+    monkeypatch.setattr(worker, "come_back", AsyncMock(side_effect=["worker-0", elsewhere]))
 
     async def run() -> None:
         pool = Pool("rollout", [worker], print, 60)
-        with pytest.raises(RayError, match=r"the last rollout worker was lost.*node N does not see it"):
-            await asyncio.gather(*(pool.call((0, 0), "work", i) for i in range(2)))
-        with pytest.raises(RayError, match="the last rollout worker was lost"):
+        with pytest.raises(RayError, match=r"0 rollout workers are there, and 1 needed.*node N does not see it"):
+            await every(pool, range(2))
+        with pytest.raises(RayError, match="0 rollout workers are there"):
             await pool.call((0, 0), "work", 2)
 
     asyncio.run(run())
+
+
+def test_a_worker_joins_late_and_takes_no_work_before() -> None:
+    one, late, lost = Worker(), Worker(name="late"), list[str]()
+    late.there.clear()
+
+    async def run() -> None:
+        pool = Pool("rollout", [one], lost.append, 60)
+        pool.join(late)
+        await every(pool, range(3))
+        pool.join(late)  # which the pool knows: told again
+        assert (len(pool.workers), list(pool.there()), late.done) == (2, ["worker-0"], [])
+        late.there.set()
+        await asyncio.sleep(0.05)
+        await every(pool, range(3, 9))
+        there = pool.there()
+        assert late.done and sorted(one.done + late.done) == list(range(9))
+        assert 0 < there["late"] < there["worker-0"]
+
+    asyncio.run(run())
+    assert not lost
+
+
+def test_a_worker_leaves_and_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a limit of time, while the least are there; the time away is no time there."""
+    monkeypatch.setattr("redif_ray.pipeline.pool.BACK_SECONDS", 0.05)
+    one, two = Worker(), Worker([RayActorError()], name="two", leaves=True)
+
+    async def run() -> None:
+        pool = Pool("rollout", [one, two], print, 60, least=1)
+        await every(pool, range(4))
+        away = pool.there()["two"]
+        await asyncio.sleep(0.3)
+        assert pool.there()["two"] == away and pool.failure is None and len(two.done) == 1
+        two.there.set()
+        await asyncio.sleep(0.05)
+        await every(pool, range(4, 12))
+        assert len(two.done) > 1 and pool.there()["two"] > away
+
+    asyncio.run(run())
+
+
+def test_too_few_for_too_long_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that are left work on meanwhile."""
+    monkeypatch.setattr("redif_ray.pipeline.pool.BACK_SECONDS", 0.4)
+    one, two = Worker(), Worker([RayActorError()], leaves=True)
+
+    async def run() -> None:
+        pool = Pool("reward", [one, two], print, 60, least=2)
+        assert await every(pool, range(4)) == [f"data {i}" for i in range(4)]
+        assert pool.failure is None
+        await asyncio.sleep(0.5)
+        with pytest.raises(RayError, match=r"1 reward workers are there, and 2 needed.*continue with --resume"):
+            await pool.call((0, 0), "work", 4)
+
+    asyncio.run(run())
+
+
+def test_enough_in_time_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("redif_ray.pipeline.pool.BACK_SECONDS", 0.4)
+    one, two = Worker(), Worker([RayActorError()], leaves=True)
+
+    async def run() -> None:
+        pool = Pool("reward", [one, two], print, 60, least=2)
+        await every(pool, range(4))
+        two.there.set()
+        await asyncio.sleep(0.6)
+        assert await every(pool, range(4, 6)) == ["data 4", "data 5"]
+
+    asyncio.run(run())
+
+
+def test_workers_that_are_lost_together_cost_a_shard_one_attempt() -> None:
+    """As those of a node do: they wait for work, and no one says that they are gone."""
+    gone = [Worker([RayActorError()] * ATTEMPTS, leaves=True) for _ in range(2 * ATTEMPTS)]
+    good, lost = Worker(), list[str]()
+
+    async def run() -> str:
+        pool = Pool("rollout", [*gone, good], lost.append, 60)
+        pool.serving = [asyncio.ensure_future(pool._serve(worker)) for worker in pool.workers]
+        await asyncio.sleep(0.05)
+        for worker in gone:
+            worker.there.clear()
+        return (await pool.call((0, 0), "work", 0))[1]
+
+    assert asyncio.run(run()) == "data 0"
+    assert lost == ["rollout"]
 
 
 def test_a_worker_that_hangs_is_killed_and_its_work_done_again(monkeypatch: pytest.MonkeyPatch) -> None:
