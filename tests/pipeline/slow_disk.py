@@ -11,11 +11,14 @@ from pyarrow import fs
 
 
 class SlowDisk(fs.FileSystemHandler):
-    """seconds_a_mb: how slow writing is. fails: how many writes more raise; open: cleared, writing hangs."""
+    """seconds_a_mb: how slow writing is. fails: how many writes more raise; open: cleared, writing hangs.
+
+    cuts: how many files more lose their end without a word.
+    """
 
     def __init__(self) -> None:
         self.disk = fs.LocalFileSystem()
-        self.seconds_a_mb, self.fails = 0.0, 0
+        self.seconds_a_mb, self.fails, self.cuts = 0.0, 0, 0
         self.open = threading.Event()
         self.open.set()
         self.entered = threading.Event()
@@ -77,7 +80,8 @@ class _Throttled:
     def write(self, data: Any) -> int:
         self.disk.open.wait()
         time.sleep(self.disk.seconds_a_mb * len(data) / 1e6)
-        self.stream.write(data)
+        self.stream.write(data[:-1] if self.disk.cuts > 0 else data)
+        self.disk.cuts -= 1
         self.count += len(data)
         return len(data)
 

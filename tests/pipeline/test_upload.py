@@ -186,6 +186,16 @@ def test_one_failure_is_nobodys_business(run: RunFolder, own: Uploader, disk: Sl
     assert remote.rounds() == [2] and outages == []
 
 
+def test_a_file_that_did_not_arrive_whole_is_sent_again(
+    run: RunFolder, own: Uploader, disk: SlowDisk, remote: Remote, tmp_path: Path
+) -> None:
+    disk.cuts = 2
+    checkpoint(run.path, 2)
+    own.hand()
+    own.wait()
+    remote.fetch(remote.copies()[0], tmp_path / "fetched")
+
+
 def test_the_end_of_a_run_is_uploaded_or_an_error(
     config: Config, run: RunFolder, remote: Remote, disk: SlowDisk, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
