@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from redif_ray.config import Config
+    from redif_ray.config.tree import Config
 
 
 def conflicts(c: Config) -> Iterator[str]:

@@ -1,0 +1,43 @@
+"""The whole configuration as one strict, frozen tree. YAML in, dotted overrides on top; an unknown key is an error.
+
+`load(path, overrides)` is the only way in; every message names the key, the value, what was expected and, for a key
+that does not exist, the nearest one that does.
+"""
+
+from redif_ray.config.base import ConfigError, Fraction, Positive, Strict
+from redif_ray.config.files import assign, dump, known_keys, load, parse_override, read_yaml, resolve, validate
+from redif_ray.config.roles import LEARNED, Anchor, Learner, Regulariser, Reward, RuntimeEnv, Term, WarmStart, Workers
+from redif_ray.config.run import Conditions, Lora, Networks, Run, Student
+from redif_ray.config.searches import Search
+from redif_ray.config.tree import Config
+
+__all__ = [
+    "LEARNED",
+    "Anchor",
+    "Conditions",
+    "Config",
+    "ConfigError",
+    "Fraction",
+    "Learner",
+    "Lora",
+    "Networks",
+    "Positive",
+    "Regulariser",
+    "Reward",
+    "Run",
+    "RuntimeEnv",
+    "Search",
+    "Strict",
+    "Student",
+    "Term",
+    "WarmStart",
+    "Workers",
+    "assign",
+    "dump",
+    "known_keys",
+    "load",
+    "parse_override",
+    "read_yaml",
+    "resolve",
+    "validate",
+]

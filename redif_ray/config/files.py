@@ -1,0 +1,126 @@
+"""A configuration from YAML and dotted overrides, and back."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import UnionType
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from redif_ray.config.base import ConfigError
+from redif_ray.config.tree import Config
+from redif_ray.yaml12 import Dumper, Loader
+
+
+def known_keys(model: type[BaseModel] = Config, prefix: str = "") -> list[str]:
+    """Every dotted key of the tree, its sections too; `*` stands for the name of a mapping's entry."""
+    keys: list[str] = []
+    for name, field in model.model_fields.items():
+        keys.append(f"{prefix}{name}")
+        star = "" if isinstance(field.annotation, UnionType) else "*."
+        kinds: list[tuple[Any, str]] = [(field.annotation, ""), *((kind, star) for kind in get_args(field.annotation))]
+        for kind, star in kinds:
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                keys += known_keys(kind, f"{prefix}{name}.{star}")
+    return keys
+
+
+def parse_override(text: str) -> tuple[list[str], Any]:
+    """`a.b=3` as (["a", "b"], 3); values are YAML."""
+    key, separator, value = text.partition("=")
+    if not separator or not key.strip():
+        raise ConfigError(f"override {text!r}: expected key=value, such as learner.lr=1e-5")
+    try:
+        return key.strip().split("."), yaml.load(value, Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override {text!r}: the value is not valid YAML ({error})") from error
+
+
+def assign(tree: dict[str, Any], path: Sequence[str], value: Any) -> None:
+    """Put `value` at a dotted key of a tree, in place."""
+    node = tree
+    for i, part in enumerate(path[:-1]):
+        child = node.setdefault(part, {})
+        if not isinstance(child, dict):
+            above = ".".join(path[: i + 1])
+            raise ConfigError(f"override {'.'.join(path)}: {above}={child!r} is a value, it has no keys below it")
+        node = child
+    node[path[-1]] = value
+
+
+def load(path: str | Path | None, overrides: Sequence[str] = (), model: type[BaseModel] = Config) -> Any:
+    """Read a YAML file (a path, or the name of a shipped configuration), apply overrides, validate.
+
+    Raises ConfigError.
+    """
+    tree = {} if path is None else read_yaml(resolve(path))
+    for text in overrides:
+        assign(tree, *parse_override(text))
+    return validate(tree, model)
+
+
+def resolve(path: str | Path) -> Path:
+    """A configuration file: as given, or among those that ship with the package."""
+    package = Path(__file__).parent.parent
+    shipped = next(f for f in (package / "configs", package.parent / "configs") if f.exists())  # a wheel, or a checkout
+    name = Path(path).name if Path(path).parent == Path("configs") else path
+    for candidate in (Path(path), shipped / name, shipped / f"{name}.yaml"):
+        if candidate.is_file():
+            return candidate
+    available = ", ".join(sorted(p.name for p in shipped.glob("*.yaml")))
+    raise ConfigError(f"no configuration {path}; expected a YAML file, or one of the shipped ones: {available}")
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.load(path.read_text(), Loader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from error
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: expected a mapping of sections, found {type(tree).__name__}")
+    return tree
+
+
+def validate(tree: Mapping[str, Any], model: type[BaseModel] = Config) -> Any:
+    try:
+        return model.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(e, model) for e in error.errors())) from None
+
+
+def _explain(error: Any, model: type[BaseModel]) -> str:
+    path = [str(part) for part in error["loc"]]
+    key = ".".join(path)
+    if error["type"] == "extra_forbidden":
+        known = _named(known_keys(model), path)
+        near = [k for k in known if k.endswith(f".{key}")] or difflib.get_close_matches(key, known, n=1, cutoff=0.3)
+        return f"{key}: unknown key" + (f"; did you mean {' or '.join(near)}?" if near else "")
+    if error["type"] == "value_error":
+        return str(error["ctx"]["error"])
+    if error["type"] == "missing":
+        return f"{key}: missing; set it in the file or with {key}=..."
+    if error["type"] == "model_type":
+        below = [k for k in _named(known_keys(model), path) if k.rpartition(".")[0] == key]
+        return f"{key}={error['input']!r}: expected a section, with keys among {', '.join(below)}"
+    return f"{key}={error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}"
+
+
+def _named(keys: Sequence[str], path: Sequence[str]) -> list[str]:
+    """The keys with each `*` replaced by the name that stands there in `path`."""
+    return [
+        ".".join(path[i] if part == "*" and i < len(path) else part for i, part in enumerate(key.split(".")))
+        for key in keys
+    ]
+
+
+def dump(config: BaseModel) -> str:
+    """The resolved tree as YAML that `load` reads back to the same configuration."""
+    return yaml.dump(config.model_dump(mode="json"), Dumper=Dumper, sort_keys=False, allow_unicode=True, width=110)
