@@ -83,7 +83,7 @@ def _config(root: Path, case: Case, teacher: Path, rounds: int, where: str) -> C
     share = 0.3 if where == "cuda" else 0
     return recipe(
         root, case.name, f"teacher.model={teacher}", "conditions.source=null", "evaluation.judge=random-features",
-        "reward.terms={mse: {}}", f"learner.rounds={rounds}", f"validation={{every: {rounds}, groups: 2}}",
+        "reward.terms={mse: {}}", f"learner.rounds={rounds}", f"validation={{every: {rounds}, groups: 8}}",
         f"checkpoint.every={rounds}", *(f"{role}.gpus={share}" for role in ("rollout", "reward", "learner")),
         *case.overrides, base=case.base,
     )  # fmt: skip

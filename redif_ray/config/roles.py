@@ -46,6 +46,7 @@ class Term(Strict):
 
 
 LEARNED = "discriminator"  # the reward term that is trained in the course of a run
+NEIGHBOURS = 5  # that recall and precision look at around each image
 
 
 class RuntimeEnv(Strict):
@@ -158,7 +159,7 @@ class Learner(Strict):
 
 class Validation(Strict):
     every: Positive = Field(10, description="rounds")
-    groups: Positive = Field(64, description="noises, disjoint from training and held-out")
+    groups: int = Field(64, gt=NEIGHBOURS, description="noises, disjoint from training and held-out")
 
 
 class Guard(Strict):
@@ -169,7 +170,7 @@ class Guard(Strict):
 
 
 class Evaluation(Strict):
-    held_out: Positive = 2000
+    held_out: int = Field(2000, gt=NEIGHBOURS, description="noises that nothing was chosen by")
     search: Positive = Field(256, description="noises on which the teacher's best schedule at N is chosen")
     batch: Positive = 50
     judge: str = Field(

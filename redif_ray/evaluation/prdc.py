@@ -9,9 +9,10 @@ from __future__ import annotations
 import numpy as np
 from scipy.spatial.distance import cdist
 
+from redif_ray.config import NEIGHBOURS
 from redif_ray.evaluation.features import Draw, as_features, as_pair, shuffled
 
-K = 5
+K = NEIGHBOURS
 BLOCK = 500  # rows of the distance matrix in memory at once
 
 
