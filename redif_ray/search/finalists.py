@@ -6,6 +6,7 @@ Which schedule is the result was decided on the bank; what is reported of it was
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -144,7 +145,7 @@ def write_results(job: Job, rows: list[dict[str, Any]]) -> None:
         "workers": ray.get(job.evaluator.status.remote()), "schedules": slim,
     }
     (folder / "report.md").write_text(report(summary, config))
-    metrics = {f"final/{r['steps']}/{r['name'].replace(' ', '_')}/distance": r["distance"] for r in rows}
+    metrics = {f"final/{r['steps']}/{_plain(r['name'])}/distance": r["distance"] for r in rows}
     files = [folder / "schedule.yaml", folder / "report.md", *sorted(folder.glob("*.png"))]
     job.records.summary(metrics, files)
     job.folder.write("summary.json", json.dumps(summary, indent=1) + "\n")
@@ -155,6 +156,11 @@ def write_results(job: Job, rows: list[dict[str, Any]]) -> None:
         f"distil on it redif distill CONFIG student.schedule={folder / 'schedule.yaml'}",
     ]
     job.console.print("\n".join(words), highlight=False, soft_wrap=True)
+
+
+def _plain(name: str) -> str:
+    """As MLflow takes names."""
+    return re.sub(r"[^\w.-]+", "_", name)
 
 
 def chosen(rows: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
