@@ -1,0 +1,80 @@
+"""Whether a few-step sampler gains by noise: the searched schedules of a finished search, at several eta, both kinds.
+
+    python benchmarks/stochastic.py runs/NAME-search
+
+On its first held-out noises: the mean distance to the teacher's images of the same noises (the recipe's weighted terms)
+and the Frechet distance before the recipe's judge.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from torch import Tensor
+
+from redif_ray.config import Config
+from redif_ray.diffusion import noise, schedules, solvers
+from redif_ray.diffusion.noise import Stream
+from redif_ray.diffusion.rollout import rollout
+from redif_ray.diffusion.schedules import Schedule
+from redif_ray.diffusion.transition import ExplorationKind
+from redif_ray.evaluation.judge import load_judge
+from redif_ray.evaluation.report import markdown_table
+from redif_ray.models.protocol import DiffusionModel
+from redif_ray.models.registry import load_model
+from redif_ray.pipeline import build
+from redif_ray.pipeline.plan import RoundPlan
+from redif_ray.pipeline.run_folder import stored_config
+from redif_ray.pipeline.schedule_file import read_times
+from redif_ray.rewards.base import RewardInputs
+
+COUNT, ETAS = 500, (0.0, 0.1, 0.2, 0.4)
+
+
+def sampled(model: DiffusionModel, shard: Any, schedule: Schedule, stds: Tensor, config: Config) -> Tensor:
+    """Images of a shard; at S = 0 the deployed sampler's."""
+    shape, seed = model.latent_shape, config.run.seed
+    unit = noise.initial_noise(shard.groups, shape, seed=seed, stream=shard.stream)
+
+    def z(step: int) -> Tensor:
+        alone = [0] * len(shard.groups)
+        return noise.exploration_noise(shard.groups, alone, shape, seed=seed, round=0, step=step)
+
+    predict = build.predictor(model, model.encode(shard.conditions), config.student.guidance)
+    return model.decode(rollout(predict, solvers.initial(schedule, unit), schedule, stds, z).latents[-1])
+
+
+@torch.no_grad()
+def main(folder: Path) -> None:
+    torch.set_num_threads(1)
+    config = stored_config(folder)
+    model, judge = load_model(config.teacher.model), load_judge(config.evaluation.judge)
+    rewards = build.rewards(config, model, "cpu")
+    shards = RoundPlan(config, build.conditions(config, model)).deploy(Stream.HELD_OUT, COUNT)
+    conditions = [c for shard in shards for c in shard.conditions]
+    teacher = []
+    for shard in shards:
+        unit = noise.initial_noise(shard.groups, model.latent_shape, seed=config.run.seed, stream=shard.stream)
+        predict = build.predictor(model, model.encode(shard.conditions), config.teacher.guidance)
+        grid = build.teacher_schedule(model, config)
+        teacher.append(model.decode(solvers.sample(config.teacher.solver, predict, unit, grid)))
+    targets, rows = torch.cat(teacher), []
+    for n in config.search.steps or (config.student.steps,):
+        times = read_times(folder / "schedule.yaml", n)
+        schedule = schedules.explicit(model.process, times.levels, told=times.told)
+        for kind in get_args(ExplorationKind):
+            for eta in ETAS if kind == "posterior" else ETAS[1:]:
+                stds = schedule.stds(eta, kind, last_step=False)
+                images = torch.cat([sampled(model, shard, schedule, stds, config) for shard in shards])
+                terms = rewards(RewardInputs(images, targets, conditions))
+                distance = -sum(config.reward.terms[name].weight * float(v.mean()) for name, v in terms.items())
+                rows.append([str(n), kind if eta else "none", f"{eta:g}", f"{distance:.5f}",
+                             f"{judge.frechet(judge.embed(images)):.1f}"])
+    print(markdown_table(["N", "noise", "eta", "distance", "Frechet"], rows))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
