@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import ray
 from redif_ray.config import Config, ConfigError, load
 from redif_ray.pipeline import cluster, fit, placement
 from redif_ray.pipeline.footprint import Footprint, Footprints
+from redif_ray.pipeline.interrupt import Interrupted, StopRequest
 
 PLACED = (
     "ray.address=auto", "rollout.workers=4", "rollout.gpus=0.5", "rollout.resources={rollout: 1, spot: 0.5}",
@@ -134,3 +136,25 @@ def test_doctor_counts_custom_resources(up: dict[str, float]) -> None:
     assert found["rollout"].met and found["GPUs"].met and found["spot"].needed == 2 and not found["spot"].met
     waited = rows("ray.wait=true")
     assert waited["spot"].available is None and waited["spot"].met and waited["rollout"].available == 8
+
+
+@pytest.mark.cluster
+def test_room_for_all_or_none(
+    cluster: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of 8 CPUs: others have 4, so that 6 workers wait for them and hold nothing, until they are told to stop."""
+    monkeypatch.setattr(placement, "FIRST_SECONDS", 0)
+    config = load(None, ["rollout.workers=3", "reward.workers=3"])
+    roles, stop = {"rollout": config.rollout, "reward": config.reward}, StopRequest()
+    other = ray.util.placement_group([{"CPU": 4}])
+    assert other.wait(30)
+    asked = threading.Timer(2, lambda: setattr(stop, "requested", True))
+    asked.start()
+    with pytest.raises(Interrupted), placement.reserved(roles, stop):
+        pytest.fail("there was no room")
+    assert "6 of the resource CPU (3 rollout, 3 reward), of which 4 is free" in caplog.text
+    ray.util.remove_placement_group(other)
+    with placement.reserved(roles, StopRequest()) as places:
+        assert places.index == {"rollout": 0, "reward": 3}
+        assert ray.util.placement_group_table(places.group)["state"] == "CREATED"
+    assert {group["state"] for group in ray.util.placement_group_table().values()} == {"REMOVED"}

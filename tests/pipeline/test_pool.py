@@ -133,8 +133,9 @@ def test_a_worker_joins_late_and_takes_no_work_before() -> None:
 
     async def run() -> None:
         pool = Pool("rollout", [one], lost.append, 60)
+        await every(pool, range(1))
         pool.join(late)
-        await every(pool, range(3))
+        await every(pool, range(1, 3))
         pool.join(late)  # which the pool knows: told again
         assert (len(pool.workers), list(pool.there()), late.done) == (2, ["worker-0"], [])
         late.there.set()
