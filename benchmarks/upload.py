@@ -1,8 +1,9 @@
-"""What a checkpoint costs training, without an upload, with one to a slow disk, and if it waited for it.
+"""What a checkpoint costs training without an upload, beside one to a slow disk, and if it waited for it.
 
     python benchmarks/upload.py --mb 200 --mb-per-second 20
 
-Between checkpoints there are matrix products on one thread; how much slower the upload makes them is the last line.
+Taken in turns, so that what else the machine does falls on all alike. Between checkpoints there are matrix products on
+one thread; how much slower the upload makes them is the last line.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,24 +28,33 @@ from redif_ray.pipeline.remote import WRITER, Remote
 from redif_ray.pipeline.run_folder import prune_checkpoints
 from redif_ray.pipeline.uploader import Uploader
 
-CHECKPOINTS, ROUND = 6, 3.0  # seconds of work between two of them
+REPEATS, ROUND = 3, 3.0  # seconds of work after a checkpoint
 
 
-def measure(folder: Path, mb: int, hand: Callable[[], object]) -> tuple[float, float]:
-    """(median seconds that a checkpoint takes, products a second between checkpoints)."""
-    tensors, matrix = {"weights": torch.rand(mb * 250_000)}, torch.rand(256, 256)
-    waited, done = [], 0
-    for round in range(1, CHECKPOINTS + 1):
+class Training:
+    """A run of nothing but checkpoints and matrix products."""
+
+    def __init__(self, folder: Path, mb: int) -> None:
+        self.folder, self.round = folder, 0
+        self.tensors, self.matrix = {"weights": torch.rand(mb * 250_000)}, torch.rand(256, 256)
+
+    def checkpoint(self, hand: Callable[[], object]) -> float:
+        """Seconds, with what `hand` takes."""
+        self.round += 1
+        self.tensors["weights"][0] = self.round  # what is there already would not be sent again
         started = time.perf_counter()
-        save_checkpoint(folder / "checkpoints" / f"round-{round:06d}", tensors, {"round": round})
+        save_checkpoint(self.folder / "checkpoints" / f"round-{self.round:06d}", self.tensors, {"round": self.round})
         hand()
-        prune_checkpoints(folder / "checkpoints", 1)
-        waited.append(time.perf_counter() - started)
-        until = time.perf_counter() + ROUND
+        prune_checkpoints(self.folder / "checkpoints", 1)
+        return time.perf_counter() - started
+
+    def work(self) -> int:
+        """Products in the time of a round."""
+        done, until = 0, time.perf_counter() + ROUND
         while time.perf_counter() < until:
-            matrix @ matrix
+            self.matrix @ self.matrix
             done += 1
-    return statistics.median(waited), done / (CHECKPOINTS * ROUND)
+        return done
 
 
 def main() -> None:
@@ -52,22 +63,34 @@ def main() -> None:
     parser.add_argument("--mb-per-second", type=float, default=20)
     options = parser.parse_args()
     torch.set_num_threads(1)
+    found: dict[str, list[float]] = defaultdict(list)
     with tempfile.TemporaryDirectory() as root:
         disk = SlowDisk()
         disk.seconds_a_mb = 1 / options.mb_per_second
         remote = Remote(fs.PyFileSystem(disk), f"{root}/remote", "slow://disk")
         remote.write(WRITER, b"w")
-        own = Uploader(lambda: remote, Path(root, "with"), ("run", "w"), 1, lambda: None)
-        without, alone = measure(Path(root, "without"), options.mb, lambda: None)
-        beside, shared = measure(Path(root, "with"), options.mb, own.hand)
-        through = len(remote.rounds())
-        waiting, _ = measure(Path(root, "with"), options.mb, lambda: (own.hand(), own.wait()))
+        run = Training(Path(root, "run"), options.mb)
+        own = Uploader(lambda: remote, run.folder, ("run", "w"), 1, lambda: None)
+        for _ in range(REPEATS):
+            found["without"].append(run.checkpoint(lambda: None))
+            alone = run.work()
+            began = time.perf_counter()
+            found["with"].append(run.checkpoint(own.hand))
+            found["work"].append(run.work() / alone)
+            own.wait()
+            found["waiting"].append(time.perf_counter() - began)
+            run.checkpoint(own.hand)
+            found["busy"].append(run.checkpoint(own.hand))
+            own.wait()
+            assert remote.rounds() == [run.round]
         own.leave()
-    print(f"a checkpoint of {options.mb} MB, {options.mb_per_second:g} MB/s, medians of {CHECKPOINTS}")
-    print(f"without an upload    {without:.3f} s")
-    print(f"with one             {beside:.3f} s, ratio {beside / without:.3f}; {through} of {CHECKPOINTS} copied")
-    print(f"if it waited for it  {waiting:.3f} s, ratio {waiting / without:.1f}")
-    print(f"work between them    {shared / alone:.3f} of what is done without an upload")
+    middle = {name: statistics.median(values) for name, values in found.items()}
+    print(f"a checkpoint of {options.mb} MB, {options.mb_per_second:g} MB/s, medians of {REPEATS}")
+    for name, what in (("without", "without an upload"), ("with", "handed over"),
+                       ("waiting", "until the copy is whole"), ("busy", "handed over, another on its way")):  # fmt: skip
+        print(f"{what:32} {middle[name]:7.3f} s, ratio {middle[name] / middle['without']:.2f}")
+    print(f"work beside an upload, of that without one: {middle['work']:.3f}")
+    print({name: [round(v, 3) for v in values] for name, values in found.items()})
 
 
 if __name__ == "__main__":
