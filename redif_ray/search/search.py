@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -42,6 +42,8 @@ from redif_ray.search.records import Records
 from redif_ray.trials.journal import Journal
 from redif_ray.trials.names import SEARCH, TRIALS
 from redif_ray.trials.tuning import TRIAL, run_trials
+
+KINDS = {"searched": False, "searched, told": True}  # by their names in the table: whether the network is told others
 
 
 @dataclass(slots=True)
@@ -212,19 +214,21 @@ def _tuned(job: Job, starts: dict[int, dict[str, Schedule]]) -> list[Finalist]:
     failed = [t for t in course.trials.values() if t.error is not None]
     if len(failed) == total:
         raise UserError(f"all {total} trials failed; the first: {failed[0].error}")
-    kinds = {"searched": False} | ({"searched, told": True} if config.search.told_trials else {})
-    best = [(name, course.best(n, told=told)) for n in starts for name, told in kinds.items()]
-    return [Finalist(t.steps, name, t.times.levels, "tune", t.scores[-1], t.times.told) for name, t in best]
+    best = [(name, _best(course, n, told)) for n in starts for name, told in KINDS.items()]
+    return [Finalist(t.steps, name, t.times.levels, "tune", t.scores[-1], t.times.told) for name, t in best if t]
 
 
 def _best_so_far(course: Course, steps: int) -> str:
+    scores = [t.scores[-1] for told in KINDS.values() if (t := _best(course, steps, told))]
+    return f"{min(scores):.5f}" if scores else "-"
+
+
+def _best(course: Course, steps: int, told: bool) -> Trial | None:
+    """None where none has seen the whole bank: all that were told something else may be worse, and cut."""
     try:
-        found = course.best(steps).scores[-1]
+        return course.best(steps, told=told)
     except ValueError:
-        return "-"
-    with suppress(ValueError):
-        found = min(found, course.best(steps, told=True).scores[-1])
-    return f"{found:.5f}"
+        return None
 
 
 def _descended(job: Job, starts: dict[int, dict[str, Schedule]]) -> list[Finalist]:

@@ -39,13 +39,13 @@ def test_the_answer_is_never_worse_on_the_bank_than_a_start(whole: Path) -> None
         rows = [r for r in json.loads((whole / "summary.json").read_text())["schedules"] if r["steps"] == steps]
         found = {r["name"]: r["bank"] for r in rows if r["bank"] is not None}
         assert found["searched"] == min(seen) <= min(starts)
-        assert found["searched, told"] == min(told)
+        assert found.get("searched, told") == min(told, default=None)  # all may be worse, and cut
         assert found["searched by gradient"] <= min(starts)
         best, times = min(found, key=lambda name: found[name]), read_times(whole / "schedule.yaml", steps)
         assert times.levels[0] == rows[0]["timesteps"][0] == 999
         assert (times.told is not None) == (best == "searched, told")
         assert np.isfinite([r["distance"] for r in rows]).all()
-    assert (whole / "report.md").read_text().count("the best named schedule here") == 6  # three searched ones at both N
+    assert (whole / "report.md").read_text().count("the best named schedule here") >= 4  # both engines at both N
     with pytest.raises(RunFinished):
         search(smoke(whole.parent, "whole", *SMALL, f"tracking.uri=sqlite:///{whole.parent}/mlflow.db"), resume=True)
 
