@@ -27,25 +27,16 @@ from redif_ray.pipeline.session import session
 
 MAY_CHANGE = (
     "evaluation.", "ray.", "rollout.workers", "reward.workers", "rollout.least", "reward.least", "rollout.resources",
-    "reward.resources", "learner.resources", "rollout.labels", "reward.labels", "learner.labels",
+    "reward.resources", "rollout.labels", "reward.labels",
 )  # fmt: skip
+NO_LEARNER = {"workers": 1, "shard": False, "cpus": 0, "gpus": 0, "resources": {}, "labels": {}}
 
 
 def evaluate(run: Path, overrides: list[str], *, checkpoint: str, console: Console) -> Path:
     """`redif evaluate`: the arms of a run once more; writes evaluation-<held_out>.json beside its summary."""
     run = run.resolve()  # workers have working directories of their own
     config, weights, version = _load(run, checkpoint)
-    changed = [o for o in overrides if not o.startswith(MAY_CHANGE)]
-    if changed:
-        raise ConfigError(
-            f"{changed[0]}: an evaluation may change evaluation.*, ray.*, numbers of workers, their resources and "
-            "labels; expected one of these"
-        )
-    tree = config.model_dump()
-    for text in overrides:
-        assign(tree, *parse_override(text))
-    tree["tracking"]["uri"] = "off"
-    config = validate(tree)
+    config = evaluated(config, overrides)
     handed_over(config.reward)  # raises before Ray starts
     with stop_requests() as stop, RunFolder.reopen(run) as folder:
         conditions = folder.conditions() or build.conditions(config, load_model(config.teacher.model))
@@ -60,6 +51,23 @@ def evaluate(run: Path, overrides: list[str], *, checkpoint: str, console: Conso
         timeline.draw(folder)
     console.print(result_table(found))
     return run / name
+
+
+def evaluated(config: Config, overrides: list[str]) -> Config:
+    """A run's configuration, for its evaluation: nothing asks for a learner's room. Raises ConfigError."""
+    changed = [o for o in overrides if not o.startswith(MAY_CHANGE)]
+    if changed:
+        raise ConfigError(
+            f"{changed[0]}: an evaluation may change evaluation.*, ray.*, numbers of workers, their resources and "
+            "labels; expected one of these"
+        )
+    tree = config.model_dump()
+    for text in overrides:
+        assign(tree, *parse_override(text))
+    tree["tracking"]["uri"] = "off"
+    tree["learner"] |= NO_LEARNER
+    found: Config = validate(tree)
+    return found
 
 
 def export_checkpoint(run: Path, out: Path, checkpoint: str, schedule: Path | None = None) -> Path:

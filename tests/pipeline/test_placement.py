@@ -11,6 +11,7 @@ import ray
 
 from redif_ray.config import Config, ConfigError, load
 from redif_ray.pipeline import cluster, fit, placement
+from redif_ray.pipeline.afterwards import evaluated
 from redif_ray.pipeline.footprint import Footprint, Footprints
 from redif_ray.pipeline.interrupt import Interrupted, StopRequest
 
@@ -98,6 +99,14 @@ def test_what_a_run_starts_with_is_what_it_needs(up: dict[str, float]) -> None:
     assert cluster.needed(config) == {"CPU": 8, "GPU": 2.5, "rollout": 5, "spot": 0.5, "reward": 1}
     up |= cluster.needed(config)
     cluster._check(config)
+
+
+def test_an_evaluation_needs_no_room_for_a_learner() -> None:
+    config = load("smoke", ["rollout.workers=2", "learner={workers: 2, cpus: 4, shard: true}", "ray.address=auto",
+                            "learner.resources.learner=1"])
+    assert cluster.needed(evaluated(config, ["reward.workers=3"])) == {"CPU": 5, "GPU": 0}
+    with pytest.raises(ConfigError, match=r"learner\.lr=1: an evaluation may change"):
+        evaluated(config, ["learner.lr=1"])
 
 
 def test_what_a_run_waits_for_is_named() -> None:
