@@ -77,7 +77,7 @@ class Rewards:
     """Scores in a process, all else here."""
 
     def __init__(self, process: Any) -> None:
-        self.targets, self.score = Worker(made=[None, None]).targets, process.score
+        self.targets, self.score, self.ready = Worker(made=[None, None]).targets, process.score, process.ready
 
 
 def test_a_lost_weight_store_is_given_its_weights_again() -> None:
