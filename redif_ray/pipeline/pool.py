@@ -55,6 +55,7 @@ class Pool:
         self.tickets = count()
         self.serving: list[asyncio.Task[None]] = []
         self.here: dict[Any, tuple[str, float]] = {}  # by worker: its name, and since when
+        self.loaded = set(workers)  # that were there once
         self.earlier: dict[str, float] = defaultdict(float)  # seconds that a worker was there, before it went
         self.busy: dict[str, float] = defaultdict(float)
         self.shards: dict[str, int] = defaultdict(int)
@@ -146,9 +147,15 @@ class Pool:
     async def _arrival(self, worker: Any) -> bool:
         """Wait until a worker is there, as long as it takes. False: it never will be."""
         self._gone(worker)
+        patience = self.timeout if worker in self.loaded else None  # another may be on its way for as long as it takes
         while True:
             try:
-                name = await worker.ready.remote()
+                name = await asyncio.wait_for(worker.ready.remote(), patience)
+            except TimeoutError:  # it stands still, or has no room; once, for it may load longer than it works
+                log.warning("a %s worker does not answer and is started again", self.role)
+                self.lost(self.role)
+                ray.kill(worker, no_restart=False)
+                patience = None
             except ActorUnavailableError as error:
                 self.why = error
                 await asyncio.sleep(PAUSE_SECONDS)
@@ -161,6 +168,7 @@ class Pool:
                 return False
             else:
                 self.here[worker] = (name, time.monotonic())
+                self.loaded.add(worker)
                 if self.ending is not None and len(self.here) >= self.least:
                     self.ending.cancel()
                     self.ending = None
