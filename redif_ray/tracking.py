@@ -31,7 +31,6 @@ from mlflow.exceptions import MlflowException
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from pydantic import BaseModel
 
-from redif_ray.config import Config
 from redif_ray.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -43,14 +42,6 @@ BATCH = 1000  # MLflow's limit of metrics a call
 
 class TrackingError(UserError, RuntimeError):
     """The tracking store cannot be used; the message names it and what to do."""
-
-
-def tracking_uri(config: Config) -> str | None:
-    """The store of a run: what the configuration names, SQLite at <root>/mlflow.db by default, None when off."""
-    uri = config.tracking.uri
-    if uri == "off":
-        return None
-    return uri or f"{SQLITE}{Path(config.run.root).resolve() / 'mlflow.db'}"
 
 
 def _file(uri: str) -> Path:

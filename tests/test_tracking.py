@@ -17,7 +17,7 @@ from mlflow import MlflowClient
 
 from redif_ray import tracking
 from redif_ray.config import Config, Term, load
-from redif_ray.tracking import Tracker, TrackingError, flatten, git_commit, tracking_uri
+from redif_ray.tracking import Tracker, TrackingError, flatten, git_commit
 
 
 @pytest.fixture(scope="module")
@@ -268,9 +268,9 @@ def test_a_run_that_the_store_does_not_have(uri: str) -> None:
 
 
 def test_the_uri(tmp_path: Path) -> None:
-    assert tracking_uri(load(None, [f"run.root={tmp_path}/runs"])) == f"sqlite:///{tmp_path}/runs/mlflow.db"
-    assert tracking_uri(load(None, ["tracking.uri=off"])) is None
-    assert tracking_uri(load(None, ["tracking.uri=http://127.0.0.1:5000"])) == "http://127.0.0.1:5000"
+    assert load(None, [f"run.root={tmp_path}/runs"]).tracking_uri == f"sqlite:///{tmp_path}/runs/mlflow.db"
+    assert load(None, ["tracking.uri=off"]).tracking_uri is None
+    assert load(None, ["tracking.uri=http://127.0.0.1:5000"]).tracking_uri == "http://127.0.0.1:5000"
 
 
 def test_flatten() -> None:

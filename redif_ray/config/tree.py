@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import model_validator
@@ -45,6 +46,13 @@ class Config(Strict):
     sweep: Sweep = Sweep()
     checkpoint: Checkpoint = Checkpoint()
     tracking: Tracking = Tracking()
+
+    @property
+    def tracking_uri(self) -> str | None:
+        """The MLflow store: what `tracking.uri` names, SQLite at <root>/mlflow.db by default, None when off."""
+        if self.tracking.uri == "off":
+            return None
+        return self.tracking.uri or f"sqlite:///{Path(self.run.root).resolve() / 'mlflow.db'}"
 
     @model_validator(mode="after")
     def _combinations(self) -> Config:

@@ -25,7 +25,6 @@ from redif_ray.pipeline.session import session
 from redif_ray.pipeline.train import training
 from redif_ray.pipeline.upload import complete, prepare, uploading
 from redif_ray.pipeline.uploader import Uploader
-from redif_ray.tracking import Tracker, TrackingError, flatten, git_commit, knows, tracking_uri
 
 
 def distill(
@@ -148,9 +147,11 @@ def _open_tracking(config: Config, folder: RunFolder, parent: str | None, fetche
 
     fetched: from another machine, whose store may have been a file there; then the run gets a new one.
     """
-    uri = tracking_uri(config)
+    uri = config.tracking_uri
     if uri is None:
         return
+    from redif_ray.tracking import Tracker, flatten, git_commit, knows  # MLflow takes seconds to import
+
     known = folder.state.get("mlflow_run_id")
     if fetched and known is not None and not knows(uri, known):
         known = None
@@ -166,8 +167,10 @@ def _open_tracking(config: Config, folder: RunFolder, parent: str | None, fetche
 
 def _close_tracking(config: Config, folder: RunFolder, status: str) -> None:
     """Say in MLflow how the run ended. A store that is gone by now must not hide the error that ended it."""
-    uri, run_id = tracking_uri(config), folder.state.get("mlflow_run_id")
+    uri, run_id = config.tracking_uri, folder.state.get("mlflow_run_id")
     if uri and run_id:
+        from redif_ray.tracking import Tracker, TrackingError
+
         try:
             Tracker(uri, config.tracking.experiment, config.run.name, run_id).finish(status)
         except TrackingError as error:

@@ -21,7 +21,6 @@ from redif_ray.pipeline.arms import measure, result_table
 from redif_ray.pipeline.rows import read_rows
 from redif_ray.pipeline.session import Session
 from redif_ray.pipeline.train import Outcome
-from redif_ray.tracking import Tracker, TrackingError, tracking_uri
 
 GRID = 10  # images a row of the side-by-side picture
 
@@ -45,7 +44,7 @@ def finish(run: Session, outcome: Outcome, console: Console) -> None:
         "compute": accounts.ledger.state(),
         "policy_version": int(meta["version"]),
         "weights_sha256": weights_sha256(weights),
-        "mlflow": {"tracking_uri": tracking_uri(config) or "", "run_id": run.folder.state.get("mlflow_run_id") or ""},
+        "mlflow": {"tracking_uri": config.tracking_uri or "", "run_id": run.folder.state.get("mlflow_run_id") or ""},
         "notes": {**measured.notes, **_work(run)},
     }
     shutil.rmtree(folder / "student", ignore_errors=True)  # of a run that was cut short between export and summary
@@ -75,9 +74,11 @@ def _work(run: Session) -> dict[str, Any]:
 
 def _track(run: Session, summary: dict[str, Any]) -> None:
     """Final numbers, pictures, the report and the student, into the run's MLflow run."""
-    uri, folder = tracking_uri(run.config), run.folder.path
+    uri, folder = run.config.tracking_uri, run.folder.path
     if uri is None:
         return
+    from redif_ray.tracking import Tracker, TrackingError  # as at the start
+
     tracker = Tracker(uri, run.config.tracking.experiment, run.config.run.name, run.folder.state["mlflow_run_id"])
     if not run.get(run.writer.flush.remote()):
         raise TrackingError(f"the MLflow store {uri} did not take the run's metrics; bring it back and use --resume")
@@ -97,7 +98,7 @@ def _sentence(text: str, change: Change) -> str:
 
 
 def _closing_words(run: Session, summary: dict[str, Any]) -> str:
-    folder, uri = run.folder.path, tracking_uri(run.config)
+    folder, uri = run.folder.path, run.config.tracking_uri
     found = Summary.model_validate(summary)
     shares = {text: gap_closed(found, start) for start, text in GAPS.items()}
     lines = [

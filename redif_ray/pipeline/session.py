@@ -36,7 +36,6 @@ from redif_ray.pipeline.run_folder import RunFolder
 from redif_ray.pipeline.samples import Samples, Terms, collect, joined
 from redif_ray.pipeline.weight_store import WeightStore, learned_key
 from redif_ray.pipeline.weights import Publisher
-from redif_ray.tracking import tracking_uri
 from redif_ray.types import Meta, Shard
 
 INITIAL = "initial-0"
@@ -173,7 +172,7 @@ def session(config: Config, conditions: Conditions, folder: RunFolder, stop: Sto
 
         writer = beside_driver(MetricsWriter, **RESTARTABLE).remote(
             str(folder.path),
-            tracking_uri(config),
+            config.tracking_uri,
             config.tracking.experiment,
             config.run.name,
             folder.state.get("mlflow_run_id"),

@@ -63,9 +63,7 @@ def places(path: Path, config: Config, kept: Mapping[str, Any]) -> Lines:
     names = ("report.md", "schedule.yaml", "student", "timeline.json")
     lines = {"results": ", ".join(name for name in names if (path / name).exists()) or "none yet", "folder": str(path)}
     if (run_id := kept.get("mlflow_run_id")) is not None:
-        from redif_ray.tracking import tracking_uri  # it takes seconds
-
-        lines["MLflow"] = f"run {run_id} at {tracking_uri(config) or 'a store of an earlier start'}"
+        lines["MLflow"] = f"run {run_id} at {config.tracking_uri or 'a store of an earlier start'}"
     return lines
 
 

@@ -34,7 +34,6 @@ from redif_ray.sweep.report import write_results
 from redif_ray.sweep.selection import Selection
 from redif_ray.sweep.space import configured, read_space
 from redif_ray.sweep.trial import Board, RunTrial
-from redif_ray.tracking import tracking_uri
 from redif_ray.trials.journal import Journal
 from redif_ray.trials.names import SWEEP, TRIALS
 from redif_ray.trials.records import Records
@@ -72,7 +71,7 @@ def sweep(config: Config, *, resume: bool = False, console: Console | None = Non
         folder = RunFolder.open(config, resume=resume)
         try:
             with Records.open(config, folder) as records:
-                uri = tracking_uri(config) or "off"
+                uri = config.tracking_uri or "off"
                 recipe = configured(config, {"tracking.uri": uri, "ray.num_cpus": None})
                 _sweep(Job(config, recipe, folder, records, stop, console or Console()), course)
             return folder.path

@@ -11,7 +11,7 @@ from typing import Self
 
 from redif_ray.config import Config
 from redif_ray.pipeline.run_folder import RunFolder
-from redif_ray.tracking import Tracker, flatten, tracking_uri
+from redif_ray.tracking import Tracker, flatten
 
 
 class Records:
@@ -25,7 +25,7 @@ class Records:
     @contextmanager
     def open(cls, config: Config, folder: RunFolder) -> Iterator[Self]:
         """Records for the length of a block, whose end decides the status of the MLflow run."""
-        uri, tracker = tracking_uri(config), None
+        uri, tracker = config.tracking_uri, None
         if uri is not None:
             known = folder.state.get("mlflow_run_id")
             tracker = Tracker(uri, config.tracking.experiment, config.run.name, known)
