@@ -1,15 +1,35 @@
-"""What a process pays before it works: a run has five, and each import of torch or of diffusers costs seconds."""
+"""What a process pays before it works: a run has six, and each import of torch or of diffusers costs seconds."""
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
+
+import pytest
+
+from redif_ray.pipeline.imports import imported
 
 CONTROL = ("actors", "coordinator", "metrics", "status", "weight_store")
 
 
+def heavy(code: str) -> str:
+    """Those of the heavy packages that are there once `code` has run in a process of its own."""
+    script = f"import sys; {code}; print(*sorted({{'torch', 'diffusers', 'mlflow', 'pandas'}} & {{*sys.modules}}))"
+    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.strip()
+
+
 def test_processes_without_tensors_import_nothing_heavy() -> None:
     modules = ", ".join(f"redif_ray.pipeline.{name}" for name in CONTROL)
-    script = f"import sys, redif_ray.cli, {modules}; print({{'torch', 'mlflow', 'pandas'}} & {{*sys.modules}})"
-    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert found.stdout.strip() == "set()"
+    assert heavy(f"import redif_ray.cli, {modules}") == ""
+
+
+def test_a_driver_that_tracks_nothing_does_without_mlflow() -> None:
+    assert heavy("import redif_ray.pipeline.distill") == "diffusers torch"
+
+
+def test_an_import_leaves_the_collector_at_work() -> None:
+    assert imported("redif_ray.config:Config").__name__ == "Config" and gc.isenabled() and gc.get_freeze_count()
+    with pytest.raises(ModuleNotFoundError):
+        imported("redif_ray.nowhere:Nothing")
+    assert gc.isenabled()

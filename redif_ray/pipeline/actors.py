@@ -10,11 +10,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from pkgutil import resolve_name
 from typing import Any, ClassVar
 
 from redif_ray.config import Config
 from redif_ray.errors import UserError
+from redif_ray.pipeline.imports import imported
 
 
 class Actor:
@@ -27,7 +27,7 @@ class Actor:
 
     def __init__(self, name: str, config: Config, token: Path, variables: Mapping[str, str] | None = None) -> None:
         os.environ.update(variables or {})
-        self._worker = _made(lambda: resolve_name(self.source)(name, config), token)
+        self._worker = _made(lambda: imported(self.source)(name, config), token)
 
     def ready(self) -> str:
         return self._worker.ready()

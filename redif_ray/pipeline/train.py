@@ -16,6 +16,7 @@ import ray
 
 from redif_ray.errors import UserError
 from redif_ray.pipeline.causes import cause
+from redif_ray.pipeline.imports import imported
 from redif_ray.pipeline.interrupt import Interrupted
 
 if TYPE_CHECKING:
@@ -36,10 +37,8 @@ class Outcome:
 
 def train_loop(job: dict[str, Any]) -> Outcome | None:
     """One rank's work, as Ray Train calls it; rank 0 answers. A user error is returned: retries would not mend it."""
-    from redif_ray.pipeline.learner import Learner
-
     context = ray.train.get_context()
-    learner = Learner(job, context.get_world_rank(), context.get_world_size())
+    learner = imported("redif_ray.pipeline.learner:Learner")(job, context.get_world_rank(), context.get_world_size())
     try:
         outcome = learner.run()
     except (UserError, FloatingPointError) as error:
