@@ -105,7 +105,10 @@ def _join(address: str) -> None:
 
 
 def start(config: Config, *, num_cpus: int) -> None:
-    """A private cluster of this process, on loopback only."""
+    """A private cluster of this process, on loopback only.
+
+    Its processes inherit `ENVIRONMENT`: a `runtime_env` that says so too would start Python twice for each worker.
+    """
     # Ray's sockets lie below its folder and their paths may not exceed 107 bytes; this one is short.
     ray.init(
         address="local",
@@ -116,7 +119,6 @@ def start(config: Config, *, num_cpus: int) -> None:
         log_to_driver=False,
         logging_level=logging.ERROR,
         _temp_dir=str(Path(tempfile.gettempdir()) / "ray"),
-        runtime_env={"env_vars": ENVIRONMENT},
     )
 
 
