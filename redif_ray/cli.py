@@ -54,7 +54,7 @@ def distill(
     if print_config:
         sys.stdout.write(dump(resolved))
         return
-    from redif_ray.pipeline.distill import distill as run
+    from redif_ray.pipeline.launch import distill as run
 
     run(resolved, resume=resume, console=console)
 

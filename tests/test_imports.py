@@ -10,7 +10,7 @@ import pytest
 
 from redif_ray.pipeline.imports import imported
 
-CONTROL = ("actors", "coordinator", "metrics", "status", "weight_store")
+CONTROL = ("actors", "coordinator", "launch", "metrics", "status", "weight_store")
 
 
 def heavy(code: str) -> str:

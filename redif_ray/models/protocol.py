@@ -14,15 +14,11 @@ from torch.nn import Module, ModuleDict, ModuleList
 
 from redif_ray.diffusion.levels import Level, NoiseProcess
 from redif_ray.diffusion.transition import Prediction
-from redif_ray.errors import UserError
+from redif_ray.models.places import ModelError as ModelError
 from redif_ray.models.prediction import to_prediction
 from redif_ray.types import Condition
 
 Encoded = dict[str, Tensor]
-
-
-class ModelError(UserError, ValueError):
-    """A model that cannot be loaded, or is asked for what it cannot do; the message says what was expected."""
 
 
 @dataclass(eq=False, kw_only=True)

@@ -7,7 +7,6 @@ its value a function (folder: Path, dtype: torch.dtype) -> DiffusionModel, whose
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import entry_points
@@ -19,12 +18,12 @@ from diffusers import DiffusionPipeline
 
 from redif_ray.checkpoint import weights_sha256
 from redif_ray.models.folder import read_index
-from redif_ray.models.protocol import DiffusionModel, ModelError
+from redif_ray.models.places import ModelError, local_folder, missing
+from redif_ray.models.protocol import DiffusionModel
 from redif_ray.models.quiet import quiet
 
 Loader = Callable[[Path, torch.dtype], DiffusionModel]
 GROUP = "redif_ray.models"
-TEACHERS = Path(__file__).parent.parent / "assets" / "teachers"
 FAMILIES = {  # imported when asked for: some pipelines take seconds
     "DDPMPipeline": "redif_ray.models.pixel:PixelUNet",
     "DDIMPipeline": "redif_ray.models.pixel:PixelUNet",
@@ -47,17 +46,12 @@ def load_model(source: str | Path, *, device: str = "cpu", dtype: torch.dtype = 
 
 def model_folder(source: str | Path) -> Path:
     """A local folder, the name of a shipped teacher, or an "org/name" of the hub, fetched. Raises ModelError."""
-    for folder in (Path(source), TEACHERS / source):
-        if folder.is_dir():
-            return folder
-    shipped = ", ".join(sorted(p.name for p in TEACHERS.glob("*/"))) or "none"
-    missing = f"no model {str(source)!r}: expected a folder, a hub id (org/name), or a shipped teacher ({shipped})"
-    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(source)):
-        raise ModelError(missing)
+    if (folder := local_folder(source)) is not None:
+        return folder
     try:
         return Path(DiffusionPipeline.download(str(source), use_safetensors=True))
     except (OSError, ValueError) as error:
-        raise ModelError(f"{missing}; the hub says: {error}") from error
+        raise ModelError(f"{missing(source)}; the hub says: {error}") from error
 
 
 def _loader(folder: Path) -> Loader:

@@ -8,6 +8,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 ENVIRONMENT = {
@@ -28,6 +29,7 @@ import ray  # noqa: E402  # after the environment that it reads
 from redif_ray.config import Config, ConfigError, Learner, Workers  # noqa: E402
 
 log = logging.getLogger(__name__)
+_started = ContextVar("started", default=False)
 
 
 def bundle(role: Workers | Learner) -> dict[str, float]:
@@ -51,11 +53,11 @@ def needed(config: Config) -> dict[str, float]:
 def connect(config: Config) -> Iterator[bool]:
     """Ray for the length of a run; whether it ends with it, and all actors of this process.
 
-    A cluster already joined by this process is used and left as it was.
+    A cluster already joined by this process is used and left as it was; one that was `started` ends with the run.
     """
     if ray.is_initialized():
         _check(config)
-        yield False
+        yield _started.get()
         return
     if config.ray.address == "local":
         start(config, num_cpus=_private_cpus(config))
@@ -65,6 +67,18 @@ def connect(config: Config) -> Iterator[bool]:
         _check(config)
         yield True
     finally:
+        ray.shutdown()
+
+
+@contextmanager
+def started(config: Config) -> Iterator[None]:
+    """A private cluster for the length of a block, with a run in it that connects."""
+    start(config, num_cpus=_private_cpus(config))
+    token = _started.set(True)
+    try:
+        yield
+    finally:
+        _started.reset(token)
         ray.shutdown()
 
 

@@ -65,11 +65,7 @@ class RunFolder:
 
         Raises RunError; nothing that exists is overwritten.
         """
-        path = Path(config.run.root).resolve() / config.run.name
-        if not resume and path.exists() and not (path.is_dir() and {p.name for p in path.iterdir()} <= BEFORE_CONFIG):
-            raise RunError(f"{path} exists; continue it with --resume, or choose another run.name")
-        if resume and not (path / "config.yaml").exists():
-            raise RunError(f"{path} holds no run to resume; leave --resume out to start it")
+        path = cls.place(config, resume=resume)
         try:
             path.mkdir(parents=True, exist_ok=True)
             (path / "checkpoints").mkdir(exist_ok=True)
@@ -86,6 +82,16 @@ class RunFolder:
             folder.close()
             raise
         return folder
+
+    @staticmethod
+    def place(config: Config, *, resume: bool) -> Path:
+        """Where the folder is or will be. Raises RunError for one that is in the way, or not there to be resumed."""
+        path = Path(config.run.root).resolve() / config.run.name
+        if not resume and path.exists() and not (path.is_dir() and {p.name for p in path.iterdir()} <= BEFORE_CONFIG):
+            raise RunError(f"{path} exists; continue it with --resume, or choose another run.name")
+        if resume and not (path / "config.yaml").exists():
+            raise RunError(f"{path} holds no run to resume; leave --resume out to start it")
+        return path
 
     @classmethod
     @contextmanager
