@@ -9,23 +9,29 @@ import torch
 
 from redif_ray.config import LEARNED, Config
 from redif_ray.evaluation.compute import ComputeLedger, forward_flops, update_factor
-from redif_ray.models.protocol import DiffusionModel
-from redif_ray.pipeline import build
+from redif_ray.models.folder import without_weights
+from redif_ray.models.registry import load_model
 from redif_ray.pipeline.faults import Fetched
 from redif_ray.types import Meta
 
 COMPONENTS = {"rollout": "student_rollout"}  # the ledger's name of a worker's component, where they differ
 
 
+def _flops(config: Config) -> float:
+    """Of a prediction of one image, counted on a network without numbers: it takes no device's time or memory."""
+    with without_weights():
+        model = load_model(config.teacher.model, device="meta")
+    encoded = {name: value.to("meta") for name, value in model.encode([0 if model.num_classes else None]).items()}
+    x = torch.empty(1, *model.latent_shape, device="meta")
+    return forward_flops(lambda: model.predict(x, model.process.noisiest(), encoded), 1)
+
+
 class Accounts:
     """Books what workers report and what the learner does into a `ComputeLedger`."""
 
-    def __init__(self, config: Config, model: DiffusionModel) -> None:
+    def __init__(self, config: Config) -> None:
         self.config = config
-        encoded = model.encode([0 if model.num_classes else None])
-        x = torch.zeros(1, *model.latent_shape, device=model.device)
-        predict = build.predictor(model, encoded, 1.0)
-        self.flops = forward_flops(lambda: predict(x, model.process.noisiest()), 1)
+        self.flops = _flops(config)
         self.factor = update_factor(lora=config.student.lora.rank > 0, checkpointing=config.learner.checkpointing)
         self.ledger = ComputeLedger()
 

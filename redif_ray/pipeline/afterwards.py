@@ -44,7 +44,7 @@ def evaluate(run: Path, overrides: list[str], *, checkpoint: str, console: Conso
         with connect(config), session(config, conditions, folder, stop) as opened:
             opened.ready()
             opened.growth.start()
-            measured = measure(opened, weights, version, Accounts(config, opened.teacher))
+            measured = measure(opened, weights, version, Accounts(config))
         name = f"evaluation-{config.evaluation.held_out}.json"
         found = {**measured.fields, "notes": measured.notes}
         folder.write(name, json.dumps(found, indent=1) + "\n")

@@ -28,7 +28,7 @@ GRID = 10  # images a row of the side-by-side picture
 def finish(run: Session, outcome: Outcome, console: Console) -> None:
     """Evaluate, export, report; `summary.json` is written last, so that its presence means a finished run."""
     config, folder = run.config, run.folder.path
-    accounts = Accounts(config, run.teacher)
+    accounts = Accounts(config)
     accounts.load(outcome.ledger)
     tensors, meta = load_checkpoint(folder / "checkpoints" / "best")
     weights = unpack("deploy", tensors)

@@ -63,7 +63,7 @@ class Learner:
         if config.learner.checkpointing:
             enable_checkpointing(self.student)
         self.plan = Phases(config)
-        self.accounts = Accounts(config, teacher)
+        self.accounts = Accounts(config)
         self.running = RunningStatistics()
         self.learned = learned_reward(config, teacher, self._all_reduce if world > 1 else None)
         reference = self._share_out(teacher) if config.learner.shard else teacher
