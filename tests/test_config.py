@@ -155,6 +155,8 @@ CONFLICTS = [
     (["reward.runtime_env.py_modules=[/shared/mine]"], "py_modules: '/shared/mine' is no URI; .*file:///shared/my.zip"),
     (["reward.runtime_env.pip=['git+https://me:pw@host/x']"], "runtime_env: a URL holds a user .*nodes' ~/.netrc"),
     (["reward.runtime_env.py_modules=['https://me@host/x.zip']"], "runtime_env: a URL holds a user or password"),
+    (["pipeline.offload=true", "pipeline.staleness=1"], "offload=true: with pipeline.staleness=1 no role waits"),
+    (["pipeline.offload=true", "learner.workers=2"], "offload=true: learner.workers=2 .*share with no one; expected 1"),
     (["draft.last_steps=5"], "draft.last_steps=5: expected at most student.steps=4"),
     (["learner.workers=3"], "learner.workers=3: expected a divisor of rollout.groups=4"),
     (["learner.workers=2", "learner.gpus=0.5"], "learner.gpus=0.5: learner.workers=2 need whole ones; expected 1"),

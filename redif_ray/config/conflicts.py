@@ -34,6 +34,13 @@ def conflicts(c: Config) -> Iterator[str]:
             f"pipeline.staleness={c.pipeline.staleness}: learner.loss=reinforce has no ratio that would account for "
             "it; expected 0, or loss=ppo_clip"
         )
+    if c.pipeline.offload and c.pipeline.staleness:
+        yield f"pipeline.offload=true: with pipeline.staleness={c.pipeline.staleness} no role waits; expected 0"
+    if c.pipeline.offload and c.learner.workers > 1:
+        yield (
+            f"pipeline.offload=true: learner.workers={c.learner.workers} have GPUs of their own, which they share with "
+            "no one; expected 1"
+        )
     if c.rollout.guided >= c.rollout.siblings:
         yield f"rollout.guided={c.rollout.guided}: expected less than rollout.siblings={c.rollout.siblings}"
     if c.rollout.groups % c.rollout.shard_groups:

@@ -126,6 +126,9 @@ class Pipeline(Strict):
     timeout_s: float = Field(
         600, gt=0, description="a worker that takes longer for a shard is killed; the shard is done again"
     )
+    offload: bool = Field(
+        False, description="workers and learner take turns on the GPU that they share; who waits is in host memory"
+    )
 
 
 class Learner(Strict):

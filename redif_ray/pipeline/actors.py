@@ -32,31 +32,40 @@ class Actor:
     def ready(self) -> str:
         return self._worker.ready()
 
+    def rest(self) -> None:
+        """Leave the device to others until the next call."""
+        self._worker.offload.rest()
+
+    @property
+    def _awake(self) -> Any:
+        self._worker.offload.wake()
+        return self._worker
+
 
 class StudentRolloutWorker(Actor):
     source = "redif_ray.pipeline.rollout:StudentRolloutWorker"
 
     def rollout(self, *arguments: Any) -> Any:
-        return self._worker.rollout(*arguments)
+        return self._awake.rollout(*arguments)
 
 
 class TeacherRewardWorker(Actor):
     source = "redif_ray.pipeline.reward:TeacherRewardWorker"
 
     def targets(self, *arguments: Any) -> Any:
-        return self._worker.targets(*arguments)
+        return self._awake.targets(*arguments)
 
     def jump(self, *arguments: Any) -> Any:
-        return self._worker.jump(*arguments)
+        return self._awake.jump(*arguments)
 
     def score(self, *arguments: Any) -> Any:
-        return self._worker.score(*arguments)
+        return self._awake.score(*arguments)
 
     def compare(self, *arguments: Any) -> Any:
-        return self._worker.compare(*arguments)
+        return self._awake.compare(*arguments)
 
     def sample(self, *arguments: Any) -> Any:
-        return self._worker.sample(*arguments)
+        return self._awake.sample(*arguments)
 
 
 class _Unmade:

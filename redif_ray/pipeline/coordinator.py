@@ -84,6 +84,8 @@ class Coordinator:
 
     async def begin(self, calibration: dict[str, Any]) -> None:
         """The workers are ready and their rewards calibrated: the learner, which loads meanwhile, may start."""
+        if not self.begun.is_set():
+            await self._make_room()
         self.calibration = calibration
         self.begun.set()
 
@@ -127,7 +129,8 @@ class Coordinator:
                 version = self.plan.version(ahead)
                 make = partial(self._shard, key=policy_key(version), learned=learned_key(self.config, version))
                 self.rounds[ahead] = Batch(self.plan.shards(ahead), make)
-        self._prefetch(round + self.config.pipeline.staleness + 1)
+        if not self.config.pipeline.offload:  # else workers rest while the learner updates
+            self._prefetch(round + self.config.pipeline.staleness + 1)
         self._forget(round - 1)  # which a rank that lags may still ask for
         return await self._answer(self.rounds[round], rank, world, lost)
 
@@ -169,7 +172,13 @@ class Coordinator:
             self.writer.spans.remote(self.spans)
             self.spans = []
         mine = tuple((i, references) for i, (_, references) in enumerate(results) if i % world == rank)
+        await self._make_room()
         return RoundData(tuple(metas for metas, _ in results), mine, seconds)
+
+    async def _make_room(self) -> None:
+        """For the learner, on the GPU that it shares with the workers."""
+        if self.config.pipeline.offload:
+            await asyncio.gather(self.rollout.rest(), self.reward.rest())
 
     def _repeat(self, shard: Shard) -> None:
         """Note that a shard is made again; the teacher's images of it may be what is lost."""

@@ -85,25 +85,37 @@ def workers(config: Config) -> dict[str, tuple[int, float]]:
 
 
 def fullest_gpu_mb(config: Config, roles: dict[str, Footprint]) -> float:
-    """Workers whose shares fit on one GPU may be put there together; those that lie beside each other are added up."""
-    shares = [(gpus, roles[role].total + OVERHEAD_MB) for role, (number, gpus) in workers(config).items() if gpus
-              for _ in range(number)]  # fmt: skip
+    """Workers whose shares fit on one GPU may be put there together; those that lie beside each other are added up, but
+    for a learner and workers that take turns.
+    """
+    shares = [(role, gpus) for role, (number, gpus) in workers(config).items() if gpus for _ in range(number)]
+    shares.sort(key=lambda share: -roles[share[0]].total)
     fullest = 0.0
-    for i, (share, mb) in enumerate(shares):
-        room = 1 - min(share, 1)
-        for other, more in sorted(shares[:i] + shares[i + 1 :], key=lambda pair: -pair[1]):
-            if other <= room + 1e-9:
-                room, mb = room - other, mb + more
-        fullest = max(fullest, mb)
+    for i, (role, share) in enumerate(shares):
+        room, together = 1 - min(share, 1), [role]
+        for other, more in shares[:i] + shares[i + 1 :]:
+            if more <= room + 1e-9:
+                room, together = room - more, [*together, other]
+        fullest = max(fullest, _together_mb(config, together, roles))
     return fullest
 
 
+def _together_mb(config: Config, together: list[str], roles: dict[str, Footprint]) -> float:
+    learner = sum(roles[role].total for role in together if role == "learner")
+    others = sum(roles[role].total for role in together if role != "learner")
+    mb = max(learner, others) if config.pipeline.offload else learner + others
+    return mb + OVERHEAD_MB * len(together)
+
+
 def main_memory_mb(config: Config, roles: dict[str, Footprint]) -> float:
-    """Of all processes: those without a GPU hold their tensors there, and so does the driver its teacher."""
+    """Of all processes: those without a GPU hold their tensors there, those that take turns on one what they keep
+    between their turns, and the driver its teacher.
+    """
     total = RAY_MB + 4 * PROCESS_MB + roles["reward"].weights
-    return total + sum(
-        number * (PROCESS_MB + (0 if gpus else roles[role].total)) for role, (number, gpus) in workers(config).items()
-    )
+    for role, (number, gpus) in workers(config).items():
+        one, offload = roles[role], config.pipeline.offload
+        total += number * (PROCESS_MB + (one.total if not gpus else one.weights + one.training if offload else 0))
+    return total
 
 
 def disk_mb(config: Config, found: Footprints) -> float:

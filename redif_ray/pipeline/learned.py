@@ -20,6 +20,7 @@ from redif_ray.learning.discriminator import TEACHER_PASS, DiscriminatorUpdater,
 from redif_ray.learning.step import AllReduce
 from redif_ray.models.protocol import DiffusionModel
 from redif_ray.pipeline import build
+from redif_ray.pipeline.offload import Belonging
 from redif_ray.pipeline.run_folder import latest_checkpoint
 from redif_ray.pipeline.weight_store import StaleWeightsError
 from redif_ray.rewards.discriminator import DiscriminatorTerm
@@ -28,9 +29,11 @@ from redif_ray.types import Meta, Scored, Shard, Trajectories
 OPTIMIZER = f"{LEARNED}_optimizer"
 
 
-def learned_reward(config: Config, model: DiffusionModel, all_reduce: AllReduce | None) -> LearnedReward | None:
+def learned_reward(
+    config: Config, model: DiffusionModel, device: str, all_reduce: AllReduce | None
+) -> LearnedReward | None:
     """None for a run without one."""
-    term = build.learned_reward(config, model, str(model.device))
+    term = build.learned_reward(config, model, device)
     return None if term is None else LearnedReward(config, term, all_reduce)
 
 
@@ -45,6 +48,10 @@ class LearnedReward:
         )
         example = torch.zeros(1, *term.setting.image_shape, device=self.device)
         self.flops = forward_flops(lambda: term.network(example, term.labels([0])), 1)
+
+    def belongings(self) -> list[Belonging]:
+        """What it has on its device."""
+        return [self.term.network, self.optimizer]
 
     def weights(self) -> dict[str, Tensor]:
         return {name: value.detach().clone() for name, value in self.term.network.state_dict().items()}

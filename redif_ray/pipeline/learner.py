@@ -33,6 +33,7 @@ from redif_ray.pipeline.faults import Fetched, Stopping, fetched
 from redif_ray.pipeline.gauges import RoundGauges
 from redif_ray.pipeline.judging import judge_of
 from redif_ray.pipeline.learned import learned_reward
+from redif_ray.pipeline.offload import Belonging, Offload, home
 from redif_ray.pipeline.plan import Phases
 from redif_ray.pipeline.rounds import RoundUpdate
 from redif_ray.pipeline.run_folder import check_seen, latest_checkpoint, prune_checkpoints
@@ -58,14 +59,15 @@ class Learner:
         self.coordinator, self.writer = job["coordinator"], job["writer"]
         self.publisher = Publisher(job["weights"])
         self.folder, self.token, self.until = Path(job["folder"]), job["token"], int(job["until"])
-        teacher = build.teacher(config, build.device(config.learner.gpus))
+        device, offload = build.device(config.learner.gpus), config.pipeline.offload
+        teacher = build.teacher(config, home(device, offload))
         self.student = build.student(config, teacher)
         if config.learner.checkpointing:
             enable_checkpointing(self.student)
         self.plan = Phases(config)
         self.accounts = Accounts(config)
         self.running = RunningStatistics()
-        self.learned = learned_reward(config, teacher, self._all_reduce if world > 1 else None)
+        self.learned = learned_reward(config, teacher, device, self._all_reduce if world > 1 else None)
         reference = self._share_out(teacher) if config.learner.shard else teacher
         self.parameters = trainable(self.student)
         self.update = RoundUpdate(config, self.student, reference, self.running, rank, world, self._all_reduce)
@@ -78,6 +80,14 @@ class Learner:
         lost = self.writer.lost.remote
         self.uploader = uploader(config, self.folder, lambda: lost("upload")) if rank == 0 else None
         self._start_phase(self.plan.phase(0))
+        networks = [self.student.network, teacher.network, *teacher.parts.values()]
+        self.offload = Offload(device, lambda: [*networks, *self._training()], taken=offload)
+        self.offload.rest()
+
+    def _training(self) -> list[Belonging]:
+        """What it keeps on its device beside networks."""
+        average = [] if self.average is None else [self.average.average]
+        return [self.optimizer, *average, *([] if self.learned is None else self.learned.belongings())]
 
     def _share_out(self, teacher: DiffusionModel) -> DiffusionModel | None:
         """Keep shares of the student, and of the teacher where a regulariser asks for it; they have none in common."""
@@ -95,6 +105,7 @@ class Learner:
         if self.rank == 0:
             judge = judge_of(self.config, self.coordinator, self.config.validation.groups, self.accounts)
             self.validator = Validator(self.config, calibration, judge)
+        self.offload.wake()
         restored = self._restore()
         self._begin()
         if not restored:
@@ -131,7 +142,9 @@ class Learner:
         return bool(flags)
 
     def _ask(self, method: Any, *arguments: Any) -> Fetched:
-        return fetched(lambda lost: method.remote(*arguments, lost), self.publisher.get)
+        """What others make; their device is theirs meanwhile."""
+        with self.offload.resting():
+            return fetched(lambda lost: method.remote(*arguments, lost), self.publisher.get)
 
     def _start_phase(self, phase: Phase) -> None:
         """A phase has its own optimiser and its own average of the weights."""
@@ -177,6 +190,8 @@ class Learner:
         seconds = time.perf_counter() - started
         groups = len({g for metas in data.metas for g in metas[0].shard.groups})
         row |= {"groups_per_second": groups / seconds, "seconds/round": seconds, "seconds/gather": data.gather_seconds}
+        if self.offload.taken:
+            row["seconds/offload"], self.offload.seconds = self.offload.seconds, 0.0
         row |= {f"compute/{name}_nfe": entry["nfe"] for name, entry in self.accounts.ledger.state().items()}
         self.gauges.set(row, [*spans(m for metas in data.metas for m in metas), *self.stages.passed])
         self._log(row)

@@ -95,6 +95,13 @@ class Pool:
         self.calls.put_nowait(Call(urgency, next(self.tickets), method, arguments, answer))
         return await answer
 
+    async def rest(self) -> None:
+        """Have every worker that is there leave its device to others, once its call is done."""
+        answers = await asyncio.gather(*(worker.rest.remote() for worker in self.here), return_exceptions=True)
+        for answer in answers:
+            if isinstance(answer, BaseException) and not isinstance(answer, RayActorError):  # with whom all it had went
+                raise answer
+
     async def _serve(self, worker: Any) -> None:
         answered: int | None = None  # losses of the pool when the worker last said that it is there
         while True:

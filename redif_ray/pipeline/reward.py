@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import Module
 
 from redif_ray.config import Config
 from redif_ray.diffusion import noise, schedules, solvers
 from redif_ray.diffusion.schedules import Schedule
 from redif_ray.models.protocol import DiffusionModel
 from redif_ray.pipeline import build
+from redif_ray.pipeline.offload import Offload, home
 from redif_ray.pipeline.weights import fetch
 from redif_ray.rewards.base import RewardInputs
 from redif_ray.types import Meta, Scored, Shard, Trajectories, Work
@@ -26,15 +28,20 @@ class TeacherRewardWorker:
         torch.set_num_threads(config.reward.threads)
         self.name, self.config = name, config
         self.device = build.device(config.reward.gpus)
-        self.teacher = build.teacher(config, self.device)
+        self.teacher = build.teacher(config, home(self.device, config.pipeline.offload))
         self.student_schedule = build.student_schedule(self.teacher, config.student)
         self.teacher_schedule = build.teacher_schedule(self.teacher, config)
         self.rewards = build.rewards(config, self.teacher, self.device)
         self.store = build.target_store(config, self.teacher)
         self.loaded: tuple[str, str] | None = None  # key and checksum of the learned reward in place
+        self.offload = Offload(self.device, self._belongings, taken=config.pipeline.offload)
+        self.offload.rest()
 
     def ready(self) -> str:
         return self.name
+
+    def _belongings(self) -> list[Module]:
+        return [self.teacher.network, *self.teacher.parts.values(), *self.rewards.networks()]
 
     def targets(self, shard: Shard) -> tuple[Meta, np.ndarray]:
         """The teacher's images of a shard's groups, [G, C, H, W] float32, from the store or computed and kept there."""

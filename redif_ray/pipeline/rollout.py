@@ -7,12 +7,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Module
 
 from redif_ray.config import Config
 from redif_ray.diffusion import noise, solvers
 from redif_ray.diffusion.rollout import Guide, rollout
 from redif_ray.models.student import set_weights
 from redif_ray.pipeline import build
+from redif_ray.pipeline.offload import Offload, home
 from redif_ray.pipeline.weights import fetch, version
 from redif_ray.types import Condition, Meta, Shard, Trajectories, Work
 
@@ -24,13 +26,18 @@ class StudentRolloutWorker:
         torch.set_num_threads(config.rollout.threads)
         self.name, self.config = name, config
         self.device = build.device(config.rollout.gpus)
-        self.teacher = build.teacher(config, self.device)
+        self.teacher = build.teacher(config, home(self.device, config.pipeline.offload))
         self.student = build.student(config, self.teacher)
+        self.offload = Offload(self.device, self._belongings, taken=config.pipeline.offload)
         self.schedule = build.student_schedule(self.student, config.student)
         self.loaded: tuple[str, str] | None = None  # key and checksum of the weights in place
+        self.offload.rest()
 
     def ready(self) -> str:
         return self.name
+
+    def _belongings(self) -> list[Module]:
+        return [self.student.network, self.teacher.network, *self.teacher.parts.values()]
 
     def rollout(self, shard: Shard, weights: Any, key: str) -> tuple[Meta, Trajectories]:
         """Trajectories of a shard under weights `key` of the store `weights`.

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 from torch import Tensor
+from torch.nn import Module
 
 from redif_ray import config
 from redif_ray.rewards.aesthetic import Aesthetic
@@ -70,6 +71,12 @@ class Rewards:
     def learned(self) -> DiscriminatorTerm | None:
         """The term whose weights change in the course of a run, if there is one."""
         return next((term for term in self.terms.values() if isinstance(term, DiscriminatorTerm)), None)
+
+    def networks(self) -> list[Module]:
+        """Those that the terms look through; a function of the user's keeps its own."""
+        held = [value for term in self.terms.values() for value in vars(term).values()]
+        found = [getattr(value, "network", value) for value in held]
+        return list(dict.fromkeys(network for network in found if isinstance(network, Module)))
 
     @property
     def differentiable(self) -> bool:

@@ -153,6 +153,17 @@ def test_the_fullest_gpu(overrides: list[str], together: list[str]) -> None:
     assert found == pytest.approx(sum(ROLES[role].total + footprint.OVERHEAD_MB for role in together))
 
 
+def test_those_that_take_turns_are_not_added_up() -> None:
+    shares = ["rollout.gpus=0.25", "reward.gpus=0.25", "learner.gpus=0.5"]
+    every = sum(one.total for one in ROLES.values()) + 3 * footprint.OVERHEAD_MB
+    beside, turns = (config("fashion-mnist", *shares, f"pipeline.offload={offload}") for offload in ("false", "true"))
+    assert fit.fullest_gpu_mb(beside, ROLES) == pytest.approx(every)
+    others = ROLES["rollout"].total + ROLES["reward"].total
+    assert fit.fullest_gpu_mb(turns, ROLES) == pytest.approx(every - others)
+    kept = sum(one.weights + one.training for one in ROLES.values())
+    assert fit.main_memory_mb(turns, ROLES) - fit.main_memory_mb(beside, ROLES) == pytest.approx(kept)
+
+
 def test_what_is_too_little_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     found = Footprints(ROLES | {"rollout": replace(ROLES["rollout"], weights=1e9)}, 10**6, 1000)
     few = {need.what: need for need in fit.needs(config("fashion-mnist"), found)}

@@ -1,0 +1,138 @@
+"""What a role puts aside while others have the GPU: everything, and nothing of it changes."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from ray.exceptions import RayActorError
+from smoke_runs import last_weights, smoke
+from torch import Tensor
+from torch.nn import Module
+
+from redif_ray.checkpoint import weights_sha256
+from redif_ray.config import Config, Lora, load
+from redif_ray.diffusion.noise import Stream
+from redif_ray.learning.ema import ExponentialAverage
+from redif_ray.models.registry import load_model
+from redif_ray.models.student import get_weights, make_student, trainable
+from redif_ray.pipeline import actors, build
+from redif_ray.pipeline.distill import distill
+from redif_ray.pipeline.offload import Belonging, Offload, move
+from redif_ray.pipeline.pool import Pool
+from redif_ray.pipeline.rows import read_rows
+from redif_ray.types import Shard
+
+
+def trained(rank: int, device: str = "cpu") -> tuple[list[Module], torch.optim.Optimizer, ExponentialAverage]:
+    """Networks of a learner after a step of Adam, the optimiser and the average."""
+    teacher = load_model("fashion-mnist", device=device)
+    student = make_student(teacher, Lora(rank=rank))
+    parameters = trainable(student)
+    optimizer = torch.optim.AdamW(parameters.values())
+    for parameter in parameters.values():
+        parameter.grad = torch.full_like(parameter, 0.1)
+    optimizer.step()
+    return [student.network, teacher.network], optimizer, ExponentialAverage(parameters, 0.9)
+
+
+def tensors(networks: list[Module], optimizer: torch.optim.Optimizer, average: ExponentialAverage) -> list[Tensor]:
+    moments = [v for state in optimizer.state.values() for v in state.values() if v.ndim]
+    return [*(t for n in networks for t in (*n.parameters(), *n.buffers())), *moments, *average.average.values()]
+
+
+@pytest.mark.parametrize("rank", [0, 4], ids=["full", "lora"])
+def test_nothing_stays(rank: int) -> None:
+    """The device "meta" stands for the host: what went there can be told from what did not."""
+    networks, optimizer, average = trained(rank)
+    assert not any(t.is_meta for t in tensors(networks, optimizer, average))
+    move([*networks, optimizer, average.average], "meta")
+    assert all(t.is_meta for t in tensors(networks, optimizer, average))
+    assert not any(p.grad is not None for n in networks for p in n.parameters())
+    assert all(state["step"].device.type == "cpu" for state in optimizer.state.values())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("rank", [0, 4], ids=["full", "lora"])
+def test_all_comes_back_to_a_gpu_as_it_was(rank: int) -> None:
+    networks, optimizer, average = trained(rank, "cuda")
+    held: list[Belonging] = [*networks, optimizer, average.average]
+    before = [t.cpu() for t in tensors(networks, optimizer, average)]
+    known = [id(p) for group in optimizer.param_groups for p in group["params"]]
+    offload = Offload("cuda", lambda: held, taken=True)
+    with offload.resting():
+        assert torch.cuda.memory_allocated() < 1e6
+    after = tensors(networks, optimizer, average)
+    assert all(a.is_cuda and torch.equal(a.cpu(), b) for a, b in zip(after, before, strict=True))
+    assert known == [id(p) for group in optimizer.param_groups for p in group["params"]]
+    assert known == [id(p) for p in networks[0].parameters() if p.requires_grad]
+
+
+def test_the_networks_of_all_terms_are_found_once() -> None:
+    emoji = load("emoji_4step", ["reward.terms.discriminator={normalise: std}"])
+    teacher = load_model("emoji")
+    rewards = build.rewards(emoji, teacher, "cpu")
+    found = [type(network).__name__ for network in rewards.networks()]
+    assert sorted(found) == ["CLIPTextModelWithProjection", "CLIPVisionModelWithProjection", "Discriminator"]
+    fashion = load("fashion_mnist", ["reward.terms={feature_cosine: {}, classifier: {}, mse: {}}"])
+    assert {type(n).__name__ for n in build.rewards(fashion, load_model("fashion-mnist"), "cpu").networks()} == {
+        "Classifier"
+    }
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    return smoke(tmp_path, "aside", "pipeline.offload=true")
+
+
+def test_a_worker_is_on_its_device_from_a_call_to_the_next_rest(config: Config, tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    token.touch()
+    worker = actors.TeacherRewardWorker("reward-0", config, token)
+    offload: Offload = worker._worker.offload
+    where = [offload.awake]
+    shard = Shard(0, 0, "deploy", Stream.VALIDATION, (0,), (0,))
+    worker.targets(shard)
+    where.append(offload.awake)
+    worker.rest()
+    where.append(offload.awake)
+    assert where == [False, True, False]
+    rollout = actors.StudentRolloutWorker("rollout-0", config, token)
+    assert not rollout._worker.offload.awake
+    assert rollout._awake is rollout._worker and rollout._worker.offload.awake
+
+
+class Resting:
+    def __init__(self, error: Exception | None = None) -> None:
+        self.error, self.rested = error, 0
+        self.rest = SimpleNamespace(remote=self._rest)
+
+    async def _rest(self) -> None:
+        self.rested += 1
+        if self.error is not None:
+            raise self.error
+
+
+@pytest.mark.parametrize("error", [None, RayActorError(), RuntimeError("full")], ids=["here", "gone", "broken"])
+def test_a_pool_rests_whoever_is_there(error: Exception | None) -> None:
+    workers = [Resting(error), Resting(), Resting()]
+    pool = Pool("rollout", workers, print)
+    pool.here = dict.fromkeys(workers[:2], ("name", 0.0))
+    with pytest.raises(RuntimeError, match="full") if isinstance(error, RuntimeError) else nullcontext():
+        asyncio.run(pool.rest())
+    assert [worker.rested for worker in workers] == [1, 1, 0]
+
+
+@pytest.mark.cluster
+def test_taking_turns_changes_nothing(first: Path, root: Path) -> None:
+    turns = distill(smoke(root, "turns", "pipeline.offload=true"))
+    assert last_weights(turns) == last_weights(first)
+    rows = [row for row in read_rows(turns / "metrics.jsonl") if row["round"] >= 0]
+    assert rows and all("seconds/offload" in row for row in rows)
+    assert not any("seconds/offload" in row for row in read_rows(first / "metrics.jsonl"))
+    assert weights_sha256(get_weights(make_student(load_model("fashion-mnist"), Lora()))) != last_weights(turns)
