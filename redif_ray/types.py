@@ -41,9 +41,9 @@ class Shard:
     def rows(self) -> int:
         return len(self.groups) * self.siblings
 
-    def predictions(self, steps: int) -> int:
-        """States that a network sees along `steps` steps of all rows: siblings share the first."""
-        return len(self.groups) + (steps - 1) * self.rows
+    def predictions(self, steps: int, shared: int = 1) -> int:
+        """States that a network sees along `steps` steps of all rows: siblings share the first `shared`."""
+        return shared * len(self.groups) + (steps - shared) * self.rows
 
     def per_row(self) -> tuple[list[int], list[int], list[Condition]]:
         """Group id, sibling and condition of each row."""

@@ -155,6 +155,8 @@ CONFLICTS = [
     (["reward.runtime_env.py_modules=[/shared/mine]"], "py_modules: '/shared/mine' is no URI; .*file:///shared/my.zip"),
     (["reward.runtime_env.pip=['git+https://me:pw@host/x']"], "runtime_env: a URL holds a user .*nodes' ~/.netrc"),
     (["reward.runtime_env.py_modules=['https://me@host/x.zip']"], "runtime_env: a URL holds a user or password"),
+    (["exploration.one_step=true", "rollout.guided=2"], "one_step=true: rollout.guided=2 siblings leave .*expected 0"),
+    (["exploration.one_step=true", "learner.step_weight=std"], "one_step=true: learner.step_weight=std .*there is one"),
     (["pipeline.offload=true", "pipeline.staleness=1"], "offload=true: with pipeline.staleness=1 no role waits"),
     (["pipeline.offload=true", "learner.workers=2"], "offload=true: learner.workers=2 .*share with no one; expected 1"),
     (["draft.last_steps=5"], "draft.last_steps=5: expected at most student.steps=4"),

@@ -69,7 +69,7 @@ class _Case:
         teacher = build.teacher(config, "cpu")
         self.student = build.student(config, teacher)
         self.schedule = build.student_schedule(self.student, config.student)
-        self.stds = build.phase_stds(self.schedule, config, "policy")
+        self.stds = build.phase_stds(self.schedule, config, "policy", 0)
         self.start = get_weights(self.student)
         (self.shard,) = RoundPlan(config, build.conditions(config, teacher)).shards(0)
         self.once = self.student.encode(self.shard.conditions)

@@ -41,6 +41,16 @@ def conflicts(c: Config) -> Iterator[str]:
             f"pipeline.offload=true: learner.workers={c.learner.workers} have GPUs of their own, which they share with "
             "no one; expected 1"
         )
+    if policy and c.exploration.one_step and c.rollout.guided:
+        yield (
+            f"exploration.one_step=true: rollout.guided={c.rollout.guided} siblings leave the others at every step; "
+            "expected 0"
+        )
+    if policy and c.exploration.one_step and c.learner.step_weight != "none":
+        yield (
+            f"exploration.one_step=true: learner.step_weight={c.learner.step_weight} compares the steps of a round, "
+            "and there is one; expected none"
+        )
     if c.rollout.guided >= c.rollout.siblings:
         yield f"rollout.guided={c.rollout.guided}: expected less than rollout.siblings={c.rollout.siblings}"
     if c.rollout.groups % c.rollout.shard_groups:

@@ -65,6 +65,10 @@ class Student(Strict):
 class Exploration(Strict):
     kind: Literal["posterior", "cps"] = "posterior"
     eta: float = Field(0.25, ge=0, le=1, description="0 is deterministic; deployment always uses 0")
+    one_step: bool = Field(
+        False, description="a round explores at one of the steps alone, in turn: siblings are one until there, and the "
+        "update sees one state a group"
+    )
     last_step: bool = Field(False, description="explore at the last step too; False keeps it deterministic")
     antithetic: bool = Field(True, description="sibling 2k + 1 uses minus the noise of sibling 2k")
 

@@ -33,23 +33,25 @@ def rollout(
     stds: Tensor,
     noise: Callable[[int], Tensor],
     *,
-    first: Predict | None = None,
+    once: Predict | None = None,
+    shared: int = 1,
     siblings: int = 1,
     guide: Guide | None = None,
     guided: Tensor | None = None,
 ) -> Episode:
     """Follow the policy from x = x_T [R, ...]: x_{k+1} = mean_k + S_k z_k, with z_k = noise(k) and S = stds [N].
 
-    first, siblings: rows are group-major, and the `siblings` of a group share x_T and condition, so that `first`
-    predicts their first step once [R / siblings, ...]; without it, `predict` does for every row.
+    once, shared, siblings: rows are group-major, and the `siblings` of a group share x_T and condition and explore
+    from step `shared` - 1 on, so that `once` predicts their first `shared` steps [R / siblings, ...]; without it,
+    `predict` does for every row.
     guide, guided: rows marked in `guided` [R] bool take guide(x, k) + S_k z_k instead (teacher-guided siblings); their
     stored mean and density stay the policy's, so that a ratio at the behaviour weights is 1 for them too.
     """
     latents, means, log_probs = [x], [], []
     for k in range(schedule.steps):
-        if k == 0 and first is not None:
-            once = transition_mean(first(x[::siblings], schedule[k]), schedule[k + 1], stds[k])
-            mean = once.repeat_interleave(siblings, 0)
+        if k < shared and once is not None:
+            mean = transition_mean(once(x[::siblings], schedule[k]), schedule[k + 1], stds[k])
+            mean = mean.repeat_interleave(siblings, 0)
         else:
             mean = transition_mean(predict(x, schedule[k]), schedule[k + 1], stds[k])
         action = mean

@@ -17,8 +17,8 @@ class RoundBatch:
     """R rows of a round of `total_rows`, N steps; float32 unless said otherwise.
 
     rows: [R] int64, the place of each row in the whole round, group-major. One rank alone holds all of them.
-    origin: [R] int64, for each row the first of this batch with its x_T and condition: the first step of all these is
-    predicted once. None: each row has its own.
+    origin: [R] int64, for each row the first of this batch with its x_T and condition: the first `shared` steps of all
+    these are predicted once. None: each row has its own.
     log_probs are the policy's density of the action taken, for teacher-guided siblings too. Their action was not drawn
     from the policy, so the plain surrogate is, on those rows, off-policy, advantage-weighted imitation; its ratio still
     starts at 1.
@@ -32,6 +32,7 @@ class RoundBatch:
     advantages: Tensor  # [R]
     encoded: dict[str, Tensor]  # [R, ...] each: the conditions, as the network takes them
     origin: Tensor | None = None
+    shared: int = 1  # steps at which rows of one origin have one state
     anchors: Tensor | None = None  # [N, R, ...]: the teacher's jump from each state
     gate: Tensor | None = None  # [R]: 1 where the anchor holds, 0 where not
 
@@ -62,6 +63,7 @@ def assemble(
     encode: Callable[[Sequence[Condition]], dict[str, Tensor]],
     advantages: Tensor | None = None,
     gate: Tensor | None = None,
+    shared: int = 1,
     device: str | torch.device = "cpu",
 ) -> RoundBatch:
     """Join this rank's `parts`, in any order, into a batch whose rows are sorted by shard index.
@@ -99,6 +101,7 @@ def assemble(
         log_probs=join([t.log_probs for t, _ in parts]),
         advantages=mine(torch.zeros(total) if advantages is None else advantages),
         origin=torch.cumsum(torch.tensor([0, *siblings[:-1]]), 0)[group],
+        shared=shared,
         encoded={name: value[group] for name, value in encode([c for s in held for c in s.conditions]).items()},
         anchors=join(anchors) if anchors else None,
         gate=None if gate is None else mine(gate),

@@ -50,10 +50,10 @@ IDLE = States(torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int6
 
 
 def states(batch: RoundBatch, rows: Tensor, steps: Tensor) -> States:
-    """Of pairs [P]: siblings share the first, so that a group of K has 1 + K (N - 1)."""
+    """Of pairs [P]: siblings share the first `batch.shared`, 1 as a rule: then a group of K has 1 + K (N - 1)."""
     count = len(batch.rows)
     if batch.origin is not None:
-        rows = torch.where(steps == 0, batch.origin[rows], rows)
+        rows = torch.where(steps < batch.shared, batch.origin[rows], rows)
     found, of = torch.unique(steps * count + rows, return_inverse=True)
     return States(found % count, found // count, of)
 

@@ -60,12 +60,22 @@ def teacher_schedule(model: DiffusionModel, config: Config) -> Schedule:
     return schedules.build(model.process, config.teacher.steps, config.teacher.schedule)
 
 
-def phase_stds(schedule: Schedule, config: Config, phase: Phase) -> Tensor:
-    """S of each transition, [N] float64: only the policy phase explores."""
+def phase_stds(schedule: Schedule, config: Config, phase: Phase, round: int) -> Tensor:
+    """S of each transition in a round, [N] float64: only the policy phase explores, at all steps or at one in turn."""
     if phase != "policy":
         return torch.zeros(schedule.steps, dtype=torch.float64)
     e = config.exploration
-    return schedule.stds(e.eta, e.kind, e.last_step)
+    stds = schedule.stds(e.eta, e.kind, e.last_step)
+    if not e.one_step:
+        return stds
+    explored = torch.nonzero(stds).flatten()
+    return stds.where(torch.arange(len(stds)) == explored[round % len(explored)], 0.0)
+
+
+def shared_steps(config: Config, stds: Tensor) -> int:
+    """At how many steps siblings have one state: up to the first that explores; guided ones part at once."""
+    explored = torch.nonzero(stds).flatten().tolist()
+    return 1 if config.rollout.guided or not explored else int(explored[0]) + 1
 
 
 def conditions(config: Config, model: DiffusionModel, captions: Sequence[str] | None = None) -> Conditions:

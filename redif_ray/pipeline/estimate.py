@@ -83,14 +83,17 @@ def _work(config: Config, teacher: DiffusionModel, plan: RoundPlan) -> dict[str,
     own_rounds = plan.rounds - plan.warm_rounds
     groups = own_rounds * (config.draft.groups if config.method == "draft" else config.rollout.groups)
     siblings = 1 if config.method == "draft" else config.rollout.siblings
-    rows, shared = groups * siblings, groups * (siblings - 1)  # states that siblings see but once
+    rows, alone = groups * siblings, config.exploration.one_step and config.method == "redif"
+    shared = groups * (siblings - 1)  # states that siblings see but once
+    played = rows * n - shared * ((n + config.exploration.last_step) / 2 if alone else 1)
     anchor = config.learner.anchor.substeps if config.learner.anchor.weight and config.method == "redif" else 0
+    learned = groups if alone and not anchor and config.learner.regulariser.kind != "mse" else played
     checks = 1 + plan.rounds // config.validation.every
     return {
         "warm start": (warm_rows * (own + n * config.warm_start.substeps * theirs), both),
         "warm start, update": (warm_rows * own * backward, learn),
-        "rollout and rewards": ((rows * n - shared) * (ours + anchor * theirs) + groups * target, both),
-        "update": ((rows * n - shared) * ours * config.learner.inner_epochs * backward, learn),
+        "rollout and rewards": (int(played * (ours + anchor * theirs)) + groups * target, both),
+        "update": (int(learned * ours * config.learner.inner_epochs * backward), learn),
         "validation": (checks * config.validation.groups * own + config.validation.groups * target, both),
         "evaluation": (
             config.evaluation.held_out * (3 * own + target + own) + config.evaluation.search * (target + 8 * own),

@@ -142,17 +142,19 @@ class TeacherRewardWorker:
         started = time.perf_counter()
         schedule, config = self.student_schedule, self.config
         substeps = (config.learner.anchor if shard.phase == "policy" else config.warm_start).substeps
-        stds = build.phase_stds(schedule, config, shard.phase)
+        stds = build.phase_stds(schedule, config, shard.phase, shard.round)
+        shared = build.shared_steps(config, stds)
         once = self.teacher.encode(shard.conditions)
         encoded, jumps = build.repeated(once, shard.siblings), list[Tensor]()
         for k in range(schedule.steps):
-            every = shard.siblings if k == 0 else 1  # siblings share the state that they start from
+            every = shard.siblings if k < shared else 1  # siblings share the states before they part
             x = torch.from_numpy(trajectories.latents[k][::every].copy()).to(self.device)
-            predict = build.predictor(self.teacher, once if k == 0 else encoded, config.teacher.guidance)
+            predict = build.predictor(self.teacher, once if k < shared else encoded, config.teacher.guidance)
             t, s = schedule.levels[k], schedule.levels[k + 1]
             made = solvers.jump(predict, x, self.teacher.process, t, s, stds[k], substeps)
             jumps.append(made.repeat_interleave(every, 0))
-        calls = substeps * shard.predictions(schedule.steps) * self.teacher.calls_per_step(config.teacher.guidance)
+        states = shard.predictions(schedule.steps, shared)
+        calls = substeps * states * self.teacher.calls_per_step(config.teacher.guidance)
         anchors = torch.stack(jumps).cpu().numpy()
         return anchors, Work("anchor", time.perf_counter() - started, calls)
 

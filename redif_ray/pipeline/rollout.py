@@ -49,10 +49,11 @@ class StudentRolloutWorker:
         groups, siblings, conditions = shard.per_row()
         model, config = self.student, self.config
         once = model.encode(shard.conditions)
-        first = build.predictor(model, once, config.student.guidance)
+        once_each = build.predictor(model, once, config.student.guidance)
         predict = build.predictor(model, build.repeated(once, shard.siblings), config.student.guidance)
         explore = shard.phase == "policy"
-        stds = build.phase_stds(self.schedule, config, shard.phase)
+        stds = build.phase_stds(self.schedule, config, shard.phase, shard.round)
+        shared = build.shared_steps(config, stds)
         unit = noise.initial_noise(shard.groups, model.latent_shape, seed=config.run.seed, stream=shard.stream)
         x = solvers.initial(self.schedule, unit.repeat_interleave(shard.siblings, 0)).to(self.device)
 
@@ -70,9 +71,10 @@ class StudentRolloutWorker:
         guided = torch.tensor([explore and k >= shard.siblings - config.rollout.guided for k in siblings])
         guide = self._guide(conditions, guided, stds) if bool(guided.any()) else None
         episode = rollout(
-            predict, x, self.schedule, stds, draw, first=first, siblings=shard.siblings, guide=guide, guided=guided
-        )
-        calls = shard.predictions(self.schedule.steps) * model.calls_per_step(config.student.guidance)
+            predict, x, self.schedule, stds, draw,
+            once=once_each, shared=shared, siblings=shard.siblings, guide=guide, guided=guided,
+        )  # fmt: skip
+        calls = shard.predictions(self.schedule.steps, shared) * model.calls_per_step(config.student.guidance)
         data = Trajectories(
             shard,
             number,

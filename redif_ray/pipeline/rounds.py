@@ -79,6 +79,7 @@ class RoundUpdate:
             encode=self.student.encode,
             advantages=values,
             gate=gate,
+            shared=build.shared_steps(self.config, build.phase_stds(self.schedule, self.config, phase, round)),
             device=next(self.student.network.parameters()).device,
         )
         found = self._update(round, phase, batch, optimizer, behaviour)
@@ -97,7 +98,7 @@ class RoundUpdate:
             self._predict(self.student),
             optimizer,
             self.schedule,
-            build.phase_stds(self.schedule, config, phase),
+            build.phase_stds(self.schedule, config, phase, round),
             learner,
             ratio_tolerance=config.guard.ratio_tolerance,
             reference=self._predict(self.teacher) if self.teacher is not None else None,

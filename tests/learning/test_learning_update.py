@@ -54,13 +54,14 @@ def expected_reward(w: list[Tensor], b: list[Tensor], stds: Tensor, x: float, ta
     return -((mean - target) ** 2 + variance)
 
 
-@pytest.mark.parametrize("last_step", [True, False])
+@pytest.mark.parametrize("explored", [(0, 1, 2), (0, 1), (0,), (1,), (2,)], ids=str)
 @pytest.mark.parametrize("loss", ["ppo_clip", "reinforce"])
-def test_policy_gradient_of_a_linear_gaussian_student(last_step: bool, loss: str) -> None:
-    """The gradient of E[R] by Monte Carlo equals the closed form; a deterministic last step's own part is missing."""
+def test_policy_gradient_of_a_linear_gaussian_student(explored: tuple[int, ...], loss: str) -> None:
+    """The gradient of E[R] by Monte Carlo equals the closed form; a deterministic step's own part is missing."""
     x, target, rows = 0.7, 0.9, 40_000
     model = Affine()
-    stds = schedule(3).stds(0.6, "posterior", last_step)
+    stds = schedule(3).stds(0.6, "posterior", True)
+    stds = torch.where(torch.isin(torch.arange(3), torch.tensor(explored)), stds, 0.0)
     batch = play(model, torch.full((rows, 1), x), stds)
     w, b = (torch.tensor(p.item(), dtype=torch.float64, requires_grad=True) for p in (model.w, model.b))
     free = [stds[k] > 0 for k in range(3)]
@@ -151,6 +152,23 @@ def test_a_whole_round_in_one_minibatch_predicts_the_first_step_once_a_group() -
     batch = dataclasses.replace(batch, origin=torch.arange(12) // 4 * 4)
     metrics = updater(Tiny(), stds, Learner(microbatch=7)).run(batch, round=0, seed=0, lr=1e-3)
     assert metrics["network_calls_backward"] == 3 + 2 * 12  # (1 + K (N - 1)) a group
+
+
+@pytest.mark.parametrize("step", [0, 1, 2])
+def test_a_step_that_explores_alone_is_one_state_a_group(step: int) -> None:
+    """Siblings part there, so the update predicts and differentiates one state for all of them."""
+    groups, siblings = 3, 4
+    x = values(groups * 6, group=50).reshape(groups, 2, 3).repeat_interleave(siblings, 0)
+    stds = torch.where(torch.arange(3) == step, schedule(3).stds(0.6, "posterior", True), 0.0)
+    plain = play(Tiny(), x, stds, labels=torch.arange(groups).repeat_interleave(siblings))
+    origin = torch.arange(groups * siblings) // siblings * siblings
+    shared = dataclasses.replace(plain, origin=origin, shared=step + 1)
+    config = Learner(clip=0.1, max_grad_norm=FULL, microbatch=2)
+    moved = [change(Tiny(), batch, stds, config) for batch in (plain, shared)]
+    assert moved[0].norm() > 1e-3
+    torch.testing.assert_close(moved[1], moved[0], rtol=0, atol=1e-6)
+    metrics = updater(Tiny(), stds, config).run(shared, round=0, seed=0, lr=1e-3)
+    assert metrics["network_calls_backward"] == groups and metrics["network_calls_forward"] == 2 * groups
 
 
 @pytest.mark.parametrize("loss", ["ppo_clip", "grpo_guard"])

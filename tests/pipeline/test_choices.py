@@ -71,6 +71,7 @@ def test_anchor_guided_groups_and_exploration() -> None:
     all_differ([
         ("learner.anchor.weight=1.0",), ("learner.anchor.weight=1.0", "learner.anchor.loss=l1"), ("rollout.guided=2",),
         ("exploration.kind=cps",), ("exploration.antithetic=false",), ("exploration.last_step=true",),
+        ("exploration.last_step=true", "exploration.one_step=true"),
     ])
 
 

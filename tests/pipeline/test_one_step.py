@@ -1,0 +1,45 @@
+"""Rounds that explore at one step alone: which, in turn, and how many states siblings then share."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from redif_ray.config import Config, load
+from redif_ray.diffusion.noise import Stream
+from redif_ray.models.registry import load_model
+from redif_ray.pipeline import build
+from redif_ray.types import Shard
+
+
+def config(*overrides: str) -> Config:
+    return load("smoke", ["student.steps=4", "exploration.eta=0.3", *overrides])
+
+
+@pytest.mark.parametrize("last_step", [False, True])
+def test_each_step_that_explores_has_its_rounds(last_step: bool) -> None:
+    every = config(f"exploration.last_step={str(last_step).lower()}")
+    alone = config(f"exploration.last_step={str(last_step).lower()}", "exploration.one_step=true")
+    schedule = build.student_schedule(load_model("fashion-mnist"), every.student)
+    whole = build.phase_stds(schedule, every, "policy", 7)
+    count = int((whole > 0).sum())
+    assert count == (4 if last_step else 3)
+    rounds = [build.phase_stds(schedule, alone, "policy", r) for r in range(5, 5 + count)]
+    assert torch.equal(torch.stack(rounds).sum(0), whole) and all(int((s > 0).sum()) == 1 for s in rounds)
+    assert torch.equal(build.phase_stds(schedule, alone, "policy", 5 + count), rounds[0])
+    assert [build.shared_steps(alone, s) for s in rounds] == [int(torch.nonzero(s)) + 1 for s in rounds]
+    assert build.shared_steps(every, whole) == 1
+    for phase in ("warm_start", "deploy"):
+        assert not build.phase_stds(schedule, alone, phase, 5).any()
+
+
+def test_guided_siblings_part_at_once() -> None:
+    """They take the teacher's jump at steps that do not explore, too."""
+    guided = config("rollout.guided=1")
+    assert build.shared_steps(guided, torch.tensor([0.0, 0.1, 0.1, 0.0])) == 1
+    assert build.shared_steps(config(), torch.tensor([0.0, 0.1, 0.1, 0.0])) == 2
+
+
+def test_states_that_a_network_sees() -> None:
+    shard = Shard(0, 0, "policy", Stream.TRAIN, (0, 1, 2), (None,) * 3, 8)
+    assert [shard.predictions(4, shared) for shared in (1, 2, 3, 4)] == [3 + 72, 6 + 48, 9 + 24, 12]
