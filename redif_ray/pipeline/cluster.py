@@ -123,6 +123,7 @@ def start(config: Config, *, num_cpus: int) -> None:
 
     Its processes inherit `ENVIRONMENT`: a `runtime_env` that says so too would start Python twice for each worker.
     """
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody takes this machine away with notice
     # Ray's sockets lie below its folder and their paths may not exceed 107 bytes; this one is short.
     ray.init(
         address="local",
