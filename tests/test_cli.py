@@ -1,14 +1,19 @@
-"""The command line as a user meets it: real processes, their output and their exit codes."""
+"""The command line as a user meets it: its output and its exit codes, of real processes for one of each kind."""
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import yaml
 from tiny_pipelines import write_sd
+
+from redif_ray.cli import main
 
 pytestmark = pytest.mark.slow
 
@@ -22,6 +27,17 @@ def redif(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[s
         cwd=cwd,
         check=False,
     )
+
+
+def here(*words: str) -> subprocess.CompletedProcess[str]:
+    """The same in this process, which has imported already what takes a new one seconds."""
+    out, err = io.StringIO(), io.StringIO()
+    with patch.object(sys, "argv", ["redif", *words]), redirect_stdout(out), redirect_stderr(err):
+        try:
+            main()
+        except SystemExit as end:
+            return subprocess.CompletedProcess(words, int(end.code or 0), out.getvalue(), err.getvalue())
+    raise AssertionError("a command ends by SystemExit")
 
 
 def one_line(text: str) -> str:
@@ -53,11 +69,11 @@ def test_print_config_prints_what_load_reads_back(tmp_path: Path) -> None:
 
 
 def test_a_missing_teacher_and_a_missing_run_are_errors(tmp_path: Path) -> None:
-    done = redif("distill", "smoke", "teacher.model=nowhere", f"run.root={tmp_path}", "tracking.uri=off")
+    done = here("distill", "smoke", "teacher.model=nowhere", f"run.root={tmp_path}", "tracking.uri=off")
     assert done.returncode == 2 and "no model 'nowhere'" in done.stderr and "fashion-mnist" in done.stderr
-    done = redif("distill", "smoke", f"run.root={tmp_path}", "run.name=never", "--resume")
+    done = here("distill", "smoke", f"run.root={tmp_path}", "run.name=never", "--resume")
     assert done.returncode == 2 and "holds no run to resume" in one_line(done.stderr)
-    done = redif("evaluate", str(tmp_path / "never"))
+    done = here("evaluate", str(tmp_path / "never"))
     assert done.returncode == 2 and "is not a run folder" in one_line(done.stderr)
 
 
@@ -68,7 +84,7 @@ def test_sample_draws_the_shipped_teacher(tmp_path: Path) -> None:
     done = redif("sample", "fashion-mnist", "--count", "4", "--steps", "2", "--label", "1", "--out", str(out))
     assert done.returncode == 0, done.stderr
     assert Image.open(out).size == (2 * 84, 2 * 84)
-    done = redif("sample", "fashion-mnist", "--label", "10", "--out", str(out))
+    done = here("sample", "fashion-mnist", "--label", "10", "--out", str(out))
     assert done.returncode == 2 and "classes 0 to 9" in one_line(done.stderr)
 
 
@@ -79,11 +95,11 @@ def test_sample_draws_what_a_caption_says(tmp_path: Path) -> None:
     options = ("--count", "2", "--steps", "2", "--out", str(out))
     drawn = []
     for caption, guidance in (("a cat", "3"), ("a dog", "3"), ("a cat", "1")):
-        done = redif("sample", str(model), *options, "--caption", caption, "--guidance", guidance)
+        done = here("sample", str(model), *options, "--caption", caption, "--guidance", guidance)
         assert done.returncode == 0, done.stderr
         drawn.append(Image.open(out).tobytes())
     assert len(set(drawn)) == 3
-    done = redif("sample", "fashion-mnist", *options, "--caption", "a boot")
+    done = here("sample", "fashion-mnist", *options, "--caption", "a boot")
     assert done.returncode == 2 and "--caption 'a boot': fashion-mnist is not told" in one_line(done.stderr)
 
 

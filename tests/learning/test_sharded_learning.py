@@ -16,6 +16,7 @@ from torch import Tensor
 
 from redif_ray.checkpoint import load_checkpoint, save_checkpoint
 
+pytestmark = pytest.mark.slow
 FAMILIES = {
     "dit": write_dit, "unet": write_unet, "edm": write_edm, "sd": write_sd, "sdxl": write_sdxl, "sd3": write_sd3,
 }  # fmt: skip

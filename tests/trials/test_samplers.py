@@ -27,8 +27,9 @@ def run(sampler: str, space: Space, value: Callable[[Params], float], trials: in
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_a_search_is_a_function_of_its_seed(sampler: str) -> None:
     space = shape_space(["a", "b"], 4)
-    assert run(sampler, space, bowl, 14, seed=3) == run(sampler, space, bowl, 14, seed=3)
-    assert run(sampler, space, bowl, 14, seed=3) != run(sampler, space, bowl, 14, seed=4)
+    found = run(sampler, space, bowl, 12, seed=3)  # the first 10 of some are random
+    assert found == run(sampler, space, bowl, 12, seed=3)
+    assert found != run(sampler, space, bowl, 12, seed=4)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
