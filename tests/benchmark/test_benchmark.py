@@ -46,6 +46,7 @@ def test_a_report_keeps_what_was_measured_before(tmp_path: Path) -> None:
         suite.measure(["three"], tmp_path / "out", QUIET)
 
 
+@pytest.mark.long
 @pytest.mark.cluster
 def test_a_run_on_ray_beside_the_plain_loop(cluster: None, tmp_path: Path) -> None:
     part = overhead(tmp_path, StopRequest(), QUIET, rounds=4, groups=2, base="smoke", pinned=False)

@@ -3,7 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from smoke_runs import smoke
+from smoke_runs import plain_weights, smoke
 
 from redif_ray.pipeline.distill import distill
 
@@ -11,6 +11,12 @@ from redif_ray.pipeline.distill import distill
 @pytest.fixture(scope="session")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="session")
+def plain(root: Path) -> str:
+    """Checksum of the weights that every run of configs/smoke.yaml ends with, whatever befalls it; made without Ray."""
+    return plain_weights(smoke(root, "plain"))
 
 
 @pytest.fixture(scope="session")

@@ -8,17 +8,27 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from redif_ray.benchmark.plain_loop import PlainLoop
 from redif_ray.checkpoint import load_checkpoint, weights_sha256
 from redif_ray.config import Config, load
 from redif_ray.evaluation.summary import Summary
 from redif_ray.models.registry import load_model
 from redif_ray.models.student import get_weights, make_student
+from redif_ray.pipeline.distill import run_part
+from redif_ray.pipeline.interrupt import stop_requests
 from redif_ray.pipeline.rows import read_rows
 
 
 def smoke(root: Path, name: str, *overrides: str) -> Config:
     return load("smoke", [f"run.root={root}", f"run.name={name}", "tracking.uri=off", *overrides])
+
+
+def train(config: Config, *, until: int = 1000, resume: bool = False) -> Path:
+    """The folder of a run that is left after round `until`, or its last, and evaluates nothing."""
+    with stop_requests() as stop:
+        return run_part(config, stop, until=until, resume=resume, console=Console())
 
 
 def summary(folder: Path) -> dict[str, Any]:

@@ -8,17 +8,19 @@ from pathlib import Path
 
 import psutil
 import pytest
-from smoke_runs import last_weights, rounds, smoke, start
+from smoke_runs import last_checkpoint, last_weights, plain_weights, rounds, smoke, start, train
 
-from redif_ray.pipeline.distill import distill
+from redif_ray.checkpoint import load_checkpoint
+from redif_ray.pipeline.rows import read_rows
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("cluster")]
 DEADLINE = 180
 
 
-def test_sigterm_leaves_a_run_that_can_be_resumed(first: Path, root: Path) -> None:
-    folder = root / "interrupted"
-    process = start(root, "interrupted")
+def test_a_round_ahead_sigterm_leaves_a_run_that_can_be_resumed(plain: str, root: Path) -> None:
+    """With two workers of each kind, then with one: the weights of a plain loop that knows of no overlap."""
+    folder, ahead = root / "ahead", ("pipeline.staleness=1", "checkpoint.every=5")
+    process = start(root, "ahead", *ahead, "rollout.workers=2", "reward.workers=2")
     deadline = time.monotonic() + DEADLINE
     while rounds(folder) < 1:
         assert process.poll() is None and time.monotonic() < deadline
@@ -30,10 +32,15 @@ def test_sigterm_leaves_a_run_that_can_be_resumed(first: Path, root: Path) -> No
     assert "continue with --resume" in output and "Traceback" not in output
     assert psutil.wait_procs(family, timeout=20)[1] == []
     (checkpoint,) = (folder / "checkpoints").glob("round-*")
-    assert 1 <= int(checkpoint.name.removeprefix("round-")) < 4
-    assert not (folder / "summary.json").exists()
-    distill(smoke(root, "interrupted", "rollout.workers=2"), resume=True)
-    assert last_weights(folder) == last_weights(first)
+    round = int(checkpoint.name.removeprefix("round-"))
+    assert 1 <= round < 4
+    assert load_checkpoint(checkpoint)[1]["stale"] == [f"policy-{round - 1}"]  # of the round that is to come
+    assert not (folder / "summary.json").exists() and (folder / "timeline.json").stat().st_size > 0
+    config = smoke(root, "ahead", *ahead)
+    train(config, resume=True)
+    assert last_weights(folder) == plain_weights(config) != plain
+    assert last_checkpoint(folder).name == "round-000004"
+    assert [row.get("staleness") for row in read_rows(folder / "metrics.jsonl")] == [None, 0, 1, 1, 1]
 
 
 def test_ctrl_c_before_training_starts(cluster: None, root: Path) -> None:

@@ -51,7 +51,7 @@ def has_name(process: psutil.Process, part: str) -> bool:
 
 
 @pytest.mark.long
-def test_a_run_killed_in_the_middle_of_a_checkpoint(first: Path, root: Path) -> None:
+def test_a_run_killed_in_the_middle_of_a_checkpoint(plain: str, root: Path) -> None:
     folder = root / "killed"
 
     def partial() -> list[Path]:
@@ -61,7 +61,7 @@ def test_a_run_killed_in_the_middle_of_a_checkpoint(first: Path, root: Path) -> 
     assert partial(), "the checkpoint was complete before the kill"
     assert not list((folder / "checkpoints").glob("round-*"))
     distill(smoke(root, "killed"), resume=True)
-    assert last_weights(folder) == last_weights(first)
+    assert last_weights(folder) == plain
     assert [row["round"] for row in read_rows(folder / "metrics.jsonl")] == [-1, 0, 1, 2, 3]
     assert not partial()
 
@@ -99,7 +99,7 @@ def kill_in_mid_round(run: subprocess.Popen[bytes], *parts: str) -> None:
 
 
 @pytest.mark.parametrize("staleness", [0, pytest.param(1, marks=pytest.mark.long)])
-def test_a_run_that_loses_its_parts_goes_on(first: Path, root: Path, staleness: int) -> None:
+def test_a_run_that_loses_its_parts_goes_on(plain: str, root: Path, staleness: int) -> None:
     name, option = f"losing-{staleness}", f"pipeline.staleness={staleness}"
     folder, run = root / name, start(root, name, option)
     wait_for(lambda: rounds(folder) > 0, run)
@@ -110,7 +110,7 @@ def test_a_run_that_loses_its_parts_goes_on(first: Path, root: Path, staleness: 
     kill_in_mid_round(run, "ray::RayTrainWorker")
     output = run.communicate(timeout=DEADLINE)[0].decode()
     assert run.returncode == 0, output
-    assert last_weights(folder) == (plain_weights(smoke(root, "plain", option)) if staleness else last_weights(first))
+    assert last_weights(folder) == (plain_weights(smoke(root, "stale", option)) if staleness else plain)
     assert [row["round"] for row in read_rows(folder / "metrics.jsonl")] == [-1, 0, 1, 2, 3]
     counts = summary(folder)["notes"]["lost"]
     assert {"rollout", "reward"} <= set(counts) and all(counts[what] == 1 for what in OTHERS)

@@ -41,7 +41,7 @@ def folder(cluster: None, root: Path) -> Path:
     return distill(config(root, "learned"))
 
 
-def test_it_learns_after_each_policy_round_and_scores_the_next(folder: Path, first: Path) -> None:
+def test_it_learns_after_each_policy_round_and_scores_the_next(folder: Path, plain: str) -> None:
     """Version r scores round r: nothing of the warm start, 0 of the first policy round, something of the second."""
     assert "discriminator/head.weight" in state(folder, 1) and not state(folder, 1)["discriminator/head.weight"].any()
     assert not equal(state(folder, 2), state(folder, 3)) and not equal(state(folder, 3), state(folder, 4))
@@ -53,11 +53,11 @@ def test_it_learns_after_each_policy_round_and_scores_the_next(folder: Path, fir
     checked = [row for row in rows if "validation/mse" in row]
     shown = [(row["validation/reward"], row["validation/mse"]) for row in checked]
     assert all(reward == pytest.approx((value - mse["init"]) / mse["spread"]) for reward, value in shown)
-    assert last_weights(folder) != last_weights(first)
+    assert last_weights(folder) != plain
     found = summary(folder)
     assert found["calibration"]["discriminator"] == {"self": 0, "other_seed": 0, "init": 0, "spread": 0}
     assert len({arm["paired"]["discriminator"] for arm in found["arms"].values() if arm}) == 5
-    assert found["compute"]["rewards"]["flops"] > 0 == summary(first)["compute"]["rewards"]["flops"]
+    assert found["compute"]["rewards"]["flops"] > 0
 
 
 @pytest.mark.long
