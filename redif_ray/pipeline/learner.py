@@ -57,7 +57,7 @@ class Learner:
         torch.set_num_threads(config.learner.threads)
         self.config, self.rank, self.world = config, rank, world
         self.coordinator, self.writer = job["coordinator"], job["writer"]
-        self.publisher = Publisher(job["weights"])
+        self.publisher = Publisher(job["weights"], config.pipeline.weights == "direct")
         self.folder, self.token, self.until = Path(job["folder"]), job["token"], int(job["until"])
         device, offload = build.device(config.learner.gpus), config.pipeline.offload
         teacher = build.teacher(config, home(device, offload))

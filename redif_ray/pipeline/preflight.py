@@ -12,11 +12,13 @@ from redif_ray.export import recipe
 from redif_ray.models.protocol import DiffusionModel, ModelError
 from redif_ray.models.registry import load_model
 from redif_ray.models.student import make_student
-from redif_ray.pipeline import build, environment
+from redif_ray.pipeline import build, direct, environment
 
 
 def preflight(config: Config, captions: Sequence[str] | None = None) -> Conditions:
     """Build once what the workers will build; what the run draws is answered. Raises UserError naming the key."""
+    if config.pipeline.weights == "direct":
+        direct.require()
     teacher = load_model(config.teacher.model)
     make_student(teacher, config.student.lora)
     conditions = build.conditions(config, teacher, captions)

@@ -13,7 +13,7 @@ from redif_ray.config import Config
 from redif_ray.diffusion import noise, solvers
 from redif_ray.diffusion.rollout import Guide, rollout
 from redif_ray.models.student import set_weights
-from redif_ray.pipeline import build
+from redif_ray.pipeline import build, direct
 from redif_ray.pipeline.offload import Offload, home
 from redif_ray.pipeline.weights import fetch, version
 from redif_ray.types import Condition, Meta, Shard, Trajectories, Work
@@ -24,6 +24,8 @@ class StudentRolloutWorker:
 
     def __init__(self, name: str, config: Config) -> None:
         torch.set_num_threads(config.rollout.threads)
+        if config.pipeline.weights == "direct":
+            direct.require()
         self.name, self.config = name, config
         self.device = build.device(config.rollout.gpus)
         self.teacher = build.teacher(config, home(self.device, config.pipeline.offload))

@@ -38,6 +38,7 @@ FREE = (
     "run.root",
     "checkpoint",
     "pipeline.timeout_s",
+    "pipeline.weights",
     "tracking.uri",
 )
 TOKEN = ".seen-"

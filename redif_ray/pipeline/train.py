@@ -41,6 +41,7 @@ def train_loop(job: dict[str, Any]) -> Outcome | None:
     learner = imported("redif_ray.pipeline.learner:Learner")(job, context.get_world_rank(), context.get_world_size())
     try:
         outcome = learner.run()
+        learner.publisher.forget(before=learner.round + 1)
     except (UserError, FloatingPointError) as error:
         if learner.world > 1:  # other ranks wait in a collective; leaving quietly would hang them
             raise
