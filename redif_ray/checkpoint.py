@@ -53,7 +53,7 @@ def weights_sha256(weights: Mapping[str, torch.Tensor | np.ndarray]) -> str:
 
             value = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()  # numpy has no bfloat16
         digest.update(f"{name}|{dtype}|{shape}|".encode())
-        digest.update(value.tobytes())
+        digest.update(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)  # not tobytes(), which copies
     return digest.hexdigest()
 
 
