@@ -49,7 +49,7 @@ def sample(
     conditions = _conditions(network, source, count, label, caption)
     guidance = own if guidance is None else guidance
     if guidance != 1:
-        network.null_conditions(1)  # raises where there is nothing to guide by
+        network.check_guidance()
     size = max(1, min(BATCH, BATCH_NUMBERS // math.prod(network.latent_shape)))
     images = [
         draw(network, levels, list(range(i, min(i + size, count))), conditions[i : i + size], seed, guidance)

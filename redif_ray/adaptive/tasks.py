@@ -13,7 +13,6 @@ from redif_ray.adaptive.episodes import Task
 from redif_ray.config import Config
 from redif_ray.diffusion.noise import Stream
 from redif_ray.models.protocol import DiffusionModel
-from redif_ray.models.registry import load_model
 from redif_ray.pipeline import build
 from redif_ray.rewards.base import RewardInputs, Rewards
 from redif_ray.types import Condition
@@ -45,9 +44,8 @@ class Scorer:
 
 def searched_model(config: Config) -> tuple[DiffusionModel, Rewards]:
     """The network that schedules are for, and the rewards, on the device of the reward role."""
-    device, dtype = build.device(config.reward.gpus), getattr(torch, config.networks.precision)
-    student = config.search.student
-    model = build.teacher(config, device) if student is None else load_model(student, device=device, dtype=dtype)
+    device, student = build.device(config.reward.gpus), config.search.student
+    model = build.teacher(config, device) if student is None else build.model(config, student, device)
     return model, build.rewards(config, model, device)
 
 

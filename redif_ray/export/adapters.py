@@ -24,14 +24,14 @@ def save_adapters(student: TextModel, folder: Path) -> None:
     config: LoraConfig = network.peft_config[ADAPTER]
     layers = {k: v.detach().cpu() for k, v in get_peft_model_state_dict(network, adapter_name=ADAPTER).items()}
     prefix = student.component
-    type(student.pipeline).save_lora_weights(
+    student.pipeline_kind.save_lora_weights(
         folder, **{f"{prefix}_lora_layers": layers, f"{prefix}_lora_adapter_metadata": config.to_dict()}
     )
 
 
 def adapter_lines(student: TextModel, recipe: Recipe) -> str:
     """Python that puts the adapters and the scheduler beside the teacher's pipeline; `recipe.code` goes on with it."""
-    kind, scheduler = type(student.pipeline).__name__, type(recipe.scheduler).__name__
+    kind, scheduler = student.pipeline_kind.__name__, type(recipe.scheduler).__name__
     return "\n".join([
         f"from diffusers import {kind}, {scheduler}",
         f"pipe = {kind}.from_pretrained(TEACHER)",

@@ -29,7 +29,7 @@ def pipeline_recipe(student: TextModel, schedule: Schedule, guidance: float) -> 
     if schedule.told is not None:
         raise ModelError("student.told: no pipeline of diffusers tells its network other timesteps than its levels'; "
                          "search without search.told_trials and search.descent.told")
-    kind = type(student.pipeline).__name__
+    kind = student.pipeline_kind.__name__
     if isinstance(student.process, FlowMatching):
         scheduler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=int(student.process.scale), shift=1.0)
         sigmas = schedule.levels.sigma.tolist()

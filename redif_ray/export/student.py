@@ -81,7 +81,7 @@ def export_student(
 def recipe(student: DiffusionModel, schedule: Schedule, guidance: float) -> Recipe:
     """How diffusers samples a student of this kind. Raises ModelError where it could not do so alike."""
     if guidance != 1:
-        student.null_conditions(1)  # raises where there is nothing to guide by
+        student.check_guidance()
     if type(student).__module__.partition(".")[0] != __name__.partition(".")[0]:
         return _elsewhere(student, schedule)
     if isinstance(student, TextModel):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -11,16 +11,15 @@ from typing import Any
 
 import diffusers
 import torch
-import transformers
-from diffusers import FlowMatchEulerDiscreteScheduler, ModelMixin, SchedulerMixin
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from diffusers import FlowMatchEulerDiscreteScheduler, SchedulerMixin
+from safetensors import SafetensorError
+from transformers import PreTrainedModel
 
 from redif_ray.diffusion.levels import FlowMatching, VariancePreserving
 from redif_ray.models.protocol import ModelError
 from redif_ray.models.quiet import quiet
 
 INDEX = "model_index.json"
-LIBRARIES = {"diffusers": diffusers, "transformers": transformers}  # whose classes an index may name
 _without_weights = ContextVar("without_weights", default=False)
 PREDICTIONS = ("epsilon", "sample", "v_prediction")  # of a variance preserving process
 
@@ -40,52 +39,26 @@ def read_index(folder: Path) -> dict[str, Any]:
     return index
 
 
-def load_parts(
-    folder: Path, index: dict[str, Any], dtype: torch.dtype, names: Sequence[str], optional: Sequence[str] = ()
-) -> dict[str, Any]:
-    """The pipeline's networks and tokenisers, of the classes that its index says; None for an optional one that is
-    absent. Networks are of `dtype`, but a VAE is float32. Raises ModelError.
-    """
-    found = {name: index.get(name) or (None, None) for name in (*names, *optional)}
-    absent = [name for name in names if found[name][1] is None]
-    if absent:
-        raise ModelError(f"{folder} has no {', '.join(absent)}; expected the whole pipeline")
-    return {
-        name: None if kind is None else _load_part(folder, name, str(library), str(kind), dtype)
-        for name, (library, kind) in found.items()
-    }
-
-
-def _load_part(folder: Path, name: str, library: str, kind: str, dtype: torch.dtype) -> Any:
-    found: Any = getattr(LIBRARIES.get(library), kind, None)
-    bases = found.__mro__ if isinstance(found, type) else ()
-    if ModelMixin in bases or PreTrainedModel in bases:
-        return load_network(found, folder, name, torch.float32 if name == "vae" else dtype)
-    if PreTrainedTokenizerBase not in bases:
-        raise ModelError(f"{folder / INDEX}: {name} is [{library}, {kind}]; expected a network or tokeniser of "
-                         "diffusers or transformers")
-    try:
-        return found.from_pretrained(folder / name)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{folder / name} cannot be loaded as a {kind}: {error}; copy the folder once more") from error
-
-
-def load_network(kind: Any, folder: Path, component: str, dtype: torch.dtype) -> Any:
+def load_network(kind: Any, folder: Path, component: str, dtype: torch.dtype, *, read: bool = True) -> Any:
     """The network of class `kind` in `dtype`, frozen, in eval mode. Raises ModelError unless the file holds exactly its
     weights; a text encoder's may hold more, as those of old checkpoints do.
+
+    read=False: all of this but the numbers, which are not read; the network is on the device "meta".
     """
     if not (folder / component / "config.json").is_file():
         raise ModelError(f"{folder} has no {component}/config.json; expected a {kind.__name__} there")
-    if _without_weights.get():
+    if weightless():
         return _skeleton(kind, folder / component, dtype)
     theirs = issubclass(kind, PreTrainedModel)
-    options = {"dtype" if theirs else "torch_dtype": dtype}
+    options: dict[str, Any] = {"dtype" if theirs else "torch_dtype": dtype}
+    if not read:
+        options["device_map"] = "meta"
     try:
         with quiet():
             network, found = kind.from_pretrained(
                 folder / component, use_safetensors=True, output_loading_info=True, **options
             )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(
             f"{folder / component} cannot be loaded as a {kind.__name__} from safetensors: {error}; write .bin "
             "weights again with save_pretrained(safe_serialization=True), or copy the folder once more"
@@ -104,6 +77,11 @@ def without_weights() -> Iterator[None]:
         yield
     finally:
         _without_weights.reset(token)
+
+
+def weightless() -> bool:
+    """Whether this is in `without_weights`."""
+    return _without_weights.get()
 
 
 def _skeleton(kind: Any, folder: Path, dtype: torch.dtype) -> Any:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.nn import Module, ModuleDict, ModuleList
 
+from redif_ray.checkpoint import weights_sha256
 from redif_ray.diffusion.levels import Level, NoiseProcess
 from redif_ray.diffusion.transition import Prediction
 from redif_ray.models.places import ModelError as ModelError
@@ -52,11 +54,15 @@ class DiffusionModel(ABC):
 
     @property
     def parts(self) -> dict[str, Module]:
-        """Frozen networks beside the denoising one, which encode conditions and decode latents, by name."""
+        """Frozen networks beside the denoising one that are loaded, by name: they encode conditions, decode latents."""
         return {}
 
+    def parts_sha256(self, digest: Callable[[Path], str]) -> dict[str, str]:
+        """Checksums of all that decides what the parts do, loaded or not, by name. digest: sha256 of a file."""
+        return {name: weights_sha256(part.state_dict()) for name, part in self.parts.items()}
+
     def to(self, device: str | torch.device) -> Self:
-        """Move every network to `device`."""
+        """Move every network that is loaded to `device`."""
         for network in (self.network, *self.parts.values()):
             network.to(device)
         return self
@@ -81,6 +87,14 @@ class DiffusionModel(ABC):
     @abstractmethod
     def null_conditions(self, batch: int) -> Encoded:
         """What `encode` gives for "no condition", `batch` rows. Raises ModelError if the network never learned one."""
+
+    def check_guidance(self) -> None:
+        """Raises ModelError where there is nothing to guide by."""
+        self.null_conditions(1)
+
+    def blank(self, batch: int) -> Encoded:
+        """Some encoding in the shapes of what `encode` gives, for whoever needs no more of it."""
+        return self.encode([0 if self.num_classes else None] * batch)
 
     @abstractmethod
     def output(self, x: Tensor, timestep: Tensor, encoded: Encoded) -> Tensor:

@@ -12,11 +12,12 @@ from dataclasses import replace
 from importlib.metadata import entry_points
 from pathlib import Path
 from pkgutil import resolve_name
+from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
 
-from redif_ray.checkpoint import weights_sha256
+from redif_ray.checkpoint import file_sha256, weights_sha256
 from redif_ray.models.folder import read_index
 from redif_ray.models.places import ModelError, local_folder, missing
 from redif_ray.models.protocol import DiffusionModel
@@ -66,11 +67,14 @@ def _loader(folder: Path) -> Loader:
     raise ModelError(f"{folder} is a {name}; expected one of {known}, or a package with entry point {name} in {GROUP}")
 
 
-def fingerprint(model: DiffusionModel) -> str:
-    """sha256 of all that decides an image: weights of every network, architecture, noise process, clipping."""
+def fingerprint(model: DiffusionModel, digest: Callable[[Path], str] = file_sha256) -> str:
+    """sha256 of all that decides an image: the network's weights, the files of the other parts, architecture, noise
+    process, clipping. digest: sha256 of a file.
+    """
     config = {k: v for k, v in model.config.items() if not k.startswith("_")}
-    settings = [type(model.network).__name__, config, model.prediction_type, model.clip]
+    settings: list[Any] = [type(model.network).__name__, config, model.prediction_type, model.clip]
+    if parts := model.parts_sha256(digest):
+        settings.append(parts)
     text = torch.tensor(list(json.dumps(settings, sort_keys=True).encode()), dtype=torch.uint8)
     process = {f"process/{k}": torch.as_tensor(v) for k, v in vars(model.process).items()}
-    parts = {f"{part}/{k}": v for part, network in model.parts.items() for k, v in network.state_dict().items()}
-    return weights_sha256(model.network.state_dict() | parts | process | {"settings": text})
+    return weights_sha256(model.network.state_dict() | process | {"settings": text})

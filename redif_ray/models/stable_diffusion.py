@@ -9,7 +9,8 @@ import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
 from torch import Tensor
 
-from redif_ray.models.folder import load_network, load_parts, load_scheduler, read_index, variance_preserving
+from redif_ray.models.folder import load_network, load_scheduler, read_index, variance_preserving
+from redif_ray.models.parts import Parts
 from redif_ray.models.protocol import Encoded, ModelError
 from redif_ray.models.text import TextModel, latent_shapes
 
@@ -17,6 +18,7 @@ from redif_ray.models.text import TextModel, latent_shapes
 class StableDiffusion(TextModel):
     """StableDiffusionPipeline: a UNet with cross-attention to one text encoder's states; epsilon or v."""
 
+    pipeline_kind: ClassVar[Any] = StableDiffusionPipeline
     names: ClassVar[tuple[str, ...]] = ("vae", "tokenizer", "text_encoder")
 
     @classmethod
@@ -25,19 +27,23 @@ class StableDiffusion(TextModel):
         if network.config.time_cond_proj_dim is not None:
             raise ModelError(f"{folder / 'unet'}: time_cond_proj_dim={network.config.time_cond_proj_dim}, a network "
                              "that is told its guidance; expected null, a teacher that is not distilled yet")
-        index, scheduler = read_index(folder), load_scheduler(folder)
-        parts = load_parts(folder, index, dtype, cls.names)
-        parts["vae"].enable_slicing()
+        index, scheduler = read_index(folder), cls._scheduler(folder)
+        frozen = Parts(folder, index, dtype, cls.names)
         return cls(
-            network=network, component="unet", num_classes=None, index=index,
-            pipeline=cls._pipeline(parts, scheduler, index),
-            **latent_shapes(network, parts["vae"], folder / "unet"), **variance_preserving(scheduler),
+            network=network, component="unet", num_classes=None, index=index, frozen=frozen, dtype=dtype,
+            **latent_shapes(network, frozen.configs["vae"], folder / "unet"), **variance_preserving(scheduler),
         )  # fmt: skip
 
     @classmethod
-    def _pipeline(cls, parts: dict[str, Any], scheduler: Any, index: dict[str, Any]) -> Any:
+    def _scheduler(cls, folder: Path) -> Any:
+        scheduler = load_scheduler(folder)
+        if scheduler.config.get("clip_sample", False):
+            scheduler.register_to_config(clip_sample=False)  # which this pipeline of diffusers does, too
+        return scheduler
+
+    def make_pipeline(self, **parts: Any) -> Any:
         return StableDiffusionPipeline(
-            **parts, unet=None, scheduler=scheduler, safety_checker=None, feature_extractor=None,
+            **parts, vae=None, unet=None, scheduler=self.scheduler, safety_checker=None, feature_extractor=None,
             requires_safety_checker=False,
         )  # fmt: skip
 
@@ -52,13 +58,17 @@ class StableDiffusion(TextModel):
 class StableDiffusionXL(StableDiffusion):
     """StableDiffusionXLPipeline: states of two text encoders, the pooled one of the second, and the image's size."""
 
+    pipeline_kind: ClassVar[Any] = StableDiffusionXLPipeline
     names: ClassVar[tuple[str, ...]] = ("vae", "tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2")
 
     @classmethod
-    def _pipeline(cls, parts: dict[str, Any], scheduler: Any, index: dict[str, Any]) -> Any:
+    def _scheduler(cls, folder: Path) -> Any:
+        return load_scheduler(folder)
+
+    def make_pipeline(self, **parts: Any) -> Any:
         return StableDiffusionXLPipeline(
-            **parts, unet=None, scheduler=scheduler, add_watermarker=False,
-            force_zeros_for_empty_prompt=index.get("force_zeros_for_empty_prompt", True),
+            **parts, vae=None, unet=None, scheduler=self.scheduler, add_watermarker=False,
+            force_zeros_for_empty_prompt=self.index.get("force_zeros_for_empty_prompt", True),
         )  # fmt: skip
 
     def encode_prompt(self, caption: str | None) -> Encoded:

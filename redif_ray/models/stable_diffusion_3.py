@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Self
+from typing import Any, ClassVar, Self
 
 import torch
 from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
 from torch import Tensor
 
-from redif_ray.models.folder import flow_matching, load_network, load_parts, load_scheduler, read_index
+from redif_ray.models.folder import flow_matching, load_network, load_scheduler, read_index
+from redif_ray.models.parts import Parts
 from redif_ray.models.protocol import Encoded
 from redif_ray.models.text import TextModel, latent_shapes
 
@@ -20,16 +21,21 @@ T5 = ("tokenizer_3", "text_encoder_3")
 class StableDiffusion3(TextModel):
     """StableDiffusion3Pipeline: states of two CLIP encoders and of T5, which may be absent, and CLIP's pooled ones."""
 
+    pipeline_kind: ClassVar[Any] = StableDiffusion3Pipeline
+
     @classmethod
     def load(cls, folder: Path, dtype: torch.dtype) -> Self:
         network = load_network(SD3Transformer2DModel, folder, "transformer", dtype)
         index, scheduler = read_index(folder), load_scheduler(folder)
-        parts = load_parts(folder, index, dtype, PARTS, optional=T5)
-        parts["vae"].enable_slicing()
+        frozen = Parts(folder, index, dtype, PARTS, optional=T5)
         return cls(
-            network=network, component="transformer", num_classes=None, index=index,
-            pipeline=StableDiffusion3Pipeline(**parts, transformer=network, scheduler=scheduler),  # for its width
-            **latent_shapes(network, parts["vae"], folder / "transformer"), **flow_matching(scheduler),
+            network=network, component="transformer", num_classes=None, index=index, frozen=frozen, dtype=dtype,
+            **latent_shapes(network, frozen.configs["vae"], folder / "transformer"), **flow_matching(scheduler),
+        )  # fmt: skip
+
+    def make_pipeline(self, **parts: Any) -> Any:
+        return StableDiffusion3Pipeline(
+            **parts, vae=None, transformer=self.network, scheduler=self.scheduler  # the network for its width
         )  # fmt: skip
 
     def encode_prompt(self, caption: str | None) -> Encoded:

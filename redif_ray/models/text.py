@@ -1,48 +1,81 @@
-"""Networks that a caption tells what to draw, on the latents of a VAE. Each pipeline of diffusers encodes its own."""
+"""Networks that a caption tells what to draw, on the latents of a VAE. Each pipeline of diffusers encodes its own.
+
+A process holds text encoders once it has a caption to encode, and the VAE once it decodes. Captions that another has
+encoded are read from the store.
+"""
 
 from __future__ import annotations
 
+import logging
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 from torch.nn import Module
 
-from redif_ray.checkpoint import weights_sha256
+from redif_ray.checkpoint import file_sha256
 from redif_ray.data.encodings import EncodingStore
 from redif_ray.data.targets import content_hash
+from redif_ray.models.folder import INDEX, without_weights
+from redif_ray.models.parts import Parts
 from redif_ray.models.protocol import DiffusionModel, Encoded, ModelError
 from redif_ray.models.quiet import quiet
 from redif_ray.types import Condition
 
 REMEMBERED = 256  # encoded captions
+VAE = "vae"
+log = logging.getLogger(__name__)
 
 
 @dataclass(eq=False, kw_only=True)
 class TextModel(DiffusionModel):
     """A condition is a caption; None stands for none, as guidance means it.
 
-    pipeline: diffusers' pipeline, for its tokenisers, text encoders and VAE, frozen.
-    A family implements `output` and `encode_prompt`.
+    frozen: tokenisers, text encoders and VAE. A family implements `load`, `output`, `make_pipeline`, `encode_prompt`.
     """
 
     takes_captions: ClassVar[bool] = True
-    pipeline: Any
+    pipeline_kind: ClassVar[Any]  # diffusers' class
+    frozen: Parts
     known: dict[str | None, Encoded] = field(default_factory=dict, repr=False)  # newest last
     store: EncodingStore | None = None  # what other processes have encoded
 
-    @property
-    def parts(self) -> dict[str, Module]:
-        found = {name: part for name, part in self.pipeline.components.items() if name != self.component}
-        return {name: part for name, part in found.items() if isinstance(part, Module)}
+    @classmethod
+    @abstractmethod
+    def load(cls, folder: Path, dtype: torch.dtype) -> Self:
+        """See `registry.Loader`."""
+
+    @abstractmethod
+    def make_pipeline(self, **parts: Any) -> Any:
+        """`pipeline_kind` of these tokenisers and text encoders, to encode captions with."""
 
     @abstractmethod
     def encode_prompt(self, caption: str | None) -> Encoded:
-        """What the network is given for one caption, or for none: one row."""
+        """What the network is given for one caption, or for none: one row, by `pipeline`."""
+
+    @property
+    def parts(self) -> dict[str, Module]:
+        return self.frozen.networks()
+
+    def part(self, name: str) -> Any:
+        """A tokeniser, text encoder or the VAE, which is loaded to the network's device where it is not there yet."""
+        if self.store and name not in self.frozen.loaded and self.frozen.kinds[name] is not None:
+            log.warning("%s is loaded", self.frozen.folder / name)
+        return self.frozen.get(name, self.device)
+
+    @cached_property
+    def pipeline(self) -> Any:
+        """Without a network and a VAE."""
+        return self.make_pipeline(**{name: self.part(name) for name in self._encoders})
+
+    @property
+    def _encoders(self) -> list[str]:
+        return [name for name in self.frozen.kinds if name != VAE]
 
     def encode(self, conditions: Sequence[Condition]) -> Encoded:
         rows = [self._encoded(condition) for condition in conditions]
@@ -51,10 +84,27 @@ class TextModel(DiffusionModel):
     def null_conditions(self, batch: int) -> Encoded:
         return self.encode([None] * batch)
 
+    def check_guidance(self) -> None:
+        """Every network of this kind can be told nothing."""
+
+    def blank(self, batch: int) -> Encoded:
+        with without_weights():
+            empty = type(self).load(self.frozen.folder, self.dtype)
+        return {name: torch.zeros_like(value, device=self.device) for name, value in empty.encode([""] * batch).items()}
+
     def decode(self, latents: Tensor) -> Tensor:
-        config = self.pipeline.vae.config
-        z = latents / config.scaling_factor + (getattr(config, "shift_factor", None) or 0.0)
-        return (self.pipeline.vae.decode(z).sample / 2 + 0.5).clamp(0, 1)
+        vae = self.part(VAE)
+        vae.enable_slicing()
+        z = latents / vae.config.scaling_factor + (getattr(vae.config, "shift_factor", None) or 0.0)
+        return (vae.decode(z).sample / 2 + 0.5).clamp(0, 1)
+
+    def parts_sha256(self, digest: Callable[[Path], str] = file_sha256) -> dict[str, str]:
+        return self.frozen.files(list(self.frozen.kinds), digest) | {INDEX: content_hash(self._options)}
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        """What the index says beside the parts' classes."""
+        return {k: v for k, v in self.index.items() if not k.startswith("_") and not isinstance(v, list)}
 
     @torch.no_grad()
     def _encoded(self, condition: Condition) -> Encoded:
@@ -76,26 +126,30 @@ class TextModel(DiffusionModel):
                 self.store.put(caption, found)
         return {name: value.to(self.device) for name, value in found.items()}
 
-    def keep_encodings(self, root: Path) -> None:
-        """Share encodings with other processes through a folder of `root`, named by all that decides them."""
-        encoders = {name: part for name, part in self.parts.items() if name != "vae"}
-        weights = {f"{part}/{k}": v for part, network in encoders.items() for k, v in network.state_dict().items()}
-        words = {n: p.get_vocab() for n, p in self.pipeline.components.items() if hasattr(p, "get_vocab")}
-        rules = [type(self).__name__, {n: [v, self.pipeline.components[n].model_max_length] for n, v in words.items()}]
-        self.store = EncodingStore(root, content_hash([weights_sha256(weights), rules]))
+    def keep_encodings(self, root: Path, digest: Callable[[Path], str] = file_sha256) -> None:
+        """Share encodings with other processes through a folder of `root`, named by all that decides them.
+
+        digest: sha256 of a file, of which those of the text encoders are asked for.
+        """
+        config = {k: v for k, v in self.config.items() if not k.startswith("_")}
+        rules = [type(self).__name__, str(self.dtype), self.image_shape, config, self._options]
+        self.store = EncodingStore(root, content_hash([self.frozen.files(self._encoders, digest), rules]))
 
 
 def latent_shapes(network: Any, vae: Any, where: Path) -> dict[str, Any]:
-    """`latent_shape` and `image_shape` of a network that works on this VAE's latents. Raises ModelError."""
+    """`latent_shape` and `image_shape` of a network that works on the latents of a VAE with this config.
+
+    Raises ModelError.
+    """
     size, channels = network.config.sample_size, network.config.in_channels
-    if size is None or channels != vae.config.latent_channels:
+    if size is None or channels != vae.latent_channels:
         raise ModelError(
             f"{where}: sample_size={size}, in_channels={channels}; expected a size, and the "
-            f"{vae.config.latent_channels} channels of the VAE's latents (inpainting and the like have more)"
+            f"{vae.latent_channels} channels of the VAE's latents (inpainting and the like have more)"
         )
     height, width = (size, size) if isinstance(size, int) else size
-    scale = 2 ** (len(vae.config.block_out_channels) - 1)
+    scale = 2 ** (len(vae.block_out_channels) - 1)
     return {
         "latent_shape": (channels, height, width),
-        "image_shape": (vae.config.out_channels, scale * height, scale * width),
+        "image_shape": (vae.out_channels, scale * height, scale * width),
     }

@@ -21,8 +21,8 @@ def _flops(config: Config) -> float:
     """Of a prediction of one image, counted on a network without numbers: it takes no device's time or memory."""
     with without_weights():
         model = load_model(config.teacher.model, device="meta")
-    encoded = {name: value.to("meta") for name, value in model.encode([0 if model.num_classes else None]).items()}
     x = torch.empty(1, *model.latent_shape, device="meta")
+    encoded = {name: value.to("meta") for name, value in model.blank(1).items()}
     return forward_flops(lambda: model.predict(x, model.process.noisiest(), encoded), 1)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from redif_ray.config import LEARNED, Config, Reward, Student
 from redif_ray.data.conditions import Conditions, load_conditions
+from redif_ray.data.digests import Digests
 from redif_ray.data.targets import TargetStore
 from redif_ray.diffusion import schedules
 from redif_ray.diffusion.schedules import Schedule
@@ -33,11 +34,15 @@ def device(gpus: float) -> str:
 
 def teacher(config: Config, where: str) -> DiffusionModel:
     """The teacher of a worker on the device `where`."""
-    dtype = getattr(torch, config.networks.precision)
-    model = load_model(config.teacher.model, device=where, dtype=dtype)
-    if isinstance(model, TextModel):
-        model.keep_encodings(_stores(config) / "captions")
-    return _compiled(model, config)
+    return _compiled(model(config, config.teacher.model, where), config)
+
+
+def model(config: Config, source: str, where: str) -> DiffusionModel:
+    """The model at `source` in the run's precision, which shares encoded captions with all processes of the run."""
+    found = load_model(source, device=where, dtype=getattr(torch, config.networks.precision))
+    if isinstance(found, TextModel):
+        found.keep_encodings(_stores(config) / "captions", digests(config))
+    return found
 
 
 def student(config: Config, teacher: DiffusionModel) -> DiffusionModel:
@@ -116,7 +121,7 @@ def target_store(config: Config, teacher: DiffusionModel) -> TargetStore:
     t = config.teacher
     identity: dict[str, Any] = {
         "format": 1,
-        "teacher": fingerprint(teacher),
+        "teacher": fingerprint(teacher, digests(config)),
         "solver": t.solver,
         "steps": t.steps,
         "schedule": t.schedule,
@@ -124,6 +129,11 @@ def target_store(config: Config, teacher: DiffusionModel) -> TargetStore:
         "seed": config.run.seed,
     }
     return TargetStore(_stores(config), identity)
+
+
+def digests(config: Config) -> Digests:
+    """Checksums of a model's files, for the names of stores."""
+    return Digests(_stores(config) / "files")
 
 
 def _stores(config: Config) -> Path:

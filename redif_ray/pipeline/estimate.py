@@ -14,7 +14,6 @@ from rich.table import Table
 from redif_ray.config import Config
 from redif_ray.data.conditions import Conditions
 from redif_ray.diffusion import solvers
-from redif_ray.diffusion.noise import Stream
 from redif_ray.models.protocol import DiffusionModel
 from redif_ray.models.registry import load_model
 from redif_ray.models.student import make_student, trainable
@@ -46,7 +45,7 @@ def estimate(config: Config, conditions: Conditions) -> Estimate:
     teacher = load_model(config.teacher.model)
     plan = RoundPlan(config, conditions)
     work = _work(config, teacher, plan)
-    forward = {cores: _forward_seconds(teacher, plan, cores) for cores in {1, *(cores for _, cores in work.values())}}
+    forward = {cores: _forward_seconds(teacher, cores) for cores in {1, *(cores for _, cores in work.values())}}
     seconds = {name: calls * forward[cores] / cores for name, (calls, cores) in work.items()}
     seconds["start"] = START_SECONDS
     weights = sum(p.numel() for p in trainable(make_student(teacher, config.student.lora)).values()) * 4 / 1e6
@@ -112,12 +111,10 @@ def _numel(shape: tuple[int, ...]) -> int:
     return int(torch.Size(shape).numel())
 
 
-def _forward_seconds(
-    teacher: DiffusionModel, plan: RoundPlan, together: int, batch: int = 16, repeats: int = 5
-) -> float:
+def _forward_seconds(teacher: DiffusionModel, together: int, batch: int = 16, repeats: int = 5) -> float:
     """Seconds of one network call on one image, on each of `together` cores at work: they share caches and memory."""
     x = torch.zeros(batch, *teacher.latent_shape)
-    predict = build.predictor(teacher, teacher.encode([plan.conditions.of(Stream.TRAIN, i) for i in range(batch)]), 1.0)
+    predict = build.predictor(teacher, teacher.blank(batch), 1.0)
     level = teacher.process.noisiest()
 
     @torch.no_grad()

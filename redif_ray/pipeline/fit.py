@@ -43,7 +43,7 @@ def needs(config: Config, found: Footprints) -> list[Need]:
         card = torch.cuda.get_device_properties(0).total_memory / 1e6 if torch.cuda.is_available() else None
         rows.append(Need("memory of a GPU", fullest_gpu_mb(config, found.roles), "MB", card))
     memory = psutil.virtual_memory().available / 1e6 if local else None
-    rows.append(Need("main memory", main_memory_mb(config, found.roles), "MB", memory))
+    rows.append(Need("main memory", main_memory_mb(config, found), "MB", memory))
     root = Path(config.run.root).resolve()
     there = next(path for path in (root, *root.parents) if path.exists())
     rows.append(Need("disk", disk_mb(config, found), "MB", shutil.disk_usage(there).free / 1e6))
@@ -107,13 +107,13 @@ def _together_mb(config: Config, together: list[str], roles: dict[str, Footprint
     return mb + OVERHEAD_MB * len(together)
 
 
-def main_memory_mb(config: Config, roles: dict[str, Footprint]) -> float:
+def main_memory_mb(config: Config, found: Footprints) -> float:
     """Of all processes: those without a GPU hold their tensors there, those that take turns on one what they keep
-    between their turns, and the driver its teacher.
+    between their turns, and the driver its network in float32.
     """
-    total = RAY_MB + 4 * PROCESS_MB + roles["reward"].weights
+    total = RAY_MB + 4 * PROCESS_MB + 4 * found.network / 1e6
     for role, (number, gpus) in workers(config).items():
-        one, offload = roles[role], config.pipeline.offload
+        one, offload = found.roles[role], config.pipeline.offload
         total += number * (PROCESS_MB + (one.total if not gpus else one.weights + one.training if offload else 0))
     return total
 

@@ -31,6 +31,7 @@ from redif_ray.models.student import enable_checkpointing, make_student, trainab
 from redif_ray.pipeline import build
 from redif_ray.rewards.discriminator import DiscriminatorTerm
 from redif_ray.rewards.pretrained import SHIPPED
+from redif_ray.types import Condition
 
 OVERHEAD_MB = 1200  # CUDA's context, cuBLAS and cuDNN workspaces, fragments
 ADAM_BYTES = 8  # of a weight: two float32 moments
@@ -114,10 +115,11 @@ def _peak_mb(call: Callable[[], Any]) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Footprints:
-    """`roles`: of one worker of `rollout`, `reward` and `learner`; numbers of trained weights and of an image."""
+    """`roles`: of a worker of `rollout`, `reward` and `learner`; numbers of trained weights, the network, an image."""
 
     roles: dict[str, Footprint]
     trained: int
+    network: int
     image: int
 
 
@@ -130,13 +132,16 @@ def footprints(config: Config) -> Footprints:
     if config.learner.checkpointing:
         enable_checkpointing(student)
     parameters = trainable(student).values()
-    shared = _bytes(teacher.network, *teacher.parts.values())
+    parts = _Parts(teacher)
+    network = _bytes(teacher.network) + parts.always
     own = {id(p) for p in teacher.network.parameters()}
     added = sum(p.numel() * p.element_size() for p in student.network.parameters() if id(p) not in own)
     average = 4 if config.learner.ema or config.warm_start.ema else 0
     trained = sum(p.numel() for p in parameters)
     training = trained * (4 + ADAM_BYTES + average)
-    held = _held(config, teacher, student) if config.learner.shard else shared + added
+    drafts = config.method == "draft"  # the learner decodes and scores by itself
+    beside = parts.always + (parts.decode + _encoders(config) if drafts else 0)
+    held = beside + (_held(config, teacher, student) if config.learner.shard else _bytes(teacher.network) + added)
     rows = max(config.rollout.shard_groups * config.rollout.siblings, config.evaluation.batch)
     rollout = _peak_mb(lambda: _predict(student, rows, config.student.guidance))
     reward = max(
@@ -149,19 +154,33 @@ def footprints(config: Config) -> Footprints:
     learner = max(_peak_mb(lambda: _train(student, config)), _peak_mb(lambda: _learn(learned, config)))
     training = training // (config.learner.workers if config.learner.shard else 1) + own_learned * (4 + ADAM_BYTES) // 4
     roles = {
-        "rollout": Footprint((shared + added) / 1e6, 0.0, rollout),
-        "reward": Footprint((shared + _encoders(config) + own_learned) / 1e6, 0.0, reward),
+        "rollout": Footprint((network + added) / 1e6, 0.0, rollout),
+        "reward": Footprint(
+            (network + parts.decode + parts.encode + _encoders(config) + own_learned) / 1e6, 0.0, reward
+        ),
         "learner": Footprint(
-            (held + own_learned) / 1e6, training / 1e6, learner, start=(shared + added + own_learned) / 1e6
+            (held + own_learned) / 1e6, training / 1e6, learner, start=(network + added + own_learned) / 1e6
         ),
     }
-    return Footprints(roles, trained, torch.Size(teacher.image_shape).numel())
+    numbers = sum(p.numel() for p in teacher.network.parameters())
+    return Footprints(roles, trained, numbers, torch.Size(teacher.image_shape).numel())
+
+
+class _Parts:
+    """Bytes of the networks beside the denoising one: that are held `always`, and more to decode and to encode."""
+
+    def __init__(self, model: DiffusionModel) -> None:
+        self.always = _bytes(*model.parts.values())
+        _decode(model, 1)
+        self.decode = _bytes(*model.parts.values()) - self.always
+        model.encode([_condition(model)])
+        self.encode = _bytes(*model.parts.values()) - self.always - self.decode
 
 
 def _held(config: Config, teacher: DiffusionModel, student: DiffusionModel) -> int:
     """Bytes of weights on a rank that holds a share: shares, what it gathers at once, and what it computes of it."""
     shares = _bytes(student.network) + (_bytes(teacher.network) if config.learner.regulariser.kind != "none" else 0)
-    held = _bytes(*teacher.parts.values()) + shares // config.learner.workers + _gathered(student)
+    held = shares // config.learner.workers + _gathered(student)
     if student.dtype != torch.float32 and not config.student.lora.rank and not config.learner.checkpointing:
         held += 2 * sum(p.numel() for p in student.network.parameters())  # autocast's, kept for the backward pass
     return held
@@ -217,12 +236,15 @@ def _learn(term: DiscriminatorTerm | None, config: Config) -> None:
     (loss + squares.sum()).backward()
 
 
+def _condition(model: DiffusionModel) -> Condition:
+    return "a caption" if model.takes_captions else 0 if model.num_classes else None
+
+
 def _forward(model: DiffusionModel, rows: int, guidance: float) -> Tensor:
     """A prediction, in the dtype that its network computes in: there is no autocast without a device."""
     with quiet():
         at_work = replace(model, network=model.network.to(model.dtype))
-    condition = "a caption" if model.takes_captions else 0 if model.num_classes else None
     with torch.no_grad():
-        encoded = {name: value.to("meta") for name, value in at_work.encode([condition] * rows).items()}
+        encoded = {name: value.to("meta") for name, value in at_work.encode([_condition(model)] * rows).items()}
     x = torch.empty(rows, *model.latent_shape, device="meta")
     return at_work.predict(x, model.process.noisiest(), encoded, guidance=guidance).x0

@@ -21,6 +21,7 @@ def preflight(config: Config, captions: Sequence[str] | None = None) -> Conditio
         direct.require()
     teacher = load_model(config.teacher.model)
     make_student(teacher, config.student.lora)
+    teacher.blank(1)  # raises for a tokeniser that cannot be read
     conditions = build.conditions(config, teacher, captions)
     try:
         schedule = build.student_schedule(teacher, config.student)
@@ -45,7 +46,7 @@ def _check_guidance(key: str, guidance: float, teacher: DiffusionModel, conditio
     if conditions.training == (None,):
         raise ConfigError(f"{key}.guidance={guidance}: the teacher is sampled without conditions; expected 1")
     try:
-        teacher.null_conditions(1)
+        teacher.check_guidance()
     except ModelError as error:
         raise ConfigError(f"{key}.guidance={guidance}: {error}") from error
 

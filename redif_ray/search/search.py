@@ -25,6 +25,7 @@ from redif_ray.errors import UserError
 from redif_ray.evaluation.judge import make_encoder
 from redif_ray.models.protocol import DiffusionModel
 from redif_ray.models.registry import load_model
+from redif_ray.pipeline import build
 from redif_ray.pipeline.cluster import connect
 from redif_ray.pipeline.distill import absolute
 from redif_ray.pipeline.interrupt import Interrupted, StopRequest, stop_requests
@@ -121,6 +122,7 @@ def _search(
     config: Config, conditions: Conditions, folder: RunFolder, records: Records, stop: StopRequest, console: Console
 ) -> None:
     model = load_model(config.search.student or config.teacher.model)
+    model.parts_sha256(build.digests(config))  # once, before all workers ask for them
     with connect(config), evaluator(config, conditions, folder, stop) as actor:
         job = Job(config, folder, model, actor, stop, console, records)
         steps = config.search.steps or (config.student.steps,)

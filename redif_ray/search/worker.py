@@ -15,7 +15,6 @@ from redif_ray.diffusion import noise, schedules, solvers
 from redif_ray.diffusion.noise import Stream
 from redif_ray.diffusion.schedules import Times
 from redif_ray.evaluation.judge import make_encoder
-from redif_ray.models.registry import load_model
 from redif_ray.pipeline import build, reward
 from redif_ray.rewards.base import RewardInputs
 from redif_ray.search import gits, gradient
@@ -30,7 +29,7 @@ class SearchWorker(reward.TeacherRewardWorker):
         super().__init__(name, config)
         self.model, student = self.teacher, config.search.student
         if student is not None:
-            self.model = load_model(student, device=self.device, dtype=getattr(torch, config.networks.precision))
+            self.model = build.model(config, student, self.device)
         frechet = config.search.frechet
         self.encoder = make_encoder(frechet.encoder, self.model.image_shape) if frechet.weight else None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -148,7 +149,9 @@ def test_networks_of_sixteen_bits_predict_in_float32(name: str, dtype: torch.dty
     """To 16 bits' rounding what float32 predicts: the teacher, a student with float32 weights, one with adapters."""
     whole, half = load_model(folders[name]), load_model(folders[name], dtype=dtype)
     assert {p.dtype for p in half.network.parameters()} == {dtype}
-    assert all(p.dtype == torch.float32 for part, n in half.parts.items() if part == "vae" for p in n.parameters())
+    if isinstance(half, TextModel):
+        assert {p.dtype for p in half.part("vae").parameters()} == {torch.float32}
+        assert {p.dtype for p in half.part("text_encoder").parameters()} == {dtype}
     adapted = make_student(half, Lora(rank=2, targets=("conv1",) if name == "edm" else ("to_q", "to_v")))
     full = make_student(half, Lora())
     assert {p.dtype for student in (adapted, full) for p in trainable(student).values()} == {torch.float32}
@@ -206,20 +209,42 @@ def test_checkpointing_changes_no_gradient(name: str, folders: dict[str, Path]) 
 def test_a_caption_is_encoded_by_one_process_alone(
     name: str, folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first, second, other = load_model(folders[name]), load_model(folders[name]), load_model(folders[name])
+    """Whose text encoders are loaded for it; the other reads the store. Another encoder's captions are not taken."""
+    first, second, half = (load_model(folders[name], dtype=d) for d in (torch.float32, torch.float32, torch.float16))
+    other = load_model(changed(folders[name], tmp_path / "other", "text_encoder/model.safetensors"))
     expected = load_model(folders[name]).encode(["a cat", None])
-    with torch.no_grad():
-        next(other.parts["text_encoder"].parameters()).flatten()[0] += 1
-    for model in (first, second, other):
+    for model in (first, second, half, other):
         assert isinstance(model, TextModel)
-        model.keep_encodings(tmp_path)
+        model.keep_encodings(tmp_path / "store")
+        assert not model.parts
     first.encode(["a cat", None])
+    encoders = {part for part in first.index if part.startswith("text_encoder")}
+    assert first.parts.keys() == encoders
     encoded = []
     monkeypatch.setattr(type(second), "encode_prompt", lambda self, caption: encoded.append(caption) or expected)
     found = second.encode(["a cat", None])
-    assert not encoded and all(torch.equal(found[key], value) for key, value in expected.items())
-    other.encode(["a cat"])
-    assert encoded == ["a cat"]
+    assert not encoded and not second.parts
+    assert all(torch.equal(found[key], value) for key, value in expected.items())
+    other.encode(["a cat"]), half.encode([None])
+    assert encoded == ["a cat", None]
+
+
+@pytest.mark.parametrize("name", ["sd", "sdxl", "sd3", "sd3, no T5", "edm"])
+def test_a_blank_encoding_has_the_shapes_of_a_real_one(name: str, folders: dict[str, Path]) -> None:
+    """And no part is loaded for it, nor to decide what guidance does, nor for the latents' shape."""
+    model = load_model(folders[name])
+    blank = model.blank(2)
+    if isinstance(model, TextModel):
+        model.check_guidance()
+    assert not model.parts
+    real = model.encode([1, 2] if name == "edm" else ["a cat", None])
+    assert {k: (v.shape, v.dtype) for k, v in blank.items()} == {k: (v.shape, v.dtype) for k, v in real.items()}
+
+
+def test_decoding_takes_the_vae_alone(folders: dict[str, Path]) -> None:
+    model = make_student(load_model(folders["sd"]), Lora())
+    model.decode(normal(1, *model.latent_shape))
+    assert list(model.parts) == ["vae"]
 
 
 def test_few_captions_are_remembered(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,13 +267,45 @@ def test_gradients_reach_the_student_through_the_vae(folders: dict[str, Path]) -
     assert not any(part.training for part in student.parts.values())
 
 
-def test_the_fingerprint_covers_text_encoders_and_vae(folders: dict[str, Path]) -> None:
-    one, two, three = (load_model(folders["sd"]) for _ in range(3))
-    assert fingerprint(one) == fingerprint(two)
-    for model, part in ((two, "vae"), (three, "text_encoder")):
-        with torch.no_grad():
-            next(iter(model.parts[part].parameters())).flatten()[0] += 1
-        assert fingerprint(model) != fingerprint(one)
+def changed(folder: Path, other: Path, file: str) -> Path:
+    """A copy of a pipeline whose weights in `file` have another last bit."""
+    shutil.copytree(folder, other)
+    data = bytearray((other / file).read_bytes())
+    data[-4] ^= 1
+    (other / file).write_bytes(data)
+    return other
+
+
+def test_the_fingerprint_covers_text_encoders_and_vae(folders: dict[str, Path], tmp_path: Path) -> None:
+    """Of their files: no part is loaded, and where the folder lies says nothing."""
+    model = load_model(folders["sd"])
+    shutil.copytree(folders["sd"], tmp_path / "copy")
+    assert fingerprint(load_model(tmp_path / "copy")) == fingerprint(model) and not model.parts
+    for file in ("vae/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"):
+        other = changed(folders["sd"], tmp_path / file.partition("/")[0], file)
+        assert fingerprint(load_model(other)) != fingerprint(model)
+    for file in ("vae/config.json", "tokenizer/tokenizer_config.json"):
+        other = tmp_path / f"other-{file.partition('/')[0]}"
+        shutil.copytree(folders["sd"], other)
+        edit(other / file, note=1)
+        assert fingerprint(load_model(other)) != fingerprint(model)
+
+
+def test_weights_in_several_files_are_named_by_all_of_them(folders: dict[str, Path], tmp_path: Path) -> None:
+    """As large text encoders come."""
+    encoder = load_model(folders["sd3"]).part("text_encoder_3")  # type: ignore[attr-defined]
+    shutil.copytree(folders["sd3"], tmp_path / "m")
+    (tmp_path / "m" / "text_encoder_3" / "model.safetensors").unlink()
+    encoder.save_pretrained(tmp_path / "m" / "text_encoder_3", max_shard_size="10KB")
+    model: Any = load_model(tmp_path / "m")
+    shards = sorted((tmp_path / "m" / "text_encoder_3").glob("*.safetensors"))
+    named = {f"text_encoder_3/{path.name}" for path in (*shards, Path("config.json"))}
+    assert len(shards) > 1 and set(model.frozen.files(["text_encoder_3"], str)) == named
+    for key, value in load_model(folders["sd3"]).encode(["a cat"]).items():
+        assert torch.equal(model.encode(["a cat"])[key], value)
+    shards[-1].unlink()
+    with pytest.raises(ModelError, match="text_encoder_3 cannot be loaded as a T5EncoderModel"):
+        load_model(tmp_path / "m")
 
 
 def edit(path: Path, **changes: Any) -> None:
@@ -275,8 +332,21 @@ def test_what_does_not_fit_is_named(
         load_model(folder)
 
 
+@pytest.mark.parametrize("part", ["vae", "text_encoder"])
+def test_a_part_that_was_cut_short_is_named(part: str, tmp_path: Path) -> None:
+    folder = write_sd(tmp_path / "m")
+    path = next((folder / part).glob("*.safetensors"))
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ModelError, match=f"{part} cannot be loaded as a .* from safetensors: .*copy the folder once"):
+        load_model(folder)
+
+
 def test_a_missing_tokeniser_and_foreign_text_weights_are_named(tmp_path: Path) -> None:
     folder = write_sd(tmp_path / "m")
+    (folder / "tokenizer").rename(tmp_path / "tokenizer")
+    with pytest.raises(ModelError, match=r"tokenizer cannot be loaded as a CLIPTokenizer: it has none of .*vocab.json"):
+        load_model(folder)
+    (tmp_path / "tokenizer").rename(folder / "tokenizer")
     (folder / "text_encoder" / "model.safetensors").rename(tmp_path / "away")
     with pytest.raises(ModelError, match="text_encoder cannot be loaded as a CLIPTextModel from safetensors"):
         load_model(folder)

@@ -139,7 +139,7 @@ def test_doctor_counts_custom_resources(up: dict[str, float]) -> None:
     del up["spot"]
 
     def rows(*overrides: str) -> dict[str, Any]:
-        return {need.what: need for need in fit.needs(placed(*overrides), Footprints(roles, 10, 10))}
+        return {need.what: need for need in fit.needs(placed(*overrides), Footprints(roles, 10, 10, 10))}
 
     found = rows()
     assert found["rollout"].met and found["GPUs"].met and found["spot"].needed == 2 and not found["spot"].met

@@ -1,0 +1,39 @@
+"""sha256 of large files, found once for all processes: kept in a folder, by path, size and time of change."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from redif_ray.checkpoint import file_sha256
+from redif_ray.data.files import write_whole
+from redif_ray.data.targets import TargetStoreError, content_hash
+
+SETTLED_SECONDS = 2.0  # a file that has changed just now may change again and look the same
+
+
+class Digests:
+    """Callable on a file."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __call__(self, path: Path) -> str:
+        """Raises TargetStoreError where the folder cannot be written."""
+        path, found = path.resolve(), path.stat()
+        note = self.folder / content_hash([str(path), found.st_size, found.st_ctime_ns])
+        if note.is_file():
+            return note.read_text()
+        digest = file_sha256(path)
+        if time.time() - found.st_ctime > SETTLED_SECONDS:
+            self._keep(note, digest)
+        return digest
+
+    def _keep(self, note: Path, digest: str) -> None:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_whole(note, digest.encode())
+        except OSError as error:
+            raise TargetStoreError(
+                f"cannot write {note}: {error}; set teacher.store to a folder that can be written"
+            ) from error
