@@ -62,6 +62,7 @@ class PlainLoop:
     def _play(self, shard: Shard, weights: Any, key: str) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
         """Metas of a shard, and what was made of it."""
         if shard.phase == "warm_start":
+            self.reward.encode(shard)
             roll_meta, trajectories = self.rollout.rollout(shard, weights, key)
             jump_meta, scored = self.reward.jump(shard, trajectories)
             return (roll_meta, jump_meta), (trajectories, scored)

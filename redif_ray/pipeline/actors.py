@@ -55,6 +55,9 @@ class TeacherRewardWorker(Actor):
     def targets(self, *arguments: Any) -> Any:
         return self._awake.targets(*arguments)
 
+    def encode(self, *arguments: Any) -> Any:
+        return self._worker.encode(*arguments)
+
     def jump(self, *arguments: Any) -> Any:
         return self._awake.jump(*arguments)
 

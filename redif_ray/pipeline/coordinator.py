@@ -39,11 +39,14 @@ log = logging.getLogger(__name__)
 
 
 class Coordinator:
-    """handles: of the weight store, the metrics writer, and the rollout and reward workers, pickled."""
+    """handles: of the weight store, the metrics writer, and the rollout and reward workers, pickled.
 
-    def __init__(self, config: Config, folder: str, handles: bytes) -> None:
+    captions: whether the teacher is told captions. Then reward workers encode those of a shard before it is rolled out.
+    """
+
+    def __init__(self, config: Config, folder: str, handles: bytes, captions: bool = False) -> None:
         self.weights, self.writer, rollout, reward = cloudpickle.loads(handles)
-        self.config = config
+        self.config, self.captions = config, captions
         self.plan = RoundPlan(config, Conditions.from_json((Path(folder) / CONDITIONS).read_text()))
         timeout = config.pipeline.timeout_s
         self.rollout = Pool("rollout", rollout, self._lost, timeout, self._done, config.rollout.least or 1)
@@ -53,7 +56,7 @@ class Coordinator:
         self.spans: list[Span] = []  # of which the writer does not know yet
         self.rounds: dict[int, Batch] = {}
         self.deployments: dict[tuple[Any, ...], Batch] = {}
-        self.targets: dict[tuple[int, int], asyncio.Future[tuple[Meta, Any]]] = {}  # by round and shard
+        self.ahead: dict[tuple[int, int], asyncio.Future[tuple[Meta, Any]]] = {}  # of `_ahead`, by round and shard
         self.stopping = False
         self.calibration: dict[str, Any] | None = None
         self.begun = asyncio.Event()
@@ -113,7 +116,7 @@ class Coordinator:
     async def restart(self) -> None:
         """A learner begins, maybe not the first: what was made for another is forgotten, for its weights may differ."""
         self.rounds.clear()
-        self.targets.clear()
+        self.ahead.clear()
 
     async def round_for(self, round: int, rank: int, world: int, lost: tuple[str, ...] = ()) -> RoundData | None:
         """Round `round`, rolled out and scored with the versions that the plan says; None when the run is to stop.
@@ -183,26 +186,29 @@ class Coordinator:
     def _repeat(self, shard: Shard) -> None:
         """Note that a shard is made again; the teacher's images of it may be what is lost."""
         self._lost("shard")
-        self.targets.pop((shard.round, shard.index), None)
+        self.ahead.pop((shard.round, shard.index), None)
 
     def _prefetch(self, round: int) -> None:
         if round < self.plan.rounds:
             for shard in self.plan.shards(round):
-                if shard.phase != "warm_start":
-                    self._targets(shard)
+                if shard.phase != "warm_start" or self.captions:
+                    self._ahead(shard)
 
-    def _targets(self, shard: Shard) -> asyncio.Future[tuple[Meta, Any]]:
-        """The teacher's images of a shard, asked for once."""
+    def _ahead(self, shard: Shard) -> asyncio.Future[tuple[Meta, Any]]:
+        """What reward workers make of a shard that depends on no weights, asked for once: the teacher's images; in the
+        warm start, which has none, encoded captions alone.
+        """
         name = (shard.round, shard.index)
         if shard.phase == "deploy":
             return asyncio.ensure_future(self.reward.call(urgency(shard), "targets", shard))
-        if name not in self.targets:
-            self.targets[name] = asyncio.ensure_future(self.reward.call(urgency(shard, 1), "targets", shard))
-        return self.targets[name]
+        if name not in self.ahead:
+            method = "encode" if shard.phase == "warm_start" else "targets"
+            self.ahead[name] = asyncio.ensure_future(self.reward.call(urgency(shard, 1), method, shard))
+        return self.ahead[name]
 
     def _forget(self, before: int) -> None:
         self.rounds = {round: batch for round, batch in self.rounds.items() if round >= before}
-        self.targets = {name: work for name, work in self.targets.items() if name[0] >= before}
+        self.ahead = {name: work for name, work in self.ahead.items() if name[0] >= before}
 
     async def _shard(self, shard: Shard, key: str, learned: str | None) -> Parts:
         """A shard, made again where a worker finds that what another made for it is lost."""
@@ -218,13 +224,16 @@ class Coordinator:
     async def _made(self, shard: Shard, key: str, learned: str | None) -> Parts:
         at = urgency(shard)
         if shard.phase == "warm_start":
+            encoded = [(await self._ahead(shard))[0]] if self.captions else []
             roll_meta, roll_ref = await self.rollout.call(at, "rollout", shard, self.weights, key)
             jump_meta, jump_ref = await self.reward.call(at, "jump", shard, roll_ref)
-            return (roll_meta, jump_meta), (roll_ref, jump_ref)
-        targets = self._targets(shard)
+            return (*encoded, roll_meta, jump_meta), (roll_ref, jump_ref)
+        targets = self._ahead(shard)
         if shard.phase == "draft":
             meta, reference = await targets
             return (meta,), (reference,)
+        if self.captions:
+            await targets
         roll_meta, roll_ref = await self.rollout.call(at, "rollout", shard, self.weights, key)
         target_meta, target_ref = await targets
         score_meta, score_ref = await self.reward.call(at, "score", shard, roll_ref, target_ref, self.weights, learned)
@@ -232,7 +241,7 @@ class Coordinator:
         return (target_meta, roll_meta, score_meta), references
 
     async def _images(self, shard: Shard) -> Parts:
-        meta, reference = await self._targets(shard)
+        meta, reference = await self._ahead(shard)
         return (meta,), (reference,)
 
     async def status(self) -> dict[str, Any]:

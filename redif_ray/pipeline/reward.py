@@ -44,8 +44,12 @@ class TeacherRewardWorker:
         return [self.teacher.network, *self.teacher.parts.values(), *self.rewards.networks()]
 
     def targets(self, shard: Shard) -> tuple[Meta, np.ndarray]:
-        """The teacher's images of a shard's groups, [G, C, H, W] float32, from the store or computed and kept there."""
+        """The teacher's images of a shard's groups, [G, C, H, W] float32, from the store or computed and kept there.
+
+        Its captions are encoded then, as after `encode`.
+        """
         started = time.perf_counter()
+        self._encode(shard)
         images = self.store.get(shard.stream, shard.groups, shard.conditions)
         calls = 0
         if images is None:
@@ -54,6 +58,12 @@ class TeacherRewardWorker:
             images = made.cpu().numpy()
             self.store.put(shard.stream, shard.groups, shard.conditions, images)
         return Meta(shard, self.name, (Work("teacher", time.perf_counter() - started, calls),)), images
+
+    def encode(self, shard: Shard) -> tuple[Meta, None]:
+        """Encode a shard's captions, so that whoever rolls it out or learns from it finds them in their store."""
+        started = time.perf_counter()
+        self._encode(shard)
+        return Meta(shard, self.name, (Work("teacher", time.perf_counter() - started, 0),)), None
 
     @torch.no_grad()
     def jump(self, shard: Shard, trajectories: Trajectories) -> tuple[Meta, Scored]:
@@ -122,6 +132,13 @@ class TeacherRewardWorker:
             term.load(found)
             self.loaded = (key, checksum)
         return self.loaded[1]
+
+    def _encode(self, shard: Shard) -> None:
+        if not self.teacher.takes_captions:
+            return
+        self.teacher.encode(shard.conditions)
+        if (self.config.student.guidance, self.config.teacher.guidance) != (1, 1):
+            self.teacher.null_conditions(1)
 
     @torch.no_grad()
     def _sampled(

@@ -161,6 +161,7 @@ def session(config: Config, conditions: Conditions, folder: RunFolder, stop: Sto
     stop.listen()  # again: Ray took SIGTERM for itself
     torch.set_num_threads(1)
     teacher = load_model(config.teacher.model)
+    teacher.parts_sha256(build.digests(config))  # once, before all workers ask for them
     plan = RoundPlan(config, conditions)
     roles = {"rollout": config.rollout, "reward": config.reward}
     with reserved(roles, stop) as places, folder.token() as token:
@@ -183,7 +184,7 @@ def session(config: Config, conditions: Conditions, folder: RunFolder, stop: Sto
         reward = list(hired(TeacherRewardWorker, "reward", config.reward).values())
         handles = cloudpickle.dumps((weights, writer, rollout, reward))
         kind = beside_driver(Coordinator, max_concurrency=100, **RESTARTABLE)
-        coordinator = kind.remote(config, str(folder.path), handles)
+        coordinator = kind.remote(config, str(folder.path), handles, teacher.takes_captions)
         started = [*rollout, *reward, writer]
         growth = Growth(more if any(role.first < role.workers for role in roles.values()) else None, coordinator)
         try:

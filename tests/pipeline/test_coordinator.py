@@ -37,6 +37,7 @@ class Worker:
 
     calls: list[tuple[str, int]] = field(default_factory=list)
     errors: dict[str, list[Exception]] = field(default_factory=dict)
+    order: list[tuple[str, int]] = field(default_factory=list)  # its calls among those of others
     made: list[Any] = field(default_factory=list)  # references to answer with, before those that are made up
 
     @property
@@ -64,6 +65,7 @@ class Method:
         async def meta() -> Meta:
             await asyncio.sleep(0)
             self.worker.calls.append((self.name, shard.index))
+            self.worker.order.append((self.name, shard.index))
             if errors := self.worker.errors.get(self.name):
                 raise errors.pop(0)
             return Meta(shard, "worker", ())
@@ -84,10 +86,12 @@ class Writer:
         self.noted.append(what)
 
 
-def coordinator(folder: Path) -> Coordinator:
+def coordinator(folder: Path, *, captions: bool = False) -> Coordinator:
     (folder / CONDITIONS).write_text(Conditions((None,), (None,)).to_json())
-    handles = (None, Writer(), [Worker()], [Worker()])
-    return Coordinator(load("smoke", ["rollout.shard_groups=2"]), str(folder), cloudpickle.dumps(handles))
+    order: list[tuple[str, int]] = []
+    handles = (None, Writer(), [Worker(order=order)], [Worker(order=order)])
+    config = load("smoke", ["rollout.shard_groups=2"])
+    return Coordinator(config, str(folder), cloudpickle.dumps(handles), captions)
 
 
 def references(data: RoundData | None) -> dict[int, tuple[str, ...]]:
@@ -123,6 +127,29 @@ def test_of_two_ranks_each_loses_its_own(tmp_path: Path) -> None:
 
     asyncio.run(run())
     assert found.writer.noted == ["shard"] * 3
+
+
+@pytest.mark.parametrize("captions", [True, False])
+def test_captions_are_encoded_before_a_shard_is_rolled_out(captions: bool, tmp_path: Path) -> None:
+    """Of the warm start, whose targets nobody asks for, by a call of its own; of rounds and deployments with them."""
+    found = coordinator(tmp_path, captions=captions)
+    done = found.reward.workers[0].order
+
+    async def made(work: Any) -> list[str]:
+        done.clear()
+        await work
+        return [method for method, shard in done if shard == 0]
+
+    async def run() -> None:
+        assert found.plan.phase(0) == "warm_start" and found.plan.phase(1) == "policy"
+        warm = await made(found.round_for(0, 0, 1))
+        assert warm.index("rollout") < warm.index("jump") and ("encode" in warm) == captions
+        policy, deployed = await made(found.round_for(1, 0, 1)), await made(found.deploy(1, 10, 0, "deploy-0", None))
+        assert "encode" not in policy + deployed
+        if captions:
+            assert warm[0] == "encode" and deployed == ["targets", "rollout", "score"]
+
+    asyncio.run(run())
 
 
 def lost_argument() -> Exception:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import torch
 from diffusers import DiffusionPipeline
 from smoke_runs import initial_sha256, last_weights, plain_weights, smoke, summary, train
@@ -34,6 +36,17 @@ def trained(config: Config, folder: Path) -> DiffusionModel:
     student = make_student(load_model(config.teacher.model), config.student.lora)
     set_weights(student, unpack("deploy", load_checkpoint(folder / "checkpoints" / "best")[0]))
     return student
+
+
+def loaded(teacher: Path) -> set[tuple[str, str]]:
+    """(class of an actor, part) of all that the logs of Ray's processes say was loaded of this pipeline."""
+    found = set()
+    for path in Path(ray._private.worker.global_worker.node.get_logs_dir_path()).glob("worker-*.err"):
+        text = path.read_text(errors="replace")
+        actor = re.search(r"^:actor_name:(\w+)", text, re.MULTILINE)
+        parts = re.findall(rf"^{re.escape(str(teacher))}/(\w+) is loaded$", text, re.MULTILINE)
+        found |= {(actor[1] if actor else path.name, part) for part in parts}
+    return found
 
 
 def resumed(config: Config, folder: Path) -> str:
@@ -75,7 +88,10 @@ def test_edm_with_heun_karras_and_adapters(root: Path) -> None:
     ],
 )
 def test_text_to_image(root: Path, name: str, write: Callable[[Path], Path], lora: str) -> None:
-    """Guided, with captions from a file, and resumed; plain diffusers samples what it exports as the student does."""
+    """Guided, with captions from a file, and resumed; plain diffusers samples what it exports as the student does.
+
+    Reward workers alone load what encodes captions and decodes.
+    """
     captions = root / f"{name}.txt"
     captions.write_text("\n".join(CAPTIONS))
     config = smoke(
@@ -87,6 +103,8 @@ def test_text_to_image(root: Path, name: str, write: Callable[[Path], Path], lor
     found = summary(folder)
     assert last_weights(folder) == plain_weights(config) != initial_sha256(config)
     assert (found["arms"]["student"]["nfe"], found["arms"]["teacher_full"]["nfe"]) == (4, 8)
+    parts = {p for p in load_model(root / name).index if p.startswith(("tokenizer", "text_encoder"))} | {"vae"}
+    assert loaded(root / name) == {("TeacherRewardWorker", part) for part in parts}
     drawn = json.loads((folder / "conditions.json").read_text())
     assert set(drawn["held_out"]) == {c for c in CAPTIONS if share(c) < 0.3}
 
