@@ -80,14 +80,16 @@ class Learner:
         lost = self.writer.lost.remote
         self.uploader = uploader(config, self.folder, lambda: lost("upload")) if rank == 0 else None
         self._start_phase(self.plan.phase(0))
-        networks = [self.student.network, teacher.network, *teacher.parts.values()]
-        self.offload = Offload(device, lambda: [*networks, *self._training()], taken=offload)
+        self.offload = Offload(device, self._belongings, taken=offload)
         self.offload.rest()
 
-    def _training(self) -> list[Belonging]:
-        """What it keeps on its device beside networks."""
+    def _belongings(self) -> list[Belonging]:
+        """What it keeps on its device; it shares it with nobody where it is one of several ranks."""
+        models = [self.student, *([] if self.update.teacher is None else [self.update.teacher])]
+        networks = [network for model in models for network in (model.network, *model.parts.values())]
         average = [] if self.average is None else [self.average.average]
-        return [self.optimizer, *average, *([] if self.learned is None else self.learned.belongings())]
+        learned = [] if self.learned is None else self.learned.belongings()
+        return [*networks, self.optimizer, *average, *learned]
 
     def _share_out(self, teacher: DiffusionModel) -> DiffusionModel | None:
         """Keep shares of the student, and of the teacher where a regulariser asks for it; they have none in common."""

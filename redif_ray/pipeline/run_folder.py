@@ -39,6 +39,7 @@ FREE = (
     "checkpoint",
     "pipeline.timeout_s",
     "pipeline.weights",
+    "pipeline.offload",
     "tracking.uri",
 )
 TOKEN = ".seen-"

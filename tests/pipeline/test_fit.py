@@ -170,7 +170,8 @@ def test_those_that_take_turns_are_not_added_up() -> None:
     others = ROLES["rollout"].total + ROLES["reward"].total
     assert fit.fullest_gpu_mb(turns, ROLES) == pytest.approx(every - others)
     kept = sum(one.weights + one.training for one in ROLES.values())
-    assert fit.main_memory_mb(turns, ROLES) - fit.main_memory_mb(beside, ROLES) == pytest.approx(kept)
+    found = Footprints(ROLES, 10**6, 10**6, 1000)
+    assert fit.main_memory_mb(turns, found) - fit.main_memory_mb(beside, found) == pytest.approx(kept)
 
 
 def test_what_is_too_little_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

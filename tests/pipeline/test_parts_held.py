@@ -35,7 +35,7 @@ def test_rollout_and_update_hold_the_network_alone(model: str, regulariser: str,
     """Warm start and policy, guided siblings and a pull to the teacher: none of them has a caption to encode."""
     overrides = ("student.guidance=2.5", "rollout.guided=1", f"learner.regulariser={{kind: {regulariser}, weight: 1}}")
     loop = PlainLoop(config(tmp_path, *overrides[: 3 if regulariser == "kl" else 2], model=model))
-    Accounts(loop.config, loop.student)
+    Accounts(loop.config)
     for round in range(3):
         loop.round(round)
     for network in (loop.student, loop.rollout.student, loop.rollout.teacher, loop.update.teacher):
