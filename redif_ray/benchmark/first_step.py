@@ -85,7 +85,7 @@ class _Case:
         guidance = config.student.guidance
         options: dict[str, Any] = {}
         if shared:
-            options = {"first": build.predictor(self.student, self.once, guidance), "siblings": siblings}
+            options = {"once": build.predictor(self.student, self.once, guidance), "siblings": siblings}
         began = time.perf_counter()
         predict = build.predictor(self.student, self.each, guidance)
         episode = rollout(predict, self.x, self.schedule, self.stds, self._draw, **options)
