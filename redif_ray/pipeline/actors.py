@@ -56,7 +56,7 @@ class TeacherRewardWorker(Actor):
         return self._awake.targets(*arguments)
 
     def encode(self, *arguments: Any) -> Any:
-        return self._worker.encode(*arguments)
+        return self._awake.encode(*arguments)
 
     def jump(self, *arguments: Any) -> Any:
         return self._awake.jump(*arguments)

@@ -107,6 +107,25 @@ def test_a_worker_is_on_its_device_from_a_call_to_the_next_rest(config: Config, 
     assert rollout._awake is rollout._worker and rollout._worker.offload.awake
 
 
+CALLS = [
+    (kind, name)
+    for kind in (actors.StudentRolloutWorker, actors.TeacherRewardWorker)
+    for name in vars(kind)
+    if not name.startswith("_") and name != "source"
+]
+
+
+@pytest.mark.parametrize(("kind", "name"), CALLS, ids=lambda v: v if isinstance(v, str) else v.__name__)
+def test_every_call_wakes_its_worker(kind: type[actors.Actor], name: str) -> None:
+    woken: list[str] = []
+    actor = kind.__new__(kind)
+    actor._worker = SimpleNamespace(
+        offload=SimpleNamespace(wake=lambda: woken.append("wake")), **{name: lambda: woken.append("call")}
+    )
+    getattr(actor, name)()
+    assert woken == ["wake", "call"]
+
+
 class Resting:
     def __init__(self, error: Exception | None = None) -> None:
         self.error, self.rested = error, 0
