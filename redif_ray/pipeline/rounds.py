@@ -66,6 +66,7 @@ class RoundUpdate:
         """
         if phase == "draft":
             return self._draft(round, metas, parts, optimizer)
+        stds = build.phase_stds(self.schedule, self.config, phase, round)
         values, gate, metrics = None, None, {}
         if phase == "policy":
             combined = combine(_joined(metas, "terms"), self.config.reward.terms, siblings=self.config.rollout.siblings)
@@ -79,14 +80,14 @@ class RoundUpdate:
             encode=self.student.encode,
             advantages=values,
             gate=gate,
-            shared=build.shared_steps(self.config, build.phase_stds(self.schedule, self.config, phase, round)),
+            shared=build.shared_steps(self.config, stds),
             device=next(self.student.network.parameters()).device,
         )
-        found = self._update(round, phase, batch, optimizer, behaviour)
+        found = self._update(round, phase, stds, batch, optimizer, behaviour)
         return metrics | {f"update/{k}": v for k, v in found.items()}
 
     def _update(
-        self, round: int, phase: Phase, batch: RoundBatch, optimizer: torch.optim.Optimizer,
+        self, round: int, phase: Phase, stds: Tensor, batch: RoundBatch, optimizer: torch.optim.Optimizer,
         behaviour: Mapping[str, Tensor] | None,
     ) -> dict[str, float]:
         config = self.config
@@ -98,7 +99,7 @@ class RoundUpdate:
             self._predict(self.student),
             optimizer,
             self.schedule,
-            build.phase_stds(self.schedule, config, phase, round),
+            stds,
             learner,
             ratio_tolerance=config.guard.ratio_tolerance,
             reference=self._predict(self.teacher) if self.teacher is not None else None,
