@@ -27,48 +27,49 @@ class Actor:
 
     def __init__(self, name: str, config: Config, token: Path, variables: Mapping[str, str] | None = None) -> None:
         os.environ.update(variables or {})
-        self._worker = _made(lambda: imported(self.source)(name, config), token)
+        self._resting = _made(lambda: imported(self.source)(name, config), token)
+
+    @property
+    def _worker(self) -> Any:
+        """On its device: whoever asks for it has work for it."""
+        self._resting.offload.wake()
+        return self._resting
 
     def ready(self) -> str:
-        return self._worker.ready()
+        return self._resting.ready()
 
     def rest(self) -> None:
         """Leave the device to others until the next call."""
-        self._worker.offload.rest()
-
-    @property
-    def _awake(self) -> Any:
-        self._worker.offload.wake()
-        return self._worker
+        self._resting.offload.rest()
 
 
 class StudentRolloutWorker(Actor):
     source = "redif_ray.pipeline.rollout:StudentRolloutWorker"
 
     def rollout(self, *arguments: Any) -> Any:
-        return self._awake.rollout(*arguments)
+        return self._worker.rollout(*arguments)
 
 
 class TeacherRewardWorker(Actor):
     source = "redif_ray.pipeline.reward:TeacherRewardWorker"
 
     def targets(self, *arguments: Any) -> Any:
-        return self._awake.targets(*arguments)
+        return self._worker.targets(*arguments)
 
     def encode(self, *arguments: Any) -> Any:
-        return self._awake.encode(*arguments)
+        return self._worker.encode(*arguments)
 
     def jump(self, *arguments: Any) -> Any:
-        return self._awake.jump(*arguments)
+        return self._worker.jump(*arguments)
 
     def score(self, *arguments: Any) -> Any:
-        return self._awake.score(*arguments)
+        return self._worker.score(*arguments)
 
     def compare(self, *arguments: Any) -> Any:
-        return self._awake.compare(*arguments)
+        return self._worker.compare(*arguments)
 
     def sample(self, *arguments: Any) -> Any:
-        return self._awake.sample(*arguments)
+        return self._worker.sample(*arguments)
 
 
 class _Unmade:

@@ -14,6 +14,7 @@ from smoke_runs import last_weights, smoke
 from torch import Tensor
 from torch.nn import Module
 
+from redif_ray.adaptive.worker import AdaptiveActor
 from redif_ray.checkpoint import weights_sha256
 from redif_ray.config import Config, Lora, load
 from redif_ray.diffusion.noise import Stream
@@ -25,6 +26,7 @@ from redif_ray.pipeline.distill import distill
 from redif_ray.pipeline.offload import Belonging, Offload, move
 from redif_ray.pipeline.pool import Pool
 from redif_ray.pipeline.rows import read_rows
+from redif_ray.search.evaluator import SearchActor
 from redif_ray.types import Shard
 
 
@@ -94,7 +96,7 @@ def test_a_worker_is_on_its_device_from_a_call_to_the_next_rest(config: Config, 
     token = tmp_path / "token"
     token.touch()
     worker = actors.TeacherRewardWorker("reward-0", config, token)
-    offload: Offload = worker._worker.offload
+    offload: Offload = worker._resting.offload
     where = [offload.awake]
     shard = Shard(0, 0, "deploy", Stream.VALIDATION, (0,), (0,))
     worker.targets(shard)
@@ -103,13 +105,13 @@ def test_a_worker_is_on_its_device_from_a_call_to_the_next_rest(config: Config, 
     where.append(offload.awake)
     assert where == [False, True, False]
     rollout = actors.StudentRolloutWorker("rollout-0", config, token)
-    assert not rollout._worker.offload.awake
-    assert rollout._awake is rollout._worker and rollout._worker.offload.awake
+    assert not rollout._resting.offload.awake
+    assert rollout._worker is rollout._resting and rollout._resting.offload.awake
 
 
 CALLS = [
     (kind, name)
-    for kind in (actors.StudentRolloutWorker, actors.TeacherRewardWorker)
+    for kind in (actors.StudentRolloutWorker, actors.TeacherRewardWorker, SearchActor, AdaptiveActor)
     for name in vars(kind)
     if not name.startswith("_") and name != "source"
 ]
@@ -119,7 +121,7 @@ CALLS = [
 def test_every_call_wakes_its_worker(kind: type[actors.Actor], name: str) -> None:
     woken: list[str] = []
     actor = kind.__new__(kind)
-    actor._worker = SimpleNamespace(
+    actor._resting = SimpleNamespace(
         offload=SimpleNamespace(wake=lambda: woken.append("wake")), **{name: lambda: woken.append("call")}
     )
     getattr(actor, name)()
