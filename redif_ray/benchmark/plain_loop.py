@@ -13,6 +13,7 @@ from redif_ray.learning.advantages import RunningStatistics
 from redif_ray.models.student import get_weights, set_weights, trainable
 from redif_ray.pipeline import build
 from redif_ray.pipeline.plan import RoundPlan
+from redif_ray.pipeline.ranks import Ranks
 from redif_ray.pipeline.reward import TeacherRewardWorker
 from redif_ray.pipeline.rollout import StudentRolloutWorker
 from redif_ray.pipeline.rounds import RoundUpdate
@@ -36,7 +37,7 @@ class PlainLoop:
         teacher = build.teacher(config, "cpu")
         self.config, self.student = config, build.student(config, teacher)
         self.rollout, self.reward = HereRolloutWorker("rollout-0", config), TeacherRewardWorker("reward-0", config)
-        self.update = RoundUpdate(config, self.student, teacher, RunningStatistics(), 0, 1, lambda _: None)
+        self.update = RoundUpdate(config, self.student, teacher, RunningStatistics(), Ranks())
         self.plan = RoundPlan(config, build.conditions(config, teacher))
         self.versions: dict[int, dict[str, Tensor]] = {}
         self.phase: str | None = None

@@ -14,14 +14,11 @@ from typing import Any
 
 import ray
 import torch
-import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from redif_ray.checkpoint import load_checkpoint, pack, save_checkpoint, unpack, weights_sha256
 from redif_ray.config import LEARNED, Config
 from redif_ray.diffusion.noise import Stream
-from redif_ray.errors import UserError
 from redif_ray.learning.advantages import RunningStatistics
 from redif_ray.learning.ema import ExponentialAverage
 from redif_ray.models.protocol import DiffusionModel
@@ -35,6 +32,7 @@ from redif_ray.pipeline.judging import judge_of
 from redif_ray.pipeline.learned import learned_reward
 from redif_ray.pipeline.offload import Belonging, Offload, home
 from redif_ray.pipeline.plan import Phases
+from redif_ray.pipeline.ranks import Ranks
 from redif_ray.pipeline.rounds import RoundUpdate
 from redif_ray.pipeline.run_folder import check_seen, latest_checkpoint, prune_checkpoints
 from redif_ray.pipeline.state import load_trained, trained
@@ -42,20 +40,17 @@ from redif_ray.pipeline.timeline import Stages, spans
 from redif_ray.pipeline.train import Outcome
 from redif_ray.pipeline.uploader import uploader
 from redif_ray.pipeline.validate import Validator
-from redif_ray.pipeline.weight_store import learned_key, policy_key
-from redif_ray.pipeline.weights import Publisher, version
+from redif_ray.pipeline.versions import Versions
+from redif_ray.pipeline.weight_store import POLICY, learned_key
+from redif_ray.pipeline.weights import Publisher
 from redif_ray.types import Phase
-
-
-class GuardError(UserError):
-    """A run stopped by its guard, because what it optimises no longer is what it is for."""
 
 
 class Learner:
     def __init__(self, job: Mapping[str, Any], rank: int, world: int) -> None:
         config: Config = job["config"]
         torch.set_num_threads(config.learner.threads)
-        self.config, self.rank, self.world = config, rank, world
+        self.config, self.ranks = config, Ranks(rank, world)
         self.coordinator, self.writer = job["coordinator"], job["writer"]
         self.publisher = Publisher(job["weights"], config.pipeline.weights == "direct")
         self.folder, self.token, self.until = Path(job["folder"]), job["token"], int(job["until"])
@@ -65,20 +60,20 @@ class Learner:
         if config.learner.checkpointing:
             enable_checkpointing(self.student)
         self.plan = Phases(config)
+        self.versions = Versions(self.plan, self.publisher if self.ranks.first else None)
         self.accounts = Accounts(config)
         self.running = RunningStatistics()
-        self.learned = learned_reward(config, teacher, device, self._all_reduce if world > 1 else None)
+        self.learned = learned_reward(config, teacher, device, self.ranks.sum if world > 1 else None)
         reference = self._share_out(teacher) if config.learner.shard else teacher
         self.parameters = trainable(self.student)
-        self.update = RoundUpdate(config, self.student, reference, self.running, rank, world, self._all_reduce)
+        self.update = RoundUpdate(config, self.student, reference, self.running, self.ranks)
         self.validator: Validator | None = None
         self.round = 0
-        self.stale: dict[str, dict[str, Tensor]] = {}  # by key: versions that rounds to come are made with
         self.best: dict[str, float] | None = None
         self.logged: list[Any] = []  # rows on their way to the writer
         self.stages, self.gauges = Stages(f"learner-{rank}", self.writer), RoundGauges(config.run.name)
         lost = self.writer.lost.remote
-        self.uploader = uploader(config, self.folder, lambda: lost("upload")) if rank == 0 else None
+        self.uploader = uploader(config, self.folder, lambda: lost("upload")) if self.ranks.first else None
         self._start_phase(self.plan.phase(0))
         self.offload = Offload(device, self._belongings, taken=offload)
         self.offload.rest()
@@ -104,7 +99,7 @@ class Learner:
         calibration = ray.get(self.coordinator.begun_with.remote())
         if calibration is None:
             return Outcome(self.round, True, self.accounts.ledger.state())
-        if self.rank == 0:
+        if self.ranks.first:
             judge = judge_of(self.config, self.coordinator, self.config.validation.groups, self.accounts)
             self.validator = Validator(self.config, calibration, judge)
         self.offload.wake()
@@ -132,16 +127,10 @@ class Learner:
     def _data(self, round: int) -> Fetched | None:
         """None where the run is to stop: for all ranks, if one was told so."""
         try:
-            data = self._ask(self.coordinator.round_for, round, self.rank, self.world)
+            data = self._ask(self.coordinator.round_for, round, self.ranks.rank, self.ranks.world)
         except Stopping:
             data = None
-        return None if self._any(data is None) else data
-
-    def _any(self, flag: bool) -> bool:
-        """Whether it is set on a rank; every rank asks."""
-        flags = torch.tensor([float(flag)], device=self.student.device)
-        self._all_reduce([flags])
-        return bool(flags)
+        return None if self.ranks.any(data is None, self.student.device) else data
 
     def _ask(self, method: Any, *arguments: Any) -> Fetched:
         """What others make; their device is theirs meanwhile."""
@@ -162,12 +151,11 @@ class Learner:
         self.average = ExponentialAverage(self.parameters, ema) if ema else None
 
     def _train(self, round: int, data: Fetched) -> dict[str, float]:
-        made_by = self.plan.version(round)
-        behaviour = self.stale.get(policy_key(made_by))
+        behaviour = self.versions.policy(round)
         metrics = self.update(round, self.phase, data.metas, data.parts, self.optimizer, behaviour)
-        metrics |= {"seconds/fetch": data.fetch_seconds, "staleness": float(round - made_by)}
+        metrics |= {"seconds/fetch": data.fetch_seconds, "staleness": float(round - self.plan.version(round))}
         if self.learned is not None and self.phase == "policy":
-            metrics |= self.learned.update(round, data.metas, data.parts, self.stale.get(f"{LEARNED}-{made_by}"))
+            metrics |= self.learned.update(round, data.metas, data.parts, self.versions.learned(round))
         self.accounts.add_round(data, metrics)
         if self.average is not None:
             self.average.update(self.parameters)
@@ -180,7 +168,7 @@ class Learner:
         validates = last or boundary or self.round % self.config.validation.every == 0
         deployed = self._deployed() if validates else {}
         found = self._validate(deployed) if validates else {}
-        if self.rank == 0:
+        if self.ranks.first:
             self._log_round(round, metrics | found, data, started)
         if boundary:
             self._save("warm_start", pack("deploy", deployed), {"version": self.round})
@@ -208,11 +196,11 @@ class Learner:
     def _validate(self, deployed: Mapping[str, Tensor]) -> dict[str, float]:
         """Rank 0 finds reward and recall, and keeps the best student by its reward; a collapsed one is stopped."""
         found, collapsed = {}, None
-        if self.rank == 0:
-            found = self._deploy(deployed)
+        if self.validator is not None:
+            found = self._deploy(self.validator, deployed)
             self._keep_best(found["validation/reward"], deployed)
-            collapsed = self._collapsed(found) if self.phase != "warm_start" else None
-        if self._any(collapsed is not None):
+            collapsed = self.validator.collapsed(found, self.round) if self.phase != "warm_start" else None
+        if self.ranks.any(collapsed is not None, self.student.device):
             self._checkpoint()
         if collapsed is not None:
             raise collapsed
@@ -224,92 +212,48 @@ class Learner:
             self.best = {"reward": reward, "round": float(self.round)}
             self._save("best", pack("deploy", deployed), {"version": self.round, "reward": reward})
 
-    def _deploy(self, weights: Mapping[str, Tensor]) -> dict[str, float]:
+    def _deploy(self, validator: Validator, weights: Mapping[str, Tensor]) -> dict[str, float]:
         """Reward and recall at eta 0 of `weights` on the validation noises; their picture goes to the log."""
-        assert self.validator is not None
-        self._publish("deploy", weights)
+        self.versions.deploy(self.round, weights)
         count = self.config.validation.groups
         key, learned = f"deploy-{self.round}", learned_key(self.config, self.round)
         with self.stages.stage("validation", self.round):
             data = self._ask(self.coordinator.deploy, int(Stream.VALIDATION), count, self.round, key, learned)
-            found, picture = self.validator(data)
+            found, picture = validator(data)
         self.accounts.add_evaluation(meta for metas in data.metas for meta in metas)
         self.writer.image.remote("samples", picture, self.round)
         return found
 
-    def _collapsed(self, found: Mapping[str, float]) -> GuardError | None:
-        assert self.validator is not None
-        floor = self.config.guard.recall_floor * self.validator.start_recall
-        if found["validation/recall"] >= floor:
-            return None
-        return GuardError(
-            f"validation recall fell to {found['validation/recall']:.3f} at round {self.round}, below "
-            f"{floor:.3f} (guard.recall_floor={self.config.guard.recall_floor} of the untrained student's "
-            f"{self.validator.start_recall:.3f}): the student is losing modes while its reward rises. Lower "
-            "learner.lr, raise learner.anchor.weight, or add a reward term; the last checkpoint is kept"
-        )
-
     def _deployed(self) -> dict[str, Tensor]:
         """The weights a deployment would use, on rank 0: the average where one is kept."""
         weights = self.average.average if self.average is not None else self.parameters
-        return whole(weights, keep=self.rank == 0)
+        return whole(weights, keep=self.ranks.first)
 
     def _begin(self) -> None:
         """Publish, before any rank asks for a round, all that the rounds to come are made with."""
-        if self.rank == 0:
+        if self.ranks.first:
             ray.get(self.coordinator.restart.remote())
-            for key, weights in self.stale.items():
-                self.publisher.publish(key, weights)
+        self.versions.begin()
         self._publish_round()
-        if self.world > 1:
-            dist.barrier()
+        self.ranks.wait()
 
     def _publish_round(self) -> None:
-        """The version after `self.round` rounds; those that no round to come needs are let go."""
-        current = {"policy": get_weights(self.student)}
-        if self.learned is not None:
-            current = {LEARNED: self.learned.weights()} | current
-        for kind, weights in current.items():
-            self._publish(kind, weights)
-            if self.config.pipeline.staleness:
-                self.stale[f"{kind}-{self.round}"] = weights
-        oldest = self.plan.version(self.round)
-        self.stale = {key: weights for key, weights in self.stale.items() if version(key) >= oldest}
-        self.publisher.forget(before=oldest)
-
-    def _publish(self, kind: str, weights: Mapping[str, Tensor]) -> None:
-        if self.rank == 0:
-            self.publisher.publish(f"{kind}-{self.round}", weights)
-
-    def _all_reduce(self, tensors: list[Tensor]) -> None:
-        """Sum over ranks, in place: gradients of disjoint pairs, each already divided by the global count.
-
-        Those of shares were summed in the backward pass.
-        """
-        tensors = [t for t in tensors if not isinstance(t, DTensor)]
-        if self.world == 1 or not tensors:
-            return
-        flat = torch.cat([t.reshape(-1) for t in tensors])
-        dist.all_reduce(flat)
-        offset = 0
-        for tensor in tensors:
-            tensor.copy_(flat[offset : offset + tensor.numel()].view_as(tensor))
-            offset += tensor.numel()
+        learned = {} if self.learned is None else {LEARNED: self.learned.weights()}
+        self.versions.add(self.round, learned | {POLICY: get_weights(self.student)})
 
     def _checkpoint(self) -> None:
-        tensors = trained(self.student, self.optimizer, self.average, keep=self.rank == 0)
-        if self.rank:
+        tensors = trained(self.student, self.optimizer, self.average, keep=self.ranks.first)
+        if not self.ranks.first:
             return
         if self.learned is not None:
             tensors |= self.learned.state()
-        earlier = [key for key in self.stale if version(key) < self.round]
-        for key in earlier:
-            tensors |= pack(f"stale/{key}", self.stale[key])
+        stale, keys = self.versions.state(self.round)
+        tensors |= stale
         meta = {
             "round": self.round,
             "phase": self.phase,
             "best": self.best,
-            "stale": earlier,
+            "stale": keys,
             "running": self.running.state_dict(),
             "ledger": self.accounts.ledger.state(),
             "weights_sha256": weights_sha256(unpack("student", tensors)),
@@ -320,7 +264,7 @@ class Learner:
         prune_checkpoints(self.folder / "checkpoints", self.config.checkpoint.keep)
 
     def _save(self, name: str, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
-        if self.rank == 0:
+        if self.ranks.first:
             with self.stages.stage("checkpoint", self.round):
                 save_checkpoint(self.folder / "checkpoints" / name, tensors, meta)
 
@@ -346,7 +290,7 @@ class Learner:
         load_trained(self.student, self.optimizer, self.average, tensors)
         if self.learned is not None:
             self.learned.load(tensors)
-        self.stale = {key: unpack(f"stale/{key}", tensors) for key in meta.get("stale", ())}
+        self.versions.load(tensors, meta.get("stale", []))
         self.running.load_state_dict(meta["running"])
         self.accounts.load(meta["ledger"])
         if self.validator is not None:
@@ -356,10 +300,10 @@ class Learner:
 
     def _first_validation(self) -> None:
         """The untrained student's row, before round 0: the curve's first point and the guard's yardstick."""
-        weights = whole(self.parameters, keep=self.rank == 0)
+        weights = whole(self.parameters, keep=self.ranks.first)
         if self.validator is None:
             return
-        found = self._deploy(weights)
+        found = self._deploy(self.validator, weights)
         self.validator.start_recall = found["validation/recall"]
         known = self.validator.calibration.items()
         found |= {f"calibration/{term}/{point}": value for term, points in known for point, value in points.items()}

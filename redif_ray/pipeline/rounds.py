@@ -18,11 +18,11 @@ from redif_ray.diffusion.transition import Prediction
 from redif_ray.learning.advantages import Advantages, RunningStatistics, advantages
 from redif_ray.learning.batch import RoundBatch, assemble
 from redif_ray.learning.policy import Predict
-from redif_ray.learning.step import AllReduce
 from redif_ray.learning.update import Updater, learning_rate, warm_start_learner
 from redif_ray.models.protocol import DiffusionModel
 from redif_ray.models.student import get_weights, with_weights
 from redif_ray.pipeline import build
+from redif_ray.pipeline.ranks import Ranks
 from redif_ray.rewards.combine import Combined, combine
 from redif_ray.types import Meta, Phase
 
@@ -42,12 +42,10 @@ class RoundUpdate:
         student: DiffusionModel,
         teacher: DiffusionModel | None,
         running: RunningStatistics,
-        rank: int,
-        world: int,
-        all_reduce: AllReduce,
+        ranks: Ranks,
     ) -> None:
         self.config, self.student, self.teacher, self.running = config, student, teacher, running
-        self.rank, self.world, self.all_reduce = rank, world, all_reduce if world > 1 else None
+        self.ranks, self.all_reduce = ranks, ranks.sum if ranks.world > 1 else None
         self.schedule = build.student_schedule(student, config.student)
         self.warm_rounds = config.warm_start.rounds
 
@@ -103,10 +101,10 @@ class RoundUpdate:
             learner,
             ratio_tolerance=config.guard.ratio_tolerance,
             reference=self._predict(self.teacher) if self.teacher is not None else None,
-            rank=self.rank,
-            world=self.world,
+            rank=self.ranks.rank,
+            world=self.ranks.world,
             all_reduce=self.all_reduce,
-            sharded=config.learner.shard and self.world > 1,
+            sharded=config.learner.shard and self.ranks.world > 1,
             loss_scale=LOSS_SCALES.get(config.networks.precision, 1.0),
         )
         block = with_weights(self.student, behaviour) if behaviour else nullcontext()

@@ -43,12 +43,12 @@ def train_loop(job: dict[str, Any]) -> Outcome | None:
         outcome = learner.run()
         learner.publisher.forget(before=learner.round + 1)
     except (UserError, FloatingPointError) as error:
-        if learner.world > 1:  # other ranks wait in a collective; leaving quietly would hang them
+        if learner.ranks.world > 1:  # other ranks wait in a collective; leaving quietly would hang them
             raise
         outcome = Outcome(learner.round, False, learner.accounts.ledger.state(), error)
     finally:
         learner.leave()
-    return outcome if learner.rank == 0 else None
+    return outcome if learner.ranks.first else None
 
 
 class Fit:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 
 from redif_ray.config import Config
+from redif_ray.errors import UserError
 from redif_ray.evaluation.features import Draw, shuffled
 from redif_ray.evaluation.grids import tile
 from redif_ray.evaluation.judge import Judge
@@ -15,6 +18,10 @@ from redif_ray.pipeline.samples import collect
 
 Calibration = dict[str, dict[str, float]]
 GRID = 8
+
+
+class GuardError(UserError):
+    """A run stopped by its guard, because what it optimises no longer is what it is for."""
 
 
 class Validator:
@@ -38,6 +45,18 @@ class Validator:
         found = {"validation/reward": reward, "validation/recall": prdc(features, chosen)["recall"]}
         found |= {f"validation/{name}": value for name, value in means.items()}
         return found, tile([samples.targets[:GRID], samples.images[:GRID]])
+
+    def collapsed(self, found: Mapping[str, float], after: int) -> GuardError | None:
+        """What stops a run whose student, after so many rounds, has lost too many of the modes that it began with."""
+        floor = self.config.guard.recall_floor * self.start_recall
+        if found["validation/recall"] >= floor:
+            return None
+        return GuardError(
+            f"validation recall fell to {found['validation/recall']:.3f} at round {after}, below {floor:.3f} "
+            f"(guard.recall_floor={self.config.guard.recall_floor} of the untrained student's "
+            f"{self.start_recall:.3f}): the student is losing modes while its reward rises. Lower learner.lr, raise "
+            "learner.anchor.weight, or add a reward term; the last checkpoint is kept"
+        )
 
 
 def reward_units(config: Config, calibration: Calibration) -> dict[str, tuple[float, float]]:

@@ -13,7 +13,6 @@ from learning_toy import ETA, play, schedule
 from safetensors.torch import save_file
 from tiny_models import normal
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from redif_ray.checkpoint import load_checkpoint, save_checkpoint
 from redif_ray.config import Anchor, Learner, Lora, Regulariser
@@ -33,6 +32,7 @@ from redif_ray.models.student import (
     trainable,
     with_weights,
 )
+from redif_ray.pipeline.ranks import Ranks
 from redif_ray.pipeline.state import load_trained, trained
 
 CASES = {"full": Lora(), "adapters": Lora(rank=2, targets=("to_q", "to_k"))}
@@ -73,13 +73,8 @@ class Run:
         self.updater = Updater(
             Policy(self.student).predict, self.optimizer, schedule(3), self.stds, CONFIG, ratio_tolerance=1e-3,
             reference=Policy(teacher).predict, rank=rank, world=world, sharded=world > 1,
-            all_reduce=self._all_reduce if world > 1 else None,
+            all_reduce=Ranks(rank, world).sum if world > 1 else None,
         )  # fmt: skip
-
-    def _all_reduce(self, tensors: list[Tensor]) -> None:
-        for tensor in tensors:
-            if not isinstance(tensor, DTensor):
-                dist.all_reduce(tensor)
 
     def round(self, round: int) -> dict[str, float]:
         behaviour = self.versions[max(0, round - 1)]

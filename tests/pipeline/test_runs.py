@@ -14,9 +14,9 @@ from redif_ray.checkpoint import load_checkpoint, unpack
 from redif_ray.config import ConfigError
 from redif_ray.models.registry import load_model
 from redif_ray.pipeline.distill import distill
-from redif_ray.pipeline.learner import GuardError
 from redif_ray.pipeline.rows import read_rows
 from redif_ray.pipeline.run_folder import RunError, RunFinished
+from redif_ray.pipeline.validate import GuardError
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("cluster")]
 
