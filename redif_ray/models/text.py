@@ -27,7 +27,7 @@ from redif_ray.models.protocol import DiffusionModel, Encoded, ModelError
 from redif_ray.models.quiet import quiet
 from redif_ray.types import Condition
 
-REMEMBERED = 256  # encoded captions
+REMEMBERED = 64 * 2**20  # bytes of encoded captions, on the device: 12 of Stable Diffusion 3, 280 of 1.5
 VAE = "vae"
 log = logging.getLogger(__name__)
 
@@ -112,9 +112,11 @@ class TextModel(DiffusionModel):
         if not isinstance(condition, str | None):
             raise ModelError(f"condition {condition!r}: expected a caption, or None for none")
         if condition not in self.known:
-            if len(self.known) >= REMEMBERED:
+            found = self._stored(condition)
+            room = REMEMBERED // sum(value.nbytes for value in found.values())
+            while self.known and len(self.known) >= room:
                 self.known.pop(next(iter(self.known)))
-            self.known[condition] = self._stored(condition)
+            self.known[condition] = found
         return self.known[condition]
 
     def _stored(self, caption: str | None) -> Encoded:

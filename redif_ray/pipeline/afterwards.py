@@ -38,7 +38,7 @@ def evaluate(run: Path, overrides: list[str], *, checkpoint: str, console: Conso
     config, weights, version = _load(run, checkpoint)
     config = evaluated(config, overrides)
     handed_over(config.reward)  # raises before Ray starts
-    with stop_requests() as stop, RunFolder.reopen(run) as folder:
+    with stop_requests("nothing was written; run the command again") as stop, RunFolder.reopen(run) as folder:
         conditions = folder.conditions() or build.conditions(config, load_model(config.teacher.model))
         folder.keep_conditions(conditions)
         with connect(config), session(config, conditions, folder, stop) as opened:

@@ -25,15 +25,15 @@ class Interrupted(Notice):
 
 
 class StopRequest:
-    """Whether the user asked to stop."""
+    """Whether the user asked to stop. after: what they are told to do then."""
 
-    def __init__(self) -> None:
-        self.requested = False
+    def __init__(self, after: str = "continue with --resume") -> None:
+        self.requested, self.after = False, after
 
     def check(self) -> None:
         """Raise Interrupted if so."""
         if self.requested:
-            raise Interrupted("stopped; continue with --resume")
+            raise Interrupted(f"stopped; {self.after}")
 
     def listen(self) -> None:
         """Take the signals: the first is a request, the second a KeyboardInterrupt at once. In the main thread only."""
@@ -43,15 +43,15 @@ class StopRequest:
 
     def _note(self, number: int, _: Any) -> None:
         self.requested = True
-        os.write(2, b"\nstopping when this round is done; once more to leave at once\n")
+        os.write(2, b"\nstopping where it is safe; once more to leave at once\n")
         signal.signal(number, signal.default_int_handler)
 
 
 @contextmanager
-def stop_requests() -> Iterator[StopRequest]:
-    """Listen for the length of a block."""
+def stop_requests(after: str = "continue with --resume") -> Iterator[StopRequest]:
+    """Listen for the length of a block. after: see StopRequest."""
     previous = {number: signal.getsignal(number) for number in SIGNALS}
-    stop = StopRequest()
+    stop = StopRequest(after)
     stop.listen()
     try:
         yield stop

@@ -248,12 +248,15 @@ def test_decoding_takes_the_vae_alone(folders: dict[str, Path]) -> None:
 
 
 def test_few_captions_are_remembered(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("redif_ray.models.text.REMEMBERED", 3)
     model: Any = load_model(folders["sd"])
     before = model.encode(["a"])
+    monkeypatch.setattr("redif_ray.models.text.REMEMBERED", 3 * before["encoder_hidden_states"].nbytes)
     for caption in "bcdea":
         model.encode([caption])
     assert list(model.known) == ["d", "e", "a"]
+    monkeypatch.setattr("redif_ray.models.text.REMEMBERED", 1)
+    model.encode(["b"])
+    assert list(model.known) == ["b"]
     assert torch.equal(model.encode(["a"])["encoder_hidden_states"], before["encoder_hidden_states"])
 
 
