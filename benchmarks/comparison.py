@@ -35,8 +35,9 @@ class Arm:
 
 
 # Rounds of equal cost. In forwards of one image (a backward is 1.9), a round of warm start takes 1,325 (rollout 192,
-# jumps 576, update 557), of policy gradient 941 (rollout 256, teacher 80, update 605), of DRaFT 1,709 (teacher 960,
-# update 749): 160,000 for the recipe. The first two were tuned on seed 0 while they were made (docs/measurements.md).
+# jumps 576, update 557), of policy gradient at one step 232 (rollout 136, teacher 80, update 16), at every step 941
+# (rollout 256, teacher 80, update 605; its siblings shared nothing yet), of DRaFT 1,709 (teacher 960, update 749):
+# 160,000 for the recipe. The first two were tuned on seed 0 while they were made (docs/measurements.md).
 ARMS = {
     "recipe": Arm("fashion_mnist"),
     "paper": Arm("fashion_mnist_paper", ("learner.rounds=170",)),

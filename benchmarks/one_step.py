@@ -37,9 +37,11 @@ from redif_ray.types import Shard
 
 ROOT = Path("runs/one-step")
 ARMS = {
-    "every step, groups of 16": ("learner.rounds=100",),
-    "one step, groups of 16": ("learner.rounds=100", "exploration.one_step=true"),
-    "one step, groups of 64": ("learner.rounds=80", "exploration.one_step=true", "rollout.siblings=64"),
+    "every step, groups of 16": ("learner.rounds=100", "learner.lr=2e-5", "exploration.one_step=false"),
+    "one step, groups of 16": ("learner.rounds=100", "learner.lr=2e-5", "exploration.one_step=true"),
+    "one step, groups of 64": (
+        "learner.rounds=80", "learner.lr=2e-5", "exploration.one_step=true", "rollout.siblings=64"
+    ),
 }
 CYCLE, CYCLES, REFERENCE = 3, 6, 384
 

@@ -30,10 +30,13 @@ class Part:
 
 
 def recipe(root: Path, name: str, *overrides: str, base: str = "fashion_mnist") -> Config:
-    """A shipped recipe with one single-threaded worker of each kind, no warm start, and nothing tracked."""
+    """A shipped recipe with one single-threaded worker of each kind, no warm start, and nothing tracked.
+
+    It explores at every step: of rounds that explore at one alone, siblings share more than their first step.
+    """
     alone = [
         "rollout.workers=1", "reward.workers=1", "learner.workers=1", "learner.threads=1", "warm_start.rounds=0",
-        "tracking.uri=off", "guard.recall_floor=0", f"run.root={root}", f"run.name={name}",
+        "tracking.uri=off", "guard.recall_floor=0", "exploration.one_step=false", f"run.root={root}", f"run.name={name}",
     ]  # fmt: skip
     return load(base, [*alone, *overrides])
 
