@@ -36,7 +36,8 @@ def recipe(root: Path, name: str, *overrides: str, base: str = "fashion_mnist") 
     """
     alone = [
         "rollout.workers=1", "reward.workers=1", "learner.workers=1", "learner.threads=1", "warm_start.rounds=0",
-        "tracking.uri=off", "guard.recall_floor=0", "exploration.one_step=false", f"run.root={root}", f"run.name={name}",
+        "tracking.uri=off", "guard.recall_floor=0", "exploration.one_step=false",
+        f"run.root={root}", f"run.name={name}",
     ]  # fmt: skip
     return load(base, [*alone, *overrides])
 
