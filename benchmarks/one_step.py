@@ -86,24 +86,25 @@ def arm(recipe: str, seed: int, overrides: tuple[str, ...]) -> dict[str, float]:
     for round in range(loop.plan.warm_rounds, loop.plan.rounds if overrides else loop.plan.warm_rounds):
         metrics = loop.round(round)
         average.update(trainable(loop.student))
-        calls += _calls(loop, round) + metrics["update/network_calls_forward"]
-        calls += metrics["update/network_calls_backward"] * (flops.factor - 1)
+        calls += _calls(loop, round, metrics, flops)
     terms, images = held_out(loop, average.weights(), found.evaluation.held_out)
     return {"tflops": calls * flops.flops / 1e12, "frechet": _frechet(loop, images)} | {
         name: float(values.mean()) for name, values in terms.items()
     }
 
 
-def _calls(loop: PlainLoop, round: int) -> float:
-    """Of teacher and rollout."""
+def _calls(loop: PlainLoop, round: int, metrics: dict[str, float], flops: Accounts) -> float:
+    """Of teacher, rollout and update, in forwards; metrics: the update's."""
     c, model = loop.config, loop.student
     stds = build.phase_stds(loop.rollout.schedule, c, "policy", round)
     targets = solvers.network_calls(c.teacher.solver, c.teacher.steps) * model.calls_per_step(c.teacher.guidance)
-    return sum(
+    played = sum(
         len(shard.groups) * targets
         + shard.predictions(c.student.steps, build.shared_steps(c, stds)) * model.calls_per_step(c.student.guidance)
         for shard in loop.plan.shards(round)
     )
+    backward = metrics["update/network_calls_backward"] * (flops.factor - 1)
+    return played + metrics["update/network_calls_forward"] + backward
 
 
 def _frechet(loop: PlainLoop, images: np.ndarray) -> float:
@@ -132,7 +133,7 @@ def signal(recipe: str, seed: int) -> list[list[str]]:
     rows, truth = [], None
     for name, overrides in ARMS.items():
         c = config(recipe, seed, *overrides, "learner.max_grad_norm=1e9")
-        loop = PlainLoop(c)
+        loop, flops = PlainLoop(c), Accounts(c)
         set_weights(loop.student, warm(recipe, seed))
         truth = _back_propagated(loop, c) if truth is None else truth
         first, sums, calls = loop.plan.warm_rounds, [], 0.0
@@ -143,8 +144,7 @@ def signal(recipe: str, seed: int) -> list[list[str]]:
                 played = {s.index: loop._play(s, weights, f"policy-{round}") for s in loop.plan.shards(round)}
                 metas, parts = [m for m, _ in played.values()], {i: data for i, (_, data) in played.items()}
                 metrics = loop.update(round, "policy", metas, parts, optimizer)
-                calls += _calls(loop, round) + metrics["update/network_calls_forward"]
-                calls += metrics["update/network_calls_backward"] * 1.9
+                calls += _calls(loop, round, metrics, flops)
             sums.append(torch.stack(optimizer.found).sum(0))
         cosines = [float(torch.cosine_similarity(total, truth, dim=0)) for total in sums]
         error = np.std(cosines, ddof=1) / len(cosines) ** 0.5

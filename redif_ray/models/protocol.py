@@ -92,9 +92,14 @@ class DiffusionModel(ABC):
         """Raises ModelError where there is nothing to guide by."""
         self.null_conditions(1)
 
+    @property
+    def example(self) -> Condition:
+        """A condition that `encode` takes."""
+        return "a caption" if self.takes_captions else 0 if self.num_classes else None
+
     def blank(self, batch: int) -> Encoded:
         """Some encoding in the shapes of what `encode` gives, for whoever needs no more of it."""
-        return self.encode([0 if self.num_classes else None] * batch)
+        return self.encode([self.example] * batch)
 
     @abstractmethod
     def output(self, x: Tensor, timestep: Tensor, encoded: Encoded) -> Tensor:

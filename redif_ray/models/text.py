@@ -90,7 +90,8 @@ class TextModel(DiffusionModel):
     def blank(self, batch: int) -> Encoded:
         with without_weights():
             empty = type(self).load(self.frozen.folder, self.dtype)
-        return {name: torch.zeros_like(value, device=self.device) for name, value in empty.encode([""] * batch).items()}
+        encoded = empty.encode([self.example] * batch)
+        return {name: torch.zeros_like(value, device=self.device) for name, value in encoded.items()}
 
     def decode(self, latents: Tensor) -> Tensor:
         vae = self.part(VAE)

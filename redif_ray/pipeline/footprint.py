@@ -31,7 +31,6 @@ from redif_ray.models.student import enable_checkpointing, make_student, trainab
 from redif_ray.pipeline import build
 from redif_ray.rewards.discriminator import DiscriminatorTerm
 from redif_ray.rewards.pretrained import SHIPPED
-from redif_ray.types import Condition
 
 OVERHEAD_MB = 1200  # CUDA's context, cuBLAS and cuDNN workspaces, fragments
 ADAM_BYTES = 8  # of a weight: two float32 moments
@@ -173,7 +172,7 @@ class _Parts:
         self.always = _bytes(*model.parts.values())
         _decode(model, 1)
         self.decode = _bytes(*model.parts.values()) - self.always
-        model.encode([_condition(model)])
+        model.encode([model.example])
         self.encode = _bytes(*model.parts.values()) - self.always - self.decode
 
 
@@ -236,15 +235,11 @@ def _learn(term: DiscriminatorTerm | None, config: Config) -> None:
     (loss + squares.sum()).backward()
 
 
-def _condition(model: DiffusionModel) -> Condition:
-    return "a caption" if model.takes_captions else 0 if model.num_classes else None
-
-
 def _forward(model: DiffusionModel, rows: int, guidance: float) -> Tensor:
     """A prediction, in the dtype that its network computes in: there is no autocast without a device."""
     with quiet():
         at_work = replace(model, network=model.network.to(model.dtype))
     with torch.no_grad():
-        encoded = {name: value.to("meta") for name, value in at_work.encode([_condition(model)] * rows).items()}
+        encoded = {name: value.to("meta") for name, value in at_work.encode([model.example] * rows).items()}
     x = torch.empty(rows, *model.latent_shape, device="meta")
     return at_work.predict(x, model.process.noisiest(), encoded, guidance=guidance).x0

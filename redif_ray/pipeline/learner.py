@@ -63,7 +63,7 @@ class Learner:
         self.versions = Versions(self.plan, self.publisher if self.ranks.first else None)
         self.accounts = Accounts(config)
         self.running = RunningStatistics()
-        self.learned = learned_reward(config, teacher, device, self.ranks.sum if world > 1 else None)
+        self.learned = learned_reward(config, teacher, device, self.ranks.all_reduce)
         reference = self._share_out(teacher) if config.learner.shard else teacher
         self.parameters = trainable(self.student)
         self.update = RoundUpdate(config, self.student, reference, self.running, self.ranks)

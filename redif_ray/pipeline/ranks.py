@@ -7,6 +7,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from redif_ray.learning.step import AllReduce
+
 
 class Ranks:
     """This process is number `rank` of `world`. What it calls here, all of them do, in the same order."""
@@ -17,6 +19,11 @@ class Ranks:
     @property
     def first(self) -> bool:
         return self.rank == 0
+
+    @property
+    def all_reduce(self) -> AllReduce | None:
+        """`sum`, as an update takes it; None for one that has nobody to add up with."""
+        return self.sum if self.world > 1 else None
 
     def sum(self, tensors: list[Tensor]) -> None:
         """Sum over ranks, in place: gradients of disjoint pairs, each already divided by the global count.

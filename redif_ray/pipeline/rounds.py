@@ -45,7 +45,7 @@ class RoundUpdate:
         ranks: Ranks,
     ) -> None:
         self.config, self.student, self.teacher, self.running = config, student, teacher, running
-        self.ranks, self.all_reduce = ranks, ranks.sum if ranks.world > 1 else None
+        self.ranks = ranks
         self.schedule = build.student_schedule(student, config.student)
         self.warm_rounds = config.warm_start.rounds
 
@@ -103,7 +103,7 @@ class RoundUpdate:
             reference=self._predict(self.teacher) if self.teacher is not None else None,
             rank=self.ranks.rank,
             world=self.ranks.world,
-            all_reduce=self.all_reduce,
+            all_reduce=self.ranks.all_reduce,
             sharded=config.learner.shard and self.ranks.world > 1,
             loss_scale=LOSS_SCALES.get(config.networks.precision, 1.0),
         )
@@ -144,7 +144,7 @@ class RoundUpdate:
             self.schedule,
             self.config,
             build.rewards(self.config, self.student, str(next(self.student.network.parameters()).device)),
-            all_reduce=self.all_reduce,
+            all_reduce=self.ranks.all_reduce,
             loss_scale=LOSS_SCALES.get(self.config.networks.precision, 1.0),
         )
         lr = learning_rate(self.config.learner, round - self.warm_rounds)

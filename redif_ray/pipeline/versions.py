@@ -13,7 +13,7 @@ from torch import Tensor
 from redif_ray.checkpoint import pack, unpack
 from redif_ray.config import LEARNED
 from redif_ray.pipeline.plan import Phases
-from redif_ray.pipeline.weight_store import POLICY
+from redif_ray.pipeline.weight_store import policy_key
 from redif_ray.pipeline.weights import Publisher, version
 
 Weights = Mapping[str, Tensor]
@@ -28,7 +28,7 @@ class Versions:
 
     def policy(self, round: int) -> Weights | None:
         """What rolled out `round`; None: the student as it is."""
-        return self.stale.get(f"{POLICY}-{self.plan.version(round)}")
+        return self.stale.get(policy_key(self.plan.version(round)))
 
     def learned(self, round: int) -> Weights | None:
         """The learned reward that scored `round`; None: as it is."""

@@ -73,7 +73,7 @@ class Run:
         self.updater = Updater(
             Policy(self.student).predict, self.optimizer, schedule(3), self.stds, CONFIG, ratio_tolerance=1e-3,
             reference=Policy(teacher).predict, rank=rank, world=world, sharded=world > 1,
-            all_reduce=Ranks(rank, world).sum if world > 1 else None,
+            all_reduce=Ranks(rank, world).all_reduce,
         )  # fmt: skip
 
     def round(self, round: int) -> dict[str, float]:
