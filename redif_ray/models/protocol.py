@@ -97,6 +97,10 @@ class DiffusionModel(ABC):
         """A condition that `encode` takes."""
         return "a caption" if self.takes_captions else 0 if self.num_classes else None
 
+    def cut_short(self, captions: Sequence[str]) -> list[str]:
+        """Those that the network is not told to their end."""
+        return []
+
     def blank(self, batch: int) -> Encoded:
         """Some encoding in the shapes of what `encode` gives, for whoever needs no more of it."""
         return self.encode([self.example] * batch)

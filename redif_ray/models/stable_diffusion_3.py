@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -16,12 +17,14 @@ from redif_ray.models.text import TextModel, latent_shapes
 
 PARTS = ("vae", "tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2")
 T5 = ("tokenizer_3", "text_encoder_3")
+T5_TOKENS = 256
 
 
 class StableDiffusion3(TextModel):
     """StableDiffusion3Pipeline: states of two CLIP encoders and of T5, which may be absent, and CLIP's pooled ones."""
 
     pipeline_kind: ClassVar[Any] = StableDiffusion3Pipeline
+    token_limits: ClassVar[Mapping[str, int]] = {"tokenizer_3": T5_TOKENS}
 
     @classmethod
     def load(cls, folder: Path, dtype: torch.dtype) -> Self:
@@ -40,8 +43,9 @@ class StableDiffusion3(TextModel):
 
     def encode_prompt(self, caption: str | None) -> Encoded:
         states, _, pooled, _ = self.pipeline.encode_prompt(
-            caption or "", None, None, device=self.device, do_classifier_free_guidance=False
-        )
+            caption or "", None, None, device=self.device, do_classifier_free_guidance=False,
+            max_sequence_length=T5_TOKENS,
+        )  # fmt: skip
         return {"encoder_hidden_states": states, "pooled_projections": pooled}
 
     def output(self, x: Tensor, timestep: Tensor, encoded: Encoded) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -41,6 +41,7 @@ class TextModel(DiffusionModel):
 
     takes_captions: ClassVar[bool] = True
     pipeline_kind: ClassVar[Any]  # diffusers' class
+    token_limits: ClassVar[Mapping[str, int]] = {}  # by tokeniser, where it is not what the tokeniser itself says
     frozen: Parts
     known: dict[str | None, Encoded] = field(default_factory=dict, repr=False)  # newest last
     store: EncodingStore | None = None  # what other processes have encoded
@@ -92,6 +93,19 @@ class TextModel(DiffusionModel):
             empty = type(self).load(self.frozen.folder, self.dtype)
         encoded = empty.encode([self.example] * batch)
         return {name: torch.zeros_like(value, device=self.device) for name, value in encoded.items()}
+
+    def cut_short(self, captions: Sequence[str]) -> list[str]:
+        """Those that no tokeniser takes whole."""
+        left = list(captions)
+        for name in self._encoders:
+            part = self.part(name) if name not in self.frozen.configs else None
+            if part is None or not left:
+                continue
+            limit = self.token_limits.get(name, part.model_max_length)
+            with quiet():
+                lengths = [len(ids) for ids in part(left, truncation=False).input_ids]
+            left = [caption for caption, length in zip(left, lengths, strict=True) if length > limit]
+        return left
 
     def decode(self, latents: Tensor) -> Tensor:
         vae = self.part(VAE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 from redif_ray.config import Config, ConfigError
@@ -14,6 +15,8 @@ from redif_ray.models.registry import load_model
 from redif_ray.models.student import make_student
 from redif_ray.pipeline import build, direct, environment
 
+log = logging.getLogger(__name__)
+
 
 def preflight(config: Config, captions: Sequence[str] | None = None) -> Conditions:
     """Build once what the workers will build; what the run draws is answered. Raises UserError naming the key."""
@@ -23,6 +26,7 @@ def preflight(config: Config, captions: Sequence[str] | None = None) -> Conditio
     make_student(teacher, config.student.lora)
     teacher.blank(1)  # raises for a tokeniser that cannot be read
     conditions = build.conditions(config, teacher, captions)
+    _warn_of_long_captions(teacher, conditions)
     try:
         schedule = build.student_schedule(teacher, config.student)
         build.teacher_schedule(teacher, config)
@@ -38,6 +42,15 @@ def preflight(config: Config, captions: Sequence[str] | None = None) -> Conditio
             rewards.require_differentiable("method=draft")
     _check_judge(config, teacher.image_shape)
     return conditions
+
+
+def _warn_of_long_captions(teacher: DiffusionModel, conditions: Conditions) -> None:
+    captions = [c for c in dict.fromkeys((*conditions.training, *conditions.held_out)) if isinstance(c, str)]
+    if cut := teacher.cut_short(captions):
+        log.warning(
+            "%d of %d captions have more tokens than the teacher takes, which does not see how they end; the first: "
+            "%.200s", len(cut), len(captions), cut[0],
+        )  # fmt: skip
 
 
 def _check_guidance(key: str, guidance: float, teacher: DiffusionModel, conditions: Conditions) -> None:

@@ -241,6 +241,15 @@ def test_a_blank_encoding_has_the_shapes_of_a_real_one(name: str, folders: dict[
     assert {k: (v.shape, v.dtype) for k, v in blank.items()} == {k: (v.shape, v.dtype) for k, v in real.items()}
 
 
+@pytest.mark.parametrize("name", TEXT)
+def test_a_caption_is_cut_short_where_no_tokeniser_takes_it_whole(name: str, folders: dict[str, Path]) -> None:
+    model = load_model(folders[name])
+    long = "dogs " * 100
+    expected = [long] if name == "sd3" else [CAPTIONS[1], long]  # T5 takes more than CLIP
+    assert model.cut_short([*CAPTIONS, long]) == expected
+    assert model.cut_short([]) == []
+
+
 def test_decoding_takes_the_vae_alone(folders: dict[str, Path]) -> None:
     model = make_student(load_model(folders["sd"]), Lora())
     model.decode(normal(1, *model.latent_shape))
