@@ -14,6 +14,7 @@ from rich.table import Table
 from redif_ray.config import Config
 from redif_ray.data.conditions import Conditions
 from redif_ray.diffusion import solvers
+from redif_ray.evaluation.compute import update_factor
 from redif_ray.models.protocol import DiffusionModel
 from redif_ray.models.registry import load_model
 from redif_ray.models.student import make_student, trainable
@@ -21,7 +22,6 @@ from redif_ray.pipeline import build
 from redif_ray.pipeline.plan import RoundPlan
 from redif_ray.types import Phase
 
-BACKWARD = 1.9  # of a forward, full fine-tuning; 0.9 for LoRA
 PROCESS_MB = 450  # torch, diffusers and ray in one worker, shared pages divided among their sharers
 RAY_MB = 900  # Ray's own processes with the dashboard
 START_SECONDS = 35
@@ -77,7 +77,7 @@ def _work(config: Config, teacher: DiffusionModel, plan: RoundPlan) -> dict[str,
     ours, theirs = (teacher.calls_per_step(side.guidance) for side in (config.student, config.teacher))
     n = config.student.steps
     own, target = n * ours, solvers.network_calls(config.teacher.solver, config.teacher.steps) * theirs
-    backward = 1 + (BACKWARD if config.student.lora.rank == 0 else 0.9)
+    backward = update_factor(lora=config.student.lora.rank > 0, checkpointing=config.learner.checkpointing)
     warm_rows = plan.warm_rounds * config.warm_start.groups
     own_rounds = plan.rounds - plan.warm_rounds
     groups = own_rounds * (config.draft.groups if config.method == "draft" else config.rollout.groups)

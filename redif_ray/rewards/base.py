@@ -1,6 +1,6 @@
 """The reward terms of a run: built from the configuration, evaluated on images, and checked.
 
-What comes out of a term is checked here, so that a term which fails or returns NaN stops the run and never becomes 0.
+What comes out of a term is checked here, so that one which returns NaN stops the run and never becomes 0.
 """
 
 from __future__ import annotations
@@ -92,8 +92,8 @@ class Rewards:
     def __call__(self, inputs: RewardInputs) -> dict[str, Tensor]:
         """The raw value of every term, [B] each, in the student's dtype and on its device, with its gradient.
 
-        Raises `RewardError` for images or conditions that no term may see, and for a term that fails, has another shape
-        than [B], is not finite, or claims a gradient and has none.
+        Raises `RewardError` for images or conditions that no term may see, and for a term that has another shape than
+        [B], is not finite, or claims a gradient and has none. What a term itself raises names it.
         """
         self._check_inputs(inputs)
         inputs, raw = replace(inputs), {}  # features live no longer than this call
@@ -103,7 +103,8 @@ class Rewards:
             except RewardError as error:
                 raise RewardError(f"reward term {label!r}: {error}") from error
             except Exception as error:
-                raise RewardError(f"reward term {label!r} failed: {type(error).__name__}: {error}") from error
+                error.add_note(f"in reward term {label!r}")
+                raise
             _check_value(label, term, value, inputs.student)
             raw[label] = value.to(inputs.student)
         return raw
@@ -203,7 +204,8 @@ def _build(label: str, options: Mapping[str, Any], setting: Setting) -> RewardTe
     except RewardError as error:
         raise RewardError(f"reward.terms.{label}: {error}") from error
     except Exception as error:
-        raise RewardError(f"reward.terms.{label} cannot be built: {type(error).__name__}: {error}") from error
+        error.add_note(f"while reward.terms.{label} was built")
+        raise
 
 
 def _nearest(word: str, known: Iterable[str]) -> str:

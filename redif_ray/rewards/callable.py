@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import math
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -40,7 +41,10 @@ class CallableTerm:
 
     def __call__(self, inputs: RewardInputs) -> Tensor:
         student = inputs.student if self.differentiable else inputs.student.detach()
-        return self._function(student, inputs.teacher, inputs.conditions)
+        try:
+            return self._function(student, inputs.teacher, inputs.conditions)
+        except Exception as error:
+            raise RewardError(f"{self.callable} failed: {_told(error)}") from error
 
 
 def import_function(target: str) -> Callable[..., Tensor]:
@@ -51,11 +55,19 @@ def import_function(target: str) -> Callable[..., Tensor]:
     try:
         module = _load_file(Path(source)) if source.endswith(".py") else importlib.import_module(source)
     except Exception as error:
-        raise RewardError(f"callable {target!r}: cannot import {source} ({type(error).__name__}: {error})") from error
+        raise RewardError(f"callable {target!r}: cannot import {source}: {_told(error)}") from error
     function = getattr(module, name, None)
     if not callable(function):
         raise RewardError(f"callable {target!r}: {source} has no function {name!r}")
     return function
+
+
+def _told(error: Exception) -> str:
+    """What was raised, and where: no traceback comes with the message from another process."""
+    passed = {__file__, importlib.__file__}
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.line and f.filename not in passed]
+    where = "".join(f"\n  {f.filename}:{f.lineno}, in {f.name}: {f.line}" for f in frames)
+    return f"{type(error).__name__}: {error}{where}"
 
 
 def _load_file(path: Path) -> ModuleType:

@@ -27,8 +27,11 @@ def score(student, teacher, conditions):
 def detached(student, teacher, conditions):
     return score(student.detach(), teacher, conditions)
 
-def broken(student, teacher, conditions):
+def asked():
     raise OSError("the scorer is away")
+
+def broken(student, teacher, conditions):
+    return asked()
 
 constant = 3
 """
@@ -65,14 +68,24 @@ def test_its_gradient_is_used_only_where_it_is_declared(source, pair, build):
         build(terms={"mine": {"callable": f"{source}:detached", "differentiable": True}})(inputs)
 
 
-def test_its_exception_is_named(source, pair, build):
-    with pytest.raises(RewardError, match="reward term 'mine' failed: OSError: the scorer is away"):
+def test_its_exception_is_named_with_its_lines(source, pair, build):
+    with pytest.raises(RewardError) as caught:
         build(terms={"mine": {"callable": f"{source}:broken"}})(pair())
+    first, second, last = str(caught.value).splitlines()
+    assert first == f"reward term 'mine': {source}:broken failed: OSError: the scorer is away"
+    assert second.endswith(":20, in broken: return asked()")
+    assert last.endswith(':17, in asked: raise OSError("the scorer is away")')
+
+
+def test_a_file_that_fails_is_named_with_its_line(tmp_path, build):
+    (tmp_path / "mine.py").write_text("import math\n\nmath.no_such\n")
+    with pytest.raises(RewardError, match=r"cannot import .*AttributeError: .*'no_such'\n.*mine.py:3, in <module>: ma"):
+        build(terms={"mine": {"callable": f"{tmp_path / 'mine.py'}:score"}})
 
 
 @pytest.mark.parametrize(("target", "message"), [
-    ("no_such_package.mod:score", "cannot import no_such_package.mod \\(ModuleNotFoundError"),
-    ("no/such/file.py:score", "cannot import no/such/file.py \\(FileNotFoundError"),
+    ("no_such_package.mod:score", "cannot import no_such_package.mod: ModuleNotFoundError"),
+    ("no/such/file.py:score", "cannot import no/such/file.py: FileNotFoundError"),
     ("math:no_such", "math has no function 'no_such'"),
     ("math:pi", "math has no function 'pi'"),
     ("math", "expected package.module:function or path/to/file.py:function"),
