@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
+from redif_ray.config import Learner
 from redif_ray.diffusion import noise
 from redif_ray.diffusion.levels import Level, VariancePreserving, like
 from redif_ray.diffusion.noise import Stream
@@ -12,8 +15,10 @@ from redif_ray.diffusion.rollout import rollout
 from redif_ray.diffusion.schedules import Schedule, build
 from redif_ray.diffusion.transition import Prediction
 from redif_ray.learning.batch import RoundBatch
+from redif_ray.learning.update import Updater
 
 ETA = 0.6
+FULL = 1e9  # a gradient norm that is never reached
 
 
 def process() -> VariancePreserving:
@@ -87,3 +92,20 @@ def tiny_round(model: Tiny, *, rows: int = 8, steps: int = 3, round: int = 0, an
     stds = schedule(steps).stds(ETA, "posterior", last_step)
     x = values(rows * 6, group=50 + round).reshape(rows, 2, 3)
     return play(model, x, stds, round=round, anchors=anchors), stds
+
+
+def updater(model: Affine | Tiny, stds: Tensor, config: Learner, **options: Any) -> Updater:
+    """Plain gradient descent, so that a change of weights is lr times the gradient."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    return Updater(model.predict, optimizer, schedule(len(stds)), stds, config, **{"ratio_tolerance": 1e-4} | options)
+
+
+def flat(model: Affine | Tiny) -> Tensor:
+    return torch.cat([p.detach().reshape(-1).clone() for p in model.parameters()])
+
+
+def change(model: Affine | Tiny, batch: RoundBatch, stds: Tensor, config: Learner, **options: Any) -> Tensor:
+    """Minus the gradient, where there is one optimiser step."""
+    before = flat(model)
+    updater(model, stds, config, **options).run(batch, round=0, seed=0, lr=1.0)
+    return flat(model) - before
