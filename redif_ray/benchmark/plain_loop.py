@@ -30,11 +30,11 @@ class HereRolloutWorker(StudentRolloutWorker):
 
 
 class PlainLoop:
-    """A run without a learned reward, on the CPU. Its weights are, bit for bit, those of the same run on Ray."""
+    """A run without a learned reward. On the CPU its weights are, bit for bit, those of the same run on Ray."""
 
     def __init__(self, config: Config) -> None:
         torch.set_num_threads(config.learner.threads)
-        teacher = build.teacher(config, "cpu")
+        teacher = build.teacher(config, build.device(config.learner.gpus))
         self.config, self.student = config, build.student(config, teacher)
         self.rollout, self.reward = HereRolloutWorker("rollout-0", config), TeacherRewardWorker("reward-0", config)
         self.update = RoundUpdate(config, self.student, teacher, RunningStatistics(), Ranks())

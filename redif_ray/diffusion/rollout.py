@@ -60,7 +60,7 @@ def rollout(
             action[guided] = guide(x[guided], k)
         x = action + like(stds[k], x) * noise(k) if stds[k] > 0 else action
         means.append(mean)
-        log_probs.append(log_prob(x, mean, stds[k]) if stds[k] > 0 else torch.zeros(len(x)))
+        log_probs.append(log_prob(x, mean, stds[k]) if stds[k] > 0 else torch.zeros(len(x), device=x.device))
         latents.append(x)
     if not bool(torch.isfinite(x).all()):
         raise FloatingPointError("the rollout made a latent that is not finite; lower learner.lr or check the teacher")

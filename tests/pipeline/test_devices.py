@@ -1,0 +1,197 @@
+"""All that workers and learner compute, on a device that is not the CPU: nothing is left behind, results are the same.
+
+A device that is none stands in for a GPU, and where there is a GPU it is its turn, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import second_device
+import torch
+from smoke_runs import smoke
+from tiny_pipelines import write_edm, write_sd, write_sd3, write_sdxl
+from torch import Tensor
+
+from redif_ray.adaptive.observation import size
+from redif_ray.adaptive.policy import Policy, static_table
+from redif_ray.adaptive.tasks import Goal
+from redif_ray.adaptive.worker import AdaptiveWorker
+from redif_ray.benchmark.plain_loop import PlainLoop
+from redif_ray.config import Config, load
+from redif_ray.diffusion.noise import Stream
+from redif_ray.diffusion.schedules import Times
+from redif_ray.learning.ema import ExponentialAverage
+from redif_ray.models.registry import load_model
+from redif_ray.models.student import get_weights, trainable
+from redif_ray.pipeline import build
+from redif_ray.pipeline.learned import LearnedReward
+from redif_ray.pipeline.state import load_trained, trained
+from redif_ray.rewards.base import RewardInputs
+from redif_ray.types import Shard
+
+SHORT = ("learner.rounds=2", "rollout.groups=2", "warm_start.groups=2")
+GPUS = tuple(f"{role}.gpus=1" for role in ("rollout", "reward", "learner"))
+
+
+NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+@pytest.fixture(params=[second_device.NAME, pytest.param("cuda", marks=[pytest.mark.gpu, NO_GPU])])
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Where a role computes that asks for GPUs."""
+    monkeypatch.setattr(build, "device", lambda gpus: request.param if gpus else "cpu")
+    return str(request.param)
+
+
+def rounds(config: Config) -> tuple[PlainLoop, dict[str, Tensor], dict[str, Tensor]]:
+    """A run's loop after its rounds, its weights before and after."""
+    loop = PlainLoop(config)
+    before = get_weights(loop.student)
+    for round in range(loop.plan.rounds):
+        loop.round(round)
+    return loop, before, get_weights(loop.student)
+
+
+def same_on_both(device: str, root: Path, *overrides: str) -> PlainLoop:
+    """The loop on the device, whose weights moved as those on the CPU."""
+    _, _, expected = rounds(smoke(root / "cpu", "cpu", *SHORT, *overrides))
+    loop, before, found = rounds(smoke(root / "device", "device", *SHORT, *overrides, *GPUS))
+    assert {p.device.type for p in trainable(loop.student).values()} == {device}
+    moved, apart = (flat(expected) - flat(before)).norm(), (flat(found) - flat(expected)).norm()
+    assert moved > 1e-3 and apart < 0.02 * moved
+    return loop
+
+
+def flat(weights: dict[str, Tensor]) -> Tensor:
+    return torch.cat([weights[name].reshape(-1).double() for name in sorted(weights)])
+
+
+@pytest.mark.parametrize("overrides", [
+    ("reward.terms={mse: {}, gradient_mse: {}, blurred_mse: {}, feature_cosine: {normalise: std}, classifier: {}}",),
+    ("exploration.one_step=true", "learner.anchor.weight=0", "exploration.last_step=true", "learner.microbatch=3"),
+    ("learner.regulariser={kind: mse, weight: 0.1}", "rollout.guided=1", "learner.inner_epochs=2"),
+    ("learner.anchor={gated: true, weight: 0.1}", "learner.loss=grpo_guard", "learner.checkpointing=true"),
+    ("method=draft", "learner.anchor.weight=0", "draft={groups: 4, minibatch: 2}"),
+], ids=["rewards", "one step", "regulariser", "gate", "draft"])  # fmt: skip
+def test_rounds(overrides: tuple[str, ...], device: str, tmp_path: Path) -> None:
+    same_on_both(device, tmp_path, *overrides)
+
+
+@pytest.mark.parametrize(("write", "targets", "more"), [
+    (write_sd, "to_v, conv1", ()),
+    (write_sdxl, "to_q", ()),
+    (write_sd3, "to_q, to_v", ()),
+    (write_edm, "conv1", ("teacher.solver=heun", "teacher.schedule=karras", "student.schedule=karras")),
+], ids=["sd", "sdxl", "sd3", "edm"])  # fmt: skip
+def test_families(
+    write: Callable[[Path], Path], targets: str, more: tuple[str, ...], device: str, tmp_path: Path
+) -> None:
+    captions = tmp_path / "captions.txt"
+    captions.write_text("\n".join(f"a picture of {i}" for i in range(40)))
+    text = () if write is write_edm else (
+        "teacher.guidance=2.5", "student.guidance=2.5", f"conditions={{source: {captions}, held_out: 0.3}}"
+    )  # fmt: skip
+    loop = same_on_both(
+        device, tmp_path, f"teacher.model={write(tmp_path / 'teacher')}",
+        f"student.lora={{rank: 2, targets: [{targets}]}}", "evaluation.judge=random-features", "learner.lr=1e-2",
+        *text, *more,
+    )  # fmt: skip
+    assert all(p.device.type == device for part in loop.reward.teacher.parts.values()
+               for p in part.parameters())
+
+
+def test_what_a_learner_keeps_comes_back(device: str, tmp_path: Path) -> None:
+    loop, _, weights = rounds(smoke(tmp_path, "kept", "learner.rounds=1", *GPUS))
+    average = ExponentialAverage(trainable(loop.student), 0.9)
+    average.update(trainable(loop.student))
+    kept = trained(loop.student, loop.optimizer, average)
+    assert {type(tensor) for tensor in kept.values()} == {Tensor}
+    again = PlainLoop(smoke(tmp_path, "again", *GPUS))
+    optimizer = torch.optim.AdamW(trainable(again.student).values())
+    other = ExponentialAverage(trainable(again.student), 0.9)
+    load_trained(again.student, optimizer, other, kept)
+    assert all(torch.equal(value, weights[name]) for name, value in get_weights(again.student).items())
+    back = trained(again.student, optimizer, other)
+    assert back.keys() == kept.keys() and all(torch.equal(back[name], kept[name]) for name in kept)
+    other.update(trainable(again.student))
+    for name, p in trainable(again.student).items():
+        p.grad = torch.zeros_like(p)
+        assert optimizer.state[p]["exp_avg"].device.type == device, name
+    optimizer.step()
+
+
+def images(count: int, shape: tuple[int, ...], seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).random((count, *shape), dtype=np.float32)
+
+
+@pytest.mark.parametrize(("recipe", "terms"), [
+    ("fashion_mnist", "mse psnr ssim gradient_mse blurred_mse feature_cosine classifier jpeg_compressibility"),
+    ("fashion_mnist", "histogram_kl discriminator"),
+    ("emoji_4step", "mse clip text_image histogram_kl"),
+])  # fmt: skip
+def test_reward_terms(recipe: str, terms: str, device: str) -> None:
+    encoder = "{options: {model: emoji_clip_a}}"
+    chosen = ", ".join(f"{t}: {encoder if t in ('clip', 'text_image') else '{}'}" for t in terms.split())
+    config: Config = load(recipe, [f"reward.terms={{{chosen}}}"])
+    model = load_model(config.teacher.model)
+    conditions: list[Any] = ["red apple", "blue car", "red apple"] if model.takes_captions else [3, 0, 3]
+    found = {}
+    for where in ("cpu", device):
+        student, teacher = (torch.from_numpy(images(3, model.image_shape, s)).to(where) for s in (0, 1))
+        inputs = RewardInputs(student.requires_grad_(), teacher, conditions)
+        found[where] = build.rewards(config, model, where)(inputs)
+    for term, value in found[device].items():
+        assert value.device.type == device
+        torch.testing.assert_close(value.detach().cpu(), found["cpu"][term].detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_the_learned_reward(device: str, tmp_path: Path) -> None:
+    """At a reward worker, at the learner, and back to the worker."""
+    config = smoke(tmp_path, "learned", "reward.terms={mse: {}, discriminator: {}}", "learner.anchor.weight=0", *GPUS)
+    term = build.learned_reward(config, load_model("fashion-mnist"), device)
+    assert term is not None
+    learned = LearnedReward(config, term, None)
+    before = {name: value.cpu() for name, value in learned.weights().items()}
+    loop = PlainLoop(config)
+    loop.reward._load = lambda *_: None  # type: ignore[method-assign]  # Ray's store
+    shard = replace(loop.plan.shards(loop.plan.warm_rounds)[0], index=0)
+    _, targets = loop.reward.targets(shard)
+    _, trajectories = loop.rollout.rollout(shard, get_weights(loop.student), "policy-1")
+    meta, scored = loop.reward.score(shard, trajectories, targets, learned="discriminator-1")
+    learned._check = lambda *_: None  # type: ignore[method-assign]
+    found = learned.update(1, [(meta,)], {0: (trajectories, scored)})
+    assert np.isfinite(list(found.values())).all()
+    assert any(not torch.equal(value.cpu(), before[name]) for name, value in learned.weights().items())
+    again = LearnedReward(config, term, None)
+    again.load({name: tensor.cpu() for name, tensor in learned.state().items()})
+    assert loop.reward.rewards.learned is not None
+    loop.reward.rewards.learned.load({name: value.cpu() for name, value in learned.weights().items()})
+
+
+def test_workers_of_a_search(device: str, tmp_path: Path) -> None:
+    """Images and terms along a schedule, GITS's costs, the gradient of a schedule, an agent: as on the CPU."""
+    overrides = ("search.descent={iterations: 4, batch: 2}", "search.solver=euler", "search.frechet.weight=0.1")
+    found = []
+    for name, gpus in (("cpu", ()), ("second", GPUS)):
+        worker = AdaptiveWorker("search-0", smoke(tmp_path / name, name, *overrides, *gpus))
+        shard = Shard(0, 0, "deploy", Stream.VALIDATION, (0, 1, 2, 3), (0, 1, 2, 3))
+        times = Times((999.0, 600.0, 250.0))
+        _, targets = worker.targets(shard)
+        _, terms = worker.terms(shard, times, targets)
+        _, schedules = worker.descend(shard, times.levels, targets, {"mse": 1.0})
+        policy = Policy(size(1, 4), static_table([0.5, 0.5], 4))
+        agent = {name: value.detach().numpy() for name, value in policy.state_dict().items()}
+        goal = Goal(price=0.0, steps=3, timesteps=times.levels, max_calls=4)
+        _, measured = worker.adapted(shard, goal, agent, {"mse": 1.0}, targets)
+        found.append([
+            worker.images(shard, times)[1], *terms.values(), worker.costs(shard)[1],
+            np.array([s.levels for s in schedules]), *measured.values(),
+        ])  # fmt: skip
+    for here, there in zip(*found, strict=True):
+        np.testing.assert_allclose(there, here, rtol=1e-3, atol=1e-3)

@@ -1,0 +1,127 @@
+"""A second device on a machine that has none: its tensors lie in host memory, and do with the CPU's what CUDA's would.
+
+An operation on tensors of both is an error, but where CUDA takes it too: copies, the CPU's scalars in arithmetic, the
+CPU's indices into the device's tensors. Results are real, so that what is computed there can be compared.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils.backend_registration import (
+    _DummyBackendModule,
+    _DummyPrivateUse1Hook,
+    _setup_privateuseone_for_python_backend,
+)
+
+NAME = "second"
+aten = torch.ops.aten
+COPIES = (aten.copy_.default, aten._to_copy.default)
+INDEXING = (aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._unsafe_index.Tensor)
+
+
+class There(Tensor):
+    """A tensor of the second device, `held` in host memory."""
+
+    held: Tensor
+
+    def __new__(cls, held: Tensor) -> There:
+        made: There = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+            cls, held.shape, strides=held.stride(), storage_offset=held.storage_offset(), dtype=held.dtype,
+            device=torch.device(NAME, 0),
+        )  # fmt: skip
+        made.held = held
+        return made
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return _run(func, args, kwargs or {})
+
+    def item(self) -> Any:
+        return self.held.item()
+
+    def tolist(self) -> Any:
+        return self.held.tolist()
+
+    def __float__(self) -> float:
+        return float(self.held)
+
+    def __int__(self) -> int:
+        return int(self.held)
+
+    def __bool__(self) -> bool:
+        return bool(self.held)
+
+    def __repr__(self, **_: Any) -> str:
+        return f"There({self.held!r})"
+
+
+def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    _check(func, args, kwargs)
+    device = kwargs.get("device")
+    here, options = tree_map_only(There, lambda t: t.held, (args, kwargs))
+    if device is not None:
+        options["device"] = torch.device("cpu")
+    found = func(*here, **options)
+    if func in COPIES[:1] or func._schema.name.endswith("_") or "out" in kwargs:  # what was written to
+        return kwargs.get("out", args[0] if func._schema.returns else None)
+    there = torch.device(device).type == NAME if device is not None else _any(There, (args, kwargs))
+    return tree_map_only(Tensor, There, found) if there else found
+
+
+def _check(func: Any, args: Any, kwargs: Any) -> None:
+    """Raise what CUDA would."""
+    device = kwargs.get("device")
+    there = _any(There, (args, kwargs)) or (device is not None and torch.device(device).type == NAME)
+    if not there or func in COPIES:
+        return
+    if _any(Generator, (args, kwargs)):
+        raise RuntimeError(f"{func}: expected a generator of {NAME}, found one of the CPU")
+    if func in INDEXING and isinstance(args[0], There):  # by indices of either, but of values of its own
+        args = (args[0], *args[2:])
+    for tensor in tree_leaves((args, kwargs)):
+        scalar = isinstance(tensor, Tensor) and tensor.ndim == 0 and torch.Tag.pointwise in func.tags
+        if isinstance(tensor, Tensor) and not isinstance(tensor, There) and not scalar:
+            raise RuntimeError(f"{func}: tensors of {NAME} and of the CPU, of shape {list(tensor.shape)}")
+
+
+def _any(kind: type, tree: Any) -> bool:
+    return any(isinstance(leaf, kind) for leaf in tree_leaves(tree))
+
+
+class _Module(_DummyBackendModule):
+    """Not what others of the process would compute on by default."""
+
+    def is_available(self) -> bool:
+        return False
+
+    def get_amp_supported_dtype(self) -> list[torch.dtype]:
+        return [torch.bfloat16, torch.float16]
+
+
+class _Hook(_DummyPrivateUse1Hook):
+
+    def is_available(self) -> bool:
+        return False
+
+
+def _empty_strided(size: Any, stride: Any, *, dtype: Any = None, **_: Any) -> There:
+    return There(torch.empty_strided(size, stride, dtype=dtype))
+
+
+def _copy(target: There, source: Tensor, *_: Any) -> There:
+    target.held.copy_(source.held if isinstance(source, There) else source)
+    return target
+
+
+_setup_privateuseone_for_python_backend(NAME, _Module(), _Hook())
+_fallback = torch.library.Library("_", "IMPL")
+_fallback.fallback(lambda func, *args, **kwargs: _run(func, args, kwargs), "PrivateUse1")
+_own = torch.library.Library("aten", "IMPL", "PrivateUse1")  # what torch calls below Python: torch.tensor, for one
+_own.impl("empty_strided", _empty_strided)
+_own.impl("copy_", _copy)
