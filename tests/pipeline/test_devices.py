@@ -106,6 +106,35 @@ def test_families(
                for p in part.parameters())
 
 
+def test_workers_that_take_turns(device: str, tmp_path: Path) -> None:
+    """Everything that a call needs is on the device when it comes, wherever it was encoded or built."""
+    teacher = write_sd(tmp_path / "teacher")
+    captions = tmp_path / "captions.txt"
+    captions.write_text("\n".join(f"a picture of {i}" for i in range(40)))
+    made = []
+    for name, more in (("cpu", ()), ("device", ("pipeline.offload=true", *GPUS))):
+        loop = PlainLoop(smoke(
+            tmp_path / name, name, f"teacher.model={teacher}", "student.lora={rank: 2, targets: [to_v]}",
+            "teacher.guidance=2.5", "student.guidance=2.5", f"conditions={{source: {captions}, held_out: 0.3}}",
+            "evaluation.judge=random-features", *more,
+        ))  # fmt: skip
+        workers = loop.reward, loop.rollout
+        for shard in loop.plan.shards(loop.plan.warm_rounds)[:2]:
+            for worker in workers:
+                worker.offload.wake()
+            assert {w.teacher.device.type for w in workers} == {device if name == "device" else "cpu"}
+            made.append(loop._play(shard, get_weights(loop.student), "policy-1"))
+            for worker in workers:
+                worker.offload.rest()
+            assert {p.device.type for w in workers for part in w.teacher.parts.values() for p in part.parameters()} == {
+                "cpu"
+            }
+    for (_, here), (_, there) in zip(made[:2], made[2:], strict=True):
+        np.testing.assert_allclose(there[0].latents, here[0].latents, atol=1e-3)
+        for term, value in here[1].terms.items():
+            np.testing.assert_allclose(there[1].terms[term], value, rtol=1e-3, atol=1e-4)
+
+
 def test_what_a_learner_keeps_comes_back(device: str, tmp_path: Path) -> None:
     loop, _, weights = rounds(smoke(tmp_path, "kept", "learner.rounds=1", *GPUS))
     average = ExponentialAverage(trainable(loop.student), 0.9)
