@@ -5,16 +5,19 @@ A device that is none stands in for a GPU, and where there is a GPU it is its tu
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import device_run
 import numpy as np
 import pytest
 import second_device
 import torch
-from smoke_runs import smoke
+from smoke_runs import last_weights, plain_weights, smoke, summary
 from tiny_pipelines import write_edm, write_sd, write_sd3, write_sdxl
 from torch import Tensor
 
@@ -224,3 +227,17 @@ def test_workers_of_a_search(device: str, tmp_path: Path) -> None:
         ])  # fmt: skip
     for here, there in zip(*found, strict=True):
         np.testing.assert_allclose(there, here, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.cluster
+@pytest.mark.long
+def test_a_whole_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Resumed from a checkpoint, and evaluated: bit for bit what a plain loop makes of it on that device."""
+    script = Path(__file__).with_name("device_run.py")
+    done = subprocess.run([sys.executable, script, str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    folder = tmp_path / device_run.NAME
+    assert summary(folder)["arms"]["student"]["nfe"] == 2
+    assert last_weights(folder) != plain_weights(smoke(tmp_path, "cpu"))
+    monkeypatch.setattr(build, "device", lambda gpus: second_device.NAME)
+    assert last_weights(folder) == plain_weights(smoke(tmp_path, "plain"))
