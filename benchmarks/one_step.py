@@ -141,7 +141,7 @@ def signal(recipe: str, seed: int) -> list[list[str]]:
             optimizer = Kept(trainable(loop.student).values())
             for round in range(first + cycle * CYCLE, first + (cycle + 1) * CYCLE):
                 weights = get_weights(loop.student)
-                played = {s.index: loop._play(s, weights, f"policy-{round}") for s in loop.plan.shards(round)}
+                played = {s.index: loop.play(s, weights, f"policy-{round}") for s in loop.plan.shards(round)}
                 metas, parts = [m for m, _ in played.values()], {i: data for i, (_, data) in played.items()}
                 metrics = loop.update(round, "policy", metas, parts, optimizer)
                 calls += _calls(loop, round, metrics, flops)
@@ -156,7 +156,7 @@ def _back_propagated(loop: PlainLoop, c: Config) -> Tensor:
     """The gradient of minus the terms, in units of their spread among siblings, at the deployed policy."""
     shards = loop.plan.shards(loop.plan.warm_rounds)
     weights = get_weights(loop.student)
-    scored = [loop._play(shard, weights, "policy-0")[0][-1].terms for shard in shards]
+    scored = [loop.play(shard, weights, "policy-0")[0][-1].terms for shard in shards]
     spread = {
         name: centred_std(torch.from_numpy(np.concatenate([one[name] for one in scored])), c.rollout.siblings)
         if term.normalise == "std" else 1.0

@@ -52,7 +52,7 @@ class PlainLoop:
         self.versions[round] = get_weights(self.student)
         self.versions = {version: weights for version, weights in self.versions.items() if version >= made_by}
         weights = self.versions[made_by]
-        played = {s.index: self._play(s, weights, f"policy-{made_by}") for s in self.plan.shards(round)}
+        played = {s.index: self.play(s, weights, f"policy-{made_by}") for s in self.plan.shards(round)}
         metas = [metas for metas, _ in played.values()]
         parts = {index: data for index, (_, data) in played.items()}
         return self.update(round, self.plan.phase(round), metas, parts, self.optimizer, weights)
@@ -60,7 +60,7 @@ class PlainLoop:
     def checksum(self) -> str:
         return weights_sha256(get_weights(self.student))
 
-    def _play(self, shard: Shard, weights: Any, key: str) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    def play(self, shard: Shard, weights: Any, key: str) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
         """Metas of a shard, and what was made of it."""
         if shard.phase == "warm_start":
             self.reward.encode(shard)

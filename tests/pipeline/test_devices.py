@@ -126,7 +126,7 @@ def test_workers_that_take_turns(device: str, tmp_path: Path) -> None:
             for worker in workers:
                 worker.offload.wake()
             assert {w.teacher.device.type for w in workers} == {device if name == "device" else "cpu"}
-            made.append(loop._play(shard, get_weights(loop.student), "policy-1"))
+            made.append(loop.play(shard, get_weights(loop.student), "policy-1"))
             for worker in workers:
                 worker.offload.rest()
             assert {p.device.type for w in workers for part in w.teacher.parts.values() for p in part.parameters()} == {
