@@ -79,7 +79,8 @@ def flat(weights: dict[str, Tensor]) -> Tensor:
     ("reward.terms={mse: {}, gradient_mse: {}, blurred_mse: {}, feature_cosine: {normalise: std}, classifier: {}}",),
     ("exploration.one_step=true", "learner.anchor.weight=0", "exploration.last_step=true", "learner.microbatch=3"),
     ("learner.regulariser={kind: mse, weight: 0.1}", "rollout.guided=1", "learner.inner_epochs=2"),
-    ("learner.anchor={gated: true, weight: 0.1}", "learner.loss=grpo_guard", "learner.checkpointing=true"),
+    ("learner.anchor={gated: true, weight: 0.1}", "learner.loss=grpo_guard", "learner.checkpointing=true",
+     "learner.regulariser={kind: js, weight: 0.1}"),
     ("method=draft", "learner.anchor.weight=0", "draft={groups: 4, minibatch: 2}"),
 ], ids=["rewards", "one step", "regulariser", "gate", "draft"])  # fmt: skip
 def test_rounds(overrides: tuple[str, ...], device: str, tmp_path: Path) -> None:
