@@ -102,7 +102,7 @@ class _Case:
         optimizer = torch.optim.SGD(trainable(self.student).values(), lr=1.0)
         updater = Updater(
             lambda x, level, encoded: self.student.predict(x, level, encoded, guidance=guidance), optimizer,
-            self.schedule, self.stds, learner, ratio_tolerance=config.guard.ratio_tolerance,
+            self.schedule, self.stds, learner, ratio_tolerance=build.ratio_tolerance(config),
         )  # fmt: skip
         metrics = updater.run(batch, round=0, seed=config.run.seed, lr=STEP)
         change = [(w - self.start[name]).reshape(-1) for name, w in get_weights(self.student).items()]

@@ -55,7 +55,8 @@ class PlainLoop:
         played = {s.index: self.play(s, weights, f"policy-{made_by}") for s in self.plan.shards(round)}
         metas = [metas for metas, _ in played.values()]
         parts = {index: data for index, (_, data) in played.items()}
-        return self.update(round, self.plan.phase(round), metas, parts, self.optimizer, weights)
+        behaviour = None if made_by == round else weights
+        return self.update(round, self.plan.phase(round), metas, parts, self.optimizer, behaviour)
 
     def checksum(self) -> str:
         return weights_sha256(get_weights(self.student))

@@ -35,6 +35,7 @@ class RoundBatch:
     shared: int = 1  # steps at which rows of one origin have one state
     anchors: Tensor | None = None  # [N, R, ...]: the teacher's jump from each state
     gate: Tensor | None = None  # [R]: 1 where the anchor holds, 0 where not
+    on_policy: bool = False  # ratios are 1: the network is the policy that played, before the only step it makes
 
     def __post_init__(self) -> None:
         steps, rows = self.log_probs.shape

@@ -70,28 +70,35 @@ CHECKED_ROWS = 16  # of a round: what moves a ratio (stale weights, guidance, dr
 
 
 @torch.no_grad()
-def check_ratio(
-    predict: Predict, batch: RoundBatch, schedule: Schedule, stds: Tensor, tolerance: float, microbatch: int,
+def replayed(
+    predict: Predict, batch: RoundBatch, schedule: Schedule, stds: Tensor, rows: Tensor, microbatch: int,
     in_step: Callable[[Parts], Parts] = list,
-) -> tuple[Tensor, int]:
-    """Largest |log ratio| of each step, [N] float64 (0 where S = 0), of a fresh round at the weights that played it.
-    And the states that were predicted for it.
+) -> tuple[Tensor, Tensor, int]:
+    """The policy's means [N, R', ...] for R' `rows`, its log densities [N, R'] of the actions that were taken, and the
+    states that were predicted for it. Where S = 0 they are those of the batch.
 
     in_step: adds the idle calls that other ranks wait for.
-    At most `CHECKED_ROWS` rows are looked at, spread evenly over the batch: all rows would cost a third of the update.
-    Raises RatioError where one is above `tolerance`, or is not a number.
     """
-    largest, predictions = torch.zeros(len(stds), dtype=torch.float64), 0
-    rows = _checked_rows(len(batch.rows))
+    means, log_probs, predictions = batch.means[:, rows], batch.log_probs[:, rows], 0
     for step in torch.nonzero(stds > 0).flatten().tolist():
         for seen, pairs in in_step(states(batch, rows, torch.full_like(rows, step)).split(microbatch)):
             mean = policy_mean(predict, batch, schedule, stds, seen)
             predictions += len(seen)
-            if not len(pairs):
-                continue
-            density = log_prob(batch.latents[step + 1, rows[pairs]], mean, stds[step].expand(len(pairs)))
-            deviation = (density - batch.log_probs[step, rows[pairs]]).abs().max().double().cpu()
-            largest[step] = torch.maximum(largest[step], deviation)
+            if len(pairs):
+                means[step, pairs] = mean
+                action, std = batch.latents[step + 1, rows[pairs]], stds[step].expand(len(pairs))
+                log_probs[step, pairs] = log_prob(action, mean, std)
+    return means, log_probs, predictions
+
+
+def check_ratio(log_probs: Tensor, batch: RoundBatch, stds: Tensor, rows: Tensor, tolerance: float) -> Tensor:
+    """Largest |log ratio| of each step, [N] float64 (0 where S = 0), of a fresh round at the weights that played it.
+
+    log_probs: of `rows`, from `replayed`. Raises RatioError where one is above `tolerance`, or is not a number.
+    """
+    apart = (log_probs - batch.log_probs[:, rows]).abs().double().cpu()
+    largest = apart.amax(1) if len(rows) else torch.zeros_like(stds)
+    for step in torch.nonzero(stds > 0).flatten().tolist():
         if not largest[step] <= tolerance:
             raise RatioError(
                 f"step {step}: |log ratio| of a fresh round is {largest[step]:.3g} before training; expected at most "
@@ -99,9 +106,9 @@ def check_ratio(
                 "is on; latents were stored below float32; a compiled or differently batched kernel rounds otherwise "
                 "(then raise guard.ratio_tolerance)"
             )
-    return largest, predictions
+    return largest
 
 
-def _checked_rows(count: int) -> Tensor:
-    """The rows of a batch of `count` that `check_ratio` looks at, int64."""
+def checked_rows(count: int) -> Tensor:
+    """Rows of a batch of `count`, spread evenly, that a check looks at, int64: all would cost a third of the update."""
     return torch.linspace(0, count - 1, min(count, CHECKED_ROWS)).long()

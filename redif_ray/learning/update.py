@@ -17,6 +17,7 @@ import math
 import time
 from collections import defaultdict
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -31,7 +32,18 @@ from redif_ray.diffusion.transition import log_prob
 from redif_ray.learning.anchor import anchor_loss
 from redif_ray.learning.batch import RoundBatch
 from redif_ray.learning.losses import Surrogate, default_clip, grpo_guard, ppo_clip, reinforce, step_weights
-from redif_ray.learning.policy import IDLE, NONE, Parts, Predict, States, check_ratio, policy_mean, states
+from redif_ray.learning.policy import (
+    IDLE,
+    NONE,
+    Parts,
+    Predict,
+    States,
+    check_ratio,
+    checked_rows,
+    policy_mean,
+    replayed,
+    states,
+)
 from redif_ray.learning.regularisers import DivergenceKind, divergence
 from redif_ray.learning.step import AllReduce, optimiser_step
 
@@ -47,6 +59,9 @@ class Updater:
     all_reduce: needed for `world` > 1. Every rank calls it equally often, whatever rows it holds.
     sharded: whether the networks are, and so must be called equally often by every rank.
     loss_scale: of the backward pass, undone before the step: what 16 bits would take for 0 stays a gradient.
+    rounds_apart: whether the network rounds otherwise in other batches, so that ratios to what the rollout noted would
+        differ from 1 by more than a clip range, at random. They then are to what the network itself makes of the round
+        at the weights that played it, which costs a prediction of every state unless there is but one step to make.
 
     Policy-gradient pairs exist for S > 0 only. A deterministic step takes part through the anchor and the regulariser
     `mse`; it then does not dilute the other terms, which stay means over their own steps.
@@ -67,6 +82,7 @@ class Updater:
         all_reduce: AllReduce | None = None,
         sharded: bool = False,
         loss_scale: float = 1.0,
+        rounds_apart: bool = False,
     ) -> None:
         if stds.shape != (schedule.steps,):
             raise ValueError(f"stds have shape {list(stds.shape)}; expected [{schedule.steps}], one a step")
@@ -77,7 +93,7 @@ class Updater:
         self.predict, self.optimizer, self.schedule, self.stds, self.config = predict, optimizer, schedule, stds, config
         self.ratio_tolerance, self.reference = ratio_tolerance, reference
         self.rank, self.world, self.all_reduce, self.loss_scale = rank, world, all_reduce, loss_scale
-        self.sharded = sharded
+        self.sharded, self.rounds_apart = sharded, rounds_apart
         every = config.anchor.weight > 0 or config.regulariser.kind == "mse"
         self.steps = torch.arange(len(stds)) if every else torch.nonzero(stds > 0).flatten()
         if not len(self.steps):
@@ -88,11 +104,11 @@ class Updater:
 
     def run(
         self, batch: RoundBatch, *, round: int, seed: int, lr: float,
-        behaviour: AbstractContextManager[None] = nullcontext(),
+        behaviour: AbstractContextManager[None] | None = None,
     ) -> dict[str, float]:
         """Train on a fresh round at learning rate `lr`; returns metrics of the whole round, alike on every rank.
 
-        behaviour: a block in which the network has the weights that played the round, where they are not its own.
+        behaviour: a block in which the network has the weights that played the round; None: they are its own.
         Means are over pairs and optimiser steps. `ratio_*`, `clip_fraction` and `approx_kl` are the surrogate's, over
         stochastic pairs; `fresh_log_ratio_<k>` is the largest |log ratio| of step k before training. `network_calls_*`
         count predictions of one image (a guided one is one here).
@@ -102,18 +118,18 @@ class Updater:
         if self.config.anchor.weight > 0 and batch.anchors is None:
             raise ValueError("learner.anchor.weight > 0, but the round carries no anchors")
         self._check_rows(batch)
-        with behaviour:
-            fresh, checked = check_ratio(
-                self.predict, batch, self.schedule, self.stds, self.ratio_tolerance, self.config.microbatch,
-                self._in_step,
-            )
+        pairs = len(self.steps) * batch.total_rows
+        minibatches = math.ceil(pairs / (self.config.minibatch or pairs))
+        on_policy = behaviour is None and self.config.inner_epochs * minibatches == 1
+        with behaviour or nullcontext():
+            batch, fresh, checked = self._checked(batch, on_policy)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         sums: dict[str, float] = defaultdict(float, forward=checked)
-        pairs, norms = len(self.steps) * batch.total_rows, []
+        norms = []
         for epoch in range(self.config.inner_epochs):
             order = noise.permutation(pairs, Stream.MINIBATCH, seed=seed, round=round, group=epoch)
-            parts = np.array_split(order, math.ceil(pairs / (self.config.minibatch or pairs)))
+            parts = np.array_split(order, minibatches)
             for i, chosen in enumerate(parts):  # equal to within one pair
                 where = f"round {round}, inner epoch {epoch}, minibatch {i} of {len(parts)}"
                 norms.append(self._minibatch(batch, torch.from_numpy(chosen), sums, where))
@@ -122,6 +138,21 @@ class Updater:
             "grad_norm": float(np.mean(norms)), "optimiser_steps": len(norms), "learning_rate": lr,
             "seconds": time.perf_counter() - started,
         }
+
+    def _checked(self, batch: RoundBatch, on_policy: bool) -> tuple[RoundBatch, Tensor, int]:
+        """The batch whose ratios are to be trained on; the largest |log ratio| of each step; states predicted for it.
+
+        The network has the weights that played the round.
+        """
+        count = len(batch.rows)
+        rows = torch.arange(count) if self.rounds_apart and not on_policy else checked_rows(count)
+        means, log_probs, predictions = replayed(
+            self.predict, batch, self.schedule, self.stds, rows, self.config.microbatch, self._in_step
+        )
+        fresh = check_ratio(log_probs, batch, self.stds, rows, self.ratio_tolerance)
+        if self.rounds_apart:
+            batch = replace(batch, on_policy=True) if on_policy else replace(batch, means=means, log_probs=log_probs)
+        return batch, fresh, predictions
 
     def _check_rows(self, batch: RoundBatch) -> None:
         held = torch.bincount(batch.rows, minlength=batch.total_rows).to(batch.advantages)
@@ -194,10 +225,10 @@ class Updater:
         kind, std, action = self.config.loss, self.stds[steps], batch.latents[steps + 1, rows]
         advantage, clip = batch.advantages[rows], self.config.clip or default_clip(batch.dimensions)
         if kind == "grpo_guard":
-            old = batch.means[steps, rows]
+            old = mean.detach() if batch.on_policy else batch.means[steps, rows]
             return grpo_guard(mean, old, (action - old) / like(std, old), advantage, clip)
         density = log_prob(action, mean, std)
-        log_ratio = density - batch.log_probs[steps, rows]
+        log_ratio = density - (density.detach() if batch.on_policy else batch.log_probs[steps, rows])
         if kind == "reinforce":
             never = torch.zeros_like(log_ratio, dtype=torch.bool)
             return Surrogate(reinforce(density, advantage), log_ratio.detach(), never)

@@ -77,6 +77,15 @@ def phase_stds(schedule: Schedule, config: Config, phase: Phase, round: int) -> 
     return stds.where(torch.arange(len(stds)) == explored[round % len(explored)], 0.0)
 
 
+def rounds_apart(config: Config) -> bool:
+    """Whether a network predicts otherwise in another batch, by more than float32's rounding of sums."""
+    return config.networks.precision != "float32" or bool(config.rollout.gpus or config.learner.gpus)
+
+
+def ratio_tolerance(config: Config) -> float:
+    return config.guard.ratio_tolerance or (2e-2 if rounds_apart(config) else 1e-4)
+
+
 def shared_steps(config: Config, stds: Tensor) -> int:
     """At how many steps siblings have one state: up to the first that explores; guided ones part at once."""
     explored = torch.nonzero(stds).flatten().tolist()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -99,15 +98,16 @@ class RoundUpdate:
             self.schedule,
             stds,
             learner,
-            ratio_tolerance=config.guard.ratio_tolerance,
+            ratio_tolerance=build.ratio_tolerance(config),
             reference=self._predict(self.teacher) if self.teacher is not None else None,
             rank=self.ranks.rank,
             world=self.ranks.world,
             all_reduce=self.ranks.all_reduce,
             sharded=config.learner.shard and self.ranks.world > 1,
             loss_scale=LOSS_SCALES.get(config.networks.precision, 1.0),
+            rounds_apart=build.rounds_apart(config),
         )
-        block = with_weights(self.student, behaviour) if behaviour else nullcontext()
+        block = with_weights(self.student, behaviour) if behaviour else None
         return updater.run(batch, round=round, seed=config.run.seed, lr=lr, behaviour=block)
 
     def _predict(self, model: DiffusionModel) -> Predict:

@@ -28,7 +28,8 @@ class Versions:
 
     def policy(self, round: int) -> Weights | None:
         """What rolled out `round`; None: the student as it is."""
-        return self.stale.get(policy_key(self.plan.version(round)))
+        made_by = self.plan.version(round)
+        return None if made_by == round else self.stale[policy_key(made_by)]
 
     def learned(self, round: int) -> Weights | None:
         """The learned reward that scored `round`; None: as it is."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
 
@@ -81,7 +80,7 @@ class Run:
         set_weights(self.player, behaviour)
         x = normal(8, 1, 8, 8, seed=50 + round)
         batch = play(Policy(self.player), x, self.stds, round=round, anchors=True)
-        block = with_weights(self.student, behaviour) if round else nullcontext()
+        block = with_weights(self.student, behaviour) if round else None
         metrics = self.updater.run(self._mine(batch), round=round, seed=0, lr=1e-3, behaviour=block)
         self.average.update(trainable(self.student))
         self.versions.append(get_weights(self.student))

@@ -17,7 +17,8 @@ from redif_ray.diffusion import noise
 from redif_ray.diffusion.noise import Stream
 from redif_ray.diffusion.transition import log_prob
 from redif_ray.learning.advantages import advantages
-from redif_ray.learning.policy import Predict, RatioError, check_ratio
+from redif_ray.learning.batch import RoundBatch
+from redif_ray.learning.policy import Predict, RatioError, check_ratio, checked_rows, replayed
 from redif_ray.learning.update import Updater, learning_rate
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "learning_update.json"
@@ -101,10 +102,16 @@ def test_metrics_of_the_surrogate() -> None:
     assert metrics["loss"] == pytest.approx(float(loss), abs=1e-5)
 
 
+def checked(model: Tiny, batch: RoundBatch, stds: Tensor, microbatch: int) -> Tensor:
+    rows = checked_rows(len(batch.rows))
+    _, log_probs, _ = replayed(model.predict, batch, schedule(), stds, rows, microbatch)
+    return check_ratio(log_probs, batch, stds, rows, 1e-4)
+
+
 def test_stale_weights_are_noticed_before_training() -> None:
     model = Tiny()
     batch, stds = tiny_round(model)
-    assert float(check_ratio(model.predict, batch, schedule(), stds, 1e-4, 3)[0].max()) < 1e-5
+    assert float(checked(model, batch, stds, 3).max()) < 1e-5
     with torch.no_grad():
         model.second.bias += 0.05
     before = flat(model)
@@ -119,7 +126,7 @@ def test_stale_rows_are_noticed_at_their_step() -> None:
     batch.latents[1, 5] += 0.01  # as if stored in low precision: it is the action of step 0 and the state of step 1
     batch.log_probs[0, 5] = log_prob(batch.latents[1, 5:6], batch.means[0, 5:6], stds[0])
     with pytest.raises(RatioError, match="step 1"):
-        check_ratio(model.predict, batch, schedule(), stds, 1e-4, 4)
+        checked(model, batch, stds, 4)
 
 
 def test_a_ratio_that_is_not_a_number_is_noticed() -> None:
@@ -127,7 +134,7 @@ def test_a_ratio_that_is_not_a_number_is_noticed() -> None:
     batch, stds = tiny_round(model)
     batch.log_probs[1, 3] = math.nan
     with pytest.raises(RatioError, match=r"step 1: .* is nan"):
-        check_ratio(model.predict, batch, schedule(), stds, 1e-4, 4)
+        checked(model, batch, stds, 4)
 
 
 @pytest.mark.parametrize(("broken", "named"), [("advantages", "policy loss is nan"), ("anchors", "anchor loss is nan")])

@@ -29,7 +29,7 @@ def test_a_round_finds_the_weights_that_rolled_it_out(staleness: int) -> None:
     kept = versions(staleness)
     for after in range(5):
         kept.add(after, {"policy": weights(after), "discriminator": weights(10 + after)})
-        assert made_by(kept, after) == (max(0, after - staleness) if staleness else None)
+        assert made_by(kept, after) == (max(0, after - staleness) if staleness and after else None)
         assert len(kept.stale) == 2 * min(after + 1, staleness + 1) * bool(staleness)
     learned = kept.learned(4)
     assert learned is None if not staleness else float(learned["w"][0]) == 14 - staleness
