@@ -172,7 +172,7 @@ class Validation(Strict):
 
 class Guard(Strict):
     ratio_tolerance: float | None = Field(
-        None, gt=0, description="|log ratio| allowed on a fresh round at the behaviour weights; None: 1e-4, and 0.02 "
+        None, gt=0, description="|log ratio| allowed on a fresh round at the behaviour weights; None: 1e-4, and 0.05 "
         "in 16 bits and on GPUs, where a network rounds otherwise in other batches",
     )  # fmt: skip
     recall_floor: Fraction = Field(0.5, description="stop when validation recall falls below this share of the start's")

@@ -83,7 +83,7 @@ def rounds_apart(config: Config) -> bool:
 
 
 def ratio_tolerance(config: Config) -> float:
-    return config.guard.ratio_tolerance or (2e-2 if rounds_apart(config) else 1e-4)
+    return config.guard.ratio_tolerance or (5e-2 if rounds_apart(config) else 1e-4)
 
 
 def shared_steps(config: Config, stds: Tensor) -> int:
