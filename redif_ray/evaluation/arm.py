@@ -6,43 +6,43 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from redif_ray.evaluation.bootstrap import interval
 from redif_ray.evaluation.features import Draw, shuffled
 from redif_ray.evaluation.frechet import frechet_floor
-from redif_ray.evaluation.judge import Judge
+from redif_ray.evaluation.judge import Judge, Seen
 from redif_ray.evaluation.paired import cosine, mse, psnr
 from redif_ray.evaluation.prdc import ceiling, prdc
 from redif_ray.types import Condition
 
 
 def evaluate_arm(
-    images: Tensor,
+    seen: Seen,
     conditions: Sequence[Condition],
     judge: Judge,
     *,
     nfe: int,
-    teacher_images: Tensor,
+    teacher: Seen,
     terms: Mapping[str, np.ndarray],
     resamples: int,
     seed: int,
 ) -> dict[str, Any]:
-    """The fields of `summary.Arm` for `images` [n, C, H, W] float in [0, 1], made at `nfe` network calls an image.
+    """The fields of `summary.Arm` for images as `judge` sees them, made at `nfe` network calls an image.
 
     conditions: one an image; class accuracy is None unless all are class indices, the captions' cosine unless all are
         text.
-    teacher_images: the full-step teacher's of the same noises and conditions. Set metrics compare with the judge's
+    teacher: the full-step teacher's images of the same noises and conditions. Set metrics compare with the judge's
         reference instead: against its own paired images a student looks far too good.
     terms: further pair metrics, [n] each by name, beside `pixel_mse`, `pixel_psnr` and `judge_cosine`: a run's reward
         terms, say.
     The same seed gives every arm the same reference rows and the same resamples.
     """
+    images, features = seen.images, seen.features
     n = len(images)
-    if len(conditions) != n or images.shape != teacher_images.shape:
-        shapes = f"images {tuple(images.shape)}, teacher images {tuple(teacher_images.shape)}"
+    if len(conditions) != n or images.shape != teacher.images.shape:
+        shapes = f"images {tuple(images.shape)}, teacher images {tuple(teacher.images.shape)}"
         raise ValueError(f"{shapes}, {len(conditions)} conditions; expected one of each")
-    features, reference = judge.embed(images), judge.reference_features()
+    reference = judge.reference_features()
     if n > len(reference):
         raise ValueError(f"{n} images, judge {judge.name} has {len(reference)} reference images; expected no more")
     distance, error = judge.kid(features)
@@ -55,9 +55,9 @@ def evaluate_arm(
         "kid": distance,
         "kid_se": error,
         **prdc(features, reference[shuffled(len(reference), Draw.REFERENCE, seed)[:n]]),
-        "class_accuracy": judge.class_accuracy(images, labels) if len(labels) == n else None,
-        "caption_cosine": judge.caption_cosine(images, captions) if len(captions) == n else None,
-        "paired": _paired(images, teacher_images, features, judge, terms),
+        "class_accuracy": judge.class_accuracy(features, labels) if len(labels) == n else None,
+        "caption_cosine": judge.caption_cosine(features, captions) if len(captions) == n else None,
+        "paired": _paired(seen, teacher, terms),
     }
 
 
@@ -71,13 +71,11 @@ def limits(judge: Judge, n: int, seed: int) -> dict[str, float]:
     return {"frechet": frechet_floor(reference, count, seed), **ceiling(reference, count, seed)}
 
 
-def _paired(
-    images: Tensor, teacher: Tensor, features: np.ndarray, judge: Judge,
-    terms: Mapping[str, np.ndarray],
-) -> dict[str, float]:
+def _paired(seen: Seen, teacher: Seen, terms: Mapping[str, np.ndarray]) -> dict[str, float]:
+    images = seen.images
     values: dict[str, np.ndarray] = {
-        "pixel_mse": mse(images, teacher), "pixel_psnr": psnr(images, teacher),
-        "judge_cosine": cosine(features, judge.embed(teacher)),
+        "pixel_mse": mse(images, teacher.images), "pixel_psnr": psnr(images, teacher.images),
+        "judge_cosine": cosine(seen.features, teacher.features),
     }
     further = {name: value.astype(np.float64) for name, value in terms.items()}
     for name, value in further.items():

@@ -5,19 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-from torch import Tensor
 
 from redif_ray.evaluation.bootstrap import difference
-from redif_ray.evaluation.judge import Judge
+from redif_ray.evaluation.judge import Judge, Seen
 
 Change = dict[str, float]
 
 
 def changes(
-    judge: Judge, first: Tensor, second: Tensor, terms: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    judge: Judge, first: Seen, second: Seen, terms: Mapping[str, tuple[np.ndarray, np.ndarray]],
     *, resamples: int, seed: int,
 ) -> dict[str, Change]:
-    """`first` minus `second`, images [n, C, H, W] of the same noises: a `Change` of "frechet" and of each term.
+    """`first` minus `second`, n images each of the same noises: a `Change` of "frechet" and of each term.
 
     terms: per-image values [n] of each arm by name, compared in the mean. Intervals are 95 % paired bootstrap.
     """
@@ -25,7 +24,7 @@ def changes(
         return dict(zip(("change", "low", "high"), values, strict=True))
 
     found = {"frechet": entry(difference(
-        judge.frechet, [judge.embed(first)], [judge.embed(second)], resamples=resamples, seed=seed))}
+        judge.frechet, [first.features], [second.features], resamples=resamples, seed=seed))}
     for name, (mine, other) in terms.items():
         found[name] = entry(difference(_mean, [mine], [other], resamples=resamples, seed=seed))
     return found

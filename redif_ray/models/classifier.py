@@ -95,7 +95,11 @@ class Classifier(nn.Module):
 
     def logits(self, images: Tensor) -> Tensor:
         """[B, number of classes]."""
-        return self.head(functional.relu(self.embedding(images)))
+        return self.logits_of(self.embedding(images))
+
+    def logits_of(self, embedding: Tensor) -> Tensor:
+        """Those of images whose embedding this is."""
+        return self.head(functional.relu(embedding))
 
     def forward(self, images: Tensor) -> Tensor:
         return self.logits(images)

@@ -71,6 +71,9 @@ class TeacherRewardWorker(Actor):
     def sample(self, *arguments: Any) -> Any:
         return self._worker.sample(*arguments)
 
+    def embed(self, *arguments: Any) -> Any:
+        return self._worker.embed(*arguments)
+
 
 class _Unmade:
     """Stands where a worker cannot be: every call raises what a user can mend there."""

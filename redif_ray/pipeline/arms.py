@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from redif_ray.diffusion import schedules, solvers
 from redif_ray.diffusion.noise import Stream
 from redif_ray.evaluation.arm import evaluate_arm, limits
 from redif_ray.evaluation.changes import Change, changes
-from redif_ray.evaluation.judge import Judge, needs_reference
+from redif_ray.evaluation.judge import Judge, Seen, needs_reference
 from redif_ray.evaluation.report import ARMS
 from redif_ray.pipeline.accounting import Accounts
 from redif_ray.pipeline.judging import judge_of
@@ -24,7 +25,7 @@ from redif_ray.pipeline.samples import Samples, Terms
 from redif_ray.pipeline.session import INITIAL, Session
 from redif_ray.pipeline.timeline import spans
 from redif_ray.pipeline.weight_store import learned_key
-from redif_ray.types import Shard
+from redif_ray.types import Condition, Shard
 
 Way = tuple[str, str, int, float]  # to sample the teacher: solver, schedule, steps, guidance
 
@@ -41,7 +42,7 @@ class Measured:
 def measure(run: Session, weights: dict[str, torch.Tensor], version: int, accounts: Accounts) -> Measured:
     """Every arm on the same held-out noises, against the same judge."""
     config, count = run.config, run.config.evaluation.held_out
-    judge = judge_of(config, run.coordinator, count, accounts, run.get)
+    judge = judge_of(config, run.coordinator, count, accounts, run.get, elsewhere=run.embed)
     _take_learned(run)
     final = f"final-{version}"
     run.publisher.publish(final, weights)
@@ -49,21 +50,25 @@ def measure(run: Session, weights: dict[str, torch.Tensor], version: int, accoun
     calls = config.student.steps * run.teacher.calls_per_step(config.student.guidance)
     full_calls = solvers.network_calls(config.teacher.solver, config.teacher.steps)
     full_calls *= run.teacher.calls_per_step(config.teacher.guidance)
-    arms = {
-        name: None if samples is None else _arm(run, judge, samples, samples.images, samples.terms, calls)
-        for name, samples in (("teacher_few", few), ("warm_start", warm), ("student", student))
-    }
+    made = {"teacher_few": few, "warm_start": warm, "student": student}
+    seen = {name: judge.see(torch.from_numpy(s.images)) for name, s in made.items() if s is not None}
+    teacher = judge.see(torch.from_numpy(student.targets))
+    arm = partial(_arm, run, judge, student.conditions, teacher)
+    arms = {name: None if s is None else arm(seen[name], s.terms, calls) for name, s in made.items()}
     shards = run.plan.deploy(Stream.HELD_OUT, count)
     _, targets = run.ask_reward("targets", [(shard,) for shard in shards])
     terms = _compared(run, shards, targets, targets, accounts)
-    arms["teacher_full"] = _arm(run, judge, student, student.targets, terms, full_calls)
+    arms["teacher_full"] = arm(teacher, terms, full_calls)
     name, way = best_teacher(run, accounts)
     references = _teacher_samples(run, shards, way, accounts)
     terms = _compared(run, shards, references, targets, accounts)
-    arms["teacher_best"] = _arm(run, judge, student, np.concatenate(run.get(references)), terms, calls)
-    gains = {"over the untrained student": _gains(run, judge, student, few)}
-    if warm is not None:
-        gains["over the warm start"] = _gains(run, judge, student, warm)
+    best = judge.see(torch.from_numpy(np.concatenate(run.get(references))))
+    arms["teacher_best"] = arm(best, terms, calls)
+    against = {"over the untrained student": "teacher_few", "over the warm start": "warm_start"}
+    gains = {
+        text: _gains(run, judge, (seen["student"], student.terms), (seen[name], samples.terms))
+        for text, name in against.items() if (samples := made[name]) is not None
+    }  # fmt: skip
     rows = [("teacher", student.targets), (ARMS["teacher_few"], few.images)]
     rows += [] if warm is None else [(ARMS["warm_start"], warm.images)]
     fields = {
@@ -109,30 +114,19 @@ def _warm_start(run: Session, accounts: Accounts) -> Samples | None:
 
 
 def _arm(
-    run: Session, judge: Judge, paired_with: Samples, images: np.ndarray, terms: Terms, nfe: int
+    run: Session, judge: Judge, conditions: list[Condition], teacher: Seen, seen: Seen, terms: Terms, nfe: int
 ) -> dict[str, Any]:
     run.stop.check()
     return evaluate_arm(
-        torch.from_numpy(images),
-        paired_with.conditions,
-        judge,
-        nfe=nfe,
-        teacher_images=torch.from_numpy(paired_with.targets),
-        terms=terms,
-        resamples=run.config.evaluation.bootstrap,
-        seed=run.config.run.seed,
-    )
+        seen, conditions, judge, nfe=nfe, teacher=teacher, terms=terms,
+        resamples=run.config.evaluation.bootstrap, seed=run.config.run.seed,
+    )  # fmt: skip
 
 
-def _gains(run: Session, judge: Judge, first: Samples, second: Samples) -> dict[str, Change]:
-    return changes(
-        judge,
-        torch.from_numpy(first.images),
-        torch.from_numpy(second.images),
-        {name: (values, second.terms[name]) for name, values in first.terms.items()},
-        resamples=run.config.evaluation.bootstrap,
-        seed=run.config.run.seed,
-    )
+def _gains(run: Session, judge: Judge, first: tuple[Seen, Terms], second: tuple[Seen, Terms]) -> dict[str, Change]:
+    terms = {name: (values, second[1][name]) for name, values in first[1].items()}
+    resamples, seed = run.config.evaluation.bootstrap, run.config.run.seed
+    return changes(judge, first[0], second[0], terms, resamples=resamples, seed=seed)
 
 
 def best_teacher(run: Session, accounts: Accounts) -> tuple[str, Way]:

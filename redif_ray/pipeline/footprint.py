@@ -150,15 +150,16 @@ def footprints(config: Config) -> Footprints:
         parameter.grad = torch.empty_like(parameter)
     learned = build.learned_reward(config, teacher, "meta")
     own_learned = _bytes(learned.network) if learned else 0
+    judge = _on_disk({config.evaluation.judge})
     learner = max(_peak_mb(lambda: _train(student, config)), _peak_mb(lambda: _learn(learned, config)))
     training = training // (config.learner.workers if config.learner.shard else 1) + own_learned * (4 + ADAM_BYTES) // 4
     roles = {
         "rollout": Footprint((network + added) / 1e6, 0.0, rollout),
         "reward": Footprint(
-            (network + parts.decode + parts.encode + _encoders(config) + own_learned) / 1e6, 0.0, reward
+            (network + parts.decode + parts.encode + _encoders(config) + own_learned + judge) / 1e6, 0.0, reward
         ),
         "learner": Footprint(
-            (held + own_learned) / 1e6, training / 1e6, learner, start=(network + added + own_learned) / 1e6
+            (held + own_learned + judge) / 1e6, training / 1e6, learner, start=(network + added + own_learned) / 1e6
         ),
     }
     numbers = sum(p.numel() for p in teacher.network.parameters())
@@ -203,7 +204,11 @@ def _bytes(*networks: Module) -> int:
 
 def _encoders(config: Config) -> int:
     """Weights of the rewards' own networks, in float32, as their files hold them."""
-    values = {str(value) for term in config.reward.terms.values() for value in term.options.values()}
+    return _on_disk({str(value) for term in config.reward.terms.values() for value in term.options.values()})
+
+
+def _on_disk(values: set[str]) -> int:
+    """Bytes of the weights in those that are folders, or names of shipped models."""
     folders = {folder for value in values for folder in (Path(value), SHIPPED / value) if folder.is_dir()}
     return sum(path.stat().st_size for folder in folders for path in folder.rglob("*.safetensors"))
 

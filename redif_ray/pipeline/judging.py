@@ -15,11 +15,16 @@ from redif_ray.pipeline.faults import fetched
 
 
 def judge_of(
-    config: Config, coordinator: Any, count: int, accounts: Accounts, get: Callable[[Any], Any] = ray.get
+    config: Config, coordinator: Any, count: int, accounts: Accounts, get: Callable[[Any], Any] = ray.get,
+    **options: Any,
 ) -> Judge:
-    """The judge of `count` images, with as many reference images at least. get: the caller's way to wait."""
+    """The judge of `count` images, with as many reference images at least. get: the caller's way to wait.
+
+    options: of the Judge.
+    """
     if not needs_reference(config.evaluation.judge):
-        return load_judge(config.evaluation.judge)
+        return load_judge(config.evaluation.judge, **options)
     data = fetched(lambda lost: coordinator.reference.remote(count, lost), get)
     accounts.add_evaluation(meta for metas in data.metas for meta in metas)
-    return judge_of_images(config.evaluation.judge, np.concatenate([images for (images,) in data.parts.values()]))
+    images = np.concatenate([images for (images,) in data.parts.values()])
+    return judge_of_images(config.evaluation.judge, images, **options)

@@ -19,6 +19,7 @@ from torch import Tensor
 from redif_ray.checkpoint import load_checkpoint, pack, save_checkpoint, unpack, weights_sha256
 from redif_ray.config import LEARNED, Config
 from redif_ray.diffusion.noise import Stream
+from redif_ray.evaluation.judge import networks_of
 from redif_ray.learning.advantages import RunningStatistics
 from redif_ray.learning.ema import ExponentialAverage
 from redif_ray.models.protocol import DiffusionModel
@@ -84,7 +85,8 @@ class Learner:
         networks = [network for model in models for network in (model.network, *model.parts.values())]
         average = [] if self.average is None else [self.average.average]
         learned = [] if self.learned is None else self.learned.belongings()
-        return [*networks, self.optimizer, *average, *learned]
+        judge = [] if self.validator is None else networks_of(self.validator.judge.encoder)
+        return [*networks, self.optimizer, *average, *learned, *judge]
 
     def _share_out(self, teacher: DiffusionModel) -> DiffusionModel | None:
         """Keep shares of the student, and of the teacher where a regulariser asks for it; they have none in common."""
@@ -100,7 +102,10 @@ class Learner:
         if calibration is None:
             return Outcome(self.round, True, self.accounts.ledger.state())
         if self.ranks.first:
-            judge = judge_of(self.config, self.coordinator, self.config.validation.groups, self.accounts)
+            count, device = self.config.validation.groups, self.offload.device
+            where = home(device, self.offload.taken)
+            judge = judge_of(self.config, self.coordinator, count, self.accounts, device=where)
+            judge.device = device
             self.validator = Validator(self.config, calibration, judge)
         self.offload.wake()
         restored = self._restore()

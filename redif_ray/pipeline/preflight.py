@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from redif_ray.config import Config, ConfigError
 from redif_ray.data.conditions import Conditions
+from redif_ray.evaluation.clip_features import ClipFeatures
 from redif_ray.evaluation.judge import load_judge, make_encoder, needs_reference
 from redif_ray.evaluation.random_features import NAME
 from redif_ray.export import recipe
@@ -66,7 +67,9 @@ def _check_guidance(key: str, guidance: float, teacher: DiffusionModel, conditio
 
 def _check_judge(config: Config, image_shape: tuple[int, ...]) -> None:
     if needs_reference(config.evaluation.judge):
-        make_encoder(config.evaluation.judge, image_shape)
+        encoder = make_encoder(config.evaluation.judge, image_shape)
+        if isinstance(encoder, ClipFeatures):
+            encoder.captions(["a caption"])
         return
     judge = load_judge(config.evaluation.judge)
     if judge.encoder.image_shape != image_shape:

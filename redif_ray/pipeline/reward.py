@@ -13,6 +13,7 @@ from torch.nn import Module
 from redif_ray.config import Config
 from redif_ray.diffusion import noise, schedules, solvers
 from redif_ray.diffusion.schedules import Schedule
+from redif_ray.evaluation.judge import Encoder, embedded, load_encoder, networks_of
 from redif_ray.models.protocol import DiffusionModel
 from redif_ray.pipeline import build
 from redif_ray.pipeline.offload import Offload, home
@@ -33,6 +34,7 @@ class TeacherRewardWorker:
         self.teacher_schedule = build.teacher_schedule(self.teacher, config)
         self.rewards = build.rewards(config, self.teacher, self.device)
         self.store = build.target_store(config, self.teacher)
+        self.judge: Encoder | None = None  # once an evaluation asks for its eyes
         self.loaded: tuple[str, str] | None = None  # key and checksum of the learned reward in place
         self.offload = Offload(self.device, self._belongings, taken=config.pipeline.offload)
         self.offload.rest()
@@ -41,7 +43,8 @@ class TeacherRewardWorker:
         return self.name
 
     def _belongings(self) -> list[Module]:
-        return [self.teacher.network, *self.teacher.parts.values(), *self.rewards.networks()]
+        judge = [] if self.judge is None else networks_of(self.judge)
+        return [self.teacher.network, *self.teacher.parts.values(), *self.rewards.networks(), *judge]
 
     def targets(self, shard: Shard) -> tuple[Meta, np.ndarray]:
         """The teacher's images of a shard's groups, [G, C, H, W] float32, from the store or computed and kept there.
@@ -119,6 +122,12 @@ class TeacherRewardWorker:
         grid = schedules.build(self.teacher.process, steps, schedule)
         images, calls = self._sampled(self.teacher, shard, solver, grid, guidance)
         return Meta(shard, self.name, (Work("evaluation", time.perf_counter() - started, calls),)), images.cpu().numpy()
+
+    def embed(self, images: np.ndarray) -> np.ndarray:
+        """What the run's judge makes of images [n, C, H, W] float32 in [0, 1]: [n, D] float32."""
+        if self.judge is None:
+            self.judge = load_encoder(self.config.evaluation.judge, self.teacher.image_shape, self.device)
+        return embedded(self.judge, torch.from_numpy(images.copy()), self.device).numpy()
 
     def _load(self, weights: Any, key: str | None) -> str | None:
         """Put the learned reward `key` in place, checked against its checksum, which is answered."""

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray
 import torch
 from ray import cloudpickle
@@ -19,6 +20,7 @@ from redif_ray.config import LEARNED, Config, ConfigError, Reward, Workers
 from redif_ray.data.conditions import Conditions
 from redif_ray.diffusion.noise import Stream
 from redif_ray.errors import UserError
+from redif_ray.evaluation.judge import BATCH
 from redif_ray.models.protocol import DiffusionModel
 from redif_ray.models.registry import load_model
 from redif_ray.models.student import get_weights, make_student
@@ -82,6 +84,18 @@ class Session:
             getattr(there[i % len(there)], method).options(num_returns=2).remote(*call) for i, call in enumerate(calls)
         ]
         return [meta for meta, _ in asked], [data for _, data in asked]
+
+    def embed(self, images: torch.Tensor) -> torch.Tensor:
+        """What the judge's encoder makes of images [n, C, H, W] in [0, 1], on the devices of the reward workers.
+
+        A batch a worker at a time: large images of a whole evaluation would fill the object store.
+        """
+        batches, found = [batch.numpy() for batch in images.split(BATCH)], list[np.ndarray]()
+        while batches:
+            there = self._there()
+            now, batches = batches[: len(there)], batches[len(there) :]
+            found += self.get([worker.embed.remote(batch) for worker, batch in zip(there, now, strict=False)])
+        return torch.from_numpy(np.concatenate(found))
 
     def _there(self) -> list[Any]:
         """Reward workers that answer, one at least: whoever is away might be for long."""

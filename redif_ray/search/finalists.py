@@ -19,7 +19,7 @@ from redif_ray.diffusion.schedules import Times
 from redif_ray.evaluation import plots
 from redif_ray.evaluation.arm import evaluate_arm
 from redif_ray.evaluation.bootstrap import difference, interval
-from redif_ray.evaluation.judge import Judge, judge_of_images, load_judge, needs_reference
+from redif_ray.evaluation.judge import Judge, Seen, judge_of_images, load_judge, needs_reference
 from redif_ray.pipeline.rows import append_rows, read_rows
 from redif_ray.pipeline.schedule_file import Found, ScheduleFile, write_schedules
 from redif_ray.search.report import report, table
@@ -56,8 +56,8 @@ def measure(job: Job, finalists: list[Finalist]) -> list[dict[str, Any]]:
     missing = [f for f in finalists if (f.steps, f.name) not in known]
     if missing:
         job.console.print(f"{len(missing)} schedules on {job.config.evaluation.held_out} held-out noises")
-        targets = np.concatenate(ray.get(_images(job, None)))
         judge = _judge(job)
+        targets = judge.see(torch.from_numpy(np.concatenate(ray.get(_images(job, None)))))
         conditions = job.get(job.evaluator.held_out_conditions.remote())
     for finalist in missing:
         row = asdict(finalist) | _measured(job, finalist, targets, conditions, judge)
@@ -69,7 +69,7 @@ def measure(job: Job, finalists: list[Finalist]) -> list[dict[str, Any]]:
 
 
 def _measured(
-    job: Job, finalist: Finalist, targets: np.ndarray, conditions: list[Any], judge: Judge
+    job: Job, finalist: Finalist, targets: Seen, conditions: list[Any], judge: Judge
 ) -> dict[str, Any]:
     evaluation, seed, references = job.config.evaluation, job.config.run.seed, _images(job, finalist.times)
     images = np.concatenate(ray.get(references))
@@ -77,8 +77,9 @@ def _measured(
     distance = -np.sum([w * terms[name].astype(np.float64) for name, w in job.weights.items()], axis=0)
     calls = solvers.network_calls(job.config.search.solver, finalist.steps)
     arm = evaluate_arm(
-        torch.from_numpy(images), conditions, judge, nfe=calls * job.model.calls_per_step(job.config.student.guidance),
-        teacher_images=torch.from_numpy(targets), terms=terms, resamples=evaluation.bootstrap, seed=seed,
+        judge.see(torch.from_numpy(images)), conditions, judge,
+        nfe=calls * job.model.calls_per_step(job.config.student.guidance),
+        teacher=targets, terms=terms, resamples=evaluation.bootstrap, seed=seed,
     )
     low, high = interval(_mean, [distance], resamples=evaluation.bootstrap, seed=seed)
     return {"distance": _mean(distance), "distance_ci": [low, high], "distances": distance.tolist(), "arm": arm}

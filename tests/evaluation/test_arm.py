@@ -24,7 +24,7 @@ def arm(
 ) -> dict[str, Any]:
     terms = {"l1": (images - teacher).abs().mean((1, 2, 3)).numpy()} if len(images) == len(teacher) else {}
     given: dict[str, Any] = {"nfe": 4, "terms": terms, "resamples": 60, "seed": 3} | other
-    return evaluate_arm(images, conditions, judge, teacher_images=teacher, **given)
+    return evaluate_arm(judge.see(images), conditions, judge, teacher=judge.see(teacher), **given)
 
 
 def test_real_images_against_themselves_and_against_noisy_ones(judge: Judge, real: Real) -> None:
@@ -63,7 +63,8 @@ def test_class_accuracy_needs_classes(judge: Judge, real: Real) -> None:
     images, labels = real
     assert arm(judge, images, images, [None] * 120)["class_accuracy"] is None
     assert arm(judge, images, images, ["an ankle boot"] * 120)["class_accuracy"] is None
-    assert arm(judge, images, images, list(np.array(labels)))["class_accuracy"] == judge.class_accuracy(images, labels)
+    expected = judge.class_accuracy(judge.embed(images), labels)
+    assert arm(judge, images, images, list(np.array(labels)))["class_accuracy"] == expected
 
 
 def test_limits_bound_what_real_images_get(judge: Judge, real: Real) -> None:

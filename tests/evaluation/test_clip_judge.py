@@ -40,18 +40,20 @@ def test_features_and_captions_are_transformers_own(folder: str, images: torch.T
     expected = found.image_embeds.numpy()
     np.testing.assert_allclose(features / np.sqrt(expected.shape[1]), expected, atol=1e-5)
     cosines = (found.image_embeds * found.text_embeds).sum(1)
-    assert judge.caption_cosine(images, CAPTIONS) == pytest.approx(float(cosines.mean()), abs=1e-5)
+    assert judge.caption_cosine(features, CAPTIONS) == pytest.approx(float(cosines.mean()), abs=1e-5)
     assert float(cosines.std()) > 1e-3
 
 
 def test_an_arm_says_how_its_images_fit_their_captions(folder: str, images: torch.Tensor) -> None:
-    options: dict[str, Any] = {"nfe": 4, "teacher_images": images, "terms": {}, "resamples": 40, "seed": 0}
     judge = judge_of_images(folder, images.numpy())
-    told = evaluate_arm(images, CAPTIONS, judge, **options)
-    assert told["caption_cosine"] == judge.caption_cosine(images, CAPTIONS) and told["class_accuracy"] is None
-    assert evaluate_arm(images, [None] * 12, judge, **options)["caption_cosine"] is None
+    seen = judge.see(images)
+    options: dict[str, Any] = {"nfe": 4, "terms": {}, "resamples": 40, "seed": 0}
+    told = evaluate_arm(seen, CAPTIONS, judge, teacher=seen, **options)
+    assert told["caption_cosine"] == judge.caption_cosine(seen.features, CAPTIONS) and told["class_accuracy"] is None
+    assert evaluate_arm(seen, [None] * 12, judge, teacher=seen, **options)["caption_cosine"] is None
     random = judge_of_images("random-features", images.numpy())
-    assert evaluate_arm(images, CAPTIONS, random, **options)["caption_cosine"] is None
+    seen = random.see(images)
+    assert evaluate_arm(seen, CAPTIONS, random, teacher=seen, **options)["caption_cosine"] is None
 
 
 def test_which_judges_bring_images_of_their_own(folder: str, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 
 from redif_ray.data.images import ImageSet, load_images, write_parquet
 from redif_ray.evaluation.frechet import frechet
-from redif_ray.evaluation.judge import JUDGES, Judge, JudgeError, load_judge, make_encoder
+from redif_ray.evaluation.judge import JUDGES, Judge, JudgeError, embedded, load_judge, make_encoder
 from redif_ray.evaluation.kid import kid
 from redif_ray.models.classifier import Classifier, ClassifierError
 
@@ -44,13 +44,28 @@ def test_reference_is_computed_once_and_used_by_the_metrics(judge: Judge, real: 
 
 
 def test_class_accuracy_counts(judge: Judge, real: Real) -> None:
-    images, labels = real
-    right = judge.class_accuracy(images, labels)
-    assert right > 0.83
+    features, labels = judge.embed(real[0]), real[1]
+    right = judge.class_accuracy(features, labels)
+    with torch.no_grad():
+        classes = judge.encoder.logits(real[0]).argmax(1)
+    assert right == pytest.approx(float((classes == torch.tensor(labels)).double().mean())) and right > 0.83
     wrong = [(label + 1) % 10 for label in labels]
-    assert judge.class_accuracy(images, wrong) <= 1 - right
-    mixed = judge.class_accuracy(torch.cat([images, images]), labels + wrong)
-    assert mixed == pytest.approx((right + judge.class_accuracy(images, wrong)) / 2)
+    assert judge.class_accuracy(features, wrong) <= 1 - right
+    mixed = judge.class_accuracy(np.concatenate([features, features]), labels + wrong)
+    assert mixed == pytest.approx((right + judge.class_accuracy(features, wrong)) / 2)
+
+
+def test_features_may_be_computed_elsewhere(judge: Judge, real: Real) -> None:
+    asked = []
+
+    def elsewhere(images: torch.Tensor) -> torch.Tensor:
+        asked.append(len(images))
+        return embedded(judge.encoder, images, "cpu")
+
+    other = Judge(judge.encoder, judge.reference, elsewhere=elsewhere)
+    assert np.array_equal(other.see(real[0]).features, judge.embed(real[0]))
+    assert np.array_equal(other.reference_features(), judge.reference_features())
+    assert asked == [120, 400]
 
 
 def test_refuses(judge: Judge, real: Real, tmp_path: Path) -> None:
@@ -58,9 +73,9 @@ def test_refuses(judge: Judge, real: Real, tmp_path: Path) -> None:
     with pytest.raises(JudgeError, match=r"'inception'; expected fashion-mnist"):
         make_encoder("inception", (3, 32, 32))
     with pytest.raises(JudgeError, match="120 images and 3 labels"):
-        judge.class_accuracy(images, labels[:3])
+        judge.class_accuracy(judge.embed(images), labels[:3])
     with pytest.raises(JudgeError, match=r"labels span 0\.\.10"):
-        judge.class_accuracy(images[:2], [0, 10])
+        judge.class_accuracy(judge.embed(images[:2]), [0, 10])
     with pytest.raises(ClassifierError, match="expected"):
         judge.embed(images * 2 - 1)
     with pytest.raises(JudgeError, match="uint8"):

@@ -58,4 +58,4 @@ def test_they_tell_what_is_wrong(shipped: Judge) -> None:
     assert all(distance[name] > 2 * distance["real"] for name in ("noisy", "blurred", "few")), distance
     recall = {name: prdc(f, judge.reference_features())["recall"] for name, f in features.items()}
     assert recall["real"] > 0.85 and recall["few"] < recall["real"] - 0.15, recall
-    assert judge.class_accuracy(torch.from_numpy(real), [0] * 1000) is None
+    assert judge.class_accuracy(judge.embed(torch.from_numpy(real)), [0] * 1000) is None

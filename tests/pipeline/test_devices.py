@@ -29,11 +29,13 @@ from redif_ray.benchmark.plain_loop import PlainLoop
 from redif_ray.config import Config, load
 from redif_ray.diffusion.noise import Stream
 from redif_ray.diffusion.schedules import Times
+from redif_ray.evaluation.judge import judge_of_images, load_judge, networks_of
 from redif_ray.learning.ema import ExponentialAverage
 from redif_ray.models.registry import load_model
 from redif_ray.models.student import get_weights, trainable
 from redif_ray.pipeline import build
 from redif_ray.pipeline.learned import LearnedReward
+from redif_ray.pipeline.reward import TeacherRewardWorker
 from redif_ray.pipeline.state import load_trained, trained
 from redif_ray.rewards.base import RewardInputs
 from redif_ray.types import Shard
@@ -182,6 +184,30 @@ def test_reward_terms(recipe: str, terms: str, device: str) -> None:
     for term, value in found[device].items():
         assert value.device.type == device
         torch.testing.assert_close(value.detach().cpu(), found["cpu"][term].detach(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("recipe", "judge"), [
+    ("smoke", "fashion-mnist"), ("smoke", "random-features"), ("emoji_4step", "emoji_clip_b"),
+])  # fmt: skip
+def test_the_eyes_of_the_judge(recipe: str, judge: str, device: str, tmp_path: Path) -> None:
+    """Where a reward worker has them, in its turn, and where the learner does."""
+    overrides = (f"run.root={tmp_path}", f"evaluation.judge={judge}", "pipeline.offload=true")
+    worker = TeacherRewardWorker("reward-0", load(recipe, [*overrides, *GPUS]))
+    shown = images(3, worker.teacher.image_shape, 0)
+    worker.offload.wake()
+    found = worker.embed(shown)
+    assert worker.judge is not None
+    assert {p.device.type for n in networks_of(worker.judge) for p in n.parameters()} == {device}
+    worker.offload.rest()
+    assert {p.device.type for n in networks_of(worker.judge) for p in n.parameters()} == {"cpu"}
+    options = {} if judge == "fashion-mnist" else {"images": images(8, worker.teacher.image_shape, 1)}
+    make: Any = judge_of_images if options else load_judge
+    here, there = (make(judge, *options.values(), device=where) for where in ("cpu", device))
+    for other in (found, there.embed(torch.from_numpy(shown))):
+        np.testing.assert_allclose(other, here.embed(torch.from_numpy(shown)), rtol=1e-3, atol=1e-4)
+    features = there.embed(torch.from_numpy(shown))
+    assert there.class_accuracy(features, [1, 2, 3]) == here.class_accuracy(features, [1, 2, 3])
+    assert there.caption_cosine(features, ["a", "b", "c"]) == here.caption_cosine(features, ["a", "b", "c"])
 
 
 def test_the_learned_reward(device: str, tmp_path: Path) -> None:
