@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -70,7 +71,9 @@ def run(code: str, folder: Path, monkeypatch: pytest.MonkeyPatch, **scope: Any) 
     """The image of the card's code, as it is before it becomes 8 bits; the code as it stands must run too."""
     with monkeypatch.context() as patch:
         patch.chdir(folder)
-        exec(code, dict(scope))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", FutureWarning)  # whoever samples it would read them
+            exec(code, dict(scope))
         assert (folder / "sample.png").is_file()
         (folder / "sample.png").unlink()
         floats: dict[str, Any] = dict(scope)
