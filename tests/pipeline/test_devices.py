@@ -77,6 +77,7 @@ def flat(weights: dict[str, Tensor]) -> Tensor:
     return torch.cat([weights[name].reshape(-1).double() for name in sorted(weights)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overrides", [
     ("reward.terms={mse: {}, gradient_mse: {}, blurred_mse: {}, feature_cosine: {normalise: std}, classifier: {}}",),
     ("exploration.one_step=true", "learner.anchor.weight=0", "exploration.last_step=true", "learner.microbatch=3"),
@@ -89,6 +90,7 @@ def test_rounds(overrides: tuple[str, ...], device: str, tmp_path: Path) -> None
     same_on_both(device, tmp_path, *overrides)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("write", "targets", "more"), [
     (write_sd, "to_v, conv1", ()),
     (write_sdxl, "to_q", ()),
@@ -233,6 +235,7 @@ def test_the_learned_reward(device: str, tmp_path: Path) -> None:
     loop.reward.rewards.learned.load({name: value.cpu() for name, value in learned.weights().items()})
 
 
+@pytest.mark.slow
 def test_workers_of_a_search(device: str, tmp_path: Path) -> None:
     """Images and terms along a schedule, GITS's costs, the gradient of a schedule, an agent: as on the CPU."""
     overrides = ("search.descent={iterations: 4, batch: 2}", "search.solver=euler", "search.frechet.weight=0.1")
