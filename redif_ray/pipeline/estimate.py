@@ -87,12 +87,14 @@ def _work(config: Config, teacher: DiffusionModel, plan: RoundPlan) -> dict[str,
     played = rows * n - shared * ((n + config.exploration.last_step) / 2 if alone else 1)
     anchor = config.learner.anchor.substeps if config.learner.anchor.weight and config.method == "redif" else 0
     learned = groups if alone and not anchor and config.learner.regulariser.kind != "mse" else played
+    several = config.learner.inner_epochs > 1 or config.learner.minibatch or config.pipeline.staleness
+    replayed = learned if build.rounds_apart(config) and several else 0  # to take ratios to
     checks = 1 + plan.rounds // config.validation.every
     return {
         "warm start": (warm_rows * (own + n * config.warm_start.substeps * theirs), both),
         "warm start, update": (warm_rows * own * backward, learn),
         "rollout and rewards": (int(played * (ours + anchor * theirs)) + groups * target, both),
-        "update": (int(learned * ours * config.learner.inner_epochs * backward), learn),
+        "update": (int(ours * (learned * config.learner.inner_epochs * backward + replayed)), learn),
         "validation": (checks * config.validation.groups * own + config.validation.groups * target, both),
         "evaluation": (
             config.evaluation.held_out * (3 * own + target + own) + config.evaluation.search * (target + 8 * own),

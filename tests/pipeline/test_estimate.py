@@ -37,3 +37,15 @@ def test_guided_calls_count_twice() -> None:
     for found, own, jump_calls, target in ((student, 8, 1, 20), (teacher, 4, 2, 40)):
         warm, evaluation = 480 * (own + 4 * jump * jump_calls), 2000 * (4 * own + target) + 200 * (target + 8 * own)
         assert found.seconds["warm start"] / found.seconds["evaluation"] == pytest.approx(warm / evaluation)
+
+
+def test_sixteen_bits_predict_a_round_once_more_where_it_makes_several_steps() -> None:
+    base = ["learner.anchor.weight=0", "learner.threads=1"]
+    half = [*base, "networks.precision=bfloat16"]
+    states = 3 * 6 * (4 * 2 - 3)  # rounds of 6 groups of 4, 2 steps, of which siblings share the first
+    for overrides, calls in (
+        (half, 2.9), ([*base, "learner.minibatch=5"], 2.9), ([*half, "learner.minibatch=5"], 3.9),
+        ([*half, "pipeline.staleness=1"], 3.9), ([*half, "learner.inner_epochs=2"], 2 * 2.9 + 1),
+    ):  # fmt: skip
+        found = estimate(load("smoke", overrides), CLASSES)
+        assert found.seconds["update"] / found.forward_ms * 1e3 == pytest.approx(int(states * calls))
