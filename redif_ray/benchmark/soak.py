@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import psutil
+import ray
 from ray.util.state import list_actors
 from rich.console import Console
 
@@ -74,10 +75,9 @@ class _Memory:
         if done < 1:
             return
         if not self.found:
-            self.found = {
-                KINDS[a.class_name]: psutil.Process(a.pid)
-                for a in list_actors(filters=[("state", "=", "ALIVE")]) if a.class_name in KINDS
-            }  # fmt: skip
+            here = ray.get_runtime_context().gcs_address  # there may be another Ray on this machine
+            actors = list_actors(address=here, filters=[("state", "=", "ALIVE")])
+            self.found = {KINDS[a.class_name]: psutil.Process(a.pid) for a in actors if a.class_name in KINDS}
         with suppress(psutil.NoSuchProcess):  # the run is over
             for kind, process in self.found.items():
                 if (used := process.memory_full_info().uss / 1e6) > 0:  # 0: it is ending
