@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import second_device
 import torch
 from diffusers import DDPMScheduler, DiTTransformer2DModel
 from safetensors.torch import load_file
@@ -59,6 +60,18 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_on_another_device_it_trains_alike(config: Any, tmp_path: Path) -> None:
+    """Cut short there after a checkpoint, and resumed."""
+    here = weights(train(config(out=str(tmp_path / "here"))))
+    with pytest.raises(Cut):
+        train(config(device=second_device.NAME), report=cut)
+    there = weights(train(config(device=second_device.NAME), resume=True))
+    apart, size = (torch.cat([w.flatten() for w in found]).norm() for found in (
+        [there[name] - here[name] for name in here], list(here.values())
+    ))  # fmt: skip
+    assert apart < 0.01 * size  # 56 steps of Adam, of two roundings
 
 
 def test_a_training_that_was_cut_short_ends_with_the_same_weights(config: Any, tmp_path: Path) -> None:
