@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, library
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.backend_registration import (
     _DummyBackendModule,
@@ -18,6 +19,8 @@ from torch.utils.backend_registration import (
 )
 
 NAME = "standin"
+NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+DEVICES = (NAME, pytest.param("cuda", marks=[pytest.mark.gpu, NO_GPU]))  # of tests that a GPU can take, too
 aten = torch.ops.aten
 COPIES = (aten.copy_.default, aten._to_copy.default)
 INDEXING = (aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._unsafe_index.Tensor)
@@ -105,7 +108,6 @@ class _Module(_DummyBackendModule):
 
 
 class _Hook(_DummyPrivateUse1Hook):
-
     def is_available(self) -> bool:
         return False
 
@@ -120,8 +122,8 @@ def _copy(target: There, source: Tensor, *_: Any) -> There:
 
 
 _setup_privateuseone_for_python_backend(NAME, _Module(), _Hook())
-_fallback = torch.library.Library("_", "IMPL")
+_fallback = library.Library("_", "IMPL")
 _fallback.fallback(lambda func, *args, **kwargs: _run(func, args, kwargs), "PrivateUse1")
-_own = torch.library.Library("aten", "IMPL", "PrivateUse1")  # what torch calls below Python: torch.tensor, for one
+_own = library.Library("aten", "IMPL", "PrivateUse1")  # what torch calls below Python: torch.tensor, for one
 _own.impl("empty_strided", _empty_strided)
 _own.impl("copy_", _copy)

@@ -44,10 +44,7 @@ SHORT = ("learner.rounds=2", "rollout.groups=2", "warm_start.groups=2")
 GPUS = tuple(f"{role}.gpus=1" for role in ("rollout", "reward", "learner"))
 
 
-NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-
-
-@pytest.fixture(params=[second_device.NAME, pytest.param("cuda", marks=[pytest.mark.gpu, NO_GPU])])
+@pytest.fixture(params=second_device.DEVICES)
 def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Where a role computes that asks for GPUs."""
     monkeypatch.setattr(build, "device", lambda gpus: request.param if gpus else "cpu")
@@ -77,6 +74,14 @@ def flat(weights: dict[str, Tensor]) -> Tensor:
     return torch.cat([weights[name].reshape(-1).double() for name in sorted(weights)])
 
 
+def told(root: Path) -> tuple[str, ...]:
+    """Captions, and guidance by them."""
+    captions = root / "captions.txt"
+    captions.write_text("\n".join(f"a picture of {i}" for i in range(40)))
+    source = f"conditions={{source: {captions}, held_out: 0.3}}"
+    return "teacher.guidance=2.5", "student.guidance=2.5", source, "evaluation.judge=random-features"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("overrides", [
     ("reward.terms={mse: {}, gradient_mse: {}, blurred_mse: {}, feature_cosine: {normalise: std}, classifier: {}}",),
@@ -100,15 +105,10 @@ def test_rounds(overrides: tuple[str, ...], device: str, tmp_path: Path) -> None
 def test_families(
     write: Callable[[Path], Path], targets: str, more: tuple[str, ...], device: str, tmp_path: Path
 ) -> None:
-    captions = tmp_path / "captions.txt"
-    captions.write_text("\n".join(f"a picture of {i}" for i in range(40)))
-    text = () if write is write_edm else (
-        "teacher.guidance=2.5", "student.guidance=2.5", f"conditions={{source: {captions}, held_out: 0.3}}"
-    )  # fmt: skip
+    text = ("evaluation.judge=random-features",) if write is write_edm else told(tmp_path)
     loop = same_on_both(
         device, tmp_path, f"teacher.model={write(tmp_path / 'teacher')}",
-        f"student.lora={{rank: 2, targets: [{targets}]}}", "evaluation.judge=random-features", "learner.lr=1e-2",
-        *text, *more,
+        f"student.lora={{rank: 2, targets: [{targets}]}}", "learner.lr=1e-2", *text, *more,
     )  # fmt: skip
     assert all(p.device.type == device for part in loop.reward.teacher.parts.values()
                for p in part.parameters())
@@ -117,14 +117,11 @@ def test_families(
 def test_workers_that_take_turns(device: str, tmp_path: Path) -> None:
     """Everything that a call needs is on the device when it comes, wherever it was encoded or built."""
     teacher = write_sd(tmp_path / "teacher")
-    captions = tmp_path / "captions.txt"
-    captions.write_text("\n".join(f"a picture of {i}" for i in range(40)))
-    made = []
+    text, made = told(tmp_path), []
     for name, more in (("cpu", ()), ("device", ("pipeline.offload=true", *GPUS))):
         loop = PlainLoop(smoke(
             tmp_path / name, name, f"teacher.model={teacher}", "student.lora={rank: 2, targets: [to_v]}",
-            "teacher.guidance=2.5", "student.guidance=2.5", f"conditions={{source: {captions}, held_out: 0.3}}",
-            "evaluation.judge=random-features", *more,
+            *text, *more,
         ))  # fmt: skip
         workers = loop.reward, loop.rollout
         for shard in loop.plan.shards(loop.plan.warm_rounds)[:2]:

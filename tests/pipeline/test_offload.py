@@ -59,10 +59,7 @@ def test_nothing_stays(rank: int) -> None:
     assert all(state["step"].device.type == "cpu" for state in optimizer.state.values())
 
 
-NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-
-
-@pytest.mark.parametrize("device", [second_device.NAME, pytest.param("cuda", marks=[pytest.mark.gpu, NO_GPU])])
+@pytest.mark.parametrize("device", second_device.DEVICES)
 @pytest.mark.parametrize("rank", [0, 4], ids=["full", "lora"])
 def test_all_comes_back_to_a_device_as_it_was(rank: int, device: str) -> None:
     networks, optimizer, average = trained(rank, device)
