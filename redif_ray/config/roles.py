@@ -164,6 +164,11 @@ class Learner(Strict):
     resources: Resources = Field(default_factory=dict, description="custom resources of one rank, as {learner: 1}")
     labels: Labels = Field(default_factory=dict, description=LABELS)
 
+    @property
+    def first(self) -> int:
+        """How many ranks a run starts with: all, for none comes later."""
+        return self.workers
+
 
 class Validation(Strict):
     every: Positive = Field(10, description="rounds")

@@ -41,11 +41,9 @@ def bundle(role: Workers | Learner) -> dict[str, float]:
 def needed(config: Config) -> dict[str, float]:
     """What the workers of all roles that a run starts with ask for together."""
     total: dict[str, float] = {"CPU": 0, "GPU": 0}
-    starting = ((config.rollout, config.rollout.first), (config.reward, config.reward.first),
-                (config.learner, config.learner.workers))
-    for role, number in starting:
+    for role in (config.rollout, config.reward, config.learner):
         for kind, amount in bundle(role).items():
-            total[kind] = total.get(kind, 0) + number * amount
+            total[kind] = total.get(kind, 0) + role.first * amount
     return total
 
 

@@ -85,12 +85,16 @@ class Coordinator:
         self.stopping = True
         self.begun.set()
 
-    async def begin(self, calibration: dict[str, Any]) -> None:
-        """The workers are ready and their rewards calibrated: the learner, which loads meanwhile, may start."""
+    async def begin(self, calibration: dict[str, Any]) -> bool:
+        """The workers are ready and their rewards calibrated: the learner, which loads meanwhile, may start.
+
+        Whether it is there.
+        """
         if not self.begun.is_set():
             await self._make_room()
         self.calibration = calibration
         self.begun.set()
+        return self.learning
 
     async def begun_with(self) -> dict[str, Any] | None:
         """For a learner's ranks: the calibration of the rewards, once it is known; None when the run is to stop."""

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Mapping
+from functools import partial
 
 import ray
 from rich.console import Console
 
+from redif_ray.pipeline.placement import Telling, learner_waits
 from redif_ray.pipeline.session import POLL_SECONDS, Session
 from redif_ray.types import Phase
+
+log = logging.getLogger(__name__)
 
 
 def show_progress(run: Session, thread: threading.Thread, expected: Mapping[Phase, float], console: Console) -> None:
@@ -21,14 +26,18 @@ def show_progress(run: Session, thread: threading.Thread, expected: Mapping[Phas
     expected: seconds of a round by phase, of which only the proportions matter: phases differ in what a round costs.
     """
     plan = run.plan
-    calibration = run.folder.state["calibration"]
     cost = [expected[plan.phase(r)] for r in range(plan.rounds)]
     last, began = -1, time.monotonic()
+    begin = partial(run.coordinator.begin.remote, run.folder.state["calibration"])
+    told, telling = begin(), Telling()
     first: int | None = None
     reward: float | None = None
     while thread.is_alive():
         thread.join(POLL_SECONDS)
-        run.coordinator.begin.remote(calibration)  # once more: the one that knew may be lost
+        if ray.wait([told], timeout=0)[0]:
+            if not ray.get(told) and telling.due() and (missing := learner_waits(run.config.learner)):
+                log.warning("waiting for room for the learner: %s", missing)
+            told = begin()  # once more: the one that knew may be lost
         run.look_after()
         if run.stop.requested:
             run.coordinator.stop.remote()

@@ -60,6 +60,7 @@ class Session:
     coordinator: Any
     started: list[Any]
     growth: Growth
+    places: Places
     stop: StopRequest
     token: Path  # by which a process finds out whether its node sees the run folder
     learned: int = 0  # version of the learned reward that `sample` scores with, where the run has one
@@ -178,7 +179,7 @@ def session(config: Config, conditions: Conditions, folder: RunFolder, stop: Sto
     teacher.parts_sha256(build.digests(config))  # once, before all workers ask for them
     plan = RoundPlan(config, conditions)
     roles = {"rollout": config.rollout, "reward": config.reward}
-    with reserved(roles, stop) as places, folder.token() as token:
+    with reserved(roles, config.learner, stop) as places, folder.token() as token:
         hired = partial(workers, config=config, token=token, places=places)
 
         def more() -> dict[str, Any]:
@@ -207,8 +208,9 @@ def session(config: Config, conditions: Conditions, folder: RunFolder, stop: Sto
             if (first := build.learned_reward(config, teacher, "cpu")) is not None:
                 publisher.publish(f"{LEARNED}-0", first.network.state_dict())
             yield Session(
-                config, folder, teacher, plan, publisher, writer, reward, coordinator, started, growth, stop, token
-            )
+                config, folder, teacher, plan, publisher, writer, reward, coordinator, started, growth, places, stop,
+                token,
+            )  # fmt: skip
         finally:
             growth.stop()
             ray.wait([writer.flush.remote()], timeout=FLUSH_SECONDS)

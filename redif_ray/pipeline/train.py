@@ -82,6 +82,7 @@ def training(run: Session, until: int | None, *, wait: bool) -> Iterator[Fit]:
     wait: for it to leave. It may have to load first, and goes anyway where Ray ends with this process's run; so whoever
     interrupts a start-up does not wait.
     """
+    run.places.let_learner_in()
     fit = Fit(_trainer(run, until))
     try:
         yield fit

@@ -147,7 +147,7 @@ def evaluator(
     """The workers, behind their evaluator, until the end of the block."""
     stop.listen()  # again: Ray took SIGTERM for itself
     torch.set_num_threads(1)
-    with reserved({"search": config.reward}, stop) as places, folder.token() as token:
+    with reserved({"search": config.reward}, None, stop) as places, folder.token() as token:
         hired = partial(workers, worker, "search", config.reward, config=config, token=token, places=places)
         first, more = (list(hired(later=later).values()) for later in (False, True))
         between = beside_driver(kind, max_concurrency=1000).remote(config, conditions, [*first, *more])

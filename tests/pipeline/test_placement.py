@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from typing import Any
 
 import pytest
@@ -152,18 +153,85 @@ def test_room_for_all_or_none(
     cluster: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Of 8 CPUs: others have 4, so that 6 workers wait for them and hold nothing, until they are told to stop."""
+
+    class Counted(StopRequest):
+        looks = 0
+
+        def check(self) -> None:
+            self.looks += 1
+            super().check()
+
     monkeypatch.setattr(placement, "FIRST_SECONDS", 0)
     config = load(None, ["rollout.workers=3", "reward.workers=3"])
-    roles, stop = {"rollout": config.rollout, "reward": config.reward}, StopRequest()
+    roles, stop = {"rollout": config.rollout, "reward": config.reward}, Counted()
     other = ray.util.placement_group([{"CPU": 4}])
     assert other.wait(30)
     asked = threading.Timer(2, lambda: setattr(stop, "requested", True))
     asked.start()
-    with pytest.raises(Interrupted), placement.reserved(roles, stop):
+    with pytest.raises(Interrupted), placement.reserved(roles, None, stop):
         pytest.fail("there was no room")
     assert "6 of the resource CPU (3 rollout, 3 reward), of which 4 is free" in caplog.text
+    assert stop.looks < 10  # each look leaves something in Ray's head
     ray.util.remove_placement_group(other)
-    with placement.reserved(roles, StopRequest()) as places:
+    with placement.reserved(roles, None, StopRequest()) as places:
         assert places.index == {"rollout": 0, "reward": 3}
         assert ray.util.placement_group_table(places.group)["state"] == "CREATED"
     assert {group["state"] for group in ray.util.placement_group_table().values()} == {"REMOVED"}
+
+
+@pytest.mark.cluster
+def test_of_two_runs_one_has_room_for_its_learner_too(
+    cluster: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of 8 CPUs: workers of both fit, and no learner beside them. Each would wait for the other, if it held a part."""
+    monkeypatch.setattr(placement, "FIRST_SECONDS", 0)
+    monkeypatch.setattr(placement, "TELL_SECONDS", 1)
+    config = load(None, ["rollout.workers=2", "reward.workers=1", "learner.cpus=3"])
+    roles = {"rollout": config.rollout, "reward": config.reward}
+    inside, seen, over = list[str](), list[list[str]](), threading.Event()
+
+    def run(name: str) -> None:
+        with placement.reserved(roles, config.learner, StopRequest()) as places:
+            inside.append(name)
+            seen.append(list(inside))
+            places.let_learner_in()
+            ranks = ray.util.placement_group([{"CPU": 3}])  # as Ray Train asks
+            assert ranks.wait(30)
+            over.wait(60)
+            ray.util.remove_placement_group(ranks)
+            inside.remove(name)
+
+    runs = [threading.Thread(target=run, args=(name,), daemon=True) for name in ("one", "other")]
+    for thread in runs:
+        thread.start()
+    time.sleep(placement.SPLIT_SECONDS + 2)
+    assert len(seen) == 1 and "waiting for room for all that this run starts with: 6 of the resource CPU" in caplog.text
+    over.set()
+    for thread in runs:
+        thread.join(60)
+    assert [len(names) for names in seen] == [1, 1] and not inside
+    assert {group["state"] for group in ray.util.placement_group_table().values()} == {"REMOVED"}
+
+
+@pytest.mark.cluster
+def test_a_learner_that_waits_is_told_of(cluster: None) -> None:
+    learner = load(None, ["learner.workers=2", "learner.cpus=5"]).learner
+    assert placement.learner_waits(learner) == ""
+    asked = ray.util.placement_group([{"CPU": 5}] * 2)
+    try:
+        assert not asked.wait(1)
+        assert placement.learner_waits(learner) == "10 of the resource CPU (10 learner), of which 8 is free"
+        assert placement.learner_waits(learner.model_copy(update={"cpus": 4})) == ""
+    finally:
+        ray.util.remove_placement_group(asked)
+
+
+@pytest.mark.cluster
+def test_a_room_is_kept_where_the_learner_fits(cluster: None) -> None:
+    config = load(None, ["rollout.workers=4", "learner.cpus=3"])
+    roles = {"rollout": config.rollout, "reward": config.reward}
+    with placement.reserved(roles, config.learner, StopRequest()) as places:
+        table = ray.util.placement_group_table()
+        made = [group["bundles"] for group in table.values() if group["state"] == "CREATED"]
+        assert sorted(map(len, made)) == [1, 5] and places.index == {"rollout": 0, "reward": 4}
+        assert ray.available_resources().get("CPU", 0) == 0
