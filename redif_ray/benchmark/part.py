@@ -42,9 +42,14 @@ def recipe(root: Path, name: str, *overrides: str, base: str = "fashion_mnist") 
     return load(base, [*alone, *overrides])
 
 
+def updates(folder: Path) -> np.ndarray:
+    """When each update started, in seconds since the epoch. The first is left out: caches fill."""
+    return np.array([span["start"] for span in read_rows(folder / SPANS) if span["stage"] == "update"][1:])
+
+
 def periods(folder: Path) -> np.ndarray:
-    """Seconds from the start of an update to that of the next. The first is left out: caches fill."""
-    return np.diff([span["start"] for span in read_rows(folder / SPANS) if span["stage"] == "update"])[1:]
+    """Seconds from the start of an update to that of the next."""
+    return np.diff(updates(folder))
 
 
 def worked(folder: Path, rounds: int) -> dict[str, float]:

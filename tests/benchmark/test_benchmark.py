@@ -51,7 +51,10 @@ def test_a_report_keeps_what_was_measured_before(tmp_path: Path) -> None:
 def test_a_run_on_ray_beside_the_plain_loop(cluster: None, tmp_path: Path) -> None:
     part = overhead(tmp_path, StopRequest(), QUIET, rounds=4, groups=2, base="smoke", pinned=False)
     assert part.numbers["same_weights"] == 1
-    assert part.numbers["ratio"] == pytest.approx(part.numbers["ray_seconds"] / part.numbers["plain_seconds"])
+    numbers = part.numbers
+    assert numbers["ratio"] == pytest.approx(numbers["ray_seconds"] / numbers["plain_seconds"])
+    assert 0 < numbers["plain_cpu_seconds"] <= 1.1 * numbers["plain_seconds"]  # of one thread
+    assert 0 < numbers["work_cpu_seconds"] < 3 * numbers["ray_seconds"]  # of three processes of one thread each
 
 
 @pytest.mark.cluster
