@@ -12,6 +12,7 @@ from ray.exceptions import ActorUnavailableError, RayError
 from redif_ray.pipeline.causes import cause
 
 log = logging.getLogger(__name__)
+ANSWER_SECONDS = 2
 
 
 class Growth:
@@ -38,6 +39,8 @@ class Growth:
         for actor in self.actors.values():
             ray.kill(actor)
         self.actors, self.coming = {}, {}
+        if self.told is not None:  # a coordinator that goes before it answers is a warning on the terminal
+            ray.wait([self.told], timeout=ANSWER_SECONDS)
 
     def look_after(self) -> None:
         """To be called again and again; returns at once."""
