@@ -29,6 +29,7 @@ from redif_ray.config import Config, ConfigError
 from redif_ray.errors import UserError
 
 FORMAT = 1
+GS_RETRY_SECONDS = 5  # its client's own are 15 minutes a call, in which nobody hears anything; the uploader tries again
 WRITER, FILES = "writer", "files"
 BLOCK = 1 << 20
 
@@ -94,7 +95,8 @@ class Remote:
             own, there = Path(config.run.root).resolve() / name, Path(path).resolve()
             if own == there or own in there.parents or there in own.parents:
                 raise ConfigError(f"checkpoint.upload={uri}: that is where the run folder {own} is; expected another")
-        return cls(filesystem, path, f"{uri.rstrip('/')}/{name}")
+        at = urlsplit(uri)
+        return cls(filesystem, path, at._replace(path=f"{at.path.rstrip('/')}/{name}", query="").geturl())
 
     def check_writable(self) -> None:
         """Write, read and delete a small file. Raises UploadError."""
@@ -212,6 +214,9 @@ class Remote:
 
 def _filesystem(uri: str) -> tuple[fs.FileSystem, str]:
     """pyarrow's own for what it knows (file, s3, gs, hdfs, abfs), else fsspec's."""
+    at = urlsplit(uri)
+    if at.scheme in ("gs", "gcs") and "retry_limit_seconds" not in at.query:
+        uri = at._replace(query=f"{at.query}&retry_limit_seconds={GS_RETRY_SECONDS}".lstrip("&")).geturl()
     try:
         return fs.FileSystem.from_uri(uri)
     except pa.ArrowInvalid as error:
@@ -219,14 +224,13 @@ def _filesystem(uri: str) -> tuple[fs.FileSystem, str]:
             raise
     from fsspec.core import url_to_fs
 
-    scheme = urlsplit(uri).scheme
     try:
         filesystem, path = url_to_fs(uri)
     except ImportError as error:
-        raise ImportError(f"the file system of {scheme}:// is not installed ({error})") from error
+        raise ImportError(f"the file system of {at.scheme}:// is not installed ({error})") from error
     except ValueError as error:
         known = "file, s3, gs, hdfs, abfs or one of fsspec's"
-        raise ValueError(f"nothing here knows the scheme {scheme}://; expected {known}") from error
+        raise ValueError(f"nothing here knows the scheme {at.scheme}://; expected {known}") from error
     return fs.PyFileSystem(fs.FSSpecHandler(filesystem)), path
 
 

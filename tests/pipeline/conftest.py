@@ -1,11 +1,22 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from smoke_runs import plain_weights, smoke
 
+from redif_ray.config import Config
 from redif_ray.pipeline.distill import distill
+from redif_ray.pipeline.run_folder import RunFolder
+
+
+@pytest.fixture
+def run(config: Config) -> Iterator[RunFolder]:
+    """The folder of a run by the test's own `config`, open."""
+    folder = RunFolder.open(config, resume=False)
+    yield folder
+    folder.close()
 
 
 @pytest.fixture(scope="session")

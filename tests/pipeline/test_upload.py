@@ -1,56 +1,31 @@
+"""The thread that copies checkpoints, and what comes back of them, on a disk that is slow, fails or hangs."""
+
 from __future__ import annotations
 
-import json
 import logging
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 from pyarrow import fs
 from rich.console import Console
 from slow_disk import SlowDisk
+from uploads import CONSOLE, checkpoint, configured, value
 
-from redif_ray.checkpoint import load_checkpoint, save_checkpoint
-from redif_ray.config import Config, ConfigError, load
+from redif_ray.config import Config
 from redif_ray.pipeline import uploader
 from redif_ray.pipeline.remote import Copy, Remote, UploadError
-from redif_ray.pipeline.run_folder import RunError, RunFolder, latest_checkpoint, prune_checkpoints
+from redif_ray.pipeline.run_folder import RunError, RunFolder, prune_checkpoints
 from redif_ray.pipeline.status import status
-from redif_ray.pipeline.upload import claim, complete, prepare, refuse, uploading
+from redif_ray.pipeline.upload import claim, complete, prepare, uploading
 from redif_ray.pipeline.uploader import Uploader
-
-CONSOLE = Console(quiet=True)
-
-
-def configured(root: Path, *overrides: str) -> Config:
-    found: Config = load(None, [f"run.root={root}", "run.name=first", "tracking.uri=off", *overrides])
-    return found
-
-
-def checkpoint(folder: Path, round: int, name: str | None = None, size: int = 1000) -> None:
-    """One that differs from those of other rounds."""
-    tensors = {"weights": torch.full((size // 4,), float(round))}
-    save_checkpoint(folder / "checkpoints" / (name or f"round-{round:06d}"), tensors, {"round": round})
-
-
-def value(folder: Path, name: str) -> float:
-    return float(load_checkpoint(folder / "checkpoints" / name)[0]["weights"][0])
 
 
 @pytest.fixture
 def config(tmp_path: Path) -> Config:
     return configured(tmp_path / "runs", f"checkpoint.upload={(tmp_path / 'disk').as_uri()}")
-
-
-@pytest.fixture
-def run(config: Config) -> Iterator[RunFolder]:
-    folder = RunFolder.open(config, resume=False)
-    yield folder
-    folder.close()
 
 
 @pytest.fixture
@@ -313,101 +288,3 @@ def test_a_copy_cannot_name_files_elsewhere(run: RunFolder, own: Uploader, remot
     with pytest.raises(UploadError, match=r"names \.\./stolen, which is no file of a run folder"):
         remote.fetch(strange, tmp_path / "fetched")
     assert not (tmp_path / "stolen").exists()
-
-
-@pytest.fixture
-def uploaded(config: Config, run: RunFolder) -> Config:
-    """A run with copies of rounds 2 and 4."""
-    remote, _ = prepare(config, resume=False, console=CONSOLE)
-    with uploading(config, run, remote, CONSOLE) as own:
-        assert own is not None
-        for round in (2, 4):
-            checkpoint(run.path, round)
-            own.hand()
-            own.wait()
-    return config
-
-
-def test_what_is_here_wins_unless_the_copy_is_newer(uploaded: Config, run: RunFolder) -> None:
-    assert prepare(uploaded, resume=True, console=CONSOLE)[1] is False
-    checkpoint(run.path, 6)
-    assert prepare(uploaded, resume=True, console=CONSOLE)[1] is False
-    newest = latest_checkpoint(run.path / "checkpoints")
-    assert newest is not None
-    for name in ("round-000006", "round-000004"):
-        (run.path / "checkpoints" / name).rename(run.path / name)
-    newer = f"newer, at round 4, than {run.path}, at round 2; move {run.path} away to go on"
-    with pytest.raises(RunError, match=newer):
-        prepare(uploaded, resume=True, console=CONSOLE)
-
-
-def test_copies_of_another_run_are_left_alone(uploaded: Config, run: RunFolder, tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"holds a run; continue it with --resume, or choose another run.name"):
-        prepare(uploaded, resume=False, console=CONSOLE)
-    other = configured(tmp_path / "other", f"checkpoint.upload={uploaded.checkpoint.upload}")
-    RunFolder.open(other, resume=False).close()
-    with pytest.raises(RunError, match=r"holds another run than .*other/first; choose another checkpoint.upload"):
-        prepare(other, resume=True, console=CONSOLE)
-    (tmp_path / "other/first/config.yaml").unlink()
-    with pytest.raises(RunError, match=r"holds no run and .* does; move .* away"):
-        prepare(other, resume=True, console=CONSOLE)
-
-
-@pytest.mark.parametrize("uri", ["s3://user:hunter2@bucket/x", "abfs://:hunter2@account/x", "s3://b/x?secret_key=hunter2",
-                                 "abfs://a/x?client_secret=hunter2", "user:hunter2@bucket"])  # fmt: skip
-def test_a_secret_is_refused_and_not_repeated(uri: str) -> None:
-    with pytest.raises(ConfigError, match=r"checkpoint\.upload") as told:
-        load(None, [f"checkpoint.upload={uri}"])
-    assert "hunter2" not in str(told.value)
-
-
-@pytest.mark.parametrize(("uri", "message"), [
-    ("foo://bucket/x", "checkpoint.upload=foo://bucket/x: ValueError: nothing here knows the scheme foo://"),
-    ("adl://store/x", "the file system of adl:// is not installed"),
-    ("file:///proc/disk", "file:///proc/disk/first cannot be written .*credentials"),
-])  # fmt: skip
-def test_where_nothing_can_be_uploaded_nothing_starts(uri: str, message: str, tmp_path: Path) -> None:
-    with pytest.raises((ConfigError, UploadError), match=message):
-        prepare(configured(tmp_path, f"checkpoint.upload={uri}"), resume=False, console=CONSOLE)
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("below", ["", "/first/x"])
-def test_a_run_is_not_uploaded_into_itself(below: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"that is where the run folder .* is"):
-        prepare(configured(tmp_path, f"checkpoint.upload={tmp_path.as_uri()}{below}"), resume=False, console=CONSOLE)
-
-
-def test_a_file_system_of_fsspec(run: RunFolder, tmp_path: Path) -> None:
-    config = configured(tmp_path / "runs", "checkpoint.upload=memory://copies")
-    remote, _ = prepare(config, resume=False, console=CONSOLE)
-    assert remote is not None
-    with uploading(config, run, remote, CONSOLE):
-        checkpoint(run.path, 2)
-    assert prepare(configured(tmp_path / "other", "checkpoint.upload=memory://copies"), resume=True, console=CONSOLE)[1]
-    assert value(tmp_path / "other/first", "round-000002") == 2
-
-
-def test_without_it_nothing_happens(run: RunFolder, tmp_path: Path) -> None:
-    config = configured(tmp_path / "runs")
-    assert prepare(config, resume=True, console=CONSOLE) == (None, False)
-    with uploading(config, run, None, CONSOLE) as own:
-        assert own is None
-    assert "upload" not in run.state and "upload" not in status(run.path)[1]
-
-
-@pytest.mark.parametrize("command", ["search", "sweep"])
-def test_others_refuse_it(command: str, config: Config) -> None:
-    with pytest.raises(ConfigError, match=f"redif {command} uploads nothing.*checkpoint.upload=null"):
-        refuse(config, command)
-    from redif_ray.search.search import search
-    from redif_ray.sweep.sweep import sweep
-
-    job: Any = {"search": search, "sweep": sweep}[command]
-    with pytest.raises(ConfigError, match=f"redif {command} uploads nothing"):
-        job(config)
-
-
-def test_status_of_a_run_that_never_came_through(run: RunFolder) -> None:
-    (run.path / "upload.json").write_text(json.dumps({"uri": "", "error": "OSError: away"}))
-    assert status(run.path)[1]["upload"] == "nothing yet; fails: OSError: away"

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
+from buckets import SCHEMES, Bucket
 from rich.console import Console
 from smoke_runs import last_weights, rounds, smoke, summary
 from test_kills import run_until
@@ -18,12 +21,24 @@ from redif_ray.pipeline.run_folder import RunFinished
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("cluster")]
 
 
+@pytest.fixture(params=("file", *SCHEMES))
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """A URI to upload to."""
+    if request.param == "file":
+        yield f"file://{tmp_path}/disk"
+        return
+    bucket = Bucket(request.param)
+    yield bucket.at("runs")
+    bucket.go()
+
+
 @pytest.mark.long
-def test_a_run_killed_with_its_disk_goes_on_from_its_copy(plain: str, root: Path, tmp_path: Path) -> None:
-    options = (f"checkpoint.upload=file://{tmp_path}/disk", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db")
-    config, folder = smoke(root, "moved", *options), root / "moved"
+def test_a_run_killed_with_its_disk_goes_on_from_its_copy(place: str, plain: str, root: Path, tmp_path: Path) -> None:
+    name = f"moved-{urlsplit(place).scheme}"
+    options = (f"checkpoint.upload={place}", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db")
+    config, folder = smoke(root, name, *options), root / name
     remote = Remote.connect(config)
-    run_until(lambda: remote.rounds() == [2], root, "moved", *options)
+    run_until(lambda: remote.rounds() == [2], root, name, *options)
     shutil.rmtree(folder)
     (tmp_path / "mlflow.db").unlink()
     console = Console(record=True, width=200)
@@ -31,8 +46,8 @@ def test_a_run_killed_with_its_disk_goes_on_from_its_copy(plain: str, root: Path
     assert last_weights(folder) == plain
     assert [row["round"] for row in read_rows(folder / "metrics.jsonl")] == [-1, 0, 1, 2, 3]
     told = console.export_text()
-    assert f"fetching the run as it was after round 2 from file://{tmp_path}/disk/moved" in told
-    assert f"uploaded     file://{tmp_path}/disk/moved" in told
+    assert f"fetching the run as it was after round 2 from {remote.uri}" in told
+    assert f"uploaded     {remote.uri}" in told
     assert remote.rounds() == [4, 2] and remote.copies()[0].finished
 
     weights = summary(folder)["weights_sha256"]
@@ -40,4 +55,4 @@ def test_a_run_killed_with_its_disk_goes_on_from_its_copy(plain: str, root: Path
     with pytest.raises(RunFinished):
         distill(config, resume=True)
     assert summary(folder)["weights_sha256"] == weights and (folder / "student" / "model_index.json").exists()
-    assert rounds(folder) == 4 and (Path(remote.path) / "report.md").read_bytes() == (folder / "report.md").read_bytes()
+    assert rounds(folder) == 4 and remote.read("report.md") == (folder / "report.md").read_bytes()

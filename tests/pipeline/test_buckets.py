@@ -1,0 +1,118 @@
+"""Copies in object stores, over HTTP: nothing can be renamed there, folders are names, parts come one by one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from buckets import SCHEMES, Bucket
+from uploads import CONSOLE, checkpoint, configured, value
+
+from redif_ray.config import Config
+from redif_ray.pipeline import remote as remotes
+from redif_ray.pipeline import uploader
+from redif_ray.pipeline.remote import Remote, UploadError
+from redif_ray.pipeline.run_folder import RunFolder
+from redif_ray.pipeline.upload import prepare, uploading
+
+PARTS = 12_000_000  # bytes of a file that is sent in several parts
+
+
+@pytest.fixture(params=SCHEMES)
+def bucket(request: pytest.FixtureRequest) -> Iterator[Bucket]:
+    found = Bucket(request.param)
+    yield found
+    found.go()
+
+
+@pytest.fixture
+def config(bucket: Bucket, tmp_path: Path) -> Config:
+    return configured(tmp_path / "runs", f"checkpoint.upload={bucket.at('runs')}")
+
+
+def test_a_run_comes_back_from_a_bucket(config: Config, run: RunFolder, bucket: Bucket, tmp_path: Path) -> None:
+    remote, fetched = prepare(config, resume=False, console=CONSOLE)
+    assert remote is not None and not fetched
+    assert remote.uri == bucket.at("runs/first").partition("?")[0]
+    with uploading(config, run, remote, CONSOLE) as own:
+        assert own is not None
+        for round in (2, 4, 6, 8):
+            checkpoint(run.path, round, size=PARTS)
+            checkpoint(run.path, round - 1, "best")
+            own.hand()
+            own.wait()
+    assert remote.rounds() == [8, 6, 4]  # checkpoint.keep
+    listed = remote.filesystem.get_file_info(remotes.fs.FileSelector(f"{remote.path}/files"))
+    named = {file.at for copy in remote.copies() for file in copy.files.values()}
+    assert {f"files/{info.base_name}" for info in listed} == named
+
+    elsewhere = configured(tmp_path / "other", f"checkpoint.upload={bucket.at('runs')}")
+    assert prepare(elsewhere, resume=True, console=CONSOLE)[1]
+    folder = tmp_path / "other/first"
+    assert value(folder, "round-000008") == 8 and value(folder, "best") == 7
+    assert (folder / "config.yaml").read_bytes() == (run.path / "config.yaml").read_bytes()
+    RunFolder.open(elsewhere, resume=True).close()
+
+
+@pytest.mark.parametrize("part", ["corrupt", "missing"])
+def test_only_what_is_whole_comes_back_from_a_bucket(part: str, config: Config, run: RunFolder, tmp_path: Path) -> None:
+    remote, _ = prepare(config, resume=False, console=CONSOLE)
+    assert remote is not None
+    with uploading(config, run, remote, CONSOLE):
+        checkpoint(run.path, 2)
+    newest = remote.copies()[0]
+    at = newest.files["checkpoints/round-000002/state.safetensors"].at
+    if part == "missing":
+        remote.filesystem.delete_file(f"{remote.path}/{at}")
+    else:
+        data = remote.read(at)
+        assert data is not None
+        remote.write(at, data[:-1] + b"?")
+    with pytest.raises(UploadError, match=r"is not what was uploaded; delete round-000002.json there"):
+        remote.fetch(newest, tmp_path / "fetched")
+    assert not (tmp_path / "fetched").exists()
+
+
+def test_a_bucket_that_is_not_there(bucket: Bucket, tmp_path: Path) -> None:
+    config = configured(tmp_path / "runs", f"checkpoint.upload={bucket.at('runs', 'other')}")
+    with pytest.raises(UploadError, match=r"://.*other/runs/first cannot be written \(.*check that the bucket"):
+        prepare(config, resume=False, console=CONSOLE)
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.slow
+def test_a_store_that_does_not_answer(bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Left to itself, the client of Google Cloud Storage tries for a quarter of an hour a call."""
+    monkeypatch.setattr(remotes, "GS_RETRY_SECONDS", 1)
+    config, began = configured(tmp_path / "runs", f"checkpoint.upload={bucket.at('runs')}"), time.monotonic()
+    bucket.go()
+    with pytest.raises(UploadError, match=r"runs/first cannot be written \(.*[Cc]ould not connect"):
+        prepare(config, resume=False, console=CONSOLE)
+    assert time.monotonic() - began < 40
+    bucket.come()
+
+
+@pytest.mark.slow
+def test_a_store_that_goes_and_comes_back(
+    bucket: Bucket, config: Config, run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(uploader, "AGAIN_SECONDS", (0.1,))
+    monkeypatch.setattr(remotes, "GS_RETRY_SECONDS", 1)
+    remote, _ = prepare(config, resume=False, console=CONSOLE)
+    with uploading(config, run, remote, CONSOLE) as own:
+        assert own is not None and remote is not None
+        checkpoint(run.path, 2)
+        own.hand()
+        own.wait()
+        bucket.go()
+        checkpoint(run.path, 4)
+        own.hand()
+        while not own.failures:
+            time.sleep(0.1)
+        assert own.error
+        bucket.come()
+        own.wait()
+    assert remote.rounds() == [4, 2]
+    assert Remote.connect(config).copies()[0].round == 4
