@@ -55,7 +55,10 @@ class Machine:
     def start(self, *command: str) -> subprocess.Popen[str]:
         """A process on this machine; its output is one text."""
         inside = ["nsenter", "-t", str(self.holder.pid), "--net", "--mount", "--uts"]
-        variables = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
+        variables = os.environ | {
+            "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN,
+            "GLOO_SOCKET_IFNAME": f"{BRIDGE}{self.number}e",  # its host name resolves to nothing
+        }  # fmt: skip
         return subprocess.Popen(
             [*inside, *command], env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
@@ -95,6 +98,7 @@ class Machine:
                 process.kill()
         self.holder.kill()
         self.holder.wait()
+        _ip("link", "del", f"{BRIDGE}{self.number}")  # the kernel takes its time for a network that nobody is in
 
 
 @contextmanager
