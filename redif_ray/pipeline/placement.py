@@ -79,7 +79,8 @@ def reserved(roles: Mapping[str, Workers], learner: Learner | None, stop: StopRe
 
     In a trial of a sweep that room is in the trial's own group, which Tune made.
     """
-    asked, later = bundles(roles.values()), bundles(() if learner is None else (learner,))
+    ranks = {} if learner is None else {"learner": learner}
+    asked, later = bundles(roles.values()), bundles(ranks.values())
     if not asked[0] or ray.get_runtime_context().should_capture_child_tasks_in_placement_group:
         yield Places()
         return
@@ -87,7 +88,7 @@ def reserved(roles: Mapping[str, Workers], learner: Learner | None, stop: StopRe
     for name, role in roles.items():
         index[name] = count
         count += role.first if bundle(role) else 0
-    group, kept = _room(asked, later, {**roles, **({} if learner is None else {"learner": learner})}, stop)
+    group, kept = _room(asked, later, {**roles, **ranks}, stop)
     try:
         yield Places(group, index, kept)
     finally:
@@ -134,7 +135,7 @@ def _wait(group: Any, roles: Mapping[str, Workers | Learner], stop: StopRequest)
 
 def learner_waits(learner: Learner) -> str:
     """What Ray Train has too little of for the ranks; empty where it waits for nothing."""
-    asked = [bundle(learner)] * learner.workers
+    asked, _ = bundles((learner,))
     groups = placement_group_table().values()
     if any(group["state"] == "PENDING" and list(group["bundles"].values()) == asked for group in groups):
         return lacking({"learner": learner}, ray.available_resources())
