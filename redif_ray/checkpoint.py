@@ -106,18 +106,18 @@ def load_checkpoint(folder: str | Path) -> tuple[dict[str, torch.Tensor], dict[s
     from safetensors.torch import load_file
 
     folder = find_checkpoint(folder) or Path(folder)
-    state = folder / STATE
+    state, away = folder / STATE, f"to go on from an earlier checkpoint move {folder} away"
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
         expected, found_format, meta = manifest["sha256"][STATE], manifest["format"], manifest["meta"]
     except (FileNotFoundError, NotADirectoryError) as error:
         raise CheckpointError(f"{folder} is not a checkpoint: it has no {MANIFEST}") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder / MANIFEST} is corrupt ({error}); choose an earlier checkpoint") from error
+        raise CheckpointError(f"{folder / MANIFEST} is corrupt ({error}); {away}") from error
     if found_format != FORMAT:
         raise CheckpointError(f"{folder} has checkpoint format {found_format}; this version reads {FORMAT}")
     if not state.exists() or file_sha256(state) != expected:
-        raise CheckpointError(f"{state} is missing or does not match its checksum; choose an earlier checkpoint")
+        raise CheckpointError(f"{state} is missing or does not match its checksum; {away}")
     return load_file(state), meta
 
 

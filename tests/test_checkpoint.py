@@ -102,8 +102,8 @@ def manifest(folder: Path, **changes: Any) -> None:
 @pytest.mark.parametrize(
     ("damage", "pattern"),
     [
-        (truncate, "state.safetensors is missing or does not match its checksum; choose an earlier"),
-        (alter, "state.safetensors is missing or does not match its checksum; choose an earlier"),
+        (truncate, "state.safetensors is missing or does not match its checksum; to go on from an earlier"),
+        (alter, "state.safetensors is missing or does not match its checksum; to go on from an earlier"),
         (lambda f: (f / STATE).unlink(), "state.safetensors is missing or does not match"),
         (lambda f: (f / MANIFEST).unlink(), "is not a checkpoint: it has no manifest.json"),
         (lambda f: (f / MANIFEST).write_text('{"format": 1, '), "manifest.json is corrupt"),

@@ -28,7 +28,7 @@ from redif_ray.config import Config, ConfigError
 from redif_ray.data.conditions import Conditions
 from redif_ray.models.registry import load_model
 from redif_ray.pipeline.cluster import connect
-from redif_ray.pipeline.interrupt import Interrupted, StopRequest, stop_requests
+from redif_ray.pipeline.interrupt import StopRequest, stop_requests
 from redif_ray.pipeline.preflight import preflight
 from redif_ray.pipeline.rows import read_rows
 from redif_ray.pipeline.run_folder import RunFolder
@@ -74,7 +74,7 @@ def adapt(config: Config, *, resume: bool = False, console: Console | None = Non
                 _adapt(Job(own, conditions, folder, stop, console, records, weights))
             return folder.path
         except KeyboardInterrupt:  # the second Ctrl-C
-            raise Interrupted(f"left at once; the agents that were trained are in {folder.path / FOLDER}") from None
+            raise stop.interrupted(f"left at once; trained agents are in {folder.path / FOLDER}") from None
         finally:
             folder.close()
 

@@ -47,7 +47,7 @@ class Suite:
                     try:
                         part = self.parts[name](Path(folder), stop, Console(file=nowhere))
                     except Interrupted:
-                        raise Interrupted(f"stopped; what was measured before is in {out}") from None
+                        raise stop.interrupted(f"stopped; what was measured before is in {out}") from None
                 found: dict[str, Any] = json.loads(path.read_text())["parts"] if path.exists() else {}
                 found[name] = asdict(part) | {"machine": _machine(), "date": time.strftime("%Y-%m-%d")}
                 path.write_text(json.dumps({"schema": 1, "parts": found}, indent=1) + "\n")

@@ -81,7 +81,7 @@ def run_part(
         _close_tracking(config, folder, "KILLED")
         raise
     except KeyboardInterrupt:  # the second Ctrl-C
-        raise Interrupted(f"left at once; {folder.path} is as its last checkpoint left it") from None
+        raise stop.interrupted(f"left at once; {folder.path} is as its last checkpoint left it") from None
     except BaseException as error:
         folder.keep_failure(error)
         _close_tracking(config, folder, "FAILED")
@@ -113,7 +113,7 @@ def _distill(
             show_progress(run, fit.thread, expected.round_seconds, console)
         outcome = fit.outcome()
         if outcome.stopped:
-            raise Interrupted(f"stopped after round {outcome.round} of {run.plan.rounds}; continue with --resume")
+            raise stop.interrupted(f"stopped after round {outcome.round} of {run.plan.rounds}; continue with --resume")
         if own is not None:
             own.hand()  # the learner's own upload ended with it
         if until is None:

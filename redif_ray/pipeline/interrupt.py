@@ -19,21 +19,30 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(Notice):
-    """The run was asked to stop; what it did is kept and it can be resumed."""
+    """The run was asked to stop; what it did is kept and it can be resumed.
 
-    exit_code = 130
+    exit_code: 128 and the signal's number, 130 or 143, as shells say it and schedulers that start a job again take it.
+    """
+
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + number
 
 
 class StopRequest:
-    """Whether the user asked to stop. after: what they are told to do then."""
+    """Whether the user asked to stop, and by which signal. after: what they are told to do then."""
 
     def __init__(self, after: str = "continue with --resume") -> None:
-        self.requested, self.after = False, after
+        self.requested, self.number, self.after = False, int(signal.SIGINT), after
 
     def check(self) -> None:
         """Raise Interrupted if so."""
         if self.requested:
-            raise Interrupted(f"stopped; {self.after}")
+            raise self.interrupted(f"stopped; {self.after}")
+
+    def interrupted(self, message: str) -> Interrupted:
+        """What a command that was asked to stop ends with."""
+        return Interrupted(message, self.number)
 
     def listen(self) -> None:
         """Take the signals: the first is a request, the second a KeyboardInterrupt at once. In the main thread only."""
@@ -42,7 +51,7 @@ class StopRequest:
                 signal.signal(number, self._note)
 
     def _note(self, number: int, _: Any) -> None:
-        self.requested = True
+        self.requested, self.number = True, number
         os.write(2, b"\nstopping where it is safe; once more to leave at once\n")
         signal.signal(number, signal.default_int_handler)
 

@@ -85,7 +85,7 @@ def search(config: Config, *, resume: bool = False, console: Console | None = No
             folder.keep_failure(error)
             raise
         except KeyboardInterrupt:  # the second Ctrl-C
-            raise Interrupted(f"left at once; the trials that were over are in {folder.path}") from None
+            raise stop.interrupted(f"left at once; the trials that were over are in {folder.path}") from None
         finally:
             folder.close()
 

@@ -21,7 +21,7 @@ from redif_ray.errors import UserError
 from redif_ray.pipeline.cluster import connect, needed
 from redif_ray.pipeline.distill import absolute
 from redif_ray.pipeline.environment import handed_over
-from redif_ray.pipeline.interrupt import Interrupted, StopRequest, stop_requests
+from redif_ray.pipeline.interrupt import StopRequest, stop_requests
 from redif_ray.pipeline.placement import bundles
 from redif_ray.pipeline.preflight import preflight
 from redif_ray.pipeline.run_folder import RunFolder
@@ -76,7 +76,7 @@ def sweep(config: Config, *, resume: bool = False, console: Console | None = Non
                 _sweep(Job(config, recipe, folder, records, stop, console or Console()), course)
             return folder.path
         except KeyboardInterrupt:  # the second Ctrl-C
-            raise Interrupted(f"left at once; the trials that were over are in {folder.path}") from None
+            raise stop.interrupted(f"left at once; the trials that were over are in {folder.path}") from None
         finally:
             folder.close()
 
