@@ -19,6 +19,19 @@ def run(config: Config) -> Iterator[RunFolder]:
     folder.close()
 
 
+@pytest.fixture(params=("file", "s3", "gs"))
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """A URI to upload to."""
+    if request.param == "file":
+        yield f"file://{tmp_path}/disk"
+        return
+    from buckets import Bucket
+
+    bucket = Bucket(request.param)
+    yield bucket.at("runs")
+    bucket.go()
+
+
 @pytest.fixture(scope="session")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("runs")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from buckets import SCHEMES, Bucket
-from uploads import CONSOLE, checkpoint, configured, value
+from uploads import CONSOLE, checkpoint, configured
 
 from redif_ray.config import Config
 from redif_ray.pipeline import remote as remotes
@@ -16,8 +16,6 @@ from redif_ray.pipeline import uploader
 from redif_ray.pipeline.remote import Remote, UploadError
 from redif_ray.pipeline.run_folder import RunFolder
 from redif_ray.pipeline.upload import prepare, uploading
-
-PARTS = 12_000_000  # bytes of a file that is sent in several parts
 
 
 @pytest.fixture(params=SCHEMES)
@@ -30,30 +28,6 @@ def bucket(request: pytest.FixtureRequest) -> Iterator[Bucket]:
 @pytest.fixture
 def config(bucket: Bucket, tmp_path: Path) -> Config:
     return configured(tmp_path / "runs", f"checkpoint.upload={bucket.at('runs')}")
-
-
-def test_a_run_comes_back_from_a_bucket(config: Config, run: RunFolder, bucket: Bucket, tmp_path: Path) -> None:
-    remote, fetched = prepare(config, resume=False, console=CONSOLE)
-    assert remote is not None and not fetched
-    assert remote.uri == bucket.at("runs/first").partition("?")[0]
-    with uploading(config, run, remote, CONSOLE) as own:
-        assert own is not None
-        for round in (2, 4, 6, 8):
-            checkpoint(run.path, round, size=PARTS)
-            checkpoint(run.path, round - 1, "best")
-            own.hand()
-            own.wait()
-    assert remote.rounds() == [8, 6, 4]  # checkpoint.keep
-    listed = remote.filesystem.get_file_info(remotes.fs.FileSelector(f"{remote.path}/files"))
-    named = {file.at for copy in remote.copies() for file in copy.files.values()}
-    assert {f"files/{info.base_name}" for info in listed} == named
-
-    elsewhere = configured(tmp_path / "other", f"checkpoint.upload={bucket.at('runs')}")
-    assert prepare(elsewhere, resume=True, console=CONSOLE)[1]
-    folder = tmp_path / "other/first"
-    assert value(folder, "round-000008") == 8 and value(folder, "best") == 7
-    assert (folder / "config.yaml").read_bytes() == (run.path / "config.yaml").read_bytes()
-    RunFolder.open(elsewhere, resume=True).close()
 
 
 @pytest.mark.parametrize("part", ["corrupt", "missing"])

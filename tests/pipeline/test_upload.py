@@ -12,14 +12,14 @@ import pytest
 from pyarrow import fs
 from rich.console import Console
 from slow_disk import SlowDisk
-from uploads import CONSOLE, checkpoint, configured, value
+from uploads import checkpoint, configured, value
 
 from redif_ray.config import Config
 from redif_ray.pipeline import uploader
 from redif_ray.pipeline.remote import Copy, Remote, UploadError
 from redif_ray.pipeline.run_folder import RunError, RunFolder, prune_checkpoints
 from redif_ray.pipeline.status import status
-from redif_ray.pipeline.upload import claim, complete, prepare, uploading
+from redif_ray.pipeline.upload import claim, complete, uploading
 from redif_ray.pipeline.uploader import Uploader
 
 
@@ -51,33 +51,6 @@ def own(run: RunFolder, remote: Remote, outages: list[int], monkeypatch: pytest.
     found = Uploader(lambda: remote, run.path, (kept["run"], kept["writer"]), 2, lambda: outages.append(1))
     yield found
     found.leave()
-
-
-def test_what_is_uploaded_comes_back(config: Config, run: RunFolder, tmp_path: Path) -> None:
-    remote, fetched = prepare(config, resume=False, console=CONSOLE)
-    assert remote is not None and not fetched
-    with uploading(config, run, remote, CONSOLE) as own:
-        assert own is not None
-        for round in (2, 4, 6, 8, 10):
-            checkpoint(run.path, round)
-            checkpoint(run.path, round - 1, "best")
-            (run.path / "metrics.jsonl").write_text(f'{{"round": -1, "at": {round}}}\n')
-            own.hand()
-            own.wait()
-            prune_checkpoints(run.path / "checkpoints", 1)
-    assert remote.rounds() == [10, 8, 6]
-    named = {file.at for copy in remote.copies() for file in copy.files.values()}
-    assert {f"files/{p.name}" for p in (tmp_path / "disk/first/files").iterdir()} == named
-    assert status(run.path)[1]["upload"].startswith("round 10, 0 s ago, at file:///")
-
-    elsewhere = configured(tmp_path / "other", f"checkpoint.upload={(tmp_path / 'disk').as_uri()}")
-    _, fetched = prepare(elsewhere, resume=True, console=CONSOLE)
-    folder = tmp_path / "other/first"
-    assert fetched and value(folder, "round-000010") == 10 and value(folder, "best") == 9
-    for name in ("config.yaml", "run.json", "metrics.jsonl"):
-        assert (folder / name).read_bytes() == (run.path / name).read_bytes()
-    assert {p.name for p in folder.iterdir()} == {"config.yaml", "run.json", "metrics.jsonl", "checkpoints"}
-    RunFolder.open(elsewhere, resume=True).close()
 
 
 def test_a_copy_has_the_best_of_its_own_round(run: RunFolder, own: Uploader, disk: SlowDisk, remote: Remote,

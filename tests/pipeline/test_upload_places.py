@@ -7,13 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pyarrow import fs
 from uploads import CONSOLE, checkpoint, configured, value
 
 from redif_ray.config import Config, ConfigError, load
 from redif_ray.pipeline.remote import UploadError
-from redif_ray.pipeline.run_folder import RunError, RunFolder, latest_checkpoint
+from redif_ray.pipeline.run_folder import RunError, RunFolder, latest_checkpoint, prune_checkpoints
 from redif_ray.pipeline.status import status
 from redif_ray.pipeline.upload import prepare, refuse, uploading
+
+PARTS = 12_000_000  # bytes of a file that buckets get in several parts
 
 
 @pytest.fixture
@@ -32,6 +35,38 @@ def uploaded(config: Config, run: RunFolder) -> Config:
             own.hand()
             own.wait()
     return config
+
+
+def test_what_is_uploaded_comes_back(place: str, tmp_path: Path) -> None:
+    config = configured(tmp_path / "runs", f"checkpoint.upload={place}")
+    remote, fetched = prepare(config, resume=False, console=CONSOLE)
+    assert remote is not None and not fetched
+    assert remote.uri == f"{place.partition('?')[0]}/first"
+    run = RunFolder.open(config, resume=False)
+    with uploading(config, run, remote, CONSOLE) as own:
+        assert own is not None
+        for round in (2, 4, 6, 8, 10):
+            checkpoint(run.path, round, size=PARTS)
+            checkpoint(run.path, round - 1, "best")
+            (run.path / "metrics.jsonl").write_text(f'{{"round": -1, "at": {round}}}\n')
+            own.hand()
+            own.wait()
+            prune_checkpoints(run.path / "checkpoints", 1)
+    run.close()
+    assert remote.rounds() == [10, 8, 6]  # checkpoint.keep
+    listed = remote.filesystem.get_file_info(fs.FileSelector(f"{remote.path}/files"))
+    named = {file.at for copy in remote.copies() for file in copy.files.values()}
+    assert {f"files/{info.base_name}" for info in listed} == named
+    assert status(run.path)[1]["upload"].startswith(f"round 10, 0 s ago, at {remote.uri}")
+
+    elsewhere = configured(tmp_path / "other", f"checkpoint.upload={place}")
+    assert prepare(elsewhere, resume=True, console=CONSOLE)[1]
+    folder = tmp_path / "other/first"
+    assert value(folder, "round-000010") == 10 and value(folder, "best") == 9
+    for name in ("config.yaml", "run.json", "metrics.jsonl"):
+        assert (folder / name).read_bytes() == (run.path / name).read_bytes()
+    assert {p.name for p in folder.iterdir()} == {"config.yaml", "run.json", "metrics.jsonl", "checkpoints"}
+    RunFolder.open(elsewhere, resume=True).close()
 
 
 def test_what_is_here_wins_unless_the_copy_is_newer(uploaded: Config, run: RunFolder) -> None:

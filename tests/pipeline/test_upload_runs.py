@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from buckets import SCHEMES, Bucket
 from rich.console import Console
 from smoke_runs import last_weights, rounds, smoke, summary
 from test_kills import run_until
@@ -19,17 +17,6 @@ from redif_ray.pipeline.rows import read_rows
 from redif_ray.pipeline.run_folder import RunFinished
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("cluster")]
-
-
-@pytest.fixture(params=("file", *SCHEMES))
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """A URI to upload to."""
-    if request.param == "file":
-        yield f"file://{tmp_path}/disk"
-        return
-    bucket = Bucket(request.param)
-    yield bucket.at("runs")
-    bucket.go()
 
 
 @pytest.mark.long
