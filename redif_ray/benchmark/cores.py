@@ -15,18 +15,16 @@ class Cores:
     """CPU seconds, user's and system's, of this process and those below it; to be looked at again and again."""
 
     def __init__(self) -> None:
-        self.seen: list[tuple[float, float, float]] = []  # time, seconds of work, of others
+        self.seen: list[tuple[float, float, float]] = []  # time, seconds of work so far, of others
+        self.used: dict[psutil.Process, tuple[float, bool]] = {}  # seconds of each, and whether they are of work
 
     def look(self) -> None:
-        now, work, others = time.time(), 0.0, 0.0
-        me = psutil.Process()
+        now, me = time.time(), psutil.Process()
         for process in (me, *me.children(recursive=True)):
-            with suppress(psutil.Error):  # it has ended
+            with suppress(psutil.Error):  # it has ended; what it used stays
                 used, title = process.cpu_times(), " ".join(process.cmdline())
-                if title.startswith(WORK):
-                    work += used.user + used.system
-                else:
-                    others += used.user + used.system
+                self.used[process] = used.user + used.system, title.startswith(WORK)
+        work, others = (sum(used for used, kind in self.used.values() if kind is wanted) for wanted in (True, False))
         self.seen.append((now, work, others))
 
     def between(self, start: float, end: float) -> tuple[float, float]:
