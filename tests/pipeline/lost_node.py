@@ -21,8 +21,8 @@ PLACED = (
 
 def occupied() -> set[str]:
     """Nodes that the room for workers lies on."""
-    groups = placement_group_table().values()
-    return {node for group in groups if "hand" in group["bundles"][0] for node in group["bundles_to_node_id"].values()}
+    there = [group for group in placement_group_table().values() if group["state"] == "CREATED"]
+    return {node for group in there if "hand" in group["bundles"][0] for node in group["bundles_to_node_id"].values()}
 
 
 def main(root: Path) -> None:
