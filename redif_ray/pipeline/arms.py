@@ -23,7 +23,6 @@ from redif_ray.pipeline.judging import judge_of
 from redif_ray.pipeline.learned import last_learned
 from redif_ray.pipeline.samples import Samples, Terms
 from redif_ray.pipeline.session import INITIAL, Session
-from redif_ray.pipeline.timeline import spans
 from redif_ray.pipeline.weight_store import learned_key
 from redif_ray.types import Condition, Shard
 
@@ -56,13 +55,13 @@ def measure(run: Session, weights: dict[str, torch.Tensor], version: int, accoun
     arm = partial(_arm, run, judge, student.conditions, teacher)
     arms = {name: None if s is None else arm(seen[name], s.terms, calls) for name, s in made.items()}
     shards = run.plan.deploy(Stream.HELD_OUT, count)
-    _, targets = run.ask_reward("targets", [(shard,) for shard in shards])
+    targets = np.split(student.targets, np.cumsum([shard.rows for shard in shards])[:-1])
     terms = _compared(run, shards, targets, targets, accounts)
     arms["teacher_full"] = arm(teacher, terms, full_calls)
     name, way = best_teacher(run, accounts)
-    references = _teacher_samples(run, shards, way, accounts)
-    terms = _compared(run, shards, references, targets, accounts)
-    best = judge.see(torch.from_numpy(np.concatenate(run.get(references))))
+    images = _teacher_samples(run, shards, way, accounts)
+    terms = _compared(run, shards, images, targets, accounts)
+    best = judge.see(torch.from_numpy(np.concatenate(images)))
     arms["teacher_best"] = arm(best, terms, calls)
     against = {"over the untrained student": "teacher_few", "over the warm start": "warm_start"}
     gains = {
@@ -91,7 +90,9 @@ def _take_learned(run: Session) -> None:
         run.publisher.publish(f"{LEARNED}-{run.learned}", weights)
 
 
-def _compared(run: Session, shards: list[Shard], images: list[Any], targets: list[Any], accounts: Accounts) -> Terms:
+def _compared(
+    run: Session, shards: list[Shard], images: list[np.ndarray], targets: list[np.ndarray], accounts: Accounts
+) -> Terms:
     terms, metas = run.compared(shards, images, targets)
     accounts.add_evaluation(metas)
     return terms
@@ -143,7 +144,7 @@ def best_teacher(run: Session, accounts: Accounts) -> tuple[str, Way]:
         for solver in ("euler", "dpmpp_2m"):
             for name in schedules.named(run.teacher.process, steps):
                 way = (solver, name, steps, guidance)
-                images = np.concatenate(run.get(_teacher_samples(run, shards, way, accounts)))
+                images = np.concatenate(_teacher_samples(run, shards, way, accounts))
                 scores[way] = float(np.square(images - found.targets).mean())
     best = min(scores, key=lambda way: scores[way])
     solver, name, steps, guidance = best
@@ -173,18 +174,16 @@ def seconds_per_image(run: Session) -> dict[str, float]:
     }
     found = {}
     for name, arguments in sampled.items():
-        meta, _ = run.get(list(run.reward[0].sample.options(num_returns=2).remote(*arguments)))
+        (meta,), _ = run.ask_reward("sample", [arguments])
         found[name] = sum(work.seconds for work in meta.work) / shard.rows
     return found
 
 
-def _teacher_samples(run: Session, shards: list[Shard], way: Way, accounts: Accounts) -> list[Any]:
-    """References to the teacher's images, a shard each, all of which are made."""
-    references, data = run.ask_reward("sample", [(shard, *way) for shard in shards])
-    metas = run.get(references)
+def _teacher_samples(run: Session, shards: list[Shard], way: Way, accounts: Accounts) -> list[np.ndarray]:
+    """The teacher's images of each shard."""
+    metas, images = run.ask_reward("sample", [(shard, *way) for shard in shards])
     accounts.add_evaluation(metas)
-    run.writer.spans.remote(spans(metas))
-    return data
+    return images
 
 
 def result_table(summary: dict[str, Any]) -> Table:

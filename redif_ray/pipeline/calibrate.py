@@ -36,11 +36,10 @@ def _measure(run: Session) -> Calibration:
         for s in shards
         if (groups := tuple(g for g in s.groups if g >= count))
     ]
-    _, answers = run.ask_reward("targets", [(shard,) for shard in others])
-    other = np.concatenate(run.get(answers))
+    _, other = run.ask_reward("targets", [(shard,) for shard in others])
     rewards_calibration.check_range(samples.targets)
     ends = np.cumsum([shard.rows for shard in first])[:-1]
     targets = np.split(samples.targets, ends)
     same, _ = run.compared(first, targets, targets)
-    other_seed, _ = run.compared(first, np.split(other, ends), targets)
+    other_seed, _ = run.compared(first, np.split(np.concatenate(other), ends), targets)
     return rewards_calibration.calibrate(same, other_seed, samples.terms)

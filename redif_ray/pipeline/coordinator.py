@@ -32,6 +32,7 @@ from redif_ray.pipeline.timeline import Span, spans
 from redif_ray.pipeline.weight_store import learned_key, policy_key
 from redif_ray.types import Meta, Shard
 
+ASKED: Urgency = (-1, 0)  # of what somebody waits for, before rounds to come
 REMEMBERED = 3  # deployments whose references are held
 WATCH_SECONDS = 1.0
 PATIENCE_SECONDS = 60.0  # that a lost learner gets to come back, before workers that came later leave it their room
@@ -157,6 +158,12 @@ class Coordinator:
         shards = self.plan.deploy(Stream.REFERENCE, count)
         return await self._deployed(("reference", count), shards, self._images, lost)
 
+    async def ask(self, method: str, arguments: tuple[Any, ...]) -> tuple[Meta, Any]:
+        """A call of a reward worker by the driver, which waits for it: the meta and a reference to the data."""
+        answer = await self.reward.call(ASKED, method, *arguments)
+        self._tell()
+        return answer
+
     async def _deployed(
         self, name: tuple[Any, ...], shards: list[Shard], make: Make, lost: tuple[str, ...]
     ) -> RoundData:
@@ -175,12 +182,16 @@ class Coordinator:
         if self.watching is None:
             self.watching = asyncio.ensure_future(self._watch())
         results, seconds = await asyncio.shield(batch.whole)
-        if self.spans:
-            self.writer.spans.remote(self.spans)
-            self.spans = []
+        self._tell()
         mine = tuple((i, references) for i, (_, references) in enumerate(results) if i % world == rank)
         await self._make_room()
         return RoundData(tuple(metas for metas, _ in results), mine, seconds)
+
+    def _tell(self) -> None:
+        """The writer, of what workers did."""
+        if self.spans:
+            self.writer.spans.remote(self.spans)
+            self.spans = []
 
     async def _make_room(self) -> None:
         """For the learner, on the GPU that it shares with the workers."""
@@ -260,4 +271,4 @@ class Coordinator:
 
 def urgency(shard: Shard, later: int = 0) -> Urgency:
     """Of a deployment, which the learner waits for, first of all; else of the earlier round."""
-    return (-1 if shard.phase == "deploy" else shard.round, later)
+    return ASKED if shard.phase == "deploy" else (shard.round, later)

@@ -123,11 +123,13 @@ class TeacherRewardWorker:
         images, calls = self._sampled(self.teacher, shard, solver, grid, guidance)
         return Meta(shard, self.name, (Work("evaluation", time.perf_counter() - started, calls),)), images.cpu().numpy()
 
-    def embed(self, images: np.ndarray) -> np.ndarray:
-        """What the run's judge makes of images [n, C, H, W] float32 in [0, 1]: [n, D] float32."""
+    def embed(self, shard: Shard, images: np.ndarray) -> tuple[Meta, np.ndarray]:
+        """What the run's judge makes of images [n, C, H, W] float32 in [0, 1]: [n, D] float32. shard: for the meta."""
+        started = time.perf_counter()
         if self.judge is None:
             self.judge = load_encoder(self.config.evaluation.judge, self.teacher.image_shape, self.device)
-        return embedded(self.judge, torch.from_numpy(images.copy()), self.device).numpy()
+        found = embedded(self.judge, torch.from_numpy(images.copy()), self.device).numpy()
+        return Meta(shard, self.name, (Work("evaluation", time.perf_counter() - started, 0),)), found
 
     def _load(self, weights: Any, key: str | None) -> str | None:
         """Put the learned reward `key` in place, checked against its checksum, which is answered."""

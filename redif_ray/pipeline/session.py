@@ -13,7 +13,7 @@ import numpy as np
 import ray
 import torch
 from ray import cloudpickle
-from ray.exceptions import ActorUnavailableError, RayError, RuntimeEnvSetupError
+from ray.exceptions import RuntimeEnvSetupError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from redif_ray.config import LEARNED, Config, ConfigError, Reward, Workers
@@ -26,6 +26,7 @@ from redif_ray.models.registry import load_model
 from redif_ray.models.student import get_weights, make_student
 from redif_ray.pipeline import build, environment
 from redif_ray.pipeline.actors import StudentRolloutWorker, TeacherRewardWorker
+from redif_ray.pipeline.ask import ask
 from redif_ray.pipeline.causes import cause
 from redif_ray.pipeline.coordinator import Coordinator
 from redif_ray.pipeline.faults import RESTARTABLE, fetched
@@ -42,7 +43,7 @@ from redif_ray.types import Meta, Shard
 
 INITIAL = "initial-0"
 POLL_SECONDS = 0.5
-ANSWER_SECONDS = 2  # after which a worker that is asked whether it is there counts as away
+AT_ONCE = 2  # calls of the driver under way for each reward worker: one at work and one that waits for it
 FLUSH_SECONDS = 5  # that the tracking store gets to take the last metrics of a run that ends
 
 
@@ -56,7 +57,6 @@ class Session:
     plan: RoundPlan
     publisher: Publisher
     writer: Any
-    reward: list[Any]
     coordinator: Any
     started: list[Any]
     growth: Growth
@@ -78,48 +78,31 @@ class Session:
         """`all_ready` of the workers that the run starts with."""
         all_ready(self.started, self.stop, self.look_after)
 
-    def ask_reward(self, method: str, calls: Iterable[tuple[Any, ...]]) -> tuple[list[Any], list[Any]]:
-        """References to metas and data of calls to the reward workers, shared out among those that are there."""
-        there = self._there()
-        asked = [
-            getattr(there[i % len(there)], method).options(num_returns=2).remote(*call) for i, call in enumerate(calls)
-        ]
-        return [meta for meta, _ in asked], [data for _, data in asked]
+    def ask_reward(self, method: str, calls: Iterable[tuple[Any, ...]]) -> tuple[list[Meta], list[Any]]:
+        """Metas and data of calls to the reward workers; see `ask`."""
 
-    def embed(self, images: torch.Tensor) -> torch.Tensor:
-        """What the judge's encoder makes of images [n, C, H, W] in [0, 1], on the devices of the reward workers.
-
-        A batch a worker at a time: large images of a whole evaluation would fill the object store.
-        """
-        batches, found = [batch.numpy() for batch in images.split(BATCH)], list[np.ndarray]()
-        while batches:
-            there = self._there()
-            now, batches = batches[: len(there)], batches[len(there) :]
-            found += self.get([worker.embed.remote(batch) for worker, batch in zip(there, now, strict=False)])
-        return torch.from_numpy(np.concatenate(found))
-
-    def _there(self) -> list[Any]:
-        """Reward workers that answer, one at least: whoever is away might be for long."""
-        later = [actor for name, actor in self.growth.actors.items() if name.startswith("reward")]
-        while True:
+        def meanwhile() -> None:
             self.stop.check()
             self.look_after()
-            asked = {worker.ready.remote(): worker for worker in [*self.reward, *later]}
-            answers, _ = ray.wait(list(asked), num_returns=len(asked), timeout=ANSWER_SECONDS)
-            errors = {answer: error for answer in answers if (error := _error(answer)) is not None}
-            if there := [asked[answer] for answer in answers if answer not in errors]:
-                return there
-            if len(errors) == len(asked) and not any(isinstance(e, ActorUnavailableError) for e in errors.values()):
-                self.get(answers)
+
+        most = AT_ONCE * self.config.reward.workers
+        return ask(self.coordinator, method, calls, at_once=most, get=self.get, meanwhile=meanwhile)
+
+    def embed(self, images: torch.Tensor) -> torch.Tensor:
+        """What the judge's encoder makes of images [n, C, H, W] in [0, 1], on the devices of the reward workers."""
+        batches = images.split(BATCH)
+        shards = [Shard(0, i, "deploy", Stream.HELD_OUT, (), ()) for i in range(len(batches))]
+        _, found = self.ask_reward("embed", [(s, b.numpy()) for s, b in zip(shards, batches, strict=True)])
+        return torch.from_numpy(np.concatenate(found))
 
     def compared(
-        self, shards: Sequence[Shard], images: Sequence[Any], targets: Sequence[Any]
+        self, shards: Sequence[Shard], images: Sequence[np.ndarray], targets: Sequence[np.ndarray]
     ) -> tuple[Terms, list[Meta]]:
-        """Reward terms of images beside the teacher's, both given for each shard, or as references."""
+        """Reward terms of images beside the teacher's, both given for each shard."""
         store, learned = self.publisher.store, learned_key(self.config, self.learned)
         calls = [(*one, store, learned) for one in zip(shards, images, targets, strict=True)]
-        metas, data = self.ask_reward("compare", calls)
-        return joined(self.get(data)), self.get(metas)
+        metas, terms = self.ask_reward("compare", calls)
+        return joined(terms), metas
 
     def sample(self, stream: Stream, count: int, key: str, *, round: int = 0) -> Samples:
         """The student with weights `key` as deployed, beside the teacher, on the first `count` groups of a stream."""
@@ -144,15 +127,6 @@ def get(references: Any, stop: StopRequest, meanwhile: Callable[[], object] = la
     except ray.exceptions.RayTaskError as error:
         inner = cause(error)
         raise (inner if isinstance(inner, UserError) else error) from None
-
-
-def _error(answer: Any) -> RayError | None:
-    """What an answer that is there raises."""
-    try:
-        ray.get(answer)
-    except RayError as error:
-        return error
-    return None
 
 
 def all_ready(actors: Iterable[Any], stop: StopRequest, meanwhile: Callable[[], object] = lambda: None) -> None:
@@ -208,7 +182,7 @@ def session(config: Config, conditions: Conditions, folder: RunFolder, stop: Sto
             if (first := build.learned_reward(config, teacher, "cpu")) is not None:
                 publisher.publish(f"{LEARNED}-0", first.network.state_dict())
             yield Session(
-                config, folder, teacher, plan, publisher, writer, reward, coordinator, started, growth, places, stop,
+                config, folder, teacher, plan, publisher, writer, coordinator, started, growth, places, stop,
                 token,
             )  # fmt: skip
         finally:

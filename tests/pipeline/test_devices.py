@@ -194,7 +194,7 @@ def test_the_eyes_of_the_judge(recipe: str, judge: str, device: str, tmp_path: P
     worker = TeacherRewardWorker("reward-0", load(recipe, [*overrides, *GPUS]))
     shown = images(3, worker.teacher.image_shape, 0)
     worker.offload.wake()
-    found = worker.embed(shown)
+    _, found = worker.embed(Shard(0, 0, "deploy", Stream.HELD_OUT, (), ()), shown)
     assert worker.judge is not None
     assert {p.device.type for n in networks_of(worker.judge) for p in n.parameters()} == {device}
     worker.offload.rest()

@@ -14,10 +14,15 @@ import numpy as np
 import pytest
 import ray
 import torch
+from ray import cloudpickle
 from ray.exceptions import OwnerDiedError
 from test_coordinator import Worker, coordinator
 
+from redif_ray.config import load
+from redif_ray.data.conditions import CONDITIONS, Conditions
 from redif_ray.diffusion.noise import Stream
+from redif_ray.pipeline.ask import ask
+from redif_ray.pipeline.coordinator import Coordinator
 from redif_ray.pipeline.faults import RESTARTABLE
 from redif_ray.pipeline.pool import Pool
 from redif_ray.pipeline.weight_store import WeightStore
@@ -28,7 +33,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("cluster")]
 DEADLINE = 60
 
 
-def start_process() -> Any:
+def start_process(**options: Any) -> Any:
     """An actor that answers with what it was given, and the number of its process."""
 
     class Process:  # in here, so that it is pickled whole: actors cannot import a test
@@ -41,7 +46,7 @@ def start_process() -> Any:
         def score(self, shard: Shard, given: Any, *_: Any) -> tuple[Meta, tuple[Any, int]]:
             return Meta(shard, "process", ()), (given, os.getpid())
 
-    return ray.remote(Process).options(num_cpus=0, **RESTARTABLE).remote()
+    return ray.remote(Process).options(num_cpus=0, **RESTARTABLE, **options).remote()
 
 
 def wait_for(point: Callable[[], bool]) -> None:
@@ -91,6 +96,53 @@ def test_a_lost_weight_store_is_given_its_weights_again() -> None:
     publisher.look_after()
     assert torch.equal(fetch(store, "policy-1")[0]["w"], torch.arange(5.0))
     assert ray.get(store.lacks.remote(["policy-0", "policy-1"])) == ["policy-0"]
+
+
+def calls(count: int) -> list[tuple[Shard, np.ndarray]]:
+    return [(Shard(0, i, "deploy", Stream.HELD_OUT, (i,), (None,)), np.full(40_000, float(i))) for i in range(count)]
+
+
+def test_what_the_driver_cannot_fetch_is_made_again() -> None:
+    owner = start_process()
+    (dead,) = ray.get(owner.make.remote())
+    ray.kill(owner)
+    wait_for(lambda: died(dead))
+
+    class Desk:
+        """Answers the second call with what is lost, once."""
+
+        def __init__(self, lost: list[Any]) -> None:
+            self.lost = lost
+
+        def ask(self, method: str, arguments: tuple[Any, ...]) -> tuple[Meta, Any]:
+            shard, given = arguments
+            assert method == "compare" and isinstance(given, ray.ObjectRef)  # the bytes go past it
+            return Meta(shard, "process", ()), self.lost.pop() if shard.index == 1 and self.lost else given
+
+    desk = ray.remote(Desk).options(num_cpus=0).remote([dead])
+    metas, found = ask(desk, "compare", calls(5), at_once=2)
+    assert [meta.shard.index for meta in metas] == [array[-1] for array in found] == list(range(5))
+    with pytest.raises(OwnerDiedError):
+        ask(ray.remote(Desk).options(num_cpus=0).remote([dead] * 5), "compare", calls(2), at_once=2)
+
+
+def test_the_driver_waits_for_no_worker_that_is_away(tmp_path: Path) -> None:
+    """Because there is no room for it, or because it stands still."""
+    away = start_process(resources={"nobody": 1})
+    near, still = start_process(), start_process()
+    os.kill(ray.get(still.ready.remote()), signal.SIGSTOP)
+    (tmp_path / CONDITIONS).write_text(Conditions((None,), (None,)).to_json())
+    config = load("smoke", ["ray.address=auto", "reward.workers=3", "reward.least=1"])
+    handles = cloudpickle.dumps((None, near, [], [away, still, near]))
+    kind = ray.remote(Coordinator).options(num_cpus=0, max_concurrency=10, **RESTARTABLE)
+    desk, began = kind.remote(config, str(tmp_path), handles), 0.0
+    for _ in range(10):
+        _, found = ask(desk, "score", calls(3), at_once=1)
+        assert {process for _, process in found} == {ray.get(near.ready.remote())}
+        assert [given[0] for given, _ in found] == [0, 1, 2]
+        began = began or time.monotonic()
+    assert time.monotonic() - began < 5
+    ray.kill(desk)
 
 
 def test_a_process_that_stands_still_is_replaced() -> None:
