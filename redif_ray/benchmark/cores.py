@@ -8,7 +8,8 @@ from contextlib import suppress
 import numpy as np
 import psutil
 
-WORK = ("ray::RayTrainWorker", "ray::StudentRolloutWorker", "ray::TeacherRewardWorker")
+WORK = {"RayTrainWorker": "learner", "StudentRolloutWorker": "rollout", "TeacherRewardWorker": "reward"}  # by class
+TITLES = tuple(f"ray::{kind}" for kind in WORK)
 
 
 class Cores:
@@ -23,7 +24,7 @@ class Cores:
         for process in (me, *me.children(recursive=True)):
             with suppress(psutil.Error):  # it has ended; what it used stays
                 used, title = process.cpu_times(), " ".join(process.cmdline())
-                self.used[process] = used.user + used.system, title.startswith(WORK)
+                self.used[process] = used.user + used.system, title.startswith(TITLES)
         work, others = (sum(used for used, kind in self.used.values() if kind is wanted) for wanted in (True, False))
         self.seen.append((now, work, others))
 

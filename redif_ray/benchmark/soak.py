@@ -12,6 +12,7 @@ import ray
 from ray.util.state import list_actors
 from rich.console import Console
 
+from redif_ray.benchmark.cores import WORK
 from redif_ray.benchmark.part import Part, periods, recipe
 from redif_ray.benchmark.watch import watching
 from redif_ray.pipeline.distill import run_part
@@ -21,8 +22,7 @@ from redif_ray.pipeline.timeline import SPANS
 
 LOOK_SECONDS = 1.0
 SETTLED = 0.3  # of the rounds, after which caches are full
-KINDS = {"RayTrainWorker": "learner", "StudentRolloutWorker": "rollout", "TeacherRewardWorker": "reward",
-         "Coordinator": "coordinator", "WeightStore": "weight store", "MetricsWriter": "metrics writer"}  # fmt: skip
+KINDS = WORK | {"Coordinator": "coordinator", "WeightStore": "weight store", "MetricsWriter": "metrics writer"}
 TINY = ("rollout.groups=1", "rollout.siblings=4", "rollout.shard_groups=1", "learner.anchor.weight=0")
 HEAD = ["process", "MB at the start", "MB at the end", "MB a 100 rounds"]
 
