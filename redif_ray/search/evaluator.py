@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from ray.exceptions import ObjectLostError, RayError
 
 from redif_ray.config import Config
 from redif_ray.data.conditions import Conditions
 from redif_ray.diffusion.noise import Stream
 from redif_ray.diffusion.schedules import Times
 from redif_ray.pipeline.actors import TeacherRewardWorker
+from redif_ray.pipeline.faults import ATTEMPTS
 from redif_ray.pipeline.plan import RoundPlan
 from redif_ray.pipeline.pool import Pool
 from redif_ray.pipeline.samples import joined
@@ -111,10 +113,19 @@ class Evaluator:
         """Terms of a shard, asked for once: discrete levels make many proposals alike."""
         key = (shard.stream, shard.index, times)
         if key not in self.known:
-            target = await self._target(shard)
-            self.known[key] = asyncio.ensure_future(self._call(SOON, "terms", shard, times, target))
+            self.known[key] = asyncio.ensure_future(self._scored(shard, times))
         terms: Terms = await asyncio.shield(self.known[key])
         return terms
+
+    async def _scored(self, shard: Shard, times: Times) -> Terms:
+        """Made again where it, or the teacher's images that it is made with, are lost with a node."""
+        for _ in range(ATTEMPTS):
+            try:
+                terms: Terms = await self._call(SOON, "terms", shard, times, await self._target(shard))
+                return terms
+            except ObjectLostError:
+                self.known.pop((shard.stream, shard.index), None)
+        raise RayError(f"shard {shard.index} of {shard.stream.name} was lost {ATTEMPTS} times; are nodes going?")
 
     async def _target(self, shard: Shard) -> Any:
         """A reference to the teacher's images of a shard."""
