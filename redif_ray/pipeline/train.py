@@ -99,6 +99,8 @@ def _trainer(run: Session, until: int | None) -> Any:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    from redif_ray.pipeline.gloo import Gloo
+
     learner = run.config.learner
     return TorchTrainer(
         train_loop,
@@ -111,7 +113,7 @@ def _trainer(run: Session, until: int | None) -> Any:
             "weights": run.publisher.store,
             "writer": run.writer,
         },
-        torch_config=TorchConfig(backend="nccl" if learner.gpus else "gloo"),
+        torch_config=TorchConfig(backend="nccl") if learner.gpus else Gloo(),
         scaling_config=ScalingConfig(
             num_workers=learner.workers,
             use_gpu=learner.gpus > 0,

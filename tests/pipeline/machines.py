@@ -39,8 +39,15 @@ class Machine:
     def __init__(self, number: int, hidden: Path | None = None) -> None:
         self.number, self.address = number, f"{NETWORK}.{10 + number}"
         own = [*OWN, *([] if hidden is None else [str(hidden)])]
-        script = [f"hostname m{number}", *(f"mkdir -p {path} && mount -t tmpfs tmpfs {path}" for path in own)]
-        command = " && ".join([*script, "exec sleep infinity"])
+        names = rf"127.0.0.1 localhost\n127.0.1.1 m{number}\n"  # as Debian has them: its own name does not lead out
+        script = [
+            f"hostname m{number}",
+            *(f"mkdir -p {path} && mount -t tmpfs tmpfs {path}" for path in own),
+            f"printf '{names}' > /dev/shm/hosts",
+            "mount --bind /dev/shm/hosts /etc/hosts",
+            "exec sleep infinity",
+        ]
+        command = " && ".join(script)
         self.holder = subprocess.Popen(["unshare", "--net", "--mount", "--uts", "sh", "-c", command])
         while psutil.Process(self.holder.pid).name() != "sleep":
             time.sleep(0.01)
@@ -55,10 +62,7 @@ class Machine:
     def start(self, *command: str) -> subprocess.Popen[str]:
         """A process on this machine; its output is one text."""
         inside = ["nsenter", "-t", str(self.holder.pid), "--net", "--mount", "--uts"]
-        variables = os.environ | {
-            "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN,
-            "GLOO_SOCKET_IFNAME": f"{BRIDGE}{self.number}e",  # its host name resolves to nothing
-        }  # fmt: skip
+        variables = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
         return subprocess.Popen(
             [*inside, *command], env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
