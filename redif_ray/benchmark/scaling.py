@@ -30,7 +30,7 @@ from redif_ray.pipeline.weight_store import WeightStore
 
 SD15 = Sizes("Stable Diffusion", latent=(4, 64, 64), image=(3, 512, 512), steps=5, seconds=4.0)
 FASHION_MNIST = Sizes("Fashion-MNIST", latent=(1, 28, 28), image=(1, 28, 28), steps=5, seconds=4.0)
-HEAD = ["rollout workers", "shards a round", "seconds a round", "ideal", "efficiency", "MB a round", "busy cores"]
+HEAD = ["rollout workers", "shards a round", "seconds a round", "ideal", "efficiency", "MB a round", "core seconds"]
 
 
 def scaling(
@@ -52,22 +52,24 @@ def scaling(
         m, ideal = found[workers, shards], fewest[kind] / (1 if kind == "weak" else workers)
         numbers[f"{kind}_{workers}"] = ideal / m.seconds
         rows.append([f"{workers}, {kind}", str(shards), f"{m.seconds:.2f}", f"{ideal:.2f}",
-                     f"{ideal / m.seconds:.3f}", f"{shards * _megabytes(sizes, siblings):.0f}", f"{m.cores:.2f}"])
+                     f"{ideal / m.seconds:.3f}", f"{shards * _megabytes(sizes, siblings):.0f}",
+                     f"{m.core_seconds:.2f}"])
     return Part(
         name, f"Scaling with rollout workers, simulated: tensors of {sizes.model}'s size", HEAD, rows, numbers,
         [f"Workers sleep {sizes.seconds:g} s a shard of one group of {siblings}, at most {PROCESSES} processes share "
          f"them, and return what {sizes.steps} steps leave; the real coordinator hands out "
          f"shards, and this process reads every round as a learner does and touches each tensor once. Medians of "
-         f"{rounds} rounds. Busy cores: of the {psutil.cpu_count()} of this machine, all processes together."],
+         f"{rounds} rounds. Core seconds: what all processes of this machine, which has {psutil.cpu_count()} cores, "
+         "used in a round; where workers come back at once, nearly all of it comes after the seconds that are slept."],
     )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class _Measured:
-    """Of a round: seconds, and how many cores were busy."""
+    """Of a round: seconds, and those that all cores were busy."""
 
     seconds: float
-    cores: float
+    core_seconds: float
 
 
 def _megabytes(sizes: Sizes, siblings: int) -> float:
@@ -98,10 +100,10 @@ def _measure(
         del data
         if round:
             seconds.append(time.perf_counter() - began)
-    cores = psutil.cpu_percent() / 100 * (psutil.cpu_count() or 1)
+    busy = psutil.cpu_percent() / 100 * (psutil.cpu_count() or 1)
     for actor in [*started, coordinator, *others]:
         ray.kill(actor)
-    return _Measured(float(np.median(seconds)), cores)
+    return _Measured(float(np.median(seconds)), busy * float(np.mean(seconds)))
 
 
 def _coordinator(root: Path, config: Config, started: list[Any], workers: int) -> tuple[Any, tuple[Any, ...]]:
