@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +11,13 @@ import yaml
 from machines import Machine, machines, possible
 from ray.autoscaler._private.util import prepare_config
 from smoke_runs import last_weights, plain_weights, smoke, summary
-from test_machines import DEADLINE, UP_SECONDS, end, wait
+from test_machines import DEADLINE, PORT, RAY, UP_SECONDS, end, start, wait
 
 pytestmark = [
     pytest.mark.cluster,
     pytest.mark.long,
     pytest.mark.skipif(not possible(), reason="a machine of its own takes root on Linux, and iproute2"),
 ]
-RAY = [sys.executable, "-m", "ray.scripts.scripts"]
 ROUNDS = ("learner.rounds=100", "validation.every=100", "checkpoint.every=100")
 COMMAND = (
     "rollout.workers=2", "rollout.least=1", "rollout.resources.rollout=1", "reward.resources.reward=1",
@@ -60,15 +58,11 @@ def test_nodes_come_for_a_run_and_go_after_it(tmp_path: Path) -> None:
     (config := tmp_path / "autoscaling.json").write_text(json.dumps(groups()))
     with machines(None) as (machine,):
         machine.start(
-            *VARIABLES, *RAY, "start", "--head", "--block", "--disable-usage-stats", f"--autoscaling-config={config}",
-            f"--node-ip-address={machine.address}", "--port=6379", "--num-cpus=0", '--resources={"head": 1}',
-            "--include-dashboard=false",
+            *VARIABLES, *RAY, "--head", f"--port={PORT}", f"--node-ip-address={machine.address}", "--num-cpus=0",
+            '--resources={"head": 1}', "--include-dashboard=false", f"--autoscaling-config={config}",
         )  # fmt: skip
         wait(lambda: nodes(machine) == 1, UP_SECONDS)
-        run = machine.start(
-            sys.executable, "-m", "redif_ray.cli", "distill", "smoke", f"ray.address={machine.address}:6379",
-            f"run.root={tmp_path}", "run.name=run", "tracking.uri=off", "ray.wait=true", *COMMAND,
-        )  # fmt: skip
+        run = start([machine], tmp_path, *COMMAND)
         wait(lambda: nodes(machine) == 5, DEADLINE, run)  # head, reward, learner, and a second one for rollout
         end(run)
         wait(lambda: nodes(machine) == 1, DEADLINE)
