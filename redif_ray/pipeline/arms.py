@@ -21,7 +21,7 @@ from redif_ray.evaluation.report import ARMS
 from redif_ray.pipeline.accounting import Accounts
 from redif_ray.pipeline.judging import judge_of
 from redif_ray.pipeline.learned import last_learned
-from redif_ray.pipeline.samples import Samples, Terms
+from redif_ray.pipeline.samples import Samples, Terms, parted
 from redif_ray.pipeline.session import INITIAL, Session
 from redif_ray.pipeline.weight_store import learned_key
 from redif_ray.types import Condition, Shard
@@ -55,7 +55,7 @@ def measure(run: Session, weights: dict[str, torch.Tensor], version: int, accoun
     arm = partial(_arm, run, judge, student.conditions, teacher)
     arms = {name: None if s is None else arm(seen[name], s.terms, calls) for name, s in made.items()}
     shards = run.plan.deploy(Stream.HELD_OUT, count)
-    targets = np.split(student.targets, np.cumsum([shard.rows for shard in shards])[:-1])
+    targets = parted(student.targets, shards)
     terms = _compared(run, shards, targets, targets, accounts)
     arms["teacher_full"] = arm(teacher, terms, full_calls)
     name, way = best_teacher(run, accounts)

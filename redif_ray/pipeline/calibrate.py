@@ -8,6 +8,7 @@ import numpy as np
 from rich.console import Console
 
 from redif_ray.diffusion.noise import Stream
+from redif_ray.pipeline.samples import parted
 from redif_ray.pipeline.session import INITIAL, Session
 from redif_ray.rewards import calibration as rewards_calibration
 
@@ -38,8 +39,7 @@ def _measure(run: Session) -> Calibration:
     ]
     _, other = run.ask_reward("targets", [(shard,) for shard in others])
     rewards_calibration.check_range(samples.targets)
-    ends = np.cumsum([shard.rows for shard in first])[:-1]
-    targets = np.split(samples.targets, ends)
+    targets = parted(samples.targets, first)
     same, _ = run.compared(first, targets, targets)
-    other_seed, _ = run.compared(first, np.split(np.concatenate(other), ends), targets)
+    other_seed, _ = run.compared(first, parted(np.concatenate(other), first), targets)
     return rewards_calibration.calibrate(same, other_seed, samples.terms)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from redif_ray.pipeline.faults import Fetched
-from redif_ray.types import Condition, Meta
+from redif_ray.types import Condition, Meta, Shard
 
 Terms = dict[str, np.ndarray]  # raw reward terms by name, one value an image
 
@@ -34,6 +34,11 @@ def collect(data: Fetched) -> Samples:
         terms=joined([s.terms for s in scored]),
         metas=[meta for metas in data.metas for meta in metas],
     )
+
+
+def parted(values: np.ndarray, shards: Sequence[Shard]) -> list[np.ndarray]:
+    """Values of the rows of shards, one after the other, as one array a shard."""
+    return np.split(values, np.cumsum([shard.rows for shard in shards])[:-1])
 
 
 def joined(parts: Sequence[Terms]) -> Terms:

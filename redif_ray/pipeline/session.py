@@ -182,8 +182,7 @@ def session(config: Config, conditions: Conditions, folder: RunFolder, stop: Sto
             if (first := build.learned_reward(config, teacher, "cpu")) is not None:
                 publisher.publish(f"{LEARNED}-0", first.network.state_dict())
             yield Session(
-                config, folder, teacher, plan, publisher, writer, coordinator, started, growth, places, stop,
-                token,
+                config, folder, teacher, plan, publisher, writer, coordinator, started, growth, places, stop, token
             )  # fmt: skip
         finally:
             growth.stop()
