@@ -116,6 +116,29 @@ def test_a_secret_is_not_written_into_a_configuration() -> None:
     assert config.reward.runtime_env.env_vars == env_vars and validate(yaml.safe_load(dump(config))) == config
 
 
+@pytest.mark.parametrize(("key", "uri", "what"), [
+    ("tracking.uri", "https://me:hush@mlflow.example/x", "a password"),
+    ("tracking.uri", "postgresql://me:hush@db/mlflow", "a password"),
+    ("tracking.uri", "https://hush@mlflow.example", "a user or token"),
+    ("tracking.uri", "mysql://db/mlflow?password=hush", "?password="),
+    ("checkpoint.upload", "s3://me:hush@bucket/folder", "a password"),
+    ("checkpoint.upload", "s3://bucket/folder?sig=hush", "?sig="),
+])  # fmt: skip
+def test_a_uri_with_a_secret_is_refused_without_repeating_it(key: str, uri: str, what: str) -> None:
+    found = message(f"{key}={uri}")
+    assert found.startswith(f"{key} holds {what}; expected a URI without secrets: ") and "environment" in found
+    assert "hush" not in found
+    assert "hush" not in message(f"{key}={uri}: [")  # no YAML, neither
+
+
+@pytest.mark.parametrize("uri", [
+    "off", "mlruns", "./mlruns", "http://127.0.0.1:5000", "sqlite:////data/a@b/mlflow.db?timeout=60", "databricks://prod",
+    "postgresql://me@db:5432/mlflow", "postgresql+psycopg2://db/mlflow",
+])  # fmt: skip
+def test_a_tracking_uri_without_a_secret_is_taken(uri: str) -> None:
+    assert load(None, [f"tracking.uri={uri}"]).tracking.uri == uri
+
+
 @pytest.mark.parametrize("value", [".nan", ".inf", "-.inf", "1e999"])
 @pytest.mark.parametrize("key", ["learner.lr", "student.tilt", "reward.terms.mse.weight", "reward.terms.x.options.a"])
 def test_only_finite_numbers(key: str, value: str) -> None:
@@ -258,9 +281,13 @@ def test_nothing_lies_below_a_value(override: str, write: Any) -> None:
         load(path, [override])
 
 
-@pytest.mark.parametrize("override", ["learner.lr", "=3", "learner.lr=[1"])
+@pytest.mark.parametrize("override", ["learner.lr", "=3"])
 def test_an_override_that_is_none(override: str) -> None:
     assert repr(override) in message(override)
+
+
+def test_an_override_that_is_no_yaml() -> None:
+    assert message("learner.lr=[1").startswith("override learner.lr: the value is not valid YAML (expected ',' or ']'")
 
 
 def test_later_overrides_win() -> None:

@@ -37,7 +37,8 @@ def parse_override(text: str) -> tuple[list[str], Any]:
     try:
         return key.strip().split("."), yaml.load(value, Loader)
     except yaml.YAMLError as error:
-        raise ConfigError(f"override {text!r}: the value is not valid YAML ({error})") from error
+        problem = getattr(error, "problem", None) or type(error).__name__  # the rest repeats the value, maybe a secret
+        raise ConfigError(f"override {key.strip()}: the value is not valid YAML ({problem}); quote it") from None
 
 
 def assign(tree: dict[str, Any], path: Sequence[str], value: Any) -> None:

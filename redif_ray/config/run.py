@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from typing import Literal
-from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import Field, field_validator
 
-from redif_ray.config.base import SECRET, Fraction, Positive, Strict
+from redif_ray.config.base import Fraction, Positive, Strict
+from redif_ray.config.uris import check_public
+
+UPLOAD_CREDENTIALS = (
+    "credentials come from the environment, such as AWS_ACCESS_KEY_ID or GOOGLE_APPLICATION_CREDENTIALS"
+)
+TRACKING_CREDENTIALS = (
+    "a server's credentials come from the environment (MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or "
+    "MLFLOW_TRACKING_TOKEN), a database's from its client's own file or environment (PGPASSWORD or ~/.pgpass for "
+    "PostgreSQL); `mlflow server` in front of a database needs neither"
+)
 
 
 class Run(Strict):
@@ -95,24 +104,20 @@ class Checkpoint(Strict):
     @field_validator("upload")
     @classmethod
     def _without_secrets(cls, uri: str | None) -> str | None:
-        """It is written into logs, the run folder and MLflow; the message must not repeat it either."""
         if uri is not None:
-            try:
-                parts = urlsplit(uri)
-            except ValueError as error:
-                raise ValueError(f"checkpoint.upload is no URI: {error}") from error
-            if not parts.scheme or "://" not in uri:
+            if "://" not in uri:
                 raise ValueError("checkpoint.upload is no URI; expected one such as s3://bucket/folder or file:///disk")
-            secrets = [key for key, _ in parse_qsl(parts.query) if SECRET.search(key)]
-            if secrets or ":" in parts.netloc.rpartition("@")[0]:
-                what = f"?{secrets[0]}=" if secrets else "a password"
-                raise ValueError(
-                    f"checkpoint.upload holds {what}; expected a URI without secrets: credentials come from the "
-                    "environment, such as AWS_ACCESS_KEY_ID or GOOGLE_APPLICATION_CREDENTIALS"
-                )
+            check_public("checkpoint.upload", uri, UPLOAD_CREDENTIALS)
         return uri
 
 
 class Tracking(Strict):
-    uri: str | None = Field(None, description="None: SQLite at <root>/mlflow.db; off disables it")
+    uri: str | None = Field(
+        None, description="the MLflow store, without credentials; None: SQLite at <root>/mlflow.db; off disables it"
+    )
     experiment: str = "redif"
+
+    @field_validator("uri")
+    @classmethod
+    def _without_secrets(cls, uri: str | None) -> str | None:
+        return uri if uri is None else check_public("tracking.uri", uri, TRACKING_CREDENTIALS)

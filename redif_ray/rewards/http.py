@@ -28,6 +28,7 @@ from torch import Tensor
 from urllib3.exceptions import HTTPError
 from urllib3.util.retry import Retry
 
+from redif_ray.config.uris import check_public
 from redif_ray.data.images import picture
 from redif_ray.rewards.term import OPTIONS, RewardError, RewardInputs, Setting
 
@@ -63,11 +64,11 @@ class HttpTerm:
         address = urlsplit(self.url)
         if address.scheme not in ("http", "https") or not address.hostname:
             raise RewardError(f"url={self.url!r}: expected http://... or https://...")
-        if address.username or address.password:
-            raise RewardError("url holds a user or password, which would be logged; use header_env")
-        if self.header_env is not None and self.header_env not in os.environ:
-            raise RewardError(f"header_env={self.header_env}: no such environment variable in this process; set "
-                              f"it, or hand it over by reward.runtime_env.env_vars.{self.header_env}=null")
+        try:
+            check_public("url", self.url, "use header_env for credentials")
+        except ValueError as error:
+            raise RewardError(str(error)) from None
+        self._authorization()
         if self.format == "png" and self.setting.image_shape[0] not in (1, 3):
             raise RewardError(f"images are {self.setting.image_shape}; a PNG has 1 or 3 channels, use format npy")
 
@@ -83,6 +84,31 @@ class HttpTerm:
                 values += self._score(session, inputs.student[rows], inputs.teacher[rows], inputs.conditions[rows])
         return torch.tensor(values, dtype=inputs.student.dtype, device=inputs.student.device)
 
+    def _authorization(self) -> str | None:
+        """The value of the variable `header_env` without surrounding white space, in no message of an error."""
+        name = self.header_env
+        if name is None:
+            return None
+        if name not in os.environ:
+            raise RewardError(
+                f"header_env={name}: no such environment variable in this process; set "
+                f"it, or hand it over by reward.runtime_env.env_vars.{name}=null"
+            )
+        value = os.environ[name].strip()
+        if not value or not value.isascii() or not value.isprintable():
+            raise RewardError(
+                f"header_env={name}: the variable's {len(value)} characters are no value of an HTTP header; expected "
+                "printable ASCII on one line, such as Bearer and a token"
+            )
+        return value
+
+    def _masked(self, text: bytes) -> bytes:
+        """`text`, which the service wrote, without the header's value or its token: services echo what they refuse."""
+        value = (self._authorization() or "").encode()
+        for secret in filter(None, (value, value.rpartition(b" ")[2])):
+            text = text.replace(secret, b"***")
+        return text
+
     def _session(self) -> requests.Session:
         retry = Retry(
             total=self.retries, backoff_factor=1, backoff_max=LONGEST_WAIT, status_forcelist=AGAIN,
@@ -92,8 +118,8 @@ class HttpTerm:
         session.trust_env = False  # no proxy and no ~/.netrc: what is sent where is in the configuration alone
         session.mount("http://", HTTPAdapter(max_retries=retry))
         session.mount("https://", HTTPAdapter(max_retries=retry))
-        if self.header_env is not None:
-            session.headers["Authorization"] = os.environ[self.header_env]
+        if (authorization := self._authorization()) is not None:
+            session.headers["Authorization"] = authorization
         return session
 
     def _score(
@@ -107,7 +133,7 @@ class HttpTerm:
         limit = OVERHEAD + PER_IMAGE * len(student)
         try:
             with session.post(self.url, json=body, timeout=self.timeout, stream=True, allow_redirects=False) as answer:
-                text = answer.raw.read(limit + 1, decode_content=True)
+                text = self._masked(answer.raw.read(limit + 1, decode_content=True))
         except (requests.RequestException, HTTPError, OSError) as error:  # HTTPError: while the body is read
             reason = f"{type(error).__name__}: {error}"
             raise RewardError(
@@ -115,7 +141,8 @@ class HttpTerm:
                 f"{reason[:300]}"
             ) from error
         if answer.status_code != 200:
-            raise RewardError(f"{self.url} answers {answer.status_code} {answer.reason}: {_excerpt(text)}")
+            reason = self._masked(str(answer.reason).encode()).decode(errors="replace")
+            raise RewardError(f"{self.url} answers {answer.status_code} {reason}: {_excerpt(text)}")
         if len(text) > limit:
             raise RewardError(f"{self.url} answers more than {limit} bytes for {len(student)} images: {_excerpt(text)}")
         return _rewards(text, len(student), self.url)

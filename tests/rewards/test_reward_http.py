@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -112,6 +113,34 @@ def test_the_header_comes_from_the_environment(
     assert server.authorization == ["Bearer secret"] * 2 and "secret" not in str(refused.value)
 
 
+def test_the_header_is_stripped_and_checked_when_the_term_is_built(
+    server: Server, pair: Any, build: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file read into a variable ends in a line break, which `requests` would refuse with the value in its message."""
+    term = {"mine": {"url": server.url, "format": "npy", "header_env": "SCORER_KEY", "retries": 0}}
+    monkeypatch.setenv("SCORER_KEY", "  Bearer secret\n")
+    build(terms=term)(pair())
+    assert server.authorization == ["Bearer secret"]
+    for value in ("Bearer secret\r\nX-Other: 1", "Bearer s\u00e9cret", "  \n", "secret\tword"):
+        monkeypatch.setenv("SCORER_KEY", value)
+        with pytest.raises(RewardError, match=r"header_env=SCORER_KEY: .*no value of an HTTP") as error:
+            build(terms=term)
+        assert "cret" not in "".join(traceback.format_exception(error.value))
+
+
+def test_a_service_that_echoes_the_header_does_not_bring_it_into_an_error(
+    server: Server, pair: Any, build: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SCORER_KEY", "Bearer hushhush")
+    rewards = build(terms={"mine": {"url": server.url, "format": "npy", "header_env": "SCORER_KEY", "retries": 0}})
+    bodies = (b"unknown token hushhush", b"x" * 112 + b"Bearer hushhush", b'{"rewards": "hushhush"}')
+    for status, body in zip((401, 200, 200), bodies, strict=True):
+        server.answer = lambda *_, status=status, body=body: (status, body)
+        with pytest.raises(RewardError, match=r"\*\*\*") as error:
+            rewards(pair())
+        assert "hush" not in "".join(traceback.format_exception(error.value))
+
+
 @pytest.mark.parametrize("status", [500, 503, 429])
 def test_a_service_that_comes_back_costs_a_pause_only(status: int, server: Server, pair: Any, build: Any) -> None:
     good = server.answer
@@ -162,7 +191,9 @@ def test_a_service_that_is_away_or_slow_stops_the_run(
 @pytest.mark.parametrize(("options", "message"), [
     ({"url": "ftp://here/score"}, "expected http://"),
     ({"url": "localhost:80"}, "expected http://"),
-    ({"url": "http://me:secret@here/score"}, "user or password"),
+    ({"url": "http://me:hush@here/score"}, "url holds a password; .*header_env"),
+    ({"url": "https://hush@here/score"}, "url holds a user or token; .*header_env"),
+    ({"url": "https://here/score?api_key=hush"}, r"url holds \?api_key=; .*header_env"),
     ({"url": "http://here", "format": "pickle"}, "format"),
     ({"url": "http://here", "batch": 0}, "batch"),
     ({"url": "http://here", "format": "png"}, "a PNG has 1 or 3 channels"),  # images of two channels
@@ -171,7 +202,7 @@ def test_a_service_that_is_away_or_slow_stops_the_run(
 def test_options_that_cannot_be_are_named(options: dict[str, Any], message: str, build: Any) -> None:
     with pytest.raises(RewardError, match=message) as error:
         build(terms={"mine": {"format": "npy"} | options})
-    assert "secret" not in str(error.value)
+    assert "hush" not in str(error.value)
 
 
 def test_the_example_server_scores(pair: Any, build: Any) -> None:
