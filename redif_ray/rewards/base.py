@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, dataclass, fields, replace
+from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ from redif_ray.rewards.feature_cosine import FeatureCosine
 from redif_ray.rewards.gradient_mse import GradientMse
 from redif_ray.rewards.histogram_kl import HistogramKl
 from redif_ray.rewards.http import HttpTerm
+from redif_ray.rewards.isolation import check_unaltered, copied, settings_kept
 from redif_ray.rewards.jpeg_compressibility import JpegCompressibility
 from redif_ray.rewards.lpips import Lpips
 from redif_ray.rewards.mse import Mse
@@ -93,20 +94,23 @@ class Rewards:
         """The raw value of every term, [B] each, in the student's dtype and on its device, with its gradient.
 
         Raises `RewardError` for images or conditions that no term may see, and for a term that has another shape than
-        [B], is not finite, or claims a gradient and has none. What a term itself raises names it.
+        [B], is not finite, or claims a gradient and has none; for one that alters its images or a global setting of
+        torch. What a term itself raises names it.
         """
         self._check_inputs(inputs)
-        inputs, raw = replace(inputs), {}  # features live no longer than this call
+        given, raw = copied(inputs), {}  # features live no longer than this call
         for label, term in self.terms.items():
             try:
-                value = term(inputs)
+                with settings_kept():
+                    value = term(given)
+                check_unaltered(given, inputs)
             except RewardError as error:
                 raise RewardError(f"reward term {label!r}: {error}") from error
             except Exception as error:
                 error.add_note(f"in reward term {label!r}")
                 raise
             _check_value(label, term, value, inputs.student)
-            raw[label] = value.to(inputs.student)
+            raw[label] = value.to(inputs.student, copy=True)  # a function may return the same buffer each time
         return raw
 
     def _check_inputs(self, inputs: RewardInputs) -> None:
@@ -196,7 +200,8 @@ def _build(label: str, options: Mapping[str, Any], setting: Setting) -> RewardTe
         if option not in options:
             raise RewardError(f"reward.terms.{label} needs its option {option!r}; it has no default")
     try:
-        return kind(setting=setting, **options)
+        with settings_kept():
+            return kind(setting=setting, **options)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])

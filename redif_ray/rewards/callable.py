@@ -22,6 +22,7 @@ from redif_ray.rewards.term import OPTIONS, RewardError, RewardInputs, Setting
 class CallableTerm:
     """f(student, teacher, conditions) -> float tensor [B], higher is better; images are [B, C, H, W] in [0, 1].
 
+    The function leaves its images and torch's global settings as they are, at import too; otherwise the run stops.
     callable: `package.module:function`, or `path/to/file.py:function`.
     differentiable: whether a gradient flows from the value to `student`; then it must, or the run stops.
     """
@@ -43,7 +44,7 @@ class CallableTerm:
         student = inputs.student if self.differentiable else inputs.student.detach()
         try:
             return self._function(student, inputs.teacher, inputs.conditions)
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # sys.exit would end a worker, or the run, without a word
             raise RewardError(f"{self.callable} failed: {_told(error)}") from error
 
 
@@ -54,7 +55,7 @@ def import_function(target: str) -> Callable[..., Tensor]:
         raise RewardError(f"callable {target!r}: expected package.module:function or path/to/file.py:function")
     try:
         module = _load_file(Path(source)) if source.endswith(".py") else importlib.import_module(source)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise RewardError(f"callable {target!r}: cannot import {source}: {_told(error)}") from error
     function = getattr(module, name, None)
     if not callable(function):
@@ -62,7 +63,7 @@ def import_function(target: str) -> Callable[..., Tensor]:
     return function
 
 
-def _told(error: Exception) -> str:
+def _told(error: BaseException) -> str:
     """What was raised, and where: no traceback comes with the message from another process."""
     passed = {__file__, importlib.__file__}
     frames = [f for f in traceback.extract_tb(error.__traceback__) if f.line and f.filename not in passed]
