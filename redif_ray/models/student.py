@@ -65,6 +65,17 @@ def _leaf(name: str) -> str:
     return f"{head.rpartition('.')[2]}.{last}" if last.isdigit() else last
 
 
+def trained_numbers(network: Module, lora: Lora) -> int:
+    """How many numbers a student of `network` trains: all, or those of the adapters, counted without making them."""
+    if not lora.rank:
+        return sum(p.numel() for p in network.parameters())
+    adapted = (
+        module for name, module in network.named_modules()
+        if any(name == target or name.endswith(f".{target}") for target in lora.targets)
+    )  # fmt: skip
+    return sum(lora.rank * (w.shape[0] + w[0].numel()) for w in (module.weight for module in adapted))
+
+
 def enable_checkpointing(student: DiffusionModel) -> None:
     """Keep few activations and compute the others again in the backward pass (Chen et al., arXiv 1604.06174).
 

@@ -89,8 +89,10 @@ class TextModel(DiffusionModel):
         """Every network of this kind can be told nothing."""
 
     def blank(self, batch: int) -> Encoded:
-        with without_weights():
-            empty = type(self).load(self.frozen.folder, self.dtype)
+        empty = self
+        if not self.frozen.empty:
+            with without_weights():
+                empty = type(self).load(self.frozen.folder, self.dtype)
         encoded = empty.encode([self.example] * batch)
         return {name: torch.zeros_like(value, device=self.device) for name, value in encoded.items()}
 

@@ -10,6 +10,7 @@ import torch
 from redif_ray.config import LEARNED, Config
 from redif_ray.evaluation.compute import ComputeLedger, forward_flops, update_factor
 from redif_ray.models.folder import without_weights
+from redif_ray.models.protocol import DiffusionModel
 from redif_ray.models.registry import load_model
 from redif_ray.pipeline.faults import Fetched
 from redif_ray.types import Meta
@@ -17,10 +18,8 @@ from redif_ray.types import Meta
 COMPONENTS = {"rollout": "student_rollout"}  # the ledger's name of a worker's component, where they differ
 
 
-def _flops(config: Config) -> float:
-    """Of a prediction of one image, counted on a network without numbers: it takes no device's time or memory."""
-    with without_weights():
-        model = load_model(config.teacher.model, device="meta")
+def prediction_flops(model: DiffusionModel) -> float:
+    """FLOPs of a prediction of one image, counted on a model without weights: it takes no device's time or memory."""
     x = torch.empty(1, *model.latent_shape, device="meta")
     encoded = {name: value.to("meta") for name, value in model.blank(1).items()}
     return forward_flops(lambda: model.predict(x, model.process.noisiest(), encoded), 1)
@@ -31,7 +30,8 @@ class Accounts:
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self.flops = _flops(config)
+        with without_weights():
+            self.flops = prediction_flops(load_model(config.teacher.model, device="meta"))
         self.factor = update_factor(lora=config.student.lora.rank > 0, checkpointing=config.learner.checkpointing)
         self.ledger = ComputeLedger()
 

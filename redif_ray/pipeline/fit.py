@@ -13,7 +13,7 @@ from rich.table import Table
 from redif_ray.config import Config
 from redif_ray.models.registry import model_folder
 from redif_ray.pipeline.cluster import needed, resources
-from redif_ray.pipeline.estimate import PROCESS_MB, RAY_MB
+from redif_ray.pipeline.estimate import PROCESS_MB, RAY_MB, workers
 from redif_ray.pipeline.footprint import OVERHEAD_MB, Footprint, Footprints, footprints
 from redif_ray.pipeline.plan import Phases
 
@@ -73,15 +73,6 @@ def report(config: Config) -> tuple[Table, list[Need]]:
         there = "not seen from here" if need.available is None else f"of {need.available:,.0f} {need.unit}"
         view.add_row(need.what, f"{need.needed:,.0f}", need.unit, there, "" if need.met else "[bold red]too little[/]")
     return view, [need for need in rows if not need.met]
-
-
-def workers(config: Config) -> dict[str, tuple[int, float]]:
-    """(number, GPUs of one) by role."""
-    return {
-        "rollout": (config.rollout.workers, config.rollout.gpus),
-        "reward": (config.reward.workers, config.reward.gpus),
-        "learner": (config.learner.workers, config.learner.gpus),
-    }
 
 
 def fullest_gpu_mb(config: Config, roles: dict[str, Footprint]) -> float:

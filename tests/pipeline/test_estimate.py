@@ -1,10 +1,19 @@
 from __future__ import annotations
 
-import pytest
+import time
+from pathlib import Path
 
-from redif_ray.config import load
+import pytest
+import torch
+from real_sizes import stable_diffusion_15, stable_diffusion_xl
+
+from redif_ray.config import Lora, load
 from redif_ray.data.conditions import Conditions
-from redif_ray.pipeline.estimate import estimate
+from redif_ray.evaluation.compute import update_factor
+from redif_ray.models.folder import without_weights
+from redif_ray.models.registry import load_model
+from redif_ray.models.student import make_student, trainable, trained_numbers
+from redif_ray.pipeline.estimate import GPU_FLOPS, estimate
 
 CLASSES = Conditions(tuple(range(10)), tuple(range(10)))
 
@@ -49,3 +58,64 @@ def test_sixteen_bits_predict_a_round_once_more_where_it_makes_several_steps() -
     ):  # fmt: skip
         found = estimate(load("smoke", overrides), CLASSES)
         assert found.seconds["update"] / found.forward_ms * 1e3 == pytest.approx(int(states * calls))
+
+
+CAPTIONS = Conditions(("a red fox", "a blue bird"), ("a green frog",))
+
+
+@pytest.fixture(scope="module")
+def big(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("big")
+    return {"sd15_coco_5step": stable_diffusion_15(root / "sd15"), "sdxl_4step_lora": stable_diffusion_xl(root / "xl")}
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(("recipe", "tflops"), [("sd15_coco_5step", 0.80), ("sdxl_4step_lora", 6.7)])
+@pytest.mark.parametrize("gpus", [True, False])
+def test_a_network_of_real_size_is_counted_in_seconds(
+    recipe: str, tflops: float, gpus: bool, big: dict[str, Path]
+) -> None:
+    """What a prediction of one image costs is published: .40 and 3.3 T multiply-adds without guidance."""
+    on_cpus = [] if gpus else ["rollout.gpus=0", "reward.gpus=0", "learner.gpus=0"]
+    config = load(recipe, [f"teacher.model={big[recipe]}", *on_cpus])
+    started = time.process_time()
+    found = estimate(config, CAPTIONS)
+    assert time.process_time() - started < 10  # 2 to 4.5 s of an undisturbed core, which a slow phase may double
+    factor = update_factor(lora=config.student.lora.rank > 0, checkpointing=config.learner.checkpointing)
+    factor *= 1 if config.student.guidance == 1 else 2
+    calls = config.warm_start.rounds * config.warm_start.groups * config.student.steps * factor
+    rate = found.seconds["warm start, update"] / calls
+    if gpus:
+        precision = GPU_FLOPS[config.networks.precision]
+        assert rate * precision / 1e12 == pytest.approx(tflops, rel=0.02)
+        assert found.forward_ms == pytest.approx(1e3 * tflops * 1e12 / precision, rel=0.02) and found.gpu_flops > 1e15
+    else:
+        assert 1e10 < tflops * 1e12 / found.forward_ms * 1e3 < 1e12 and found.gpu_flops == 0
+
+
+def test_a_share_of_a_gpu_is_not_slower_than_its_card(big: dict[str, Path]) -> None:
+    """Two roles of half a GPU each take turns on one; with one each they take half the time."""
+    model = f"teacher.model={big['sd15_coco_5step']}"
+    shares = [
+        estimate(load("sd15_coco_5step", [model, f"rollout.gpus={g}", f"reward.gpus={g}"]), CAPTIONS) for g in (0.5, 1)
+    ]
+    half, one = (found.seconds["rollout and rewards"] for found in shares)
+    assert half == pytest.approx(2 * one)
+
+
+def test_adapters_are_counted_as_they_are_made(big: dict[str, Path]) -> None:
+    with without_weights():
+        teacher = load_model(big["sd15_coco_5step"], device="meta")
+    for lora in (Lora(), Lora(rank=8), Lora(rank=4, targets=("conv1", "to_q", "proj_in"))):
+        made = trainable(make_student(teacher, lora)).values()
+        assert trained_numbers(teacher.network, lora) == sum(p.numel() for p in made)
+
+
+def test_threads_of_the_process_stay_as_they_were() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        estimate(load("smoke"), CLASSES)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

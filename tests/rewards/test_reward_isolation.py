@@ -68,7 +68,7 @@ def test_two_terms_that_return_one_buffer_keep_their_own_values(tmp_path, pair, 
         "import torch\nbuffer = torch.zeros(3)\n"
         "def one(s, t, c):\n    return buffer.fill_(1)\ndef two(s, t, c):\n    return buffer.fill_(2)\n"
     )
-    (tmp_path / "mine.py").write_text(f"import sys\nsys.path.insert(0, {str(tmp_path)!r})\nfrom shared import one, two\n")
+    (tmp_path / "mine.py").write_text(f"import sys\nsys.path.insert(0, {str(tmp_path)!r})\nfrom shared import *\n")
     terms = {name: {"callable": f"{tmp_path}/mine.py:{name}"} for name in ("one", "two")}
     raw = build(terms=terms)(pair(dtype=torch.float32))
     assert [raw[name].tolist() for name in terms] == [[1.0] * 3, [2.0] * 3]
