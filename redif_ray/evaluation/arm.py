@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from redif_ray.evaluation.bootstrap import interval
+from redif_ray.evaluation.bootstrap import captions_of, interval
 from redif_ray.evaluation.features import Draw, shuffled
 from redif_ray.evaluation.frechet import frechet_floor
 from redif_ray.evaluation.judge import Judge, Seen
@@ -46,17 +46,17 @@ def evaluate_arm(
     if n > len(reference):
         raise ValueError(f"{n} images, judge {judge.name} has {len(reference)} reference images; expected no more")
     distance, error = judge.kid(features)
-    captions = [c for c in conditions if isinstance(c, str)]
+    captions = captions_of(conditions)
     labels = [int(c) for c in conditions if isinstance(c, int | np.integer)]
     return {
         "nfe": nfe,
         "frechet": judge.frechet(features),
-        "frechet_ci": list(interval(judge.frechet, [features], resamples=resamples, seed=seed)),
+        "frechet_ci": list(interval(judge.frechet, [features], resamples=resamples, seed=seed, clusters=captions)),
         "kid": distance,
         "kid_se": error,
         **prdc(features, reference[shuffled(len(reference), Draw.REFERENCE, seed)[:n]]),
         "class_accuracy": judge.class_accuracy(features, labels) if len(labels) == n else None,
-        "caption_cosine": judge.caption_cosine(features, captions) if len(captions) == n else None,
+        "caption_cosine": judge.caption_cosine(features, captions) if captions else None,
         "paired": _paired(seen, teacher, terms),
     }
 

@@ -7,7 +7,7 @@ for the expected distance *at this n*, which is what arms are compared by. For a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 
 import numpy as np
 
@@ -19,19 +19,34 @@ LEVEL = 0.95
 Statistic = Callable[..., float]
 
 
-def interval(statistic: Statistic, arrays: Sequence[np.ndarray], *, resamples: int, seed: int) -> tuple[float, float]:
+def captions_of(conditions: Sequence[object]) -> list[str] | None:
+    """The clusters of samples whose conditions are captions: those that share one. None for other conditions.
+
+    Captions are drawn from many more; classes are all there are, and are held fixed.
+    """
+    captions = [condition for condition in conditions if isinstance(condition, str)]
+    return captions if captions and len(captions) == len(conditions) else None
+
+
+def interval(
+    statistic: Statistic, arrays: Sequence[np.ndarray], *, resamples: int, seed: int,
+    clusters: Sequence[Hashable] | None = None,
+) -> tuple[float, float]:
     """The central 95 % interval of `statistic(*arrays)`, whose arrays [n, ...] are resampled by common rows.
 
+    clusters: a label [n] a row; rows that share one are drawn together, because they are alike (Davison & Hinkley 1997,
+        section 3.8). None: each row is drawn by itself.
     Anything the statistic closes over (the reference set) is held fixed. Raises ValueError for arrays of different
     lengths, fewer than 40 resamples (a 2.5 % tail needs one) or a statistic that is not finite.
     """
-    lengths = {len(array) for array in arrays}
+    lengths = {len(array) for array in arrays} | ({len(clusters)} if clusters is not None else set())
     if len(lengths) != 1 or resamples < 40:
         raise ValueError(f"arrays of lengths {sorted(lengths)}, resamples={resamples}; expected one length, 40 or more")
-    n = lengths.pop()
-    replicates = np.empty(resamples)
+    members = _members(range(lengths.pop()) if clusters is None else clusters)
+    n, replicates = len(members), np.empty(resamples)
     for i in range(resamples):
-        rows = (noise.uniform(n, Stream.RESAMPLE, seed=seed, round=Draw.BOOTSTRAP, step=i) * n).astype(np.int64)
+        drawn = (noise.uniform(n, Stream.RESAMPLE, seed=seed, round=Draw.BOOTSTRAP, step=i) * n).astype(np.int64)
+        rows = np.concatenate([members[j] for j in drawn])
         replicates[i] = statistic(*(array[rows] for array in arrays))
     estimate = statistic(*arrays)
     if not np.isfinite([estimate, *replicates]).all():
@@ -41,8 +56,17 @@ def interval(statistic: Statistic, arrays: Sequence[np.ndarray], *, resamples: i
     return float(low), float(high)
 
 
+def _members(labels: Iterable[Hashable]) -> list[np.ndarray]:
+    """The rows of each label, int64, by the label's first row."""
+    rows: dict[Hashable, list[int]] = {}
+    for row, label in enumerate(labels):
+        rows.setdefault(label, []).append(row)
+    return [np.array(found, dtype=np.int64) for found in rows.values()]
+
+
 def difference(
-    statistic: Statistic, first: Sequence[np.ndarray], second: Sequence[np.ndarray], *, resamples: int, seed: int
+    statistic: Statistic, first: Sequence[np.ndarray], second: Sequence[np.ndarray], *, resamples: int, seed: int,
+    clusters: Sequence[Hashable] | None = None,
 ) -> tuple[float, float, float]:
     """(estimate, low, high) of `statistic(*first) - statistic(*second)` for two arms on the same noises.
 
@@ -52,4 +76,4 @@ def difference(
         return statistic(*arrays[: len(first)]) - statistic(*arrays[len(first) :])
 
     both = [*first, *second]
-    return (gap(*both), *interval(gap, both, resamples=resamples, seed=seed))
+    return (gap(*both), *interval(gap, both, resamples=resamples, seed=seed, clusters=clusters))

@@ -83,8 +83,9 @@ def _fine_print(summary: Summary) -> str:
     text = (
         f"{summary.held_out:,} held-out noises an arm, seed {summary.seed}, exploration off. Features of judge "
         f"`{summary.judge}`, which gives no rewards, against {against}; squared Fréchet distance (not FID) "
-        "with its 95 % bootstrap interval at this n, unbiased KID ± its standard error; precision, recall, density and "
-        "coverage with k = 5."
+        "with its 95 % bootstrap interval at this n, resampled by noise or, where there are captions, by caption with "
+        "all its noises; unbiased KID ± its standard error, which takes noises for independent; precision, recall, "
+        "density and coverage with k = 5."
     )
     real = " The last row is what reference images get against other reference images: do not expect more."
     return text + (real if summary.limits else "")

@@ -65,7 +65,7 @@ def measure(run: Session, weights: dict[str, torch.Tensor], version: int, accoun
     arms["teacher_best"] = arm(best, terms, calls)
     against = {"over the untrained student": "teacher_few", "over the warm start": "warm_start"}
     gains = {
-        text: _gains(run, judge, (seen["student"], student.terms), (seen[name], samples.terms))
+        text: _gains(run, judge, student.conditions, (seen["student"], student.terms), (seen[name], samples.terms))
         for text, name in against.items() if (samples := made[name]) is not None
     }  # fmt: skip
     rows = [("teacher", student.targets), (ARMS["teacher_few"], few.images)]
@@ -124,10 +124,12 @@ def _arm(
     )  # fmt: skip
 
 
-def _gains(run: Session, judge: Judge, first: tuple[Seen, Terms], second: tuple[Seen, Terms]) -> dict[str, Change]:
+def _gains(
+    run: Session, judge: Judge, conditions: list[Condition], first: tuple[Seen, Terms], second: tuple[Seen, Terms]
+) -> dict[str, Change]:
     terms = {name: (values, second[1][name]) for name, values in first[1].items()}
     resamples, seed = run.config.evaluation.bootstrap, run.config.run.seed
-    return changes(judge, first[0], second[0], terms, resamples=resamples, seed=seed)
+    return changes(judge, first[0], second[0], terms, resamples=resamples, seed=seed, conditions=conditions)
 
 
 def best_teacher(run: Session, accounts: Accounts) -> tuple[str, Way]:

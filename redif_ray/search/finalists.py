@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,12 +19,13 @@ from redif_ray.diffusion import schedules, solvers
 from redif_ray.diffusion.schedules import Times
 from redif_ray.evaluation import plots
 from redif_ray.evaluation.arm import evaluate_arm
-from redif_ray.evaluation.bootstrap import difference, interval
+from redif_ray.evaluation.bootstrap import captions_of, difference, interval
 from redif_ray.evaluation.judge import Judge, Seen, judge_of_images, load_judge, needs_reference
 from redif_ray.pipeline.rows import append_rows, read_rows
 from redif_ray.pipeline.schedule_file import Found, ScheduleFile, write_schedules
 from redif_ray.search.report import report, table
 from redif_ray.search.terms import Terms
+from redif_ray.types import Condition
 
 if TYPE_CHECKING:
     from redif_ray.search.search import Job
@@ -81,7 +83,8 @@ def _measured(
         nfe=calls * job.model.calls_per_step(job.config.student.guidance),
         teacher=targets, terms=terms, resamples=evaluation.bootstrap, seed=seed,
     )
-    low, high = interval(_mean, [distance], resamples=evaluation.bootstrap, seed=seed)
+    captions = captions_of(conditions)
+    low, high = interval(_mean, [distance], resamples=evaluation.bootstrap, seed=seed, clusters=captions)
     return {"distance": _mean(distance), "distance_ci": [low, high], "distances": distance.tolist(), "arm": arm}
 
 
@@ -102,22 +105,27 @@ def _judge(job: Job) -> Judge:
     return judge_of_images(source, np.concatenate(ray.get(job.get(job.evaluator.reference.remote()))))
 
 
-def compare(rows: list[dict[str, Any]], resamples: int, seed: int) -> None:
-    """Give each searched row its change against the best named schedule of the same N, paired over noises."""
+def compare(rows: list[dict[str, Any]], resamples: int, seed: int, conditions: Sequence[Condition]) -> None:
+    """Give each searched row its change against the best named schedule of the same N, paired over noises.
+
+    Noises that share a caption of `conditions` are resampled together.
+    """
     for row in rows:
         named = [r for r in rows if r["steps"] == row["steps"] and r["name"] in schedules.NAMES]
         if row["name"] in schedules.NAMES:
             continue
         best = min(named, key=lambda r: r["distance"])
         mine, other = np.array(row["distances"]), np.array(best["distances"])
-        change = difference(_mean, [mine], [other], resamples=resamples, seed=seed)
+        captions = captions_of(conditions)
+        change = difference(_mean, [mine], [other], resamples=resamples, seed=seed, clusters=captions)
         row["against"] = {"name": best["name"], "change": change[0], "low": change[1], "high": change[2]}
 
 
 def write_results(job: Job, rows: list[dict[str, Any]]) -> None:
     """`schedule.yaml`, `report.md` and its pictures; `summary.json` last, so that its presence means a finished job."""
     config, folder, process = job.config, job.folder.path, job.model.process
-    compare(rows, config.evaluation.bootstrap, config.run.seed)
+    conditions = job.get(job.evaluator.held_out_conditions.remote())
+    compare(rows, config.evaluation.bootstrap, config.run.seed, conditions)
     winners = chosen(rows)
     found = {
         n: Found(

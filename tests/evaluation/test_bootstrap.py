@@ -7,7 +7,7 @@ import pytest
 
 from redif_ray.diffusion import noise
 from redif_ray.diffusion.noise import Stream
-from redif_ray.evaluation.bootstrap import difference, interval
+from redif_ray.evaluation.bootstrap import captions_of, difference, interval
 from redif_ray.evaluation.frechet import frechet_to
 
 
@@ -49,6 +49,36 @@ def test_difference_is_paired() -> None:
     half = 1.96 * own.std() / np.sqrt(300)
     assert estimate == pytest.approx(0.1 + own.mean())
     assert (high - low) / 2 == pytest.approx(half, rel=0.12)
+
+
+def test_rows_of_a_cluster_are_drawn_together() -> None:
+    """Five equal rows a cluster are one observation: the interval is that of the clusters, sqrt(5) times the rows'."""
+    x = normals(80, 1, 9)[:, 0].repeat(5)
+    labels = [f"caption {i // 5}" for i in range(400)]
+    (low, high), (close, far) = (interval(mean, [x], resamples=1500, seed=3, clusters=c) for c in (labels, None))
+    half = 1.96 * x.std() / np.sqrt(80)
+    assert (high - low) / 2 == pytest.approx(half, rel=0.08)
+    assert (high - low) / (far - close) == pytest.approx(np.sqrt(5), rel=0.08)
+
+
+def test_a_cluster_of_one_row_each_is_no_cluster() -> None:
+    x = normals(30, 1, 6)[:, 0]
+    bounds = [interval(mean, [x], resamples=50, seed=7, clusters=c) for c in (None, range(30))]
+    assert bounds[0] == bounds[1]
+
+
+def test_a_difference_is_resampled_by_cluster_too() -> None:
+    shared = normals(60, 1, 11)[:, 0].repeat(4)
+    first, second = shared + 0.1 * normals(240, 1, 12)[:, 0], 0.5 * shared
+    labels = [i // 4 for i in range(240)]
+    _, low, high = difference(mean, [first], [second], resamples=1000, seed=2, clusters=labels)
+    means = (first - second).reshape(60, 4).mean(1)
+    assert (high - low) / 2 == pytest.approx(1.96 * means.std() / np.sqrt(60), rel=0.1)
+
+
+def test_captions_are_clusters_and_classes_are_not() -> None:
+    assert captions_of(["a", "b", "a"]) == ["a", "b", "a"]
+    assert captions_of([1, 2, 1]) is captions_of([None, "a"]) is captions_of([]) is None
 
 
 def test_same_seed_same_interval() -> None:
