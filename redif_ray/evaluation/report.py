@@ -10,10 +10,10 @@ from redif_ray.evaluation.random_features import NAME
 from redif_ray.evaluation.summary import Arm, Summary
 
 ARMS = {
-    "teacher_full": "teacher, full steps", "teacher_best": "teacher, best schedule", "teacher_few": "untrained student",
+    "teacher_full": "teacher, full steps", "teacher_best": "teacher, best named", "teacher_few": "untrained student",
     "warm_start": "after warm start", "student": "trained student",
 }
-GAPS = {"teacher_few": "the untrained student", "teacher_best": "the teacher's best schedule at the same NFE"}
+GAPS = {"teacher_few": "the untrained student", "teacher_best": "the teacher's best named schedule at the same NFE"}
 FITS = {"class_accuracy": "class accuracy ↑", "caption_cosine": "caption cosine ↑"}  # of an image to its condition
 PICTURES = {
     "samples.png": "The same noises in every row.", "reward.png": "Reward by round.",
@@ -80,12 +80,13 @@ def _arms(summary: Summary) -> str:
 def _fine_print(summary: Summary) -> str:
     teachers = summary.reference == "teacher" or summary.judge == NAME  # summaries of old say no reference
     against = "the teacher's images of as many other noises" if teachers else "its real images"
+    told = summary.arms.student.caption_cosine is not None
+    drawn = "resampled by caption with all its noises" if told else "resampled by noise"
     text = (
         f"{summary.held_out:,} held-out noises an arm, seed {summary.seed}, exploration off. Features of judge "
         f"`{summary.judge}`, which gives no rewards, against {against}; squared Fréchet distance (not FID) "
-        "with its 95 % bootstrap interval at this n, resampled by noise or, where there are captions, by caption with "
-        "all its noises; unbiased KID ± its standard error, which takes noises for independent; precision, recall, "
-        "density and coverage with k = 5."
+        f"with its 95 % bootstrap interval at this n, {drawn}; unbiased KID ± its standard error, which takes noises "
+        "for independent; precision, recall, density and coverage with k = 5."
     )
     real = " The last row is what reference images get against other reference images: do not expect more."
     return text + (real if summary.limits else "")
@@ -146,7 +147,7 @@ def _run(summary: Summary, metrics: Sequence[Mapping[str, Any]]) -> str:
         lines.append(f"- MLflow run `{summary.mlflow.run_id}` at `{summary.mlflow.tracking_uri}`")
     notes = summary.notes or {}
     if (best := notes.get("teacher_best")) is not None:
-        lines.append(f"- the teacher's best schedule at the same NFE: {best}")
+        lines.append(f"- the teacher's best named schedule at the same NFE: {best}")
     if (lost := notes.get("lost")) is not None:
         lines.append("- lost on the way: " + (", ".join(f"{n} {what}" for what, n in lost.items()) or "nothing"))
     return "\n".join(lines)

@@ -29,5 +29,5 @@ def test_it_fits_80_columns() -> None:
     lines = [" ".join(line.split()) for line in console.file.getvalue().splitlines()]  # type: ignore[attr-defined]
     assert "NFE ms Fréchet 1000 KID recall mse" in lines
     assert "teacher, full steps 20 124.4 111 [108, 115] 80.7 ± 6.3 0.641 0.01278" in lines
-    assert "teacher, best schedule 4 4.9 0.124 [0.12, 0.127] 80.7 ± 6.3 0.641 0.01278" in lines
+    assert "teacher, best named 4 4.9 0.124 [0.12, 0.127] 80.7 ± 6.3 0.641 0.01278" in lines
     assert not any(line.startswith(("after warm start", "untrained")) or "…" in line for line in lines)
