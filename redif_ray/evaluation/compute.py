@@ -11,6 +11,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from redif_ray.models.protocol import DiffusionModel
+
 COMPONENTS = ("student_rollout", "update", "teacher", "rewards", "anchor", "evaluation")
 BACKWARD = {"full": 1.9, "lora": 0.9}  # measured, in forwards: a frozen weight needs no gradient of its own
 RECOMPUTE = 1.0  # activation checkpointing runs the forward once more
@@ -31,6 +33,13 @@ def forward_flops(call: Callable[[], object], images: int) -> float:
     if not flops:
         raise ValueError("no FLOPs were counted; expected a call that runs a network")
     return flops / images
+
+
+def prediction_flops(model: DiffusionModel) -> float:
+    """FLOPs of a prediction of one image, counted on a model without weights: it takes no device's time or memory."""
+    x = torch.empty(1, *model.latent_shape, device="meta")
+    encoded = {name: value.to("meta") for name, value in model.blank(1).items()}
+    return forward_flops(lambda: model.predict(x, model.process.noisiest(), encoded), 1)
 
 
 def update_factor(*, lora: bool, checkpointing: bool) -> float:

@@ -5,24 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import torch
-
 from redif_ray.config import LEARNED, Config
-from redif_ray.evaluation.compute import ComputeLedger, forward_flops, update_factor
+from redif_ray.evaluation.compute import ComputeLedger, prediction_flops, update_factor
 from redif_ray.models.folder import without_weights
-from redif_ray.models.protocol import DiffusionModel
 from redif_ray.models.registry import load_model
 from redif_ray.pipeline.faults import Fetched
 from redif_ray.types import Meta
 
 COMPONENTS = {"rollout": "student_rollout"}  # the ledger's name of a worker's component, where they differ
-
-
-def prediction_flops(model: DiffusionModel) -> float:
-    """FLOPs of a prediction of one image, counted on a model without weights: it takes no device's time or memory."""
-    x = torch.empty(1, *model.latent_shape, device="meta")
-    encoded = {name: value.to("meta") for name, value in model.blank(1).items()}
-    return forward_flops(lambda: model.predict(x, model.process.noisiest(), encoded), 1)
 
 
 class Accounts:

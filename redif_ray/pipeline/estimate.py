@@ -15,13 +15,12 @@ from rich.table import Table
 from redif_ray.config import Config
 from redif_ray.data.conditions import Conditions
 from redif_ray.diffusion import solvers
-from redif_ray.evaluation.compute import update_factor
+from redif_ray.evaluation.compute import prediction_flops, update_factor
 from redif_ray.models.folder import without_weights
 from redif_ray.models.protocol import DiffusionModel
 from redif_ray.models.registry import load_model
 from redif_ray.models.student import trained_numbers
 from redif_ray.pipeline import build
-from redif_ray.pipeline.accounting import prediction_flops
 from redif_ray.pipeline.plan import RoundPlan
 from redif_ray.types import Phase
 
