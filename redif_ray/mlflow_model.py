@@ -25,7 +25,8 @@ class Student(mlflow.pyfunc.PythonModel):
         self.scheduler = index["scheduler"][1]
         self.captions = "text_encoder" in index
         if self.captions:
-            self.pipeline = getattr(diffusers, index["_class_name"]).from_pretrained(self.folder, use_safetensors=True)
+            kind = getattr(diffusers, index["_class_name"])
+            self.pipeline = kind.from_pretrained(self.folder, dtype=torch.float32, use_safetensors=True)
             self.pipeline.set_progress_bar_config(disable=True)
             return
         self.network = getattr(diffusers, index[part][1]).from_pretrained(self.folder / part).eval()

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 
 import pytest
 import torch
+from tiny_pipelines import run_alone
 from torch.nn.functional import normalize
 from transformers import CLIPModel, CLIPTokenizer
 
 from redif_ray.config import load
 from redif_ray.data.conditions import load_conditions
-from redif_ray.diffusion import schedules
+from redif_ray.diffusion import schedules, solvers
+from redif_ray.export import export_student
+from redif_ray.export.pipeline import CAPTION
 from redif_ray.models.registry import load_model
 from redif_ray.sample import draw
 
@@ -76,3 +81,21 @@ def test_teacher_draws_what_the_caption_says(teacher: Any, name: str) -> None:
         words = normalize(model.get_text_features(input_ids=ids).pooler_output, dim=1)
     right = (pictures @ words.T).argmax(1) == torch.arange(len(said))
     assert right.float().mean() >= 0.85
+
+
+def test_its_card_and_that_of_its_student_run_by_themselves(teacher: Any, tmp_path: Path) -> None:
+    """Its files are in half precision. The card's DDIM starts at pure noise, our sampler a little below."""
+    own = copytree(ASSETS / "teachers" / "emoji", tmp_path / "own")
+    schedule = schedules.build(teacher.process, 4, "uniform_trailing")
+    student = tmp_path / "student"
+    export_student(teacher, schedule, student, name="x", guidance=GUIDANCE, teacher=own, summary=None)
+    run_alone([own, student])
+    unit = torch.randn(1, *teacher.latent_shape, generator=torch.Generator().manual_seed(0))
+    twenty = schedules.build(teacher.process, 20, "uniform_trailing")
+    for folder, caption, levels, atol in ((own, "red apple", twenty, 0.01), (student, CAPTION, schedule, 1e-3)):
+        encoded = teacher.encode([caption])
+        predict = partial(teacher.predict, encoded=encoded, guidance=GUIDANCE)
+        with torch.no_grad():
+            expected = teacher.decode(solvers.sample("euler", predict, unit, levels))[0]
+        torch.testing.assert_close(torch.load(folder / "image.pt"), expected, rtol=0, atol=atol)
+        assert (folder / "sample.png").is_file()

@@ -15,7 +15,7 @@ import torch
 import yaml
 from diffusers import DiTPipeline, EulerDiscreteScheduler
 from tiny_models import normal, write_dit, write_unet
-from tiny_pipelines import write_edm
+from tiny_pipelines import put_in_index, write_edm
 from torch import Tensor
 
 from redif_ray.config import Lora
@@ -24,6 +24,7 @@ from redif_ray.diffusion.levels import FlowMatching
 from redif_ray.diffusion.schedules import Schedule
 from redif_ray.export import export_student
 from redif_ray.mlflow_model import Student
+from redif_ray.models.pixel import PixelUNet
 from redif_ray.models.protocol import DiffusionModel, ModelError
 from redif_ray.models.registry import load_model
 from redif_ray.models.student import get_weights, make_student, set_weights
@@ -241,3 +242,27 @@ def test_a_teachers_card_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (teacher / "README.md").write_text("# No front matter\n---\nlicense: mit\n---\n")
     folder = export(student, schedule, tmp_path / "student", teacher=teacher)
     assert "license:" not in (folder / "README.md").read_text()
+
+
+class Own(PixelUNet):
+    """A family of another package: it alone knows what its parts are for."""
+
+
+def test_parts_of_pixels_and_of_another_packages_family(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    teacher = put_in_index(write_unet(tmp_path / "teacher"), extra=["own", "Part"], sizes=[1, 2], empty=[])
+    (teacher / "extra" / "deep").mkdir(parents=True)
+    (teacher / "extra" / "deep" / "words.txt").write_text("a b c")
+    (teacher / "extra" / "old.bin").write_bytes(b"pickle")
+    for name, model in (("s", load_model(teacher)), ("own", Own.load(teacher, torch.float32))):
+        schedule = schedules.build(model.process, 2, "uniform_trailing")
+        folder = export(model, schedule, tmp_path / name, teacher=teacher)
+        index = json.loads((folder / "model_index.json").read_text())
+        assert (folder / "extra" / "deep" / "words.txt").is_file() == ("extra" in index) == (name == "own")
+        assert index["sizes"] == [1, 2] and index["empty"] == [] and not (folder / "extra" / "old.bin").exists()
+        assert ("It needs no more than `pip install torch diffusers`." in (folder / "README.md").read_text()) == (
+            name == "s"
+        )
+    assert caplog.text.count("lists extra, of which DDPMPipeline knows nothing") == 1
+    model.index["a/b"] = ["own", "Part"]
+    with pytest.raises(ModelError, match="lists the part 'a/b', which is no name of a folder beside it"):
+        export(model, schedule, tmp_path / "t")

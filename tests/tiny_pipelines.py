@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +35,20 @@ from transformers import (
 
 CHARACTERS = [chr(c) for c in range(33, 127)]
 WIDTH, TOKENS = 16, 8  # of a text encoder's states, and the tokens of a caption
+ALONE = r"""
+import sys
+sys.modules |= dict.fromkeys(["redif_ray", "peft", "accelerate", "ray", "mlflow"])  # None: cannot be imported
+import os, re, warnings, torch
+torch.set_num_threads(1)
+warnings.simplefilter("error", FutureWarning)  # whoever samples it would read them
+for folder in sys.argv[1:]:
+    os.chdir(folder)
+    code = re.search(r"```python\n(.*?)```", open("README.md").read(), re.S).group(1)
+    exec(code, {})
+    floats = {}
+    exec(code.replace("guidance_scale", 'output_type="pt", guidance_scale').replace("image.save", "#"), floats)
+    torch.save(floats["image"], "image.pt")
+"""
 
 
 def clip_tokenizer() -> CLIPTokenizer:
@@ -94,28 +111,35 @@ def vp(**options: Any) -> DDIMScheduler:
     } | options))  # fmt: skip
 
 
-def write_sd(folder: Path, **scheduler: Any) -> Path:
-    StableDiffusionPipeline(
-        vae=vae(4), text_encoder=clip(1, projection=False), tokenizer=clip_tokenizer(), unet=unet(),
-        scheduler=vp(**scheduler), safety_checker=None, feature_extractor=None, requires_safety_checker=False,
-    ).save_pretrained(folder)  # fmt: skip
+def save(pipeline: Any, folder: Path, dtype: torch.dtype) -> Path:
+    (pipeline if dtype == torch.float32 else pipeline.to(dtype)).save_pretrained(folder)
     return folder
 
 
-def write_sdxl(folder: Path, *, zeros: bool = True, **scheduler: Any) -> Path:
+def write_sd(folder: Path, *, dtype: torch.dtype = torch.float32, **scheduler: Any) -> Path:
+    pipeline = StableDiffusionPipeline(
+        vae=vae(4), text_encoder=clip(1, projection=False), tokenizer=clip_tokenizer(), unet=unet(),
+        scheduler=vp(**scheduler), safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+    return save(pipeline, folder, dtype)
+
+
+def write_sdxl(folder: Path, *, zeros: bool = True, dtype: torch.dtype = torch.float32, **scheduler: Any) -> Path:
     added = {
         "addition_embed_type": "text_time", "addition_time_embed_dim": 4, "cross_attention_dim": 2 * WIDTH,
         "projection_class_embeddings_input_dim": 6 * 4 + WIDTH,
     }  # fmt: skip
-    StableDiffusionXLPipeline(
+    pipeline = StableDiffusionXLPipeline(
         vae=vae(4), text_encoder=clip(1, projection=False), text_encoder_2=clip(2), tokenizer=clip_tokenizer(),
         tokenizer_2=clip_tokenizer(), unet=unet(**added), scheduler=vp(**scheduler), add_watermarker=False,
         force_zeros_for_empty_prompt=zeros,
-    ).save_pretrained(folder)  # fmt: skip
-    return folder
+    )  # fmt: skip
+    return save(pipeline, folder, dtype)
 
 
-def write_sd3(folder: Path, *, with_t5: bool = True, shift: float = 3.0) -> Path:
+def write_sd3(
+    folder: Path, *, with_t5: bool = True, shift: float = 3.0, dtype: torch.dtype = torch.float32
+) -> Path:
     with torch.random.fork_rng(devices=[]):
         transformer = SD3Transformer2DModel(
             sample_size=8, patch_size=2, in_channels=8, out_channels=8, num_layers=2, attention_head_dim=8,
@@ -124,12 +148,37 @@ def write_sd3(folder: Path, *, with_t5: bool = True, shift: float = 3.0) -> Path
         )  # fmt: skip
     randomise(transformer, 0.2)
     tokenizer, encoder = t5() if with_t5 else (None, None)
-    StableDiffusion3Pipeline(
+    pipeline = StableDiffusion3Pipeline(
         transformer=transformer, vae=vae(8), text_encoder=clip(1), tokenizer=clip_tokenizer(), text_encoder_2=clip(2),
         tokenizer_2=clip_tokenizer(), text_encoder_3=encoder, tokenizer_3=tokenizer,
         scheduler=FlowMatchEulerDiscreteScheduler(shift=shift),
-    ).save_pretrained(folder)  # fmt: skip
+    )  # fmt: skip
+    return save(pipeline, folder, dtype)
+
+
+def put_in_index(folder: Path, **parts: list[str]) -> Path:
+    """List these parts in the folder's index besides."""
+    path = folder / "model_index.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | parts))
     return folder
+
+
+def link_out(folder: Path, name: str) -> Path:
+    """Move what is at `name` out of the folder, which gets a link to it; where it is now."""
+    outside = folder.parent / "outside" / name
+    outside.parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).rename(outside)
+    (folder / name).symlink_to(outside)
+    return outside
+
+
+def run_alone(folders: Sequence[Path]) -> None:
+    """Run the first Python of each folder's card, where it lies, in a process that has torch, diffusers and
+    transformers: it writes `sample.png`, and beside it goes `image.pt`, the image before it becomes 8 bits.
+    """
+    command = [sys.executable, "-c", ALONE, *map(str, folders)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr
 
 
 def write_edm(folder: Path, *, classes: int | None = 3, channels: int = 2) -> Path:

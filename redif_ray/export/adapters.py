@@ -11,6 +11,7 @@ from typing import Any
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 
+from redif_ray.export.pipeline import WHOLE
 from redif_ray.export.recipe import Recipe
 from redif_ray.models.student import ADAPTER
 from redif_ray.models.text import TextModel
@@ -34,7 +35,7 @@ def adapter_lines(student: TextModel, recipe: Recipe) -> str:
     kind, scheduler = student.pipeline_kind.__name__, type(recipe.scheduler).__name__
     return "\n".join([
         f"from diffusers import {kind}, {scheduler}",
-        f"pipe = {kind}.from_pretrained(TEACHER)",
+        f"pipe = {kind}.from_pretrained(TEACHER, {WHOLE})",
         f'pipe.scheduler = {scheduler}.from_pretrained(folder, subfolder="scheduler")',
         "pipe.load_lora_weights(folder)",
     ])

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from redif_ray.diffusion.schedules import Schedule
+from redif_ray.export.carried import inside
 from redif_ray.export.recipe import Recipe
 from redif_ray.models.protocol import DiffusionModel, ModelError
 
@@ -18,11 +19,14 @@ COLUMNS = ("nfe", "frechet", "precision", "recall")
 
 
 def licence(teacher: Path | None) -> dict[str, str]:
-    """The licence keys in the front matter of the teacher's card."""
+    """The licence keys in the front matter of the teacher's card.
+
+    Raises ModelError where it is not valid YAML, or the card a link out of the folder.
+    """
     path = teacher / CARD if teacher else None
-    if path is None or not path.is_file():
+    if teacher is None or path is None or not path.is_file():
         return {}
-    opening, _, rest = path.read_text().partition("---\n")
+    opening, _, rest = inside(path, teacher).read_text().partition("---\n")
     matter, closing, _ = rest.partition("\n---")
     if opening or not closing:
         return {}
@@ -53,6 +57,8 @@ noise unscaled, so use this code.
 {_numbers(summary)}
 ## Sampling
 
+{recipe.needs}
+
 ```python
 {recipe.code}
 ```
@@ -64,8 +70,8 @@ def _alone(adapters: str | None) -> str:
     if adapters is None:
         return ""
     return f"""
-The adapters alone, beside the teacher, `TEACHER` being its folder or hub id; these lines in place of those that make
-`pipe`:
+The adapters alone, beside the teacher, `TEACHER` being its folder or hub id; these lines in place of the one that makes
+`pipe`. They need `pip install peft` as well.
 
 ```python
 {adapters}

@@ -17,6 +17,9 @@ from redif_ray.models.protocol import ModelError
 from redif_ray.models.text import TextModel
 
 CAPTION = "a photo of a red fox asleep in fresh snow"
+NEEDS = 'It needs no more than `pip install torch "diffusers>=0.40" transformers`.'  # that which first knows `dtype`
+# Without a dtype each part has that of its own files or config.json, and parts of two dtypes do not fit together.
+WHOLE = "dtype=torch.float32, use_safetensors=True"
 
 
 def pipeline_recipe(student: TextModel, schedule: Schedule, guidance: float) -> Recipe:
@@ -38,7 +41,7 @@ def pipeline_recipe(student: TextModel, schedule: Schedule, guidance: float) -> 
         scheduler = euler_scheduler(student, schedule)
         sigmas = scheduler.sigmas.tolist()
         told = f"timesteps={timesteps(schedule)}"
-    return Recipe(scheduler, sigmas, _code(kind, told, guidance))
+    return Recipe(scheduler, sigmas, _code(kind, told, guidance), NEEDS)
 
 
 def _code(kind: str, told: str, guidance: float) -> str:
@@ -46,7 +49,8 @@ def _code(kind: str, told: str, guidance: float) -> str:
         "import torch",
         f"from diffusers import {kind}",
         'folder = "."  # where this file lies',
-        f"pipe = {kind}.from_pretrained(folder, use_safetensors=True)",
+        f"pipe = {kind}.from_pretrained(folder, {WHOLE})",
+        '# on a GPU: pipe.to("cuda", torch.bfloat16)',
         "image = pipe(",
         f'    "{CAPTION}",',
         f"    {told},",

@@ -11,11 +11,14 @@ from redif_ray.diffusion.schedules import Schedule
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """scheduler: as it is saved; sigmas: the levels [N + 1] in its units; code: the card's Python, 15 lines at most."""
+    """scheduler: as it is saved; sigmas: the levels [N + 1] in its units; code: the card's Python, 15 lines at most;
+    needs: a sentence that says which packages it takes.
+    """
 
     scheduler: Any
     sigmas: list[float]
     code: str
+    needs: str
 
 
 def timesteps(schedule: Schedule) -> list[float]:

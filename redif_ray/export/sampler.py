@@ -9,6 +9,7 @@ from redif_ray.export.recipe import Recipe
 from redif_ray.models.pixel import PixelModel
 
 SHOWN = 4  # images that the card's code makes
+NEEDS = "It needs no more than `pip install torch diffusers`."
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +27,7 @@ class Sampler:
 
 
 def pixel_recipe(student: PixelModel, sampler: Sampler, guidance: float) -> Recipe:
-    return Recipe(sampler.scheduler, sampler.sigmas, _code(student, sampler, guidance))
+    return Recipe(sampler.scheduler, sampler.sigmas, _code(student, sampler, guidance), NEEDS)
 
 
 def _code(student: PixelModel, sampler: Sampler, guidance: float) -> str:

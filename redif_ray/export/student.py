@@ -4,7 +4,7 @@
     pytorch_lora_weights.safetensors            of a text-to-image student with adapters: the adapters alone
     redif.json                                  timesteps, sigma / alpha and guidance that the student was trained for
     README.md                                   a model card whose code samples with torch and diffusers alone
-    LICENSE, NOTICE and all other parts         the teacher's, as they are
+    LICENSE, NOTICE and the other parts         the teacher's, as they are: those that its pipeline knows
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import torch
 from redif_ray.diffusion.schedules import Schedule
 from redif_ray.export.adapters import adapter_lines, save_adapters
 from redif_ray.export.card import CARD, card, licence
+from redif_ray.export.carried import carried, copy, exported_index, is_elsewhere
 from redif_ray.export.edm import edm_sampler
 from redif_ray.export.euler import euler_sampler
 from redif_ray.export.pipeline import pipeline_recipe
@@ -32,8 +33,6 @@ from redif_ray.models.student import has_adapters, merged
 from redif_ray.models.text import TextModel
 
 SETTINGS = "redif.json"
-CARRIED = ("LICENSE", "LICENSE.md", "LICENSE.txt", "NOTICE")
-NOT_SAFE = ("*.bin", "*.ckpt", "*.pt", "*.pth", "*.msgpack", "*.h5", "*.onnx*", ".*")  # files that are not carried on
 
 
 def export_student(
@@ -49,13 +48,15 @@ def export_student(
     """Write `student`, to be sampled along `schedule` at `guidance`, as the new folder `folder`, whole or not at all.
 
     teacher: the folder whose licence and other parts are carried along; None: there are none. summary: a run's summary,
-    for the numbers of the card. Raises FileExistsError, and ModelError for what diffusers could not sample alike.
+    for the numbers of the card. Raises FileExistsError, and ModelError for what diffusers could not sample alike and
+    what `carried` does not copy.
     """
     folder = Path(folder)
     if folder.exists():
         raise FileExistsError(f"{folder} exists; choose another name or move it away")
     how = recipe(student, schedule, guidance)
-    network = merged(student).to("cpu")
+    index, files = exported_index(student), [] if teacher is None else carried(student, teacher)
+    network = merged(student).to("cpu").float()
     broken = [key for key, value in network.state_dict().items() if not bool(torch.isfinite(value).all())]
     if broken:
         raise ModelError(f"weight {broken[0]} is not finite ({len(broken)} in all); export an earlier checkpoint")
@@ -70,11 +71,10 @@ def export_student(
     if adapted:
         save_adapters(adapted, partial)
     how.scheduler.save_pretrained(partial / "scheduler")
-    _write_json(partial / INDEX, student.index | {"scheduler": ["diffusers", type(how.scheduler).__name__]})
+    _write_json(partial / INDEX, index | {"scheduler": ["diffusers", type(how.scheduler).__name__]})
     _write_json(partial / SETTINGS, _settings(student, schedule, how, name, guidance))
     (partial / CARD).write_text(text)
-    if teacher is not None:
-        _carry(student, teacher, partial)
+    copy(files, partial)
     partial.rename(folder)
 
 
@@ -82,7 +82,7 @@ def recipe(student: DiffusionModel, schedule: Schedule, guidance: float) -> Reci
     """How diffusers samples a student of this kind. Raises ModelError where it could not do so alike."""
     if guidance != 1:
         student.check_guidance()
-    if type(student).__module__.partition(".")[0] != __name__.partition(".")[0]:
+    if is_elsewhere(student):
         return _elsewhere(student, schedule)
     if isinstance(student, TextModel):
         return pipeline_recipe(student, schedule, guidance)
@@ -98,17 +98,8 @@ def _elsewhere(student: DiffusionModel, schedule: Schedule) -> Recipe:
         "from redif_ray.sample import sample",
         'sample(".", Path("sample.png"), count=4, seed=0)  # "." is where this file lies',
     ])
-    return Recipe(student.scheduler, schedule.levels.sigma.tolist(), code)
-
-
-def _carry(student: DiffusionModel, teacher: Path, out: Path) -> None:
-    """The teacher's licence, and the folders of the pipeline that distillation leaves as they are."""
-    for path in (teacher / file for file in CARRIED):
-        if path.is_file():
-            shutil.copyfile(path, out / path.name)
-    parts = [name for name, value in student.index.items() if isinstance(value, list) and value[0] is not None]
-    for name in set(parts) - {student.component, "scheduler"}:
-        shutil.copytree(teacher / name, out / name, ignore=shutil.ignore_patterns(*NOT_SAFE))
+    needs = f"It needs redif-ray, and the package of {type(student).__module__}, which knows this family of models."
+    return Recipe(student.scheduler, schedule.levels.sigma.tolist(), code, needs)
 
 
 def _settings(

@@ -11,12 +11,15 @@ import torch
 from rich.table import Table
 
 from redif_ray.config import Config
-from redif_ray.models.registry import model_folder
+from redif_ray.export.carried import carried
+from redif_ray.models.folder import without_weights
+from redif_ray.models.registry import load_model, model_folder
 from redif_ray.pipeline.cluster import needed, resources
 from redif_ray.pipeline.estimate import PROCESS_MB, RAY_MB, workers
 from redif_ray.pipeline.footprint import OVERHEAD_MB, Footprint, Footprints, footprints
 from redif_ray.pipeline.plan import Phases
 
+WEIGHT_BYTES = 4  # of an exported one, in float32
 CHECKPOINT_BYTES = 16  # of a trained weight: itself, Adam's two moments, the average
 
 
@@ -110,11 +113,14 @@ def main_memory_mb(config: Config, found: Footprints) -> float:
 
 
 def disk_mb(config: Config, found: Footprints) -> float:
-    """Checkpoints, the exported student here and in MLflow, and the teacher's images."""
+    """Checkpoints, the exported student here and in MLflow, and the teacher's images. Raises ModelError."""
     phases = Phases(config)
     groups = config.draft.groups if config.method == "draft" else config.rollout.groups
     images = config.evaluation.held_out + config.validation.groups + (phases.rounds - phases.warm_rounds) * groups
-    files = sum(p.stat().st_size for p in model_folder(config.teacher.model).rglob("*") if p.is_file())
+    with without_weights():
+        teacher = load_model(config.teacher.model, device="meta")
+    parts = sum(file.size for file in carried(teacher, model_folder(config.teacher.model)))
+    exported = (parts + WEIGHT_BYTES * found.network) * (1 if config.tracking_uri is None else 2)
     aside = 0 if config.checkpoint.upload is None else 2  # one on its way and one that waits, pruned meanwhile
     checkpoints = (config.checkpoint.keep + 3 + aside) * CHECKPOINT_BYTES * found.trained
-    return (checkpoints + 2 * files + 4 * images * found.image) / 1e6
+    return (checkpoints + exported + 4 * images * found.image) / 1e6

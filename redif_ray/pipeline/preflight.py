@@ -7,12 +7,15 @@ from collections.abc import Sequence
 
 from redif_ray.config import Config, ConfigError
 from redif_ray.data.conditions import Conditions
+from redif_ray.diffusion.schedules import Schedule
 from redif_ray.evaluation.clip_features import ClipFeatures
 from redif_ray.evaluation.judge import load_judge, make_encoder, needs_reference
 from redif_ray.evaluation.random_features import NAME
 from redif_ray.export import recipe
+from redif_ray.export.card import licence
+from redif_ray.export.carried import carried
 from redif_ray.models.protocol import DiffusionModel, ModelError
-from redif_ray.models.registry import load_model
+from redif_ray.models.registry import load_model, model_folder
 from redif_ray.models.student import make_student
 from redif_ray.pipeline import build, direct, environment
 
@@ -35,7 +38,7 @@ def preflight(config: Config, captions: Sequence[str] | None = None) -> Conditio
         raise ConfigError(f"student.schedule or teacher.schedule: {error}") from error
     for key, guidance in (("student", config.student.guidance), ("teacher", config.teacher.guidance)):
         _check_guidance(key, guidance, teacher, conditions)
-    recipe(teacher, schedule, config.student.guidance)  # raises where the student could not be exported
+    _check_export(config, teacher, schedule)
     environment.handed_over(config.reward)
     if config.reward.runtime_env is None:  # else they can be built by the reward workers only, which say at start
         rewards = build.rewards(config, teacher, "cpu")
@@ -63,6 +66,15 @@ def _check_guidance(key: str, guidance: float, teacher: DiffusionModel, conditio
         teacher.check_guidance()
     except ModelError as error:
         raise ConfigError(f"{key}.guidance={guidance}: {error}") from error
+
+
+def _check_export(config: Config, teacher: DiffusionModel, schedule: Schedule) -> None:
+    """Raises ModelError where diffusers could not sample the student, or its export could not copy the teacher's parts.
+    """
+    recipe(teacher, schedule, config.student.guidance)
+    folder = model_folder(config.teacher.model)
+    carried(teacher, folder)
+    licence(folder)
 
 
 def _check_judge(config: Config, image_shape: tuple[int, ...]) -> None:

@@ -174,6 +174,21 @@ def test_those_that_take_turns_are_not_added_up() -> None:
     assert fit.main_memory_mb(turns, found) - fit.main_memory_mb(beside, found) == pytest.approx(kept)
 
 
+@pytest.mark.parametrize(("uri", "copies"), [("off", 1), ("http://127.0.0.1:5000", 2)])
+def test_the_disk_of_an_export(tmp_path: Path, uri: str, copies: int) -> None:
+    """What is copied of the teacher's folder and the network in float32, once more for MLflow; nothing else of it."""
+    teacher = write_sd(tmp_path / "m", dtype=torch.float16)
+    tracked, found = config(teacher, f"tracking.uri={uri}"), Footprints(ROLES, 10**6, 10**6, 1000)
+    before = fit.disk_mb(tracked, found)
+    (teacher / "checkpoint.safetensors").write_bytes(bytes(10**6))
+    (teacher / "vae" / "old.bin").write_bytes(bytes(10**6))
+    (teacher / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(bytes(10**6))
+    assert fit.disk_mb(tracked, found) == before
+    (teacher / "vae" / "more.safetensors").write_bytes(bytes(10**6))
+    assert fit.disk_mb(tracked, found) - before == pytest.approx(copies)
+    assert fit.disk_mb(tracked, replace(found, network=2 * 10**6)) - before == pytest.approx(5 * copies)
+
+
 def test_what_is_too_little_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     found = Footprints(ROLES | {"rollout": replace(ROLES["rollout"], weights=1e9)}, 10**6, 10**6, 1000)
     few = {need.what: need for need in fit.needs(config("fashion-mnist"), found)}

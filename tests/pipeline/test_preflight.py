@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from tiny_models import write_dit
-from tiny_pipelines import write_sd, write_sdxl
+from tiny_pipelines import link_out, put_in_index, write_sd, write_sdxl
 
 from redif_ray.config import load
 from redif_ray.errors import UserError
@@ -58,6 +58,23 @@ def test_a_student_that_diffusers_could_not_sample(tmp_path: Path) -> None:
     config = load("smoke", [f"run.root={tmp_path}/runs", f"teacher.model={teacher}", judge, "student.guidance=0.5"])
     with pytest.raises(UserError, match=r"student.guidance=0.5: diffusers' pipelines guide above 1 only"):
         distill(config)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_what_an_export_would_not_copy(tmp_path: Path) -> None:
+    """A part that leads out of the teacher's folder, a link that does, and a licence that could not be read."""
+    listed = {"../outside": ["diffusers", "AutoencoderKL"]}
+    for name, spoil, message in (
+        ("a", lambda folder: put_in_index(folder, **listed), "lists the part '../outside', which is no name of a fol"),
+        ("b", lambda folder: link_out(folder, "vae"), r"b/vae is a link to .*outside of .*put a copy"),
+        ("c", lambda folder: link_out(folder, "vae/config.json"), r"c/vae/config.json is a link to .*outside of "),
+        ("d", lambda folder: (folder / "README.md").write_text("---\nlicense: [\n---\n"), r"README\.md: its front mat"),
+    ):
+        teacher = write_sd(tmp_path / name / name)
+        spoil(teacher)
+        judge = "evaluation.judge=random-features"
+        with pytest.raises(UserError, match=message):
+            distill(load("smoke", [f"run.root={tmp_path}/runs", f"teacher.model={teacher}", judge]))
     assert not (tmp_path / "runs").exists()
 
 

@@ -1,0 +1,149 @@
+"""What an export takes over from the teacher's folder: the parts that its pipeline knows, and its licence.
+
+No link is followed out of that folder. Hugging Face's cache is the exception: a snapshot's files are links to `blobs`
+of the same model, which may be links to those that the cache keeps for all models.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import shutil
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from redif_ray.models.folder import INDEX
+from redif_ray.models.protocol import DiffusionModel, ModelError
+from redif_ray.models.text import TextModel
+
+SCHEDULER = "scheduler"
+LICENCES = ("LICENSE", "LICENSE.md", "LICENSE.txt", "NOTICE")
+NOT_SAFE = ("*.bin", "*.ckpt", "*.pt", "*.pth", "*.msgpack", "*.h5", "*.onnx*", ".*")  # files that are not carried on
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Carried:
+    """name: of the file in the teacher's folder and in the export; source: where its `size` bytes lie, no link."""
+
+    name: str
+    source: Path
+    size: int
+
+
+def carried(student: DiffusionModel, folder: Path) -> list[Carried]:
+    """The files of the teacher's `folder` that an export of `student` copies. A warning names the parts that it leaves.
+
+    Raises ModelError for a part that the index lists and the folder has not, and for a key of the index or a link that
+    leads out of the folder.
+    """
+    known, left = _parts(student)
+    if left:
+        log.warning("%s lists %s, of which %s knows nothing; an export leaves them out", folder / INDEX,
+                    ", ".join(left), student.index.get("_class_name", "the pipeline"))  # fmt: skip
+    licences = [path for path in (folder / name for name in LICENCES) if path.is_file() or path.is_symlink()]
+    found = [_file(path, folder) for path in licences]
+    for name in known:
+        if name not in (student.component, SCHEDULER):  # which are the student's own
+            found += _part(folder, name)
+    return found
+
+
+def copy(files: Sequence[Carried], out: Path) -> None:
+    """Write `files` into the folder `out`."""
+    for file in files:
+        path = out / file.name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file.source, path)
+
+
+def exported_index(student: DiffusionModel) -> dict[str, Any]:
+    """The teacher's index without the parts that an export leaves out. Raises ModelError as `carried` does."""
+    _, left = _parts(student)
+    return {name: value for name, value in student.index.items() if name not in left}
+
+
+def is_elsewhere(student: DiffusionModel) -> bool:
+    """Whether another package added the student's family."""
+    return type(student).__module__.partition(".")[0] != __name__.partition(".")[0]
+
+
+def inside(path: Path, folder: Path, *, cache: bool = True) -> Path:
+    """Where `path` leads, below `folder` or, where `cache` says so, in the cache of Hugging Face that `folder` is in.
+
+    Raises ModelError where it leads elsewhere, or to nothing.
+    """
+    try:
+        root, found = folder.resolve(strict=True), path.resolve(strict=True)
+    except (OSError, RuntimeError) as error:
+        raise ModelError(f"{path} leads to nothing ({error}); copy the folder once more") from error
+    homes = [root, *(_blobs(root) if cache else ())]
+    if not any(home in found.parents for home in homes):
+        raise ModelError(f"{path} is a link to {found}, which is outside of {root} and would be exported from there; "
+                         "put a copy in place of the link, or take it away")
+    return found
+
+
+def _parts(student: DiffusionModel) -> tuple[list[str], list[str]]:
+    """Names of the parts in the index: of those that the pipeline takes, and of the others."""
+    names = [name for name, value in student.index.items() if _is_part(value)]
+    for name in names:
+        if name in ("", ".", "..") or any(c in name for c in "/\\\0"):
+            raise ModelError(f"{INDEX} lists the part {name!r}, which is no name of a folder beside it; rename that "
+                             "folder and the key, or take the key out")
+    takes = _takes(student)
+    known = [name for name in names if takes is None or name in takes]
+    return known, [name for name in names if name not in known]
+
+
+def _is_part(value: Any) -> bool:
+    """Whether this is a [library, class]; absent parts are [null, null]."""
+    return isinstance(value, list) and len(value) == 2 and all(isinstance(v, str) for v in value)
+
+
+def _takes(student: DiffusionModel) -> Collection[str] | None:
+    """Names of the parts that the pipeline of this family takes; None: the family is another package's, which knows."""
+    if is_elsewhere(student):
+        return None
+    if isinstance(student, TextModel):
+        return set(inspect.signature(student.pipeline_kind.__init__).parameters) - {"self"}
+    return {student.component, SCHEDULER}
+
+
+def _part(folder: Path, name: str) -> Iterator[Carried]:
+    if not (folder / name).is_dir():
+        raise ModelError(f"{folder} has no folder {name}, which its {INDEX} lists; copy the folder once more, or write "
+                         f'"{name}": [null, null] where the pipeline does without it')
+    inside(folder / name, folder, cache=False)
+    yield from _files(folder / name, folder)
+
+
+def _files(path: Path, folder: Path) -> Iterator[Carried]:
+    for entry in sorted(path.iterdir()):
+        if any(fnmatch(entry.name, pattern) for pattern in NOT_SAFE):
+            continue
+        if not entry.is_dir():
+            yield _file(entry, folder)
+        elif entry.is_symlink():
+            raise ModelError(f"{entry} is a link to a folder, {entry.resolve()}, and in a part of a pipeline none is "
+                             "followed; put a copy in place of the link, or take it away")
+        else:
+            yield from _files(entry, folder)
+
+
+def _file(path: Path, folder: Path) -> Carried:
+    source = inside(path, folder)
+    if not source.is_file():
+        raise ModelError(f"{path} is no file that could be copied; expected a regular one")
+    return Carried(path.relative_to(folder).as_posix(), source, source.stat().st_size)
+
+
+def _blobs(root: Path) -> Iterator[Path]:
+    """Where Hugging Face's cache keeps the files of the snapshot CACHE/models--ORG--NAME/snapshots/COMMIT at `root`."""
+    for above in root.parents:
+        if above.name == "snapshots" and above.parent.name.startswith("models--"):
+            yield above.parent / "blobs"
+            yield above.parent.parent / "blobs"
