@@ -55,7 +55,9 @@ def _headline(summary: Summary) -> str:
         f"{share:.0%} of the gap between {text} and the full teacher"
         for start, text in GAPS.items() if (share := gap_closed(summary, start)) is not None
     ]
-    return f"In Fréchet distance the student closes {', and '.join(claims)}." if claims else ""
+    if not claims:
+        return ""
+    return f"In Fréchet distance the student closes {', and '.join(claims)}, on seed {summary.seed} alone."
 
 
 def _arms(summary: Summary) -> str:
