@@ -17,7 +17,7 @@ import numpy as np
 from redif_ray.data.conditions import CONDITIONS, Conditions
 from redif_ray.diffusion.noise import Stream
 from redif_ray.evaluation.report import markdown_table
-from redif_ray.pipeline.rows import read_rows
+from redif_ray.runs.jsonl import read_rows
 
 HEAD = ["price", "who chooses N", "mean calls", "distance", "distance + price x calls", "against one N for all"]
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from redif_ray.config import Config, load
-from redif_ray.pipeline.distill import distill
-from redif_ray.pipeline.rows import read_rows
+from redif_ray.job.distill import distill
+from redif_ray.runs.jsonl import read_rows
 
 Result = dict[str, Any]
 

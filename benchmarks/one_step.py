@@ -22,16 +22,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from redif_ray.baselines.draft import DraftUpdater
-from redif_ray.benchmark.plain_loop import PlainLoop
 from redif_ray.config import Config, load
 from redif_ray.diffusion import solvers
 from redif_ray.diffusion.noise import Stream
 from redif_ray.evaluation.judge import judge_of_images, load_judge, needs_reference
 from redif_ray.evaluation.report import markdown_table
+from redif_ray.learner.compute import Accounts
 from redif_ray.learning.ema import ExponentialAverage
+from redif_ray.loop import PlainLoop
 from redif_ray.models.student import get_weights, set_weights, trainable
-from redif_ray.pipeline import build
-from redif_ray.pipeline.accounting import Accounts
+from redif_ray.planning import factory
 from redif_ray.rewards.combine import centred_std
 from redif_ray.types import Shard
 
@@ -96,11 +96,11 @@ def arm(recipe: str, seed: int, overrides: tuple[str, ...]) -> dict[str, float]:
 def _calls(loop: PlainLoop, round: int, metrics: dict[str, float], flops: Accounts) -> float:
     """Of teacher, rollout and update, in forwards; metrics: the update's."""
     c, model = loop.config, loop.student
-    stds = build.phase_stds(loop.rollout.schedule, c, "policy", round)
+    stds = factory.phase_stds(loop.rollout.schedule, c, "policy", round)
     targets = solvers.network_calls(c.teacher.solver, c.teacher.steps) * model.calls_per_step(c.teacher.guidance)
     played = sum(
         len(shard.groups) * targets
-        + shard.predictions(c.student.steps, build.shared_steps(c, stds)) * model.calls_per_step(c.student.guidance)
+        + shard.predictions(c.student.steps, factory.shared_steps(c, stds)) * model.calls_per_step(c.student.guidance)
         for shard in loop.plan.shards(round)
     )
     backward = metrics["update/network_calls_backward"] * (flops.factor - 1)
@@ -176,7 +176,7 @@ def _back_propagated(loop: PlainLoop, c: Config) -> Tensor:
         shard = Shard(0, start, "draft", Stream.TRAIN, groups[some], conditions[some])
         parts.append((shard, loop.reward.targets(shard)[1]))
     optimizer = Kept(trainable(loop.student).values())
-    rewards = build.rewards(own, loop.student, "cpu")
+    rewards = factory.rewards(own, loop.student, "cpu")
     DraftUpdater(loop.student, optimizer, loop.rollout.schedule, own, rewards).run(
         parts, total=REFERENCE, round=0, lr=0.0
     )

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from redif_ray.config import Config
+from redif_ray.data.schedule_file import read_times
 from redif_ray.diffusion import noise, schedules, solvers
 from redif_ray.diffusion.noise import Stream
 from redif_ray.diffusion.rollout import rollout
@@ -25,11 +26,10 @@ from redif_ray.evaluation.judge import load_judge
 from redif_ray.evaluation.report import markdown_table
 from redif_ray.models.protocol import DiffusionModel
 from redif_ray.models.registry import load_model
-from redif_ray.pipeline import build
-from redif_ray.pipeline.plan import RoundPlan
-from redif_ray.pipeline.run_folder import stored_config
-from redif_ray.pipeline.schedule_file import read_times
+from redif_ray.planning import factory
+from redif_ray.planning.rounds import RoundPlan
 from redif_ray.rewards.base import RewardInputs
+from redif_ray.runs.folder import stored_config
 
 COUNT, ETAS = 500, (0.0, 0.1, 0.2, 0.4)
 
@@ -43,7 +43,7 @@ def sampled(model: DiffusionModel, shard: Any, schedule: Schedule, stds: Tensor,
         alone = [0] * len(shard.groups)
         return noise.exploration_noise(shard.groups, alone, shape, seed=seed, round=0, step=step)
 
-    predict = build.predictor(model, model.encode(shard.conditions), config.student.guidance)
+    predict = factory.predictor(model, model.encode(shard.conditions), config.student.guidance)
     return model.decode(rollout(predict, solvers.initial(schedule, unit), schedule, stds, z).latents[-1])
 
 
@@ -52,14 +52,14 @@ def main(folder: Path) -> None:
     torch.set_num_threads(1)
     config = stored_config(folder)
     model, judge = load_model(config.teacher.model), load_judge(config.evaluation.judge)
-    rewards = build.rewards(config, model, "cpu")
-    shards = RoundPlan(config, build.conditions(config, model)).deploy(Stream.HELD_OUT, COUNT)
+    rewards = factory.rewards(config, model, "cpu")
+    shards = RoundPlan(config, factory.conditions(config, model)).deploy(Stream.HELD_OUT, COUNT)
     conditions = [c for shard in shards for c in shard.conditions]
     teacher = []
     for shard in shards:
         unit = noise.initial_noise(shard.groups, model.latent_shape, seed=config.run.seed, stream=shard.stream)
-        predict = build.predictor(model, model.encode(shard.conditions), config.teacher.guidance)
-        grid = build.teacher_schedule(model, config)
+        predict = factory.predictor(model, model.encode(shard.conditions), config.teacher.guidance)
+        grid = factory.teacher_schedule(model, config)
         teacher.append(model.decode(solvers.sample(config.teacher.solver, predict, unit, grid)))
     targets, rows = torch.cat(teacher), []
     for n in config.search.steps or (config.student.steps,):

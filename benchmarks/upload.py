@@ -24,9 +24,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "pipeline"))
 from slow_disk import SlowDisk
 
 from redif_ray.checkpoint import save_checkpoint
-from redif_ray.pipeline.remote import WRITER, Remote
-from redif_ray.pipeline.run_folder import prune_checkpoints
-from redif_ray.pipeline.uploader import Uploader
+from redif_ray.runs.backup_store import WRITER, Remote
+from redif_ray.runs.backup_thread import Uploader
+from redif_ray.runs.folder import prune_checkpoints
 
 REPEATS, ROUND = 3, 3.0  # seconds of work after a checkpoint
 

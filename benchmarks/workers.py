@@ -16,17 +16,17 @@ from typing import Any
 
 import ray
 
+from redif_ray.cluster.connect import connect
 from redif_ray.config import load
+from redif_ray.coordinator.pool import Pool
 from redif_ray.models.registry import load_model
 from redif_ray.models.student import get_weights, make_student
-from redif_ray.pipeline import build
-from redif_ray.pipeline.actors import StudentRolloutWorker
-from redif_ray.pipeline.cluster import connect
-from redif_ray.pipeline.plan import RoundPlan
-from redif_ray.pipeline.pool import Pool
-from redif_ray.pipeline.weight_store import WeightStore
-from redif_ray.pipeline.weights import Publisher
+from redif_ray.planning import factory
+from redif_ray.planning.rounds import RoundPlan
 from redif_ray.types import Shard
+from redif_ray.weights.publisher import Publisher
+from redif_ray.weights.store import WeightStore
+from redif_ray.workers.actors import StudentRolloutWorker
 
 KEY = "policy-0"
 
@@ -51,7 +51,7 @@ def main() -> None:
     options = parser.parse_args()
     config = load("fashion_mnist", ["warm_start.rounds=0", "rollout.workers=2"])
     teacher = load_model(config.teacher.model)
-    plan = RoundPlan(config, build.conditions(config, teacher))
+    plan = RoundPlan(config, factory.conditions(config, teacher))
     shards = [shard for round in range(options.shards) for shard in plan.shards(round)][: options.shards]
     with connect(config):
         store = ray.remote(WeightStore).options(num_cpus=0).remote()

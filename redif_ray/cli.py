@@ -54,7 +54,7 @@ def distill(
     if print_config:
         sys.stdout.write(dump(resolved))
         return
-    from redif_ray.pipeline.launch import distill as run
+    from redif_ray.job.launch import distill as run
 
     run(resolved, resume=resume, console=console)
 
@@ -160,7 +160,7 @@ def evaluate(
 
     Example: redif evaluate runs/demo evaluation.held_out=10000
     """
-    from redif_ray.pipeline.afterwards import evaluate as measure
+    from redif_ray.job.export import evaluate as measure
 
     path = measure(run, overrides or [], checkpoint=checkpoint, console=console)
     console.print(f"written to {path}")
@@ -198,7 +198,7 @@ def export(
     schedule: Annotated[Path | None, typer.Option(help="The schedule.yaml of a search, instead of the run's.")] = None,
 ) -> None:
     """Write a checkpoint of a run as a diffusers folder that others load without redif-ray."""
-    from redif_ray.pipeline.afterwards import export_checkpoint
+    from redif_ray.job.export import export_checkpoint
 
     console.print(f"student written to {export_checkpoint(run, out, checkpoint, schedule)}")
 
@@ -219,10 +219,10 @@ def doctor(
 
         console.print(report())
         return
-    from redif_ray.pipeline import fit
+    from redif_ray.job import requirements
 
     resolved: Config = load(config, overrides or [])
-    view, lacking = fit.report(resolved)
+    view, lacking = requirements.report(resolved)
     console.print(view)
     if lacking:
         names = ", ".join(need.what for need in lacking)

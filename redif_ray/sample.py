@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from redif_ray.config import Config, read_yaml, validate
+from redif_ray.data.schedule_file import read_times
 from redif_ray.diffusion import noise, schedules, solvers
 from redif_ray.diffusion.levels import VarianceExploding
 from redif_ray.diffusion.noise import Stream
@@ -17,7 +18,6 @@ from redif_ray.errors import UserError
 from redif_ray.evaluation.grids import write_grid
 from redif_ray.models.protocol import DiffusionModel
 from redif_ray.models.registry import load_model
-from redif_ray.pipeline.schedule_file import read_times
 from redif_ray.types import Condition
 
 BATCH = 50  # images at once, fewer of a large model

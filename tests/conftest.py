@@ -17,8 +17,8 @@ def cluster() -> Iterator[None]:
     """A real Ray cluster that all tests of the session share; runs find it and leave it."""
     import ray
 
+    from redif_ray.cluster.connect import start
     from redif_ray.config import Config
-    from redif_ray.pipeline.cluster import start
 
     start(Config(), num_cpus=8)
     yield

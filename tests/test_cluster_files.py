@@ -15,8 +15,8 @@ import yaml
 from kuberay_fields import ClusterSpec, RayCluster, RayJob, VolumeClaim
 from ray.autoscaler._private.util import prepare_config, validate_config
 
+from redif_ray.cluster.connect import needed
 from redif_ray.config import Config, load
-from redif_ray.pipeline.cluster import needed
 
 CHECKOUT = Path(__file__).parents[1]
 KUBERAY = CHECKOUT / "configs" / "kuberay"

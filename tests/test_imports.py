@@ -8,9 +8,12 @@ import sys
 
 import pytest
 
-from redif_ray.pipeline.imports import imported
+from redif_ray.workers.lazy_import import imported
 
-CONTROL = ("actors", "coordinator", "launch", "metrics", "status", "weight_store")
+CONTROL = (
+    "workers.actors", "coordinator.coordinator", "job.launch", "job.metrics_writer", "runs.status", "weights.store",
+    "learner.ray_train",
+)  # fmt: skip
 
 
 def heavy(code: str) -> str:
@@ -20,12 +23,12 @@ def heavy(code: str) -> str:
 
 
 def test_processes_without_tensors_import_nothing_heavy() -> None:
-    modules = ", ".join(f"redif_ray.pipeline.{name}" for name in CONTROL)
+    modules = ", ".join(f"redif_ray.{name}" for name in CONTROL)
     assert heavy(f"import redif_ray.cli, {modules}") == ""
 
 
 def test_a_driver_that_tracks_nothing_does_without_mlflow() -> None:
-    assert heavy("import redif_ray.pipeline.distill") == "diffusers torch"
+    assert heavy("import redif_ray.job.distill") == "diffusers torch"
 
 
 def test_an_import_leaves_the_collector_at_work() -> None:

@@ -21,7 +21,7 @@ from redif_ray.diffusion import noise
 from redif_ray.diffusion.levels import Level
 from redif_ray.diffusion.noise import Stream
 from redif_ray.models.protocol import DiffusionModel
-from redif_ray.pipeline.build import predictor
+from redif_ray.planning.factory import predictor
 from redif_ray.types import Condition
 
 # (images [B, C, H, W], the teacher's, their conditions) -> [B], higher is better

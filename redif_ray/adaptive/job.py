@@ -24,15 +24,15 @@ from torch import Tensor
 from redif_ray.adaptive.report import Front, compared, write_results
 from redif_ray.adaptive.tasks import Goal
 from redif_ray.adaptive.worker import AdaptiveActor, AdaptiveEvaluator
+from redif_ray.cluster.connect import connect
 from redif_ray.config import Config, ConfigError
 from redif_ray.data.conditions import Conditions
+from redif_ray.interrupt import StopRequest, stop_requests
+from redif_ray.job.preflight import preflight
+from redif_ray.job.session import get
 from redif_ray.models.registry import load_model
-from redif_ray.pipeline.cluster import connect
-from redif_ray.pipeline.interrupt import StopRequest, stop_requests
-from redif_ray.pipeline.preflight import preflight
-from redif_ray.pipeline.rows import read_rows
-from redif_ray.pipeline.run_folder import RunFolder
-from redif_ray.pipeline.session import get
+from redif_ray.runs.folder import RunFolder
+from redif_ray.runs.jsonl import read_rows
 from redif_ray.search.finalists import MEASURED, chosen
 from redif_ray.search.records import Records
 from redif_ray.search.search import evaluator, search, searched

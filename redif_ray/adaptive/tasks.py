@@ -13,7 +13,7 @@ from redif_ray.adaptive.episodes import Task
 from redif_ray.config import Config
 from redif_ray.diffusion.noise import Stream
 from redif_ray.models.protocol import DiffusionModel
-from redif_ray.pipeline import build
+from redif_ray.planning import factory
 from redif_ray.rewards.base import RewardInputs, Rewards
 from redif_ray.types import Condition
 
@@ -44,9 +44,9 @@ class Scorer:
 
 def searched_model(config: Config) -> tuple[DiffusionModel, Rewards]:
     """The network that schedules are for, and the rewards, on the device of the reward role."""
-    device, student = build.device(config.reward.gpus), config.search.student
-    model = build.teacher(config, device) if student is None else build.model(config, student, device)
-    return model, build.rewards(config, model, device)
+    device, student = factory.device(config.reward.gpus), config.search.student
+    model = factory.teacher(config, device) if student is None else factory.model(config, student, device)
+    return model, factory.rewards(config, model, device)
 
 
 def make_task(

@@ -14,12 +14,12 @@ from redif_ray.benchmark.part import Part, recipe
 from redif_ray.config import Anchor, Regulariser
 from redif_ray.diffusion import noise, solvers
 from redif_ray.diffusion.rollout import rollout
+from redif_ray.interrupt import StopRequest
 from redif_ray.learning.batch import RoundBatch
 from redif_ray.learning.update import Updater
 from redif_ray.models.student import get_weights, set_weights, trainable
-from redif_ray.pipeline import build
-from redif_ray.pipeline.interrupt import StopRequest
-from redif_ray.pipeline.plan import RoundPlan
+from redif_ray.planning import factory
+from redif_ray.planning.rounds import RoundPlan
 
 STEP = 1e2  # so long that moves are far above the rounding of the weights
 HEAD = ["", "network calls, shared", "plain", "seconds, shared", "plain", "times faster"]
@@ -66,14 +66,14 @@ class _Case:
         config = recipe(root, "first-step", *overrides, base=base)
         one_shard = f"rollout.shard_groups={config.rollout.groups}"
         self.config = config = recipe(root, "first-step", *overrides, one_shard, base=base)
-        teacher = build.teacher(config, "cpu")
-        self.student = build.student(config, teacher)
-        self.schedule = build.student_schedule(self.student, config.student)
-        self.stds = build.phase_stds(self.schedule, config, "policy", 0)
+        teacher = factory.teacher(config, "cpu")
+        self.student = factory.student(config, teacher)
+        self.schedule = factory.student_schedule(self.student, config.student)
+        self.stds = factory.phase_stds(self.schedule, config, "policy", 0)
         self.start = get_weights(self.student)
-        (self.shard,) = RoundPlan(config, build.conditions(config, teacher)).shards(0)
+        (self.shard,) = RoundPlan(config, factory.conditions(config, teacher)).shards(0)
         self.once = self.student.encode(self.shard.conditions)
-        self.each = build.repeated(self.once, config.rollout.siblings)
+        self.each = factory.repeated(self.once, config.rollout.siblings)
         shape, stream = self.student.latent_shape, self.shard.stream
         unit = noise.initial_noise(self.shard.groups, shape, seed=config.run.seed, stream=stream)
         self.x = solvers.initial(self.schedule, unit.repeat_interleave(config.rollout.siblings, 0))
@@ -85,9 +85,9 @@ class _Case:
         guidance = config.student.guidance
         options: dict[str, Any] = {}
         if shared:
-            options = {"once": build.predictor(self.student, self.once, guidance), "siblings": siblings}
+            options = {"once": factory.predictor(self.student, self.once, guidance), "siblings": siblings}
         began = time.perf_counter()
-        predict = build.predictor(self.student, self.each, guidance)
+        predict = factory.predictor(self.student, self.each, guidance)
         episode = rollout(predict, self.x, self.schedule, self.stds, self._draw, **options)
         rolled = time.perf_counter() - began
         steps = self.schedule.steps
@@ -102,7 +102,7 @@ class _Case:
         optimizer = torch.optim.SGD(trainable(self.student).values(), lr=1.0)
         updater = Updater(
             lambda x, level, encoded: self.student.predict(x, level, encoded, guidance=guidance), optimizer,
-            self.schedule, self.stds, learner, ratio_tolerance=build.ratio_tolerance(config),
+            self.schedule, self.stds, learner, ratio_tolerance=factory.ratio_tolerance(config),
         )  # fmt: skip
         metrics = updater.run(batch, round=0, seed=config.run.seed, lr=STEP)
         change = [(w - self.start[name]).reshape(-1) for name, w in get_weights(self.student).items()]

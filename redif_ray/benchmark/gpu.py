@@ -25,10 +25,10 @@ from redif_ray.benchmark.suite import Suite
 from redif_ray.benchmark.watch import watching
 from redif_ray.config import Config
 from redif_ray.diffusion.noise import Stream
-from redif_ray.pipeline.distill import run_part
-from redif_ray.pipeline.interrupt import StopRequest
-from redif_ray.pipeline.rows import read_rows
-from redif_ray.pipeline.timeline import SPANS
+from redif_ray.interrupt import StopRequest
+from redif_ray.job.distill import run_part
+from redif_ray.runs.jsonl import read_rows
+from redif_ray.runs.timeline import SPANS
 from redif_ray.types import Shard
 
 LOOK_SECONDS = 0.2

@@ -13,11 +13,11 @@ from rich.console import Console
 
 from redif_ray.benchmark.cores import Cores
 from redif_ray.benchmark.part import Part, periods, recipe, updates, worked
-from redif_ray.benchmark.plain_loop import PlainLoop
 from redif_ray.benchmark.watch import watching
 from redif_ray.checkpoint import load_checkpoint
-from redif_ray.pipeline.distill import run_part
-from redif_ray.pipeline.interrupt import StopRequest
+from redif_ray.interrupt import StopRequest
+from redif_ray.job.distill import run_part
+from redif_ray.loop import PlainLoop
 
 LOOK_SECONDS = 1.0
 HEAD = ["", "seconds a round", "ratio", "CPU seconds, work", "CPU seconds, Ray's other processes"]

@@ -8,8 +8,8 @@ import numpy as np
 from rich.console import Console
 
 from redif_ray.benchmark.part import Part, periods, recipe, worked
-from redif_ray.pipeline.distill import run_part
-from redif_ray.pipeline.interrupt import StopRequest
+from redif_ray.interrupt import StopRequest
+from redif_ray.job.distill import run_part
 
 # One shard a round, and jumps of the anchor, which follow the rollout: both take about as long as the update.
 SETTING = ("rollout.groups=4", "rollout.shard_groups=4", "learner.anchor.weight=0.1", "learner.anchor.substeps=2",

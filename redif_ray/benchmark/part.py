@@ -10,8 +10,8 @@ import numpy as np
 
 from redif_ray.config import Config, load
 from redif_ray.evaluation.report import markdown_table
-from redif_ray.pipeline.rows import read_rows
-from redif_ray.pipeline.timeline import SPANS
+from redif_ray.runs.jsonl import read_rows
+from redif_ray.runs.timeline import SPANS
 
 
 @dataclass(frozen=True, slots=True)

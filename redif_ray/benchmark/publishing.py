@@ -14,10 +14,10 @@ from rich.console import Console
 
 from redif_ray.benchmark.part import Part, recipe
 from redif_ray.benchmark.watch import watching
-from redif_ray.pipeline.cluster import connect
-from redif_ray.pipeline.interrupt import StopRequest
-from redif_ray.pipeline.weight_store import WeightStore
-from redif_ray.pipeline.weights import Publisher, fetch
+from redif_ray.cluster.connect import connect
+from redif_ray.interrupt import StopRequest
+from redif_ray.weights.publisher import Publisher, fetch
+from redif_ray.weights.store import WeightStore
 
 TENSORS = 16
 PROCESSES = 8

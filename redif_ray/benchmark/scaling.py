@@ -17,16 +17,16 @@ from rich.console import Console
 
 from redif_ray.benchmark.part import Part, recipe
 from redif_ray.benchmark.simulated import PROCESSES, Sizes, processes, spread
+from redif_ray.cluster.connect import connect
 from redif_ray.config import Config
+from redif_ray.coordinator.coordinator import Coordinator
 from redif_ray.data.conditions import CONDITIONS
+from redif_ray.faults import fetched
+from redif_ray.interrupt import StopRequest
+from redif_ray.job.metrics_writer import MetricsWriter
 from redif_ray.models.registry import load_model
-from redif_ray.pipeline import build
-from redif_ray.pipeline.cluster import connect
-from redif_ray.pipeline.coordinator import Coordinator
-from redif_ray.pipeline.faults import fetched
-from redif_ray.pipeline.interrupt import StopRequest
-from redif_ray.pipeline.metrics import MetricsWriter
-from redif_ray.pipeline.weight_store import WeightStore
+from redif_ray.planning import factory
+from redif_ray.weights.store import WeightStore
 
 SD15 = Sizes("Stable Diffusion", latent=(4, 64, 64), image=(3, 512, 512), steps=5, seconds=4.0)
 FASHION_MNIST = Sizes("Fashion-MNIST", latent=(1, 28, 28), image=(1, 28, 28), steps=5, seconds=4.0)
@@ -109,7 +109,7 @@ def _measure(
 def _coordinator(root: Path, config: Config, started: list[Any], workers: int) -> tuple[Any, tuple[Any, ...]]:
     folder = root / f"scaling-{workers}-{config.rollout.groups}"
     folder.mkdir()
-    conditions = build.conditions(config, load_model(config.teacher.model))
+    conditions = factory.conditions(config, load_model(config.teacher.model))
     (folder / CONDITIONS).write_text(conditions.to_json())
     writer = ray.remote(MetricsWriter).options(num_cpus=0).remote(str(folder), None, "benchmark", "scaling", None)
     weights = ray.remote(WeightStore).options(num_cpus=0).remote()

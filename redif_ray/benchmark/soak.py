@@ -15,10 +15,10 @@ from rich.console import Console
 from redif_ray.benchmark.cores import WORK
 from redif_ray.benchmark.part import Part, periods, recipe
 from redif_ray.benchmark.watch import watching
-from redif_ray.pipeline.distill import run_part
-from redif_ray.pipeline.interrupt import StopRequest
-from redif_ray.pipeline.rows import read_rows
-from redif_ray.pipeline.timeline import SPANS
+from redif_ray.interrupt import StopRequest
+from redif_ray.job.distill import run_part
+from redif_ray.runs.jsonl import read_rows
+from redif_ray.runs.timeline import SPANS
 
 LOOK_SECONDS = 1.0
 SETTLED = 0.3  # of the rounds, after which caches are full

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from redif_ray.benchmark.part import Part
 from redif_ray.errors import UserError
-from redif_ray.pipeline.interrupt import StopRequest
+from redif_ray.interrupt import StopRequest
 
 SHOWN = {
     "Estimate": "imports beside Ray's start, preflight, estimate", "start-up took": "workers, learner, calibration",

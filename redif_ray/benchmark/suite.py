@@ -17,7 +17,7 @@ from rich.console import Console
 
 from redif_ray.benchmark.part import Part
 from redif_ray.errors import UserError
-from redif_ray.pipeline.interrupt import Interrupted, StopRequest, stop_requests
+from redif_ray.interrupt import Interrupted, StopRequest, stop_requests
 
 Measure = Callable[[Path, StopRequest, Console], Part]
 

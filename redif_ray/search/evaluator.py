@@ -10,16 +10,16 @@ import numpy as np
 from ray.exceptions import ObjectLostError, RayError
 
 from redif_ray.config import Config
+from redif_ray.coordinator.pool import Pool
 from redif_ray.data.conditions import Conditions
 from redif_ray.diffusion.noise import Stream
 from redif_ray.diffusion.schedules import Times
-from redif_ray.pipeline.actors import TeacherRewardWorker
-from redif_ray.pipeline.faults import ATTEMPTS
-from redif_ray.pipeline.plan import RoundPlan
-from redif_ray.pipeline.pool import Pool
-from redif_ray.pipeline.samples import joined
+from redif_ray.faults import ATTEMPTS
+from redif_ray.learner.samples import joined
+from redif_ray.planning.rounds import RoundPlan
 from redif_ray.search.terms import Terms, score
 from redif_ray.types import Shard
+from redif_ray.workers.actors import TeacherRewardWorker
 
 SOON, LATER = (0, 0), (1, 0)
 

@@ -15,14 +15,14 @@ import numpy as np
 import ray
 import torch
 
+from redif_ray.data.schedule_file import Found, ScheduleFile, write_schedules
 from redif_ray.diffusion import schedules, solvers
 from redif_ray.diffusion.schedules import Times
 from redif_ray.evaluation import plots
 from redif_ray.evaluation.arm import evaluate_arm
 from redif_ray.evaluation.bootstrap import captions_of, difference, interval
 from redif_ray.evaluation.judge import Judge, Seen, judge_of_images, load_judge, needs_reference
-from redif_ray.pipeline.rows import append_rows, read_rows
-from redif_ray.pipeline.schedule_file import Found, ScheduleFile, write_schedules
+from redif_ray.runs.jsonl import append_rows, read_rows
 from redif_ray.search.report import report, table
 from redif_ray.search.terms import Terms
 from redif_ray.types import Condition

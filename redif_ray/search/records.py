@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from redif_ray.diffusion.schedules import Times
-from redif_ray.search.course import Trial
+from redif_ray.search.plan import Trial
 from redif_ray.trials import records
 
 

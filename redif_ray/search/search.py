@@ -17,28 +17,28 @@ import torch
 from ray import tune
 from rich.console import Console
 
+from redif_ray.cluster.connect import connect
+from redif_ray.cluster.placement import reserved
 from redif_ray.config import Config, ConfigError, Student
 from redif_ray.data.conditions import Conditions
 from redif_ray.diffusion import schedules
 from redif_ray.diffusion.schedules import Schedule, Times
 from redif_ray.errors import UserError
 from redif_ray.evaluation.judge import make_encoder
+from redif_ray.interrupt import Interrupted, StopRequest, stop_requests
+from redif_ray.job.preflight import preflight
+from redif_ray.job.session import all_ready, beside_driver, get, workers
 from redif_ray.models.protocol import DiffusionModel
 from redif_ray.models.registry import load_model
-from redif_ray.pipeline import build
-from redif_ray.pipeline.cluster import connect
-from redif_ray.pipeline.distill import absolute
-from redif_ray.pipeline.interrupt import Interrupted, StopRequest, stop_requests
-from redif_ray.pipeline.placement import reserved
-from redif_ray.pipeline.preflight import preflight
-from redif_ray.pipeline.run_folder import RunFolder
-from redif_ray.pipeline.session import all_ready, beside_driver, get, workers
-from redif_ray.pipeline.upload import refuse
+from redif_ray.planning import factory
+from redif_ray.planning.paths import absolute
+from redif_ray.runs.backup import refuse
+from redif_ray.runs.folder import RunFolder
 from redif_ray.search import gits
-from redif_ray.search.course import Course, Trial
 from redif_ray.search.evaluation import Evaluation
 from redif_ray.search.evaluator import Evaluator, SearchActor
 from redif_ray.search.finalists import Finalist, measure, write_results
+from redif_ray.search.plan import Course, Trial
 from redif_ray.search.records import Records
 from redif_ray.trials.journal import Journal
 from redif_ray.trials.names import SEARCH, TRIALS
@@ -122,7 +122,7 @@ def _search(
     config: Config, conditions: Conditions, folder: RunFolder, records: Records, stop: StopRequest, console: Console
 ) -> None:
     model = load_model(config.search.student or config.teacher.model)
-    model.parts_sha256(build.digests(config))  # once, before all workers ask for them
+    model.parts_sha256(factory.digests(config))  # once, before all workers ask for them
     with connect(config), evaluator(config, conditions, folder, stop) as actor:
         job = Job(config, folder, model, actor, stop, console, records)
         steps = config.search.steps or (config.student.steps,)

@@ -15,11 +15,12 @@ from redif_ray.diffusion import noise, schedules, solvers
 from redif_ray.diffusion.noise import Stream
 from redif_ray.diffusion.schedules import Times
 from redif_ray.evaluation.judge import make_encoder
-from redif_ray.pipeline import build, reward
+from redif_ray.planning import factory
 from redif_ray.rewards.base import RewardInputs
 from redif_ray.search import gits, gradient
 from redif_ray.search.terms import FEATURES, TARGETS
 from redif_ray.types import Meta, Shard, Work
+from redif_ray.workers import reward
 
 
 class SearchWorker(reward.TeacherRewardWorker):
@@ -29,7 +30,7 @@ class SearchWorker(reward.TeacherRewardWorker):
         super().__init__(name, config)
         self.model, student = self.teacher, config.search.student
         if student is not None:
-            self.model = build.model(config, student, self.device)
+            self.model = factory.model(config, student, self.device)
         frechet = config.search.frechet
         self.encoder = make_encoder(frechet.encoder, self.model.image_shape) if frechet.weight else None
 
@@ -60,7 +61,7 @@ class SearchWorker(reward.TeacherRewardWorker):
         """The cost matrix of GITS on the trajectories of a shard."""
         started = time.perf_counter()
         levels = gits.grid(self.model.process)
-        predict = build.predictor(self.model, self.model.encode(shard.conditions), self.guidance)
+        predict = factory.predictor(self.model, self.model.encode(shard.conditions), self.guidance)
         cost = gits.costs(predict, self._noise(self.model, shard), levels)
         calls = levels.steps * self.model.calls_per_step(self.guidance) * len(shard.groups)
         return Meta(shard, self.name, (Work("gits", time.perf_counter() - started, calls),)), cost
@@ -81,7 +82,7 @@ class SearchWorker(reward.TeacherRewardWorker):
             rows = order[place * d.batch : (place + 1) * d.batch]
             part = Shard(0, 0, "deploy", bank.stream, tuple(bank.groups[i] for i in rows),
                          tuple(bank.conditions[i] for i in rows))
-            predict = build.predictor(self.model, self.model.encode(part.conditions), self.guidance)
+            predict = factory.predictor(self.model, self.model.encode(part.conditions), self.guidance)
             images = self.model.decode(
                 solvers.sample(self.config.search.solver, predict, self._noise(self.model, part), schedule)
             )

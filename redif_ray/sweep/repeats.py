@@ -6,8 +6,8 @@ Seeds are none that chose it. Each of these runs is evaluated on held-out noises
 from __future__ import annotations
 
 from redif_ray.config import Config
-from redif_ray.pipeline.plan import Phases
-from redif_ray.sweep.course import Course, Run, Slot
+from redif_ray.planning.rounds import Phases
+from redif_ray.sweep.plan import Course, Run, Slot
 
 BEST, RECIPE = "best", "recipe"
 History = list[tuple[int, dict[str, object]]]  # (round, settings until then)

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from redif_ray.config import Config, ConfigError
-from redif_ray.pipeline.plan import Phases
-from redif_ray.sweep.course import Course, Run, Slot, Trial
+from redif_ray.planning.rounds import Phases
+from redif_ray.sweep.plan import Course, Run, Slot, Trial
 from redif_ray.sweep.space import configured, current
 from redif_ray.trials.samplers import propose
 from redif_ray.trials.space import Params, Space, inside

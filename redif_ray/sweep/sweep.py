@@ -16,18 +16,17 @@ import ray
 from ray import tune
 from rich.console import Console
 
+from redif_ray.cluster.connect import connect, needed
+from redif_ray.cluster.placement import bundles
 from redif_ray.config import Config, dump
 from redif_ray.errors import UserError
-from redif_ray.pipeline.cluster import connect, needed
-from redif_ray.pipeline.distill import absolute
-from redif_ray.pipeline.environment import handed_over
-from redif_ray.pipeline.interrupt import StopRequest, stop_requests
-from redif_ray.pipeline.placement import bundles
-from redif_ray.pipeline.preflight import preflight
-from redif_ray.pipeline.run_folder import RunFolder
-from redif_ray.pipeline.session import beside_driver
-from redif_ray.pipeline.upload import refuse
-from redif_ray.sweep.course import Course, Trial
+from redif_ray.interrupt import StopRequest, stop_requests
+from redif_ray.job.preflight import preflight
+from redif_ray.job.session import beside_driver
+from redif_ray.planning.paths import absolute
+from redif_ray.runs.backup import refuse
+from redif_ray.runs.folder import RunFolder
+from redif_ray.sweep.plan import Course, Trial
 from redif_ray.sweep.population import Population
 from redif_ray.sweep.repeats import Repeats
 from redif_ray.sweep.report import write_results
@@ -38,6 +37,7 @@ from redif_ray.trials.journal import Journal
 from redif_ray.trials.names import SWEEP, TRIALS
 from redif_ray.trials.records import Records
 from redif_ray.trials.tuning import TRIAL, run_trials
+from redif_ray.workers.runtime_env import handed_over
 
 RUNS, REPEATS = "trials", "repeats.jsonl"
 RETRIES = 3  # of a trial whose process is lost; its run goes on from its checkpoint

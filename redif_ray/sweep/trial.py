@@ -20,12 +20,12 @@ from rich.console import Console
 
 from redif_ray.config import Config
 from redif_ray.errors import UserError
-from redif_ray.pipeline.distill import run_part
-from redif_ray.pipeline.fork import fork
-from redif_ray.pipeline.interrupt import Interrupted, StopRequest
-from redif_ray.pipeline.rows import read_rows
-from redif_ray.pipeline.run_folder import RunFinished
-from redif_ray.sweep.course import Run
+from redif_ray.interrupt import Interrupted, StopRequest
+from redif_ray.job.distill import run_part
+from redif_ray.runs.folder import RunFinished
+from redif_ray.runs.fork import fork
+from redif_ray.runs.jsonl import read_rows
+from redif_ray.sweep.plan import Run
 from redif_ray.sweep.space import configured
 
 POLL_SECONDS = 0.5

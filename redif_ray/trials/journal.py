@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from redif_ray.pipeline.rows import append_rows, read_rows
-from redif_ray.trials.course import Course
+from redif_ray.runs.jsonl import append_rows, read_rows
+from redif_ray.trials.plan import Course
 
 
 class Journal:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Self
 
 from redif_ray.config import Config
-from redif_ray.pipeline.run_folder import RunFolder
+from redif_ray.runs.folder import RunFolder
 from redif_ray.tracking import Tracker, flatten
 
 

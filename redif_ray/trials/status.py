@@ -14,9 +14,9 @@ from rich.table import Table
 from rich.text import Text
 
 from redif_ray.config import Config
-from redif_ray.pipeline import status as run
-from redif_ray.pipeline.rows import read_rows
-from redif_ray.pipeline.run_folder import stored_config
+from redif_ray.runs import status as run
+from redif_ray.runs.folder import stored_config
+from redif_ray.runs.jsonl import read_rows
 from redif_ray.trials.names import SEARCH, SWEEP, TRIALS
 
 FOLLOW_SECONDS = 3.0

@@ -18,7 +18,7 @@ from ray import tune
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from redif_ray.pipeline.interrupt import StopRequest
+from redif_ray.interrupt import StopRequest
 from redif_ray.trials.journal import Journal
 
 # A trial only waits for workers, but Tune places none that asks for nothing: a byte is what workers leave on any node.

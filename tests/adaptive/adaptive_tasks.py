@@ -13,7 +13,7 @@ from redif_ray.adaptive.episodes import Task
 from redif_ray.diffusion import noise, schedules, solvers
 from redif_ray.diffusion.noise import Stream
 from redif_ray.models.registry import load_model
-from redif_ray.pipeline.build import predictor
+from redif_ray.planning.factory import predictor
 
 
 def minus_mse(images: torch.Tensor, teacher: torch.Tensor, _: list[Any]) -> torch.Tensor:

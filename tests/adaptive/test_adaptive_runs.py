@@ -7,7 +7,7 @@ import pytest
 
 from redif_ray.adaptive.job import adapt
 from redif_ray.config import Config, ConfigError, load
-from redif_ray.pipeline.interrupt import Interrupted, StopRequest
+from redif_ray.interrupt import Interrupted, StopRequest
 
 pytestmark = [pytest.mark.cluster, pytest.mark.long]
 SMALL = [

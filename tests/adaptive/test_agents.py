@@ -19,7 +19,7 @@ from redif_ray.adaptive.report import Front, compared, report, verdict, write_re
 from redif_ray.adaptive.tasks import Goal
 from redif_ray.config import Config, ConfigError, load
 from redif_ray.diffusion import noise, schedules, solvers
-from redif_ray.pipeline.build import predictor
+from redif_ray.planning.factory import predictor
 
 
 def searching(*overrides: str) -> Config:

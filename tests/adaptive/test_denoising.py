@@ -11,7 +11,7 @@ from redif_ray.diffusion.schedules import Schedule
 from redif_ray.diffusion.solvers import Predict
 from redif_ray.diffusion.transition import Prediction
 from redif_ray.models.registry import load_model
-from redif_ray.pipeline.build import predictor
+from redif_ray.planning.factory import predictor
 
 BETAS = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
 PROCESSES: list[NoiseProcess] = [

@@ -14,7 +14,7 @@ from redif_ray.adaptive.episodes import Lanes, Task
 from redif_ray.adaptive.observation import LOGIT
 from redif_ray.adaptive.policy import Policy, static_table
 from redif_ray.diffusion import noise, schedules, solvers
-from redif_ray.pipeline.build import predictor
+from redif_ray.planning.factory import predictor
 
 
 @pytest.fixture(scope="module")

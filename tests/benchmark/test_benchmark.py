@@ -20,7 +20,7 @@ from redif_ray.benchmark.simulated import Sizes
 from redif_ray.benchmark.soak import KINDS, soak
 from redif_ray.benchmark.suite import Suite
 from redif_ray.errors import UserError
-from redif_ray.pipeline.interrupt import StopRequest
+from redif_ray.interrupt import StopRequest
 
 QUIET = Console(file=io.StringIO())
 

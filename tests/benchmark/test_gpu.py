@@ -11,7 +11,7 @@ from rich.console import Console
 
 from redif_ray.benchmark.gpu import Case, networks
 from redif_ray.benchmark.random_pipelines import SD15, SDXL, TOKENS, Architecture
-from redif_ray.pipeline.interrupt import StopRequest
+from redif_ray.interrupt import StopRequest
 
 TEXT = {"vocab_size": len(TOKENS), "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2,
         "num_attention_heads": 2}  # fmt: skip

@@ -17,6 +17,8 @@ from redif_ray.checkpoint import load_checkpoint, save_checkpoint
 from redif_ray.config import Anchor, Learner, Lora, Regulariser
 from redif_ray.diffusion.levels import Level
 from redif_ray.diffusion.transition import Prediction
+from redif_ray.learner.ranks import Ranks
+from redif_ray.learner.train_state import load_trained, trained
 from redif_ray.learning.batch import RoundBatch
 from redif_ray.learning.ema import ExponentialAverage
 from redif_ray.learning.update import Updater
@@ -31,8 +33,6 @@ from redif_ray.models.student import (
     trainable,
     with_weights,
 )
-from redif_ray.pipeline.ranks import Ranks
-from redif_ray.pipeline.state import load_trained, trained
 
 CASES = {"full": Lora(), "adapters": Lora(rank=2, targets=("to_q", "to_k"))}
 HELD = (torch.tensor([0, 1, 6, 7, 4, 3]), torch.tensor([2, 5]))  # rows of each rank: one has thrice the other's

@@ -7,8 +7,8 @@ import pytest
 from smoke_runs import plain_weights, smoke
 
 from redif_ray.config import Config
-from redif_ray.pipeline.distill import distill
-from redif_ray.pipeline.run_folder import RunFolder
+from redif_ray.job.distill import distill
+from redif_ray.runs.folder import RunFolder
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from pathlib import Path
 import ray
 from smoke_runs import smoke, train
 
-from redif_ray.pipeline.cluster import ENVIRONMENT
-from redif_ray.pipeline.distill import distill
+from redif_ray.cluster.connect import ENVIRONMENT
+from redif_ray.job.distill import distill
 
 NAME, TESTS = "elsewhere", str(Path(__file__).parents[1])
 
@@ -22,9 +22,9 @@ def compute_there() -> None:
     sys.path.insert(0, TESTS)
     import second_device
 
-    from redif_ray.pipeline import build
+    from redif_ray.planning import factory
 
-    build.device = lambda gpus: second_device.NAME
+    factory.device = lambda gpus: second_device.NAME
 
 
 def main(root: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import several_nodes
 from smoke_runs import rounds, smoke
 
-from redif_ray.pipeline.rows import read_rows
+from redif_ray.runs.jsonl import read_rows
 
 NAME, LATE = "grown", {"rollout-1", "reward-1"}
 GROWN = (

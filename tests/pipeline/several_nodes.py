@@ -11,15 +11,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from redif_ray.pipeline import cluster  # before Ray: the environment that it reads
+from redif_ray.cluster import connect  # before Ray: the environment that it reads
 
 import ray  # isort: skip
 from ray.cluster_utils import Cluster  # isort: skip
 from rich.console import Console
 
 from redif_ray.config import Config
-from redif_ray.pipeline.distill import run_part
-from redif_ray.pipeline.interrupt import StopRequest
+from redif_ray.interrupt import StopRequest
+from redif_ray.job.distill import run_part
 
 
 @contextmanager
@@ -33,7 +33,7 @@ def head(**about: Any) -> Iterator[Cluster]:
         "object_store_memory": 200 * 10**6,
     })  # fmt: skip
     ray.init(address=nodes.address, log_to_driver=False, logging_level="ERROR",
-             runtime_env={"env_vars": cluster.ENVIRONMENT})
+             runtime_env={"env_vars": connect.ENVIRONMENT})
     yield nodes
     ray.shutdown()
     nodes.shutdown()

@@ -10,15 +10,15 @@ from typing import Any
 
 from rich.console import Console
 
-from redif_ray.benchmark.plain_loop import PlainLoop
 from redif_ray.checkpoint import load_checkpoint, weights_sha256
 from redif_ray.config import Config, load
 from redif_ray.evaluation.summary import Summary
+from redif_ray.interrupt import stop_requests
+from redif_ray.job.distill import run_part
+from redif_ray.loop import PlainLoop
 from redif_ray.models.registry import load_model
 from redif_ray.models.student import get_weights, make_student
-from redif_ray.pipeline.distill import run_part
-from redif_ray.pipeline.interrupt import stop_requests
-from redif_ray.pipeline.rows import read_rows
+from redif_ray.runs.jsonl import read_rows
 
 
 def smoke(root: Path, name: str, *overrides: str) -> Config:

@@ -11,11 +11,11 @@ from buckets import SCHEMES, Bucket
 from uploads import CONSOLE, checkpoint, configured
 
 from redif_ray.config import Config
-from redif_ray.pipeline import remote as remotes
-from redif_ray.pipeline import uploader
-from redif_ray.pipeline.remote import Remote, UploadError
-from redif_ray.pipeline.run_folder import RunFolder
-from redif_ray.pipeline.upload import prepare, uploading
+from redif_ray.runs import backup_store as remotes
+from redif_ray.runs import backup_thread
+from redif_ray.runs.backup import prepare, uploading
+from redif_ray.runs.backup_store import Remote, UploadError
+from redif_ray.runs.folder import RunFolder
 
 
 @pytest.fixture(params=SCHEMES)
@@ -72,7 +72,7 @@ def test_a_store_that_does_not_answer(bucket: Bucket, tmp_path: Path, monkeypatc
 def test_a_store_that_goes_and_comes_back(
     bucket: Bucket, config: Config, run: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(uploader, "AGAIN_SECONDS", (0.1,))
+    monkeypatch.setattr(backup_thread, "AGAIN_SECONDS", (0.1,))
     monkeypatch.setattr(remotes, "GS_RETRY_SECONDS", 1)
     remote, _ = prepare(config, resume=False, console=CONSOLE)
     with uploading(config, run, remote, CONSOLE) as own:

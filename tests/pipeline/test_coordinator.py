@@ -15,9 +15,9 @@ from ray import cloudpickle
 from ray.exceptions import ObjectLostError, OwnerDiedError, RayError, RayTaskError
 
 from redif_ray.config import load
+from redif_ray.coordinator.coordinator import Coordinator
 from redif_ray.data.conditions import CONDITIONS, Conditions
-from redif_ray.pipeline.coordinator import Coordinator
-from redif_ray.pipeline.faults import ATTEMPTS, Fetched, RoundData, Stopping, fetched
+from redif_ray.faults import ATTEMPTS, Fetched, RoundData, Stopping, fetched
 from redif_ray.types import Meta, Shard
 
 ids = count()
@@ -216,7 +216,7 @@ def test_who_came_later_works_and_leaves_where_a_lost_learner_finds_no_room(
         await found.round_for(1, 0, 1)
         await found.learner_lost()
         assert await found.grown(later) is None  # it may be back in a moment
-        monkeypatch.setattr("redif_ray.pipeline.coordinator.PATIENCE_SECONDS", 0.0)
+        monkeypatch.setattr("redif_ray.coordinator.coordinator.PATIENCE_SECONDS", 0.0)
         await found.round_for(1, 1, 2)  # of a rank that does not know yet
         assert await found.grown(later) is False
         await found.begun_with()

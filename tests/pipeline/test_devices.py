@@ -25,20 +25,20 @@ from redif_ray.adaptive.observation import size
 from redif_ray.adaptive.policy import Policy, static_table
 from redif_ray.adaptive.tasks import Goal
 from redif_ray.adaptive.worker import AdaptiveWorker
-from redif_ray.benchmark.plain_loop import PlainLoop
 from redif_ray.config import Config, load
 from redif_ray.diffusion.noise import Stream
 from redif_ray.diffusion.schedules import Times
 from redif_ray.evaluation.judge import judge_of_images, load_judge, networks_of
+from redif_ray.learner.learned_reward import LearnedReward
+from redif_ray.learner.train_state import load_trained, trained
 from redif_ray.learning.ema import ExponentialAverage
+from redif_ray.loop import PlainLoop
 from redif_ray.models.registry import load_model
 from redif_ray.models.student import get_weights, trainable
-from redif_ray.pipeline import build
-from redif_ray.pipeline.learned import LearnedReward
-from redif_ray.pipeline.reward import TeacherRewardWorker
-from redif_ray.pipeline.state import load_trained, trained
+from redif_ray.planning import factory
 from redif_ray.rewards.base import RewardInputs
 from redif_ray.types import Shard
+from redif_ray.workers.reward import TeacherRewardWorker
 
 SHORT = ("learner.rounds=2", "rollout.groups=2", "warm_start.groups=2")
 GPUS = tuple(f"{role}.gpus=1" for role in ("rollout", "reward", "learner"))
@@ -47,7 +47,7 @@ GPUS = tuple(f"{role}.gpus=1" for role in ("rollout", "reward", "learner"))
 @pytest.fixture(params=second_device.DEVICES)
 def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Where a role computes that asks for GPUs."""
-    monkeypatch.setattr(build, "device", lambda gpus: request.param if gpus else "cpu")
+    monkeypatch.setattr(factory, "device", lambda gpus: request.param if gpus else "cpu")
     return str(request.param)
 
 
@@ -179,7 +179,7 @@ def test_reward_terms(recipe: str, terms: str, device: str) -> None:
     for where in ("cpu", device):
         student, teacher = (torch.from_numpy(images(3, model.image_shape, s)).to(where) for s in (0, 1))
         inputs = RewardInputs(student.requires_grad_(), teacher, conditions)
-        found[where] = build.rewards(config, model, where)(inputs)
+        found[where] = factory.rewards(config, model, where)(inputs)
     for term, value in found[device].items():
         assert value.device.type == device
         torch.testing.assert_close(value.detach().cpu(), found["cpu"][term].detach(), rtol=1e-4, atol=1e-5)
@@ -212,7 +212,7 @@ def test_the_eyes_of_the_judge(recipe: str, judge: str, device: str, tmp_path: P
 def test_the_learned_reward(device: str, tmp_path: Path) -> None:
     """At a reward worker, at the learner, and back to the worker."""
     config = smoke(tmp_path, "learned", "reward.terms={mse: {}, discriminator: {}}", "learner.anchor.weight=0", *GPUS)
-    term = build.learned_reward(config, load_model("fashion-mnist"), device)
+    term = factory.learned_reward(config, load_model("fashion-mnist"), device)
     assert term is not None
     learned = LearnedReward(config, term, None)
     before = {name: value.cpu() for name, value in learned.weights().items()}
@@ -266,5 +266,5 @@ def test_a_whole_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     folder = tmp_path / device_run.NAME
     assert summary(folder)["arms"]["student"]["nfe"] == 2
     assert last_weights(folder) != plain_weights(smoke(tmp_path, "cpu"))
-    monkeypatch.setattr(build, "device", lambda gpus: second_device.NAME)
+    monkeypatch.setattr(factory, "device", lambda gpus: second_device.NAME)
     assert last_weights(folder) == plain_weights(smoke(tmp_path, "plain"))

@@ -20,12 +20,12 @@ from test_kills import DEADLINE, actors, kill_in_mid_round, wait_for
 
 from redif_ray.checkpoint import weights_sha256
 from redif_ray.config import ConfigError
-from redif_ray.pipeline.direct import Offer, ReadError, read
-from redif_ray.pipeline.distill import distill
-from redif_ray.pipeline.faults import RESTARTABLE
-from redif_ray.pipeline.preflight import preflight
-from redif_ray.pipeline.weight_store import StaleWeightsError, WeightStore
-from redif_ray.pipeline.weights import Publisher, _read, fetch
+from redif_ray.faults import RESTARTABLE
+from redif_ray.job.distill import distill
+from redif_ray.job.preflight import preflight
+from redif_ray.weights.direct import Offer, ReadError, read
+from redif_ray.weights.publisher import Publisher, _read, fetch
+from redif_ray.weights.store import StaleWeightsError, WeightStore
 
 try:
     from nixl import _api as _  # noqa: F401

@@ -9,7 +9,7 @@ import pytest
 from smoke_runs import initial_sha256, last_weights, summary
 
 from redif_ray.config import load
-from redif_ray.pipeline.distill import distill
+from redif_ray.job.distill import distill
 
 pytestmark = [pytest.mark.cluster, pytest.mark.long, pytest.mark.usefixtures("cluster")]
 

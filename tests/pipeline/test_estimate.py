@@ -13,7 +13,7 @@ from redif_ray.evaluation.compute import update_factor
 from redif_ray.models.folder import without_weights
 from redif_ray.models.registry import load_model
 from redif_ray.models.student import make_student, trainable, trained_numbers
-from redif_ray.pipeline.estimate import GPU_FLOPS, estimate
+from redif_ray.planning.cost import GPU_FLOPS, estimate
 
 CLASSES = Conditions(tuple(range(10)), tuple(range(10)))
 

@@ -21,10 +21,10 @@ from redif_ray.checkpoint import load_checkpoint, unpack
 from redif_ray.config import Config
 from redif_ray.data.conditions import share
 from redif_ray.diffusion import schedules, solvers
+from redif_ray.job.distill import distill
 from redif_ray.models.protocol import DiffusionModel
 from redif_ray.models.registry import load_model
 from redif_ray.models.student import make_student, set_weights
-from redif_ray.pipeline.distill import distill
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("cluster")]
 

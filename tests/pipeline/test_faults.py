@@ -19,15 +19,15 @@ from ray.exceptions import OwnerDiedError
 from test_coordinator import Worker, coordinator
 
 from redif_ray.config import load
+from redif_ray.coordinator.client import ask
+from redif_ray.coordinator.coordinator import Coordinator
+from redif_ray.coordinator.pool import Pool
 from redif_ray.data.conditions import CONDITIONS, Conditions
 from redif_ray.diffusion.noise import Stream
-from redif_ray.pipeline.ask import ask
-from redif_ray.pipeline.coordinator import Coordinator
-from redif_ray.pipeline.faults import RESTARTABLE
-from redif_ray.pipeline.pool import Pool
-from redif_ray.pipeline.weight_store import WeightStore
-from redif_ray.pipeline.weights import Publisher, fetch
+from redif_ray.faults import RESTARTABLE
 from redif_ray.types import Meta, Shard
+from redif_ray.weights.publisher import Publisher, fetch
+from redif_ray.weights.store import WeightStore
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("cluster")]
 DEADLINE = 60

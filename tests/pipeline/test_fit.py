@@ -13,11 +13,12 @@ from tiny_models import write_dit, write_unet
 from tiny_pipelines import write_edm, write_sd, write_sd3, write_sdxl
 
 from redif_ray.config import Config, load
+from redif_ray.job import requirements
 from redif_ray.models.discriminator import Discriminator
 from redif_ray.models.registry import load_model
 from redif_ray.models.student import make_student, trainable
-from redif_ray.pipeline import fit, footprint
-from redif_ray.pipeline.footprint import Footprint, Footprints, footprints
+from redif_ray.planning import memory
+from redif_ray.planning.memory import Footprint, Footprints, footprints
 
 FAMILIES: dict[str, Callable[[Path], Path]] = {
     "dit": write_dit, "unet": write_unet, "edm": write_edm, "sd": write_sd, "sdxl": write_sdxl, "sd3": write_sd3,
@@ -112,7 +113,7 @@ def test_gradients_are_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """They are part of `training`, so they are there before activations are counted."""
     seen: list[bool] = []
     monkeypatch.setattr(
-        footprint, "_train",
+        memory, "_train",
         lambda student, _: seen.extend(p.grad is not None for p in trainable(student).values()),
     )  # fmt: skip
     footprints(config("fashion-mnist"))
@@ -131,13 +132,13 @@ def test_the_peak_is_of_what_lives_at_once() -> None:
         del second
         torch.cat([third] * 150)
 
-    assert footprint._peak_mb(call) == pytest.approx(0.008)
+    assert memory._peak_mb(call) == pytest.approx(0.008)
 
 
 def test_attention_holds_no_matrix_of_weights() -> None:
     query = torch.empty(1, 2, 1000, 8, device="meta", requires_grad=True)
     attend = torch.nn.functional.scaled_dot_product_attention
-    peak = footprint._peak_mb(lambda: torch.nn.functional.scaled_dot_product_attention(query, query, query))
+    peak = memory._peak_mb(lambda: torch.nn.functional.scaled_dot_product_attention(query, query, query))
     assert peak < 2 * 1000 * 1000 * 4 / 1e6 / 10
     assert torch.nn.functional.scaled_dot_product_attention is attend
 
@@ -158,20 +159,20 @@ ROLES = {"rollout": Footprint(100, 0, 50), "reward": Footprint(300, 0, 100), "le
 )
 def test_the_fullest_gpu(overrides: list[str], together: list[str]) -> None:
     """Each worker brings its process's share of CUDA along."""
-    found = fit.fullest_gpu_mb(config("fashion-mnist", *overrides), ROLES)
-    assert found == pytest.approx(sum(ROLES[role].total + footprint.OVERHEAD_MB for role in together))
+    found = requirements.fullest_gpu_mb(config("fashion-mnist", *overrides), ROLES)
+    assert found == pytest.approx(sum(ROLES[role].total + memory.OVERHEAD_MB for role in together))
 
 
 def test_those_that_take_turns_are_not_added_up() -> None:
     shares = ["rollout.gpus=0.25", "reward.gpus=0.25", "learner.gpus=0.5"]
-    every = sum(one.total for one in ROLES.values()) + 3 * footprint.OVERHEAD_MB
+    every = sum(one.total for one in ROLES.values()) + 3 * memory.OVERHEAD_MB
     beside, turns = (config("fashion-mnist", *shares, f"pipeline.offload={offload}") for offload in ("false", "true"))
-    assert fit.fullest_gpu_mb(beside, ROLES) == pytest.approx(every)
+    assert requirements.fullest_gpu_mb(beside, ROLES) == pytest.approx(every)
     others = ROLES["rollout"].total + ROLES["reward"].total
-    assert fit.fullest_gpu_mb(turns, ROLES) == pytest.approx(every - others)
+    assert requirements.fullest_gpu_mb(turns, ROLES) == pytest.approx(every - others)
     kept = sum(one.weights + one.training for one in ROLES.values())
     found = Footprints(ROLES, 10**6, 10**6, 1000)
-    assert fit.main_memory_mb(turns, found) - fit.main_memory_mb(beside, found) == pytest.approx(kept)
+    assert requirements.main_memory_mb(turns, found) - requirements.main_memory_mb(beside, found) == pytest.approx(kept)
 
 
 @pytest.mark.parametrize(("uri", "copies"), [("off", 1), ("http://127.0.0.1:5000", 2)])
@@ -179,28 +180,28 @@ def test_the_disk_of_an_export(tmp_path: Path, uri: str, copies: int) -> None:
     """What is copied of the teacher's folder and the network in float32, once more for MLflow; nothing else of it."""
     teacher = write_sd(tmp_path / "m", dtype=torch.float16)
     tracked, found = config(teacher, f"tracking.uri={uri}"), Footprints(ROLES, 10**6, 10**6, 1000)
-    before = fit.disk_mb(tracked, found)
+    before = requirements.disk_mb(tracked, found)
     (teacher / "checkpoint.safetensors").write_bytes(bytes(10**6))
     (teacher / "vae" / "old.bin").write_bytes(bytes(10**6))
     (teacher / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(bytes(10**6))
-    assert fit.disk_mb(tracked, found) == before
+    assert requirements.disk_mb(tracked, found) == before
     (teacher / "vae" / "more.safetensors").write_bytes(bytes(10**6))
-    assert fit.disk_mb(tracked, found) - before == pytest.approx(copies)
-    assert fit.disk_mb(tracked, replace(found, network=2 * 10**6)) - before == pytest.approx(5 * copies)
+    assert requirements.disk_mb(tracked, found) - before == pytest.approx(copies)
+    assert requirements.disk_mb(tracked, replace(found, network=2 * 10**6)) - before == pytest.approx(5 * copies)
 
 
 def test_what_is_too_little_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     found = Footprints(ROLES | {"rollout": replace(ROLES["rollout"], weights=1e9)}, 10**6, 10**6, 1000)
-    few = {need.what: need for need in fit.needs(config("fashion-mnist"), found)}
+    few = {need.what: need for need in requirements.needs(config("fashion-mnist"), found)}
     assert not few["main memory"].met and few["disk"].met and few["CPUs"].met and "GPUs" not in few
-    gpus = {need.what: need for need in fit.needs(config("fashion-mnist", "rollout.gpus=64"), found)}
+    gpus = {need.what: need for need in requirements.needs(config("fashion-mnist", "rollout.gpus=64"), found)}
     assert not gpus["GPUs"].met and gpus["GPUs"].needed == 64 and gpus["main memory"].met
 
 
 def test_the_demo_by_measurement() -> None:
     """Five workers and five other processes: 5.6 GB at their peak, as `make demo` was measured."""
     demo: Config = load("fashion_mnist")
-    assert 4500 < fit.main_memory_mb(demo, footprints(demo)) < 6500
+    assert 4500 < requirements.main_memory_mb(demo, footprints(demo)) < 6500
 
 
 def test_a_learned_reward_is_counted() -> None:
@@ -237,4 +238,4 @@ def test_a_rank_of_a_sharded_learner_needs_its_share(tmp_path: Path) -> None:
 def test_blocks_are_gathered_two_at_a_time(tmp_path: Path) -> None:
     student = make_student(load_model(write_sd(tmp_path / "m")), config("fashion-mnist").student.lora)
     everything = 2 * sum(p.numel() for p in student.network.parameters()) * 4
-    assert everything / 5 < footprint._gathered(student) < everything * 0.9
+    assert everything / 5 < memory._gathered(student) < everything * 0.9

@@ -11,7 +11,7 @@ import ray
 import requests
 from smoke_runs import smoke
 
-from redif_ray.pipeline.distill import distill
+from redif_ray.job.distill import distill
 from redif_ray.rewards.base import RewardError
 
 NAMES = {

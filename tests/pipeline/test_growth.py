@@ -10,8 +10,8 @@ import pytest
 import ray
 from ray.exceptions import ActorUnavailableError, RayTaskError
 
-from redif_ray.pipeline.growth import Growth
-from redif_ray.pipeline.run_folder import RunError
+from redif_ray.cluster.elastic import Growth
+from redif_ray.runs.folder import RunError
 
 
 @dataclass(eq=False)

@@ -11,7 +11,7 @@ import pytest
 from smoke_runs import last_checkpoint, last_weights, plain_weights, rounds, smoke, start, train
 
 from redif_ray.checkpoint import load_checkpoint
-from redif_ray.pipeline.rows import read_rows
+from redif_ray.runs.jsonl import read_rows
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("cluster")]
 DEADLINE = 180

@@ -14,8 +14,8 @@ import psutil
 import pytest
 from smoke_runs import last_weights, plain_weights, rounds, smoke, start, summary
 
-from redif_ray.pipeline.distill import distill
-from redif_ray.pipeline.rows import read_rows
+from redif_ray.job.distill import distill
+from redif_ray.runs.jsonl import read_rows
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("cluster")]
 DEADLINE = 300

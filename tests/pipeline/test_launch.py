@@ -15,16 +15,16 @@ from smoke_runs import start
 pytestmark = pytest.mark.cluster
 DEADLINE = 120
 RAY = "with started(load('smoke')): pass"
-JOB = "import redif_ray.pipeline.distill"
+JOB = "import redif_ray.job.distill"
 
 
 def imports(code: str) -> set[str]:
     """What is imported by `code`, run where the command line is after it has read its configuration."""
     script = f"""
 import sys
-import redif_ray.pipeline.launch
+import redif_ray.job.launch
 from redif_ray.config import load
-from redif_ray.pipeline.cluster import started
+from redif_ray.cluster.connect import started
 before = {{*sys.modules}}
 {code}
 print(*({{*sys.modules}} - before))

@@ -14,12 +14,13 @@ from torch import Tensor
 from redif_ray.checkpoint import weights_sha256
 from redif_ray.config import Config, load
 from redif_ray.diffusion.noise import Stream
+from redif_ray.learner.learned_reward import LearnedReward
 from redif_ray.models.registry import load_model
-from redif_ray.pipeline import build, reward
-from redif_ray.pipeline.learned import LearnedReward
-from redif_ray.pipeline.reward import TeacherRewardWorker
-from redif_ray.pipeline.weight_store import StaleWeightsError
+from redif_ray.planning import factory
 from redif_ray.types import Meta, Scored, Shard, Trajectories
+from redif_ray.weights.store import StaleWeightsError
+from redif_ray.workers import reward
+from redif_ray.workers.reward import TeacherRewardWorker
 
 OPTIONS = "{lr: 1.0e-2, width: 4, conditional: true}"
 
@@ -30,7 +31,7 @@ def config(*overrides: str) -> Config:
 
 
 def learned(config: Config) -> LearnedReward:
-    term = build.learned_reward(config, load_model("fashion-mnist"), "cpu")
+    term = factory.learned_reward(config, load_model("fashion-mnist"), "cpu")
     assert term is not None
     return LearnedReward(config, term, None)
 

@@ -13,9 +13,9 @@ from test_families import resumed
 
 from redif_ray.checkpoint import load_checkpoint
 from redif_ray.config import Config
-from redif_ray.pipeline.afterwards import evaluate
-from redif_ray.pipeline.distill import distill
-from redif_ray.pipeline.rows import read_rows
+from redif_ray.job.distill import distill
+from redif_ray.job.export import evaluate
+from redif_ray.runs.jsonl import read_rows
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("cluster")]
 TERMS = "reward.terms={mse: {normalise: std}, discriminator: {normalise: std, options: {lr: 1.0e-2, width: 4}}}"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from smoke_runs import last_weights, plain_weights, smoke, summary
 
-from redif_ray.pipeline.rows import read_rows
+from redif_ray.runs.jsonl import read_rows
 
 pytestmark = [pytest.mark.cluster, pytest.mark.long]
 

@@ -13,7 +13,7 @@ import pytest
 from machines import Machine, machines, possible
 from smoke_runs import last_weights, plain_weights, rounds, smoke, train
 
-from redif_ray.pipeline.rows import read_rows
+from redif_ray.runs.jsonl import read_rows
 
 pytestmark = [
     pytest.mark.cluster,

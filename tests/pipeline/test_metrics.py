@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from mlflow import MlflowClient
 
-from redif_ray.pipeline.metrics import MetricsWriter
-from redif_ray.pipeline.rows import read_rows
+from redif_ray.job.metrics_writer import MetricsWriter
+from redif_ray.runs.jsonl import read_rows
 from redif_ray.tracking import Tracker
 
 

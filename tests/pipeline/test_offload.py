@@ -18,17 +18,18 @@ from torch.nn import Module
 from redif_ray.adaptive.worker import AdaptiveActor
 from redif_ray.checkpoint import weights_sha256
 from redif_ray.config import Config, Lora, load
+from redif_ray.coordinator.pool import Pool
 from redif_ray.diffusion.noise import Stream
+from redif_ray.job.distill import distill
 from redif_ray.learning.ema import ExponentialAverage
 from redif_ray.models.registry import load_model
 from redif_ray.models.student import get_weights, make_student, trainable
-from redif_ray.pipeline import actors, build
-from redif_ray.pipeline.distill import distill
-from redif_ray.pipeline.offload import Belonging, Offload, move
-from redif_ray.pipeline.pool import Pool
-from redif_ray.pipeline.rows import read_rows
+from redif_ray.planning import factory
+from redif_ray.runs.jsonl import read_rows
 from redif_ray.search.evaluator import SearchActor
 from redif_ray.types import Shard
+from redif_ray.workers import actors
+from redif_ray.workers.offload import Belonging, Offload, move
 
 
 def trained(rank: int, device: str = "cpu") -> tuple[list[Module], torch.optim.Optimizer, ExponentialAverage]:
@@ -81,11 +82,11 @@ def test_all_comes_back_to_a_device_as_it_was(rank: int, device: str) -> None:
 def test_the_networks_of_all_terms_are_found_once() -> None:
     emoji = load("emoji_4step", ["reward.terms.discriminator={normalise: std}"])
     teacher = load_model("emoji")
-    rewards = build.rewards(emoji, teacher, "cpu")
+    rewards = factory.rewards(emoji, teacher, "cpu")
     found = [type(network).__name__ for network in rewards.networks()]
     assert sorted(found) == ["CLIPTextModelWithProjection", "CLIPVisionModelWithProjection", "Discriminator"]
     fashion = load("fashion_mnist", ["reward.terms={feature_cosine: {}, classifier: {}, mse: {}}"])
-    assert {type(n).__name__ for n in build.rewards(fashion, load_model("fashion-mnist"), "cpu").networks()} == {
+    assert {type(n).__name__ for n in factory.rewards(fashion, load_model("fashion-mnist"), "cpu").networks()} == {
         "Classifier"
     }
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from tiny_pipelines import write_sd, write_sd3
 
-from redif_ray.benchmark.plain_loop import PlainLoop
 from redif_ray.config import Config, load
-from redif_ray.pipeline import build
-from redif_ray.pipeline.accounting import Accounts
-from redif_ray.pipeline.reward import TeacherRewardWorker
+from redif_ray.learner.compute import Accounts
+from redif_ray.loop import PlainLoop
+from redif_ray.planning import factory
+from redif_ray.workers.reward import TeacherRewardWorker
 
 ENCODERS = {"text_encoder", "text_encoder_2", "text_encoder_3"}
 
@@ -70,7 +70,7 @@ def test_captions_are_encoded_where_the_images_are_known(
 
     caplog.set_level(logging.WARNING, logger="redif_ray.models.text")
     caplog.clear()
-    lonely = build.teacher(config(tmp_path, f"teacher.store={tmp_path / 'elsewhere'}"), "cpu")
+    lonely = factory.teacher(config(tmp_path, f"teacher.store={tmp_path / 'elsewhere'}"), "cpu")
     found, expected = lonely.encode(shard.conditions), loop.rollout.student.encode(shard.conditions)
     lonely.encode(["another"])
     assert all(torch.equal(found[name], value) for name, value in expected.items())

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from redif_ray.config import load
-from redif_ray.pipeline.distill import absolute
+from redif_ray.planning.paths import absolute
 
 
 def test_relative_paths_become_absolute_and_names_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

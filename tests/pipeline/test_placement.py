@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 import ray
 
+from redif_ray.cluster import connect, placement
 from redif_ray.config import Config, ConfigError, load
-from redif_ray.pipeline import cluster, fit, placement
-from redif_ray.pipeline.afterwards import evaluated
-from redif_ray.pipeline.footprint import Footprint, Footprints
-from redif_ray.pipeline.interrupt import Interrupted, StopRequest
+from redif_ray.interrupt import Interrupted, StopRequest
+from redif_ray.job import requirements
+from redif_ray.job.export import evaluated
+from redif_ray.planning.memory import Footprint, Footprints
 
 PLACED = (
     "ray.address=auto", "rollout.workers=4", "rollout.gpus=0.5", "rollout.resources={rollout: 1, spot: 0.5}",
@@ -40,17 +41,17 @@ def up(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     have = dict(ENOUGH)
     monkeypatch.setattr(ray, "cluster_resources", lambda: have)
     monkeypatch.setattr(ray, "nodes", lambda: NODES)
-    monkeypatch.setattr(fit, "resources", lambda _: have)
+    monkeypatch.setattr(requirements, "resources", lambda _: have)
     return have
 
 
 def test_what_a_run_needs_is_added_up_by_name() -> None:
-    assert cluster.needed(placed()) == ENOUGH
-    assert cluster.needed(load(None)) == {"CPU": 3, "GPU": 0}
+    assert connect.needed(placed()) == ENOUGH
+    assert connect.needed(load(None)) == {"CPU": 3, "GPU": 0}
 
 
 def test_enough_is_enough(up: dict[str, float]) -> None:
-    cluster._check(placed())
+    connect._check(placed())
 
 
 @pytest.mark.parametrize(
@@ -67,7 +68,7 @@ def test_what_is_missing_is_named(kind: str, said: str, have: float, up: dict[st
     if not have:
         del up[kind]
     with pytest.raises(ConfigError) as caught:
-        cluster._check(placed())
+        connect._check(placed())
     found = str(caught.value)
     assert found.startswith(f"this run needs {ENOUGH[kind]:g} of the resource {kind} (all its workers together)")
     assert f"the cluster has {have:g}; " in found and said in found and found.endswith("set ray.wait=true")
@@ -76,36 +77,36 @@ def test_what_is_missing_is_named(kind: str, said: str, have: float, up: dict[st
 def test_nodes_on_their_way_are_waited_for(up: dict[str, float], caplog: pytest.LogCaptureFixture) -> None:
     up.clear()
     with caplog.at_level(logging.WARNING):
-        cluster._check(placed("ray.wait=true"))
+        connect._check(placed("ray.wait=true"))
     assert len(caplog.messages) == len(ENOUGH)
     assert "needs 2 of the resource spot (all its workers together) and the cluster has 0; waiting" in caplog.text
 
 
 @pytest.mark.parametrize("labels", ["{zone: a, ray.io/market-type: spot}", "{zone: b}", "{}"])
 def test_labels_of_a_node_that_is_up(labels: str, up: dict[str, float]) -> None:
-    cluster._check(placed(f"rollout.labels={labels}", "learner.labels={zone: b}"))
+    connect._check(placed(f"rollout.labels={labels}", "learner.labels={zone: b}"))
 
 
 @pytest.mark.parametrize("labels", ["{zone: c}", "{zone: b, ray.io/market-type: spot}"])
 def test_labels_that_no_node_has(labels: str, up: dict[str, float], caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(ConfigError, match=r"reward.labels=.*no node of the cluster has them; .*set ray.wait=true$"):
-        cluster._check(placed(f"reward.labels={labels}"))
+        connect._check(placed(f"reward.labels={labels}"))
     with caplog.at_level(logging.WARNING):
-        cluster._check(placed(f"reward.labels={labels}", "ray.wait=true"))
+        connect._check(placed(f"reward.labels={labels}", "ray.wait=true"))
     assert "no node of the cluster has them; waiting for nodes" in caplog.text
 
 
 def test_what_a_run_starts_with_is_what_it_needs(up: dict[str, float]) -> None:
     config = placed("rollout.least=1", "reward.least=1")
-    assert cluster.needed(config) == {"CPU": 8, "GPU": 2.5, "rollout": 5, "spot": 0.5, "reward": 1}
-    up |= cluster.needed(config)
-    cluster._check(config)
+    assert connect.needed(config) == {"CPU": 8, "GPU": 2.5, "rollout": 5, "spot": 0.5, "reward": 1}
+    up |= connect.needed(config)
+    connect._check(config)
 
 
 def test_an_evaluation_needs_no_room_for_a_learner() -> None:
     config = load("smoke", ["rollout.workers=2", "learner={workers: 2, cpus: 4, shard: true}", "ray.address=auto",
                             "learner.resources.learner=1"])
-    assert cluster.needed(evaluated(config, ["reward.workers=3"])) == {"CPU": 5, "GPU": 0}
+    assert connect.needed(evaluated(config, ["reward.workers=3"])) == {"CPU": 5, "GPU": 0}
     with pytest.raises(ConfigError, match=r"learner\.lr=1: an evaluation may change"):
         evaluated(config, ["learner.lr=1"])
 
@@ -140,7 +141,7 @@ def test_doctor_counts_custom_resources(up: dict[str, float]) -> None:
     del up["spot"]
 
     def rows(*overrides: str) -> dict[str, Any]:
-        return {need.what: need for need in fit.needs(placed(*overrides), Footprints(roles, 10, 10, 10))}
+        return {need.what: need for need in requirements.needs(placed(*overrides), Footprints(roles, 10, 10, 10))}
 
     found = rows()
     assert found["rollout"].met and found["GPUs"].met and found["spot"].needed == 2 and not found["spot"].met

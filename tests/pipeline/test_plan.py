@@ -8,7 +8,7 @@ import pytest
 from redif_ray.config import Config, load
 from redif_ray.data.conditions import load_conditions
 from redif_ray.diffusion.noise import Stream
-from redif_ray.pipeline.plan import RoundPlan
+from redif_ray.planning.rounds import RoundPlan
 from redif_ray.types import Shard
 
 

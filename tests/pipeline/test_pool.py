@@ -10,10 +10,10 @@ from unittest.mock import AsyncMock
 import pytest
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayError, RayTaskError
 
+from redif_ray.coordinator.pool import Pool
 from redif_ray.diffusion.noise import Stream
-from redif_ray.pipeline.faults import ATTEMPTS
-from redif_ray.pipeline.pool import Pool
-from redif_ray.pipeline.run_folder import RunError
+from redif_ray.faults import ATTEMPTS
+from redif_ray.runs.folder import RunError
 from redif_ray.types import Meta, Shard, Work
 
 
@@ -151,7 +151,7 @@ def test_a_worker_joins_late_and_takes_no_work_before() -> None:
 
 def test_a_worker_leaves_and_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a limit of time, while the least are there; the time away is no time there."""
-    monkeypatch.setattr("redif_ray.pipeline.pool.BACK_SECONDS", 0.05)
+    monkeypatch.setattr("redif_ray.coordinator.pool.BACK_SECONDS", 0.05)
     one, two = Worker(), Worker([RayActorError()], name="two", leaves=True)
 
     async def run() -> None:
@@ -170,7 +170,7 @@ def test_a_worker_leaves_and_comes_back(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_too_few_for_too_long_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """Those that are left work on meanwhile."""
-    monkeypatch.setattr("redif_ray.pipeline.pool.BACK_SECONDS", 0.4)
+    monkeypatch.setattr("redif_ray.coordinator.pool.BACK_SECONDS", 0.4)
     one, two = Worker(), Worker([RayActorError()], leaves=True)
 
     async def run() -> None:
@@ -185,7 +185,7 @@ def test_too_few_for_too_long_is_an_error(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_enough_in_time_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("redif_ray.pipeline.pool.BACK_SECONDS", 0.4)
+    monkeypatch.setattr("redif_ray.coordinator.pool.BACK_SECONDS", 0.4)
     one, two = Worker(), Worker([RayActorError()], leaves=True)
 
     async def run() -> None:

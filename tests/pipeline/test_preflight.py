@@ -10,7 +10,7 @@ from tiny_pipelines import link_out, put_in_index, write_sd, write_sdxl
 
 from redif_ray.config import load
 from redif_ray.errors import UserError
-from redif_ray.pipeline.distill import distill
+from redif_ray.job.distill import distill
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,7 @@ from redif_ray.pipeline.distill import distill
     ],
 )
 def test_what_is_wrong_is_said_first(override: str, message: str | None, tmp_path: Path) -> None:
-    from redif_ray.pipeline.preflight import preflight
+    from redif_ray.job.preflight import preflight
 
     config = load("smoke", [f"run.root={tmp_path}/runs", "tracking.uri=off", override])
     if message is None:
@@ -85,7 +85,7 @@ def test_draft_needs_gradients(tmp_path: Path) -> None:
 
 
 def test_captions_whose_end_is_not_seen_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    from redif_ray.pipeline.preflight import preflight
+    from redif_ray.job.preflight import preflight
 
     captions = tmp_path / "captions.txt"
     captions.write_text("cat\ndog and\na dog and a cat\n")  # 3, 6, 10 characters, a token each; the teacher takes 6

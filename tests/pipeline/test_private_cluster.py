@@ -5,7 +5,7 @@ import os
 import pytest
 import ray
 
-from redif_ray.pipeline.cluster import ENVIRONMENT
+from redif_ray.cluster.connect import ENVIRONMENT
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("cluster")]
 

@@ -10,8 +10,8 @@ from tiny_encoders import write_clip
 from tiny_pipelines import write_edm, write_sd, write_sd3, write_sdxl
 
 from redif_ray.config import load
-from redif_ray.pipeline.footprint import footprints
-from redif_ray.pipeline.preflight import preflight
+from redif_ray.job.preflight import preflight
+from redif_ray.planning.memory import footprints
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 RECIPES: dict[str, Callable[[Path], Path]] = {

@@ -14,14 +14,14 @@ from ray.exceptions import RuntimeEnvSetupError
 from smoke_runs import smoke, summary
 
 from redif_ray.config import Config, ConfigError, load
-from redif_ray.pipeline import environment
-from redif_ray.pipeline.actors import TeacherRewardWorker
-from redif_ray.pipeline.distill import distill
-from redif_ray.pipeline.faults import RESTARTABLE
-from redif_ray.pipeline.interrupt import StopRequest
-from redif_ray.pipeline.preflight import preflight
-from redif_ray.pipeline.session import all_ready
+from redif_ray.faults import RESTARTABLE
+from redif_ray.interrupt import StopRequest
+from redif_ray.job.distill import distill
+from redif_ray.job.preflight import preflight
+from redif_ray.job.session import all_ready
 from redif_ray.rewards.base import RewardError
+from redif_ray.workers import runtime_env
+from redif_ray.workers.actors import TeacherRewardWorker
 
 SECRET = "a-token-that-nobody-may-read"
 MODULE = """
@@ -42,11 +42,11 @@ def only_there(name: str) -> str:
 
 def test_what_ray_is_told_and_what_it_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     config = load(None, ["reward.runtime_env={pip: [x], env_vars: {SCORER_TOKEN: null, HF_HOME: /shared/hf}}"])
-    assert environment.for_ray(config.reward) == {"pip": ["x"], "env_vars": {"HF_HOME": "/shared/hf"}}
+    assert runtime_env.for_ray(config.reward) == {"pip": ["x"], "env_vars": {"HF_HOME": "/shared/hf"}}
     monkeypatch.setenv("SCORER_TOKEN", SECRET)
-    assert environment.handed_over(config.reward) == {"SCORER_TOKEN": SECRET}
+    assert runtime_env.handed_over(config.reward) == {"SCORER_TOKEN": SECRET}
     for nothing in (load(None, ["reward.runtime_env={}"]), load(None)):
-        assert environment.for_ray(nothing.reward) == environment.handed_over(nothing.reward) == {}
+        assert runtime_env.for_ray(nothing.reward) == runtime_env.handed_over(nothing.reward) == {}
 
 
 def test_a_variable_that_the_driver_lacks_is_said_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -59,7 +59,7 @@ def test_a_variable_that_the_driver_lacks_is_said_first(monkeypatch: pytest.Monk
 
 def test_what_a_node_says_of_a_package_is_told() -> None:
     error = RuntimeEnvSetupError(60 * "Ray says much, " + "\nERROR: No matching distribution found for nosuch")
-    found = environment.failed(error)
+    found = runtime_env.failed(error)
     assert found.endswith("No matching distribution found for nosuch") and len(found) < 600
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from redif_ray.errors import UserError
-from redif_ray.pipeline.metrics import MetricsWriter
-from redif_ray.pipeline.rows import append_rows, read_rows
+from redif_ray.job.metrics_writer import MetricsWriter
+from redif_ray.runs.jsonl import append_rows, read_rows
 
 
 @contextmanager

@@ -12,8 +12,7 @@ from redif_ray.checkpoint import CheckpointError, save_checkpoint
 from redif_ray.config import Config, ConfigError, load
 from redif_ray.data.conditions import Conditions
 from redif_ray.errors import UserError
-from redif_ray.pipeline.actors import StudentRolloutWorker, TeacherRewardWorker
-from redif_ray.pipeline.run_folder import (
+from redif_ray.runs.folder import (
     RunError,
     RunFinished,
     RunFolder,
@@ -21,6 +20,7 @@ from redif_ray.pipeline.run_folder import (
     latest_checkpoint,
     prune_checkpoints,
 )
+from redif_ray.workers.actors import StudentRolloutWorker, TeacherRewardWorker
 
 
 @pytest.fixture

@@ -12,11 +12,11 @@ from smoke_runs import initial_sha256, last_checkpoint, last_weights, smoke, sum
 
 from redif_ray.checkpoint import load_checkpoint, unpack
 from redif_ray.config import ConfigError
+from redif_ray.job.distill import distill
+from redif_ray.learner.validation import GuardError
 from redif_ray.models.registry import load_model
-from redif_ray.pipeline.distill import distill
-from redif_ray.pipeline.rows import read_rows
-from redif_ray.pipeline.run_folder import RunError, RunFinished
-from redif_ray.pipeline.validate import GuardError
+from redif_ray.runs.folder import RunError, RunFinished
+from redif_ray.runs.jsonl import read_rows
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("cluster")]
 

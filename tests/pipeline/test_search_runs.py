@@ -11,10 +11,10 @@ import pytest
 from smoke_runs import smoke
 
 from redif_ray.config import read_yaml
-from redif_ray.pipeline.afterwards import export_checkpoint
-from redif_ray.pipeline.rows import read_rows
-from redif_ray.pipeline.run_folder import RunFinished
-from redif_ray.pipeline.schedule_file import read_times
+from redif_ray.data.schedule_file import read_times
+from redif_ray.job.export import export_checkpoint
+from redif_ray.runs.folder import RunFinished
+from redif_ray.runs.jsonl import read_rows
 from redif_ray.search.search import search
 
 pytestmark = pytest.mark.cluster

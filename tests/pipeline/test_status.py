@@ -15,9 +15,9 @@ from rich.console import Console
 
 from redif_ray.config import Config, load
 from redif_ray.errors import UserError
-from redif_ray.pipeline import holder
-from redif_ray.pipeline.rows import append_rows
-from redif_ray.pipeline.run_folder import RunError, RunFolder
+from redif_ray.runs import lock
+from redif_ray.runs.folder import RunError, RunFolder
+from redif_ray.runs.jsonl import append_rows
 from redif_ray.trials.names import SEARCH, SWEEP, TRIALS
 from redif_ray.trials.status import follow, show, status
 
@@ -103,29 +103,29 @@ def test_how_a_run_ended(config: Config, folder: RunFolder) -> None:
 
 def test_a_run_whose_process_is_gone(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     folder.close()
-    lock, before = folder.path / holder.LOCK, {"pid": 1, "since": 0.0}  # that process began later
-    lock.write_text(json.dumps({"host": socket.gethostname(), **before}))
+    held, before = folder.path / lock.LOCK, {"pid": 1, "since": 0.0}  # that process began later
+    held.write_text(json.dumps({"host": socket.gethostname(), **before}))
     assert status(folder.path)[1]["state"].startswith("stopped: process 1 on ")
-    lock.write_text(json.dumps({"host": "elsewhere", **before}))
+    held.write_text(json.dumps({"host": "elsewhere", **before}))
     assert status(folder.path)[0] == "running"
-    os.utime(lock, (time.time() - 100, time.time() - 100))
+    os.utime(held, (time.time() - 100, time.time() - 100))
     assert status(folder.path)[1]["state"] == "stopped: process 1 on elsewhere is gone; continue with --resume"
 
 
 def test_whoever_holds_a_folder_shows_that_it_lives(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(holder, "TOUCH_SECONDS", 0.01)
+    monkeypatch.setattr(lock, "TOUCH_SECONDS", 0.01)
     folder = RunFolder.open(config, resume=False)
-    lock = folder.path / holder.LOCK
-    os.utime(lock, (0, 0))
+    held = folder.path / lock.LOCK
+    os.utime(held, (0, 0))
     deadline = time.monotonic() + 30
-    while not lock.stat().st_mtime:
+    while not held.stat().st_mtime:
         assert time.monotonic() < deadline
         time.sleep(0.01)
     with pytest.raises(RunError, match="in use"):
         RunFolder.open(config, resume=True)
     assert status(folder.path)[0] == "running"  # whoever came too late did not take its name away
     folder.close()
-    assert lock.read_text() == ""
+    assert held.read_text() == ""
 
 
 def test_a_search(config: Config) -> None:

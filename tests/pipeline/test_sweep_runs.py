@@ -10,8 +10,8 @@ import pytest
 from smoke_runs import last_weights, rounds, smoke, summary
 
 from redif_ray.config import load
-from redif_ray.pipeline.rows import read_rows
-from redif_ray.pipeline.run_folder import RunFinished
+from redif_ray.runs.folder import RunFinished
+from redif_ray.runs.jsonl import read_rows
 from redif_ray.sweep.sweep import sweep
 
 pytestmark = [pytest.mark.cluster, pytest.mark.long, pytest.mark.timeout(1800)]  # whole runs, each with its start-up

@@ -9,9 +9,9 @@ import pytest
 from smoke_runs import summary
 
 from redif_ray.diffusion.noise import Stream
-from redif_ray.pipeline.metrics import MetricsWriter
-from redif_ray.pipeline.rows import read_rows
-from redif_ray.pipeline.timeline import SPANS, TRACE, spans, trace
+from redif_ray.job.metrics_writer import MetricsWriter
+from redif_ray.runs.jsonl import read_rows
+from redif_ray.runs.timeline import SPANS, TRACE, spans, trace
 from redif_ray.types import Meta, Phase, Shard, Work
 
 
@@ -60,7 +60,7 @@ def test_a_row_has_no_overlap_whatever_the_clocks_say() -> None:
 
 
 def test_a_timeline_does_not_grow_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("redif_ray.pipeline.metrics.TIMELINE_BYTES", 10)
+    monkeypatch.setattr("redif_ray.job.metrics_writer.TIMELINE_BYTES", 10)
     writer = MetricsWriter(str(tmp_path), None, "tests", "run", None)
     for n in range(3):
         writer.spans([{"n": n}, {"n": n}])

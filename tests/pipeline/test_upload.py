@@ -15,12 +15,12 @@ from slow_disk import SlowDisk
 from uploads import checkpoint, configured, value
 
 from redif_ray.config import Config
-from redif_ray.pipeline import uploader
-from redif_ray.pipeline.remote import Copy, Remote, UploadError
-from redif_ray.pipeline.run_folder import RunError, RunFolder, prune_checkpoints
-from redif_ray.pipeline.status import status
-from redif_ray.pipeline.upload import claim, complete, uploading
-from redif_ray.pipeline.uploader import Uploader
+from redif_ray.runs import backup_thread
+from redif_ray.runs.backup import claim, complete, uploading
+from redif_ray.runs.backup_store import Copy, Remote, UploadError
+from redif_ray.runs.backup_thread import Uploader
+from redif_ray.runs.folder import RunError, RunFolder, prune_checkpoints
+from redif_ray.runs.status import status
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def outages() -> list[int]:
 
 @pytest.fixture
 def own(run: RunFolder, remote: Remote, outages: list[int], monkeypatch: pytest.MonkeyPatch) -> Iterator[Uploader]:
-    monkeypatch.setattr(uploader, "AGAIN_SECONDS", (0.01, 0.01, 0.01, 0.02))
+    monkeypatch.setattr(backup_thread, "AGAIN_SECONDS", (0.01, 0.01, 0.01, 0.02))
     claim(remote, run)
     kept = run.state["upload"]
     found = Uploader(lambda: remote, run.path, (kept["run"], kept["writer"]), 2, lambda: outages.append(1))
@@ -96,7 +96,7 @@ def test_nobody_waits_for_a_disk_that_hangs(run: RunFolder, own: Uploader, disk:
         assert disk.entered.wait(10)
     assert time.monotonic() - started < 5 and remote.rounds() == []
     assert len(list((run.path / ".upload").iterdir())) == 2
-    monkeypatch.setattr(uploader, "STALLED_SECONDS", 0.3)
+    monkeypatch.setattr(backup_thread, "STALLED_SECONDS", 0.3)
     with pytest.raises(UploadError, match="no byte was taken for 0 s"):
         own.wait()
     monkeypatch.undo()
@@ -111,7 +111,7 @@ def test_nobody_waits_for_a_disk_that_hangs(run: RunFolder, own: Uploader, disk:
 def test_an_outage_is_told_once_and_training_goes_on(
     run: RunFolder, own: Uploader, disk: SlowDisk, remote: Remote, outages: list[int], caplog: pytest.LogCaptureFixture
 ) -> None:
-    disk.fails = uploader.ATTEMPTS + 5
+    disk.fails = backup_thread.ATTEMPTS + 5
     with caplog.at_level(logging.WARNING):
         checkpoint(run.path, 2)
         own.hand()
@@ -147,7 +147,7 @@ def test_a_file_that_did_not_arrive_whole_is_sent_again(
 def test_the_end_of_a_run_is_uploaded_or_an_error(
     config: Config, run: RunFolder, remote: Remote, disk: SlowDisk, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(uploader, "AGAIN_SECONDS", (0.01,))
+    monkeypatch.setattr(backup_thread, "AGAIN_SECONDS", (0.01,))
     monkeypatch.setattr(Remote, "connect", lambda config: remote)
     console = Console(record=True, width=300)
     go_on = f"all of it is in {run.path}. The same command with --resume uploads"
@@ -177,7 +177,7 @@ def test_the_end_of_a_run_is_uploaded_or_an_error(
 def test_an_error_of_the_run_is_not_hidden(
     config: Config, run: RunFolder, remote: Remote, disk: SlowDisk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(uploader, "AGAIN_SECONDS", (0.01,))
+    monkeypatch.setattr(backup_thread, "AGAIN_SECONDS", (0.01,))
     monkeypatch.setattr(Remote, "connect", lambda config: remote)
     for fails, word in ((0, "uploaded     slow://"), (10**6, "not uploaded to slow://")):
         console = Console(record=True, width=300)

@@ -11,10 +11,10 @@ from pyarrow import fs
 from uploads import CONSOLE, checkpoint, configured, value
 
 from redif_ray.config import Config, ConfigError, load
-from redif_ray.pipeline.remote import UploadError
-from redif_ray.pipeline.run_folder import RunError, RunFolder, latest_checkpoint, prune_checkpoints
-from redif_ray.pipeline.status import status
-from redif_ray.pipeline.upload import prepare, refuse, uploading
+from redif_ray.runs.backup import prepare, refuse, uploading
+from redif_ray.runs.backup_store import UploadError
+from redif_ray.runs.folder import RunError, RunFolder, latest_checkpoint, prune_checkpoints
+from redif_ray.runs.status import status
 
 PARTS = 12_000_000  # bytes of a file that buckets get in several parts
 

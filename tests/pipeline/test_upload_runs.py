@@ -11,10 +11,10 @@ from rich.console import Console
 from smoke_runs import last_weights, rounds, smoke, summary
 from test_kills import run_until
 
-from redif_ray.pipeline.distill import distill
-from redif_ray.pipeline.remote import Remote
-from redif_ray.pipeline.rows import read_rows
-from redif_ray.pipeline.run_folder import RunFinished
+from redif_ray.job.distill import distill
+from redif_ray.runs.backup_store import Remote
+from redif_ray.runs.folder import RunFinished
+from redif_ray.runs.jsonl import read_rows
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("cluster")]
 

@@ -8,8 +8,8 @@ import pytest
 
 from redif_ray.config import load
 from redif_ray.evaluation.judge import judge_of_images
-from redif_ray.pipeline import validate
-from redif_ray.pipeline.validate import Validator, reward_units
+from redif_ray.learner import validation
+from redif_ray.learner.validation import Validator, reward_units
 
 CALIBRATION = {
     "mse": {"self": 0.0, "other_seed": -0.3, "init": -0.2, "spread": 0.05},
@@ -29,7 +29,7 @@ def test_a_normalised_term_counts_from_the_untrained_student_in_its_spread() -> 
 def test_the_validation_reward_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     images = np.random.default_rng(0).uniform(size=(12, 1, 8, 8)).astype(np.float32)
     terms: dict[str, Any] = {"mse": np.full(12, -0.1), "ssim": np.full(12, 0.7)}
-    monkeypatch.setattr(validate, "collect", lambda _: SimpleNamespace(images=images, targets=images, terms=terms))
+    monkeypatch.setattr(validation, "collect", lambda _: SimpleNamespace(images=images, targets=images, terms=terms))
     config = load(None, ["reward.terms={mse: {weight: 3.0, normalise: std}, ssim: {weight: 2.0}}"])
     found, _ = Validator(config, CALIBRATION, judge_of_images("random-features", images))(None)  # type: ignore[arg-type]
     assert found["validation/reward"] == pytest.approx(3 * (-0.1 + 0.2) / 0.05 + 2 * 0.7)

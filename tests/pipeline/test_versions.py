@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from redif_ray.config import load
-from redif_ray.pipeline.plan import Phases
-from redif_ray.pipeline.versions import Versions
+from redif_ray.planning.rounds import Phases
+from redif_ray.weights.versions import Versions
 
 
 def versions(staleness: int) -> Versions:

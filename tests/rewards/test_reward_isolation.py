@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from redif_ray.config import load
-from redif_ray.pipeline.distill import distill
+from redif_ray.job.distill import distill
 from redif_ray.rewards.base import RewardError
 
 ALTERATIONS = {

@@ -32,7 +32,7 @@ from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPi
 from redif_ray.config import Config
 from redif_ray.data.targets import TargetStore
 from redif_ray.diffusion.noise import Stream
-from redif_ray.pipeline import build as pipeline
+from redif_ray.planning import factory as pipeline
 from redif_ray.rewards.base import RewardError, RewardInputs
 from redif_ray.rewards.preparation import CLIP_MEAN, CLIP_STD
 from redif_ray.rewards.pretrained import ImageEncoder

@@ -11,8 +11,8 @@ import torch
 from redif_ray import config
 from redif_ray.diffusion import schedules
 from redif_ray.diffusion.levels import VariancePreserving
-from redif_ray.pipeline.rows import read_rows
-from redif_ray.search.course import Course, Slot, Trial
+from redif_ray.runs.jsonl import read_rows
+from redif_ray.search.plan import Course, Slot, Trial
 from redif_ray.trials.journal import Journal
 
 BETAS = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)

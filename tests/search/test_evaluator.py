@@ -12,7 +12,7 @@ from ray.exceptions import ObjectLostError, RayError
 from redif_ray.config import load
 from redif_ray.data.conditions import Conditions
 from redif_ray.diffusion.schedules import Times
-from redif_ray.pipeline.faults import ATTEMPTS
+from redif_ray.faults import ATTEMPTS
 from redif_ray.search.evaluator import Evaluator
 from redif_ray.types import Meta, Shard
 

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from redif_ray.config import ConfigError, load
+from redif_ray.data.schedule_file import Found, ScheduleFile, read_times, write_schedules
 from redif_ray.models.registry import load_model
-from redif_ray.pipeline import build
-from redif_ray.pipeline.distill import absolute
-from redif_ray.pipeline.schedule_file import Found, ScheduleFile, read_times, write_schedules
+from redif_ray.planning import factory
+from redif_ray.planning.paths import absolute
 from redif_ray.search.search import searched
 
 FOUND = Found(name="searched", timesteps=(999.0, 700.0, 350.0), half_log_snr=(None, -1.0, 1.0), distance=0.1)
@@ -32,7 +32,7 @@ def test_a_run_takes_what_the_network_is_told(tmp_path: Path) -> None:
     path = written(tmp_path, schedules={3: FOUND.model_copy(update={"told": (960.0, 720.0, 350.0)})})
     config = absolute(load("smoke", [f"student.schedule={path}", "student.steps=3"]))
     teacher = load_model(config.teacher.model)
-    schedule = build.student_schedule(teacher, config.student)
+    schedule = factory.student_schedule(teacher, config.student)
     assert [float(schedule[k].timestep) for k in range(3)] == [960, 720, 350]
     assert schedule.levels.timestep.tolist()[:3] == [999, 700, 350]
     with pytest.raises(ConfigError, match="told has 3 entries; expected one for each of"):

@@ -8,8 +8,8 @@ from redif_ray.config import Config, load
 from redif_ray.diffusion.noise import Stream
 from redif_ray.diffusion.schedules import Times
 from redif_ray.evaluation.random_features import RandomFeatures
-from redif_ray.pipeline import build
-from redif_ray.pipeline.plan import RoundPlan
+from redif_ray.planning import factory
+from redif_ray.planning.rounds import RoundPlan
 from redif_ray.search.terms import FEATURES, TARGETS, score
 from redif_ray.search.worker import SearchWorker
 
@@ -28,7 +28,7 @@ def test_a_worker_adds_features_of_both_images_where_they_are_asked_for(
 ) -> None:
     config: Config = load("smoke", [f"run.root={tmp_path_factory.mktemp('runs')}", "search.frechet.weight=1"])
     worker = SearchWorker("search-0", config)
-    plan = RoundPlan(config, build.conditions(config, worker.teacher))
+    plan = RoundPlan(config, factory.conditions(config, worker.teacher))
     (shard,) = plan.deploy(Stream.SEARCH, 4, size=4)
     _, targets = worker.targets(shard)
     _, terms = worker.terms(shard, Times((999.0, 500.0)), targets)

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from redif_ray.config import Config, load
-from redif_ray.pipeline.rows import read_rows
-from redif_ray.sweep.course import Course, Run, Slot
+from redif_ray.runs.jsonl import read_rows
+from redif_ray.sweep.plan import Course, Run, Slot
 from redif_ray.sweep.population import FACTORS, Population
 from redif_ray.sweep.repeats import Repeats
 from redif_ray.sweep.report import spread

@@ -1,0 +1,274 @@
+"""The coordinator: hands out shards, gathers (meta, reference) pairs, answers the learner's ranks.
+
+It awaits metas only; trajectories and images go from worker to learner through the object store. It draws no random
+number and holds nothing that cannot be made again from (configuration, run folder): Ray restarts it, and whoever asked
+for a round asks once more. What it must be told, the driver tells it again and again (`progress.py`).
+
+While the learner updates on a round, the workers are at most `pipeline.staleness` rounds ahead of it, and the teacher's
+images, which depend on no weights, one round more. Work of an earlier round always goes first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ray import cloudpickle
+from ray.exceptions import ObjectLostError, RayError
+
+from redif_ray.config import Config
+from redif_ray.coordinator.batch import Batch, Make, Parts
+from redif_ray.coordinator.pool import Pool, Urgency
+from redif_ray.data.conditions import CONDITIONS, Conditions
+from redif_ray.diffusion.noise import Stream
+from redif_ray.faults import ATTEMPTS, RoundData, restarted
+from redif_ray.planning.rounds import RoundPlan
+from redif_ray.runs.gauges import PoolGauges
+from redif_ray.runs.timeline import Span, spans
+from redif_ray.types import Meta, Shard
+from redif_ray.weights.store import learned_key, policy_key
+
+ASKED: Urgency = (-1, 0)  # of what somebody waits for, before rounds to come
+REMEMBERED = 3  # deployments whose references are held
+WATCH_SECONDS = 1.0
+PATIENCE_SECONDS = 60.0  # that a lost learner gets to come back, before workers that came later leave it their room
+log = logging.getLogger(__name__)
+
+
+class Coordinator:
+    """handles: of the weight store, the metrics writer, and the rollout and reward workers, pickled.
+
+    captions: whether the teacher is told captions. Then reward workers encode those of a shard before it is rolled out.
+    """
+
+    def __init__(self, config: Config, folder: str, handles: bytes, captions: bool = False) -> None:
+        self.weights, self.writer, rollout, reward = cloudpickle.loads(handles)
+        self.config, self.captions = config, captions
+        self.plan = RoundPlan(config, Conditions.from_json((Path(folder) / CONDITIONS).read_text()))
+        timeout = config.pipeline.timeout_s
+        self.rollout = Pool("rollout", rollout, self._lost, timeout, self._done, config.rollout.least or 1)
+        self.reward = Pool("reward", reward, self._lost, timeout, self._done, config.reward.least or 1)
+        self.gauges = PoolGauges(config.run.name)
+        self.watching: asyncio.Task[None] | None = None
+        self.spans: list[Span] = []  # of which the writer does not know yet
+        self.rounds: dict[int, Batch] = {}
+        self.deployments: dict[tuple[Any, ...], Batch] = {}
+        self.ahead: dict[tuple[int, int], asyncio.Future[tuple[Meta, Any]]] = {}  # of `_ahead`, by round and shard
+        self.stopping = False
+        self.calibration: dict[str, Any] | None = None
+        self.begun = asyncio.Event()
+        self.learning = False  # a learner has asked, so that its ranks have their place
+        self.learner_gone: float | None = None  # when one was lost after whom none has come yet
+        if restarted():
+            log.warning("the coordinator was lost; its rounds are asked for again")
+            self._lost("coordinator")
+
+    def _lost(self, what: str) -> None:
+        self.writer.lost.remote(what)
+        self.gauges.count(what)
+
+    def _done(self, meta: Meta) -> None:
+        self.spans += spans([meta])
+
+    async def _watch(self) -> None:
+        """Keep the gauges of the pools up to date."""
+        while True:
+            for pool in (self.rollout, self.reward):
+                self.gauges.set(pool.role, pool.calls.qsize(), pool.in_flight, len(pool.here))
+            await asyncio.sleep(WATCH_SECONDS)
+
+    async def stop(self) -> None:
+        """Ask the learner to checkpoint and leave at its next round."""
+        self.stopping = True
+        self.begun.set()
+
+    async def begin(self, calibration: dict[str, Any]) -> bool:
+        """The workers are ready and their rewards calibrated: the learner, which loads meanwhile, may start.
+
+        Whether it is there.
+        """
+        if not self.begun.is_set():
+            await self._make_room()
+        self.calibration = calibration
+        self.begun.set()
+        return self.learning
+
+    async def begun_with(self) -> dict[str, Any] | None:
+        """For a learner's ranks: the calibration of the rewards, once it is known; None when the run is to stop."""
+        self.learning, self.learner_gone = True, None
+        await self.begun.wait()
+        return None if self.stopping else self.calibration
+
+    async def learner_lost(self) -> None:
+        """Ray Train starts the ranks again, where there is room."""
+        self.learning, self.learner_gone = False, time.monotonic()
+
+    async def grown(self, workers: dict[str, Any]) -> bool | None:
+        """Told which workers came later, by their names; whether the learner has its place.
+
+        False: it was lost and has looked for one in vain. None: it may be on its way.
+        """
+        for name, worker in workers.items():
+            (self.rollout if name.startswith("rollout") else self.reward).join(worker)
+        if self.learner_gone is not None and time.monotonic() - self.learner_gone > PATIENCE_SECONDS:
+            return False
+        return self.learning or None
+
+    async def restart(self) -> None:
+        """A learner begins, maybe not the first: what was made for another is forgotten, for its weights may differ."""
+        self.rounds.clear()
+        self.ahead.clear()
+
+    async def round_for(self, round: int, rank: int, world: int, lost: tuple[str, ...] = ()) -> RoundData | None:
+        """Round `round`, rolled out and scored with the versions that the plan says; None when the run is to stop.
+
+        Asked again, it answers alike, until the round after the next is asked for.
+        lost: ids of references of an earlier answer that could not be fetched.
+        """
+        if self.stopping:
+            return None
+        self.learning = self.learner_gone is None
+        for ahead in range(round, min(round + self.config.pipeline.staleness + 1, self.plan.rounds)):
+            if ahead not in self.rounds:
+                version = self.plan.version(ahead)
+                make = partial(self._shard, key=policy_key(version), learned=learned_key(self.config, version))
+                self.rounds[ahead] = Batch(self.plan.shards(ahead), make)
+        if not self.config.pipeline.offload:  # else workers rest while the learner updates
+            self._prefetch(round + self.config.pipeline.staleness + 1)
+        self._forget(round - 1)  # which a rank that lags may still ask for
+        return await self._answer(self.rounds[round], rank, world, lost)
+
+    async def deploy(
+        self, stream: int, count: int, round: int, key: str, learned: str | None, lost: tuple[str, ...] = ()
+    ) -> RoundData:
+        """Samples of the student as deployed (S = 0) on `count` groups of a stream, scored against the teacher.
+
+        learned: the key of the learned reward's weights, if the run has one.
+        """
+        shards = self.plan.deploy(Stream(stream), count, round=round)
+        make = partial(self._shard, key=key, learned=learned)
+        return await self._deployed((stream, count, key, learned), shards, make, lost)
+
+    async def reference(self, count: int, lost: tuple[str, ...] = ()) -> RoundData:
+        """The teacher's images of `count` noises that no arm of a run starts from."""
+        shards = self.plan.deploy(Stream.REFERENCE, count)
+        return await self._deployed(("reference", count), shards, self._images, lost)
+
+    async def ask(self, method: str, arguments: tuple[Any, ...]) -> tuple[Meta, Any]:
+        """A call of a reward worker by the driver, which waits for it: the meta and a reference to the data."""
+        answer = await self.reward.call(ASKED, method, *arguments)
+        self._tell()
+        return answer
+
+    async def _deployed(
+        self, name: tuple[Any, ...], shards: list[Shard], make: Make, lost: tuple[str, ...]
+    ) -> RoundData:
+        known = self.deployments.get(name)
+        if known is None or known.failed:
+            self.deployments[name] = Batch(shards, make)
+            for old in list(self.deployments)[:-REMEMBERED]:
+                del self.deployments[old]
+        return await self._answer(self.deployments[name], 0, 1, lost)
+
+    async def _answer(self, batch: Batch, rank: int, world: int, lost: tuple[str, ...]) -> RoundData:
+        if again := batch.holding(lost):
+            for index in again:
+                self._repeat(batch.shards[index])
+            batch.again(again)
+        if self.watching is None:
+            self.watching = asyncio.ensure_future(self._watch())
+        results, seconds = await asyncio.shield(batch.whole)
+        self._tell()
+        mine = tuple((i, references) for i, (_, references) in enumerate(results) if i % world == rank)
+        await self._make_room()
+        return RoundData(tuple(metas for metas, _ in results), mine, seconds)
+
+    def _tell(self) -> None:
+        """The writer, of what workers did."""
+        if self.spans:
+            self.writer.spans.remote(self.spans)
+            self.spans = []
+
+    async def _make_room(self) -> None:
+        """For the learner, on the GPU that it shares with the workers."""
+        if self.config.pipeline.offload:
+            await asyncio.gather(self.rollout.rest(), self.reward.rest())
+
+    def _repeat(self, shard: Shard) -> None:
+        """Note that a shard is made again; the teacher's images of it may be what is lost."""
+        self._lost("shard")
+        self.ahead.pop((shard.round, shard.index), None)
+
+    def _prefetch(self, round: int) -> None:
+        if round < self.plan.rounds:
+            for shard in self.plan.shards(round):
+                if shard.phase != "warm_start" or self.captions:
+                    self._ahead(shard)
+
+    def _ahead(self, shard: Shard) -> asyncio.Future[tuple[Meta, Any]]:
+        """What reward workers make of a shard that depends on no weights, asked for once: the teacher's images; in the
+        warm start, which has none, encoded captions alone.
+        """
+        name = (shard.round, shard.index)
+        if shard.phase == "deploy":
+            return asyncio.ensure_future(self.reward.call(urgency(shard), "targets", shard))
+        if name not in self.ahead:
+            method = "encode" if shard.phase == "warm_start" else "targets"
+            self.ahead[name] = asyncio.ensure_future(self.reward.call(urgency(shard, 1), method, shard))
+        return self.ahead[name]
+
+    def _forget(self, before: int) -> None:
+        self.rounds = {round: batch for round, batch in self.rounds.items() if round >= before}
+        self.ahead = {name: work for name, work in self.ahead.items() if name[0] >= before}
+
+    async def _shard(self, shard: Shard, key: str, learned: str | None) -> Parts:
+        """A shard, made again where a worker finds that what another made for it is lost."""
+        for _ in range(ATTEMPTS):
+            try:
+                return await self._made(shard, key, learned)
+            except ObjectLostError as error:
+                lost = type(error).__name__
+                log.warning("a part of shard %d of round %d was lost (%s)", shard.index, shard.round, lost)
+                self._repeat(shard)
+        raise RayError(f"shard {shard.index} of round {shard.round} was lost {ATTEMPTS} times; are nodes going?")
+
+    async def _made(self, shard: Shard, key: str, learned: str | None) -> Parts:
+        at = urgency(shard)
+        if shard.phase == "warm_start":
+            encoded = [(await self._ahead(shard))[0]] if self.captions else []
+            roll_meta, roll_ref = await self.rollout.call(at, "rollout", shard, self.weights, key)
+            jump_meta, jump_ref = await self.reward.call(at, "jump", shard, roll_ref)
+            return (*encoded, roll_meta, jump_meta), (roll_ref, jump_ref)
+        targets = self._ahead(shard)
+        if shard.phase == "draft":
+            meta, reference = await targets
+            return (meta,), (reference,)
+        if self.captions:
+            await targets
+        roll_meta, roll_ref = await self.rollout.call(at, "rollout", shard, self.weights, key)
+        target_meta, target_ref = await targets
+        score_meta, score_ref = await self.reward.call(at, "score", shard, roll_ref, target_ref, self.weights, learned)
+        references = (score_ref,) if shard.phase == "deploy" else (roll_ref, score_ref)
+        return (target_meta, roll_meta, score_meta), references
+
+    async def _images(self, shard: Shard) -> Parts:
+        meta, reference = await self._ahead(shard)
+        return (meta,), (reference,)
+
+    async def status(self) -> dict[str, Any]:
+        """Of each worker, since this process started: seconds that it was there, busy ones, shards."""
+        pools = (self.rollout, self.reward)
+        return {
+            "there": {worker: s for p in pools for worker, s in p.there().items()},
+            "busy": {worker: s for p in pools for worker, s in p.busy.items()},
+            "shards": {worker: n for p in pools for worker, n in p.shards.items()},
+        }
+
+
+def urgency(shard: Shard, later: int = 0) -> Urgency:
+    """Of a deployment, which the learner waits for, first of all; else of the earlier round."""
+    return ASKED if shard.phase == "deploy" else (shard.round, later)

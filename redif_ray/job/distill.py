@@ -1,0 +1,157 @@
+"""The main job: from a configuration to a run folder with a few-step student in it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from redif_ray.cluster.connect import connect
+from redif_ray.config import Config
+from redif_ray.data.conditions import Conditions
+from redif_ray.interrupt import Interrupted, StopRequest, stop_requests
+from redif_ray.job import calibration
+from redif_ray.job.finish import finish
+from redif_ray.job.preflight import preflight
+from redif_ray.job.progress import show_progress
+from redif_ray.job.session import session
+from redif_ray.job.training import training
+from redif_ray.planning import cost
+from redif_ray.planning.paths import absolute
+from redif_ray.runs import timeline
+from redif_ray.runs.backup import complete, prepare, uploading
+from redif_ray.runs.backup_thread import Uploader
+from redif_ray.runs.folder import RunFinished, RunFolder, latest_checkpoint
+from redif_ray.runs.jsonl import read_rows
+
+
+def distill(
+    config: Config, *, captions: Iterable[str] | Any = None, resume: bool = False, console: Console | None = None
+) -> Path:
+    """Run the job to its end and return the run folder.
+
+    captions: instead of those of `conditions.source`: texts, or a Ray Data dataset with a column of them.
+    Raises UserError (ConfigError, RunError, CheckpointError and the like) with nothing of the user's lost, and
+    Interrupted after Ctrl-C or SIGTERM.
+    """
+    with stop_requests() as stop:
+        texts = _texts(captions, config.conditions.column or "caption")
+        return run_part(config, stop, texts=texts, resume=resume, console=console or Console())
+
+
+def run_part(
+    config: Config,
+    stop: StopRequest,
+    *,
+    until: int | None = None,
+    parent: str | None = None,
+    texts: Sequence[str] | None = None,
+    resume: bool,
+    console: Console,
+) -> Path:
+    """`distill` for a caller that has the signals.
+
+    until: leave after this round, with a checkpoint and a validation, and evaluate nothing; None: a whole run.
+    parent: the MLflow run that this one's is nested in.
+    """
+    config = absolute(config)
+    conditions = preflight(config, texts)
+    stop.check()
+    remote, fetched = prepare(config, resume=resume, console=console)
+    try:
+        folder = RunFolder.open(config, resume=resume)
+    except RunFinished:
+        if remote is not None:
+            complete(config, remote, console)
+        raise
+    try:
+        folder.keep_conditions(conditions)
+        _open_tracking(config, folder, parent, fetched)
+        with uploading(config, folder, remote, console) as own:
+            try:
+                _distill(config, conditions, folder, stop, console, until, own)
+            finally:
+                timeline.draw(folder)
+        if until is not None:
+            _close_tracking(config, folder, "FINISHED")
+        return folder.path
+    except Interrupted:
+        _close_tracking(config, folder, "KILLED")
+        raise
+    except KeyboardInterrupt:  # the second Ctrl-C
+        raise stop.interrupted(f"left at once; {folder.path} is as its last checkpoint left it") from None
+    except BaseException as error:
+        folder.keep_failure(error)
+        _close_tracking(config, folder, "FAILED")
+        raise
+    finally:
+        folder.close()
+
+
+def _texts(given: Any, column: str) -> Sequence[str] | None:
+    if given is None:
+        return None
+    return [row[column] for row in given.iter_rows()] if hasattr(given, "iter_rows") else list(given)
+
+
+def _distill(
+    config: Config, conditions: Conditions, folder: RunFolder, stop: StopRequest, console: Console, until: int | None,
+    own: Uploader | None,
+) -> None:  # fmt: skip
+    latest_checkpoint(folder.path / "checkpoints")
+    read_rows(folder.path / "metrics.jsonl")  # as the writer will, whose constructor could not say what is wrong
+    expected = cost.estimate(config, conditions)
+    console.print(cost.table(expected))
+    started = time.monotonic()
+    with connect(config) as ends, session(config, conditions, folder, stop) as run:
+        with training(run, until, wait=not ends) as fit:
+            run.ready()
+            run.coordinator.begin.remote(calibration.calibration(run, console))
+            console.print(f"start-up took {time.monotonic() - started:.0f} s; training")
+            show_progress(run, fit.thread, expected.round_seconds, console)
+        outcome = fit.outcome()
+        if outcome.stopped:
+            raise stop.interrupted(f"stopped after round {outcome.round} of {run.plan.rounds}; continue with --resume")
+        if own is not None:
+            own.hand()  # the learner's own upload ended with it
+        if until is None:
+            finish(run, outcome, console)
+
+
+def _open_tracking(config: Config, folder: RunFolder, parent: str | None, fetched: bool) -> None:
+    """Create the MLflow run, or take up the one of the run that is resumed; its id is kept in the run folder.
+
+    fetched: from another machine, whose store may have been a file there; then the run gets a new one.
+    """
+    uri = config.tracking_uri
+    if uri is None:
+        return
+    from redif_ray.tracking import Tracker, flatten, git_commit, knows  # MLflow takes seconds to import
+
+    known = folder.state.get("mlflow_run_id")
+    if fetched and known is not None and not knows(uri, known):
+        known = None
+    tracker = Tracker(uri, config.tracking.experiment, config.run.name, known)
+    if known is None:
+        folder.update_state(mlflow_run_id=tracker.run_id)
+        tracker.params(flatten(config))
+        tracker.artifact(folder.path / "config.yaml")
+        tracker.tags({"git_commit": git_commit(Path(__file__).parent) or "none"})
+        if parent is not None:
+            tracker.tags({"mlflow.parentRunId": parent})
+
+
+def _close_tracking(config: Config, folder: RunFolder, status: str) -> None:
+    """Say in MLflow how the run ended. A store that is gone by now must not hide the error that ended it."""
+    uri, run_id = config.tracking_uri, folder.state.get("mlflow_run_id")
+    if uri and run_id:
+        from redif_ray.tracking import Tracker, TrackingError
+
+        try:
+            Tracker(uri, config.tracking.experiment, config.run.name, run_id).finish(status)
+        except TrackingError as error:
+            logging.getLogger(__name__).warning("MLflow run %s stays open: %s", run_id, error)

@@ -1,0 +1,113 @@
+"""The end of a run: every arm measured, the summary, the report, the exported student."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from typing import Any
+
+import ray
+from rich.console import Console
+
+from redif_ray.checkpoint import load_checkpoint, unpack, weights_sha256
+from redif_ray.evaluation import plots
+from redif_ray.evaluation.changes import Change
+from redif_ray.evaluation.report import GAPS, gap_closed, write_report
+from redif_ray.evaluation.summary import Summary
+from redif_ray.job.evaluate import measure, result_table
+from redif_ray.job.export import export_weights
+from redif_ray.job.session import Session
+from redif_ray.learner.compute import Accounts
+from redif_ray.learner.ray_train import Outcome
+from redif_ray.planning import factory
+from redif_ray.runs.jsonl import read_rows
+
+GRID = 10  # images a row of the side-by-side picture
+
+
+def finish(run: Session, outcome: Outcome, console: Console) -> None:
+    """Evaluate, export, report; `summary.json` is written last, so that its presence means a finished run."""
+    config, folder = run.config, run.folder.path
+    accounts = Accounts(config)
+    accounts.load(outcome.ledger)
+    tensors, meta = load_checkpoint(folder / "checkpoints" / "best")
+    weights = unpack("deploy", tensors)
+    console.print(f"evaluating on {config.evaluation.held_out} held-out noises")
+    measured = measure(run, weights, int(meta["version"]), accounts)
+    summary = {
+        "schema": 1,
+        "name": config.run.name,
+        "student_steps": config.student.steps,
+        "seed": config.run.seed,
+        **measured.fields,
+        "calibration": run.folder.state["calibration"],
+        "compute": accounts.ledger.state(),
+        "policy_version": int(meta["version"]),
+        "weights_sha256": weights_sha256(weights),
+        "mlflow": {"tracking_uri": config.tracking_uri or "", "run_id": run.folder.state.get("mlflow_run_id") or ""},
+        "notes": {**measured.notes, **_work(run)},
+    }
+    shutil.rmtree(folder / "student", ignore_errors=True)  # of a run that was cut short between export and summary
+    export_weights(run.teacher, config, weights, folder / "student", summary)
+    run.get(run.writer.flush.remote())
+    metrics = read_rows(folder / "metrics.jsonl")
+    plots.side_by_side(folder / "samples.png", [(label, images[:GRID]) for label, images in measured.images])
+    plots.reward_curve(folder / "reward.png", metrics)
+    plots.schedule(folder / "schedule.png", factory.student_schedule(run.teacher, config.student))
+    write_report(folder, summary, metrics)
+    shutil.rmtree(folder / ".train", ignore_errors=True)  # Ray Train's own notes; the checkpoints are ours
+    _track(run, summary)
+    run.folder.write("summary.json", json.dumps(summary, indent=1) + "\n")
+    console.print(result_table(summary))
+    console.print(_closing_words(run, summary), highlight=False, soft_wrap=True)
+
+
+def _work(run: Session) -> dict[str, Any]:
+    """How busy each worker was while it was there, since the coordinator started, and what the run lost in all."""
+    status = ray.get(run.coordinator.status.remote())
+    workers = {
+        name: {"busy": seconds / status["there"][name], "shards": status["shards"][name]}
+        for name, seconds in sorted(status["busy"].items())
+    }
+    return {"workers": workers, "lost": ray.get(run.writer.all_lost.remote())}
+
+
+def _track(run: Session, summary: dict[str, Any]) -> None:
+    """Final numbers, pictures, the report and the student, into the run's MLflow run."""
+    uri, folder = run.config.tracking_uri, run.folder.path
+    if uri is None:
+        return
+    from redif_ray.tracking import Tracker, TrackingError  # as at the start
+
+    tracker = Tracker(uri, run.config.tracking.experiment, run.config.run.name, run.folder.state["mlflow_run_id"])
+    if not run.get(run.writer.flush.remote()):
+        raise TrackingError(f"the MLflow store {uri} did not take the run's metrics; bring it back and use --resume")
+    for arm, values in summary["arms"].items():
+        if values:
+            scalars = {k: v for k, v in values.items() if isinstance(v, int | float)}
+            paired = {f"paired_{k}": v for k, v in values["paired"].items()}
+            tracker.summary({f"final/{arm}/{k}": v for k, v in (scalars | paired).items()})
+    for path in [*sorted(folder.glob("*.png")), folder / "report.md"]:
+        tracker.artifact(path)
+    tracker.model(folder / "student")
+    tracker.finish()
+
+
+def _sentence(text: str, change: Change) -> str:
+    return f"Fréchet change {text}: {change['change']:+.2f} [{change['low']:+.2f}, {change['high']:+.2f}]"
+
+
+def _closing_words(run: Session, summary: dict[str, Any]) -> str:
+    folder, uri = run.folder.path, run.config.tracking_uri
+    found = Summary.model_validate(summary)
+    shares = {text: gap_closed(found, start) for start, text in GAPS.items()}
+    lines = [
+        *(f"Fréchet gap closed from {text}: {share:.0%}" for text, share in shares.items() if share is not None),
+        *(_sentence(text, change["frechet"]) for text, change in summary["notes"]["student_gain"].items()),
+        f"run folder   {folder}",
+        f"report       {folder / 'report.md'}",
+        f"sample       redif sample {folder} --count 16 --out samples.png",
+    ]
+    if uri:
+        lines.append(f"MLflow       mlflow ui --backend-store-uri {uri}")
+    return "\n".join(lines)

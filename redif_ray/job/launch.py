@@ -1,0 +1,43 @@
+"""`distill` from the command line: imported while Ray starts, as each takes seconds and neither needs the other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+
+from redif_ray.cluster.connect import started
+from redif_ray.config import Config
+from redif_ray.interrupt import stop_requests
+from redif_ray.models.places import local_folder
+from redif_ray.runs.folder import RunFolder
+from redif_ray.workers.lazy_import import imported
+
+JOB = "redif_ray.job.distill:distill"
+
+
+def distill(config: Config, *, resume: bool, console: Console) -> None:
+    """Raises what the job raises; what can be seen to be wrong without torch, at once. In the main thread only."""
+    local_folder(config.teacher.model)
+    if config.checkpoint.upload is None:  # else the folder to resume may have to be fetched
+        RunFolder.place(config, resume=resume)
+    with _job(config) as run:
+        run(config, resume=resume, console=console)
+
+
+@contextmanager
+def _job(config: Config) -> Iterator[Any]:
+    """Imported; with the private cluster that it will find, where the configuration asks for one."""
+    if config.ray.address != "local":
+        yield imported(JOB)
+        return
+    with stop_requests() as stop, ThreadPoolExecutor(1) as beside:
+        job = beside.submit(imported, JOB)
+        with started(config):  # in this thread, for Ray takes a signal
+            stop.listen()  # again, therefore
+            ready = job.result()
+            stop.check()
+            yield ready

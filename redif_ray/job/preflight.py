@@ -1,0 +1,99 @@
+"""Everything that can be found wrong with a run before Ray starts and before its folder is made."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from redif_ray.config import Config, ConfigError
+from redif_ray.data.conditions import Conditions
+from redif_ray.diffusion.schedules import Schedule
+from redif_ray.evaluation.clip_features import ClipFeatures
+from redif_ray.evaluation.judge import load_judge, make_encoder, needs_reference
+from redif_ray.evaluation.random_features import NAME
+from redif_ray.export import recipe
+from redif_ray.export.card import licence
+from redif_ray.export.carried import carried
+from redif_ray.models.protocol import DiffusionModel, ModelError
+from redif_ray.models.registry import load_model, model_folder
+from redif_ray.models.student import make_student
+from redif_ray.planning import factory
+from redif_ray.weights import direct
+from redif_ray.workers import runtime_env
+
+log = logging.getLogger(__name__)
+
+
+def preflight(config: Config, captions: Sequence[str] | None = None) -> Conditions:
+    """Build once what the workers will build; what the run draws is answered. Raises UserError naming the key."""
+    if config.pipeline.weights == "direct":
+        direct.require()
+    teacher = load_model(config.teacher.model)
+    make_student(teacher, config.student.lora)
+    teacher.blank(1)  # raises for a tokeniser that cannot be read
+    conditions = factory.conditions(config, teacher, captions)
+    _warn_of_long_captions(teacher, conditions)
+    try:
+        schedule = factory.student_schedule(teacher, config.student)
+        factory.teacher_schedule(teacher, config)
+    except ValueError as error:
+        raise ConfigError(f"student.schedule or teacher.schedule: {error}") from error
+    for key, guidance in (("student", config.student.guidance), ("teacher", config.teacher.guidance)):
+        _check_guidance(key, guidance, teacher, conditions)
+    _check_export(config, teacher, schedule)
+    runtime_env.handed_over(config.reward)
+    if config.reward.runtime_env is None:  # else they can be built by the reward workers only, which say at start
+        rewards = factory.rewards(config, teacher, "cpu")
+        if config.method == "draft":
+            rewards.require_differentiable("method=draft")
+    _check_judge(config, teacher.image_shape)
+    return conditions
+
+
+def _warn_of_long_captions(teacher: DiffusionModel, conditions: Conditions) -> None:
+    captions = [c for c in dict.fromkeys((*conditions.training, *conditions.held_out)) if isinstance(c, str)]
+    if cut := teacher.cut_short(captions):
+        log.warning(
+            "%d of %d captions have more tokens than the teacher takes, which does not see how they end; the first: "
+            "%.200s", len(cut), len(captions), cut[0],
+        )  # fmt: skip
+
+
+def _check_guidance(key: str, guidance: float, teacher: DiffusionModel, conditions: Conditions) -> None:
+    if guidance == 1:
+        return
+    if conditions.training == (None,):
+        raise ConfigError(f"{key}.guidance={guidance}: the teacher is sampled without conditions; expected 1")
+    try:
+        teacher.check_guidance()
+    except ModelError as error:
+        raise ConfigError(f"{key}.guidance={guidance}: {error}") from error
+
+
+def _check_export(config: Config, teacher: DiffusionModel, schedule: Schedule) -> None:
+    """Raises ModelError where diffusers could not sample the student, or its export could not copy the teacher's parts.
+    """
+    recipe(teacher, schedule, config.student.guidance)
+    folder = model_folder(config.teacher.model)
+    carried(teacher, folder)
+    licence(folder)
+
+
+def _check_judge(config: Config, image_shape: tuple[int, ...]) -> None:
+    if needs_reference(config.evaluation.judge):
+        encoder = make_encoder(config.evaluation.judge, image_shape)
+        if isinstance(encoder, ClipFeatures):
+            encoder.captions(["a caption"])
+        return
+    judge = load_judge(config.evaluation.judge)
+    if judge.encoder.image_shape != image_shape:
+        raise ConfigError(
+            f"evaluation.judge={config.evaluation.judge}: it sees images of {judge.encoder.image_shape}, the teacher "
+            f"makes {image_shape}; expected a judge of such images, or {NAME}, which needs no data"
+        )
+    count = len(judge.reference)
+    if max(config.evaluation.held_out, config.validation.groups) > count:
+        raise ConfigError(
+            f"evaluation.held_out={config.evaluation.held_out}, validation.groups={config.validation.groups}: judge "
+            f"{judge.name} has {count} reference images; expected at most as many"
+        )

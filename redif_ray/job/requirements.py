@@ -1,0 +1,126 @@
+"""`redif doctor CONFIG`: what a run needs of devices, memory and disk, and whether it is there, before it loads."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+from rich.table import Table
+
+from redif_ray.cluster.connect import needed, resources
+from redif_ray.config import Config
+from redif_ray.export.carried import carried
+from redif_ray.models.folder import without_weights
+from redif_ray.models.registry import load_model, model_folder
+from redif_ray.planning.cost import PROCESS_MB, RAY_MB, workers
+from redif_ray.planning.memory import OVERHEAD_MB, Footprint, Footprints, footprints
+from redif_ray.planning.rounds import Phases
+
+WEIGHT_BYTES = 4  # of an exported one, in float32
+CHECKPOINT_BYTES = 16  # of a trained weight: itself, Adam's two moments, the average
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What a run needs in one respect, and what there is; None where it cannot be seen from here."""
+
+    what: str
+    needed: float
+    unit: str
+    available: float | None
+
+    @property
+    def met(self) -> bool:
+        return self.available is None or self.needed <= self.available
+
+
+def needs(config: Config, found: Footprints) -> list[Need]:
+    """Devices of the cluster, the memory of its fullest GPU, main memory and disk of this machine."""
+    have, local = resources(config), config.ray.address == "local"
+    asked = {kind: amount for kind, amount in needed(config).items() if amount}
+    rows = [_devices(kind, amount, have.get(kind, 0), config.ray.wait) for kind, amount in asked.items()]
+    if "GPU" in asked:
+        card = torch.cuda.get_device_properties(0).total_memory / 1e6 if torch.cuda.is_available() else None
+        rows.append(Need("memory of a GPU", fullest_gpu_mb(config, found.roles), "MB", card))
+    memory = psutil.virtual_memory().available / 1e6 if local else None
+    rows.append(Need("main memory", main_memory_mb(config, found), "MB", memory))
+    root = Path(config.run.root).resolve()
+    there = next(path for path in (root, *root.parents) if path.exists())
+    rows.append(Need("disk", disk_mb(config, found), "MB", shutil.disk_usage(there).free / 1e6))
+    return rows
+
+
+def _devices(kind: str, asked: float, up: float, wait: bool) -> Need:
+    """What an autoscaler would bring beyond the nodes that are up cannot be seen."""
+    return Need(f"{kind}s" if kind in ("CPU", "GPU") else kind, asked, "", None if wait and up < asked else up)
+
+
+def report(config: Config) -> tuple[Table, list[Need]]:
+    """Memory of a worker of each role and every need beside what there is; and the needs that are not met."""
+    found = footprints(config)
+    rows = needs(config, found)
+    view = Table(title=f"{config.run.name}: {config.teacher.model}", title_justify="left", box=None, padding=(0, 1))
+    for column in ("MB of a worker", "number", "on", "weights", "training", "activations"):
+        view.add_column(column, justify="left" if column in ("MB of a worker", "on") else "right")
+    for role, one in found.roles.items():
+        number, gpus = workers(config)[role]
+        numbers = (f"{mb:,.0f}" for mb in (one.weights, one.training, one.activations))
+        view.add_row(role, str(number), f"{gpus:g} GPU" if gpus else "CPU", *numbers)
+        if one.start == one.total:
+            view.add_row(f"{role}, as it starts", str(number), "", f"{one.start:,.0f}", "", "")
+    view.add_section()
+    for need in rows:
+        there = "not seen from here" if need.available is None else f"of {need.available:,.0f} {need.unit}"
+        view.add_row(need.what, f"{need.needed:,.0f}", need.unit, there, "" if need.met else "[bold red]too little[/]")
+    return view, [need for need in rows if not need.met]
+
+
+def fullest_gpu_mb(config: Config, roles: dict[str, Footprint]) -> float:
+    """Workers whose shares fit on one GPU may be put there together; those that lie beside each other are added up, but
+    for a learner and workers that take turns.
+    """
+    shares = [(role, gpus) for role, (number, gpus) in workers(config).items() if gpus for _ in range(number)]
+    shares.sort(key=lambda share: -roles[share[0]].total)
+    fullest = 0.0
+    for i, (role, share) in enumerate(shares):
+        room, together = 1 - min(share, 1), [role]
+        for other, more in shares[:i] + shares[i + 1 :]:
+            if more <= room + 1e-9:
+                room, together = room - more, [*together, other]
+        fullest = max(fullest, _together_mb(config, together, roles))
+    return fullest
+
+
+def _together_mb(config: Config, together: list[str], roles: dict[str, Footprint]) -> float:
+    learner = sum(roles[role].total for role in together if role == "learner")
+    others = sum(roles[role].total for role in together if role != "learner")
+    mb = max(learner, others) if config.pipeline.offload else learner + others
+    return mb + OVERHEAD_MB * len(together)
+
+
+def main_memory_mb(config: Config, found: Footprints) -> float:
+    """Of all processes: those without a GPU hold their tensors there, those that take turns on one what they keep
+    between their turns, and the driver its network in float32.
+    """
+    total = RAY_MB + 4 * PROCESS_MB + 4 * found.network / 1e6
+    for role, (number, gpus) in workers(config).items():
+        one, offload = found.roles[role], config.pipeline.offload
+        total += number * (PROCESS_MB + (one.total if not gpus else one.weights + one.training if offload else 0))
+    return total
+
+
+def disk_mb(config: Config, found: Footprints) -> float:
+    """Checkpoints, the exported student here and in MLflow, and the teacher's images. Raises ModelError."""
+    phases = Phases(config)
+    groups = config.draft.groups if config.method == "draft" else config.rollout.groups
+    images = config.evaluation.held_out + config.validation.groups + (phases.rounds - phases.warm_rounds) * groups
+    with without_weights():
+        teacher = load_model(config.teacher.model, device="meta")
+    parts = sum(file.size for file in carried(teacher, model_folder(config.teacher.model)))
+    exported = (parts + WEIGHT_BYTES * found.network) * (1 if config.tracking_uri is None else 2)
+    aside = 0 if config.checkpoint.upload is None else 2  # one on its way and one that waits, pruned meanwhile
+    checkpoints = (config.checkpoint.keep + 3 + aside) * CHECKPOINT_BYTES * found.trained
+    return (checkpoints + exported + 4 * images * found.image) / 1e6

@@ -1,0 +1,223 @@
+"""The actors of a run, and what the driver asks of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from ray import cloudpickle
+from ray.exceptions import RuntimeEnvSetupError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from redif_ray.causes import cause
+from redif_ray.cluster.elastic import Growth
+from redif_ray.cluster.placement import Places, reserved
+from redif_ray.config import LEARNED, Config, ConfigError, Reward, Workers
+from redif_ray.coordinator.client import ask
+from redif_ray.coordinator.coordinator import Coordinator
+from redif_ray.data.conditions import Conditions
+from redif_ray.diffusion.noise import Stream
+from redif_ray.errors import UserError
+from redif_ray.evaluation.judge import BATCH
+from redif_ray.faults import RESTARTABLE, fetched
+from redif_ray.interrupt import StopRequest
+from redif_ray.job.metrics_writer import MetricsWriter
+from redif_ray.learner.samples import Samples, Terms, collect, joined
+from redif_ray.models.protocol import DiffusionModel
+from redif_ray.models.registry import load_model
+from redif_ray.models.student import get_weights, make_student
+from redif_ray.planning import factory
+from redif_ray.planning.rounds import RoundPlan
+from redif_ray.runs.folder import RunFolder
+from redif_ray.types import Meta, Shard
+from redif_ray.weights.publisher import Publisher
+from redif_ray.weights.store import WeightStore, learned_key
+from redif_ray.workers import runtime_env
+from redif_ray.workers.actors import StudentRolloutWorker, TeacherRewardWorker
+
+INITIAL = "initial-0"
+POLL_SECONDS = 0.5
+AT_ONCE = 2  # calls of the driver under way for each reward worker: one at work and one that waits for it
+FLUSH_SECONDS = 5  # that the tracking store gets to take the last metrics of a run that ends
+
+
+@dataclass(slots=True)
+class Session:
+    """Handles of a running job. Everything here is rebuilt from (configuration, run folder)."""
+
+    config: Config
+    folder: RunFolder
+    teacher: DiffusionModel
+    plan: RoundPlan
+    publisher: Publisher
+    writer: Any
+    coordinator: Any
+    started: list[Any]
+    growth: Growth
+    places: Places
+    stop: StopRequest
+    token: Path  # by which a process finds out whether its node sees the run folder
+    learned: int = 0  # version of the learned reward that `sample` scores with, where the run has one
+
+    def get(self, references: Any) -> Any:
+        """See `get`."""
+        return get(references, self.stop, self.look_after)
+
+    def look_after(self) -> None:
+        """What whoever waits must do again and again: notice that the weight store was lost, let workers join."""
+        self.publisher.look_after()
+        self.growth.look_after()
+
+    def ready(self) -> None:
+        """`all_ready` of the workers that the run starts with."""
+        all_ready(self.started, self.stop, self.look_after)
+
+    def ask_reward(self, method: str, calls: Iterable[tuple[Any, ...]]) -> tuple[list[Meta], list[Any]]:
+        """Metas and data of calls to the reward workers; see `ask`."""
+
+        def meanwhile() -> None:
+            self.stop.check()
+            self.look_after()
+
+        most = AT_ONCE * self.config.reward.workers
+        return ask(self.coordinator, method, calls, at_once=most, get=self.get, meanwhile=meanwhile)
+
+    def embed(self, images: torch.Tensor) -> torch.Tensor:
+        """What the judge's encoder makes of images [n, C, H, W] in [0, 1], on the devices of the reward workers."""
+        batches = images.split(BATCH)
+        shards = [Shard(0, i, "deploy", Stream.HELD_OUT, (), ()) for i in range(len(batches))]
+        _, found = self.ask_reward("embed", [(s, b.numpy()) for s, b in zip(shards, batches, strict=True)])
+        return torch.from_numpy(np.concatenate(found))
+
+    def compared(
+        self, shards: Sequence[Shard], images: Sequence[np.ndarray], targets: Sequence[np.ndarray]
+    ) -> tuple[Terms, list[Meta]]:
+        """Reward terms of images beside the teacher's, both given for each shard."""
+        store, learned = self.publisher.store, learned_key(self.config, self.learned)
+        calls = [(*one, store, learned) for one in zip(shards, images, targets, strict=True)]
+        metas, terms = self.ask_reward("compare", calls)
+        return joined(terms), metas
+
+    def sample(self, stream: Stream, count: int, key: str, *, round: int = 0) -> Samples:
+        """The student with weights `key` as deployed, beside the teacher, on the first `count` groups of a stream."""
+        learned = learned_key(self.config, self.learned)
+        deploy = self.coordinator.deploy
+        return collect(fetched(lambda lost: deploy.remote(int(stream), count, round, key, learned, lost), self.get))
+
+
+def get(references: Any, stop: StopRequest, meanwhile: Callable[[], object] = lambda: None) -> Any:
+    """`ray.get` of one reference or a list of them, which notices a request to stop. Raises Interrupted then.
+
+    meanwhile: called again and again. A user error of a worker is raised as it was there, out of the wrapping that Ray
+    puts around it.
+    """
+    waiting = references if isinstance(references, list) else [references]
+    while waiting:
+        stop.check()
+        meanwhile()
+        _, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=POLL_SECONDS)
+    try:
+        return ray.get(references)
+    except ray.exceptions.RayTaskError as error:
+        inner = cause(error)
+        raise (inner if isinstance(inner, UserError) else error) from None
+
+
+def all_ready(actors: Iterable[Any], stop: StopRequest, meanwhile: Callable[[], object] = lambda: None) -> None:
+    """Wait until every actor has loaded what it needs; see `get`. Raises what is wrong with one at once."""
+    waiting = [actor.ready.remote() for actor in actors]
+    while waiting:
+        stop.check()
+        ready, waiting = ray.wait(waiting, num_returns=1, timeout=POLL_SECONDS)
+        try:
+            get(ready, stop, meanwhile)
+        except RuntimeEnvSetupError as error:
+            raise ConfigError(runtime_env.failed(error)) from error
+
+
+@contextmanager
+def session(config: Config, conditions: Conditions, folder: RunFolder, stop: StopRequest) -> Iterator[Session]:
+    """Start the actors of a run where there is room for them, and stop them at the end; waits for that room.
+
+    The driver must be connected to Ray. The actors load while the caller goes on; see `Session.ready`.
+    """
+    stop.listen()  # again: Ray took SIGTERM for itself
+    torch.set_num_threads(1)
+    teacher = load_model(config.teacher.model)
+    teacher.parts_sha256(factory.digests(config))  # once, before all workers ask for them
+    plan = RoundPlan(config, conditions)
+    roles = {"rollout": config.rollout, "reward": config.reward}
+    with reserved(roles, config.learner, stop) as places, folder.token() as token:
+        hired = partial(workers, config=config, token=token, places=places)
+
+        def more() -> dict[str, Any]:
+            rollout = hired(StudentRolloutWorker, "rollout", config.rollout, later=True)
+            return rollout | hired(TeacherRewardWorker, "reward", config.reward, later=True)
+
+        writer = beside_driver(MetricsWriter, **RESTARTABLE).remote(
+            str(folder.path),
+            config.tracking_uri,
+            config.tracking.experiment,
+            config.run.name,
+            folder.state.get("mlflow_run_id"),
+        )
+        # Handles are pickled: Ray complains on the terminal of references among what a restartable actor is made from.
+        weights = beside_driver(WeightStore, **RESTARTABLE).remote(writer=cloudpickle.dumps(writer))
+        rollout = list(hired(StudentRolloutWorker, "rollout", config.rollout).values())
+        reward = list(hired(TeacherRewardWorker, "reward", config.reward).values())
+        handles = cloudpickle.dumps((weights, writer, rollout, reward))
+        kind = beside_driver(Coordinator, max_concurrency=100, **RESTARTABLE)
+        coordinator = kind.remote(config, str(folder.path), handles, teacher.takes_captions)
+        started = [*rollout, *reward, writer]
+        growth = Growth(more if any(role.first < role.workers for role in roles.values()) else None, coordinator)
+        try:
+            publisher = Publisher(weights)
+            publisher.publish(INITIAL, get_weights(make_student(teacher, config.student.lora)))
+            if (first := factory.learned_reward(config, teacher, "cpu")) is not None:
+                publisher.publish(f"{LEARNED}-0", first.network.state_dict())
+            yield Session(
+                config, folder, teacher, plan, publisher, writer, coordinator, started, growth, places, stop, token
+            )  # fmt: skip
+        finally:
+            growth.stop()
+            ray.wait([writer.flush.remote()], timeout=FLUSH_SECONDS)
+            for actor in [*rollout, *reward, coordinator, weights, writer]:
+                ray.kill(actor)
+
+
+def beside_driver(kind: type, **options: Any) -> Any:
+    """The class of an actor that a run has one of: Ray would put it on any node, be it one that may be taken.
+
+    Here its node is lost only with the driver, and the file of an SQLite store has one machine that writes it.
+    """
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(kind).options(num_cpus=0, scheduling_strategy=here, **options)
+
+
+def workers(
+    kind: type, name: str, role: Workers, *, config: Config, token: Path, places: Places, later: bool = False
+) -> dict[str, Any]:
+    """The actors of a role that a run starts with, by their names, or those that join later.
+
+    Ray starts one that died again, wherever there is room.
+    """
+    asked: dict[str, Any] = {"num_cpus": role.cpus, "num_gpus": role.gpus, "resources": role.resources, **RESTARTABLE}
+    variables = {}
+    if isinstance(role, Reward) and role.runtime_env is not None:
+        asked["runtime_env"], variables = runtime_env.for_ray(role), runtime_env.handed_over(role)
+
+    def actor(number: int) -> Any:
+        options = asked | places.options(name, role, number)
+        return ray.remote(kind).options(**options).remote(f"{name}-{number}", config, token, variables)
+
+    return {
+        f"{name}-{i}": actor(i)
+        for i in (range(role.first, role.workers) if later else range(role.first))
+    }

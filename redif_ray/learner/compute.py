@@ -1,0 +1,54 @@
+"""Where a run's seconds, network calls and FLOPs go, component by component."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from redif_ray.config import LEARNED, Config
+from redif_ray.evaluation.compute import ComputeLedger, prediction_flops, update_factor
+from redif_ray.faults import Fetched
+from redif_ray.models.folder import without_weights
+from redif_ray.models.registry import load_model
+from redif_ray.types import Meta
+
+COMPONENTS = {"rollout": "student_rollout"}  # the ledger's name of a worker's component, where they differ
+
+
+class Accounts:
+    """Books what workers report and what the learner does into a `ComputeLedger`."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        with without_weights():
+            self.flops = prediction_flops(load_model(config.teacher.model, device="meta"))
+        self.factor = update_factor(lora=config.student.lora.rank > 0, checkpointing=config.learner.checkpointing)
+        self.ledger = ComputeLedger()
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        self.ledger = ComputeLedger(state)
+
+    def add_round(self, data: Fetched, metrics: Mapping[str, float]) -> None:
+        """Workers as they report; the update from its forward and backward calls; a learned reward as it reports.
+
+        Rewards are booked in seconds; FLOPs are counted of the learned one, its scoring and its training.
+        """
+        for metas in data.metas:
+            self._add(metas)
+        forward, backward = (metrics[f"update/network_calls_{way}"] for way in ("forward", "backward"))
+        guided = 1 if self.config.student.guidance == 1 else 2
+        flops = (forward + backward * (self.factor - 1)) * guided * self.flops
+        self.ledger.add("update", seconds=metrics["update/seconds"], nfe=forward * guided, flops=flops)
+        if f"{LEARNED}/flops" in metrics:
+            self.ledger.add("rewards", seconds=metrics[f"{LEARNED}/seconds"], flops=metrics[f"{LEARNED}/flops"])
+
+    def add_evaluation(self, metas: Iterable[Meta]) -> None:
+        """Work of validation and evaluation, whichever worker did it."""
+        self._add(metas, "evaluation")
+
+    def _add(self, metas: Iterable[Meta], component: str | None = None) -> None:
+        for meta in metas:
+            for work in meta.work:
+                name = component or COMPONENTS.get(work.component, work.component)
+                calls = work.network_calls
+                self.ledger.add(name, seconds=work.seconds, nfe=calls, flops=calls * self.flops)

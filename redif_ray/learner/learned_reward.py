@@ -1,0 +1,122 @@
+"""The learned reward on a learner's rank: trained after each policy round, published and checkpointed like weights.
+
+Version r has learned from the rounds before r and scores what policy version r rolls out. Every rank has the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from redif_ray.checkpoint import load_checkpoint, load_optimizer, optimizer_tensors, pack, unpack, weights_sha256
+from redif_ray.config import LEARNED, Config
+from redif_ray.evaluation.compute import forward_flops
+from redif_ray.learning.discriminator import TEACHER_PASS, DiscriminatorUpdater, Images, optimiser
+from redif_ray.learning.step import AllReduce
+from redif_ray.models.protocol import DiffusionModel
+from redif_ray.planning import factory
+from redif_ray.rewards.discriminator import DiscriminatorTerm
+from redif_ray.runs.folder import latest_checkpoint
+from redif_ray.types import Meta, Scored, Shard, Trajectories
+from redif_ray.weights.store import StaleWeightsError
+from redif_ray.workers.offload import Belonging
+
+OPTIMIZER = f"{LEARNED}_optimizer"
+
+
+def learned_reward(
+    config: Config, model: DiffusionModel, device: str, all_reduce: AllReduce | None
+) -> LearnedReward | None:
+    """None for a run without one."""
+    term = factory.learned_reward(config, model, device)
+    return None if term is None else LearnedReward(config, term, all_reduce)
+
+
+class LearnedReward:
+    def __init__(self, config: Config, term: DiscriminatorTerm, all_reduce: AllReduce | None) -> None:
+        self.term, self.device = term, term.setting.device
+        self.own_siblings = config.rollout.siblings - config.rollout.guided
+        self.optimizer = optimiser(term.network, term.lr)
+        self.updater = DiscriminatorUpdater(
+            term.network, self.optimizer, steps=term.steps, r1=term.r1, microbatch=config.learner.microbatch,
+            all_reduce=all_reduce,
+        )
+        example = torch.zeros(1, *term.setting.image_shape, device=self.device)
+        self.flops = forward_flops(lambda: term.network(example, term.labels([0])), 1)
+
+    def belongings(self) -> list[Belonging]:
+        """What it has on its device."""
+        return [self.term.network, self.optimizer]
+
+    def weights(self) -> dict[str, Tensor]:
+        return {name: value.detach().clone() for name, value in self.term.network.state_dict().items()}
+
+    def state(self) -> dict[str, Tensor]:
+        """Tensors for a checkpoint."""
+        names = [name for name, _ in self.term.network.named_parameters()]
+        return pack(LEARNED, self.weights()) | pack(OPTIMIZER, optimizer_tensors(self.optimizer, names))
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Inverse of `state`, among the tensors of a whole checkpoint."""
+        names = [name for name, _ in self.term.network.named_parameters()]
+        self.term.load(unpack(LEARNED, tensors))
+        load_optimizer(self.optimizer, names, unpack(OPTIMIZER, tensors))
+
+    def update(
+        self, round: int, metas: Sequence[Sequence[Meta]], parts: Mapping[int, tuple[Trajectories, Scored]],
+        scored_by: Mapping[str, Tensor] | None = None,
+    ) -> dict[str, float]:
+        """Learn from a policy round. metas: of every shard of the round; parts: this rank's shards, by index.
+
+        scored_by: the weights that scored the round; None: these.
+        Siblings that the teacher guided are not the student's and left out. Raises StaleWeightsError where a shard was
+        scored by others, ValueError for images of another round.
+        """
+        self._check(round, metas, weights_sha256(scored_by or self.weights()))
+        shards = [shard_metas[0].shard for shard_metas in metas]
+        if any(scored.shard != shards[index] for index, (_, scored) in parts.items()):
+            raise ValueError(f"round {round}: the images are not those of its shards")
+        mine = [scored for _, (_, scored) in sorted(parts.items())]
+        groups = sum(len(shard.groups) for shard in shards)
+        student = self._images(mine, [self._own(s.shard, s.images) for s in mine], self.own_siblings, groups)
+        teacher = self._images(mine, [s.targets for s in mine], 1, groups)
+        found = self.updater.run(student, teacher, where=f"round {round}")
+        found["flops"] = self.flops * (
+            sum(shard.rows for shard in shards)  # when they were scored
+            + self.term.steps * (3 * student.total + TEACHER_PASS * teacher.total)
+        )
+        return {f"{LEARNED}/{name}": value for name, value in found.items()}
+
+    def _check(self, round: int, metas: Sequence[Sequence[Meta]], expected: str) -> None:
+        for shard_metas in metas:
+            found = shard_metas[-1].learned_sha256
+            if found != expected:
+                raise StaleWeightsError(
+                    f"shard {shard_metas[-1].shard.index} of round {round} was scored by the {LEARNED} "
+                    f"{(found or 'none')[:12]}; expected {expected[:12]}, the learner's own"
+                )
+
+    def _own(self, shard: Shard, images: np.ndarray | None) -> np.ndarray:
+        assert images is not None  # a reward worker keeps them where a term learns
+        by_group = images.reshape(len(shard.groups), shard.siblings, *images.shape[1:])
+        return by_group[:, : self.own_siblings].reshape(-1, *images.shape[1:])
+
+    def _images(self, mine: Sequence[Scored], images: Sequence[Any], each: int, groups: int) -> Images:
+        """`images` of each shard, `each` a group, of `groups` in the whole round."""
+        conditions = [c for scored in mine for c in scored.shard.conditions for _ in range(each)]
+        joined = torch.from_numpy(np.concatenate(images)).to(self.device)
+        return Images(joined, self.term.labels(conditions), groups * each)
+
+
+def last_learned(folder: Path) -> tuple[int, dict[str, Tensor]]:
+    """Version and weights of the learned reward in the newest checkpoint of a run; 0 and none where there is none."""
+    path = latest_checkpoint(folder / "checkpoints")
+    if path is None:
+        return 0, {}
+    tensors, meta = load_checkpoint(path)
+    return int(meta["round"]), unpack(LEARNED, tensors)

@@ -1,0 +1,315 @@
+"""The learner: Ray Train ranks that pull rounds, update the student, publish its weights and keep checkpoints.
+
+Round r is rolled out with the weights after r - staleness rounds. Everything that decides the next weights is in the
+checkpoint, the versions that rounds to come are made with too; a restart begins at the newest one and asks for its
+rounds again. Ranks may share the student out (`learner.shard`): whatever gathers it, all of them do.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from torch import Tensor
+
+from redif_ray.checkpoint import load_checkpoint, pack, save_checkpoint, unpack, weights_sha256
+from redif_ray.config import LEARNED, Config
+from redif_ray.diffusion.noise import Stream
+from redif_ray.evaluation.judge import networks_of
+from redif_ray.faults import Fetched, Stopping, fetched
+from redif_ray.learner.compute import Accounts
+from redif_ray.learner.judge import judge_of
+from redif_ray.learner.learned_reward import learned_reward
+from redif_ray.learner.ranks import Ranks
+from redif_ray.learner.ray_train import Outcome
+from redif_ray.learner.round_update import RoundUpdate
+from redif_ray.learner.train_state import load_trained, trained
+from redif_ray.learner.validation import Validator
+from redif_ray.learning.advantages import RunningStatistics
+from redif_ray.learning.ema import ExponentialAverage
+from redif_ray.models.protocol import DiffusionModel
+from redif_ray.models.sharding import shard, whole
+from redif_ray.models.student import enable_checkpointing, get_weights, trainable
+from redif_ray.planning import factory
+from redif_ray.planning.rounds import Phases
+from redif_ray.runs.backup_thread import uploader
+from redif_ray.runs.folder import check_seen, latest_checkpoint, prune_checkpoints
+from redif_ray.runs.gauges import RoundGauges
+from redif_ray.runs.timeline import Stages, spans
+from redif_ray.types import Phase
+from redif_ray.weights.publisher import Publisher
+from redif_ray.weights.store import POLICY, learned_key
+from redif_ray.weights.versions import Versions
+from redif_ray.workers.offload import Belonging, Offload, home
+
+
+class Learner:
+    def __init__(self, job: Mapping[str, Any], rank: int, world: int) -> None:
+        config: Config = job["config"]
+        torch.set_num_threads(config.learner.threads)
+        self.config, self.ranks = config, Ranks(rank, world)
+        self.coordinator, self.writer = job["coordinator"], job["writer"]
+        self.publisher = Publisher(job["weights"], config.pipeline.weights == "direct")
+        self.folder, self.token, self.until = Path(job["folder"]), job["token"], int(job["until"])
+        device, offload = factory.device(config.learner.gpus), config.pipeline.offload
+        teacher = factory.teacher(config, home(device, offload))
+        self.student = factory.student(config, teacher)
+        if config.learner.checkpointing:
+            enable_checkpointing(self.student)
+        self.plan = Phases(config)
+        self.versions = Versions(self.plan, self.publisher if self.ranks.first else None)
+        self.accounts = Accounts(config)
+        self.running = RunningStatistics()
+        self.learned = learned_reward(config, teacher, device, self.ranks.all_reduce)
+        reference = self._share_out(teacher) if config.learner.shard else teacher
+        self.parameters = trainable(self.student)
+        self.update = RoundUpdate(config, self.student, reference, self.running, self.ranks)
+        self.validator: Validator | None = None
+        self.round = 0
+        self.best: dict[str, float] | None = None
+        self.logged: list[Any] = []  # rows on their way to the writer
+        self.stages, self.gauges = Stages(f"learner-{rank}", self.writer), RoundGauges(config.run.name)
+        lost = self.writer.lost.remote
+        self.uploader = uploader(config, self.folder, lambda: lost("upload")) if self.ranks.first else None
+        self._start_phase(self.plan.phase(0))
+        self.offload = Offload(device, self._belongings, taken=offload)
+        self.offload.rest()
+
+    def _belongings(self) -> list[Belonging]:
+        """What it keeps on its device; it shares it with nobody where it is one of several ranks."""
+        models = [self.student, *([] if self.update.teacher is None else [self.update.teacher])]
+        networks = [network for model in models for network in (model.network, *model.parts.values())]
+        average = [] if self.average is None else [self.average.average]
+        learned = [] if self.learned is None else self.learned.belongings()
+        judge = [] if self.validator is None else networks_of(self.validator.judge.encoder)
+        return [*networks, self.optimizer, *average, *learned, *judge]
+
+    def _share_out(self, teacher: DiffusionModel) -> DiffusionModel | None:
+        """Keep shares of the student, and of the teacher where a regulariser asks for it; they have none in common."""
+        shard(self.student)
+        if self.config.learner.regulariser.kind == "none":
+            return None
+        shard(teacher)
+        return teacher
+
+    def run(self) -> Outcome:
+        check_seen(self.token)
+        calibration = ray.get(self.coordinator.begun_with.remote())
+        if calibration is None:
+            return Outcome(self.round, True, self.accounts.ledger.state())
+        if self.ranks.first:
+            count, device = self.config.validation.groups, self.offload.device
+            where = home(device, self.offload.taken)
+            judge = judge_of(self.config, self.coordinator, count, self.accounts, device=where)
+            judge.device = device
+            self.validator = Validator(self.config, calibration, judge)
+        self.offload.wake()
+        restored = self._restore()
+        self._begin()
+        if not restored:
+            self._first_validation()
+        while self.round < self.until:
+            round, started = self.round, time.perf_counter()
+            if self.plan.phase(round) != self.phase:
+                self._start_phase(self.plan.phase(round))
+            data = self._data(round)
+            if data is None:
+                self._checkpoint()
+                return Outcome(round, True, self.accounts.ledger.state())
+            with self.stages.stage("update", round):
+                metrics = self._train(round, data)
+            self.round += 1
+            self._publish_round()
+            self._after_round(round, metrics, data, started)
+        self.stages.send()
+        ray.get(self.logged)
+        return Outcome(self.round, False, self.accounts.ledger.state())
+
+    def _data(self, round: int) -> Fetched | None:
+        """None where the run is to stop: for all ranks, if one was told so."""
+        try:
+            data = self._ask(self.coordinator.round_for, round, self.ranks.rank, self.ranks.world)
+        except Stopping:
+            data = None
+        return None if self.ranks.any(data is None, self.student.device) else data
+
+    def _ask(self, method: Any, *arguments: Any) -> Fetched:
+        """What others make; their device is theirs meanwhile."""
+        with self.offload.resting():
+            return fetched(lambda lost: method.remote(*arguments, lost), self.publisher.get)
+
+    def _start_phase(self, phase: Phase) -> None:
+        """A phase has its own optimiser and its own average of the weights."""
+        self.phase = phase
+        lr, ema = (
+            (self.config.warm_start.lr, self.config.warm_start.ema)
+            if phase == "warm_start"
+            else (self.config.learner.lr, self.config.learner.ema)
+        )
+        self.optimizer = torch.optim.AdamW(
+            self.parameters.values(), lr=lr, betas=(0.9, 0.999), weight_decay=self.config.learner.weight_decay
+        )
+        self.average = ExponentialAverage(self.parameters, ema) if ema else None
+
+    def _train(self, round: int, data: Fetched) -> dict[str, float]:
+        behaviour = self.versions.policy(round)
+        metrics = self.update(round, self.phase, data.metas, data.parts, self.optimizer, behaviour)
+        metrics |= {"seconds/fetch": data.fetch_seconds, "staleness": float(round - self.plan.version(round))}
+        if self.learned is not None and self.phase == "policy":
+            metrics |= self.learned.update(round, data.metas, data.parts, self.versions.learned(round))
+        self.accounts.add_round(data, metrics)
+        if self.average is not None:
+            self.average.update(self.parameters)
+        return metrics
+
+    def _after_round(self, round: int, metrics: dict[str, float], data: Fetched, started: float) -> None:
+        """Rank 0 validates, logs and keeps checkpoints, of what every rank brings together."""
+        last = self.round == self.until
+        boundary = self.round < self.plan.rounds and self.plan.phase(self.round) != self.phase
+        validates = last or boundary or self.round % self.config.validation.every == 0
+        deployed = self._deployed() if validates else {}
+        found = self._validate(deployed) if validates else {}
+        if self.ranks.first:
+            self._log_round(round, metrics | found, data, started)
+        if boundary:
+            self._save("warm_start", pack("deploy", deployed), {"version": self.round})
+        if last or self.round % self.config.checkpoint.every == 0:
+            self._checkpoint()
+
+    def _log_round(self, round: int, metrics: dict[str, float], data: Fetched, started: float) -> None:
+        row: dict[str, Any] = {"round": round, "phase": self.phase, "policy_version": self.round, **metrics}
+        seconds = time.perf_counter() - started
+        groups = len({g for metas in data.metas for g in metas[0].shard.groups})
+        row |= {"groups_per_second": groups / seconds, "seconds/round": seconds, "seconds/gather": data.gather_seconds}
+        if self.offload.taken:
+            row["seconds/offload"], self.offload.seconds = self.offload.seconds, 0.0
+        row |= {f"compute/{name}_nfe": entry["nfe"] for name, entry in self.accounts.ledger.state().items()}
+        self.gauges.set(row, [*spans(m for metas in data.metas for m in metas), *self.stages.passed])
+        self._log(row)
+
+    def _log(self, row: dict[str, Any]) -> None:
+        """Send a row to the writer, and look whether it took those before."""
+        rows = [*self.logged, self.writer.log.remote(row)]
+        taken, self.logged = ray.wait(rows, num_returns=len(rows), timeout=0)
+        ray.get(taken)
+        self.stages.send()
+
+    def _validate(self, deployed: Mapping[str, Tensor]) -> dict[str, float]:
+        """Rank 0 finds reward and recall, and keeps the best student by its reward; a collapsed one is stopped."""
+        found, collapsed = {}, None
+        if self.validator is not None:
+            found = self._deploy(self.validator, deployed)
+            self._keep_best(found["validation/reward"], deployed)
+            collapsed = self.validator.collapsed(found, self.round) if self.phase != "warm_start" else None
+        if self.ranks.any(collapsed is not None, self.student.device):
+            self._checkpoint()
+        if collapsed is not None:
+            raise collapsed
+        return found
+
+    def _keep_best(self, reward: float, deployed: Mapping[str, Tensor]) -> None:
+        own_phase = self.phase != "warm_start" or self.plan.rounds == self.plan.warm_rounds
+        if own_phase and (self.best is None or reward > self.best["reward"]):
+            self.best = {"reward": reward, "round": float(self.round)}
+            self._save("best", pack("deploy", deployed), {"version": self.round, "reward": reward})
+
+    def _deploy(self, validator: Validator, weights: Mapping[str, Tensor]) -> dict[str, float]:
+        """Reward and recall at eta 0 of `weights` on the validation noises; their picture goes to the log."""
+        self.versions.deploy(self.round, weights)
+        count = self.config.validation.groups
+        key, learned = f"deploy-{self.round}", learned_key(self.config, self.round)
+        with self.stages.stage("validation", self.round):
+            data = self._ask(self.coordinator.deploy, int(Stream.VALIDATION), count, self.round, key, learned)
+            found, picture = validator(data)
+        self.accounts.add_evaluation(meta for metas in data.metas for meta in metas)
+        self.writer.image.remote("samples", picture, self.round)
+        return found
+
+    def _deployed(self) -> dict[str, Tensor]:
+        """The weights a deployment would use, on rank 0: the average where one is kept."""
+        weights = self.average.average if self.average is not None else self.parameters
+        return whole(weights, keep=self.ranks.first)
+
+    def _begin(self) -> None:
+        """Publish, before any rank asks for a round, all that the rounds to come are made with."""
+        if self.ranks.first:
+            ray.get(self.coordinator.restart.remote())
+        self.versions.begin()
+        self._publish_round()
+        self.ranks.wait()
+
+    def _publish_round(self) -> None:
+        learned = {} if self.learned is None else {LEARNED: self.learned.weights()}
+        self.versions.add(self.round, learned | {POLICY: get_weights(self.student)})
+
+    def _checkpoint(self) -> None:
+        tensors = trained(self.student, self.optimizer, self.average, keep=self.ranks.first)
+        if not self.ranks.first:
+            return
+        if self.learned is not None:
+            tensors |= self.learned.state()
+        stale, keys = self.versions.state(self.round)
+        tensors |= stale
+        meta = {
+            "round": self.round,
+            "phase": self.phase,
+            "best": self.best,
+            "stale": keys,
+            "running": self.running.state_dict(),
+            "ledger": self.accounts.ledger.state(),
+            "weights_sha256": weights_sha256(unpack("student", tensors)),
+            "guard": self.validator.start_recall if self.validator else None,
+        }
+        self._save(f"round-{self.round:06d}", tensors, meta)
+        self._upload()
+        prune_checkpoints(self.folder / "checkpoints", self.config.checkpoint.keep)
+
+    def _save(self, name: str, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+        if self.ranks.first:
+            with self.stages.stage("checkpoint", self.round):
+                save_checkpoint(self.folder / "checkpoints" / name, tensors, meta)
+
+    def _upload(self) -> None:
+        """Hand the newest checkpoint over; its copy waits for the rows of its rounds, training does not."""
+        if self.uploader is not None:
+            rows = list(self.logged)
+            self.uploader.hand(ready=lambda: ray.get(rows))
+
+    def leave(self) -> None:
+        """The driver uploads what is missing."""
+        if self.uploader is not None:
+            self.uploader.leave()
+
+    def _restore(self) -> bool:
+        """Take up the newest checkpoint; False where there is none yet."""
+        path = latest_checkpoint(self.folder / "checkpoints")
+        if path is None:
+            return False
+        tensors, meta = load_checkpoint(path)
+        self.round, self.best = int(meta["round"]), meta["best"]
+        self._start_phase(meta["phase"])
+        load_trained(self.student, self.optimizer, self.average, tensors)
+        if self.learned is not None:
+            self.learned.load(tensors)
+        self.versions.load(tensors, meta.get("stale", []))
+        self.running.load_state_dict(meta["running"])
+        self.accounts.load(meta["ledger"])
+        if self.validator is not None:
+            self.validator.start_recall = float(meta["guard"])
+        self._upload()
+        return True
+
+    def _first_validation(self) -> None:
+        """The untrained student's row, before round 0: the curve's first point and the guard's yardstick."""
+        weights = whole(self.parameters, keep=self.ranks.first)
+        if self.validator is None:
+            return
+        found = self._deploy(self.validator, weights)
+        self.validator.start_recall = found["validation/recall"]
+        known = self.validator.calibration.items()
+        found |= {f"calibration/{term}/{point}": value for term, points in known for point, value in points.items()}
+        self._log({"round": -1, "phase": "start", "policy_version": 0, **found})

@@ -1,0 +1,71 @@
+"""Validation of the student as deployed: reward at eta 0, recall, and a picture beside the teacher's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+
+from redif_ray.config import Config
+from redif_ray.errors import UserError
+from redif_ray.evaluation.features import Draw, shuffled
+from redif_ray.evaluation.grids import tile
+from redif_ray.evaluation.judge import Judge
+from redif_ray.evaluation.prdc import prdc
+from redif_ray.faults import Fetched
+from redif_ray.learner.samples import collect
+
+Calibration = dict[str, dict[str, float]]
+GRID = 8
+
+
+class GuardError(UserError):
+    """A run stopped by its guard, because what it optimises no longer is what it is for."""
+
+
+class Validator:
+    """Scores what `Coordinator.deploy` answers on the validation noises. `start_recall` is the untrained student's."""
+
+    def __init__(self, config: Config, calibration: Calibration, judge: Judge) -> None:
+        self.config, self.calibration = config, calibration
+        self.units = reward_units(config, calibration)
+        self.judge = judge
+        self.start_recall = 0.0
+
+    def __call__(self, data: Fetched) -> tuple[dict[str, float], np.ndarray]:
+        """({"validation/reward", "validation/recall", "validation/<term>"}, picture [H, W, C] uint8)."""
+        samples = collect(data)
+        means = {name: float(values.mean()) for name, values in samples.terms.items()}
+        terms = self.config.reward.fixed
+        reward = sum(terms[name].weight * (means[name] - zero) / unit for name, (zero, unit) in self.units.items())
+        features = self.judge.embed(torch.from_numpy(samples.images))
+        reference = self.judge.reference_features()
+        chosen = reference[shuffled(len(reference), Draw.REFERENCE, self.config.run.seed)[: len(features)]]
+        found = {"validation/reward": reward, "validation/recall": prdc(features, chosen)["recall"]}
+        found |= {f"validation/{name}": value for name, value in means.items()}
+        return found, tile([samples.targets[:GRID], samples.images[:GRID]])
+
+    def collapsed(self, found: Mapping[str, float], after: int) -> GuardError | None:
+        """What stops a run whose student, after so many rounds, has lost too many of the modes that it began with."""
+        floor = self.config.guard.recall_floor * self.start_recall
+        if found["validation/recall"] >= floor:
+            return None
+        return GuardError(
+            f"validation recall fell to {found['validation/recall']:.3f} at round {after}, below {floor:.3f} "
+            f"(guard.recall_floor={self.config.guard.recall_floor} of the untrained student's "
+            f"{self.start_recall:.3f}): the student is losing modes while its reward rises. Lower learner.lr, raise "
+            "learner.anchor.weight, or add a reward term; the last checkpoint is kept"
+        )
+
+
+def reward_units(config: Config, calibration: Calibration) -> dict[str, tuple[float, float]]:
+    """(zero, unit) of each term at deployment, where there are no siblings to normalise over: (0, 1), or for a
+    normalised term the untrained student's mean and its spread over images. A learned term has none: it moves, so it
+    cannot say which of two rounds was better."""
+    units = {}
+    for name, term in config.reward.fixed.items():
+        point = calibration[name]
+        normal = term.normalise == "std" and point["spread"] > 0
+        units[name] = (point["init"], point["spread"]) if normal else (0.0, 1.0)
+    return units

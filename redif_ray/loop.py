@@ -1,0 +1,76 @@
+"""A run's rounds one after the other in this process: the workers and the update are the real ones, Ray is left out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from redif_ray.checkpoint import weights_sha256
+from redif_ray.config import Config
+from redif_ray.learner.ranks import Ranks
+from redif_ray.learner.round_update import RoundUpdate
+from redif_ray.learning.advantages import RunningStatistics
+from redif_ray.models.student import get_weights, set_weights, trainable
+from redif_ray.planning import factory
+from redif_ray.planning.rounds import RoundPlan
+from redif_ray.types import Shard
+from redif_ray.workers.reward import TeacherRewardWorker
+from redif_ray.workers.rollout import StudentRolloutWorker
+
+
+class HereRolloutWorker(StudentRolloutWorker):
+    """Takes its weights from this process instead of Ray's store."""
+
+    def _load(self, weights: Any, key: str) -> int:
+        set_weights(self.student, weights)
+        self.loaded = (key, weights_sha256(weights))
+        return int(key.rpartition("-")[2])
+
+
+class PlainLoop:
+    """A run without a learned reward. On the CPU its weights are, bit for bit, those of the same run on Ray."""
+
+    def __init__(self, config: Config) -> None:
+        torch.set_num_threads(config.learner.threads)
+        teacher = factory.teacher(config, factory.device(config.learner.gpus))
+        self.config, self.student = config, factory.student(config, teacher)
+        self.rollout, self.reward = HereRolloutWorker("rollout-0", config), TeacherRewardWorker("reward-0", config)
+        self.update = RoundUpdate(config, self.student, teacher, RunningStatistics(), Ranks())
+        self.plan = RoundPlan(config, factory.conditions(config, teacher))
+        self.versions: dict[int, dict[str, Tensor]] = {}
+        self.phase: str | None = None
+
+    def round(self, round: int) -> dict[str, float]:
+        """The update's metrics. Rounds are asked for in their order."""
+        if self.plan.phase(round) != self.phase:
+            self.phase = self.plan.phase(round)
+            parameters, decay = trainable(self.student).values(), self.config.learner.weight_decay
+            self.optimizer = torch.optim.AdamW(parameters, weight_decay=decay)
+        made_by = self.plan.version(round)
+        self.versions[round] = get_weights(self.student)
+        self.versions = {version: weights for version, weights in self.versions.items() if version >= made_by}
+        weights = self.versions[made_by]
+        played = {s.index: self.play(s, weights, f"policy-{made_by}") for s in self.plan.shards(round)}
+        metas = [metas for metas, _ in played.values()]
+        parts = {index: data for index, (_, data) in played.items()}
+        behaviour = None if made_by == round else weights
+        return self.update(round, self.plan.phase(round), metas, parts, self.optimizer, behaviour)
+
+    def checksum(self) -> str:
+        return weights_sha256(get_weights(self.student))
+
+    def play(self, shard: Shard, weights: Any, key: str) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        """Metas of a shard, and what was made of it."""
+        if shard.phase == "warm_start":
+            self.reward.encode(shard)
+            roll_meta, trajectories = self.rollout.rollout(shard, weights, key)
+            jump_meta, scored = self.reward.jump(shard, trajectories)
+            return (roll_meta, jump_meta), (trajectories, scored)
+        target_meta, targets = self.reward.targets(shard)
+        if shard.phase == "draft":
+            return (target_meta,), (targets,)
+        roll_meta, trajectories = self.rollout.rollout(shard, weights, key)
+        score_meta, scored = self.reward.score(shard, trajectories, targets)
+        return (target_meta, roll_meta, score_meta), (trajectories, scored)

@@ -1,0 +1,215 @@
+"""What a run will cost in time, memory and disk, before it starts: counted work times measured or assumed speed."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+from rich.table import Table
+
+from redif_ray.config import Config
+from redif_ray.data.conditions import Conditions
+from redif_ray.diffusion import solvers
+from redif_ray.evaluation.compute import prediction_flops, update_factor
+from redif_ray.models.folder import without_weights
+from redif_ray.models.protocol import DiffusionModel
+from redif_ray.models.registry import load_model
+from redif_ray.models.student import trained_numbers
+from redif_ray.planning import factory
+from redif_ray.planning.rounds import RoundPlan
+from redif_ray.types import Phase
+
+Calls = Mapping[str, float]  # by role: network calls on single images that the workers of a role make
+PROCESS_MB = 450  # torch, diffusers and ray in one worker, shared pages divided among their sharers
+RAY_MB = 900  # Ray's own processes with the dashboard
+LARGEST_TIMED = 5e9  # FLOPs of a prediction of one image that are run to be timed, 0.1 s of a core
+GPU_FLOPS = {"float32": 20e12, "bfloat16": 100e12, "float16": 100e12}  # a second of one GPU: assumed, not measured
+START_SECONDS = 35
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """`seconds` by part of the run, `round_seconds` of one round by phase, `memory_mb` of all processes, `disk_mb` of
+    the run folder; `forward_ms`: what a network call on one image takes one core, or one GPU where no role is on CPUs.
+
+    gpu_flops: of the network calls on GPUs; their seconds assume `GPU_FLOPS` of a GPU, since none is timed.
+    """
+
+    seconds: dict[str, float]
+    round_seconds: dict[Phase, float]
+    memory_mb: float
+    disk_mb: float
+    forward_ms: float
+    gpu_flops: float
+
+
+def estimate(config: Config, conditions: Conditions) -> Estimate:
+    """Count the run's network calls on a network without weights, and time one only where CPUs run it and it is small.
+
+    It takes a few seconds for a network of any size.
+    """
+    with without_weights():
+        teacher = load_model(config.teacher.model, device="meta")
+    plan = RoundPlan(config, conditions)
+    work, flops = _work(config, teacher, plan), prediction_flops(teacher)
+    by_gpu = flops / GPU_FLOPS[config.networks.precision]
+    widths = {_cores(config, calls) for calls in work.values()} - {0}
+    by_core = _cpu_seconds(config, flops, {1, *widths}) if widths else {}
+    seconds = {name: _seconds(config, calls, by_core, by_gpu) for name, calls in work.items()}
+    seconds["start"] = START_SECONDS
+    weights = trained_numbers(teacher.network, config.student.lora) * 4 / 1e6
+    network = sum(p.numel() for p in teacher.network.parameters()) * 4 / 1e6
+    processes = config.rollout.workers + config.reward.workers + config.learner.workers + 4
+    trained = 1 if config.learner.shard else config.learner.workers  # copies of what is trained
+    targets = config.evaluation.held_out + config.validation.groups + _training_groups(config, plan)
+    on_gpus = sum(n for calls in work.values() for role, n in calls.items() if workers(config)[role][1])
+    return Estimate(
+        seconds,
+        _round_seconds(seconds, plan),
+        memory_mb=RAY_MB + processes * (PROCESS_MB + 2 * network) + trained * 4 * weights,
+        disk_mb=(config.checkpoint.keep + 1) * 5 * weights + targets * _numel(teacher.image_shape) * 4 / 1e6,
+        forward_ms=1e3 * (by_core[1] if by_core else by_gpu),
+        gpu_flops=on_gpus * flops,
+    )
+
+
+def _round_seconds(seconds: dict[str, float], plan: RoundPlan) -> dict[Phase, float]:
+    warm = seconds["warm start"] + seconds["warm start, update"]
+    own = seconds["rollout and rewards"] + seconds["update"]
+    rounds = Counter(plan.phase(r) for r in range(plan.rounds))
+    return {phase: (warm if phase == "warm_start" else own) / count for phase, count in rounds.items()}
+
+
+def _work(config: Config, teacher: DiffusionModel, plan: RoundPlan) -> dict[str, Calls]:
+    """Network calls on single images of each role, by part of the run."""
+    ours, theirs = (teacher.calls_per_step(side.guidance) for side in (config.student, config.teacher))
+    n = config.student.steps
+    own, target = n * ours, solvers.network_calls(config.teacher.solver, config.teacher.steps) * theirs
+    backward = update_factor(lora=config.student.lora.rank > 0, checkpointing=config.learner.checkpointing)
+    warm_rows = plan.warm_rounds * config.warm_start.groups
+    own_rounds = plan.rounds - plan.warm_rounds
+    groups = own_rounds * (config.draft.groups if config.method == "draft" else config.rollout.groups)
+    siblings = 1 if config.method == "draft" else config.rollout.siblings
+    rows, alone = groups * siblings, config.exploration.one_step and config.method == "redif"
+    shared = groups * (siblings - 1)  # states that siblings see but once
+    played = rows * n - shared * ((n + config.exploration.last_step) / 2 if alone else 1)
+    anchor = config.learner.anchor.substeps if config.learner.anchor.weight and config.method == "redif" else 0
+    learned = groups if alone and not anchor and config.learner.regulariser.kind != "mse" else played
+    several = config.learner.inner_epochs > 1 or config.learner.minibatch or config.pipeline.staleness
+    replayed = learned if factory.rounds_apart(config) and several else 0  # to take ratios to
+    checks, validated = 1 + plan.rounds // config.validation.every, config.validation.groups
+    held_out, searched = config.evaluation.held_out, config.evaluation.search
+    return {
+        "warm start": {"rollout": warm_rows * own, "reward": warm_rows * n * config.warm_start.substeps * theirs},
+        "warm start, update": {"learner": warm_rows * own * backward},
+        "rollout and rewards": {
+            "rollout": int(played * ours),
+            "reward": int(played * anchor * theirs) + groups * target,
+        },
+        "update": {"learner": int(ours * (learned * config.learner.inner_epochs * backward + replayed))},
+        "validation": {"rollout": checks * validated * own, "reward": validated * target},
+        "evaluation": {
+            "rollout": held_out * 3 * own,
+            "reward": held_out * (target + own) + searched * (target + 8 * own),
+        },
+    }
+
+
+def workers(config: Config) -> dict[str, tuple[int, float]]:
+    """(number, GPUs of one) by role."""
+    return {
+        "rollout": (config.rollout.workers, config.rollout.gpus),
+        "reward": (config.reward.workers, config.reward.gpus),
+        "learner": (config.learner.workers, config.learner.gpus),
+    }
+
+
+def _cores(config: Config, calls: Calls) -> int:
+    """How many cores share the calls of the roles without GPUs; 0 where there are none."""
+    threads = {"learner": config.learner.threads}
+    found = workers(config)
+    widths = [found[role][0] * threads.get(role, 1) for role in calls if not found[role][1]]
+    return min(os.cpu_count() or 1, max(widths, default=0))
+
+
+def _seconds(config: Config, calls: Calls, by_core: Mapping[int, float], by_gpu: float) -> float:
+    """Seconds of one part of the run. by_core, by_gpu: of one call, on each of so many cores, and on one GPU."""
+    cores, roles = _cores(config, calls), workers(config)
+    on_cpu = sum(number for role, number in calls.items() if not roles[role][1])
+    on_gpu = sum(number for role, number in calls.items() if roles[role][1])
+    gpus = max(1.0, sum(count * share for count, share in (roles[role] for role in calls)))
+    return (on_cpu * by_core[cores] / cores if cores else 0.0) + on_gpu * by_gpu / gpus
+
+
+def _training_groups(config: Config, plan: RoundPlan) -> int:
+    """Groups whose teacher images the store keeps; the warm start asks for none."""
+    groups = config.draft.groups if config.method == "draft" else config.rollout.groups
+    return (plan.rounds - plan.warm_rounds) * groups
+
+
+def _numel(shape: tuple[int, ...]) -> int:
+    return int(torch.Size(shape).numel())
+
+
+def _cpu_seconds(config: Config, flops: float, together: Iterable[int]) -> dict[int, float]:
+    """Seconds of one network call on one image, on each of so many cores at work, which share caches and memory.
+
+    A network too large to be timed at once is taken to reach the rate of a matrix product.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        if flops > LARGEST_TIMED:
+            return {cores: flops / _product_rate(cores) for cores in together}
+        teacher = load_model(config.teacher.model)
+        batch = max(1, min(16, int(LARGEST_TIMED / flops)))
+        x, encoded = torch.zeros(batch, *teacher.latent_shape), teacher.blank(batch)
+        level = teacher.process.noisiest()
+        return {c: _timed(lambda: teacher.predict(x, level, encoded), c) / batch for c in together}
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _product_rate(together: int, size: int = 1024) -> float:
+    """FLOP/s of float32 matrix products, on each of so many cores at work."""
+    a = torch.ones(size, size)
+    return 2 * size**3 / _timed(lambda: a @ a, together)
+
+
+def _timed(call: Callable[[], object], together: int, repeats: int = 5) -> float:
+    """Seconds of a call, the slowest of `together` threads that make it at the same time."""
+
+    @torch.no_grad()
+    def one(_: int) -> float:
+        call()
+        started = time.perf_counter()
+        for _ in range(repeats):
+            call()
+        return (time.perf_counter() - started) / repeats
+
+    with ThreadPoolExecutor(together) as pool:
+        return max(pool.map(one, range(together)))
+
+
+def table(e: Estimate) -> Table:
+    view = Table(title="Estimate", show_header=False, box=None, padding=(0, 2), title_justify="left")
+    parts = ", ".join(f"{name} {_span(s)}" for name, s in e.seconds.items() if s >= 0.5)
+    pace = f"at {e.forward_ms:.1f} ms a network call"
+    if e.gpu_flops:
+        rates = f"{GPU_FLOPS['float32'] / 1e12:.0f} TFLOP/s in float32, {GPU_FLOPS['bfloat16'] / 1e12:.0f} in 16 bits"
+        pace += f"; {e.gpu_flops / 1e12:,.0f} TFLOPs on GPUs, if each reaches {rates} (assumed, not timed)"
+    view.add_row("time", f"{_span(sum(e.seconds.values()))} {pace}  ({parts}); decoding and rewards come on top")
+    view.add_row("memory", f"{e.memory_mb / 1000:.1f} GB in all processes")
+    view.add_row("disk", f"{e.disk_mb:.0f} MB")
+    return view
+
+
+def _span(seconds: float) -> str:
+    if seconds < 180:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:,.1f} h"

@@ -1,0 +1,250 @@
+"""How much memory each worker of a run needs on its device, found before anything is loaded.
+
+The networks are built without their numbers, and run on tensors that have none: what is alive at once is counted. What
+a GPU's allocator and libraries take besides is `OVERHEAD_MB`.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+
+from redif_ray.config import Config
+from redif_ray.learning.discriminator import Images, student_loss, teacher_loss
+from redif_ray.models.folder import without_weights
+from redif_ray.models.protocol import DiffusionModel
+from redif_ray.models.quiet import quiet
+from redif_ray.models.registry import load_model
+from redif_ray.models.sharding import units
+from redif_ray.models.student import enable_checkpointing, make_student, trainable
+from redif_ray.planning import factory
+from redif_ray.rewards.discriminator import DiscriminatorTerm
+from redif_ray.rewards.pretrained import SHIPPED
+
+OVERHEAD_MB = 1200  # CUDA's context, cuBLAS and cuDNN workspaces, fragments
+ADAM_BYTES = 8  # of a weight: two float32 moments
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """MB of one worker: `weights` of all networks, `training` (gradients, moments, average), `activations` at most.
+
+    start: while it loads, before it keeps a share of what it loaded.
+    """
+
+    weights: float
+    training: float
+    activations: float
+    start: float = 0.0
+
+    @property
+    def total(self) -> float:
+        return max(self.start, self.weights + self.training + self.activations)
+
+
+class _Live(TorchDispatchMode):
+    """Bytes of the tensors that are made and still alive, and the most there were at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self.known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        tree_map_only(Tensor, partial(self._add, counts=False), (args, kwargs))  # a view of a weight is no new memory
+        result = func(*args, **(kwargs or {}))
+        tree_map_only(Tensor, self._add, result)
+        return result
+
+    def _add(self, tensor: Tensor, counts: bool = True) -> None:
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, storage.nbytes() if counts else 0
+        if key not in self.known:
+            self.known.add(key)
+            self.now += size
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self._free, key, size)
+
+    def _free(self, key: int, size: int) -> None:
+        self.known.discard(key)
+        self.now -= size
+
+
+class _Attention(torch.autograd.Function):
+    """Attention as a GPU's fused kernels do it: the matrix of weights is never held."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        output = query.new_empty(*query.shape[:-1], value.shape[-1])
+        ctx.save_for_backward(query, key, value, output)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
+        return tuple(torch.empty_like(tensor) for tensor in ctx.saved_tensors[:3])
+
+
+@contextmanager
+def _fused_attention() -> Iterator[None]:
+    functional, name = torch.nn.functional, "scaled_dot_product_attention"
+    before = getattr(functional, name)
+    setattr(functional, name, lambda query, key, value, *_, **__: _Attention.apply(query, key, value))
+    try:
+        yield
+    finally:
+        setattr(functional, name, before)
+
+
+def _peak_mb(call: Callable[[], Any]) -> float:
+    with _fused_attention(), _Live() as live:
+        call()
+    return live.peak / 1e6
+
+
+@dataclass(frozen=True, slots=True)
+class Footprints:
+    """`roles`: of a worker of `rollout`, `reward` and `learner`; numbers of trained weights, the network, an image."""
+
+    roles: dict[str, Footprint]
+    trained: int
+    network: int
+    image: int
+
+
+def footprints(config: Config) -> Footprints:
+    """Raises ModelError for a teacher that cannot be loaded."""
+    dtype = getattr(torch, config.networks.precision)
+    with without_weights():
+        teacher = load_model(config.teacher.model, device="meta", dtype=dtype)
+    student = make_student(teacher, config.student.lora)
+    if config.learner.checkpointing:
+        enable_checkpointing(student)
+    parameters = trainable(student).values()
+    parts = _Parts(teacher)
+    network = _bytes(teacher.network) + parts.always
+    own = {id(p) for p in teacher.network.parameters()}
+    added = sum(p.numel() * p.element_size() for p in student.network.parameters() if id(p) not in own)
+    average = 4 if config.learner.ema or config.warm_start.ema else 0
+    trained = sum(p.numel() for p in parameters)
+    training = trained * (4 + ADAM_BYTES + average)
+    drafts = config.method == "draft"  # the learner decodes and scores by itself
+    beside = parts.always + (parts.decode + _encoders(config) if drafts else 0)
+    held = beside + (_held(config, teacher, student) if config.learner.shard else _bytes(teacher.network) + added)
+    rows = max(config.rollout.shard_groups * config.rollout.siblings, config.evaluation.batch)
+    rollout = _peak_mb(lambda: _predict(student, rows, config.student.guidance))
+    reward = max(
+        _peak_mb(lambda: _predict(teacher, rows, config.teacher.guidance)), _peak_mb(lambda: _decode(teacher, rows))
+    )
+    for parameter in parameters:  # the gradients are part of `training`
+        parameter.grad = torch.empty_like(parameter)
+    learned = factory.learned_reward(config, teacher, "meta")
+    own_learned = _bytes(learned.network) if learned else 0
+    judge = _on_disk({config.evaluation.judge})
+    learner = max(_peak_mb(lambda: _train(student, config)), _peak_mb(lambda: _learn(learned, config)))
+    training = training // (config.learner.workers if config.learner.shard else 1) + own_learned * (4 + ADAM_BYTES) // 4
+    roles = {
+        "rollout": Footprint((network + added) / 1e6, 0.0, rollout),
+        "reward": Footprint(
+            (network + parts.decode + parts.encode + _encoders(config) + own_learned + judge) / 1e6, 0.0, reward
+        ),
+        "learner": Footprint(
+            (held + own_learned + judge) / 1e6, training / 1e6, learner, start=(network + added + own_learned) / 1e6
+        ),
+    }
+    numbers = sum(p.numel() for p in teacher.network.parameters())
+    return Footprints(roles, trained, numbers, torch.Size(teacher.image_shape).numel())
+
+
+class _Parts:
+    """Bytes of the networks beside the denoising one: that are held `always`, and more to decode and to encode."""
+
+    def __init__(self, model: DiffusionModel) -> None:
+        self.always = _bytes(*model.parts.values())
+        _decode(model, 1)
+        self.decode = _bytes(*model.parts.values()) - self.always
+        model.encode([model.example])
+        self.encode = _bytes(*model.parts.values()) - self.always - self.decode
+
+
+def _held(config: Config, teacher: DiffusionModel, student: DiffusionModel) -> int:
+    """Bytes of weights on a rank that holds a share: shares, what it gathers at once, and what it computes of it."""
+    shares = _bytes(student.network) + (_bytes(teacher.network) if config.learner.regulariser.kind != "none" else 0)
+    held = shares // config.learner.workers + _gathered(student)
+    if student.dtype != torch.float32 and not config.student.lora.rank and not config.learner.checkpointing:
+        held += 2 * sum(p.numel() for p in student.network.parameters())  # autocast's, kept for the backward pass
+    return held
+
+
+def _gathered(student: DiffusionModel) -> int:
+    """Bytes of weights and gradients in no block, and of two blocks: the next one comes while one computes."""
+    seen: set[int] = set()
+    sizes = []
+    for unit in units(student):
+        own = [p for p in unit.parameters() if id(p) not in seen]
+        seen |= {id(p) for p in own}
+        sizes.append(sum(p.numel() * p.element_size() * (1 + p.requires_grad) for p in own))
+    *blocks, rest = sizes
+    return rest + sum(sorted(blocks)[-2:])
+
+
+def _bytes(*networks: Module) -> int:
+    return sum(t.numel() * t.element_size() for n in networks for t in (*n.parameters(), *n.buffers()))
+
+
+def _encoders(config: Config) -> int:
+    """Weights of the rewards' own networks, in float32, as their files hold them."""
+    return _on_disk({str(value) for term in config.reward.terms.values() for value in term.options.values()})
+
+
+def _on_disk(values: set[str]) -> int:
+    """Bytes of the weights in those that are folders, or names of shipped models."""
+    folders = {folder for value in values for folder in (Path(value), SHIPPED / value) if folder.is_dir()}
+    return sum(path.stat().st_size for folder in folders for path in folder.rglob("*.safetensors"))
+
+
+@torch.no_grad()
+def _predict(model: DiffusionModel, rows: int, guidance: float) -> None:
+    _forward(model, rows, guidance)
+
+
+@torch.no_grad()
+def _decode(model: DiffusionModel, rows: int) -> None:
+    model.decode(torch.empty(rows, *model.latent_shape, device="meta"))
+
+
+def _train(student: DiffusionModel, config: Config) -> None:
+    _forward(student, config.learner.microbatch, config.student.guidance).sum().backward()
+
+
+def _learn(term: DiscriminatorTerm | None, config: Config) -> None:
+    """A microbatch of the learned reward's training: the teacher's images take the most, for their second gradient."""
+    if term is None:
+        return
+    rows = min(config.learner.microbatch, config.rollout.groups)
+    term.network.requires_grad_(True)
+    images = torch.empty(config.learner.microbatch, *term.setting.image_shape, device="meta")
+    labels = torch.zeros(len(images), dtype=torch.int64, device="meta")
+    student_loss(term.network, Images(images, labels, 1))[0].backward()
+    loss, _, squares = teacher_loss(term.network, Images(images[:rows], labels[:rows], 1))
+    (loss + squares.sum()).backward()
+
+
+def _forward(model: DiffusionModel, rows: int, guidance: float) -> Tensor:
+    """A prediction, in the dtype that its network computes in: there is no autocast without a device."""
+    with quiet():
+        at_work = replace(model, network=model.network.to(model.dtype))
+    with torch.no_grad():
+        encoded = {name: value.to("meta") for name, value in at_work.encode([model.example] * rows).items()}
+    x = torch.empty(rows, *model.latent_shape, device="meta")
+    return at_work.predict(x, model.process.noisiest(), encoded, guidance=guidance).x0

@@ -1,0 +1,39 @@
+"""A run that begins with another's state: its newest checkpoint, its best student, what it has measured."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from redif_ray.config import Config, dump
+from redif_ray.data.conditions import CONDITIONS
+from redif_ray.planning.paths import absolute
+from redif_ray.runs.folder import RunError, latest_checkpoint
+
+
+def fork(source: Path, config: Config) -> None:
+    """Make the folder of `config`, which must not exist, one that `--resume` takes up where `source` is.
+
+    It is there whole or not at all. Its MLflow run is one of its own. Raises RunError.
+    """
+    config = absolute(config)
+    path = Path(config.run.root) / config.run.name
+    newest = latest_checkpoint(source / "checkpoints")
+    if newest is None:
+        raise RunError(f"{source} has no checkpoint for {path} to begin with")
+    partial = path.with_name(f".{path.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        (partial / "checkpoints").mkdir(parents=True)
+        for kept in (newest, source / "checkpoints" / "best", source / "checkpoints" / "warm_start"):
+            if kept.exists():
+                shutil.copytree(kept, partial / "checkpoints" / kept.name)
+        for name in ("metrics.jsonl", CONDITIONS):
+            shutil.copyfile(source / name, partial / name)
+        state = json.loads((source / "run.json").read_text())
+        (partial / "run.json").write_text(json.dumps({"calibration": state["calibration"]}, indent=1) + "\n")
+        (partial / "config.yaml").write_text(dump(config))
+        partial.rename(path)
+    except OSError as error:
+        raise RunError(f"cannot begin {path} with the state of {source}: {error}") from error

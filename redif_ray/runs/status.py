@@ -1,0 +1,136 @@
+"""`redif status`: what a run's folder tells of it, running or over. Nothing is written, locked, or asked of Ray."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from redif_ray.checkpoint import MANIFEST
+from redif_ray.config import Config
+from redif_ray.planning.rounds import Phases
+from redif_ray.runs.folder import UPLOADED, RunError, stored_config
+from redif_ray.runs.jsonl import read_rows
+from redif_ray.runs.lock import holder
+
+RECENT = 20  # rounds that the pace is taken from
+Lines = dict[str, str]  # of the table: what a line is called, and what it says
+
+
+def status(path: Path) -> tuple[str, Lines]:
+    """(running, finished, failed or stopped; lines for people). Raises RunError for a folder that is no run."""
+    config, kept = stored_config(path), state(path)
+    word, told = life(path, kept)
+    lines = {"state": told} | _progress(config, kept, read_rows(path / "metrics.jsonl"), word)
+    if (checkpoint := _checkpoint(path / "checkpoints")) is not None:
+        lines["checkpoint"] = checkpoint
+    if (uploaded := _upload(path / UPLOADED)) is not None:
+        lines["upload"] = uploaded
+    lost = Counter(row["lost"] for row in read_rows(path / "lost.jsonl"))
+    lines["lost"] = ", ".join(f"{count} {what}" for what, count in lost.items()) or "nothing"
+    return word, lines | places(path, config, kept)
+
+
+def state(path: Path) -> dict[str, Any]:
+    """What `RunFolder.state` keeps."""
+    try:
+        kept: dict[str, Any] = json.loads((path / "run.json").read_text())
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise RunError(f"{path / 'run.json'} is corrupt ({error})") from error
+    return kept
+
+
+def life(path: Path, kept: Mapping[str, Any]) -> tuple[str, str]:
+    """(running, finished, failed or stopped; the same with the reasons)."""
+    held = holder(path)
+    if (path / "summary.json").exists():
+        return "finished", f"finished; in use by {held[0]}" if held and held[1] else "finished"
+    if held and held[1]:
+        return "running", f"running, {held[0]}, for {duration(time.time() - held[0].since)}"
+    if kept.get("failure"):
+        return "failed", f"failed: {kept['failure']}; continue with --resume"
+    gone = f": {held[0]} is gone" if held else ""
+    return "stopped", f"stopped{gone}; continue with --resume"
+
+
+def places(path: Path, config: Config, kept: Mapping[str, Any]) -> Lines:
+    """Where the results are."""
+    names = ("report.md", "schedule.yaml", "student", "timeline.json")
+    lines = {"results": ", ".join(name for name in names if (path / name).exists()) or "none yet", "folder": str(path)}
+    if (run_id := kept.get("mlflow_run_id")) is not None:
+        lines["MLflow"] = f"run {run_id} at {config.tracking_uri or 'a store of an earlier start'}"
+    return lines
+
+
+def _progress(config: Config, kept: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], word: str) -> Lines:
+    plan = Phases(config)
+    trained = [row for row in rows if row["round"] >= 0]
+    done = trained[-1]["round"] + 1 if trained else 0
+    if "calibration" not in kept:
+        phase = "start-up and calibration"
+    elif done < plan.rounds:
+        phase = f"training, {plan.phase(done)}"
+    else:
+        phase = "evaluation" if word != "finished" else "over"
+    lines = {"round": f"{done} of {plan.rounds}", "phase": phase}
+    if trained:
+        recent = trained[-RECENT:]
+        seconds = sum(row["seconds/round"] for row in recent)
+        groups = sum(row["seconds/round"] * row["groups_per_second"] for row in recent) / seconds
+        lines["speed"] = f"{len(recent) / seconds:.3g} rounds/s, {groups:.3g} groups/s"
+        if word == "running" and done < plan.rounds:
+            lines["left"] = f"about {duration(_left(plan, trained, done))} of training, then the evaluation"
+    return lines | _validation(rows)
+
+
+def _left(plan: Phases, trained: Sequence[Mapping[str, Any]], done: int) -> float:
+    """Seconds of the rounds to come, at the pace of the last ones of their phase, or else of any."""
+    paces = {}
+    for phase in {plan.phase(r) for r in range(done, plan.rounds)}:
+        own = [row["seconds/round"] for row in trained if row["phase"] == phase] or [trained[-1]["seconds/round"]]
+        paces[phase] = sum(own[-RECENT:]) / len(own[-RECENT:])
+    return sum(paces[plan.phase(r)] for r in range(done, plan.rounds))
+
+
+def _validation(rows: Sequence[Mapping[str, Any]]) -> Lines:
+    """The last validation, beside that of the untrained student."""
+    validated = [row for row in rows if "validation/reward" in row]
+    if not validated:
+        return {}
+    start, last = validated[0], validated[-1]
+    told = [f"{name} {last[key]:.4g} (start {start[key]:.4g})" for name, key in
+            (("reward", "validation/reward"), ("recall", "validation/recall"))]
+    return {"validation": f"{', '.join(told)}, after round {last['round'] + 1}"}
+
+
+def _checkpoint(folder: Path) -> str | None:
+    """The newest that is whole, and its age. The run may take it away just now."""
+    for path in sorted(folder.glob("round-*"), reverse=True):
+        try:
+            return f"{path.name}, {duration(time.time() - (path / MANIFEST).stat().st_mtime)} ago"
+        except FileNotFoundError:
+            continue
+    return None
+
+
+def _upload(path: Path) -> str | None:
+    """The last copy that is whole, and what went wrong since."""
+    if not path.exists():
+        return None
+    found = json.loads(path.read_text())
+    age = duration(time.time() - found["time"]) if "time" in found else ""
+    last = f"round {found['round']}, {age} ago, at {found['uri']}" if age else "nothing yet"
+    return f"{last}; fails: {found['error']}" if found["error"] else last
+
+
+def duration(seconds: float) -> str:
+    """As people say it."""
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size * 1.5:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{max(0.0, seconds):.0f} s"

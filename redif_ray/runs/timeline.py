@@ -1,0 +1,109 @@
+"""The timeline of a run: who was busy with what, and when, as a trace that Perfetto and chrome://tracing open.
+
+Workers say with each piece of work how long it took and when it ended; the metrics writer keeps that, span by span, in
+`timeline.jsonl`. `timeline.json` is made of it at the end of each start of a run.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from redif_ray.diffusion.noise import Stream
+from redif_ray.errors import UserError
+from redif_ray.runs.folder import RunFolder
+from redif_ray.runs.jsonl import read_rows
+from redif_ray.types import Meta
+
+log = logging.getLogger(__name__)
+SPANS, TRACE = "timeline.jsonl", "timeline.json"
+STAGES = {"teacher": "targets", "rewards": "score"}  # the stage of a worker's component, where they differ
+DEPLOYED = {Stream.VALIDATION: "validation", Stream.CALIBRATION: "calibration"}  # and else the evaluation
+Span = dict[str, Any]  # {"row", "stage", "round", "start": seconds since 1970, "seconds"}
+
+
+def spans(metas: Iterable[Meta]) -> list[Span]:
+    """What workers did."""
+    return [
+        {"row": meta.worker, "stage": _stage(meta, work.component), "round": meta.shard.round,
+         "start": work.ended - work.seconds, "seconds": work.seconds}
+        for meta in metas for work in meta.work
+    ]  # fmt: skip
+
+
+def _stage(meta: Meta, component: str) -> str:
+    if meta.shard.phase == "deploy":
+        return DEPLOYED.get(meta.shard.stream, "evaluation")
+    return STAGES.get(component, component)
+
+
+class Stages:
+    """The spans of one row, noted as they pass."""
+
+    def __init__(self, row: str, writer: Any) -> None:
+        self.row, self.writer = row, writer
+        self.passed: list[Span] = []
+
+    @contextmanager
+    def stage(self, name: str, round: int) -> Iterator[None]:
+        """The block is a span."""
+        start, began = time.time(), time.perf_counter()
+        try:
+            yield
+        finally:
+            seconds = time.perf_counter() - began
+            self.passed.append(
+                {"row": self.row, "stage": name, "round": round, "start": start, "seconds": seconds}
+            )
+
+    def send(self) -> None:
+        """To the metrics writer; nobody waits for it."""
+        if self.passed:
+            self.writer.spans.remote(self.passed)
+            self.passed = []
+
+
+def draw(folder: RunFolder) -> None:
+    """Write the trace of all starts of a run so far. It must not hide the error that ended one."""
+    if (folder.path / SPANS).exists():
+        try:
+            folder.write(TRACE, trace(read_rows(folder.path / SPANS)))
+        except UserError as error:
+            log.warning("no %s: %s", TRACE, error)
+
+
+def trace(found: Iterable[Span]) -> str:
+    """Spans as Chrome's trace events, in a row each. Clocks of a node may step back: a row's spans never overlap."""
+    rows: dict[str, list[Span]] = {}
+    for span in sorted(found, key=lambda span: span["start"]):
+        rows.setdefault(span["row"], []).append(span)
+    first = min((own[0]["start"] for own in rows.values()), default=0.0)
+    events: list[Mapping[str, Any]] = []
+    for number, row in enumerate(sorted(rows, key=_order)):
+        events.append(_about("thread_name", number, {"name": row}))
+        events.append(_about("thread_sort_index", number, {"sort_index": number}))
+        free = 0
+        for span in rows[row]:
+            start, end = (round(1e6 * (at - first)) for at in (span["start"], span["start"] + span["seconds"]))
+            start, end = max(start, free), max(end, free)
+            events.append({
+                "name": span["stage"], "cat": "redif", "ph": "X", "ts": start, "dur": end - start, "pid": 0,
+                "tid": number, "args": {"round": span["round"]},
+            })  # fmt: skip
+            free = end
+    began = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(first))
+    return json.dumps({"traceEvents": events, "displayTimeUnit": "ms", "otherData": {"began": began}}) + "\n"
+
+
+def _about(name: str, number: int, arguments: dict[str, Any]) -> dict[str, Any]:
+    return {"name": name, "ph": "M", "pid": 0, "tid": number, "args": arguments}
+
+
+def _order(row: str) -> tuple[bool, str, int]:
+    """The learner, then the workers of a role in order of their numbers."""
+    role, _, number = row.rpartition("-")
+    return (role != "learner", role, int(number))

@@ -1,0 +1,160 @@
+"""The course of a search (see `trials.course`).
+
+At each N first come the starts (every named schedule, and GITS), seen on the whole bank; then trials of a base's shape;
+then of single increments around the best, then of what the network is told at the best. Trials of different N
+alternate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from redif_ray import config
+from redif_ray.diffusion.levels import NoiseProcess
+from redif_ray.diffusion.schedules import NAMES, Schedule, Times, explicit
+from redif_ray.search import space
+from redif_ray.trials import plan
+from redif_ray.trials.samplers import propose
+from redif_ray.trials.space import Params
+
+Stage = Literal["start", "shape", "refine", "told"]
+STAGES: tuple[Stage, ...] = ("start", "shape", "refine", "told")
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """Trial `number`: the `index`-th of its stage at N = `steps`."""
+
+    number: int
+    steps: int
+    stage: Stage
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """A trial that is over. scores: mean distance on the first noises of the bank, one a rung; error: why it failed."""
+
+    number: int
+    steps: int
+    stage: Stage
+    params: dict[str, float | str]
+    timesteps: list[float]
+    scores: list[float]
+    error: str | None = None
+    told: list[float] | None = None
+
+    @property
+    def times(self) -> Times:
+        return Times(tuple(self.timesteps), None if self.told is None else tuple(self.told))
+
+    def row(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Course(plan.Course[Slot, Trial]):
+    """starts: by N, by name."""
+
+    def __init__(
+        self, settings: config.Search, seed: int, process: NoiseProcess, starts: Mapping[int, Mapping[str, Schedule]]
+    ) -> None:
+        self.settings, self.seed, self.process, self.starts = settings, seed, process, starts
+        super().__init__(self._slots(), settings.concurrent)
+
+    def _slots(self) -> list[Slot]:
+        wanted: list[tuple[int, Stage, int]] = []
+        s = self.settings
+        counts = {"shape": s.shape_trials, "refine": s.refine_trials, "told": s.told_trials}
+        for stage in STAGES:
+            each = {n: len(named) if stage == "start" else counts[stage] for n, named in self.starts.items()}
+            wanted += [(n, stage, i) for i in range(max(each.values())) for n in self.starts if i < each[n]]
+        return [Slot(number, *rest) for number, rest in enumerate(wanted)]
+
+    def ready(self, slot: Slot) -> bool:
+        return slot.stage == "start" or super().ready(slot)
+
+    def known(self, slot: Slot) -> list[Trial]:
+        """Trials of the same N that did not fail, of which this one may know."""
+        before = self.known_before(slot)
+        return [t for n, t in sorted(self.trials.items()) if n < before and t.steps == slot.steps and t.error is None]
+
+    def proposal(self, slot: Slot) -> dict[str, Any]:
+        """{"params", "timesteps", "told"}."""
+        params, schedule = self._proposed(slot)
+        return {"params": params, "timesteps": list(schedule.times.levels), "told": schedule.times.told}
+
+    def _proposed(self, slot: Slot) -> tuple[dict[str, float | str], Schedule]:
+        named = self.starts[slot.steps]
+        if slot.stage == "start":
+            name = list(named)[slot.index]
+            return {"start": name}, named[name]
+        known, s = self.known(slot), self.settings
+        scored = [(t, t.scores[-1] + offset) for t in known for offset in [self._offset(known)[len(t.scores)]]]
+        seen: list[tuple[Params, float]]
+        if slot.stage == "shape":
+            bases = s.bases or tuple(name for name in named if name in NAMES)
+            seen = [(self._shape(t), value) for t, value in scored if t.params.get("start", bases[0]) in bases]
+            where, budget = space.shape_space(bases, slot.steps), s.shape_trials
+        else:
+            refine = slot.stage == "refine"
+            where, budget = space.refine_space(slot.steps), s.refine_trials
+            if not refine:
+                where, budget = space.told_space(slot.steps), s.told_trials
+            seen = [(dict.fromkeys(where, 0.0), self._centre(slot).scores[-1])]
+            seen += [(t.params, value) for t, value in scored if t.stage == slot.stage]
+        params = dict(propose(s.sampler, where, seen, seed=self.seed, number=slot.number, index=slot.index,
+                              budget=budget))
+        if slot.stage == "shape":
+            return params, space.shaped(self.process, slot.steps, params)
+        centre = explicit(self.process, self._centre(slot).timesteps)
+        return params, (space.refined if refine else space.told)(self.process, centre, params)
+
+    @staticmethod
+    def _shape(trial: Trial) -> Params:
+        """A trial as a point of the shape's space."""
+        return trial.params if trial.stage == "shape" else {"base": str(trial.params["start"]), "tilt": 0.0, "bow": 0.0}
+
+    def over(self, slot: Slot, proposal: Mapping[str, Any], scores: list[float], error: str | None) -> Trial:
+        told = None if proposal["told"] is None else list(proposal["told"])
+        params, timesteps = proposal["params"], proposal["timesteps"]
+        return Trial(slot.number, slot.steps, slot.stage, params, timesteps, scores, error, told)
+
+    def restored(self, row: Mapping[str, Any]) -> Trial:
+        return Trial(**row)
+
+    def _centre(self, slot: Slot) -> Trial:
+        """What is refined: the best of the stages before."""
+        before = STAGES[: STAGES.index(slot.stage)]
+        return self._best([t for t in self.known(slot) if t.stage in before], slot.steps)
+
+    def _offset(self, known: list[Trial]) -> dict[int, float]:
+        """By rungs seen, what the best start's score on the whole bank exceeds that on its first noises by.
+
+        All trials see the same noises, so that what a trial saw of the bank is compared with the whole by it.
+        """
+        start = self._best([t for t in known if t.stage == "start"], known[0].steps if known else 0)
+        return {i + 1: start.scores[-1] - score for i, score in enumerate(start.scores)}
+
+    def goes_on(self, slot: Slot, scores: list[float]) -> bool:
+        """Whether a trial with these scores is among the best 1 / `reduction` of those known at its rung."""
+        if len(scores) == len(self.settings.rungs):
+            return False
+        if slot.stage == "start":
+            return True
+        others = [t.scores[len(scores) - 1] for t in self.known(slot)]
+        return scores[-1] <= float(np.quantile(others, 1 / self.settings.reduction))
+
+    def best(self, steps: int, *, told: bool = False) -> Trial:
+        """The best on the whole bank at N = `steps`, told other levels or not. Raises ValueError if there is none."""
+        return self._best([t for t in self.trials.values() if (t.told is not None) == told], steps)
+
+    def _best(self, trials: list[Trial], steps: int) -> Trial:
+        whole = [t for t in trials
+                 if t.steps == steps and t.error is None and len(t.scores) == len(self.settings.rungs)]
+        if not whole:
+            raise ValueError(f"no trial at {steps} steps has seen the whole bank")
+        return min(whole, key=lambda t: (t.scores[-1], t.number))

@@ -1,0 +1,119 @@
+"""StudentRolloutWorker: plays the student's episodes of a shard with the weights of a given version."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from redif_ray.config import Config
+from redif_ray.diffusion import noise, solvers
+from redif_ray.diffusion.rollout import Guide, rollout
+from redif_ray.models.student import set_weights
+from redif_ray.planning import factory
+from redif_ray.types import Condition, Meta, Shard, Trajectories, Work
+from redif_ray.weights import direct
+from redif_ray.weights.publisher import fetch, version
+from redif_ray.workers.offload import Offload, home
+
+
+class StudentRolloutWorker:
+    """Stateless but for its caches: everything a call needs is in its arguments."""
+
+    def __init__(self, name: str, config: Config) -> None:
+        torch.set_num_threads(config.rollout.threads)
+        if config.pipeline.weights == "direct":
+            direct.require()
+        self.name, self.config = name, config
+        self.device = factory.device(config.rollout.gpus)
+        self.teacher = factory.teacher(config, home(self.device, config.pipeline.offload))
+        self.student = factory.student(config, self.teacher)
+        self.offload = Offload(self.device, self._belongings, taken=config.pipeline.offload)
+        self.schedule = factory.student_schedule(self.student, config.student)
+        self.loaded: tuple[str, str] | None = None  # key and checksum of the weights in place
+        self.offload.rest()
+
+    def ready(self) -> str:
+        return self.name
+
+    def _belongings(self) -> list[Module]:
+        return [self.student.network, self.teacher.network, *self.teacher.parts.values()]
+
+    def rollout(self, shard: Shard, weights: Any, key: str) -> tuple[Meta, Trajectories]:
+        """Trajectories of a shard under weights `key` of the store `weights`.
+
+        Called with num_returns=2, so that only the meta travels to whoever asked.
+        """
+        started = time.perf_counter()
+        number = self._load(weights, key)
+        groups, siblings, conditions = shard.per_row()
+        model, config = self.student, self.config
+        once = model.encode(shard.conditions)
+        once_each = factory.predictor(model, once, config.student.guidance)
+        predict = factory.predictor(model, factory.repeated(once, shard.siblings), config.student.guidance)
+        explore = shard.phase == "policy"
+        stds = factory.phase_stds(self.schedule, config, shard.phase, shard.round)
+        shared = factory.shared_steps(config, stds)
+        unit = noise.initial_noise(shard.groups, model.latent_shape, seed=config.run.seed, stream=shard.stream)
+        x = solvers.initial(self.schedule, unit.repeat_interleave(shard.siblings, 0)).to(self.device)
+
+        def draw(step: int) -> Tensor:
+            return noise.exploration_noise(
+                groups,
+                siblings,
+                model.latent_shape,
+                seed=config.run.seed,
+                round=shard.round,
+                step=step,
+                antithetic=config.exploration.antithetic,
+            ).to(self.device)
+
+        guided = torch.tensor([explore and k >= shard.siblings - config.rollout.guided for k in siblings])
+        guide = self._guide(conditions, guided, stds) if bool(guided.any()) else None
+        episode = rollout(
+            predict, x, self.schedule, stds, draw,
+            once=once_each, shared=shared, siblings=shard.siblings, guide=guide, guided=guided,
+        )  # fmt: skip
+        calls = shard.predictions(self.schedule.steps, shared) * model.calls_per_step(config.student.guidance)
+        data = Trajectories(
+            shard,
+            number,
+            self.loaded[1] if self.loaded else "",
+            episode.latents.cpu().numpy(),
+            episode.means.cpu().numpy(),
+            episode.log_probs.cpu().numpy(),
+        )
+        work = Work(
+            "rollout" if shard.stream == noise.Stream.TRAIN else "evaluation", time.perf_counter() - started, calls
+        )
+        return Meta(shard, self.name, (work,)), data
+
+    def _guide(self, conditions: list[Condition], guided: Tensor, stds: Tensor) -> Guide:
+        """The teacher's jump for the guided rows (method of teacher-guided siblings)."""
+        teacher, config = self.teacher, self.config
+        encoded = teacher.encode([c for c, g in zip(conditions, guided.tolist(), strict=True) if g])
+        predict = factory.predictor(teacher, encoded, config.teacher.guidance)
+
+        def guide(x: Tensor, k: int) -> Tensor:
+            return solvers.jump(
+                predict,
+                x,
+                teacher.process,
+                self.schedule.levels[k],
+                self.schedule.levels[k + 1],
+                stds[k],
+                config.learner.anchor.substeps,
+            )
+
+        return guide
+
+    def _load(self, weights: Any, key: str) -> int:
+        """Put the weights `key` in place, checked against their checksum; returns their policy version."""
+        if self.loaded is None or self.loaded[0] != key:
+            arrays, checksum = fetch(weights, key)
+            set_weights(self.student, arrays)
+            self.loaded = (key, checksum)
+        return version(key)
