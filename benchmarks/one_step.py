@@ -29,6 +29,7 @@ from redif_ray.evaluation.judge import judge_of_images, load_judge, needs_refere
 from redif_ray.evaluation.report import markdown_table
 from redif_ray.learner.compute import Accounts
 from redif_ray.learning.ema import ExponentialAverage
+from redif_ray.learning.exploration import phase_stds, shared_steps
 from redif_ray.loop import PlainLoop
 from redif_ray.models.student import get_weights, set_weights, trainable
 from redif_ray.planning import factory
@@ -96,11 +97,11 @@ def arm(recipe: str, seed: int, overrides: tuple[str, ...]) -> dict[str, float]:
 def _calls(loop: PlainLoop, round: int, metrics: dict[str, float], flops: Accounts) -> float:
     """Of teacher, rollout and update, in forwards; metrics: the update's."""
     c, model = loop.config, loop.student
-    stds = factory.phase_stds(loop.rollout.schedule, c, "policy", round)
+    stds = phase_stds(loop.rollout.schedule, c, "policy", round)
     targets = solvers.network_calls(c.teacher.solver, c.teacher.steps) * model.calls_per_step(c.teacher.guidance)
     played = sum(
         len(shard.groups) * targets
-        + shard.predictions(c.student.steps, factory.shared_steps(c, stds)) * model.calls_per_step(c.student.guidance)
+        + shard.predictions(c.student.steps, shared_steps(c, stds)) * model.calls_per_step(c.student.guidance)
         for shard in loop.plan.shards(round)
     )
     backward = metrics["update/network_calls_backward"] * (flops.factor - 1)

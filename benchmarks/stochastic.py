@@ -43,7 +43,7 @@ def sampled(model: DiffusionModel, shard: Any, schedule: Schedule, stds: Tensor,
         alone = [0] * len(shard.groups)
         return noise.exploration_noise(shard.groups, alone, shape, seed=seed, round=0, step=step)
 
-    predict = factory.predictor(model, model.encode(shard.conditions), config.student.guidance)
+    predict = model.predictor(model.encode(shard.conditions), config.student.guidance)
     return model.decode(rollout(predict, solvers.initial(schedule, unit), schedule, stds, z).latents[-1])
 
 
@@ -58,7 +58,7 @@ def main(folder: Path) -> None:
     teacher = []
     for shard in shards:
         unit = noise.initial_noise(shard.groups, model.latent_shape, seed=config.run.seed, stream=shard.stream)
-        predict = factory.predictor(model, model.encode(shard.conditions), config.teacher.guidance)
+        predict = model.predictor(model.encode(shard.conditions), config.teacher.guidance)
         grid = factory.teacher_schedule(model, config)
         teacher.append(model.decode(solvers.sample(config.teacher.solver, predict, unit, grid)))
     targets, rows = torch.cat(teacher), []

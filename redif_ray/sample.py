@@ -70,9 +70,7 @@ def draw(
     """Images [len(groups), C, H, W] in [0, 1] of these noises, one condition each."""
     encoded = model.encode(conditions)
     unit = noise.initial_noise(groups, model.latent_shape, seed=seed, stream=Stream.HELD_OUT)
-    return model.decode(
-        solvers.sample("euler", lambda x, level: model.predict(x, level, encoded, guidance=guidance), unit, schedule)
-    )
+    return model.decode(solvers.sample("euler", model.predictor(encoded, guidance), unit, schedule))
 
 
 def _conditions(

@@ -21,7 +21,6 @@ from redif_ray.diffusion import noise
 from redif_ray.diffusion.levels import Level
 from redif_ray.diffusion.noise import Stream
 from redif_ray.models.protocol import DiffusionModel
-from redif_ray.planning.factory import predictor
 from redif_ray.types import Condition
 
 # (images [B, C, H, W], the teacher's, their conditions) -> [B], higher is better
@@ -115,7 +114,7 @@ class Lanes:
             lanes = torch.from_numpy(goes)
             visits.append(denoising.move(self.process, self.state.take(lanes), fraction[lanes]))
         conditions = [task.conditions[self.groups[lane]] for lane in rows.tolist()]
-        predict = predictor(task.model, task.model.encode(conditions), task.guidance)
+        predict = task.model.predictor(task.model.encode(conditions), task.guidance)
         new = denoising.call(predict, denoising.joined(visits))
         targets = torch.from_numpy(task.targets[[self.groups[lane] for lane in rows.tolist()]]).to(task.model.device)
         images = task.model.decode(denoising.stop(self.process, new))

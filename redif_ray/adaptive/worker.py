@@ -15,7 +15,6 @@ from redif_ray.adaptive.tasks import Goal, Scorer
 from redif_ray.config import Config
 from redif_ray.data.conditions import Conditions
 from redif_ray.diffusion.noise import Stream
-from redif_ray.planning import factory
 from redif_ray.planning.rounds import RoundPlan
 from redif_ray.search.evaluator import LATER, Evaluator, SearchActor
 from redif_ray.search.worker import SearchWorker
@@ -38,7 +37,7 @@ class AdaptiveWorker(SearchWorker):
 
         def predict_of(rows: torch.Tensor) -> Any:
             conditions = [shard.conditions[row] for row in rows.tolist()]
-            return factory.predictor(self.model, self.model.encode(conditions), self.guidance)
+            return self.model.predictor(self.model.encode(conditions), self.guidance)
 
         first = process.at(torch.tensor(goal.timesteps[0], dtype=torch.float64))
         latents, calls = sample(process, predict_of, self._noise(self.model, shard), first, policy)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -16,11 +17,10 @@ from torch.utils.checkpoint import checkpoint
 
 from redif_ray.config import Config
 from redif_ray.diffusion import noise
-from redif_ray.diffusion.levels import Level
 from redif_ray.diffusion.noise import Stream
 from redif_ray.diffusion.schedules import Schedule
 from redif_ray.diffusion.solvers import initial
-from redif_ray.diffusion.transition import Prediction, transition_mean
+from redif_ray.diffusion.transition import transition_mean
 from redif_ray.learning.policy import Predict
 from redif_ray.learning.step import AllReduce, optimiser_step
 from redif_ray.models.protocol import DiffusionModel
@@ -115,10 +115,6 @@ class DraftUpdater:
             raw = self.rewards(RewardInputs(student.decode(latents), teacher, conditions))
             return torch.stack([config.reward.terms[name].weight * value for name, value in raw.items()]).sum(0)
 
-        def predict(x: Tensor, level: Level, encoded: dict[str, Tensor]) -> Prediction:
-            return student.predict(x, level, encoded, guidance=config.student.guidance)
-
-        return draft_loss(
-            predict, self.schedule, initial(self.schedule, unit), student.encode(conditions), score,
-            config.draft.last_steps,
-        )
+        predict = partial(student.predict, guidance=config.student.guidance)
+        x, encoded = initial(self.schedule, unit), student.encode(conditions)
+        return draft_loss(predict, self.schedule, x, encoded, score, config.draft.last_steps)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,10 @@ from redif_ray.diffusion import noise, solvers
 from redif_ray.diffusion.rollout import rollout
 from redif_ray.interrupt import StopRequest
 from redif_ray.learning.batch import RoundBatch
+from redif_ray.learning.exploration import phase_stds
+from redif_ray.learning.rounding import ratio_tolerance
 from redif_ray.learning.update import Updater
+from redif_ray.models.protocol import repeated
 from redif_ray.models.student import get_weights, set_weights, trainable
 from redif_ray.planning import factory
 from redif_ray.planning.rounds import RoundPlan
@@ -69,11 +73,11 @@ class _Case:
         teacher = factory.teacher(config, "cpu")
         self.student = factory.student(config, teacher)
         self.schedule = factory.student_schedule(self.student, config.student)
-        self.stds = factory.phase_stds(self.schedule, config, "policy", 0)
+        self.stds = phase_stds(self.schedule, config, "policy", 0)
         self.start = get_weights(self.student)
         (self.shard,) = RoundPlan(config, factory.conditions(config, teacher)).shards(0)
         self.once = self.student.encode(self.shard.conditions)
-        self.each = factory.repeated(self.once, config.rollout.siblings)
+        self.each = repeated(self.once, config.rollout.siblings)
         shape, stream = self.student.latent_shape, self.shard.stream
         unit = noise.initial_noise(self.shard.groups, shape, seed=config.run.seed, stream=stream)
         self.x = solvers.initial(self.schedule, unit.repeat_interleave(config.rollout.siblings, 0))
@@ -85,9 +89,9 @@ class _Case:
         guidance = config.student.guidance
         options: dict[str, Any] = {}
         if shared:
-            options = {"once": factory.predictor(self.student, self.once, guidance), "siblings": siblings}
+            options = {"once": self.student.predictor(self.once, guidance), "siblings": siblings}
         began = time.perf_counter()
-        predict = factory.predictor(self.student, self.each, guidance)
+        predict = self.student.predictor(self.each, guidance)
         episode = rollout(predict, self.x, self.schedule, self.stds, self._draw, **options)
         rolled = time.perf_counter() - began
         steps = self.schedule.steps
@@ -101,8 +105,8 @@ class _Case:
         learner = config.learner.model_copy(update=alone)
         optimizer = torch.optim.SGD(trainable(self.student).values(), lr=1.0)
         updater = Updater(
-            lambda x, level, encoded: self.student.predict(x, level, encoded, guidance=guidance), optimizer,
-            self.schedule, self.stds, learner, ratio_tolerance=factory.ratio_tolerance(config),
+            partial(self.student.predict, guidance=guidance), optimizer,
+            self.schedule, self.stds, learner, ratio_tolerance=ratio_tolerance(config),
         )  # fmt: skip
         metrics = updater.run(batch, round=0, seed=config.run.seed, lr=STEP)
         change = [(w - self.start[name]).reshape(-1) for name, w in get_weights(self.student).items()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,11 @@ from torch import Tensor
 from redif_ray.baselines.draft import DraftUpdater
 from redif_ray.checkpoint import weights_sha256
 from redif_ray.config import Config, Term
-from redif_ray.diffusion.levels import Level
-from redif_ray.diffusion.transition import Prediction
 from redif_ray.learner.ranks import Ranks
 from redif_ray.learning.advantages import Advantages, RunningStatistics, advantages
 from redif_ray.learning.batch import RoundBatch, assemble
-from redif_ray.learning.policy import Predict
+from redif_ray.learning.exploration import phase_stds, shared_steps
+from redif_ray.learning.rounding import ratio_tolerance, rounds_apart
 from redif_ray.learning.update import Updater, learning_rate, warm_start_learner
 from redif_ray.models.protocol import DiffusionModel
 from redif_ray.models.student import get_weights, with_weights
@@ -63,7 +63,7 @@ class RoundUpdate:
         """
         if phase == "draft":
             return self._draft(round, metas, parts, optimizer)
-        stds = factory.phase_stds(self.schedule, self.config, phase, round)
+        stds = phase_stds(self.schedule, self.config, phase, round)
         values, gate, metrics = None, None, {}
         if phase == "policy":
             combined = combine(_joined(metas, "terms"), self.config.reward.terms, siblings=self.config.rollout.siblings)
@@ -77,7 +77,7 @@ class RoundUpdate:
             encode=self.student.encode,
             advantages=values,
             gate=gate,
-            shared=factory.shared_steps(self.config, stds),
+            shared=shared_steps(self.config, stds),
             device=next(self.student.network.parameters()).device,
         )
         found = self._update(round, phase, stds, batch, optimizer, behaviour)
@@ -87,34 +87,28 @@ class RoundUpdate:
         self, round: int, phase: Phase, stds: Tensor, batch: RoundBatch, optimizer: torch.optim.Optimizer,
         behaviour: Mapping[str, Tensor] | None,
     ) -> dict[str, float]:
-        config = self.config
+        config, guidance = self.config, self.config.student.guidance
         if phase == "warm_start":
             learner, lr = warm_start_learner(config.warm_start, config.learner), config.warm_start.lr
         else:
             learner, lr = config.learner, learning_rate(config.learner, round - self.warm_rounds)
         updater = Updater(
-            self._predict(self.student),
+            partial(self.student.predict, guidance=guidance),
             optimizer,
             self.schedule,
             stds,
             learner,
-            ratio_tolerance=factory.ratio_tolerance(config),
-            reference=self._predict(self.teacher) if self.teacher is not None else None,
+            ratio_tolerance=ratio_tolerance(config),
+            reference=partial(self.teacher.predict, guidance=guidance) if self.teacher is not None else None,
             rank=self.ranks.rank,
             world=self.ranks.world,
             all_reduce=self.ranks.all_reduce,
             sharded=config.learner.shard and self.ranks.world > 1,
             loss_scale=LOSS_SCALES.get(config.networks.precision, 1.0),
-            rounds_apart=factory.rounds_apart(config),
+            rounds_apart=rounds_apart(config),
         )
         block = with_weights(self.student, behaviour) if behaviour else None
         return updater.run(batch, round=round, seed=config.run.seed, lr=lr, behaviour=block)
-
-    def _predict(self, model: DiffusionModel) -> Predict:
-        def predict(x: Tensor, level: Level, encoded: dict[str, Tensor]) -> Prediction:
-            return model.predict(x, level, encoded, guidance=self.config.student.guidance)
-
-        return predict
 
     def _advantages(self, metas: Metas, combined: Combined) -> Advantages:
         c = self.config

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -15,6 +16,7 @@ from torch.nn import Module, ModuleDict, ModuleList
 
 from redif_ray.checkpoint import weights_sha256
 from redif_ray.diffusion.levels import Level, NoiseProcess
+from redif_ray.diffusion.solvers import Predict
 from redif_ray.diffusion.transition import Prediction
 from redif_ray.models.places import ModelError as ModelError
 from redif_ray.models.prediction import to_prediction
@@ -143,6 +145,10 @@ class DiffusionModel(ABC):
             output = uncond + guidance * (cond - uncond)
         return to_prediction(self.prediction_type, output, x, level, self.clip)
 
+    def predictor(self, encoded: Encoded, guidance: float) -> Predict:
+        """Return `predict` of x and level alone, for rows with the conditions `encoded`."""
+        return partial(self.predict, encoded=encoded, guidance=guidance)
+
     def calls_per_step(self, guidance: float) -> int:
         """Network evaluations of one image in one prediction."""
         return 1 if guidance == 1 else 2
@@ -154,6 +160,11 @@ class DiffusionModel(ABC):
         for name, value in rows.items():
             if len(value) != len(x):
                 raise ValueError(f"{name} has {len(value)} rows, x has {len(x)}; expected one a row of x")
+
+
+def repeated(encoded: Encoded, siblings: int) -> Encoded:
+    """Return the conditions of each row, from those of each group: siblings share them."""
+    return {name: value.repeat_interleave(siblings, 0) for name, value in encoded.items()}
 
 
 def _members(module: Module) -> Iterator[Module]:

@@ -16,11 +16,11 @@ from redif_ray.config import Config
 from redif_ray.data.conditions import Conditions
 from redif_ray.diffusion import solvers
 from redif_ray.evaluation.compute import prediction_flops, update_factor
+from redif_ray.learning.rounding import rounds_apart
 from redif_ray.models.folder import without_weights
 from redif_ray.models.protocol import DiffusionModel
 from redif_ray.models.registry import load_model
 from redif_ray.models.student import trained_numbers
-from redif_ray.planning import factory
 from redif_ray.planning.rounds import RoundPlan
 from redif_ray.types import Phase
 
@@ -101,7 +101,7 @@ def _work(config: Config, teacher: DiffusionModel, plan: RoundPlan) -> dict[str,
     anchor = config.learner.anchor.substeps if config.learner.anchor.weight and config.method == "redif" else 0
     learned = groups if alone and not anchor and config.learner.regulariser.kind != "mse" else played
     several = config.learner.inner_epochs > 1 or config.learner.minibatch or config.pipeline.staleness
-    replayed = learned if factory.rounds_apart(config) and several else 0  # to take ratios to
+    replayed = learned if rounds_apart(config) and several else 0  # to take ratios to
     checks, validated = 1 + plan.rounds // config.validation.every, config.validation.groups
     held_out, searched = config.evaluation.held_out, config.evaluation.search
     return {

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from redif_ray.config import LEARNED, Config, Reward, Student
 from redif_ray.data.conditions import Conditions, load_conditions
@@ -15,14 +14,12 @@ from redif_ray.data.digests import Digests
 from redif_ray.data.targets import TargetStore
 from redif_ray.diffusion import schedules
 from redif_ray.diffusion.schedules import Schedule
-from redif_ray.diffusion.solvers import Predict
 from redif_ray.models.protocol import DiffusionModel
 from redif_ray.models.registry import fingerprint, load_model
 from redif_ray.models.student import make_student
 from redif_ray.models.text import TextModel
 from redif_ray.rewards.base import Rewards, build_terms
 from redif_ray.rewards.discriminator import DiscriminatorTerm
-from redif_ray.types import Phase
 
 
 def device(gpus: float) -> str:
@@ -65,33 +62,6 @@ def teacher_schedule(model: DiffusionModel, config: Config) -> Schedule:
     return schedules.build(model.process, config.teacher.steps, config.teacher.schedule)
 
 
-def phase_stds(schedule: Schedule, config: Config, phase: Phase, round: int) -> Tensor:
-    """S of each transition in a round, [N] float64: only the policy phase explores, at all steps or at one in turn."""
-    if phase != "policy":
-        return torch.zeros(schedule.steps, dtype=torch.float64)
-    e = config.exploration
-    stds = schedule.stds(e.eta, e.kind, e.last_step)
-    if not e.one_step:
-        return stds
-    explored = torch.nonzero(stds).flatten()
-    return stds.where(torch.arange(len(stds)) == explored[round % len(explored)], 0.0)
-
-
-def rounds_apart(config: Config) -> bool:
-    """Whether a network predicts otherwise in another batch, by more than float32's rounding of sums."""
-    return config.networks.precision != "float32" or bool(config.rollout.gpus or config.learner.gpus)
-
-
-def ratio_tolerance(config: Config) -> float:
-    return config.guard.ratio_tolerance or (5e-2 if rounds_apart(config) else 1e-4)
-
-
-def shared_steps(config: Config, stds: Tensor) -> int:
-    """At how many steps siblings have one state: up to the first that explores; guided ones part at once."""
-    explored = torch.nonzero(stds).flatten().tolist()
-    return 1 if config.rollout.guided or not explored else int(explored[0]) + 1
-
-
 def conditions(config: Config, model: DiffusionModel, captions: Sequence[str] | None = None) -> Conditions:
     """captions: instead of those that the configuration names."""
     return load_conditions(
@@ -101,15 +71,6 @@ def conditions(config: Config, model: DiffusionModel, captions: Sequence[str] | 
         seed=config.run.seed,
         given=captions,
     )
-
-
-def predictor(model: DiffusionModel, encoded: dict[str, Tensor], guidance: float) -> Predict:
-    return lambda x, level: model.predict(x, level, encoded, guidance=guidance)
-
-
-def repeated(encoded: dict[str, Tensor], siblings: int) -> dict[str, Tensor]:
-    """Conditions of each row, from those of each group."""
-    return {name: value.repeat_interleave(siblings, 0) for name, value in encoded.items()}
 
 
 def rewards(config: Config, model: DiffusionModel, where: str) -> Rewards:

@@ -61,7 +61,7 @@ class SearchWorker(reward.TeacherRewardWorker):
         """The cost matrix of GITS on the trajectories of a shard."""
         started = time.perf_counter()
         levels = gits.grid(self.model.process)
-        predict = factory.predictor(self.model, self.model.encode(shard.conditions), self.guidance)
+        predict = self.model.predictor(self.model.encode(shard.conditions), self.guidance)
         cost = gits.costs(predict, self._noise(self.model, shard), levels)
         calls = levels.steps * self.model.calls_per_step(self.guidance) * len(shard.groups)
         return Meta(shard, self.name, (Work("gits", time.perf_counter() - started, calls),)), cost
@@ -82,7 +82,7 @@ class SearchWorker(reward.TeacherRewardWorker):
             rows = order[place * d.batch : (place + 1) * d.batch]
             part = Shard(0, 0, "deploy", bank.stream, tuple(bank.groups[i] for i in rows),
                          tuple(bank.conditions[i] for i in rows))
-            predict = factory.predictor(self.model, self.model.encode(part.conditions), self.guidance)
+            predict = self.model.predictor(self.model.encode(part.conditions), self.guidance)
             images = self.model.decode(
                 solvers.sample(self.config.search.solver, predict, self._noise(self.model, part), schedule)
             )

@@ -14,7 +14,8 @@ from redif_ray.config import Config
 from redif_ray.diffusion import noise, schedules, solvers
 from redif_ray.diffusion.schedules import Schedule
 from redif_ray.evaluation.judge import Encoder, embedded, load_encoder, networks_of
-from redif_ray.models.protocol import DiffusionModel
+from redif_ray.learning.exploration import phase_stds, shared_steps
+from redif_ray.models.protocol import DiffusionModel, repeated
 from redif_ray.planning import factory
 from redif_ray.rewards.base import RewardInputs
 from redif_ray.types import Meta, Scored, Shard, Trajectories, Work
@@ -156,7 +157,7 @@ class TeacherRewardWorker:
         self, model: DiffusionModel, shard: Shard, solver: str, grid: Schedule, guidance: float
     ) -> tuple[Tensor, int]:
         """Images [G, C, H, W] of a shard's groups, and the network calls that they took."""
-        predict = factory.predictor(model, model.encode(shard.conditions), guidance)
+        predict = model.predictor(model.encode(shard.conditions), guidance)
         images = model.decode(solvers.sample(solver, predict, self._noise(model, shard), grid))
         return images, solvers.network_calls(solver, grid.steps) * model.calls_per_step(guidance) * len(shard.groups)
 
@@ -170,14 +171,14 @@ class TeacherRewardWorker:
         started = time.perf_counter()
         schedule, config = self.student_schedule, self.config
         substeps = (config.learner.anchor if shard.phase == "policy" else config.warm_start).substeps
-        stds = factory.phase_stds(schedule, config, shard.phase, shard.round)
-        shared = factory.shared_steps(config, stds)
+        stds = phase_stds(schedule, config, shard.phase, shard.round)
+        shared = shared_steps(config, stds)
         once = self.teacher.encode(shard.conditions)
-        encoded, jumps = factory.repeated(once, shard.siblings), list[Tensor]()
+        encoded, jumps = repeated(once, shard.siblings), list[Tensor]()
         for k in range(schedule.steps):
             every = shard.siblings if k < shared else 1  # siblings share the states before they part
             x = torch.from_numpy(trajectories.latents[k][::every].copy()).to(self.device)
-            predict = factory.predictor(self.teacher, once if k < shared else encoded, config.teacher.guidance)
+            predict = self.teacher.predictor(once if k < shared else encoded, config.teacher.guidance)
             t, s = schedule.levels[k], schedule.levels[k + 1]
             made = solvers.jump(predict, x, self.teacher.process, t, s, stds[k], substeps)
             jumps.append(made.repeat_interleave(every, 0))

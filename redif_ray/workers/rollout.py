@@ -12,6 +12,8 @@ from torch.nn import Module
 from redif_ray.config import Config
 from redif_ray.diffusion import noise, solvers
 from redif_ray.diffusion.rollout import Guide, rollout
+from redif_ray.learning.exploration import phase_stds, shared_steps
+from redif_ray.models.protocol import repeated
 from redif_ray.models.student import set_weights
 from redif_ray.planning import factory
 from redif_ray.types import Condition, Meta, Shard, Trajectories, Work
@@ -52,11 +54,11 @@ class StudentRolloutWorker:
         groups, siblings, conditions = shard.per_row()
         model, config = self.student, self.config
         once = model.encode(shard.conditions)
-        once_each = factory.predictor(model, once, config.student.guidance)
-        predict = factory.predictor(model, factory.repeated(once, shard.siblings), config.student.guidance)
+        once_each = model.predictor(once, config.student.guidance)
+        predict = model.predictor(repeated(once, shard.siblings), config.student.guidance)
         explore = shard.phase == "policy"
-        stds = factory.phase_stds(self.schedule, config, shard.phase, shard.round)
-        shared = factory.shared_steps(config, stds)
+        stds = phase_stds(self.schedule, config, shard.phase, shard.round)
+        shared = shared_steps(config, stds)
         unit = noise.initial_noise(shard.groups, model.latent_shape, seed=config.run.seed, stream=shard.stream)
         x = solvers.initial(self.schedule, unit.repeat_interleave(shard.siblings, 0)).to(self.device)
 
@@ -95,7 +97,7 @@ class StudentRolloutWorker:
         """The teacher's jump for the guided rows (method of teacher-guided siblings)."""
         teacher, config = self.teacher, self.config
         encoded = teacher.encode([c for c, g in zip(conditions, guided.tolist(), strict=True) if g])
-        predict = factory.predictor(teacher, encoded, config.teacher.guidance)
+        predict = teacher.predictor(encoded, config.teacher.guidance)
 
         def guide(x: Tensor, k: int) -> Tensor:
             return solvers.jump(

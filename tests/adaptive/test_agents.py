@@ -19,7 +19,6 @@ from redif_ray.adaptive.report import Front, compared, report, verdict, write_re
 from redif_ray.adaptive.tasks import Goal
 from redif_ray.config import Config, ConfigError, load
 from redif_ray.diffusion import noise, schedules, solvers
-from redif_ray.planning.factory import predictor
 
 
 def searching(*overrides: str) -> Config:
@@ -35,7 +34,7 @@ def deployed(task: Task, policy: Policy, groups: list[int]) -> tuple[torch.Tenso
     conditions = [task.conditions[g] for g in groups]
 
     def predict_of(rows: torch.Tensor) -> Any:
-        return predictor(task.model, task.model.encode([conditions[i] for i in rows.tolist()]), 1.0)
+        return task.model.predictor(task.model.encode([conditions[i] for i in rows.tolist()]), 1.0)
 
     unit = noise.initial_noise(groups, task.model.latent_shape, seed=task.seed, stream=task.stream)
     first = task.model.process.noisiest()
@@ -48,7 +47,7 @@ def test_an_untrained_agent_makes_the_images_of_its_schedule(task: Task) -> None
     policy = Policy(task.size - 1, static_table(fractions(process, schedule).tolist(), task.max_calls))
     latents, calls = deployed(task, policy, [0, 1, 2])
     unit = noise.initial_noise([0, 1, 2], task.model.latent_shape, seed=task.seed, stream=task.stream)
-    predict = predictor(task.model, task.model.encode([0, 1, 2]), 1.0)
+    predict = task.model.predictor(task.model.encode([0, 1, 2]), 1.0)
     assert calls.tolist() == [3, 3, 3]
     assert torch.allclose(latents, solvers.sample("euler", predict, unit, schedule), atol=1e-5)
 

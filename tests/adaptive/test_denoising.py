@@ -11,7 +11,6 @@ from redif_ray.diffusion.schedules import Schedule
 from redif_ray.diffusion.solvers import Predict
 from redif_ray.diffusion.transition import Prediction
 from redif_ray.models.registry import load_model
-from redif_ray.planning.factory import predictor
 
 BETAS = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
 PROCESSES: list[NoiseProcess] = [
@@ -50,7 +49,7 @@ def test_so_it_does_with_a_real_network() -> None:
     model = load_model("fashion-mnist")
     schedule = schedules.explicit(model.process, (999.0, 888.0, 518.0))
     unit = noise.initial_noise(range(3), model.latent_shape, seed=0, stream=Stream.SEARCH)
-    predict = predictor(model, model.encode([1, 2, 3]), 1.0)
+    predict = model.predictor(model.encode([1, 2, 3]), 1.0)
     state = followed(model.process, predict, unit, schedule)
     expected = solvers.sample("euler", predict, unit, schedule)
     assert state.level.timestep.tolist() == [518.0] * 3

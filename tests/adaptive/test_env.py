@@ -14,7 +14,6 @@ from redif_ray.adaptive.episodes import Lanes, Task
 from redif_ray.adaptive.observation import LOGIT
 from redif_ray.adaptive.policy import Policy, static_table
 from redif_ray.diffusion import noise, schedules, solvers
-from redif_ray.planning.factory import predictor
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +39,7 @@ def test_rewards_sum_to_the_agreement_less_the_price_of_the_calls(task: Task) ->
         assert done and not truncated
         unit = noise.initial_noise([group], task.model.latent_shape, seed=task.seed, stream=task.stream)
         condition = [task.conditions[group]]
-        predict = predictor(task.model, task.model.encode(condition), 1.0)
+        predict = task.model.predictor(task.model.encode(condition), 1.0)
         images = task.model.decode(solvers.sample("euler", predict, unit, schedule))
         agreement = float(minus_mse(images, torch.from_numpy(task.targets[[group]]), condition))
         assert task.price * (sum(rewards) + last) == pytest.approx(agreement - 4 * task.price, abs=1e-6)

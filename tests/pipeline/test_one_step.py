@@ -7,6 +7,7 @@ import torch
 
 from redif_ray.config import Config, load
 from redif_ray.diffusion.noise import Stream
+from redif_ray.learning.exploration import phase_stds, shared_steps
 from redif_ray.models.registry import load_model
 from redif_ray.planning import factory
 from redif_ray.types import Shard
@@ -21,23 +22,23 @@ def test_each_step_that_explores_has_its_rounds(last_step: bool) -> None:
     every = config(f"exploration.last_step={str(last_step).lower()}")
     alone = config(f"exploration.last_step={str(last_step).lower()}", "exploration.one_step=true")
     schedule = factory.student_schedule(load_model("fashion-mnist"), every.student)
-    whole = factory.phase_stds(schedule, every, "policy", 7)
+    whole = phase_stds(schedule, every, "policy", 7)
     count = int((whole > 0).sum())
     assert count == (4 if last_step else 3)
-    rounds = [factory.phase_stds(schedule, alone, "policy", r) for r in range(5, 5 + count)]
+    rounds = [phase_stds(schedule, alone, "policy", r) for r in range(5, 5 + count)]
     assert torch.equal(torch.stack(rounds).sum(0), whole) and all(int((s > 0).sum()) == 1 for s in rounds)
-    assert torch.equal(factory.phase_stds(schedule, alone, "policy", 5 + count), rounds[0])
-    assert [factory.shared_steps(alone, s) for s in rounds] == [int(torch.nonzero(s)) + 1 for s in rounds]
-    assert factory.shared_steps(every, whole) == 1
+    assert torch.equal(phase_stds(schedule, alone, "policy", 5 + count), rounds[0])
+    assert [shared_steps(alone, s) for s in rounds] == [int(torch.nonzero(s)) + 1 for s in rounds]
+    assert shared_steps(every, whole) == 1
     for phase in ("warm_start", "deploy"):
-        assert not factory.phase_stds(schedule, alone, phase, 5).any()
+        assert not phase_stds(schedule, alone, phase, 5).any()
 
 
 def test_guided_siblings_part_at_once() -> None:
     """They take the teacher's jump at steps that do not explore, too."""
     guided = config("rollout.guided=1")
-    assert factory.shared_steps(guided, torch.tensor([0.0, 0.1, 0.1, 0.0])) == 1
-    assert factory.shared_steps(config(), torch.tensor([0.0, 0.1, 0.1, 0.0])) == 2
+    assert shared_steps(guided, torch.tensor([0.0, 0.1, 0.1, 0.0])) == 1
+    assert shared_steps(config(), torch.tensor([0.0, 0.1, 0.1, 0.0])) == 2
 
 
 def test_states_that_a_network_sees() -> None:
