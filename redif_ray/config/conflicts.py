@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from redif_ray.config.tree import Config
+from redif_ray.config.sections import Sections
 
 
-def conflicts(c: Config) -> Iterator[str]:
+def conflicts(c: Sections) -> Iterator[str]:
     """What is wrong with a configuration, a sentence each: the keys, what they are, what was expected."""
     yield from _search_conflicts(c)
     yield from _sweep_conflicts(c)
@@ -98,7 +96,7 @@ def conflicts(c: Config) -> Iterator[str]:
     yield from _environment_conflicts(c)
 
 
-def _sharding_conflicts(c: Config) -> Iterator[str]:
+def _sharding_conflicts(c: Sections) -> Iterator[str]:
     if not c.learner.shard:
         return
     if c.learner.workers == 1:
@@ -109,7 +107,7 @@ def _sharding_conflicts(c: Config) -> Iterator[str]:
         yield "learner.shard=true: networks.compile=true would compile what gathers the shares; expected false"
 
 
-def _search_conflicts(c: Config) -> Iterator[str]:
+def _search_conflicts(c: Sections) -> Iterator[str]:
     s = c.search
     if list(s.rungs) != sorted(set(s.rungs)) or any(rung % s.shard for rung in s.rungs):
         yield f"search.rungs={list(s.rungs)}: expected rising multiples of search.shard={s.shard}"
@@ -126,7 +124,7 @@ def _search_conflicts(c: Config) -> Iterator[str]:
         )
 
 
-def _sweep_conflicts(c: Config) -> Iterator[str]:
+def _sweep_conflicts(c: Sections) -> Iterator[str]:
     s, every = c.sweep, c.validation.every
     if s.scheduler == "asha" and not s.rungs:
         yield f"sweep.rungs is empty; sweep.scheduler=asha cuts after rounds, multiples of validation.every={every}"
@@ -136,7 +134,7 @@ def _sweep_conflicts(c: Config) -> Iterator[str]:
         yield f"sweep.rungs={list(s.rungs)}: only sweep.scheduler=asha cuts trials; it is {s.scheduler}"
 
 
-def _placement_conflicts(c: Config) -> Iterator[str]:
+def _placement_conflicts(c: Sections) -> Iterator[str]:
     if c.ray.wait and c.ray.address == "local":
         yield "ray.wait=true: the private cluster of ray.address=local does not grow; join one that does"
     for role, workers in (("rollout", c.rollout), ("reward", c.reward)):
@@ -166,7 +164,7 @@ def _placement_conflicts(c: Config) -> Iterator[str]:
             )
 
 
-def _environment_conflicts(c: Config) -> Iterator[str]:
+def _environment_conflicts(c: Sections) -> Iterator[str]:
     env = c.reward.runtime_env
     if env is None:
         return

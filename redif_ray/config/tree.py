@@ -1,52 +1,16 @@
-"""The whole configuration."""
+"""The whole configuration: its sections, and whether they go together."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 from pydantic import model_validator
 
-from redif_ray.config.base import Strict
 from redif_ray.config.conflicts import conflicts
-from redif_ray.config.roles import Draft, Evaluation, Guard, Learner, Pipeline, Reward, Rollout, Validation, WarmStart
-from redif_ray.config.run import (
-    Checkpoint,
-    Conditions,
-    Exploration,
-    Networks,
-    Ray,
-    Run,
-    Student,
-    Teacher,
-    Tracking,
-)
-from redif_ray.config.searches import Search, Sweep
+from redif_ray.config.sections import Sections
 
 
-class Config(Strict):
-    method: Literal["redif", "sfd", "draft"] = "redif"
-    run: Run = Run()
-    ray: Ray = Ray()
-    teacher: Teacher = Teacher()
-    student: Student = Student()
-    networks: Networks = Networks()
-    conditions: Conditions = Conditions()
-    exploration: Exploration = Exploration()
-    rollout: Rollout = Rollout()
-    reward: Reward = Reward()
-    warm_start: WarmStart = WarmStart()
-    learner: Learner = Learner()
-    pipeline: Pipeline = Pipeline()
-    draft: Draft = Draft()
-    validation: Validation = Validation()
-    guard: Guard = Guard()
-    evaluation: Evaluation = Evaluation()
-    search: Search = Search()
-    sweep: Sweep = Sweep()
-    checkpoint: Checkpoint = Checkpoint()
-    tracking: Tracking = Tracking()
-
+class Config(Sections):
     @property
     def tracking_uri(self) -> str | None:
         """The MLflow store: what `tracking.uri` names, SQLite at <root>/mlflow.db by default, None when off."""

@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import ray
@@ -23,12 +23,10 @@ from redif_ray.evaluation.arm import evaluate_arm
 from redif_ray.evaluation.bootstrap import captions_of, difference, interval
 from redif_ray.evaluation.judge import Judge, Seen, judge_of_images, load_judge, needs_reference
 from redif_ray.runs.jsonl import append_rows, read_rows
+from redif_ray.search.job import Job
 from redif_ray.search.report import report, table
 from redif_ray.search.terms import Terms
 from redif_ray.types import Condition
-
-if TYPE_CHECKING:
-    from redif_ray.search.search import Job
 
 MEASURED = "held_out.jsonl"
 GRID = 10

@@ -1,4 +1,4 @@
-"""The course of a search (see `trials.course`).
+"""The plan of a search (see `trials.plan`).
 
 At each N first come the starts (every named schedule, and GITS), seen on the whole bank; then trials of a base's shape;
 then of single increments around the best, then of what the network is told at the best. Trials of different N
@@ -56,7 +56,7 @@ class Trial:
         return asdict(self)
 
 
-class Course(plan.Course[Slot, Trial]):
+class Plan(plan.Plan[Slot, Trial]):
     """starts: by N, by name."""
 
     def __init__(

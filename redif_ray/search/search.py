@@ -6,7 +6,6 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,8 +26,7 @@ from redif_ray.errors import UserError
 from redif_ray.evaluation.judge import make_encoder
 from redif_ray.interrupt import Interrupted, StopRequest, stop_requests
 from redif_ray.job.preflight import preflight
-from redif_ray.job.session import all_ready, beside_driver, get, workers
-from redif_ray.models.protocol import DiffusionModel
+from redif_ray.job.session import all_ready, beside_driver, workers
 from redif_ray.models.registry import load_model
 from redif_ray.planning import factory
 from redif_ray.planning.paths import absolute
@@ -38,31 +36,14 @@ from redif_ray.search import gits
 from redif_ray.search.evaluation import Evaluation
 from redif_ray.search.evaluator import Evaluator, SearchActor
 from redif_ray.search.finalists import Finalist, measure, write_results
-from redif_ray.search.plan import Course, Trial
+from redif_ray.search.job import Job
+from redif_ray.search.plan import Plan, Trial
 from redif_ray.search.records import Records
 from redif_ray.trials.journal import Journal
 from redif_ray.trials.names import SEARCH, TRIALS
 from redif_ray.trials.tuning import TRIAL, run_trials
 
 KINDS = {"searched": False, "searched, told": True}  # by their names in the table: whether the network is told others
-
-
-@dataclass(slots=True)
-class Job:
-    """What the parts of a search share. Everything here is rebuilt from (configuration, run folder)."""
-
-    config: Config
-    folder: RunFolder
-    model: DiffusionModel
-    evaluator: Any
-    stop: StopRequest
-    console: Console
-    records: Records
-    weights: dict[str, float] = field(default_factory=dict)  # of each reward term in the distance
-
-    def get(self, reference: Any) -> Any:
-        """See `pipeline.session.get`."""
-        return get(reference, self.stop)
 
 
 def search(config: Config, *, resume: bool = False, console: Console | None = None) -> Path:
@@ -189,22 +170,22 @@ def _weights(job: Job, reference: Schedule) -> dict[str, float]:
 def _tuned(job: Job, starts: dict[int, dict[str, Schedule]]) -> list[Finalist]:
     """The best that Ray Tune's trials find at each N."""
     config = job.config
-    course = Course(config.search, config.run.seed, job.model.process, starts)
-    total, began = len(course.slots), time.monotonic()
+    plan = Plan(config.search, config.run.seed, job.model.process, starts)
+    total, began = len(plan.slots), time.monotonic()
 
     def report(trial: Trial) -> None:
         job.records.trial(trial)
         if trial.error is not None:
             job.console.print(f"trial {trial.number} at {trial.steps} steps failed: {trial.error}", highlight=False)
-        done = len(course.trials)
+        done = len(plan.trials)
         if done % 20 == 0 or done == total:
             left = (time.monotonic() - began) / max(1, done - known) * (total - done)
-            told = "  ".join(f"N={n} {_best_so_far(course, n)}" for n in starts)
+            told = "  ".join(f"N={n} {_best_so_far(plan, n)}" for n in starts)
             line = f"trial {done:4d}/{total}  best {told}  {left:4.0f} s left"
             job.console.print(line, highlight=False, soft_wrap=True)
 
-    journal = Journal(course, job.folder.path / TRIALS, report)
-    known = len(course.trials)
+    journal = Journal(plan, job.folder.path / TRIALS, report)
+    known = len(plan.trials)
     job.folder.update_state(trials=total)
     with job.records.timed("tune"):
         given = tune.with_parameters(
@@ -213,22 +194,22 @@ def _tuned(job: Job, starts: dict[int, dict[str, Schedule]]) -> list[Finalist]:
         run_trials(journal, given, job.stop, resources=TRIAL, concurrent=config.search.concurrent,
                    reuse=True)
     job.stop.check()
-    failed = [t for t in course.trials.values() if t.error is not None]
+    failed = [t for t in plan.trials.values() if t.error is not None]
     if len(failed) == total:
         raise UserError(f"all {total} trials failed; the first: {failed[0].error}")
-    best = [(name, _best(course, n, told)) for n in starts for name, told in KINDS.items()]
+    best = [(name, _best(plan, n, told)) for n in starts for name, told in KINDS.items()]
     return [Finalist(t.steps, name, t.times.levels, "tune", t.scores[-1], t.times.told) for name, t in best if t]
 
 
-def _best_so_far(course: Course, steps: int) -> str:
-    scores = [t.scores[-1] for told in KINDS.values() if (t := _best(course, steps, told))]
+def _best_so_far(plan: Plan, steps: int) -> str:
+    scores = [t.scores[-1] for told in KINDS.values() if (t := _best(plan, steps, told))]
     return f"{min(scores):.5f}" if scores else "-"
 
 
-def _best(course: Course, steps: int, told: bool) -> Trial | None:
+def _best(plan: Plan, steps: int, told: bool) -> Trial | None:
     """None where none has seen the whole bank: all that were told something else may be worse, and cut."""
     try:
-        return course.best(steps, told=told)
+        return plan.best(steps, told=told)
     except ValueError:
         return None
 

@@ -1,4 +1,4 @@
-"""What the courses of a sweep share: a trial is a run, or the part of one from a generation to the next."""
+"""What the plans of a sweep share: a trial is a run, or the part of one from a generation to the next."""
 
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ class Trial:
         return asdict(self)
 
 
-class Course(plan.Course[Slot, Trial]):
-    """A course of runs."""
+class Plan(plan.Plan[Slot, Trial]):
+    """A plan of runs."""
 
     def run(self, slot: Slot) -> Run:
         """What a trial does; see `proposal`."""

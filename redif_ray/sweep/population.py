@@ -13,7 +13,7 @@ from redif_ray.config import Config, ConfigError
 from redif_ray.diffusion import noise
 from redif_ray.diffusion.noise import Stream
 from redif_ray.planning.rounds import Phases
-from redif_ray.sweep.plan import Course, Run, Slot, Trial
+from redif_ray.sweep.plan import Plan, Run, Slot, Trial
 from redif_ray.sweep.space import current
 from redif_ray.trials.samplers import propose
 from redif_ray.trials.space import Choice, Space
@@ -22,7 +22,7 @@ FACTORS = (0.8, 1.25)
 MEMBER = "member"
 
 
-class Population(Course):
+class Population(Plan):
     """`sweep.trials` members; member 0 begins with the recipe as it is."""
 
     def __init__(self, config: Config, space: Space) -> None:

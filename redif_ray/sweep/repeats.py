@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from redif_ray.config import Config
 from redif_ray.planning.rounds import Phases
-from redif_ray.sweep.plan import Course, Run, Slot
+from redif_ray.sweep.plan import Plan, Run, Slot
 
 BEST, RECIPE = "best", "recipe"
 History = list[tuple[int, dict[str, object]]]  # (round, settings until then)
 
 
-class Repeats(Course):
+class Repeats(Plan):
     """`sweep.repeats` seeds of each; where the best is the recipe itself, of that alone."""
 
     def __init__(self, config: Config, best: History) -> None:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from rich.table import Table
@@ -15,22 +15,20 @@ from scipy.stats import t as student_t
 from redif_ray.evaluation import plots
 from redif_ray.evaluation.report import markdown_table
 from redif_ray.evaluation.summary import Summary
+from redif_ray.sweep.job import Job
 from redif_ray.sweep.population import Population
 from redif_ray.sweep.repeats import BEST, RECIPE, Repeats
 from redif_ray.sweep.selection import Selection
 from redif_ray.sweep.space import current
 
-if TYPE_CHECKING:
-    from redif_ray.sweep.sweep import Job
-
 Spread = dict[str, float]  # mean, low and high of its 95 % interval
 
 
-def write_results(job: Job, course: Selection | Population, repeats: Repeats) -> None:
+def write_results(job: Job, plan: Selection | Population, repeats: Repeats) -> None:
     """`report.md`, `trials.png`; `summary.json` last, so that its presence means a finished job."""
     folder = job.folder.path
-    trials = sorted(course.finished(), key=lambda t: (-len(t.scores), -t.score))
-    recipe = current(job.recipe, course.space)
+    trials = sorted(plan.finished(), key=lambda t: (-len(t.scores), -t.score))
+    recipe = current(job.recipe, plan.space)
     points = [{**recipe, **t.settings} for t in trials]
     held_out = {
         kind: [_held_out(folder / "trials" / t.run) for t in repeats.finished()
@@ -41,7 +39,7 @@ def write_results(job: Job, course: Selection | Population, repeats: Repeats) ->
         "schema": 1, "name": job.config.run.name, "seed": job.config.run.seed, "metric": job.config.sweep.metric,
         "scheduler": job.config.sweep.scheduler, "best": [list(part) for part in repeats.histories.get(BEST, [])],
         "held_out": held_out, "seconds": job.records.seconds(),
-        "failed": [asdict(t) for t in course.trials.values() if t.error],
+        "failed": [asdict(t) for t in plan.trials.values() if t.error],
         "trials": [{**asdict(t), "settings": point} for t, point in zip(trials, points, strict=True)],
         "spread": {kind: {name: spread([row[name] for row in rows]) for name in rows[0] if name != "seed"}
                    for kind, rows in held_out.items() if rows},

@@ -13,7 +13,7 @@ import numpy as np
 
 from redif_ray.config import Config, ConfigError
 from redif_ray.planning.rounds import Phases
-from redif_ray.sweep.plan import Course, Run, Slot, Trial
+from redif_ray.sweep.plan import Plan, Run, Slot, Trial
 from redif_ray.sweep.space import configured, current
 from redif_ray.trials.samplers import propose
 from redif_ray.trials.space import Params, Space, inside
@@ -22,7 +22,7 @@ RECIPE, TRIAL = "recipe", "trial"
 LENGTHS = ("learner.rounds", "warm_start.rounds", "method")
 
 
-class Selection(Course):
+class Selection(Plan):
     """The best of all is `best()`: never worse, by the metric, than the recipe."""
 
     def __init__(self, config: Config, space: Space) -> None:

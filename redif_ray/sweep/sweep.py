@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,8 @@ from redif_ray.job.session import beside_driver
 from redif_ray.planning.paths import absolute
 from redif_ray.runs.backup import refuse
 from redif_ray.runs.folder import RunFolder
-from redif_ray.sweep.plan import Course, Trial
+from redif_ray.sweep.job import Job
+from redif_ray.sweep.plan import Plan, Trial
 from redif_ray.sweep.population import Population
 from redif_ray.sweep.repeats import Repeats
 from redif_ray.sweep.report import write_results
@@ -44,25 +44,13 @@ RETRIES = 3  # of a trial whose process is lost; its run goes on from its checkp
 POLL_SECONDS = 0.5
 
 
-@dataclass(slots=True)
-class Job:
-    """What the parts of a sweep share. recipe: the configuration of its runs."""
-
-    config: Config
-    recipe: Config
-    folder: RunFolder
-    records: Records
-    stop: StopRequest
-    console: Console
-
-
 def sweep(config: Config, *, resume: bool = False, console: Console | None = None) -> Path:
     """Run the job to its end and return its folder, `<run.root>/<run.name>-sweep`. Raises what `distill` raises."""
     with stop_requests() as stop:
         refuse(config, "sweep")
         config = absolute(config)
         space = read_space(config)
-        course: Selection | Population = (
+        plan: Selection | Population = (
             Population(config, space) if config.sweep.scheduler == "pbt" else Selection(config, space)
         )
         preflight(config)
@@ -73,7 +61,7 @@ def sweep(config: Config, *, resume: bool = False, console: Console | None = Non
             with Records.open(config, folder) as records:
                 uri = config.tracking_uri or "off"
                 recipe = configured(config, {"tracking.uri": uri, "ray.num_cpus": None})
-                _sweep(Job(config, recipe, folder, records, stop, console or Console()), course)
+                _sweep(Job(config, recipe, folder, records, stop, console or Console()), plan)
             return folder.path
         except KeyboardInterrupt:  # the second Ctrl-C
             raise stop.interrupted(f"left at once; the trials that were over are in {folder.path}") from None
@@ -90,14 +78,14 @@ def _cpus(config: Config) -> dict[str, Any]:
     return {"ray.num_cpus": max(cpu_count() or 1, math.ceil(config.sweep.concurrent * needed(config)["CPU"]))}
 
 
-def _sweep(job: Job, course: Selection | Population) -> None:
-    job.folder.update_state(trials=len(course.slots))
+def _sweep(job: Job, plan: Selection | Population) -> None:
+    job.folder.update_state(trials=len(plan.slots))
     with connect(job.config):
         with job.records.timed("trials"):
-            _run(job, course, TRIALS)
-        best = course.best()
+            _run(job, plan, TRIALS)
+        best = plan.best()
         job.console.print(f"best: {best.run}, {job.config.sweep.metric} {best.score:+.5f}", highlight=False)
-        repeats = Repeats(job.config, course.history())
+        repeats = Repeats(job.config, plan.history())
         with job.records.timed("repeats"):
             _run(job, repeats, REPEATS)
     shutil.rmtree(job.folder.path / ".tune", ignore_errors=True)
@@ -105,23 +93,23 @@ def _sweep(job: Job, course: Selection | Population) -> None:
         **best.settings, "run.name": f"{job.recipe.run.name.removesuffix(SWEEP)}-best", "sweep": {},
         "tracking": job.config.tracking.model_dump(),
     })))
-    write_results(job, course, repeats)
+    write_results(job, plan, repeats)
 
 
-def _run(job: Job, course: Course, journal_name: str) -> None:
-    """What is missing of a course. Raises UserError where every trial failed."""
-    total, began = len(course.slots), time.monotonic()
+def _run(job: Job, plan: Plan, journal_name: str) -> None:
+    """What is missing of a plan. Raises UserError where every trial failed."""
+    total, began = len(plan.slots), time.monotonic()
 
     def report(trial: Trial) -> None:
-        done = len(course.trials)
+        done = len(plan.trials)
         left = (time.monotonic() - began) / max(1, done - known) * (total - done)
         what = f"failed: {trial.error}" if trial.error else f"{trial.score:+.5f}"
         settings = " ".join(f"{key}={_short(value)}" for key, value in trial.settings.items()) or "the recipe"
         job.console.print(f"{done:3d}/{total}  {trial.run:<14} {what}  {settings}  {left:4.0f} s left",
                           highlight=False, soft_wrap=True)
 
-    journal = Journal(course, job.folder.path / journal_name, report)
-    known = len(course.trials)
+    journal = Journal(plan, job.folder.path / journal_name, report)
+    known = len(plan.trials)
     runs = job.folder.path / RUNS
     runs.mkdir(exist_ok=True)
     tracker = job.records.tracker
@@ -133,7 +121,7 @@ def _run(job: Job, course: Course, journal_name: str) -> None:
         run_trials(journal, trial, job.stop, resources=_bundles(job.recipe), concurrent=_room(job), reuse=True,
                    retries=RETRIES)
     job.stop.check()
-    failed = [t for t in course.trials.values() if t.error is not None]
+    failed = [t for t in plan.trials.values() if t.error is not None]
     if total and len(failed) == total:
         raise UserError(f"all {total} runs failed; the first: {failed[0].error}")
 

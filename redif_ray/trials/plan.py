@@ -1,8 +1,8 @@
-"""The course of a set of trials: which there are, what each tries, which go on; no Ray, no network.
+"""The plan of a set of trials: which there are, what each tries, which go on; no Ray, no network.
 
 Trials are numbered, and run in stages. What trial n tries, and whether it goes on after a score, depends on the trials
 before n - `concurrent` and on whole stages that are over: on nothing that is still running, however many trials run at
-once and whoever runs them. So a course that was cut short goes on as if it had not been.
+once and whoever runs them. So a plan that was cut short goes on as if it had not been.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ S = TypeVar("S", bound=Slot)
 T = TypeVar("T", bound=Trial)
 
 
-class Course(ABC, Generic[S, T]):
+class Plan(ABC, Generic[S, T]):
     """slots: in the order in which they start; a stage's stand together. Trials are recorded in any order."""
 
     def __init__(self, slots: Sequence[S], concurrent: int) -> None:

@@ -46,7 +46,7 @@ def _table(path: Path) -> tuple[str, Table]:
 
 
 def status(path: Path) -> tuple[str, run.Lines]:
-    """See `pipeline.status.status`; for the folder of a run, a search or a sweep."""
+    """See `runs.status.status`; for the folder of a run, a search or a sweep."""
     config = stored_config(path)
     of = next((of for suffix, of in ((SEARCH, _search), (SWEEP, _sweep)) if config.run.name.endswith(suffix)), None)
     if of is None or (path / "metrics.jsonl").exists():

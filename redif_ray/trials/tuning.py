@@ -1,4 +1,4 @@
-"""The trials of a `Course` through Ray Tune: it starts them, bounds them, sees them fail; the course decides.
+"""The trials of a `Plan` through Ray Tune: it starts them, bounds them, sees them fail; the plan decides.
 
 A trial answers each of its steps with {"score": s}, {"error": text} or {"left": True}, the last where it was asked to
 stop before it had a score.
@@ -65,7 +65,7 @@ def run_trials(
     journal: Journal, trainable: Any, stop: StopRequest, *, resources: Any, concurrent: int, reuse: bool,
     retries: int = 0,
 ) -> None:
-    """Run what is missing of the course. A trial that fails is recorded with its error.
+    """Run what is missing of the plan. A trial that fails is recorded with its error.
 
     resources: of one trial, as Tune takes them; reuse: whether trials share processes one after the other;
     retries: how often a trial whose process is lost begins again.

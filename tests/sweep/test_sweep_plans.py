@@ -10,7 +10,7 @@ import pytest
 
 from redif_ray.config import Config, load
 from redif_ray.runs.jsonl import read_rows
-from redif_ray.sweep.plan import Course, Run, Slot
+from redif_ray.sweep.plan import Plan, Run, Slot
 from redif_ray.sweep.population import FACTORS, Population
 from redif_ray.sweep.repeats import Repeats
 from redif_ray.sweep.report import spread
@@ -33,22 +33,22 @@ def quality(run: Run, rung: int) -> float:
     return -abs(math.log10(lr / 3e-4)) - (run.settings.get("learner.loss") != "grpo_guard") - 1 / rung
 
 
-def play(course: Course, seed: int = 0, score: Callable[[Run, int], float] = quality) -> list[dict[str, Any]]:
+def play(plan: Plan, seed: int = 0, score: Callable[[Run, int], float] = quality) -> list[dict[str, Any]]:
     """All trials, at most `concurrent` at once, which end in a random order."""
-    order, waiting = random.Random(seed), course.missing()
+    order, waiting = random.Random(seed), plan.missing()
     running: list[tuple[Slot, dict[str, Any]]] = []
     while waiting or running:
-        while waiting and len(running) < course.concurrent and course.ready(waiting[0]):
+        while waiting and len(running) < plan.concurrent and plan.ready(waiting[0]):
             slot = waiting.pop(0)
-            running.append((slot, course.proposal(slot)))
+            running.append((slot, plan.proposal(slot)))
         slot, proposal = running.pop(order.randrange(len(running)))
         run, scores = Run(**proposal), list[float]()
         for rung in run.rungs:
             scores.append(score(run, rung))
-            if not course.goes_on(slot, scores):
+            if not plan.goes_on(slot, scores):
                 break
-        course.record(course.over(slot, proposal, scores, None))
-    return [course.trials[n].row() for n in sorted(course.trials)]
+        plan.record(plan.over(slot, proposal, scores, None))
+    return [plan.trials[n].row() for n in sorted(plan.trials)]
 
 
 def selection(*overrides: str) -> Selection:
@@ -65,51 +65,51 @@ def population(*overrides: str) -> Population:
     lambda: selection("sweep.concurrent=4"), lambda: population("sweep.concurrent=3"),
     lambda: selection("sweep.concurrent=3", "sweep.scheduler=asha", "sweep.rungs=[2]"),
 ])
-def test_the_order_in_which_trials_end_changes_nothing(make: Callable[[], Course]) -> None:
+def test_the_order_in_which_trials_end_changes_nothing(make: Callable[[], Plan]) -> None:
     assert play(make(), 1) == play(make(), 2)
 
 
 @pytest.mark.parametrize("sampler", ["gp", "tpe", "random", "cmaes", "grid"])
 def test_the_best_is_never_worse_than_the_recipe_and_here_better(sampler: str) -> None:
-    course = selection(f"sweep.sampler={sampler}", "sweep.trials=24")
-    rows = play(course)
+    plan = selection(f"sweep.sampler={sampler}", "sweep.trials=24")
+    rows = play(plan)
     assert rows[0]["run"] == "recipe" and rows[0]["settings"] == {}
-    assert course.best().score > rows[0]["scores"][-1]
-    assert course.history() == [(4, course.best().settings)]
+    assert plan.best().score > rows[0]["scores"][-1]
+    assert plan.history() == [(4, plan.best().settings)]
 
 
 def test_trials_that_fall_behind_are_cut_the_recipe_never() -> None:
-    course = selection("sweep.trials=20", "sweep.sampler=random", "sweep.scheduler=asha", "sweep.rungs=[2]")
-    rows = play(course)
+    plan = selection("sweep.trials=20", "sweep.sampler=random", "sweep.scheduler=asha", "sweep.rungs=[2]")
+    rows = play(plan)
     cut = [row for row in rows if len(row["scores"]) == 1]
     assert 5 < len(cut) < 18
     assert all(len(row["scores"]) == 2 for row in rows[:3])  # there is nothing yet to be cut by
     assert min(row["scores"][0] for row in rows if len(row["scores"]) == 2 and row["number"] > 6) > min(
         row["scores"][0] for row in cut
     )
-    assert len(course.best().scores) == 2
+    assert len(plan.best().scores) == 2
 
 
 def test_a_sweep_over_the_length_of_runs_runs_each_to_its_end() -> None:
     config = load("smoke", ["sweep.space.learner.rounds=integer(2, 6)", "sweep.trials=6", "sweep.sampler=random"])
-    course = Selection(config, read_space(config))
-    play(course, score=lambda run, rung: rung)
-    for slot in course.slots[1:]:
-        run = course.run(slot)
+    plan = Selection(config, read_space(config))
+    play(plan, score=lambda run, rung: rung)
+    for slot in plan.slots[1:]:
+        run = plan.run(slot)
         assert run.until == 1 + run.settings["learner.rounds"] == run.rungs[-1]
 
 
 def test_failed_trials_are_no_part_of_what_is_known() -> None:
-    course = selection("sweep.trials=4")
-    for slot in course.missing():
-        course.record(course.over(slot, course.proposal(slot), [], "GuardError: collapsed"))
+    plan = selection("sweep.trials=4")
+    for slot in plan.missing():
+        plan.record(plan.over(slot, plan.proposal(slot), [], "GuardError: collapsed"))
     with pytest.raises(ValueError):
-        course.best()
+        plan.best()
 
 
 def test_the_worst_take_up_the_best_and_nobody_else_changes() -> None:
-    course = population()
-    rows = play(course)
+    plan = population()
+    rows = play(plan)
     by_run = {row["run"]: row for row in rows}
     assert rows[0]["settings"] == {} and len({row["run"] for row in rows}) == 32
     for g in range(1, 4):
@@ -125,31 +125,31 @@ def test_the_worst_take_up_the_best_and_nobody_else_changes() -> None:
                     assert any(math.isclose(factor, f) for f in FACTORS) or lr in (1e-6, 1e-2)
             else:
                 assert source["index"] == row["index"] and row["settings"] == source["settings"]
-    history = course.history()
+    history = plan.history()
     assert [until for until, _ in history] == [1, 2, 3, 4]
-    assert history[-1][1] == course.best().settings
+    assert history[-1][1] == plan.best().settings
 
 
 def test_a_member_that_failed_is_replaced() -> None:
-    course = population()
-    for slot in course.slots[:8]:
-        proposal = course.proposal(slot)
+    plan = population()
+    for slot in plan.slots[:8]:
+        proposal = plan.proposal(slot)
         error = "FloatingPointError: nan" if slot.index == 5 else None
-        course.record(course.over(slot, proposal, [quality(Run(**proposal), 1)], error))
-    assert course.run(course.slots[8 + 5]).source != "member-05-0"
+        plan.record(plan.over(slot, proposal, [quality(Run(**proposal), 1)], error))
+    assert plan.run(plan.slots[8 + 5]).source != "member-05-0"
 
 
 def test_repeats_run_whole_histories_with_seeds_that_chose_nothing() -> None:
-    course = Repeats(recipe("run.seed=7", "sweep.repeats=2"), [(2, {"learner.lr": 1e-3}), (4, {"learner.lr": 2e-3})])
-    rows = play(course)
-    runs = [course.run(slot) for slot in course.slots]
+    plan = Repeats(recipe("run.seed=7", "sweep.repeats=2"), [(2, {"learner.lr": 1e-3}), (4, {"learner.lr": 2e-3})])
+    rows = play(plan)
+    runs = [plan.run(slot) for slot in plan.slots]
     assert [r["run"] for r in rows] == ["best-seed-8-0", "best-seed-8", "recipe-seed-8",
                                         "best-seed-9-0", "best-seed-9", "recipe-seed-9"]
     assert [run.seed for run in runs] == [8, 8, 8, 9, 9, 9]
     assert [run.finish for run in runs] == [False, True, True] * 2
     assert runs[1].source == "best-seed-8-0" and runs[0].until == 2 and runs[1].until == 4
     alone = Repeats(recipe("sweep.repeats=3"), [(4, {})])
-    assert [course.stage for course in alone.slots] == ["recipe"] * 3
+    assert [plan.stage for plan in alone.slots] == ["recipe"] * 3
 
 
 def test_a_sweep_that_was_cut_short_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from redif_ray import config
 from redif_ray.diffusion import schedules
 from redif_ray.diffusion.levels import VariancePreserving
 from redif_ray.runs.jsonl import read_rows
-from redif_ray.search.plan import Course, Slot, Trial
+from redif_ray.search.plan import Plan, Slot, Trial
 from redif_ray.trials.journal import Journal
 
 BETAS = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
@@ -23,8 +23,8 @@ def settings(**values: Any) -> config.Search:
     return config.Search(**{"shape_trials": 10, "refine_trials": 8, "sampler": "tpe", **values})
 
 
-def course(search: config.Search, steps: tuple[int, ...] = (3, 4)) -> Course:
-    return Course(search, 0, PROCESS, {n: schedules.named(PROCESS, n) for n in steps})
+def plan(search: config.Search, steps: tuple[int, ...] = (3, 4)) -> Plan:
+    return Plan(search, 0, PROCESS, {n: schedules.named(PROCESS, n) for n in steps})
 
 
 def distance(timesteps: list[float]) -> float:
@@ -33,7 +33,7 @@ def distance(timesteps: list[float]) -> float:
     return float((schedules.explicit(PROCESS, timesteps).levels.half_log_snr[1:-1] - wanted).square().mean())
 
 
-def finish(search: Course, slot: Slot) -> Trial:
+def finish(search: Plan, slot: Slot) -> Trial:
     proposal = search.proposal(slot)
     timesteps = proposal["timesteps"]
     scores = [1.1 * distance(timesteps)]
@@ -42,7 +42,7 @@ def finish(search: Course, slot: Slot) -> Trial:
     return search.over(slot, proposal, scores, None)
 
 
-def run(search: Course, seed: int = 0) -> list[dict[str, Any]]:
+def run(search: Plan, seed: int = 0) -> list[dict[str, Any]]:
     """All trials, at most `concurrent` at once, which end in a random order."""
     order, waiting, running = random.Random(seed), search.missing(), []
     while waiting or running:
@@ -54,18 +54,18 @@ def run(search: Course, seed: int = 0) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("concurrent", [1, 4])
 def test_the_order_in_which_trials_end_changes_nothing(concurrent: int) -> None:
-    assert run(course(settings(concurrent=concurrent)), 1) == run(course(settings(concurrent=concurrent)), 2)
+    assert run(plan(settings(concurrent=concurrent)), 1) == run(plan(settings(concurrent=concurrent)), 2)
 
 
 def test_the_result_is_never_worse_than_a_start_and_here_better() -> None:
-    search = course(settings(sampler="gp", shape_trials=25, refine_trials=15), (4,))
+    search = plan(settings(sampler="gp", shape_trials=25, refine_trials=15), (4,))
     run(search)
     starts = [t.scores[-1] for t in search.trials.values() if t.stage == "start"]
     assert search.best(4).scores[-1] < 0.2 * min(starts)
 
 
 def test_every_trial_is_asked_once_and_starts_see_the_whole_bank() -> None:
-    search = course(settings())
+    search = plan(settings())
     rows = run(search)
     assert [row["number"] for row in rows] == list(range(len(search.slots)))
     assert all(len(row["scores"]) == 2 for row in rows if row["stage"] == "start")
@@ -74,7 +74,7 @@ def test_every_trial_is_asked_once_and_starts_see_the_whole_bank() -> None:
 
 
 def test_failed_trials_are_no_part_of_what_is_known() -> None:
-    search = course(settings(), (4,))
+    search = plan(settings(), (4,))
     for slot in search.missing():
         trial = finish(search, slot)
         if (slot.stage == "start" and slot.index == 0) or slot.number % 5 == 4:
@@ -87,7 +87,7 @@ class Tuned:
     """What Tune does with a journal, one trial at a time; `cut` of them and then no more."""
 
     def __init__(self, path: Path, cut: int | None = None) -> None:
-        journal = Journal(course(settings(), (3,)), path, lambda trial: None)
+        journal = Journal(plan(settings(), (3,)), path, lambda trial: None)
         while journal.pending and cut != 0:
             proposal = journal.start("a")
             assert proposal is not None
@@ -112,7 +112,7 @@ def test_a_search_that_was_cut_goes_on_as_if_it_had_not_been(tmp_path: Path) -> 
 
 
 def test_a_journal_keeps_errors(tmp_path: Path) -> None:
-    journal = Journal(course(settings(), (3,)), tmp_path / "trials.jsonl", lambda trial: None)
+    journal = Journal(plan(settings(), (3,)), tmp_path / "trials.jsonl", lambda trial: None)
     journal.start("a")
     journal.over("a", "FloatingPointError: not finite")
     assert json.loads((tmp_path / "trials.jsonl").read_text())["error"] == "FloatingPointError: not finite"

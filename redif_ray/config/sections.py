@@ -1,0 +1,44 @@
+"""The sections of the configuration, each with its own checks."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from redif_ray.config.base import Strict
+from redif_ray.config.roles import Draft, Evaluation, Guard, Learner, Pipeline, Reward, Rollout, Validation, WarmStart
+from redif_ray.config.run import (
+    Checkpoint,
+    Conditions,
+    Exploration,
+    Networks,
+    Ray,
+    Run,
+    Student,
+    Teacher,
+    Tracking,
+)
+from redif_ray.config.searches import Search, Sweep
+
+
+class Sections(Strict):
+    method: Literal["redif", "sfd", "draft"] = "redif"
+    run: Run = Run()
+    ray: Ray = Ray()
+    teacher: Teacher = Teacher()
+    student: Student = Student()
+    networks: Networks = Networks()
+    conditions: Conditions = Conditions()
+    exploration: Exploration = Exploration()
+    rollout: Rollout = Rollout()
+    reward: Reward = Reward()
+    warm_start: WarmStart = WarmStart()
+    learner: Learner = Learner()
+    pipeline: Pipeline = Pipeline()
+    draft: Draft = Draft()
+    validation: Validation = Validation()
+    guard: Guard = Guard()
+    evaluation: Evaluation = Evaluation()
+    search: Search = Search()
+    sweep: Sweep = Sweep()
+    checkpoint: Checkpoint = Checkpoint()
+    tracking: Tracking = Tracking()

@@ -1,0 +1,33 @@
+"""What the parts of a search share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.console import Console
+
+from redif_ray.config import Config
+from redif_ray.interrupt import StopRequest
+from redif_ray.job.session import get
+from redif_ray.models.protocol import DiffusionModel
+from redif_ray.runs.folder import RunFolder
+from redif_ray.search.records import Records
+
+
+@dataclass(slots=True)
+class Job:
+    """Hold what the parts of a search share; everything here is rebuilt from the configuration and the run folder."""
+
+    config: Config
+    folder: RunFolder
+    model: DiffusionModel
+    evaluator: Any
+    stop: StopRequest
+    console: Console
+    records: Records
+    weights: dict[str, float] = field(default_factory=dict)  # of each reward term in the distance
+
+    def get(self, reference: Any) -> Any:
+        """Wait for `reference`, as `job.session.get` does, and leave where the search is to stop."""
+        return get(reference, self.stop)
