@@ -1,4 +1,14 @@
-"""A run's rounds one after the other in this process: the workers and the update are the real ones, Ray is left out."""
+"""The algorithm in one process, without Ray: read this file first.
+
+A round goes through three parts, which are the same objects that a run on Ray uses:
+
+    StudentRolloutWorker.rollout   plays the student's denoising trajectories    workers/rollout.py
+    TeacherRewardWorker.score      makes the teacher's images and the rewards    workers/reward.py
+    RoundUpdate                    advantages, loss, optimiser steps             learner/round_update.py
+
+On the CPU the weights after the last round are, bit for bit, those of the same run on Ray. A run on Ray adds who does
+what where (coordinator/, workers/actors.py), what may be lost and comes again (faults.py), and checkpoints.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +31,7 @@ from redif_ray.workers.rollout import StudentRolloutWorker
 
 
 class HereRolloutWorker(StudentRolloutWorker):
-    """Takes its weights from this process instead of Ray's store."""
+    """A rollout worker that takes its weights from this process instead of Ray's store."""
 
     def _load(self, weights: Any, key: str) -> int:
         set_weights(self.student, weights)
@@ -43,7 +53,7 @@ class PlainLoop:
         self.phase: str | None = None
 
     def round(self, round: int) -> dict[str, float]:
-        """The update's metrics. Rounds are asked for in their order."""
+        """Play, score and learn from one round; return the update's metrics. Rounds are asked for in their order."""
         if self.plan.phase(round) != self.phase:
             self.phase = self.plan.phase(round)
             parameters, decay = trainable(self.student).values(), self.config.learner.weight_decay
@@ -62,7 +72,7 @@ class PlainLoop:
         return weights_sha256(get_weights(self.student))
 
     def play(self, shard: Shard, weights: Any, key: str) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-        """Metas of a shard, and what was made of it."""
+        """Make one shard; return its metas and what was made of it."""
         if shard.phase == "warm_start":
             self.reward.encode(shard)
             roll_meta, trajectories = self.rollout.rollout(shard, weights, key)
