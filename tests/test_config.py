@@ -163,10 +163,6 @@ CONFLICTS = [
          "reward.terms.mse.normalise=std"],
         "reward.terms.mse.normalise=std: rollout.siblings=1 leaves no siblings",
     ),
-    (
-        ["pipeline.weights=direct", "student.lora={rank: 2, targets: [to_q]}"],
-        "pipeline.weights=direct: student.lora.rank=2 .*expected store",
-    ),
     (["rollout.guided=16"], "rollout.guided=16: expected less than rollout.siblings=16"),
     (["rollout.groups=4", "rollout.shard_groups=3"], "rollout.shard_groups=3: expected a divisor of rollout.groups=4"),
     (["student.levels=[999, 500]"], "student.levels has 2 entries; expected student.steps=4"),

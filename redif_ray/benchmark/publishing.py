@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ from redif_ray.weights.store import WeightStore
 TENSORS = 16
 PROCESSES = 8
 LOOK_SECONDS = 0.02
-HEAD = ["how", "weights, MB", "receivers", "published, s", "all have them, s", "object store, MB", "copies in it"]
+HEAD = ["weights, MB", "receivers", "published, s", "all have them, s", "object store, MB", "copies in it"]
 
 
 class Receivers:
@@ -41,13 +40,11 @@ def publishing(
     rows, numbers = [], {}
     with connect(recipe(root, "publishing", f"ray.object_store_mb={5 * max(megabytes) + 300}")):
         store = ray.remote(WeightStore).options(num_cpus=0).remote(keep=1)
-        publishers, hosts = {how: Publisher(store, how == "direct") for how in _ways()}, _hosts(max(receivers))
-        for publisher in publishers.values():
-            ray.get([host.receive.remote(store, _warm(publisher)) for host in hosts])
-        parts = [(how, size, count) for how in publishers for size in megabytes for count in receivers]
-        for version, (how, size, count) in enumerate(parts, 1):
+        publisher, hosts = Publisher(store), _hosts(max(receivers))
+        ray.get([host.receive.remote(store, _warm(publisher)) for host in hosts])
+        parts = [(size, count) for size in megabytes for count in receivers]
+        for version, (size, count) in enumerate(parts, 1):
             stop.check()
-            publisher = publishers[how]
             publisher.forget(before=version)
             weights = {f"w{i}": torch.rand(size * 250_000 // TENSORS) for i in range(TENSORS)}
             began = time.perf_counter()
@@ -57,23 +54,17 @@ def publishing(
                 published = time.perf_counter() - began
                 ray.get([hosts[i % len(hosts)].receive.remote(store, f"policy-{version}") for i in range(count)])
                 everywhere = time.perf_counter() - began
-            rows.append([how, str(size), str(count), f"{published:.2f}", f"{everywhere:.2f}", f"{peak.megabytes:.0f}",
+            rows.append([str(size), str(count), f"{published:.2f}", f"{everywhere:.2f}", f"{peak.megabytes:.0f}",
                          f"{peak.megabytes / size:.1f}"])
-            numbers[f"{how}_{size}_{count}"] = everywhere
+            numbers[f"store_{size}_{count}"] = everywhere
     return Part(
         "publishing", "Publishing weights", HEAD, rows, numbers,
         [f"On one node, whose object store all receivers share; at most {PROCESSES} processes hold them, and each of "
          "these lets one receiver in after the other, or their copies would not fit this machine's memory. A receiver "
          "verifies a SHA-256 over all bytes and copies them into tensors of its own: that, on this machine's "
          "cores, is nearly all of the time. The store holds the weights as they arrive from the learner and as the "
-         "weight store's own object, which outlives the learner, and until it is let go the version before. `direct` "
-         "is measured where nixl is installed: on one node receivers read the publisher's memory by a system call."],
+         "weight store's own object, which outlives the learner, and until it is let go the version before."],
     )  # fmt: skip
-
-
-def _ways() -> list[str]:
-    """How weights can travel here, as `pipeline.weights` calls it."""
-    return ["store", *(["direct"] if importlib.util.find_spec("nixl") else [])]
 
 
 def _hosts(receivers: int) -> list[Any]:

@@ -122,7 +122,6 @@ def start(config: Config, *, num_cpus: int) -> None:
     Its processes inherit `ENVIRONMENT`: a `runtime_env` that says so too would start Python twice for each worker.
     """
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody takes this machine away with notice
-    os.environ.setdefault("UCX_NET_DEVICES", "lo")  # where weights that go direct are read: on this machine alone
     # Ray's sockets lie below its folder and their paths may not exceed 107 bytes; this one is short.
     ray.init(
         address="local",

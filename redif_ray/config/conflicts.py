@@ -49,11 +49,6 @@ def conflicts(c: Sections) -> Iterator[str]:
             f"exploration.one_step=true: learner.step_weight={c.learner.step_weight} compares the steps of a round, "
             "and there is one; expected none"
         )
-    if c.pipeline.weights == "direct" and c.student.lora.rank:
-        yield (
-            f"pipeline.weights=direct: student.lora.rank={c.student.lora.rank} publishes adapters alone, too little to "
-            "gain by it; expected store"
-        )
     if c.rollout.guided >= c.rollout.siblings:
         yield f"rollout.guided={c.rollout.guided}: expected less than rollout.siblings={c.rollout.siblings}"
     if c.rollout.groups % c.rollout.shard_groups:

@@ -123,11 +123,6 @@ class Pipeline(Strict):
     staleness: Literal[0, 1, 2] = Field(
         0, description="round r is rolled out with the weights after r - staleness rounds, while the learner updates"
     )
-    weights: Literal["store", "direct"] = Field(
-        "store",
-        description="how rollout workers get them: by Ray's object store, or direct from the learner's memory, by NIXL "
-        "over RDMA: for large students that are trained whole",
-    )
     timeout_s: float = Field(
         600, gt=0, description="a worker that takes longer for a shard is killed; the shard is done again"
     )

@@ -18,7 +18,6 @@ from redif_ray.models.protocol import DiffusionModel, ModelError
 from redif_ray.models.registry import load_model, model_folder
 from redif_ray.models.student import make_student
 from redif_ray.planning import factory
-from redif_ray.weights import direct
 from redif_ray.workers import runtime_env
 
 log = logging.getLogger(__name__)
@@ -26,8 +25,6 @@ log = logging.getLogger(__name__)
 
 def preflight(config: Config, captions: Sequence[str] | None = None) -> Conditions:
     """Build once what the workers will build; what the run draws is answered. Raises UserError naming the key."""
-    if config.pipeline.weights == "direct":
-        direct.require()
     teacher = load_model(config.teacher.model)
     make_student(teacher, config.student.lora)
     teacher.blank(1)  # raises for a tokeniser that cannot be read

@@ -53,7 +53,7 @@ class Learner:
         torch.set_num_threads(config.learner.threads)
         self.config, self.ranks = config, Ranks(rank, world)
         self.coordinator, self.writer = job["coordinator"], job["writer"]
-        self.publisher = Publisher(job["weights"], config.pipeline.weights == "direct")
+        self.publisher = Publisher(job["weights"])
         self.folder, self.token, self.until = Path(job["folder"]), job["token"], int(job["until"])
         device, offload = factory.device(config.learner.gpus), config.pipeline.offload
         teacher = factory.teacher(config, home(device, offload))

@@ -38,7 +38,6 @@ FREE = (
     "run.root",
     "checkpoint",
     "pipeline.timeout_s",
-    "pipeline.weights",
     "pipeline.offload",
     "tracking.uri",
 )

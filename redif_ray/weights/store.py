@@ -1,7 +1,6 @@
 """The actor that owns the published weights and outlives the learner's processes. It needs no torch.
 
-Should it be lost itself, those who published give it their weights again (`weights.Publisher`). Of weights that readers
-fetch from their publisher (`direct`) it has the address only, which dies with that process.
+Should it be lost itself, those who published give it their weights again (`weights.publisher`).
 
 Weights travel as numpy arrays (zero-copy reads) under keys `<kind>-<version>`: `policy-7` is the student after 7
 rounds, `deploy-7` what that version would deploy (its average, where the learner keeps one), `discriminator-7` the
@@ -11,7 +10,6 @@ learned reward after 7 rounds.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,16 +24,6 @@ WAIT_SECONDS = 600
 POLICY = "policy"
 
 
-@dataclass(frozen=True, slots=True)
-class Address:
-    """Where weights lie in their publisher's memory, and how to reach it: what NIXL says of both."""
-
-    agent: str
-    connection: bytes
-    places: bytes  # in the order of `tensors`
-    tensors: tuple[tuple[str, tuple[int, ...], str], ...]  # name, shape, dtype
-
-
 class StaleWeightsError(RuntimeError):
     """Weights that are absent, or are not what their publisher sent."""
 
@@ -45,41 +33,29 @@ class WeightStore:
 
     def __init__(self, keep: int = 4, writer: bytes | None = None) -> None:
         self.keep = keep
-        self.entries: dict[str, tuple[list[Any] | Address, str]] = {}  # in order of publication
+        self.entries: dict[str, tuple[list[Any], str]] = {}  # in order of publication
         self.gone: set[str] = set()
         self.published = asyncio.Condition()
         if writer is not None and restarted():
             cloudpickle.loads(writer).lost.remote("weight store")
 
-    async def publish(self, key: str, weights: Weights | Address, checksum: str) -> None:
+    async def publish(self, key: str, weights: Weights, checksum: str) -> None:
         """Keep `weights` under `key`; the oldest of a kind go. They are put again, so that this actor owns them."""
         self.entries.pop(key, None)
-        self.entries[key] = (weights if isinstance(weights, Address) else [ray.put(weights)], checksum)
+        self.entries[key] = ([ray.put(weights)], checksum)
         self.gone.discard(key)
         for old in [k for k in self.entries if kind(k) == kind(key)][: -self.keep]:
             del self.entries[old]
             self.gone.add(old)
-        await self._tell()
-
-    async def _tell(self) -> None:
         async with self.published:
             self.published.notify_all()
-
-    async def withdraw(self, keys: list[str]) -> None:
-        """Their publisher lets go of `keys`: who asks for them from now on is told so."""
-        for key in keys:
-            self.entries.pop(key, None)
-            self.gone.add(key)
-        await self._tell()
 
     async def lacks(self, keys: list[str]) -> list[str]:
         """Those of `keys` that were never published here, as after this actor was lost."""
         return [key for key in keys if key not in self.entries and key not in self.gone]
 
-    async def entry(self, key: str) -> tuple[list[Any] | Address, str]:
+    async def entry(self, key: str) -> tuple[list[Any], str]:
         """([reference], checksum): the reference travels inside a list, so the arrays are not copied through here.
-
-        In place of the list it is the address where weights are read from their publisher.
 
         Who asks before the learner has published, for the first time or again, waits.
         Raises StaleWeightsError for weights that are gone.

@@ -17,7 +17,6 @@ from redif_ray.models.protocol import repeated
 from redif_ray.models.student import set_weights
 from redif_ray.planning import factory
 from redif_ray.types import Condition, Meta, Shard, Trajectories, Work
-from redif_ray.weights import direct
 from redif_ray.weights.publisher import fetch, version
 from redif_ray.workers.offload import Offload, home
 
@@ -27,8 +26,6 @@ class StudentRolloutWorker:
 
     def __init__(self, name: str, config: Config) -> None:
         torch.set_num_threads(config.rollout.threads)
-        if config.pipeline.weights == "direct":
-            direct.require()
         self.name, self.config = name, config
         self.device = factory.device(config.rollout.gpus)
         self.teacher = factory.teacher(config, home(self.device, config.pipeline.offload))

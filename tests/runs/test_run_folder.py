@@ -122,7 +122,7 @@ def test_where_and_with_how_many_hands_is_free(config: Any, started: Path, tmp_p
         "reward.workers=2", "rollout.cpus=0.5", "reward.cpus=0.5", "learner.cpus=2", "rollout.resources={spot: 1}",
         "reward.resources={reward: 0.5}", "learner.resources={learner: 1}", "checkpoint.every=1", "checkpoint.keep=9",
         "rollout.least=2", "reward.least=1", "rollout.labels={zone: a}", "reward.labels={zone: a}",
-        "learner.labels={b: c}", "tracking.uri=off", "pipeline.weights=direct", "pipeline.offload=true",
+        "learner.labels={b: c}", "tracking.uri=off", "pipeline.offload=true",
     )  # fmt: skip
     RunFolder.open(changed, resume=True).close()
 
