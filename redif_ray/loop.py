@@ -22,6 +22,7 @@ from redif_ray.config import Config
 from redif_ray.learner.ranks import Ranks
 from redif_ray.learner.round_update import RoundUpdate
 from redif_ray.learning.advantages import RunningStatistics
+from redif_ray.learning.step import make_optimizer
 from redif_ray.models.student import get_weights, set_weights, trainable
 from redif_ray.planning import factory
 from redif_ray.planning.rounds import RoundPlan
@@ -56,8 +57,7 @@ class PlainLoop:
         """Play, score and learn from one round; return the update's metrics. Rounds are asked for in their order."""
         if self.plan.phase(round) != self.phase:
             self.phase = self.plan.phase(round)
-            parameters, decay = trainable(self.student).values(), self.config.learner.weight_decay
-            self.optimizer = torch.optim.AdamW(parameters, weight_decay=decay)
+            self.optimizer = make_optimizer(trainable(self.student).values(), self.config.learner)
         made_by = self.plan.version(round)
         self.versions[round] = get_weights(self.student)
         self.versions = {version: weights for version, weights in self.versions.items() if version >= made_by}

@@ -31,6 +31,7 @@ from redif_ray.learner.train_state import load_trained, trained
 from redif_ray.learner.validation import Validator
 from redif_ray.learning.advantages import RunningStatistics
 from redif_ray.learning.ema import ExponentialAverage
+from redif_ray.learning.step import make_optimizer
 from redif_ray.models.protocol import DiffusionModel
 from redif_ray.models.sharding import shard, whole
 from redif_ray.models.student import enable_checkpointing, get_weights, trainable
@@ -145,14 +146,8 @@ class Learner:
     def _start_phase(self, phase: Phase) -> None:
         """A phase has its own optimiser and its own average of the weights."""
         self.phase = phase
-        lr, ema = (
-            (self.config.warm_start.lr, self.config.warm_start.ema)
-            if phase == "warm_start"
-            else (self.config.learner.lr, self.config.learner.ema)
-        )
-        self.optimizer = torch.optim.AdamW(
-            self.parameters.values(), lr=lr, betas=(0.9, 0.999), weight_decay=self.config.learner.weight_decay
-        )
+        ema = self.config.warm_start.ema if phase == "warm_start" else self.config.learner.ema
+        self.optimizer = make_optimizer(self.parameters.values(), self.config.learner)
         self.average = ExponentialAverage(self.parameters, ema) if ema else None
 
     def _train(self, round: int, data: Fetched) -> dict[str, float]:

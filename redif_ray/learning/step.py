@@ -1,14 +1,25 @@
-"""One optimiser step, summed over ranks and checked."""
+"""The optimiser of a phase, and one step of it, summed over ranks and checked."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
+
+from redif_ray.config import Learner
 
 AllReduce = Callable[[list[Tensor]], None]  # sums each tensor over all ranks, in place
+
+
+def make_optimizer(parameters: Iterable[Parameter], learner: Learner) -> torch.optim.AdamW:
+    """Return AdamW (Loshchilov & Hutter, arXiv 1711.05101) on `parameters`.
+
+    Its learning rate is set by each round's update, which alone reads `learner.lr` and `warm_start.lr`.
+    """
+    return torch.optim.AdamW(parameters, weight_decay=learner.weight_decay)
 
 
 def optimiser_step(

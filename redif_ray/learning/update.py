@@ -294,7 +294,7 @@ def _tally(sums: dict[str, float], surrogate: Surrogate) -> None:
 def warm_start_learner(warm: WarmStart, learner: Learner) -> Learner:
     """The learner of the warm start: the anchor alone, for an `Updater` with S = 0."""
     return learner.model_copy(update={
-        "lr": warm.lr, "schedule": "constant", "minibatch": warm.minibatch, "inner_epochs": 1, "ema": warm.ema,
+        "minibatch": warm.minibatch, "inner_epochs": 1,
         "regulariser": learner.regulariser.model_copy(update={"kind": "none"}),
         "anchor": learner.anchor.model_copy(update={
             "weight": 1.0, "substeps": warm.substeps, "loss": warm.loss, "delta": warm.delta, "gated": False,
