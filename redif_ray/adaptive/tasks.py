@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from redif_ray.adaptive.episodes import Task
@@ -15,6 +14,7 @@ from redif_ray.diffusion.noise import Stream
 from redif_ray.models.protocol import DiffusionModel
 from redif_ray.planning import factory
 from redif_ray.rewards.base import RewardInputs, Rewards
+from redif_ray.rewards.combine import weighted_sum
 from redif_ray.types import Condition
 
 
@@ -39,7 +39,7 @@ class Scorer:
 
     def __call__(self, images: Tensor, teacher: Tensor, conditions: list[Condition]) -> Tensor:
         terms = self.rewards(RewardInputs(images, teacher, conditions))
-        return torch.stack([weight * terms[name].double() for name, weight in self.weights.items()]).sum(0)
+        return weighted_sum({name: value.double() for name, value in terms.items()}, self.weights)
 
 
 def searched_model(config: Config) -> tuple[DiffusionModel, Rewards]:

@@ -25,6 +25,7 @@ from redif_ray.learning.policy import Predict
 from redif_ray.learning.step import AllReduce, optimiser_step
 from redif_ray.models.protocol import DiffusionModel
 from redif_ray.rewards.base import RewardInputs, Rewards
+from redif_ray.rewards.combine import weighted_sum
 from redif_ray.types import Condition, Shard
 
 
@@ -113,7 +114,7 @@ class DraftUpdater:
 
         def score(latents: Tensor) -> Tensor:
             raw = self.rewards(RewardInputs(student.decode(latents), teacher, conditions))
-            return torch.stack([config.reward.terms[name].weight * value for name, value in raw.items()]).sum(0)
+            return weighted_sum(raw, config.reward.weights)
 
         predict = partial(student.predict, guidance=config.student.guidance)
         x, encoded = initial(self.schedule, unit), student.encode(conditions)

@@ -82,6 +82,11 @@ class Reward(Workers):
     )
 
     @property
+    def weights(self) -> dict[str, float]:
+        """The weight of each term."""
+        return {name: term.weight for name, term in self.terms.items()}
+
+    @property
     def fixed(self) -> dict[str, Term]:
         """The terms that mean the same throughout a run."""
         return {name: term for name, term in self.terms.items() if name != LEARNED}

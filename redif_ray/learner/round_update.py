@@ -12,7 +12,7 @@ from torch import Tensor
 
 from redif_ray.baselines.draft import DraftUpdater
 from redif_ray.checkpoint import weights_sha256
-from redif_ray.config import Config, Term
+from redif_ray.config import Config
 from redif_ray.learner.ranks import Ranks
 from redif_ray.learning.advantages import Advantages, RunningStatistics, advantages
 from redif_ray.learning.batch import RoundBatch, assemble
@@ -22,7 +22,7 @@ from redif_ray.learning.update import Updater, learning_rate, warm_start_learner
 from redif_ray.models.protocol import DiffusionModel
 from redif_ray.models.student import get_weights, with_weights
 from redif_ray.planning import factory
-from redif_ray.rewards.combine import Combined, combine
+from redif_ray.rewards.combine import Combined, combine, weighted_sum
 from redif_ray.types import Meta, Phase
 
 LOSS_SCALES = {"float16": 2.0**16}  # gradients of an image's mean are below 6e-8, the least that float16 holds
@@ -124,8 +124,8 @@ class RoundUpdate:
     def _gate(self, metas: Metas) -> Tensor:
         """1 where the teacher's own image scores higher than the student's (RATS)."""
         own, teachers = _joined(metas, "terms"), _joined(metas, "teacher_terms")
-        terms = self.config.reward.terms
-        return (_weighted(teachers, terms) > _weighted(own, terms)).float()
+        weights = self.config.reward.weights
+        return (weighted_sum(teachers, weights) > weighted_sum(own, weights)).float()
 
     def _draft(
         self, round: int, metas: Metas, parts: Mapping[int, Sequence[Any]], optimizer: torch.optim.Optimizer
@@ -150,10 +150,6 @@ def _joined(metas: Metas, field: str) -> dict[str, Tensor]:
     """A field of arrays by term, over the rows of the whole round in order of shards."""
     parts: list[dict[str, np.ndarray]] = [getattr(shard_metas[-1], field) for shard_metas in metas]
     return {name: torch.from_numpy(np.concatenate([part[name] for part in parts])) for name in parts[0]}
-
-
-def _weighted(values: Mapping[str, Tensor], terms: Mapping[str, Term]) -> Tensor:
-    return torch.stack([terms[name].weight * value for name, value in values.items()]).sum(0)
 
 
 def reward_metrics(metas: Metas, combined: Combined, relative: Advantages) -> dict[str, float]:

@@ -54,6 +54,11 @@ def combine(raw: Mapping[str, Tensor], terms: Mapping[str, config.Term], *, sibl
     return Combined(total, spreads)
 
 
+def weighted_sum(values: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
+    """Return sum_i w_i r_i over the terms of `weights`, in their order; each r_i has one shape, [n] as a rule."""
+    return torch.stack([weight * values[name] for name, weight in weights.items()]).sum(0)
+
+
 def centred_std(values: Tensor, siblings: int) -> float:
     """sqrt(mean((r - group mean of r)^2)) of group-major values [R]; 0.0 where that is only rounding."""
     groups = values.detach().to(torch.float64).reshape(-1, siblings)
