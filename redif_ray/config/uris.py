@@ -26,5 +26,5 @@ def check_public(key: str, uri: str, expected: str) -> str:
 
 
 def _without(message: str, uri: str) -> str:
-    """The first words of a message of urllib, which may go on with a part of the URI."""
+    """Return the first words of a message of urllib, which may go on with a part of the URI."""
     return message if "@" not in uri else message.partition(":")[0]

@@ -20,7 +20,7 @@ Statistic = Callable[..., float]
 
 
 def captions_of(conditions: Sequence[object]) -> list[str] | None:
-    """The clusters of samples whose conditions are captions: those that share one. None for other conditions.
+    """Return the captions of samples, by which they form clusters; None for other conditions.
 
     Captions are drawn from many more; classes are all there are, and are held fixed.
     """
@@ -57,7 +57,7 @@ def interval(
 
 
 def _members(labels: Iterable[Hashable]) -> list[np.ndarray]:
-    """The rows of each label, int64, by the label's first row."""
+    """List the rows of each label, int64, in the order of the labels' first rows."""
     rows: dict[Hashable, list[int]] = {}
     for row, label in enumerate(labels):
         rows.setdefault(label, []).append(row)

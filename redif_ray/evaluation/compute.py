@@ -36,7 +36,7 @@ def forward_flops(call: Callable[[], object], images: int) -> float:
 
 
 def prediction_flops(model: DiffusionModel) -> float:
-    """FLOPs of a prediction of one image, counted on a model without weights: it takes no device's time or memory."""
+    """Count the FLOPs of a prediction of one image on a model without weights: it takes no device's time."""
     x = torch.empty(1, *model.latent_shape, device="meta")
     encoded = {name: value.to("meta") for name, value in model.blank(1).items()}
     return forward_flops(lambda: model.predict(x, model.process.noisiest(), encoded), 1)

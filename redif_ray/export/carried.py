@@ -1,4 +1,4 @@
-"""What an export takes over from the teacher's folder: the parts that its pipeline knows, and its licence.
+"""An export takes the parts that its pipeline knows, and the licence, from the teacher's folder.
 
 No link is followed out of that folder. Hugging Face's cache is the exception: a snapshot's files are links to `blobs`
 of the same model, which may be links to those that the cache keeps for all models.
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Carried:
-    """name: of the file in the teacher's folder and in the export; source: where its `size` bytes lie, no link."""
+    """A file to copy. name: in the teacher's folder and in the export; source: where its `size` bytes lie, no link."""
 
     name: str
     source: Path
@@ -35,7 +35,7 @@ class Carried:
 
 
 def carried(student: DiffusionModel, folder: Path) -> list[Carried]:
-    """The files of the teacher's `folder` that an export of `student` copies. A warning names the parts that it leaves.
+    """List the files of the teacher's `folder` that an export of `student` copies; warn of the parts that it leaves.
 
     Raises ModelError for a part that the index lists and the folder has not, and for a key of the index or a link that
     leads out of the folder.
@@ -61,18 +61,18 @@ def copy(files: Sequence[Carried], out: Path) -> None:
 
 
 def exported_index(student: DiffusionModel) -> dict[str, Any]:
-    """The teacher's index without the parts that an export leaves out. Raises ModelError as `carried` does."""
+    """Return the teacher's index without the parts that an export leaves out. Raises ModelError as `carried` does."""
     _, left = _parts(student)
     return {name: value for name, value in student.index.items() if name not in left}
 
 
 def is_elsewhere(student: DiffusionModel) -> bool:
-    """Whether another package added the student's family."""
+    """Tell whether another package added the student's family."""
     return type(student).__module__.partition(".")[0] != __name__.partition(".")[0]
 
 
 def inside(path: Path, folder: Path, *, cache: bool = True) -> Path:
-    """Where `path` leads, below `folder` or, where `cache` says so, in the cache of Hugging Face that `folder` is in.
+    """Return where `path` leads: below `folder` or, with `cache`, in the cache of Hugging Face that holds `folder`.
 
     Raises ModelError where it leads elsewhere, or to nothing.
     """
@@ -88,7 +88,7 @@ def inside(path: Path, folder: Path, *, cache: bool = True) -> Path:
 
 
 def _parts(student: DiffusionModel) -> tuple[list[str], list[str]]:
-    """Names of the parts in the index: of those that the pipeline takes, and of the others."""
+    """Return the names of the index's parts: those that the pipeline takes, and the others."""
     names = [name for name, value in student.index.items() if _is_part(value)]
     for name in names:
         if name in ("", ".", "..") or any(c in name for c in "/\\\0"):
@@ -100,12 +100,12 @@ def _parts(student: DiffusionModel) -> tuple[list[str], list[str]]:
 
 
 def _is_part(value: Any) -> bool:
-    """Whether this is a [library, class]; absent parts are [null, null]."""
+    """Tell whether `value` is a [library, class]; an absent part is [null, null]."""
     return isinstance(value, list) and len(value) == 2 and all(isinstance(v, str) for v in value)
 
 
 def _takes(student: DiffusionModel) -> Collection[str] | None:
-    """Names of the parts that the pipeline of this family takes; None: the family is another package's, which knows."""
+    """Return the names of the parts that this family's pipeline takes; None where another package's family knows."""
     if is_elsewhere(student):
         return None
     if isinstance(student, TextModel):
@@ -142,7 +142,7 @@ def _file(path: Path, folder: Path) -> Carried:
 
 
 def _blobs(root: Path) -> Iterator[Path]:
-    """Where Hugging Face's cache keeps the files of the snapshot CACHE/models--ORG--NAME/snapshots/COMMIT at `root`."""
+    """List the folders that hold the files of the snapshot CACHE/models--ORG--NAME/snapshots/COMMIT at `root`."""
     for above in root.parents:
         if above.name == "snapshots" and above.parent.name.startswith("models--"):
             yield above.parent / "blobs"

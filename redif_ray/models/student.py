@@ -66,7 +66,7 @@ def _leaf(name: str) -> str:
 
 
 def trained_numbers(network: Module, lora: Lora) -> int:
-    """How many numbers a student of `network` trains: all, or those of the adapters, counted without making them."""
+    """Count the numbers that a student of `network` trains: all, or those of the adapters, which are not made."""
     if not lora.rank:
         return sum(p.numel() for p in network.parameters())
     adapted = (

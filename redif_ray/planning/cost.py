@@ -1,4 +1,4 @@
-"""What a run will cost in time, memory and disk, before it starts: counted work times measured or assumed speed."""
+"""The estimate of a run's time, memory and disk before it starts: counted work times measured or assumed speed."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def _round_seconds(seconds: dict[str, float], plan: RoundPlan) -> dict[Phase, fl
 
 
 def _work(config: Config, teacher: DiffusionModel, plan: RoundPlan) -> dict[str, Calls]:
-    """Network calls on single images of each role, by part of the run."""
+    """Count the network calls on single images that each role makes, by part of the run."""
     ours, theirs = (teacher.calls_per_step(side.guidance) for side in (config.student, config.teacher))
     n = config.student.steps
     own, target = n * ours, solvers.network_calls(config.teacher.solver, config.teacher.steps) * theirs
@@ -121,7 +121,7 @@ def _work(config: Config, teacher: DiffusionModel, plan: RoundPlan) -> dict[str,
 
 
 def workers(config: Config) -> dict[str, tuple[int, float]]:
-    """(number, GPUs of one) by role."""
+    """Return (number of workers, GPUs of one) by role."""
     return {
         "rollout": (config.rollout.workers, config.rollout.gpus),
         "reward": (config.reward.workers, config.reward.gpus),
@@ -130,7 +130,7 @@ def workers(config: Config) -> dict[str, tuple[int, float]]:
 
 
 def _cores(config: Config, calls: Calls) -> int:
-    """How many cores share the calls of the roles without GPUs; 0 where there are none."""
+    """Return how many cores share the calls of the roles without GPUs; 0 where every role has GPUs."""
     threads = {"learner": config.learner.threads}
     found = workers(config)
     widths = [found[role][0] * threads.get(role, 1) for role in calls if not found[role][1]]
@@ -138,7 +138,7 @@ def _cores(config: Config, calls: Calls) -> int:
 
 
 def _seconds(config: Config, calls: Calls, by_core: Mapping[int, float], by_gpu: float) -> float:
-    """Seconds of one part of the run. by_core, by_gpu: of one call, on each of so many cores, and on one GPU."""
+    """Return the seconds of one part of the run. by_core, by_gpu: of one call, on each of so many cores, on one GPU."""
     cores, roles = _cores(config, calls), workers(config)
     on_cpu = sum(number for role, number in calls.items() if not roles[role][1])
     on_gpu = sum(number for role, number in calls.items() if roles[role][1])
@@ -157,7 +157,7 @@ def _numel(shape: tuple[int, ...]) -> int:
 
 
 def _cpu_seconds(config: Config, flops: float, together: Iterable[int]) -> dict[int, float]:
-    """Seconds of one network call on one image, on each of so many cores at work, which share caches and memory.
+    """Measure the seconds of a network call on one image, on each of so many busy cores, which share caches and memory.
 
     A network too large to be timed at once is taken to reach the rate of a matrix product.
     """
@@ -176,13 +176,13 @@ def _cpu_seconds(config: Config, flops: float, together: Iterable[int]) -> dict[
 
 
 def _product_rate(together: int, size: int = 1024) -> float:
-    """FLOP/s of float32 matrix products, on each of so many cores at work."""
+    """Measure the FLOP/s of float32 matrix products, on each of so many busy cores."""
     a = torch.ones(size, size)
     return 2 * size**3 / _timed(lambda: a @ a, together)
 
 
 def _timed(call: Callable[[], object], together: int, repeats: int = 5) -> float:
-    """Seconds of a call, the slowest of `together` threads that make it at the same time."""
+    """Measure the seconds of a call, of the slowest of `together` threads that make it at the same time."""
 
     @torch.no_grad()
     def one(_: int) -> float:

@@ -56,7 +56,7 @@ def settings_kept() -> Iterator[None]:
 
 
 def copied(inputs: RewardInputs) -> RewardInputs:
-    """The same images and conditions for the terms, in memory of their own, so that the caller's stay as they are."""
+    """Return the same images and conditions in memory of their own, so that the caller's stay as they are."""
     return RewardInputs(inputs.student.clone(), inputs.teacher.clone(), tuple(inputs.conditions), inputs.kept)
 
 
