@@ -4,94 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from itertools import count
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ray import cloudpickle
+from plain_workers import Reference, Worker, coordinator
 from ray.exceptions import ObjectLostError, OwnerDiedError, RayError, RayTaskError
 
-from redif_ray.config import load
-from redif_ray.coordinator.coordinator import Coordinator
-from redif_ray.data.conditions import CONDITIONS, Conditions
 from redif_ray.faults import ATTEMPTS, Fetched, RoundData, Stopping, fetched
-from redif_ray.types import Meta, Shard
-
-ids = count()
-
-
-@dataclass(frozen=True)
-class Reference:
-    name: str
-
-    def hex(self) -> str:
-        return self.name
-
-
-@dataclass(eq=False)
-class Worker:
-    """Does whatever it is asked; `calls` lists (method, shard) of it, `errors` what a method raises, first to last."""
-
-    calls: list[tuple[str, int]] = field(default_factory=list)
-    errors: dict[str, list[Exception]] = field(default_factory=dict)
-    order: list[tuple[str, int]] = field(default_factory=list)  # its calls among those of others
-    made: list[Any] = field(default_factory=list)  # references to answer with, before those that are made up
-
-    @property
-    def ready(self) -> Any:
-        return SimpleNamespace(remote=self._name)
-
-    async def _name(self) -> str:
-        return "worker"
-
-    def __getattr__(self, method: str) -> Any:
-        if method.startswith("__"):
-            raise AttributeError(method)
-        return Method(self, method)
-
-
-@dataclass
-class Method:
-    worker: Worker
-    name: str
-
-    def options(self, num_returns: int, max_task_retries: int) -> Method:
-        return self
-
-    def remote(self, shard: Shard, *_: Any) -> tuple[Any, Reference]:
-        async def meta() -> Meta:
-            await asyncio.sleep(0)
-            self.worker.calls.append((self.name, shard.index))
-            self.worker.order.append((self.name, shard.index))
-            if errors := self.worker.errors.get(self.name):
-                raise errors.pop(0)
-            return Meta(shard, "worker", ())
-
-        made = self.worker.made
-        return meta(), made.pop(0) if made else Reference(f"{self.name}-{shard.index}-{next(ids)}")
-
-
-class Writer:
-    def __init__(self) -> None:
-        self.noted: list[str] = []
-
-    @property
-    def lost(self) -> Any:
-        return self
-
-    def remote(self, what: str) -> None:
-        self.noted.append(what)
-
-
-def coordinator(folder: Path, *, captions: bool = False) -> Coordinator:
-    (folder / CONDITIONS).write_text(Conditions((None,), (None,)).to_json())
-    order: list[tuple[str, int]] = []
-    handles = (None, Writer(), [Worker(order=order)], [Worker(order=order)])
-    config = load("smoke", ["rollout.shard_groups=2"])
-    return Coordinator(config, str(folder), cloudpickle.dumps(handles), captions)
 
 
 def references(data: RoundData | None) -> dict[int, tuple[str, ...]]:

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import ray
 import torch
+from plain_workers import Worker, coordinator
 from ray import cloudpickle
 from ray.exceptions import OwnerDiedError
-from test_coordinator import Worker, coordinator
 
 from redif_ray.config import load
 from redif_ray.coordinator.client import ask
