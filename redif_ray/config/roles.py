@@ -83,7 +83,7 @@ class Reward(Workers):
 
     @property
     def weights(self) -> dict[str, float]:
-        """The weight of each term."""
+        """Return the weight of each term by its name."""
         return {name: term.weight for name, term in self.terms.items()}
 
     @property

@@ -45,7 +45,7 @@ def _shared_copy(network: Module) -> Any:
 
 def _add_adapters(network: Module, lora: Lora) -> None:
     names = [name for name, _ in network.named_modules()]
-    absent = [t for t in lora.targets if not any(n == t or n.endswith(f".{t}") for n in names)]
+    absent = [target for target in lora.targets if not any(_matches(name, target) for name in names)]
     if absent:
         layers = {_leaf(n) for n, m in network.named_modules() if isinstance(m, torch.nn.Linear)}
         raise ModelError(f"student.lora.targets={absent} match no layer of {type(network).__name__}, which has "
@@ -57,6 +57,11 @@ def _add_adapters(network: Module, lora: Lora) -> None:
         inject_adapter_in_model(config, network, adapter_name=ADAPTER)
     for parameter in (p for p in network.parameters() if p.requires_grad):
         parameter.data = parameter.data.float()
+
+
+def _matches(name: str, target: str) -> bool:
+    """Tell whether peft puts adapters of `target` on the module of that dotted name."""
+    return name == target or name.endswith(f".{target}")
 
 
 def _leaf(name: str) -> str:
@@ -71,7 +76,7 @@ def trained_numbers(network: Module, lora: Lora) -> int:
         return sum(p.numel() for p in network.parameters())
     adapted = (
         module for name, module in network.named_modules()
-        if any(name == target or name.endswith(f".{target}") for target in lora.targets)
+        if any(_matches(name, target) for target in lora.targets)
     )  # fmt: skip
     return sum(lora.rank * (w.shape[0] + w[0].numel()) for w in (module.weight for module in adapted))
 

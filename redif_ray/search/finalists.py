@@ -108,13 +108,13 @@ def compare(rows: list[dict[str, Any]], resamples: int, seed: int, conditions: S
 
     Noises that share a caption of `conditions` are resampled together.
     """
+    captions = captions_of(conditions)
     for row in rows:
         named = [r for r in rows if r["steps"] == row["steps"] and r["name"] in schedules.NAMES]
         if row["name"] in schedules.NAMES:
             continue
         best = min(named, key=lambda r: r["distance"])
         mine, other = np.array(row["distances"]), np.array(best["distances"])
-        captions = captions_of(conditions)
         change = difference(_mean, [mine], [other], resamples=resamples, seed=seed, clusters=captions)
         row["against"] = {"name": best["name"], "change": change[0], "low": change[1], "high": change[2]}
 

@@ -1,4 +1,4 @@
-"""What the parts of a sweep share."""
+"""The record that the parts of a sweep share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the plans of a sweep share: a trial is a run, or the part of one from a generation to the next."""
+"""The base of a sweep's plans. A trial is a run, or the part of one from a generation to the next."""
 
 from __future__ import annotations
 

@@ -97,7 +97,7 @@ def _sweep(job: Job, plan: Selection | Population) -> None:
 
 
 def _run(job: Job, plan: Plan, journal_name: str) -> None:
-    """What is missing of a plan. Raises UserError where every trial failed."""
+    """Run the trials that a plan still lacks. Raises UserError where every trial failed."""
     total, began = len(plan.slots), time.monotonic()
 
     def report(trial: Trial) -> None:

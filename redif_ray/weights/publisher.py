@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 class Publisher:
-    """What this process has published and others may still ask for. A store that was lost is given it once more."""
+    """Publishes weights, and keeps those that others may still ask for: a lost store is given them once more."""
 
     def __init__(self, store: Any) -> None:
         self.store = store
