@@ -28,7 +28,7 @@ from redif_ray.rewards.feature_cosine import FeatureCosine
 from redif_ray.rewards.gradient_mse import GradientMse
 from redif_ray.rewards.histogram_kl import HistogramKl
 from redif_ray.rewards.http import HttpTerm
-from redif_ray.rewards.isolation import check_unaltered, copied, settings_kept
+from redif_ray.rewards.isolation import check_unaltered, copied
 from redif_ray.rewards.jpeg_compressibility import JpegCompressibility
 from redif_ray.rewards.lpips import Lpips
 from redif_ray.rewards.mse import Mse
@@ -37,6 +37,7 @@ from redif_ray.rewards.psnr import Psnr
 from redif_ray.rewards.ssim import Ssim
 from redif_ray.rewards.term import RewardError, RewardInputs, RewardTerm, Setting
 from redif_ray.rewards.text_image import TextImage
+from redif_ray.user_code import UserCodeError, settings_kept
 
 __all__ = [
     "TERMS", "Combined", "RewardError", "RewardInputs", "RewardTerm", "Rewards", "Setting", "build_terms", "combine",
@@ -104,7 +105,7 @@ class Rewards:
                 with settings_kept():
                     value = term(given)
                 check_unaltered(given, inputs)
-            except RewardError as error:
+            except (RewardError, UserCodeError) as error:
                 raise RewardError(f"reward term {label!r}: {error}") from error
             except Exception as error:
                 error.add_note(f"in reward term {label!r}")
@@ -206,7 +207,7 @@ def _build(label: str, options: Mapping[str, Any], setting: Setting) -> RewardTe
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise RewardError(f"reward.terms.{label}.options.{where}={first['input']!r}: {first['msg']}") from None
-    except RewardError as error:
+    except (RewardError, UserCodeError) as error:
         raise RewardError(f"reward.terms.{label}: {error}") from error
     except Exception as error:
         error.add_note(f"while reward.terms.{label} was built")
