@@ -21,15 +21,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from redif_ray.baselines.draft import DraftUpdater
 from redif_ray.config import Config, load
 from redif_ray.diffusion import solvers
 from redif_ray.diffusion.noise import Stream
 from redif_ray.evaluation.judge import judge_of_images, load_judge, needs_reference
 from redif_ray.evaluation.report import markdown_table
 from redif_ray.learner.compute import Accounts
+from redif_ray.learning.draft import DraftUpdater
 from redif_ray.learning.ema import ExponentialAverage
-from redif_ray.learning.exploration import phase_stds, shared_steps
+from redif_ray.learning.exploration import explored_stds, shared_steps
 from redif_ray.loop import PlainLoop
 from redif_ray.models.student import get_weights, set_weights, trainable
 from redif_ray.planning import factory
@@ -57,7 +57,7 @@ def warm(recipe: str, seed: int) -> dict[str, Tensor]:
     path = ROOT / f"{recipe}-{seed}.safetensors"
     if not path.exists():
         loop = PlainLoop(config(recipe, seed))
-        for round in range(loop.plan.warm_rounds):
+        for round in range(loop.config.warm_start.rounds):
             loop.round(round)
         save_file(get_weights(loop.student), path)
     return load_file(path)
@@ -84,7 +84,7 @@ def arm(recipe: str, seed: int, overrides: tuple[str, ...]) -> dict[str, float]:
     set_weights(loop.student, warm(recipe, seed))
     average = ExponentialAverage(trainable(loop.student), found.learner.ema)
     calls = 0.0
-    for round in range(loop.plan.warm_rounds, loop.plan.rounds if overrides else loop.plan.warm_rounds):
+    for round in range(loop.config.warm_start.rounds, loop.plan.rounds if overrides else loop.config.warm_start.rounds):
         metrics = loop.round(round)
         average.update(trainable(loop.student))
         calls += _calls(loop, round, metrics, flops)
@@ -97,7 +97,7 @@ def arm(recipe: str, seed: int, overrides: tuple[str, ...]) -> dict[str, float]:
 def _calls(loop: PlainLoop, round: int, metrics: dict[str, float], flops: Accounts) -> float:
     """Of teacher, rollout and update, in forwards; metrics: the update's."""
     c, model = loop.config, loop.student
-    stds = phase_stds(loop.rollout.schedule, c, "policy", round)
+    stds = explored_stds(loop.rollout.schedule, c.exploration, round)
     targets = solvers.network_calls(c.teacher.solver, c.teacher.steps) * model.calls_per_step(c.teacher.guidance)
     played = sum(
         len(shard.groups) * targets
@@ -137,14 +137,14 @@ def signal(recipe: str, seed: int) -> list[list[str]]:
         loop, flops = PlainLoop(c), Accounts(c)
         set_weights(loop.student, warm(recipe, seed))
         truth = _back_propagated(loop, c) if truth is None else truth
-        first, sums, calls = loop.plan.warm_rounds, [], 0.0
+        first, sums, calls = c.warm_start.rounds, [], 0.0
         for cycle in range(CYCLES):
             optimizer = Kept(trainable(loop.student).values())
             for round in range(first + cycle * CYCLE, first + (cycle + 1) * CYCLE):
                 weights = get_weights(loop.student)
                 played = {s.index: loop.play(s, weights, f"policy-{round}") for s in loop.plan.shards(round)}
                 metas, parts = [m for m, _ in played.values()], {i: data for i, (_, data) in played.items()}
-                metrics = loop.update(round, "policy", metas, parts, optimizer)
+                metrics = loop.plan.phase(round).update(loop.learning, round, metas, parts, optimizer)
                 calls += _calls(loop, round, metrics, flops)
             sums.append(torch.stack(optimizer.found).sum(0))
         cosines = [float(torch.cosine_similarity(total, truth, dim=0)) for total in sums]
@@ -155,7 +155,7 @@ def signal(recipe: str, seed: int) -> list[list[str]]:
 
 def _back_propagated(loop: PlainLoop, c: Config) -> Tensor:
     """The gradient of minus the terms, in units of their spread among siblings, at the deployed policy."""
-    shards = loop.plan.shards(loop.plan.warm_rounds)
+    shards = loop.plan.shards(c.warm_start.rounds)
     weights = get_weights(loop.student)
     scored = [loop.play(shard, weights, "policy-0")[0][-1].terms for shard in shards]
     spread = {

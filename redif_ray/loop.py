@@ -4,7 +4,7 @@ A round goes through three parts, which are the same objects that a run on Ray u
 
     StudentRolloutWorker.rollout   plays the student's denoising trajectories    workers/rollout.py
     TeacherRewardWorker.score      makes the teacher's images and the rewards    workers/reward.py
-    RoundUpdate                    advantages, loss, optimiser steps             learner/round_update.py
+    Phase.update                   advantages, loss, optimiser steps             methods/redif.py
 
 On the CPU the weights after the last round are, bit for bit, those of the same run on Ray. A run on Ray adds who does
 what where (coordinator/, workers/actors.py), what may be lost and comes again (faults.py), and checkpoints.
@@ -19,13 +19,14 @@ from torch import Tensor
 
 from redif_ray.checkpoint import weights_sha256
 from redif_ray.config import Config
-from redif_ray.learner.ranks import Ranks
-from redif_ray.learner.round_update import RoundUpdate
 from redif_ray.learning.advantages import RunningStatistics
+from redif_ray.learning.round_update import Learning
 from redif_ray.learning.step import make_optimizer
+from redif_ray.methods import Phase
 from redif_ray.models.student import get_weights, set_weights, trainable
 from redif_ray.planning import factory
 from redif_ray.planning.rounds import RoundPlan
+from redif_ray.rewards.base import Rewards
 from redif_ray.types import Shard
 from redif_ray.workers.reward import TeacherRewardWorker
 from redif_ray.workers.rollout import StudentRolloutWorker
@@ -48,15 +49,17 @@ class PlainLoop:
         teacher = factory.teacher(config, factory.device(config.learner.gpus))
         self.config, self.student = config, factory.student(config, teacher)
         self.rollout, self.reward = HereRolloutWorker("rollout-0", config), TeacherRewardWorker("reward-0", config)
-        self.update = RoundUpdate(config, self.student, teacher, RunningStatistics(), Ranks())
+        schedule = factory.student_schedule(self.student, config.student)
+        self.learning = Learning(config, self.student, schedule, teacher, RunningStatistics(), self._rewards)
         self.plan = RoundPlan(config, factory.conditions(config, teacher))
         self.versions: dict[int, dict[str, Tensor]] = {}
-        self.phase: str | None = None
+        self.phase: Phase | None = None
 
     def round(self, round: int) -> dict[str, float]:
         """Play, score and learn from one round; return the update's metrics. Rounds are asked for in their order."""
-        if self.plan.phase(round) != self.phase:
-            self.phase = self.plan.phase(round)
+        phase = self.plan.phase(round)
+        if phase is not self.phase:
+            self.phase = phase
             self.optimizer = make_optimizer(trainable(self.student).values(), self.config.learner)
         made_by = self.plan.version(round)
         self.versions[round] = get_weights(self.student)
@@ -66,21 +69,21 @@ class PlainLoop:
         metas = [metas for metas, _ in played.values()]
         parts = {index: data for index, (_, data) in played.items()}
         behaviour = None if made_by == round else weights
-        return self.update(round, self.plan.phase(round), metas, parts, self.optimizer, behaviour)
+        return phase.update(self.learning, round, metas, parts, self.optimizer, behaviour)
 
     def checksum(self) -> str:
         return weights_sha256(get_weights(self.student))
 
     def play(self, shard: Shard, weights: Any, key: str) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-        """Make one shard; return its metas and what was made of it."""
-        if shard.phase == "warm_start":
-            self.reward.encode(shard)
-            roll_meta, trajectories = self.rollout.rollout(shard, weights, key)
-            jump_meta, scored = self.reward.jump(shard, trajectories)
-            return (roll_meta, jump_meta), (trajectories, scored)
-        target_meta, targets = self.reward.targets(shard)
-        if shard.phase == "draft":
-            return (target_meta,), (targets,)
-        roll_meta, trajectories = self.rollout.rollout(shard, weights, key)
-        score_meta, scored = self.reward.score(shard, trajectories, targets)
-        return (target_meta, roll_meta, score_meta), (trajectories, scored)
+        """Make one work unit; return its metas, and of what was made the parts that the learner reads."""
+        phase = self.plan.named(shard.phase)
+        meta, targets = self.reward.targets(shard) if phase.teacher_images else self.reward.encode(shard)
+        metas, made = [meta], dict[str, Any](targets=targets)
+        if phase.plays:
+            roll_meta, made["trajectories"] = self.rollout.rollout(shard, weights, key)
+            score_meta, made["scored"] = self.reward.score(shard, made["trajectories"], targets)
+            metas += [roll_meta, score_meta]
+        return tuple(metas), tuple(made[name] for name in phase.learner_reads)
+
+    def _rewards(self) -> Rewards:
+        return factory.rewards(self.config, self.student, self.student.device)

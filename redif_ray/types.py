@@ -11,27 +11,24 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 
 from redif_ray.diffusion.noise import Stream
 
 Condition = int | str | None  # a class label, a caption, or nothing
-Phase = Literal["warm_start", "policy", "draft", "deploy"]
 
 
 @dataclass(frozen=True, slots=True)
 class Shard:
     """A unit of work: some groups of one round. A pure function of (config, round, index), so any worker can do it.
 
-    phase: `policy` explores and is scored; `warm_start` rolls out with S = 0 and asks for the teacher's jumps, not its
-    images; `deploy` rolls out with S = 0 and is scored; `draft` needs the teacher's images only.
+    phase: the name of a `redif_ray.methods.Phase`, which says what each process does with the unit.
     """
 
     round: int
     index: int
-    phase: Phase
+    phase: str
     stream: Stream
     groups: tuple[int, ...]
     conditions: tuple[Condition, ...]  # one a group
@@ -73,6 +70,7 @@ class Scored:
     targets: np.ndarray | None  # [G, C, H, W] in [0, 1]: the teacher's image of each group; None in the warm start
     anchors: np.ndarray | None  # [N, R, *latent]: the teacher's jump from each visited state; None where no loss asks
     images: np.ndarray | None = None  # [R, C, H, W] in [0, 1]: the student's, deployed or for a reward that learns
+    teacher_terms: dict[str, np.ndarray] | None = None  # [R] each: of the teacher's image in the student's place
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,7 +41,7 @@ def import_function(target: str) -> Callable[..., Any]:
         function = None
     if not callable(function):
         raise UserCodeError(f"{source} has no function {name!r}")
-    return function  # type: ignore[no-any-return]
+    return function
 
 
 def described(error: BaseException) -> str:

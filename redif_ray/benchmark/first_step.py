@@ -17,7 +17,7 @@ from redif_ray.diffusion import noise, solvers
 from redif_ray.diffusion.rollout import rollout
 from redif_ray.interrupt import StopRequest
 from redif_ray.learning.batch import RoundBatch
-from redif_ray.learning.exploration import phase_stds
+from redif_ray.learning.exploration import explored_stds
 from redif_ray.learning.rounding import ratio_tolerance
 from redif_ray.learning.update import Updater
 from redif_ray.models.protocol import repeated
@@ -73,7 +73,7 @@ class _Case:
         teacher = factory.teacher(config, "cpu")
         self.student = factory.student(config, teacher)
         self.schedule = factory.student_schedule(self.student, config.student)
-        self.stds = phase_stds(self.schedule, config, "policy", 0)
+        self.stds = explored_stds(self.schedule, config.exploration, 0)
         self.start = get_weights(self.student)
         (self.shard,) = RoundPlan(config, factory.conditions(config, teacher)).shards(0)
         self.once = self.student.encode(self.shard.conditions)

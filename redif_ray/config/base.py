@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
 from redif_ray.errors import UserError
@@ -21,6 +22,22 @@ Labels = dict[
     Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?$", max_length=63)],
 ]
 LABELS = "labels that the node of one must have, as {ray.io/market-type: spot}"
+
+
+def choice(*names: str) -> AfterValidator:
+    """Accept one of `names`, or code of the user's as file.py:name or package.module:name."""
+
+    def known(value: str) -> str:
+        if value not in names and not re.fullmatch(r".+:[A-Za-z_]\w*", value):
+            close = difflib.get_close_matches(value, names, n=1)
+            hint = f" (did you mean {close[0]}?)" if close else ""
+            raise PydanticCustomError(
+                "choice", "expected {names}, or your own as path/to/file.py:name{hint}",
+                {"names": ", ".join(names), "hint": hint},
+            )
+        return value
+
+    return AfterValidator(known)
 
 
 class ConfigError(UserError, ValueError):

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, JsonValue, field_validator
 
-from redif_ray.config.base import LABELS, SECRET, Fraction, Labels, Positive, Resources, Strict
+from redif_ray.config.base import LABELS, SECRET, Fraction, Labels, Positive, Resources, Strict, choice
+
+LossName = Annotated[str, choice("ppo_clip", "reinforce", "grpo_guard")]
+AdvantageName = Annotated[str, choice("global_std", "group_std", "mean_only", "running", "batch")]
+DivergenceName = Annotated[str, choice("none", "mse", "kl", "chi2", "renyi", "power", "js")]
 
 
 class Workers(Strict):
@@ -93,7 +97,7 @@ class Reward(Workers):
 
 
 class Regulariser(Strict):
-    kind: Literal["none", "kl", "mse", "chi2", "renyi", "power", "js"] = "none"
+    kind: DivergenceName = "none"
     weight: float = Field(1.0, ge=0)
     order: float = Field(0.5, description="alpha of renyi, p of power; neither 0 nor 1")
     tempered: bool = Field(True, description="mean instead of sum over dimensions; the sum overflows float32 above 88")
@@ -140,8 +144,8 @@ class Learner(Strict):
     workers: Positive = 1
     threads: Positive = 1
     rounds: int = Field(100, ge=0, description="rounds after the warm start")
-    loss: Literal["ppo_clip", "reinforce", "grpo_guard"] = "ppo_clip"
-    advantage: Literal["global_std", "group_std", "mean_only", "running", "batch"] = "global_std"
+    loss: LossName = "ppo_clip"
+    advantage: AdvantageName = "global_std"
     advantage_clip: float = Field(5.0, gt=0)
     clip: float | None = Field(None, gt=0, description="None: 1e-4 sqrt(16384 / D)")
     step_weight: Literal["none", "std"] = Field("none", description="std: weight step k by S_k / mean(S)")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated
 
-from redif_ray.config.base import Strict
+from pydantic import Field
+
+from redif_ray.config.base import Strict, choice
 from redif_ray.config.roles import Draft, Evaluation, Guard, Learner, Pipeline, Reward, Rollout, Validation, WarmStart
 from redif_ray.config.run import (
     Checkpoint,
@@ -21,7 +23,11 @@ from redif_ray.config.searches import Search, Sweep
 
 
 class Sections(Strict):
-    method: Literal["redif", "sfd", "draft"] = "redif"
+    method: Annotated[str, choice("redif", "sfd", "draft")] = Field(
+        "redif",
+        description="what follows the warm start: redif, the policy gradient; sfd, nothing; draft, back-propagation "
+        "through the rewards; or path/to/file.py:MyPhase",
+    )
     run: Run = Run()
     ray: Ray = Ray()
     teacher: Teacher = Teacher()

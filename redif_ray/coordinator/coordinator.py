@@ -26,6 +26,7 @@ from redif_ray.coordinator.pool import Pool, Urgency
 from redif_ray.data.conditions import CONDITIONS, Conditions
 from redif_ray.diffusion.noise import Stream
 from redif_ray.faults import ATTEMPTS, RoundData, restarted
+from redif_ray.methods import Deploy, phases_by_name
 from redif_ray.planning.rounds import RoundPlan
 from redif_ray.runs.gauges import PoolGauges
 from redif_ray.runs.timeline import Span, spans
@@ -49,6 +50,7 @@ class Coordinator:
         self.weights, self.writer, rollout, reward = cloudpickle.loads(handles)
         self.config, self.captions = config, captions
         self.plan = RoundPlan(config, Conditions.from_json((Path(folder) / CONDITIONS).read_text()))
+        self.phases = phases_by_name(config)
         timeout = config.pipeline.timeout_s
         self.rollout = Pool("rollout", rollout, self._lost, timeout, self._done, config.rollout.least or 1)
         self.reward = Pool("reward", reward, self._lost, timeout, self._done, config.reward.least or 1)
@@ -206,18 +208,16 @@ class Coordinator:
     def _prefetch(self, round: int) -> None:
         if round < self.plan.rounds:
             for shard in self.plan.shards(round):
-                if shard.phase != "warm_start" or self.captions:
+                if self.phases[shard.phase].teacher_images or self.captions:
                     self._ahead(shard)
 
     def _ahead(self, shard: Shard) -> asyncio.Future[tuple[Meta, Any]]:
-        """What reward workers make of a shard that depends on no weights, asked for once: the teacher's images; in the
-        warm start, which has none, encoded captions alone.
-        """
+        """Ask reward workers, once, for what depends on no weights: the teacher's images, or encoded captions alone."""
         name = (shard.round, shard.index)
-        if shard.phase == "deploy":
+        if shard.phase == Deploy.name:
             return asyncio.ensure_future(self.reward.call(urgency(shard), "targets", shard))
         if name not in self.ahead:
-            method = "encode" if shard.phase == "warm_start" else "targets"
+            method = "targets" if self.phases[shard.phase].teacher_images else "encode"
             self.ahead[name] = asyncio.ensure_future(self.reward.call(urgency(shard, 1), method, shard))
         return self.ahead[name]
 
@@ -237,23 +237,21 @@ class Coordinator:
         raise RayError(f"shard {shard.index} of round {shard.round} was lost {ATTEMPTS} times; are nodes going?")
 
     async def _made(self, shard: Shard, key: str, learned: str | None) -> Parts:
-        at = urgency(shard)
-        if shard.phase == "warm_start":
-            encoded = [(await self._ahead(shard))[0]] if self.captions else []
-            roll_meta, roll_ref = await self.rollout.call(at, "rollout", shard, self.weights, key)
-            jump_meta, jump_ref = await self.reward.call(at, "jump", shard, roll_ref)
-            return (*encoded, roll_meta, jump_meta), (roll_ref, jump_ref)
-        targets = self._ahead(shard)
-        if shard.phase == "draft":
-            meta, reference = await targets
-            return (meta,), (reference,)
-        if self.captions:
-            await targets
-        roll_meta, roll_ref = await self.rollout.call(at, "rollout", shard, self.weights, key)
-        target_meta, target_ref = await targets
-        score_meta, score_ref = await self.reward.call(at, "score", shard, roll_ref, target_ref, self.weights, learned)
-        references = (score_ref,) if shard.phase == "deploy" else (roll_ref, score_ref)
-        return (target_meta, roll_meta, score_meta), references
+        at, phase, metas, made = urgency(shard), self.phases[shard.phase], [], {}
+        ahead = self._ahead(shard) if phase.teacher_images or self.captions else None
+        if phase.plays:
+            if self.captions and ahead is not None:
+                await ahead
+            roll_meta, made["trajectories"] = await self.rollout.call(at, "rollout", shard, self.weights, key)
+            metas.append(roll_meta)
+        if ahead is not None:
+            target_meta, made["targets"] = await ahead
+            metas.insert(0, target_meta)
+        if phase.plays:
+            given = made["trajectories"], made.get("targets"), self.weights, learned
+            score_meta, made["scored"] = await self.reward.call(at, "score", shard, *given)
+            metas.append(score_meta)
+        return tuple(metas), tuple(made[name] for name in phase.learner_reads)
 
     async def _images(self, shard: Shard) -> Parts:
         meta, reference = await self._ahead(shard)
@@ -271,4 +269,4 @@ class Coordinator:
 
 def urgency(shard: Shard, later: int = 0) -> Urgency:
     """Of a deployment, which the learner waits for, first of all; else of the earlier round."""
-    return ASKED if shard.phase == "deploy" else (shard.round, later)
+    return ASKED if shard.phase == Deploy.name else (shard.round, later)

@@ -106,7 +106,7 @@ def _held_out(run: Session, key: str, accounts: Accounts) -> Samples:
 
 def _warm_start(run: Session, accounts: Accounts) -> Samples | None:
     path = find_checkpoint(run.folder.path / "checkpoints" / "warm_start")
-    if path is None or run.plan.rounds == run.plan.warm_rounds:
+    if path is None or len(run.plan.phases) == 1:  # else what it trained is the student itself
         return None
     tensors, meta = load_checkpoint(path)
     key = f"warm-{meta['version']}"

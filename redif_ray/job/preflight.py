@@ -14,6 +14,7 @@ from redif_ray.evaluation.random_features import NAME
 from redif_ray.export import recipe
 from redif_ray.export.card import licence
 from redif_ray.export.carried import carried
+from redif_ray.methods import phases_of
 from redif_ray.models.protocol import DiffusionModel, ModelError
 from redif_ray.models.registry import load_model, model_folder
 from redif_ray.models.student import make_student
@@ -41,8 +42,8 @@ def preflight(config: Config, captions: Sequence[str] | None = None) -> Conditio
     runtime_env.handed_over(config.reward)
     if config.reward.runtime_env is None:  # else they can be built by the reward workers only, which say at start
         rewards = factory.rewards(config, teacher, "cpu")
-        if config.method == "draft":
-            rewards.require_differentiable("method=draft")
+        for phase in phases_of(config):
+            phase.check(rewards)
     _check_judge(config, teacher.image_shape)
     return conditions
 

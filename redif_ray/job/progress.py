@@ -13,12 +13,11 @@ from rich.console import Console
 
 from redif_ray.cluster.placement import Telling, learner_waits
 from redif_ray.job.session import POLL_SECONDS, Session
-from redif_ray.types import Phase
 
 log = logging.getLogger(__name__)
 
 
-def show_progress(run: Session, thread: threading.Thread, expected: Mapping[Phase, float], console: Console) -> None:
+def show_progress(run: Session, thread: threading.Thread, expected: Mapping[str, float], console: Console) -> None:
     """One line a round while `thread` lives: round, groups/s, reward at eta 0, time left.
 
     Tells the coordinator all along what it must know, and a request to stop.
@@ -26,7 +25,7 @@ def show_progress(run: Session, thread: threading.Thread, expected: Mapping[Phas
     expected: seconds of a round by phase, of which only the proportions matter: phases differ in what a round costs.
     """
     plan = run.plan
-    cost = [expected[plan.phase(r)] for r in range(plan.rounds)]
+    cost = [expected[plan.phase(r).name] for r in range(plan.rounds)]
     last, began = -1, time.monotonic()
     begin = partial(run.coordinator.begin.remote, run.folder.state["calibration"])
     told, telling = begin(), Telling()

@@ -114,9 +114,7 @@ def main_memory_mb(config: Config, found: Footprints) -> float:
 
 def disk_mb(config: Config, found: Footprints) -> float:
     """Checkpoints, the exported student here and in MLflow, and the teacher's images. Raises ModelError."""
-    phases = Phases(config)
-    groups = config.draft.groups if config.method == "draft" else config.rollout.groups
-    images = config.evaluation.held_out + config.validation.groups + (phases.rounds - phases.warm_rounds) * groups
+    images = config.evaluation.held_out + config.validation.groups + Phases(config).teacher_images
     with without_weights():
         teacher = load_model(config.teacher.model, device="meta")
     parts = sum(file.size for file in carried(teacher, model_folder(config.teacher.model)))

@@ -26,12 +26,13 @@ from redif_ray.learner.judge import judge_of
 from redif_ray.learner.learned_reward import learned_reward
 from redif_ray.learner.ranks import Ranks
 from redif_ray.learner.ray_train import Outcome
-from redif_ray.learner.round_update import RoundUpdate
 from redif_ray.learner.train_state import load_trained, trained
 from redif_ray.learner.validation import Validator
 from redif_ray.learning.advantages import RunningStatistics
 from redif_ray.learning.ema import ExponentialAverage
+from redif_ray.learning.round_update import Learning
 from redif_ray.learning.step import make_optimizer
+from redif_ray.methods import Phase
 from redif_ray.models.protocol import DiffusionModel
 from redif_ray.models.sharding import shard, whole
 from redif_ray.models.student import enable_checkpointing, get_weights, trainable
@@ -41,7 +42,6 @@ from redif_ray.runs.backup_thread import uploader
 from redif_ray.runs.folder import check_seen, latest_checkpoint, prune_checkpoints
 from redif_ray.runs.gauges import RoundGauges
 from redif_ray.runs.timeline import Stages, spans
-from redif_ray.types import Phase
 from redif_ray.weights.publisher import Publisher
 from redif_ray.weights.store import POLICY, learned_key
 from redif_ray.weights.versions import Versions
@@ -68,7 +68,17 @@ class Learner:
         self.learned = learned_reward(config, teacher, device, self.ranks.all_reduce)
         reference = self._share_out(teacher) if config.learner.shard else teacher
         self.parameters = trainable(self.student)
-        self.update = RoundUpdate(config, self.student, reference, self.running, self.ranks)
+        self.learning = Learning(
+            config,
+            self.student,
+            factory.student_schedule(self.student, config.student),
+            reference,
+            self.running,
+            lambda: factory.rewards(config, self.student, self.student.device),
+            self.ranks.rank,
+            self.ranks.world,
+            self.ranks.all_reduce,
+        )
         self.validator: Validator | None = None
         self.round = 0
         self.best: dict[str, float] | None = None
@@ -82,7 +92,7 @@ class Learner:
 
     def _belongings(self) -> list[Belonging]:
         """What it keeps on its device; it shares it with nobody where it is one of several ranks."""
-        models = [self.student, *([] if self.update.teacher is None else [self.update.teacher])]
+        models = [self.student, *([] if self.learning.teacher is None else [self.learning.teacher])]
         networks = [network for model in models for network in (model.network, *model.parts.values())]
         average = [] if self.average is None else [self.average.average]
         learned = [] if self.learned is None else self.learned.belongings()
@@ -115,7 +125,7 @@ class Learner:
             self._first_validation()
         while self.round < self.until:
             round, started = self.round, time.perf_counter()
-            if self.plan.phase(round) != self.phase:
+            if self.plan.phase(round) is not self.phase:
                 self._start_phase(self.plan.phase(round))
             data = self._data(round)
             if data is None:
@@ -146,15 +156,14 @@ class Learner:
     def _start_phase(self, phase: Phase) -> None:
         """A phase has its own optimiser and its own average of the weights."""
         self.phase = phase
-        ema = self.config.warm_start.ema if phase == "warm_start" else self.config.learner.ema
         self.optimizer = make_optimizer(self.parameters.values(), self.config.learner)
-        self.average = ExponentialAverage(self.parameters, ema) if ema else None
+        self.average = ExponentialAverage(self.parameters, phase.ema) if phase.ema else None
 
     def _train(self, round: int, data: Fetched) -> dict[str, float]:
         behaviour = self.versions.policy(round)
-        metrics = self.update(round, self.phase, data.metas, data.parts, self.optimizer, behaviour)
+        metrics = self.phase.update(self.learning, round, data.metas, data.parts, self.optimizer, behaviour)
         metrics |= {"seconds/fetch": data.fetch_seconds, "staleness": float(round - self.plan.version(round))}
-        if self.learned is not None and self.phase == "policy":
+        if self.learned is not None and self.phase.trains_rewards:
             metrics |= self.learned.update(round, data.metas, data.parts, self.versions.learned(round))
         self.accounts.add_round(data, metrics)
         if self.average is not None:
@@ -164,19 +173,19 @@ class Learner:
     def _after_round(self, round: int, metrics: dict[str, float], data: Fetched, started: float) -> None:
         """Rank 0 validates, logs and keeps checkpoints, of what every rank brings together."""
         last = self.round == self.until
-        boundary = self.round < self.plan.rounds and self.plan.phase(self.round) != self.phase
+        boundary = self.round < self.plan.rounds and self.plan.phase(self.round) is not self.phase
         validates = last or boundary or self.round % self.config.validation.every == 0
         deployed = self._deployed() if validates else {}
         found = self._validate(deployed) if validates else {}
         if self.ranks.first:
             self._log_round(round, metrics | found, data, started)
         if boundary:
-            self._save("warm_start", pack("deploy", deployed), {"version": self.round})
+            self._save(self.phase.name, pack("deploy", deployed), {"version": self.round})
         if last or self.round % self.config.checkpoint.every == 0:
             self._checkpoint()
 
     def _log_round(self, round: int, metrics: dict[str, float], data: Fetched, started: float) -> None:
-        row: dict[str, Any] = {"round": round, "phase": self.phase, "policy_version": self.round, **metrics}
+        row: dict[str, Any] = {"round": round, "phase": self.phase.name, "policy_version": self.round, **metrics}
         seconds = time.perf_counter() - started
         groups = len({g for metas in data.metas for g in metas[0].shard.groups})
         row |= {"groups_per_second": groups / seconds, "seconds/round": seconds, "seconds/gather": data.gather_seconds}
@@ -199,7 +208,7 @@ class Learner:
         if self.validator is not None:
             found = self._deploy(self.validator, deployed)
             self._keep_best(found["validation/reward"], deployed)
-            collapsed = self.validator.collapsed(found, self.round) if self.phase != "warm_start" else None
+            collapsed = self.validator.collapsed(found, self.round) if self.phase is self.plan.phases[-1] else None
         if self.ranks.any(collapsed is not None, self.student.device):
             self._checkpoint()
         if collapsed is not None:
@@ -207,8 +216,7 @@ class Learner:
         return found
 
     def _keep_best(self, reward: float, deployed: Mapping[str, Tensor]) -> None:
-        own_phase = self.phase != "warm_start" or self.plan.rounds == self.plan.warm_rounds
-        if own_phase and (self.best is None or reward > self.best["reward"]):
+        if self.phase is self.plan.phases[-1] and (self.best is None or reward > self.best["reward"]):
             self.best = {"reward": reward, "round": float(self.round)}
             self._save("best", pack("deploy", deployed), {"version": self.round, "reward": reward})
 
@@ -251,7 +259,7 @@ class Learner:
         tensors |= stale
         meta = {
             "round": self.round,
-            "phase": self.phase,
+            "phase": self.phase.name,
             "best": self.best,
             "stale": keys,
             "running": self.running.state_dict(),
@@ -286,7 +294,7 @@ class Learner:
             return False
         tensors, meta = load_checkpoint(path)
         self.round, self.best = int(meta["round"]), meta["best"]
-        self._start_phase(meta["phase"])
+        self._start_phase(self.plan.named(meta["phase"]))
         load_trained(self.student, self.optimizer, self.average, tensors)
         if self.learned is not None:
             self.learned.load(tensors)

@@ -14,21 +14,24 @@
 A mean that contains r_gi itself only scales the gradient, by 1 - 1/K. Its antithetic partner is another matter: that
 one plays -z, so its reward correlates with z, differently at each step, and the gradient over several steps points
 elsewhere. `pair_baseline` takes b_gi over the siblings outside the pair: independent of z, so the bias is gone.
+
+`ADVANTAGES` names those that ship; `learner.advantage=path/to/file.py:name` names a function of your own of the same
+signature.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from redif_ray.registry import found_or_imported
 from redif_ray.types import Condition
 
-AdvantageKind = Literal["global_std", "group_std", "mean_only", "running", "batch"]
 DEAD = 1e-6  # a spread below this share of the largest |reward| is rounding
 
 
@@ -75,40 +78,88 @@ class RunningStatistics:
         self.buffers = {key: deque(values, maxlen=self.size) for key, values in state["buffers"]}
 
 
+@dataclass(frozen=True, slots=True)
+class Baselines:
+    """What a kind of advantage may compare rewards by.
+
+    pair: siblings 2k and 2k + 1 are antithetic, and the baseline leaves both out.
+    running, keys: the rewards that each condition had before, and the condition of each group.
+    """
+
+    pair: bool = False
+    running: RunningStatistics | None = None
+    keys: Sequence[Condition] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Relative:
+    """Rewards minus their baseline, and the standard deviation that tells whether a set of them is alive.
+
+    centred: [S, K'], the rewards in S sets that share a baseline. spread: [S, 1]; sets whose spread is rounding are
+    dead, and their advantages 0. scale: [S, 1] to divide by; None: the rms of the living over the round.
+    """
+
+    centred: Tensor
+    spread: Tensor
+    scale: Tensor | None
+
+
+def global_std(rewards: Tensor, given: Baselines) -> Relative:
+    centred = _centred(rewards, given.pair)
+    return Relative(centred, _rms(centred), None)
+
+
+def group_std(rewards: Tensor, given: Baselines) -> Relative:
+    centred = _centred(rewards, given.pair)
+    return Relative(centred, spread := _rms(centred), spread)
+
+
+def mean_only(rewards: Tensor, given: Baselines) -> Relative:
+    centred = _centred(rewards, given.pair)
+    return Relative(centred, spread := _rms(centred), torch.ones_like(spread))
+
+
+def batch(rewards: Tensor, given: Baselines) -> Relative:
+    return group_std(rewards.reshape(1, -1), given)
+
+
+def running(rewards: Tensor, given: Baselines) -> Relative:
+    """With `given.pair` the baseline is the buffer before this round's rewards enter; else they enter first, as in
+    DDPO. Until a buffer is full, its groups are whitened as in `batch`.
+    """
+    centred, spread = _running(rewards, given.running, given.keys, given.pair)
+    return Relative(centred, spread, spread)
+
+
+AdvantageFunction = Callable[[Tensor, Baselines], Relative]  # of rewards [G, K] float64
+ADVANTAGES: Mapping[str, AdvantageFunction] = {
+    "global_std": global_std, "group_std": group_std, "mean_only": mean_only, "running": running, "batch": batch,
+}
+
+
 def advantages(
     rewards: Tensor,
-    kind: AdvantageKind,
+    kind: str,
     clip: float,
     *,
     pair_baseline: bool = False,
     running: RunningStatistics | None = None,
     keys: Sequence[Condition] | None = None,
 ) -> Advantages:
-    """Advantages of a round's rewards [G, K] (see the module); computed in float64.
+    """Return the advantages of a round's rewards [G, K] (see the module); computed in float64.
 
-    pair_baseline: siblings 2k and 2k + 1 are antithetic; the baseline leaves both out. For `running` it then is the
-        buffer before this round's rewards enter; without it they enter first, as in DDPO.
-    running, keys: state and one key a group, for `running` only; until a buffer is full, its groups are whitened as in
-        `batch`.
-    Raises ValueError for rewards that are not finite, of another shape, or too few to have a baseline.
+    pair_baseline: siblings 2k and 2k + 1 are antithetic; the baseline leaves both out.
+    running, keys: state and one key a group, for `running` only.
+    Raises ValueError for rewards that are not finite, of another shape, or too few to have a baseline; UserCodeError
+    for a kind that cannot be had.
     """
-    r = _checked(rewards)
-    if kind == "running":
-        centred, scale = _running(r, running, keys, pair_baseline)
-        spread = scale
-    else:
-        rows = r.reshape(1, -1) if kind == "batch" else r
-        centred = _centred(rows, pair_baseline)
-        spread = scale = _rms(centred)
-        centred, scale, spread = (t.expand(len(rows), -1) for t in (centred, scale, spread))
-        r = rows
-    dead = spread <= DEAD * r.abs().amax(1, keepdim=True)
-    centred = torch.where(dead, 0.0, centred)
+    of_kind = found_or_imported(kind, ADVANTAGES, "learner.advantage")
+    relative = of_kind(_checked(rewards), Baselines(pair_baseline, running, keys))
+    sets = rewards.detach().double().reshape(relative.centred.shape)
+    dead = relative.spread <= DEAD * sets.abs().amax(1, keepdim=True)
+    centred = torch.where(dead, 0.0, relative.centred)
     std = float(centred.square().mean().sqrt())
-    if kind == "global_std":
-        scale = torch.full_like(scale, std)
-    elif kind == "mean_only":
-        scale = torch.ones_like(scale)
+    scale = torch.full_like(relative.spread, std) if relative.scale is None else relative.scale
     values = (centred / torch.where(dead, 1.0, scale)).clamp(-clip, clip)
     return Advantages(values.reshape(rewards.shape).float(), float(dead.double().mean()), std)
 

@@ -6,20 +6,17 @@ import torch
 from torch import Tensor
 
 from redif_ray.config import Config
+from redif_ray.config.run import Exploration
 from redif_ray.diffusion.schedules import Schedule
-from redif_ray.types import Phase
 
 
-def phase_stds(schedule: Schedule, config: Config, phase: Phase, round: int) -> Tensor:
-    """Return S of each transition in a round, [N] float64.
+def explored_stds(schedule: Schedule, exploration: Exploration, round: int) -> Tensor:
+    """Return S of each transition in a round of the policy, [N] float64; 0 where it does not explore.
 
-    Only the policy phase explores, at all steps or, with `exploration.one_step`, at one of them in turn.
+    It explores at all steps or, with `exploration.one_step`, at one of them in turn.
     """
-    if phase != "policy":
-        return torch.zeros(schedule.steps, dtype=torch.float64)
-    e = config.exploration
-    stds = schedule.stds(e.eta, e.kind, e.last_step)
-    if not e.one_step:
+    stds = schedule.stds(exploration.eta, exploration.kind, exploration.last_step)
+    if not exploration.one_step:
         return stds
     explored = torch.nonzero(stds).flatten()
     return stds.where(torch.arange(len(stds)) == explored[round % len(explored)], 0.0)

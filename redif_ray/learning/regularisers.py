@@ -11,12 +11,14 @@ With d2 = sum over D of (mean - mean_ref)^2 / S^2 and p = N(mean, S^2 I), q = N(
 
 `tempered` puts the mean over D in place of the sum: kl and renyi become averages a dimension, and chi2 is
 (1 + chi2)^(1/D) - 1. The sum overflows float32 above d2 = 88. All carry a live gradient to `mean`.
+
+`DIVERGENCES` names those that ship; `learner.regulariser.kind=path/to/file.py:name` names a function of d2 and order.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Literal
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -24,17 +26,50 @@ from torch import Tensor
 from torch.nn import functional
 
 from redif_ray.diffusion.levels import like
+from redif_ray.registry import found_or_imported
 
-DivergenceKind = Literal["kl", "mse", "chi2", "renyi", "power", "js"]
 NODES = 96  # of the Gauss-Hermite rule: JS to 1e-5 for any d
+Divergence = Callable[[Tensor, float], Tensor]  # d2 [P] float64 and the order, to the value of each pair [P]
+
+
+def kl(d2: Tensor, order: float) -> Tensor:
+    return d2 / 2
+
+
+def chi2(d2: Tensor, order: float) -> Tensor:
+    return torch.expm1(d2)
+
+
+def renyi(d2: Tensor, order: float) -> Tensor:
+    return order * d2 / 2
+
+
+def power(d2: Tensor, order: float) -> Tensor:
+    product = order * (order - 1)
+    return torch.expm1(product * d2 / 2) / product
+
+
+def jensen_shannon(d2: Tensor, order: float) -> Tensor:
+    """JS of N(0, 1) and N(d, 1), from d^2 [P] float64; by symmetry both of its halves are equal."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(NODES)
+    z = torch.from_numpy(nodes).to(d2.device)
+    weight = torch.from_numpy(weights / math.sqrt(2 * math.pi)).to(d2.device)
+    d = d2.clamp(min=1e-12).sqrt().unsqueeze(1)  # the root has no gradient at 0, where JS is d2 / 8
+    return math.log(2) - functional.softplus(d * z - d.square() / 2) @ weight
+
+
+DIVERGENCES: Mapping[str, Divergence] = {
+    "kl": kl, "chi2": chi2, "renyi": renyi, "power": power, "js": jensen_shannon,
+}
 
 
 def divergence(
-    kind: DivergenceKind, mean: Tensor, mean_ref: Tensor, std: Tensor, *, order: float = 0.5, tempered: bool = True
+    kind: str, mean: Tensor, mean_ref: Tensor, std: Tensor, *, order: float = 0.5, tempered: bool = True
 ) -> Tensor:
     """The divergence of each pair, [P] float32 (float64 for float64 means). mean, mean_ref: [P, ...]; std: S, [P].
 
-    order: a of `renyi` and of `power`, neither 0 nor 1. Raises ValueError for an unknown kind, or S = 0 unless mse.
+    order: a of `renyi` and of `power`, neither 0 nor 1. Raises UserCodeError for an unknown kind, ValueError for S = 0
+    unless the kind is mse.
     """
     if kind == "mse":
         return (mean - mean_ref).square().flatten(1).mean(1)
@@ -42,26 +77,4 @@ def divergence(
         raise ValueError(f"divergence {kind} of a deterministic step: expected S > 0, or kind mse")
     square = ((mean - mean_ref) / like(std, mean)).double().square().flatten(1)
     d2 = square.mean(1) if tempered else square.sum(1)
-    if kind == "kl":
-        value = d2 / 2
-    elif kind == "chi2":
-        value = torch.expm1(d2)
-    elif kind == "renyi":
-        value = order * d2 / 2
-    elif kind == "power":
-        product = order * (order - 1)
-        value = torch.expm1(product * d2 / 2) / product
-    elif kind == "js":
-        value = _jensen_shannon(d2)
-    else:
-        raise ValueError(f"divergence {kind!r}: expected kl, mse, chi2, renyi, power or js")
-    return value.to(mean.dtype)
-
-
-def _jensen_shannon(d2: Tensor) -> Tensor:
-    """JS of N(0, 1) and N(d, 1), from d^2 [P] float64; by symmetry both of its halves are equal."""
-    nodes, weights = np.polynomial.hermite_e.hermegauss(NODES)
-    z = torch.from_numpy(nodes).to(d2.device)
-    weight = torch.from_numpy(weights / math.sqrt(2 * math.pi)).to(d2.device)
-    d = d2.clamp(min=1e-12).sqrt().unsqueeze(1)  # the root has no gradient at 0, where JS is d2 / 8
-    return math.log(2) - functional.softplus(d * z - d.square() / 2) @ weight
+    return found_or_imported(kind, DIVERGENCES, "learner.regulariser.kind")(d2, order).to(mean.dtype)

@@ -50,3 +50,12 @@ def optimiser_step(
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return norm
+
+
+def learning_rate(config: Learner, round: int) -> float:
+    """Return the rate at round `round` of the method's own phase, counted from 0: constant, or half a cosine from lr
+    towards 0.
+    """
+    if config.schedule == "constant":
+        return config.lr
+    return config.lr * 0.5 * (1 + math.cos(math.pi * round / config.rounds))

@@ -1,6 +1,4 @@
-"""One update of a round: from trajectories and advantages to new weights.
-
-    loss = mean over (trajectory, step) pairs of  w_k surrogate + c_r regulariser + c_a anchor
+"""One update of a round: from trajectories and advantages to new weights, by the loss of `objective.py`.
 
 Every minibatch is a set of pairs of the whole round, in an order that depends on (seed, round, epoch) alone. Each rank
 works on the pairs whose rows it holds, in microbatches of the states they are in, and divides by the count of the whole
@@ -25,26 +23,22 @@ from torch import Tensor
 
 from redif_ray.config import Learner, WarmStart
 from redif_ray.diffusion import noise
-from redif_ray.diffusion.levels import like
 from redif_ray.diffusion.noise import Stream
 from redif_ray.diffusion.schedules import Schedule
-from redif_ray.diffusion.transition import log_prob
-from redif_ray.learning.anchor import anchor_loss
 from redif_ray.learning.batch import RoundBatch
-from redif_ray.learning.losses import Surrogate, default_clip, grpo_guard, ppo_clip, reinforce, step_weights
+from redif_ray.learning.losses import Surrogate
+from redif_ray.learning.objective import Objective
 from redif_ray.learning.policy import (
     IDLE,
     NONE,
     Parts,
     Predict,
-    States,
     check_ratio,
     checked_rows,
     policy_mean,
     replayed,
     states,
 )
-from redif_ray.learning.regularisers import DivergenceKind, divergence
 from redif_ray.learning.step import AllReduce, optimiser_step
 
 
@@ -54,7 +48,7 @@ class Updater:
     predict: the student, guided as in the rollout, in eval mode (dropout would move the ratio); what it trains are the
         optimiser's parameters.
     schedule, stds: as in the rollout, S [N] float64. With S = 0 throughout there is no policy gradient and the anchor
-        alone trains, which is the warm start: see `warm_start_learner`.
+        alone trains, which is the warm start: see `regression_settings`.
     reference: the policy that the regulariser pulls towards, needed unless its kind is none.
     all_reduce: needed for `world` > 1. Every rank calls it equally often, whatever rows it holds.
     sharded: whether the networks are, and so must be called equally often by every rank.
@@ -62,9 +56,6 @@ class Updater:
     rounds_apart: whether the network rounds otherwise in other batches, so that ratios to what the rollout noted would
         differ from 1 by more than a clip range, at random. They then are to what the network itself makes of the round
         at the weights that played it, which costs a prediction of every state unless there is but one step to make.
-
-    Policy-gradient pairs exist for S > 0 only. A deterministic step takes part through the anchor and the regulariser
-    `mse`; it then does not dilute the other terms, which stay means over their own steps.
     """
 
     def __init__(
@@ -91,16 +82,10 @@ class Updater:
         if world > 1 and all_reduce is None:
             raise ValueError(f"{world} ranks need an all_reduce")
         self.predict, self.optimizer, self.schedule, self.stds, self.config = predict, optimizer, schedule, stds, config
-        self.ratio_tolerance, self.reference = ratio_tolerance, reference
+        self.objective = Objective(schedule, stds, config, reference, sharded)
+        self.steps, self.ratio_tolerance = self.objective.steps, ratio_tolerance
         self.rank, self.world, self.all_reduce, self.loss_scale = rank, world, all_reduce, loss_scale
         self.sharded, self.rounds_apart = sharded, rounds_apart
-        every = config.anchor.weight > 0 or config.regulariser.kind == "mse"
-        self.steps = torch.arange(len(stds)) if every else torch.nonzero(stds > 0).flatten()
-        if not len(self.steps):
-            raise ValueError("S = 0 at every step and no anchor: there is nothing to train on; raise exploration.eta")
-        stochastic = int((stds > 0).sum())
-        self.undilute = len(self.steps) / stochastic if stochastic else 0.0
-        self.step_weights = step_weights(stds, config.step_weight) if stochastic else torch.zeros_like(stds)
 
     def run(
         self, batch: RoundBatch, *, round: int, seed: int, lr: float,
@@ -184,9 +169,14 @@ class Updater:
         self.optimizer.zero_grad(set_to_none=True)
         losses = dict.fromkeys(("policy", "regulariser", "anchor"), 0.0)
         for seen, pairs in self._in_step(states(batch, rows, steps).split(self.config.microbatch)):
-            parts = self._losses(batch, seen, rows[pairs], steps[pairs], sums)
-            torch.stack(list(parts.values())).sum().div(len(chosen)).mul(self.loss_scale).backward()
-            for name, value in parts.items():
+            mean = policy_mean(self.predict, batch, self.schedule, self.stds, seen)
+            loss = self.objective(batch, mean, rows[pairs], steps[pairs])
+            loss.total.div(len(chosen)).mul(self.loss_scale).backward()
+            sums["forward"] += len(seen) + loss.reference_calls
+            sums["backward"] += len(seen)
+            if loss.surrogate is not None:
+                _tally(sums, loss.surrogate)
+            for name, value in loss.parts.items():
                 losses[name] += float(value.detach())
         for name, total in losses.items():
             sums[f"loss_{name}"] += total
@@ -194,65 +184,6 @@ class Updater:
         return optimiser_step(
             self.optimizer, losses, self.config.max_grad_norm, where, self.all_reduce, self.loss_scale
         )
-
-    def _losses(
-        self, batch: RoundBatch, seen: States, rows: Tensor, steps: Tensor, sums: dict[str, float]
-    ) -> dict[str, Tensor]:
-        """Sums over these pairs, whose states are `seen`, of each weighted part of the loss."""
-        config, anchor, zero = self.config, self.config.anchor, torch.zeros((), device=batch.latents.device)
-        parts = {"policy": zero, "regulariser": zero, "anchor": zero}
-        mean = policy_mean(self.predict, batch, self.schedule, self.stds, seen)
-        moves = self.stds[steps] > 0
-        if not len(rows):
-            parts["policy"] = mean.sum()  # 0, with a backward pass
-        sums["forward"] += len(seen)
-        sums["backward"] += len(seen)
-        if bool(moves.any()):
-            surrogate = self._surrogate(batch, mean[moves], rows[moves], steps[moves])
-            weight = like(self.undilute * self.step_weights[steps[moves]], surrogate.loss)
-            parts["policy"] = (weight * surrogate.loss).sum()
-            _tally(sums, surrogate)
-        if self.reference is not None and config.regulariser.kind != "none":
-            value = self._divergence(self.reference, config.regulariser.kind, batch, mean, rows, steps, sums)
-            parts["regulariser"] = config.regulariser.weight * value.sum()
-        if anchor.weight > 0 and batch.anchors is not None:
-            gate = batch.gate[rows] if batch.gate is not None else None
-            loss = anchor_loss(mean, batch.anchors[steps, rows], anchor.loss, anchor.delta, gate)
-            parts["anchor"] = anchor.weight * loss.sum()
-        return parts
-
-    def _surrogate(self, batch: RoundBatch, mean: Tensor, rows: Tensor, steps: Tensor) -> Surrogate:
-        kind, std, action = self.config.loss, self.stds[steps], batch.latents[steps + 1, rows]
-        advantage, clip = batch.advantages[rows], self.config.clip or default_clip(batch.dimensions)
-        if kind == "grpo_guard":
-            old = mean.detach() if batch.on_policy else batch.means[steps, rows]
-            return grpo_guard(mean, old, (action - old) / like(std, old), advantage, clip)
-        density = log_prob(action, mean, std)
-        log_ratio = density - (density.detach() if batch.on_policy else batch.log_probs[steps, rows])
-        if kind == "reinforce":
-            never = torch.zeros_like(log_ratio, dtype=torch.bool)
-            return Surrogate(reinforce(density, advantage), log_ratio.detach(), never)
-        return ppo_clip(log_ratio, advantage, clip)
-
-    def _divergence(
-        self, reference: Predict, kind: DivergenceKind, batch: RoundBatch, mean: Tensor, rows: Tensor, steps: Tensor,
-        sums: dict[str, float],
-    ) -> Tensor:
-        """From the reference policy, a value for each pair that has one: all for `mse`, else the stochastic ones."""
-        keep = self.stds[steps] >= 0 if kind == "mse" else self.stds[steps] > 0
-        rows, steps, mean = rows[keep], steps[keep], mean[keep]
-        if not len(rows):
-            if self.sharded:
-                with torch.no_grad():
-                    policy_mean(reference, batch, self.schedule, self.stds, IDLE)
-            return mean.sum()
-        seen = states(batch, rows, steps)
-        sums["forward"] += len(seen)
-        with torch.no_grad():
-            target = policy_mean(reference, batch, self.schedule, self.stds, seen)
-        r = self.config.regulariser
-        value = divergence(kind, mean, target, self.stds[steps], order=r.order, tempered=r.tempered)
-        return value if kind == "mse" else self.undilute * value
 
     def _metrics(self, sums: dict[str, float], fresh: Tensor) -> dict[str, float]:
         names = ("pairs", "forward", "backward", "stochastic", "loss_policy", "loss_regulariser", "loss_anchor",
@@ -291,8 +222,8 @@ def _tally(sums: dict[str, float], surrogate: Surrogate) -> None:
     sums["kl"] += float((deviation - surrogate.log_ratio.double()).sum())  # rho - 1 - ln rho
 
 
-def warm_start_learner(warm: WarmStart, learner: Learner) -> Learner:
-    """The learner of the warm start: the anchor alone, for an `Updater` with S = 0."""
+def regression_settings(warm: WarmStart, learner: Learner) -> Learner:
+    """Return the learner's settings in the warm start: the anchor alone, for an `Updater` with S = 0."""
     return learner.model_copy(update={
         "minibatch": warm.minibatch, "inner_epochs": 1,
         "regulariser": learner.regulariser.model_copy(update={"kind": "none"}),
@@ -300,10 +231,3 @@ def warm_start_learner(warm: WarmStart, learner: Learner) -> Learner:
             "weight": 1.0, "substeps": warm.substeps, "loss": warm.loss, "delta": warm.delta, "gated": False,
         }),
     })
-
-
-def learning_rate(config: Learner, round: int) -> float:
-    """At round `round` of the policy phase, counted from 0: constant, or half a cosine from lr towards 0."""
-    if config.schedule == "constant":
-        return config.lr
-    return config.lr * 0.5 * (1 + math.cos(math.pi * round / config.rounds))

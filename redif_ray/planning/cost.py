@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,12 +16,12 @@ from redif_ray.data.conditions import Conditions
 from redif_ray.diffusion import solvers
 from redif_ray.evaluation.compute import prediction_flops, update_factor
 from redif_ray.learning.rounding import rounds_apart
+from redif_ray.methods import Prices
 from redif_ray.models.folder import without_weights
 from redif_ray.models.protocol import DiffusionModel
 from redif_ray.models.registry import load_model
 from redif_ray.models.student import trained_numbers
 from redif_ray.planning.rounds import RoundPlan
-from redif_ray.types import Phase
 
 Calls = Mapping[str, float]  # by role: network calls on single images that the workers of a role make
 PROCESS_MB = 450  # torch, diffusers and ray in one worker, shared pages divided among their sharers
@@ -41,7 +40,7 @@ class Estimate:
     """
 
     seconds: dict[str, float]
-    round_seconds: dict[Phase, float]
+    round_seconds: dict[str, float]
     memory_mb: float
     disk_mb: float
     forward_ms: float
@@ -66,7 +65,7 @@ def estimate(config: Config, conditions: Conditions) -> Estimate:
     network = sum(p.numel() for p in teacher.network.parameters()) * 4 / 1e6
     processes = config.rollout.workers + config.reward.workers + config.learner.workers + 4
     trained = 1 if config.learner.shard else config.learner.workers  # copies of what is trained
-    targets = config.evaluation.held_out + config.validation.groups + _training_groups(config, plan)
+    targets = config.evaluation.held_out + config.validation.groups + plan.teacher_images
     on_gpus = sum(n for calls in work.values() for role, n in calls.items() if workers(config)[role][1])
     return Estimate(
         seconds,
@@ -78,40 +77,26 @@ def estimate(config: Config, conditions: Conditions) -> Estimate:
     )
 
 
-def _round_seconds(seconds: dict[str, float], plan: RoundPlan) -> dict[Phase, float]:
-    warm = seconds["warm start"] + seconds["warm start, update"]
-    own = seconds["rollout and rewards"] + seconds["update"]
-    rounds = Counter(plan.phase(r) for r in range(plan.rounds))
-    return {phase: (warm if phase == "warm_start" else own) / count for phase, count in rounds.items()}
+def _round_seconds(seconds: dict[str, float], plan: RoundPlan) -> dict[str, float]:
+    """Return the seconds of one round by the name of its phase."""
+    return {p.name: (seconds[p.title] + seconds[f"{p.title}, update"]) / p.rounds for p in plan.phases}
 
 
 def _work(config: Config, teacher: DiffusionModel, plan: RoundPlan) -> dict[str, Calls]:
     """Count the network calls on single images that each role makes, by part of the run."""
     ours, theirs = (teacher.calls_per_step(side.guidance) for side in (config.student, config.teacher))
-    n = config.student.steps
-    own, target = n * ours, solvers.network_calls(config.teacher.solver, config.teacher.steps) * theirs
+    own = config.student.steps * ours
+    target = solvers.network_calls(config.teacher.solver, config.teacher.steps) * theirs
     backward = update_factor(lora=config.student.lora.rank > 0, checkpointing=config.learner.checkpointing)
-    warm_rows = plan.warm_rounds * config.warm_start.groups
-    own_rounds = plan.rounds - plan.warm_rounds
-    groups = own_rounds * (config.draft.groups if config.method == "draft" else config.rollout.groups)
-    siblings = 1 if config.method == "draft" else config.rollout.siblings
-    rows, alone = groups * siblings, config.exploration.one_step and config.method == "redif"
-    shared = groups * (siblings - 1)  # states that siblings see but once
-    played = rows * n - shared * ((n + config.exploration.last_step) / 2 if alone else 1)
-    anchor = config.learner.anchor.substeps if config.learner.anchor.weight and config.method == "redif" else 0
-    learned = groups if alone and not anchor and config.learner.regulariser.kind != "mse" else played
-    several = config.learner.inner_epochs > 1 or config.learner.minibatch or config.pipeline.staleness
-    replayed = learned if rounds_apart(config) and several else 0  # to take ratios to
+    prices = Prices(ours, theirs, target, backward, replayed=rounds_apart(config))
+    work: dict[str, Calls] = {}
+    for phase in plan.phases:
+        calls = phase.calls(prices)
+        work[phase.title] = {"rollout": calls.rollout, "reward": calls.reward}
+        work[f"{phase.title}, update"] = {"learner": calls.learner}
     checks, validated = 1 + plan.rounds // config.validation.every, config.validation.groups
     held_out, searched = config.evaluation.held_out, config.evaluation.search
-    return {
-        "warm start": {"rollout": warm_rows * own, "reward": warm_rows * n * config.warm_start.substeps * theirs},
-        "warm start, update": {"learner": warm_rows * own * backward},
-        "rollout and rewards": {
-            "rollout": int(played * ours),
-            "reward": int(played * anchor * theirs) + groups * target,
-        },
-        "update": {"learner": int(ours * (learned * config.learner.inner_epochs * backward + replayed))},
+    return work | {
         "validation": {"rollout": checks * validated * own, "reward": validated * target},
         "evaluation": {
             "rollout": held_out * 3 * own,
@@ -144,12 +129,6 @@ def _seconds(config: Config, calls: Calls, by_core: Mapping[int, float], by_gpu:
     on_gpu = sum(number for role, number in calls.items() if roles[role][1])
     gpus = max(1.0, sum(count * share for count, share in (roles[role] for role in calls)))
     return (on_cpu * by_core[cores] / cores if cores else 0.0) + on_gpu * by_gpu / gpus
-
-
-def _training_groups(config: Config, plan: RoundPlan) -> int:
-    """Groups whose teacher images the store keeps; the warm start asks for none."""
-    groups = config.draft.groups if config.method == "draft" else config.rollout.groups
-    return (plan.rounds - plan.warm_rounds) * groups
 
 
 def _numel(shape: tuple[int, ...]) -> int:

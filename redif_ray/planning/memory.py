@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_map_only
 
 from redif_ray.config import Config
 from redif_ray.learning.discriminator import Images, student_loss, teacher_loss
+from redif_ray.methods import phases_of
 from redif_ray.models.folder import without_weights
 from redif_ray.models.protocol import DiffusionModel
 from redif_ray.models.quiet import quiet
@@ -138,8 +139,8 @@ def footprints(config: Config) -> Footprints:
     average = 4 if config.learner.ema or config.warm_start.ema else 0
     trained = sum(p.numel() for p in parameters)
     training = trained * (4 + ADAM_BYTES + average)
-    drafts = config.method == "draft"  # the learner decodes and scores by itself
-    beside = parts.always + (parts.decode + _encoders(config) if drafts else 0)
+    scores = any(phase.scores_in_learner for phase in phases_of(config))
+    beside = parts.always + (parts.decode + _encoders(config) if scores else 0)
     held = beside + (_held(config, teacher, student) if config.learner.shard else _bytes(teacher.network) + added)
     rows = max(config.rollout.shard_groups * config.rollout.siblings, config.evaluation.batch)
     rollout = _peak_mb(lambda: _predict(student, rows, config.student.guidance))

@@ -74,7 +74,7 @@ def _progress(config: Config, kept: Mapping[str, Any], rows: Sequence[Mapping[st
     if "calibration" not in kept:
         phase = "start-up and calibration"
     elif done < plan.rounds:
-        phase = f"training, {plan.phase(done)}"
+        phase = f"training, {plan.phase(done).name}"
     else:
         phase = "evaluation" if word != "finished" else "over"
     lines = {"round": f"{done} of {plan.rounds}", "phase": phase}
@@ -91,10 +91,10 @@ def _progress(config: Config, kept: Mapping[str, Any], rows: Sequence[Mapping[st
 def _left(plan: Phases, trained: Sequence[Mapping[str, Any]], done: int) -> float:
     """Seconds of the rounds to come, at the pace of the last ones of their phase, or else of any."""
     paces = {}
-    for phase in {plan.phase(r) for r in range(done, plan.rounds)}:
+    for phase in {plan.phase(r).name for r in range(done, plan.rounds)}:
         own = [row["seconds/round"] for row in trained if row["phase"] == phase] or [trained[-1]["seconds/round"]]
         paces[phase] = sum(own[-RECENT:]) / len(own[-RECENT:])
-    return sum(paces[plan.phase(r)] for r in range(done, plan.rounds))
+    return sum(paces[plan.phase(r).name] for r in range(done, plan.rounds))
 
 
 def _validation(rows: Sequence[Mapping[str, Any]]) -> Lines:

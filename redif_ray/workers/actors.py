@@ -59,9 +59,6 @@ class TeacherRewardWorker(Actor):
     def encode(self, *arguments: Any) -> Any:
         return self._worker.encode(*arguments)
 
-    def jump(self, *arguments: Any) -> Any:
-        return self._worker.jump(*arguments)
-
     def score(self, *arguments: Any) -> Any:
         return self._worker.score(*arguments)
 

@@ -14,13 +14,14 @@ from redif_ray.config import Config
 from redif_ray.diffusion import noise, schedules, solvers
 from redif_ray.diffusion.schedules import Schedule
 from redif_ray.evaluation.judge import Encoder, embedded, load_encoder, networks_of
-from redif_ray.learning.exploration import phase_stds, shared_steps
-from redif_ray.models.protocol import DiffusionModel, repeated
+from redif_ray.methods import phases_by_name
+from redif_ray.models.protocol import DiffusionModel
 from redif_ray.planning import factory
 from redif_ray.rewards.base import RewardInputs
 from redif_ray.types import Meta, Scored, Shard, Trajectories, Work
 from redif_ray.weights.publisher import fetch
 from redif_ray.workers.offload import Offload, home
+from redif_ray.workers.scoring import UnitScoring, arrays
 
 
 class TeacherRewardWorker:
@@ -33,6 +34,7 @@ class TeacherRewardWorker:
         self.teacher = factory.teacher(config, home(self.device, config.pipeline.offload))
         self.student_schedule = factory.student_schedule(self.teacher, config.student)
         self.teacher_schedule = factory.teacher_schedule(self.teacher, config)
+        self.phases = phases_by_name(config)
         self.rewards = factory.rewards(config, self.teacher, self.device)
         self.store = factory.target_store(config, self.teacher)
         self.judge: Encoder | None = None  # once an evaluation asks for its eyes
@@ -70,38 +72,18 @@ class TeacherRewardWorker:
         return Meta(shard, self.name, (Work("teacher", time.perf_counter() - started, 0),)), None
 
     @torch.no_grad()
-    def jump(self, shard: Shard, trajectories: Trajectories) -> tuple[Meta, Scored]:
-        """The anchor's targets of a shard of the warm start, which no reward is asked for."""
-        anchors, work = self._anchors(shard, trajectories)
-        return Meta(shard, self.name, (work,)), Scored(shard, {}, None, anchors)
-
-    @torch.no_grad()
     def score(
-        self, shard: Shard, trajectories: Trajectories, targets: np.ndarray, weights: Any = None,
+        self, shard: Shard, trajectories: Trajectories, targets: np.ndarray | None = None, weights: Any = None,
         learned: str | None = None,
     ) -> tuple[Meta, Scored]:
-        """Reward terms of each row and, where a loss asks for them, the anchor's targets.
+        """Do what the work unit's phase asks of a reward worker: reward terms of each row, the teacher's jumps.
 
         learned: the key, in the store `weights`, of the learned reward that scores, where the run has one.
         """
-        started = time.perf_counter()
-        learned_sha256 = self._load(weights, learned)
-        _, _, conditions = shard.per_row()
-        student = self.teacher.decode(torch.from_numpy(trajectories.latents[-1].copy()).to(self.device))
-        teacher = torch.from_numpy(targets.copy()).to(self.device).repeat_interleave(shard.siblings, 0)
-        kept = self.store.features(shard.stream, shard.groups, shard.conditions)
-        terms = _arrays(self.rewards(RewardInputs(student, teacher, conditions, kept)))
-        best = None
-        if shard.phase == "policy" and self.config.learner.anchor.gated:
-            best = _arrays(self.rewards(RewardInputs(teacher, teacher, conditions, kept)))
-        work = [Work("rewards", time.perf_counter() - started, 0)]
-        anchors = None
-        if shard.phase == "policy" and self.config.learner.anchor.weight > 0:
-            anchors, cost = self._anchors(shard, trajectories)
-            work.append(cost)
-        images = student.cpu().numpy() if shard.phase == "deploy" or learned else None
-        scored = Scored(shard, terms, targets, anchors, images)
-        return Meta(shard, self.name, tuple(work), terms, best, learned_sha256), scored
+        scoring = UnitScoring(self, shard, trajectories, targets, (weights, learned))
+        scored = self.phases[shard.phase].score(scoring)
+        terms = scored.terms or None
+        return Meta(shard, self.name, scoring.work, terms, scored.teacher_terms, scoring.learned_sha256), scored
 
     @torch.no_grad()
     def compare(
@@ -109,10 +91,10 @@ class TeacherRewardWorker:
     ) -> tuple[Meta, dict[str, np.ndarray]]:
         """Reward terms of any images of a shard's groups, one a group, beside the teacher's. learned: as in `score`."""
         started = time.perf_counter()
-        self._load(weights, learned)
+        self.load_learned(weights, learned)
         student, teacher = (torch.from_numpy(given.copy()).to(self.device) for given in (images, targets))
         kept = self.store.features(shard.stream, shard.groups, shard.conditions)
-        terms = _arrays(self.rewards(RewardInputs(student, teacher, list(shard.conditions), kept)))
+        terms = arrays(self.rewards(RewardInputs(student, teacher, list(shard.conditions), kept)))
         return Meta(shard, self.name, (Work("rewards", time.perf_counter() - started, 0),)), terms
 
     def sample(
@@ -132,7 +114,7 @@ class TeacherRewardWorker:
         found = embedded(self.judge, torch.from_numpy(images.copy()), self.device).numpy()
         return Meta(shard, self.name, (Work("evaluation", time.perf_counter() - started, 0),)), found
 
-    def _load(self, weights: Any, key: str | None) -> str | None:
+    def load_learned(self, weights: Any, key: str | None) -> str | None:
         """Put the learned reward `key` in place, checked against its checksum, which is answered."""
         term = self.rewards.learned
         if (term is None) != (key is None):
@@ -165,28 +147,3 @@ class TeacherRewardWorker:
         """Unit noise of a shard's groups, on the worker's device."""
         shape, seed = model.latent_shape, self.config.run.seed
         return noise.initial_noise(shard.groups, shape, seed=seed, stream=shard.stream).to(self.device)
-
-    def _anchors(self, shard: Shard, trajectories: Trajectories) -> tuple[np.ndarray, Work]:
-        """The teacher's M-substep jump from every visited state, carrying the noise of the student's mean."""
-        started = time.perf_counter()
-        schedule, config = self.student_schedule, self.config
-        substeps = (config.learner.anchor if shard.phase == "policy" else config.warm_start).substeps
-        stds = phase_stds(schedule, config, shard.phase, shard.round)
-        shared = shared_steps(config, stds)
-        once = self.teacher.encode(shard.conditions)
-        encoded, jumps = repeated(once, shard.siblings), list[Tensor]()
-        for k in range(schedule.steps):
-            every = shard.siblings if k < shared else 1  # siblings share the states before they part
-            x = torch.from_numpy(trajectories.latents[k][::every].copy()).to(self.device)
-            predict = self.teacher.predictor(once if k < shared else encoded, config.teacher.guidance)
-            t, s = schedule.levels[k], schedule.levels[k + 1]
-            made = solvers.jump(predict, x, self.teacher.process, t, s, stds[k], substeps)
-            jumps.append(made.repeat_interleave(every, 0))
-        states = shard.predictions(schedule.steps, shared)
-        calls = substeps * states * self.teacher.calls_per_step(config.teacher.guidance)
-        anchors = torch.stack(jumps).cpu().numpy()
-        return anchors, Work("anchor", time.perf_counter() - started, calls)
-
-
-def _arrays(terms: dict[str, Tensor]) -> dict[str, np.ndarray]:
-    return {name: value.cpu().numpy().astype(np.float32) for name, value in terms.items()}

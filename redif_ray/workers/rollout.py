@@ -12,7 +12,8 @@ from torch.nn import Module
 from redif_ray.config import Config
 from redif_ray.diffusion import noise, solvers
 from redif_ray.diffusion.rollout import Guide, rollout
-from redif_ray.learning.exploration import phase_stds, shared_steps
+from redif_ray.learning.exploration import shared_steps
+from redif_ray.methods import phases_by_name
 from redif_ray.models.protocol import repeated
 from redif_ray.models.student import set_weights
 from redif_ray.planning import factory
@@ -32,6 +33,7 @@ class StudentRolloutWorker:
         self.student = factory.student(config, self.teacher)
         self.offload = Offload(self.device, self._belongings, taken=config.pipeline.offload)
         self.schedule = factory.student_schedule(self.student, config.student)
+        self.phases = phases_by_name(config)
         self.loaded: tuple[str, str] | None = None  # key and checksum of the weights in place
         self.offload.rest()
 
@@ -53,8 +55,7 @@ class StudentRolloutWorker:
         once = model.encode(shard.conditions)
         once_each = model.predictor(once, config.student.guidance)
         predict = model.predictor(repeated(once, shard.siblings), config.student.guidance)
-        explore = shard.phase == "policy"
-        stds = phase_stds(self.schedule, config, shard.phase, shard.round)
+        stds = self.phases[shard.phase].stds(self.schedule, shard.round)
         shared = shared_steps(config, stds)
         unit = noise.initial_noise(shard.groups, model.latent_shape, seed=config.run.seed, stream=shard.stream)
         x = solvers.initial(self.schedule, unit.repeat_interleave(shard.siblings, 0)).to(self.device)
@@ -70,7 +71,8 @@ class StudentRolloutWorker:
                 antithetic=config.exploration.antithetic,
             ).to(self.device)
 
-        guided = torch.tensor([explore and k >= shard.siblings - config.rollout.guided for k in siblings])
+        teacher_guided = config.rollout.guided if shard.siblings > 1 else 0
+        guided = torch.tensor([k >= shard.siblings - teacher_guided for k in siblings])
         guide = self._guide(conditions, guided, stds) if bool(guided.any()) else None
         episode = rollout(
             predict, x, self.schedule, stds, draw,

@@ -61,7 +61,7 @@ def test_captions_are_encoded_before_a_shard_is_rolled_out(captions: bool, tmp_p
         return [method for method, shard in done if shard == 0]
 
     async def run() -> None:
-        assert found.plan.phase(0) == "warm_start" and found.plan.phase(1) == "policy"
+        assert [found.plan.phase(r).name for r in (0, 1)] == ["warm_start", "policy"]
         warm = await made(found.round_for(0, 0, 1))
         assert warm.index("rollout") < warm.index("jump") and ("encode" in warm) == captions
         policy, deployed = await made(found.round_for(1, 0, 1)), await made(found.deploy(1, 10, 0, "deploy-0", None))

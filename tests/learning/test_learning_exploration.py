@@ -7,7 +7,8 @@ import torch
 
 from redif_ray.config import Config, load
 from redif_ray.diffusion.noise import Stream
-from redif_ray.learning.exploration import phase_stds, shared_steps
+from redif_ray.learning.exploration import explored_stds, shared_steps
+from redif_ray.methods import phases_by_name
 from redif_ray.models.registry import load_model
 from redif_ray.planning import factory
 from redif_ray.types import Shard
@@ -22,16 +23,17 @@ def test_each_step_that_explores_has_its_rounds(last_step: bool) -> None:
     every = config(f"exploration.last_step={str(last_step).lower()}")
     alone = config(f"exploration.last_step={str(last_step).lower()}", "exploration.one_step=true")
     schedule = factory.student_schedule(load_model("fashion-mnist"), every.student)
-    whole = phase_stds(schedule, every, "policy", 7)
+    whole = explored_stds(schedule, every.exploration, 7)
     count = int((whole > 0).sum())
     assert count == (4 if last_step else 3)
-    rounds = [phase_stds(schedule, alone, "policy", r) for r in range(5, 5 + count)]
+    rounds = [explored_stds(schedule, alone.exploration, r) for r in range(5, 5 + count)]
     assert torch.equal(torch.stack(rounds).sum(0), whole) and all(int((s > 0).sum()) == 1 for s in rounds)
-    assert torch.equal(phase_stds(schedule, alone, "policy", 5 + count), rounds[0])
+    assert torch.equal(explored_stds(schedule, alone.exploration, 5 + count), rounds[0])
     assert [shared_steps(alone, s) for s in rounds] == [int(torch.nonzero(s)) + 1 for s in rounds]
     assert shared_steps(every, whole) == 1
-    for phase in ("warm_start", "deploy"):
-        assert not phase_stds(schedule, alone, phase, 5).any()
+    for phase in phases_by_name(alone).values():
+        explores = bool(phase.stds(schedule, 5).any())
+        assert explores == (phase.name == "policy")
 
 
 def test_guided_siblings_part_at_once() -> None:

@@ -19,7 +19,8 @@ from redif_ray.diffusion.transition import log_prob
 from redif_ray.learning.advantages import advantages
 from redif_ray.learning.batch import RoundBatch
 from redif_ray.learning.policy import Predict, RatioError, check_ratio, checked_rows, replayed
-from redif_ray.learning.update import Updater, learning_rate
+from redif_ray.learning.step import learning_rate
+from redif_ray.learning.update import Updater
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "learning_update.json"
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from redif_ray.config import Anchor, Learner, Regulariser, WarmStart
 from redif_ray.learning.batch import RoundBatch
-from redif_ray.learning.update import warm_start_learner
+from redif_ray.learning.update import regression_settings
 
 
 def anchor_gradient(batch: RoundBatch, steps: range, rows: Tensor, stds: Tensor, kind: str = "mse") -> Tensor:
@@ -28,7 +28,7 @@ def anchor_gradient(batch: RoundBatch, steps: range, rows: Tensor, stds: Tensor,
 def test_warm_start_is_the_anchor_alone_over_all_steps() -> None:
     model, stds = Tiny(), torch.zeros(3, dtype=torch.float64)
     batch = play(model, values(48, 50).reshape(8, 2, 3), stds, anchors=True)
-    config = warm_start_learner(WarmStart(loss="mse", minibatch=100), Learner(max_grad_norm=FULL))
+    config = regression_settings(WarmStart(loss="mse", minibatch=100), Learner(max_grad_norm=FULL))
     metrics_before = updater(Tiny(), stds, config).run(batch, round=0, seed=0, lr=1.0)
     torch.testing.assert_close(
         change(model, batch, stds, config), -anchor_gradient(batch, range(3), torch.ones(8), stds), rtol=1e-4, atol=1e-7

@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from redif_ray.baselines.draft import draft_loss
 from redif_ray.diffusion import solvers
 from redif_ray.diffusion.levels import Level, VariancePreserving, like
 from redif_ray.diffusion.schedules import Schedule, build
 from redif_ray.diffusion.transition import Prediction
+from redif_ray.learning.draft import draft_loss
 
 X = torch.tensor([[0.7, -1.1], [0.2, 1.6], [-0.4, 0.5]], dtype=torch.float64)
 SCALE = {"scale": torch.tensor([1.0, 0.5, 2.0], dtype=torch.float64)}

@@ -1,0 +1,144 @@
+"""One round on one rank: from what the workers sent to an optimiser step or several.
+
+Phases that learn from trajectories share `update_on_trajectories`; the policy gradient adds what turns rewards into
+advantages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from redif_ray.checkpoint import weights_sha256
+from redif_ray.config import Config, Learner
+from redif_ray.diffusion.schedules import Schedule
+from redif_ray.learning.advantages import Advantages, RunningStatistics, advantages
+from redif_ray.learning.batch import assemble
+from redif_ray.learning.exploration import shared_steps
+from redif_ray.learning.rounding import ratio_tolerance, rounds_apart
+from redif_ray.learning.step import AllReduce
+from redif_ray.learning.update import Updater
+from redif_ray.models.protocol import DiffusionModel
+from redif_ray.models.student import get_weights, with_weights
+from redif_ray.rewards.base import Rewards
+from redif_ray.rewards.combine import Combined, combine, weighted_sum
+from redif_ray.types import Meta
+
+LOSS_SCALES = {"float16": 2.0**16}  # gradients of an image's mean are below 6e-8, the least that float16 holds
+Metas = Sequence[Sequence[Meta]]  # of each work unit of a round, in order
+
+
+@dataclass(frozen=True, slots=True)
+class Learning:
+    """What a rank of the learner holds, for the phases of a run to train with.
+
+    teacher: may be None where no regulariser pulls towards it. rewards: builds the reward terms on the rank's device.
+    all_reduce: sums tensors over `world` ranks; None for one rank.
+    """
+
+    config: Config
+    student: DiffusionModel
+    schedule: Schedule
+    teacher: DiffusionModel | None
+    running: RunningStatistics
+    rewards: Callable[[], Rewards]
+    rank: int = 0
+    world: int = 1
+    all_reduce: AllReduce | None = None
+
+    @property
+    def loss_scale(self) -> float:
+        """Return what a loss is multiplied by before its backward pass."""
+        return LOSS_SCALES.get(self.config.networks.precision, 1.0)
+
+
+def update_on_trajectories(
+    learning: Learning,
+    round: int,
+    metas: Metas,
+    parts: Mapping[int, Sequence[Any]],
+    optimizer: torch.optim.Optimizer,
+    stds: Tensor,
+    settings: Learner,
+    lr: float,
+    behaviour: Mapping[str, Tensor] | None = None,
+    advantages: Tensor | None = None,
+    gate: Tensor | None = None,
+) -> dict[str, float]:
+    """Join this rank's trajectories into a batch and run the updates of `settings` on it; return their metrics.
+
+    metas: of every work unit of the round. parts: (trajectories, scored) of this rank's units, by their index.
+    stds: S of each transition, [N] float64. advantages, gate: one value a row of the round; None: zeros, and no gate.
+    behaviour: the weights that rolled out the round; None: the student's own.
+    """
+    config, student, guidance = learning.config, learning.student, learning.config.student.guidance
+    teacher = learning.teacher
+    batch = assemble(
+        [unit_metas[0].shard for unit_metas in metas],
+        [(trajectories, scored) for trajectories, scored in parts.values()],
+        weights_sha256=weights_sha256(behaviour or get_weights(student)),
+        encode=student.encode,
+        advantages=advantages,
+        gate=gate,
+        shared=shared_steps(config, stds),
+        device=next(student.network.parameters()).device,
+    )
+    updater = Updater(
+        partial(student.predict, guidance=guidance),
+        optimizer,
+        learning.schedule,
+        stds,
+        settings,
+        ratio_tolerance=ratio_tolerance(config),
+        reference=partial(teacher.predict, guidance=guidance) if teacher is not None else None,
+        rank=learning.rank,
+        world=learning.world,
+        all_reduce=learning.all_reduce,
+        sharded=config.learner.shard and learning.world > 1,
+        loss_scale=learning.loss_scale,
+        rounds_apart=rounds_apart(config),
+    )
+    block = with_weights(student, behaviour) if behaviour else None
+    found = updater.run(batch, round=round, seed=config.run.seed, lr=lr, behaviour=block)
+    return {f"update/{name}": value for name, value in found.items()}
+
+
+def relative_rewards(learning: Learning, metas: Metas) -> tuple[Advantages, dict[str, float]]:
+    """Combine the reward terms of a round and compare siblings; return advantages [G, K] and the metrics of both."""
+    config, terms = learning.config, _joined(metas, "terms")
+    combined = combine(terms, config.reward.terms, siblings=config.rollout.siblings)
+    relative = advantages(
+        combined.rewards.view(-1, config.rollout.siblings),
+        config.learner.advantage,
+        config.learner.advantage_clip,
+        pair_baseline=config.exploration.antithetic,
+        running=learning.running,
+        keys=[condition for unit_metas in metas for condition in unit_metas[0].shard.conditions],
+    )
+    return relative, _reward_metrics(terms, combined, relative)
+
+
+def anchor_gate(learning: Learning, metas: Metas) -> Tensor:
+    """Return 1 for each row whose teacher image scores higher than the student's, else 0 (RATS), [R]."""
+    weights = learning.config.reward.weights
+    student, teacher = (weighted_sum(_joined(metas, field), weights) for field in ("terms", "teacher_terms"))
+    return (teacher > student).float()
+
+
+def _joined(metas: Metas, field: str) -> dict[str, Tensor]:
+    """Join a field of arrays by term over the rows of the whole round, in order of work units."""
+    parts: list[dict[str, np.ndarray]] = [getattr(unit_metas[-1], field) for unit_metas in metas]
+    return {name: torch.from_numpy(np.concatenate([part[name] for part in parts])) for name in parts[0]}
+
+
+def _reward_metrics(terms: Mapping[str, Tensor], combined: Combined, relative: Advantages) -> dict[str, float]:
+    found = {"reward/mean": float(combined.rewards.mean()), "reward/std": float(combined.rewards.std(correction=0))}
+    found |= {f"reward/{name}": float(value.mean()) for name, value in terms.items()}
+    found |= {f"reward/{name}_spread": spread for name, spread in combined.spreads.items()}
+    return found | {"advantage/std": relative.std, "advantage/dead_group_fraction": relative.dead_group_fraction}

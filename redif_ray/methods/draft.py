@@ -1,0 +1,76 @@
+"""DRaFT (Clark et al., arXiv 2309.17400): the reward's gradient, back-propagated through the student's own sampler.
+
+It is the control arm of the policy gradient where every reward term is differentiable: the same student, schedule and
+reward, with the reward's gradient given away. The learner plays, decodes and scores by itself; the workers make the
+teacher's images alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from redif_ray.methods.phase import Calls, Metas, Phase, Prices
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from redif_ray.learning.round_update import Learning
+    from redif_ray.rewards.base import Rewards
+
+
+class Draft(Phase):
+    name, title, plays = "draft", "back-propagation", False
+    learner_reads, scores_in_learner = ("targets",), True
+
+    @property
+    def rounds(self) -> int:
+        return self.config.learner.rounds
+
+    @property
+    def groups(self) -> int:
+        return self.config.draft.groups
+
+    @property
+    def ema(self) -> float:
+        return self.config.learner.ema
+
+    def check(self, rewards: Rewards) -> None:
+        rewards.require_differentiable("method=draft")
+
+    def calls(self, prices: Prices) -> Calls:
+        rows, n = self.rounds * self.groups, self.config.student.steps
+        last = self.config.draft.last_steps or n
+        return Calls(
+            reward=rows * prices.target,
+            learner=int(rows * prices.student * (n + last * prices.backward)),  # the last steps are computed again
+        )
+
+    def update(
+        self,
+        learning: Learning,
+        round: int,
+        metas: Metas,
+        parts: Mapping[int, Sequence[Any]],
+        optimizer: torch.optim.Optimizer,
+        behaviour: Mapping[str, Tensor] | None = None,
+    ) -> dict[str, float]:
+        """Maximise the reward of the deterministic sample by its own gradient."""
+        from redif_ray.learning.draft import DraftUpdater
+        from redif_ray.learning.step import learning_rate
+
+        units = [unit_metas[0].shard for unit_metas in metas]
+        mine = [(units[index], targets) for index, (targets,) in parts.items()]
+        updater = DraftUpdater(
+            learning.student,
+            optimizer,
+            learning.schedule,
+            self.config,
+            learning.rewards(),
+            all_reduce=learning.all_reduce,
+            loss_scale=learning.loss_scale,
+        )
+        lr = learning_rate(self.config.learner, round - self.first_round)
+        found = updater.run(mine, total=sum(unit.rows for unit in units), round=round, lr=lr)
+        return {"reward/mean": found.pop("reward")} | {f"update/{k}": v for k, v in found.items()}

@@ -1,0 +1,182 @@
+"""What a method is made of: phases, each a number of rounds that are played, scored and learned from in one way.
+
+A round goes through three kinds of process, and a phase says what each of them does:
+
+    the plan            `rounds`, `groups`, `siblings`, `unit_groups`        planning/rounds.py
+    a rollout worker    `plays`, `stds`                                      workers/rollout.py
+    a reward worker     `teacher_images`, `score`                            workers/reward.py, workers/scoring.py
+    the learner         `learner_reads`, `ema`, `update`                     learner/learner.py, loop.py
+
+The processes that only plan hold phases too, and torch takes seconds to import: a method's file imports what computes
+inside the functions that compute.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from redif_ray.types import Meta, Scored, Shard, Trajectories
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from torch import Tensor
+
+    from redif_ray.config import Config
+    from redif_ray.diffusion.schedules import Schedule
+    from redif_ray.learning.round_update import Learning
+    from redif_ray.rewards.base import Rewards
+
+Product = Literal["targets", "trajectories", "scored"]
+Metas = Sequence[Sequence["Meta"]]  # of each work unit of a round, in order
+
+
+@dataclass(frozen=True, slots=True)
+class Prices:
+    """What the parts of a run cost in network calls on one image; a guided call counts as two.
+
+    student, teacher: one prediction of either. target: one image of the teacher's. backward: a forward and a backward
+    pass, in units of a forward one. replayed: whether the learner predicts every state once more before it trains.
+    """
+
+    student: int
+    teacher: int
+    target: int
+    backward: float
+    replayed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Calls:
+    """Network calls on single images that the workers of each role make for all rounds of a phase."""
+
+    rollout: float = 0.0
+    reward: float = 0.0
+    learner: float = 0.0
+
+
+class Scoring(ABC):
+    """What a reward worker offers to a phase for one work unit of R rows and G groups."""
+
+    shard: Shard
+    trajectories: Trajectories
+    targets: np.ndarray | None  # [G, C, H, W] float32 in [0, 1]: the teacher's images
+
+    @abstractmethod
+    def terms(self) -> dict[str, np.ndarray]:
+        """Return every reward term of the student's images, [R] float32 each."""
+
+    @abstractmethod
+    def teacher_terms(self) -> dict[str, np.ndarray]:
+        """Return every reward term of the teacher's image in the student's place, [R] float32 each."""
+
+    @abstractmethod
+    def images(self) -> np.ndarray:
+        """Return the student's images, [R, C, H, W] float32 in [0, 1]."""
+
+    @abstractmethod
+    def jumps(self, substeps: int) -> np.ndarray:
+        """Return the teacher's jump of `substeps` steps from each visited state, [N, R, *latent] float32.
+
+        The jump ends at the noise that the student's mean has, which is less than the level's where the step explores.
+        """
+
+    @property
+    @abstractmethod
+    def learns(self) -> bool:
+        """Tell whether a term of the run is trained on the student's images."""
+
+
+class Phase(ABC):
+    """Rounds of one kind. Every process of a run builds its own from the configuration; a phase keeps no state.
+
+    first_round, first_group: how many rounds and groups the phases before this one take; set by `methods.phases_of`.
+    """
+
+    name: ClassVar[str]  # in metrics, checkpoints and work units
+    title: ClassVar[str]  # in what people read
+    teacher_images: ClassVar[bool] = True  # whether each group needs the teacher's image
+    plays: ClassVar[bool] = True  # whether trajectories are rolled out, and scored
+    learner_reads: ClassVar[tuple[Product, ...]] = ("trajectories", "scored")
+    trains_rewards: ClassVar[bool] = False  # whether a learned reward term trains on the phase's images
+    scores_in_learner: ClassVar[bool] = False  # whether the learner decodes and evaluates rewards itself
+
+    def __init__(self, config: Config, first_round: int = 0, first_group: int = 0) -> None:
+        self.config, self.first_round, self.first_group = config, first_round, first_group
+
+    @property
+    @abstractmethod
+    def rounds(self) -> int:
+        """Return the number of rounds."""
+
+    @property
+    @abstractmethod
+    def groups(self) -> int:
+        """Return the number of groups a round; a group has one start latent, one condition and one teacher image."""
+
+    @property
+    def siblings(self) -> int:
+        """Return the number of trajectories a group."""
+        return 1
+
+    @property
+    def unit_groups(self) -> int:
+        """Return the number of groups a work unit: as many rows as one of the policy phase has."""
+        return self.config.rollout.shard_groups * self.config.rollout.siblings // self.siblings
+
+    @property
+    def ema(self) -> float:
+        """Return the decay of the averaged weights, in [0, 1); 0 keeps no average."""
+        return 0.0
+
+    def stds(self, schedule: Schedule, round: int) -> Tensor:
+        """Return the standard deviation S of each transition of a round, [N] float64; 0 is a deterministic step."""
+        import torch
+
+        return torch.zeros(schedule.steps, dtype=torch.float64)
+
+    def score(self, scoring: Scoring) -> Scored:
+        """Do the reward worker's part of a work unit."""
+        raise NotImplementedError(f"phase {self.name} asks no reward worker for scores")
+
+    def check(self, rewards: Rewards) -> None:  # noqa: B027
+        """Raise RewardError where the phase cannot learn from these rewards; by default it learns from any."""
+
+    @abstractmethod
+    def calls(self, prices: Prices) -> Calls:
+        """Count the network calls of all rounds, for the estimate of a run."""
+
+    @abstractmethod
+    def update(
+        self,
+        learning: Learning,
+        round: int,
+        metas: Metas,
+        parts: Mapping[int, Sequence[Any]],
+        optimizer: torch.optim.Optimizer,
+        behaviour: Mapping[str, Tensor] | None = None,
+    ) -> dict[str, float]:
+        """Train the student on a round; return metrics, alike on every rank.
+
+        metas: of every work unit of the round. parts: what `learner_reads` names, of this rank's units, by their index.
+        behaviour: the weights that rolled out the round; None: the student's own.
+        """
+
+
+class Deploy(Phase):
+    """Sampling the student as it is deployed: no exploration, scored against the teacher, nothing is learned."""
+
+    name, title, learner_reads = "deploy", "deployment", ("scored",)
+    rounds = groups = 0
+
+    def score(self, scoring: Scoring) -> Scored:
+        return Scored(scoring.shard, scoring.terms(), scoring.targets, None, scoring.images())
+
+    def calls(self, prices: Prices) -> Calls:
+        return Calls()
+
+    def update(self, *_: Any, **__: Any) -> dict[str, float]:
+        raise NotImplementedError("nothing is learned from deployed samples")

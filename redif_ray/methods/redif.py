@@ -1,0 +1,96 @@
+"""ReDiF (arXiv 2512.22802): the student is a policy, its denoising trajectory an episode, and the update a clipped
+policy gradient on the agreement of its image with the teacher's from the same noise and condition.
+
+A round has G groups of K siblings. Siblings share the start latent, the condition and the teacher's image, and explore
+with different noise, so that the rewards of a group say which of its trajectories did better than the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from redif_ray.methods.phase import Calls, Metas, Phase, Prices, Scoring
+from redif_ray.types import Scored
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from redif_ray.diffusion.schedules import Schedule
+    from redif_ray.learning.round_update import Learning
+
+
+class Policy(Phase):
+    name, title, trains_rewards = "policy", "policy gradient", True
+
+    @property
+    def rounds(self) -> int:
+        return self.config.learner.rounds
+
+    @property
+    def groups(self) -> int:
+        return self.config.rollout.groups
+
+    @property
+    def siblings(self) -> int:
+        return self.config.rollout.siblings
+
+    @property
+    def ema(self) -> float:
+        return self.config.learner.ema
+
+    def stds(self, schedule: Schedule, round: int) -> Tensor:
+        """Explore at all steps or, with `exploration.one_step`, at one of them in turn."""
+        from redif_ray.learning.exploration import explored_stds
+
+        return explored_stds(schedule, self.config.exploration, round)
+
+    def score(self, scoring: Scoring) -> Scored:
+        """Evaluate the reward terms and, where the loss asks for them, the teacher's own terms and its jumps."""
+        anchor = self.config.learner.anchor
+        return Scored(
+            scoring.shard,
+            terms=scoring.terms(),
+            targets=scoring.targets,
+            anchors=scoring.jumps(anchor.substeps) if anchor.weight > 0 else None,
+            images=scoring.images() if scoring.learns else None,
+            teacher_terms=scoring.teacher_terms() if anchor.gated else None,
+        )
+
+    def calls(self, prices: Prices) -> Calls:
+        c, n = self.config, self.config.student.steps
+        groups = self.rounds * self.groups
+        rows, alone = groups * self.siblings, c.exploration.one_step
+        shared = groups * (self.siblings - 1)  # states that siblings see but once
+        played = rows * n - shared * ((n + c.exploration.last_step) / 2 if alone else 1)
+        substeps = c.learner.anchor.substeps if c.learner.anchor.weight else 0
+        trained = groups if alone and not substeps and c.learner.regulariser.kind != "mse" else played
+        several = c.learner.inner_epochs > 1 or c.learner.minibatch or c.pipeline.staleness
+        replayed = trained if prices.replayed and several else 0  # to take ratios to
+        return Calls(
+            rollout=int(played * prices.student),
+            reward=int(played * substeps * prices.teacher) + groups * prices.target,
+            learner=int(prices.student * (trained * c.learner.inner_epochs * prices.backward + replayed)),
+        )
+
+    def update(
+        self,
+        learning: Learning,
+        round: int,
+        metas: Metas,
+        parts: Mapping[int, Sequence[Any]],
+        optimizer: torch.optim.Optimizer,
+        behaviour: Mapping[str, Tensor] | None = None,
+    ) -> dict[str, float]:
+        """Turn rewards into advantages, and take the steps of the clipped policy gradient."""
+        from redif_ray.learning import round_update as learn
+        from redif_ray.learning.step import learning_rate
+
+        config = self.config.learner
+        relative, metrics = learn.relative_rewards(learning, metas)
+        gate = learn.anchor_gate(learning, metas) if config.anchor.gated else None
+        stds, lr = self.stds(learning.schedule, round), learning_rate(config, round - self.first_round)
+        return metrics | learn.update_on_trajectories(
+            learning, round, metas, parts, optimizer, stds, config, lr, behaviour, relative.values, gate
+        )

@@ -1,0 +1,67 @@
+"""Few-step trajectory regression (SFD, arXiv 2409.19681): the student's step towards the teacher's jump.
+
+The student plays its own deterministic trajectory; from each state that it visits, the teacher takes a jump of several
+steps over the same interval, and the student regresses its step on it. Before another method this is the warm start;
+alone it is the method `sfd`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from redif_ray.methods.phase import Calls, Metas, Phase, Prices, Scoring
+from redif_ray.types import Scored
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from redif_ray.learning.round_update import Learning
+
+
+class WarmStart(Phase):
+    name, title, teacher_images = "warm_start", "warm start", False
+
+    @property
+    def rounds(self) -> int:
+        return self.config.warm_start.rounds
+
+    @property
+    def groups(self) -> int:
+        return self.config.warm_start.groups
+
+    @property
+    def ema(self) -> float:
+        return self.config.warm_start.ema
+
+    def score(self, scoring: Scoring) -> Scored:
+        """Ask for the teacher's jumps and for no reward."""
+        return Scored(scoring.shard, {}, None, scoring.jumps(self.config.warm_start.substeps))
+
+    def calls(self, prices: Prices) -> Calls:
+        rows, n = self.rounds * self.groups, self.config.student.steps
+        own = rows * n * prices.student
+        return Calls(
+            rollout=own,
+            reward=rows * n * self.config.warm_start.substeps * prices.teacher,
+            learner=own * prices.backward,
+        )
+
+    def update(
+        self,
+        learning: Learning,
+        round: int,
+        metas: Metas,
+        parts: Mapping[int, Sequence[Any]],
+        optimizer: torch.optim.Optimizer,
+        behaviour: Mapping[str, Tensor] | None = None,
+    ) -> dict[str, float]:
+        """Minimise the anchor alone: mean over (trajectory, step) pairs of loss(mean_k - jump_k)."""
+        from redif_ray.learning.round_update import update_on_trajectories
+        from redif_ray.learning.update import regression_settings
+
+        stds = self.stds(learning.schedule, round)
+        settings = regression_settings(self.config.warm_start, self.config.learner)
+        lr = self.config.warm_start.lr
+        return update_on_trajectories(learning, round, metas, parts, optimizer, stds, settings, lr, behaviour)

@@ -1,0 +1,111 @@
+"""What a reward worker makes of one work unit, as the unit's phase asks for it."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from redif_ray.diffusion import solvers
+from redif_ray.learning.exploration import shared_steps
+from redif_ray.methods import Scoring
+from redif_ray.models.protocol import repeated
+from redif_ray.rewards.base import RewardInputs
+from redif_ray.types import Shard, Trajectories, Work
+
+if TYPE_CHECKING:
+    from redif_ray.workers.reward import TeacherRewardWorker
+
+
+class UnitScoring(Scoring):
+    """Rewards and jumps of the rows of one work unit; `work` accounts for them, and `learned_sha256` names the weights
+    of the learned reward that scored.
+
+    learned: the weight store and the key of the learned reward in it; the key is None for a run without one.
+    """
+
+    def __init__(
+        self, worker: TeacherRewardWorker, shard: Shard, trajectories: Trajectories, targets: np.ndarray | None,
+        learned: tuple[Any, str | None],
+    ) -> None:
+        self.worker, self.shard, self.trajectories, self.targets = worker, shard, trajectories, targets
+        self.learned_sha256: str | None = None
+        self._learned = learned
+        self._student: Tensor | None = None
+        self._seconds: dict[str, float] = {}
+        self._calls: dict[str, int] = {}
+
+    @property
+    def work(self) -> tuple[Work, ...]:
+        """Return seconds and network calls by component, in the order in which they were first asked for."""
+        return tuple(Work(name, seconds, self._calls.get(name, 0)) for name, seconds in self._seconds.items())
+
+    @property
+    def learns(self) -> bool:
+        return self._learned[1] is not None
+
+    def terms(self) -> dict[str, np.ndarray]:
+        started = time.perf_counter()
+        self.learned_sha256 = self.worker.load_learned(*self._learned)
+        return self._scored(self._decoded(), started)
+
+    def teacher_terms(self) -> dict[str, np.ndarray]:
+        started = time.perf_counter()
+        return self._scored(self._teacher(), started)
+
+    def images(self) -> np.ndarray:
+        return self._decoded().cpu().numpy()
+
+    def jumps(self, substeps: int) -> np.ndarray:
+        started, worker, shard = time.perf_counter(), self.worker, self.shard
+        schedule, teacher, guidance = worker.student_schedule, worker.teacher, worker.config.teacher.guidance
+        stds = worker.phases[shard.phase].stds(schedule, shard.round)
+        shared = shared_steps(worker.config, stds)
+        once = teacher.encode(shard.conditions)
+        encoded, jumps = repeated(once, shard.siblings), list[Tensor]()
+        for k in range(schedule.steps):
+            every = shard.siblings if k < shared else 1  # siblings share the states before they part
+            x = torch.from_numpy(self.trajectories.latents[k][::every].copy()).to(worker.device)
+            predict = teacher.predictor(once if k < shared else encoded, guidance)
+            t, s = schedule.levels[k], schedule.levels[k + 1]
+            made = solvers.jump(predict, x, teacher.process, t, s, stds[k], substeps)
+            jumps.append(made.repeat_interleave(every, 0))
+        calls = substeps * shard.predictions(schedule.steps, shared) * teacher.calls_per_step(guidance)
+        anchors = torch.stack(jumps).cpu().numpy()
+        self._add("anchor", started, calls)
+        return anchors
+
+    def _scored(self, images: Tensor, started: float) -> dict[str, np.ndarray]:
+        """Return the reward terms of `images`, one a row, beside the teacher's."""
+        worker, shard = self.worker, self.shard
+        kept = worker.store.features(shard.stream, shard.groups, shard.conditions)
+        _, _, conditions = shard.per_row()
+        terms = arrays(worker.rewards(RewardInputs(images, self._teacher(), conditions, kept)))
+        self._add("rewards", started)
+        return terms
+
+    def _decoded(self) -> Tensor:
+        """Return the student's images, [R, C, H, W] in [0, 1], decoded once."""
+        if self._student is None:
+            latents = torch.from_numpy(self.trajectories.latents[-1].copy())
+            self._student = self.worker.teacher.decode(latents.to(self.worker.device))
+        return self._student
+
+    def _teacher(self) -> Tensor:
+        """Return the teacher's image of each row, [R, C, H, W] in [0, 1]."""
+        if self.targets is None:
+            raise ValueError(f"phase {self.shard.phase} asks for rewards, but not for the teacher's images")
+        images = torch.from_numpy(self.targets.copy()).to(self.worker.device)
+        return images.repeat_interleave(self.shard.siblings, 0)
+
+    def _add(self, component: str, started: float, calls: int = 0) -> None:
+        self._seconds[component] = self._seconds.get(component, 0.0) + time.perf_counter() - started
+        self._calls[component] = self._calls.get(component, 0) + calls
+
+
+def arrays(terms: dict[str, Tensor]) -> dict[str, np.ndarray]:
+    """Return reward terms as float32 arrays, [R] each."""
+    return {name: value.cpu().numpy().astype(np.float32) for name, value in terms.items()}
