@@ -25,7 +25,7 @@ from redif_ray.diffusion.transition import ExplorationKind
 from redif_ray.evaluation.judge import load_judge
 from redif_ray.evaluation.report import markdown_table
 from redif_ray.models.protocol import DiffusionModel
-from redif_ray.models.registry import load_model
+from redif_ray.models.registry import load_teacher
 from redif_ray.planning import factory
 from redif_ray.planning.rounds import RoundPlan
 from redif_ray.rewards.base import RewardInputs
@@ -51,7 +51,7 @@ def sampled(model: DiffusionModel, shard: Any, schedule: Schedule, stds: Tensor,
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
     config = stored_config(folder)
-    model, judge = load_model(config.teacher.model), load_judge(config.evaluation.judge)
+    model, judge = load_teacher(config.teacher), load_judge(config.evaluation.judge)
     rewards = factory.rewards(config, model, "cpu")
     shards = RoundPlan(config, factory.conditions(config, model)).deploy(Stream.HELD_OUT, COUNT)
     conditions = [c for shard in shards for c in shard.conditions]

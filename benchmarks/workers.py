@@ -19,7 +19,7 @@ import ray
 from redif_ray.cluster.connect import connect
 from redif_ray.config import load
 from redif_ray.coordinator.pool import Pool
-from redif_ray.models.registry import load_model
+from redif_ray.models.registry import load_teacher
 from redif_ray.models.student import get_weights, make_student
 from redif_ray.planning import factory
 from redif_ray.planning.rounds import RoundPlan
@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
     config = load("fashion_mnist", ["warm_start.rounds=0", "rollout.workers=2"])
-    teacher = load_model(config.teacher.model)
+    teacher = load_teacher(config.teacher)
     plan = RoundPlan(config, factory.conditions(config, teacher))
     shards = [shard for round in range(options.shards) for shard in plan.shards(round)][: options.shards]
     with connect(config):

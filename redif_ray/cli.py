@@ -181,12 +181,13 @@ def sample(
     ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Levels for a model that carries no schedule of its own.")] = 20,
     schedule: Annotated[Path | None, typer.Option(help="The schedule.yaml of a search, instead of its own.")] = None,
+    family: Annotated[str | None, typer.Option(help="Your own code that loads the model, as teacher.family.")] = None,
 ) -> None:
     """Draw images from a student (with its own schedule) or a teacher, as one picture."""
     from redif_ray.sample import sample as draw
 
     draw(model, out, count=count, seed=seed, label=label, caption=caption, steps=steps, guidance=guidance,
-         schedule=schedule)
+         schedule=schedule, family=family)
     console.print(f"{count} images in {out}")
 
 

@@ -35,14 +35,16 @@ def sample(
     steps: int = 20,
     guidance: float | None = None,
     schedule: Path | None = None,
+    family: str | None = None,
 ) -> None:
     """Write `count` images of `model` to the PNG `out`; a student uses the schedule and guidance it was trained for.
 
     label, caption: what all of them show; without one, classes in turn, or nothing in particular. guidance: instead of
     the model's own. schedule: a file of `redif search`, of which the one with as many steps as the student's, or
-    `steps`, is used. Raises UserError for what the model has not.
+    `steps`, is used. family: code of the user's own that loads it, as `teacher.family`; None: a run's, where `model` is
+    a run. Raises UserError for what the model has not.
     """
-    source, network, levels, own = _load(model, steps)
+    source, network, levels, own = _load(model, steps, family)
     if schedule is not None:
         found = read_times(schedule, levels.steps)
         levels = schedules.explicit(network.process, found.levels, told=found.told)
@@ -87,15 +89,15 @@ def _conditions(
     return [label if label is not None else i % classes for i in range(count)]
 
 
-def _load(source: str, steps: int) -> tuple[str, DiffusionModel, Schedule, float]:
+def _load(source: str, steps: int, family: str | None) -> tuple[str, DiffusionModel, Schedule, float]:
     path = Path(source)
     if (path / "config.yaml").exists():
-        validate(read_yaml(path / "config.yaml"), Config)
+        family = family or validate(read_yaml(path / "config.yaml"), Config).teacher.family
         if not (path / "student").exists():
             raise FileNotFoundError(f"{path} has no student yet; finish the run first (redif distill ... --resume)")
         path = path / "student"
         source = str(path)
-    model = load_model(source)
+    model = load_model(source, family=family)
     settings = path / "redif.json"
     if settings.exists():
         own = json.loads(settings.read_text())

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from redif_ray.checkpoint import file_sha256
 from redif_ray.errors import UserError
 
 
@@ -42,6 +43,12 @@ def import_function(target: str) -> Callable[..., Any]:
     if not callable(function):
         raise UserCodeError(f"{source} has no function {name!r}")
     return function
+
+
+def source_sha256(*found: Any) -> tuple[str, ...]:
+    """sha256 of the files that functions or classes outside of this package are written in, each once, in order."""
+    files = {getattr(sys.modules.get(one.__module__), "__file__", None) for one in found}
+    return tuple(sorted(file_sha256(Path(f)) for f in files if f and not _ours(f)))
 
 
 def described(error: BaseException) -> str:

@@ -1,6 +1,8 @@
 """A family of models of your own: ScoreSdeVePipeline (Song et al., arXiv 2011.13456), whose network answers the score.
 
-Your package names it in its pyproject.toml:
+redif distill CONFIG teacher.model=FOLDER teacher.family=$PWD/docs/examples/own_family.py:load
+
+Or a package names it for all runs, in its pyproject.toml:
 
     [project.entry-points."redif_ray.models"]
     ScoreSdeVePipeline = "own_family:load"

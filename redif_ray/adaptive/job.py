@@ -30,7 +30,7 @@ from redif_ray.data.conditions import Conditions
 from redif_ray.interrupt import StopRequest, stop_requests
 from redif_ray.job.preflight import preflight
 from redif_ray.job.session import get
-from redif_ray.models.registry import load_model
+from redif_ray.models.registry import load_model, load_teacher
 from redif_ray.runs.folder import RunFolder
 from redif_ray.runs.jsonl import read_rows
 from redif_ray.search.finalists import MEASURED, chosen
@@ -136,7 +136,7 @@ def _adapt(job: Job) -> None:
         compared(aim, found, fronts[0], resamples=e.bootstrap, seed=job.config.run.seed) | {"file": _file(aim)}
         for aim, found in zip(aims, measured, strict=True)
     ]
-    factor = load_model(job.config.teacher.model).calls_per_step(job.config.student.guidance)
+    factor = load_teacher(job.config.teacher).calls_per_step(job.config.student.guidance)
     write_results(job.path, job.config, agents, [front for front in fronts if front.rows], factor)
     if job.records.tracker is not None:
         for agent in agents:
@@ -166,7 +166,8 @@ def _train(job: Job, aim: Goal, conditions: tuple[Any, ...], targets: Any) -> No
 
     training = agent.Training(job.config, aim, job.weights, conditions, targets)
     count, began = job.config.search.adaptive.iterations, time.monotonic()
-    process = load_model(job.config.search.student or job.config.teacher.model).process
+    teacher, student = job.config.teacher, job.config.search.student
+    process = load_model(student or teacher.model, family=teacher.family).process
     with agent.ppo(training, process) as algorithm:
         job.stop.listen()  # again: RLlib may have taken the signals
         for i in range(count):

@@ -24,7 +24,7 @@ from redif_ray.data.conditions import CONDITIONS
 from redif_ray.faults import fetched
 from redif_ray.interrupt import StopRequest
 from redif_ray.job.metrics_writer import MetricsWriter
-from redif_ray.models.registry import load_model
+from redif_ray.models.registry import load_teacher
 from redif_ray.planning import factory
 from redif_ray.weights.store import WeightStore
 
@@ -109,7 +109,7 @@ def _measure(
 def _coordinator(root: Path, config: Config, started: list[Any], workers: int) -> tuple[Any, tuple[Any, ...]]:
     folder = root / f"scaling-{workers}-{config.rollout.groups}"
     folder.mkdir()
-    conditions = factory.conditions(config, load_model(config.teacher.model))
+    conditions = factory.conditions(config, load_teacher(config.teacher))
     (folder / CONDITIONS).write_text(conditions.to_json())
     writer = ray.remote(MetricsWriter).options(num_cpus=0).remote(str(folder), None, "benchmark", "scaling", None)
     weights = ray.remote(WeightStore).options(num_cpus=0).remote()

@@ -18,7 +18,7 @@ from redif_ray.config.roles import (
     WarmStart,
     Workers,
 )
-from redif_ray.config.run import Conditions, Lora, Networks, Run, Student
+from redif_ray.config.run import Conditions, Lora, Networks, Run, Student, Teacher
 from redif_ray.config.searches import Search
 from redif_ray.config.tree import Config
 
@@ -41,6 +41,7 @@ __all__ = [
     "Search",
     "Strict",
     "Student",
+    "Teacher",
     "Term",
     "WarmStart",
     "Workers",

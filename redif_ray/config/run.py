@@ -34,6 +34,10 @@ class Ray(Strict):
 
 class Teacher(Strict):
     model: str = Field("fashion-mnist", description="a diffusers folder, or the name of a shipped teacher")
+    family: str | None = Field(
+        None, description="own code that loads it and its students: path/to/file.py:load or package.module:load; None: "
+        "what knows the pipeline's class"
+    )
     solver: Literal["euler", "heun", "dpmpp_2m"] = "dpmpp_2m"
     steps: Positive = Field(20, description="evaluated levels of the target; heun calls the network twice a level")
     schedule: str = Field("uniform_trailing", description="named schedule of the target")

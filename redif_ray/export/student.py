@@ -93,12 +93,16 @@ def recipe(student: DiffusionModel, schedule: Schedule, guidance: float) -> Reci
 
 def _elsewhere(student: DiffusionModel, schedule: Schedule) -> Recipe:
     """A family of another package may predict and decode in its own way: that package and this one sample it."""
+    own = student.family.name if student.family else type(student).__module__
+    file = ".py:" in own
+    told = f', family="{own}"' if file else ""
     code = "\n".join([
         "from pathlib import Path",
         "from redif_ray.sample import sample",
-        'sample(".", Path("sample.png"), count=4, seed=0)  # "." is where this file lies',
+        f'sample(".", Path("sample.png"), count=4, seed=0{told})  # "." is where this file lies',
     ])
-    needs = f"It needs redif-ray, and the package of {type(student).__module__}, which knows this family of models."
+    what = f"the file {own.partition(':')[0]}" if file else f"the package of {own.partition(':')[0]}"
+    needs = f"It needs redif-ray, and {what}, which knows this family of models."
     return Recipe(student.scheduler, schedule.levels.sigma.tolist(), code, needs)
 
 

@@ -19,7 +19,7 @@ from redif_ray.job.evaluate import measure, result_table
 from redif_ray.job.session import session
 from redif_ray.learner.compute import Accounts
 from redif_ray.models.protocol import DiffusionModel
-from redif_ray.models.registry import load_model, model_folder
+from redif_ray.models.registry import load_teacher, model_folder
 from redif_ray.models.student import make_student, set_weights
 from redif_ray.planning import factory
 from redif_ray.runs import timeline
@@ -40,7 +40,7 @@ def evaluate(run: Path, overrides: list[str], *, checkpoint: str, console: Conso
     config = evaluated(config, overrides)
     handed_over(config.reward)  # raises before Ray starts
     with stop_requests("nothing was written; run the command again") as stop, RunFolder.reopen(run) as folder:
-        conditions = folder.conditions() or factory.conditions(config, load_model(config.teacher.model))
+        conditions = folder.conditions() or factory.conditions(config, load_teacher(config.teacher))
         folder.keep_conditions(conditions)
         with connect(config), session(config, conditions, folder, stop) as opened:
             opened.ready()
@@ -77,7 +77,7 @@ def export_checkpoint(run: Path, out: Path, checkpoint: str, schedule: Path | No
     if schedule is not None:
         found = read_times(schedule, config.student.steps)
         config = config.model_copy(update={"student": config.student.model_copy(update=found._asdict())})
-    export_weights(load_model(config.teacher.model), config, weights, out, None)
+    export_weights(load_teacher(config.teacher), config, weights, out, None)
     return out
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import asdict
 from typing import Any
 
 import ray
@@ -19,6 +20,7 @@ from redif_ray.job.export import export_weights
 from redif_ray.job.session import Session
 from redif_ray.learner.compute import Accounts
 from redif_ray.learner.ray_train import Outcome
+from redif_ray.models.registry import replaced
 from redif_ray.planning import factory
 from redif_ray.runs.jsonl import read_rows
 
@@ -45,7 +47,7 @@ def finish(run: Session, outcome: Outcome, console: Console) -> None:
         "policy_version": int(meta["version"]),
         "weights_sha256": weights_sha256(weights),
         "mlflow": {"tracking_uri": config.tracking_uri or "", "run_id": run.folder.state.get("mlflow_run_id") or ""},
-        "notes": {**measured.notes, **_work(run)},
+        "notes": {**measured.notes, **_work(run), **_family(run)},
     }
     shutil.rmtree(folder / "student", ignore_errors=True)  # of a run that was cut short between export and summary
     export_weights(run.teacher, config, weights, folder / "student", summary)
@@ -70,6 +72,12 @@ def _work(run: Session) -> dict[str, Any]:
         for name, seconds in sorted(status["busy"].items())
     }
     return {"workers": workers, "lost": ray.get(run.writer.all_lost.remote())}
+
+
+def _family(run: Session) -> dict[str, Any]:
+    """Which code of the user's own loaded the models, if any did."""
+    family = run.teacher.family
+    return {} if family is None else {"family": {**asdict(family), "replaces": replaced(run.teacher)}}
 
 
 def _track(run: Session, summary: dict[str, Any]) -> None:

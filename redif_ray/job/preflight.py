@@ -16,7 +16,7 @@ from redif_ray.export.card import licence
 from redif_ray.export.carried import carried
 from redif_ray.methods import phases_of
 from redif_ray.models.protocol import DiffusionModel, ModelError
-from redif_ray.models.registry import load_model, model_folder
+from redif_ray.models.registry import load_teacher, model_folder, replaced
 from redif_ray.models.student import make_student
 from redif_ray.planning import factory
 from redif_ray.workers import runtime_env
@@ -26,7 +26,9 @@ log = logging.getLogger(__name__)
 
 def preflight(config: Config, captions: Sequence[str] | None = None) -> Conditions:
     """Build once what the workers will build; what the run draws is answered. Raises UserError naming the key."""
-    teacher = load_model(config.teacher.model)
+    teacher = load_teacher(config.teacher)
+    if (told := replaced(teacher)) is not None:
+        log.warning("%s", told)
     make_student(teacher, config.student.lora)
     teacher.blank(1)  # raises for a tokeniser that cannot be read
     conditions = factory.conditions(config, teacher, captions)

@@ -31,7 +31,7 @@ from redif_ray.interrupt import StopRequest
 from redif_ray.job.metrics_writer import MetricsWriter
 from redif_ray.learner.samples import Samples, Terms, collect, joined
 from redif_ray.models.protocol import DiffusionModel
-from redif_ray.models.registry import load_model
+from redif_ray.models.registry import load_teacher
 from redif_ray.models.student import get_weights, make_student
 from redif_ray.planning import factory
 from redif_ray.planning.rounds import RoundPlan
@@ -150,7 +150,7 @@ def session(config: Config, conditions: Conditions, folder: RunFolder, stop: Sto
     """
     stop.listen()  # again: Ray took SIGTERM for itself
     torch.set_num_threads(1)
-    teacher = load_model(config.teacher.model)
+    teacher = load_teacher(config.teacher)
     teacher.parts_sha256(factory.digests(config))  # once, before all workers ask for them
     plan = RoundPlan(config, conditions)
     roles = {"rollout": config.rollout, "reward": config.reward}

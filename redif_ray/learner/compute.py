@@ -9,7 +9,7 @@ from redif_ray.config import LEARNED, Config
 from redif_ray.evaluation.compute import ComputeLedger, prediction_flops, update_factor
 from redif_ray.faults import Fetched
 from redif_ray.models.folder import without_weights
-from redif_ray.models.registry import load_model
+from redif_ray.models.registry import load_teacher
 from redif_ray.types import Meta
 
 COMPONENTS = {"rollout": "student_rollout"}  # the ledger's name of a worker's component, where they differ
@@ -21,7 +21,7 @@ class Accounts:
     def __init__(self, config: Config) -> None:
         self.config = config
         with without_weights():
-            self.flops = prediction_flops(load_model(config.teacher.model, device="meta"))
+            self.flops = prediction_flops(load_teacher(config.teacher, device="meta"))
         self.factor = update_factor(lora=config.student.lora.rank > 0, checkpointing=config.learner.checkpointing)
         self.ledger = ComputeLedger()
 

@@ -25,6 +25,16 @@ from redif_ray.types import Condition
 Encoded = dict[str, Tensor]
 
 
+@dataclass(frozen=True, slots=True)
+class OwnFamily:
+    """Code of the user's that loaded a model. name: `file.py:load`, without its folder, or `package.module:load`;
+    sha256: of the files that it and the model's class are written in.
+    """
+
+    name: str
+    sha256: tuple[str, ...]
+
+
 @dataclass(eq=False, kw_only=True)
 class DiffusionModel(ABC):
     """A denoising network of a diffusers pipeline with its noise process.
@@ -46,6 +56,7 @@ class DiffusionModel(ABC):
     scheduler: Any  # the pipeline's (diffusers), for its noise process; nothing here steps with it
 
     dtype: torch.dtype = torch.float32  # that the network computes in
+    family: OwnFamily | None = None  # None: one of this package's
 
     takes_captions: ClassVar[bool] = False  # whether a condition is a text
 

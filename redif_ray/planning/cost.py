@@ -19,7 +19,7 @@ from redif_ray.learning.rounding import rounds_apart
 from redif_ray.methods import Prices
 from redif_ray.models.folder import without_weights
 from redif_ray.models.protocol import DiffusionModel
-from redif_ray.models.registry import load_model
+from redif_ray.models.registry import load_teacher
 from redif_ray.models.student import trained_numbers
 from redif_ray.planning.rounds import RoundPlan
 
@@ -53,7 +53,7 @@ def estimate(config: Config, conditions: Conditions) -> Estimate:
     It takes a few seconds for a network of any size.
     """
     with without_weights():
-        teacher = load_model(config.teacher.model, device="meta")
+        teacher = load_teacher(config.teacher, device="meta")
     plan = RoundPlan(config, conditions)
     work, flops = _work(config, teacher, plan), prediction_flops(teacher)
     by_gpu = flops / GPU_FLOPS[config.networks.precision]
@@ -145,7 +145,7 @@ def _cpu_seconds(config: Config, flops: float, together: Iterable[int]) -> dict[
     try:
         if flops > LARGEST_TIMED:
             return {cores: flops / _product_rate(cores) for cores in together}
-        teacher = load_model(config.teacher.model)
+        teacher = load_teacher(config.teacher)
         batch = max(1, min(16, int(LARGEST_TIMED / flops)))
         x, encoded = torch.zeros(batch, *teacher.latent_shape), teacher.blank(batch)
         level = teacher.process.noisiest()

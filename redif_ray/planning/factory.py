@@ -36,7 +36,8 @@ def teacher(config: Config, where: str) -> DiffusionModel:
 
 def model(config: Config, source: str, where: str) -> DiffusionModel:
     """The model at `source` in the run's precision, which shares encoded captions with all processes of the run."""
-    found = load_model(source, device=where, dtype=getattr(torch, config.networks.precision))
+    dtype = getattr(torch, config.networks.precision)
+    found = load_model(source, family=config.teacher.family, device=where, dtype=dtype)
     if isinstance(found, TextModel):
         found.keep_encodings(_stores(config) / "captions", digests(config))
     return found

@@ -26,7 +26,7 @@ from redif_ray.methods import phases_of
 from redif_ray.models.folder import without_weights
 from redif_ray.models.protocol import DiffusionModel
 from redif_ray.models.quiet import quiet
-from redif_ray.models.registry import load_model
+from redif_ray.models.registry import load_teacher
 from redif_ray.models.sharding import units
 from redif_ray.models.student import enable_checkpointing, make_student, trainable
 from redif_ray.planning import factory
@@ -127,7 +127,7 @@ def footprints(config: Config) -> Footprints:
     """Raises ModelError for a teacher that cannot be loaded."""
     dtype = getattr(torch, config.networks.precision)
     with without_weights():
-        teacher = load_model(config.teacher.model, device="meta", dtype=dtype)
+        teacher = load_teacher(config.teacher, device="meta", dtype=dtype)
     student = make_student(teacher, config.student.lora)
     if config.learner.checkpointing:
         enable_checkpointing(student)

@@ -16,6 +16,8 @@ def absolute(config: Config) -> Config:
         tree["teacher"]["store"] = str(Path(config.teacher.store).resolve())
     if (named := found_schedule(config.student)) is not None:
         tree["student"] |= {**named._asdict(), "schedule": Student().schedule}
+    if config.teacher.family:
+        tree["teacher"]["family"] = _absolute_code(config.teacher.family)
     source = config.conditions.source
     if source and Path(source).exists():
         tree["conditions"]["source"] = str(Path(source).resolve())
@@ -24,7 +26,14 @@ def absolute(config: Config) -> Config:
             tree[section][key] = str(Path(tree[section][key]).resolve())
     for term in tree["reward"]["terms"].values():
         for option, value in term["options"].items():
-            path, colon, function = value.rpartition(":") if option == "callable" else (value, "", "")
-            if isinstance(path, str) and path and Path(path).exists():
-                term["options"][option] = f"{Path(path).resolve()}{colon}{function}"
+            if option == "callable":
+                term["options"][option] = _absolute_code(value)
+            elif isinstance(value, str) and value and Path(value).exists():
+                term["options"][option] = str(Path(value).resolve())
     return Config.model_validate(tree)
+
+
+def _absolute_code(target: str) -> str:
+    """`path/to/file.py:name` with its path absolute; `package.module:name` as it is."""
+    path, colon, name = target.rpartition(":")
+    return f"{Path(path).resolve()}{colon}{name}" if path and Path(path).exists() else target

@@ -170,12 +170,12 @@ def load_inverted(folder: Path, dtype: torch.dtype) -> DiffusionModel:
 
 def test_another_package_adds_a_family(unet_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     point = EntryPoint("NegativePipeline", f"{__name__}:load_inverted", registry.GROUP)
-    monkeypatch.setattr(registry, "entry_points", lambda group: [point] if group == "redif_ray.models" else [])
+    monkeypatch.setattr(registry, "entry_points", lambda group, name=point.name: [point] if name == point.name else [])
     folder = copied(unet_folder, tmp_path / "m")
     edit(folder / "model_index.json", _class_name="NegativePipeline")
     assert load_model(folder).decode(torch.ones(1, 2, 8, 8)).max() == 0
     edit(folder / "model_index.json", _class_name="Other")
-    with pytest.raises(ModelError, match=r"DiTPipeline, EDMPipeline, NegativePipeline, .*XLPipeline, or a package"):
+    with pytest.raises(ModelError, match=r"DiTPipeline, EDMPipeline, NegativePipeline, .*XLPipeline; or code of"):
         load_model(folder)
 
 
