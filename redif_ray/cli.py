@@ -160,7 +160,7 @@ def evaluate(
 
     Example: redif evaluate runs/demo evaluation.held_out=10000
     """
-    from redif_ray.job.export import evaluate as measure
+    from redif_ray.job.evaluate import evaluate as measure
 
     path = measure(run, overrides or [], checkpoint=checkpoint, console=console)
     console.print(f"written to {path}")

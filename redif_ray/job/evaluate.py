@@ -2,30 +2,46 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from rich.table import Table
+from rich.console import Console
 
 from redif_ray.checkpoint import find_checkpoint, load_checkpoint, unpack
-from redif_ray.config import LEARNED
+from redif_ray.cluster.connect import connect
+from redif_ray.config import LEARNED, Config, ConfigError, assign, parse_override, validate
 from redif_ray.diffusion import schedules, solvers
 from redif_ray.diffusion.noise import Stream
 from redif_ray.evaluation.arm import evaluate_arm, limits
 from redif_ray.evaluation.changes import Change, changes
 from redif_ray.evaluation.judge import Judge, Seen, needs_reference
 from redif_ray.evaluation.report import ARMS
-from redif_ray.job.session import INITIAL, Session
+from redif_ray.evaluation.table import result_table
+from redif_ray.interrupt import stop_requests
+from redif_ray.job.deployed import deployed
+from redif_ray.job.session import INITIAL, Session, session
 from redif_ray.learner.compute import Accounts
 from redif_ray.learner.judge import judge_of
 from redif_ray.learner.learned_reward import last_learned
 from redif_ray.learner.samples import Samples, Terms, parted
+from redif_ray.models.registry import load_teacher
+from redif_ray.planning import factory
+from redif_ray.runs import timeline
+from redif_ray.runs.folder import RunFolder
 from redif_ray.types import Condition, Shard
 from redif_ray.weights.store import learned_key
+from redif_ray.workers.runtime_env import handed_over
 
+MAY_CHANGE = (
+    "evaluation.", "ray.", "rollout.workers", "reward.workers", "rollout.least", "reward.least", "rollout.resources",
+    "reward.resources", "rollout.labels", "reward.labels",
+)  # fmt: skip
+NO_LEARNER = {"workers": 1, "shard": False, "cpus": 0, "gpus": 0, "resources": {}, "labels": {}}
 Way = tuple[str, str, int, float]  # to sample the teacher: solver, schedule, steps, guidance
 
 
@@ -36,6 +52,44 @@ class Measured:
     fields: dict[str, Any]
     images: list[tuple[str, np.ndarray]]
     notes: dict[str, Any]
+
+
+def evaluate(run: Path, overrides: list[str], *, checkpoint: str, console: Console) -> Path:
+    """`redif evaluate`: the arms of a run once more; writes evaluation-<held_out>.json beside its summary."""
+    run = run.resolve()  # workers have working directories of their own
+    config, weights, version = deployed(run, checkpoint)
+    config = evaluated(config, overrides)
+    handed_over(config.reward)  # raises before Ray starts
+    with stop_requests("nothing was written; run the command again") as stop, RunFolder.reopen(run) as folder:
+        conditions = folder.conditions() or factory.conditions(config, load_teacher(config.teacher))
+        folder.keep_conditions(conditions)
+        with connect(config), session(config, conditions, folder, stop) as opened:
+            opened.ready()
+            opened.growth.start()
+            measured = measure(opened, weights, version, Accounts(config))
+        name = f"evaluation-{config.evaluation.held_out}.json"
+        found = {**measured.fields, "notes": measured.notes}
+        folder.write(name, json.dumps(found, indent=1) + "\n")
+        timeline.draw(folder)
+    console.print(result_table(found))
+    return run / name
+
+
+def evaluated(config: Config, overrides: list[str]) -> Config:
+    """A run's configuration, for its evaluation: nothing asks for a learner's room. Raises ConfigError."""
+    changed = [o for o in overrides if not o.startswith(MAY_CHANGE)]
+    if changed:
+        raise ConfigError(
+            f"{changed[0]}: an evaluation may change evaluation.*, ray.*, numbers of workers, their resources and "
+            "labels; expected one of these"
+        )
+    tree = config.model_dump()
+    for text in overrides:
+        assign(tree, *parse_override(text))
+    tree["tracking"]["uri"] = "off"
+    tree["learner"] |= NO_LEARNER
+    found: Config = validate(tree)
+    return found
 
 
 def measure(run: Session, weights: dict[str, torch.Tensor], version: int, accounts: Accounts) -> Measured:
@@ -186,30 +240,3 @@ def _teacher_samples(run: Session, shards: list[Shard], way: Way, accounts: Acco
     metas, images = run.ask_reward("sample", [(shard, *way) for shard in shards])
     accounts.add_evaluation(metas)
     return images
-
-
-def result_table(summary: dict[str, Any]) -> Table:
-    """The arms of `summary`, the fields of an evaluation beside its `notes`, in the 80 columns of a terminal."""
-    view = Table(
-        title=f"{summary['held_out']} held-out noises, judge {summary['judge']}",
-        caption="ms: an image on one worker. mse: to the teacher's image.",
-        title_justify="left", caption_justify="left", box=None, padding=(0, 1), collapse_padding=True, pad_edge=False,
-    )  # fmt: skip
-    seconds = summary["notes"]["seconds_per_image"]
-    told = summary["arms"]["student"].get("caption_cosine") is not None
-    for column in ("", "NFE", "ms", "Fréchet", "caption" if told else "1000 KID", "recall", "mse"):
-        view.add_column(column, justify="left" if not column else "right", no_wrap=True)
-    for name in ARMS:
-        arm = summary["arms"].get(name)
-        if arm:
-            low, high = arm["frechet_ci"]
-            view.add_row(
-                ARMS[name],
-                str(arm["nfe"]),
-                f"{1e3 * seconds['teacher' if name == 'teacher_full' else 'student']:.1f}",
-                f"{arm['frechet']:.3g} [{low:.3g}, {high:.3g}]",
-                f"{arm['caption_cosine']:.3f}" if told else f"{1e3 * arm['kid']:.1f} ± {1e3 * arm['kid_se']:.1f}",
-                f"{arm['recall']:.3f}",
-                f"{arm['paired']['pixel_mse']:.5f}",
-            )
-    return view

@@ -15,7 +15,8 @@ from redif_ray.evaluation import plots
 from redif_ray.evaluation.changes import Change
 from redif_ray.evaluation.report import GAPS, gap_closed, write_report
 from redif_ray.evaluation.summary import Summary
-from redif_ray.job.evaluate import measure, result_table
+from redif_ray.evaluation.table import result_table
+from redif_ray.job.evaluate import measure
 from redif_ray.job.export import export_weights
 from redif_ray.job.session import Session
 from redif_ray.learner.compute import Accounts

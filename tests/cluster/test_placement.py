@@ -14,7 +14,7 @@ from redif_ray.cluster import connect, placement
 from redif_ray.config import Config, ConfigError, load
 from redif_ray.interrupt import Interrupted, StopRequest
 from redif_ray.job import requirements
-from redif_ray.job.export import evaluated
+from redif_ray.job.evaluate import evaluated
 from redif_ray.planning.memory import Footprint, Footprints
 
 PLACED = (

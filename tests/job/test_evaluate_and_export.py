@@ -15,7 +15,8 @@ from rich.console import Console
 from smoke_runs import last_weights, summary
 
 from redif_ray.config import ConfigError
-from redif_ray.job.export import evaluate, export_checkpoint
+from redif_ray.job.evaluate import evaluate
+from redif_ray.job.export import export_checkpoint
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("cluster")]
 

@@ -14,7 +14,7 @@ from test_families import resumed
 from redif_ray.checkpoint import load_checkpoint
 from redif_ray.config import Config
 from redif_ray.job.distill import distill
-from redif_ray.job.export import evaluate
+from redif_ray.job.evaluate import evaluate
 from redif_ray.runs.jsonl import read_rows
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("cluster")]

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from redif_ray.job.evaluate import result_table
+from redif_ray.evaluation.table import result_table
 
 
 def arm(frechet: float, nfe: int) -> dict[str, Any]:
