@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -71,6 +72,8 @@ def run_card(folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Tensor, Ten
 
     with monkeypatch.context() as patch:
         patch.chdir(folder)
+        patch.syspath_prepend(folder)
+        patch.delitem(sys.modules, "sample", raising=False)
         patch.setattr(torch, "randn", recorded)
         scope: dict[str, Any] = {}
         exec(code(folder), scope)
@@ -178,7 +181,7 @@ def test_the_folder_is_the_teachers_layout_and_says_what_it_is(tmp_path: Path) -
     folder = export(student, schedule, tmp_path / "student", guidance=1.5, teacher=teacher, summary=SUMMARY)
 
     assert sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()) == [
-        "LICENSE", "README.md", "model_index.json", "redif.json", "scheduler/scheduler_config.json",
+        "LICENSE", "README.md", "model_index.json", "redif.json", "sample.py", "scheduler/scheduler_config.json",
         "transformer/config.json", "transformer/diffusion_pytorch_model.safetensors",
     ]
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []

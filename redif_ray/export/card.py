@@ -9,7 +9,7 @@ import yaml
 
 from redif_ray.diffusion.schedules import Schedule
 from redif_ray.export.carried import inside
-from redif_ray.export.recipe import Recipe
+from redif_ray.export.recipe import Recipe, timesteps, told
 from redif_ray.models.protocol import DiffusionModel, ModelError
 
 CARD = "README.md"
@@ -52,8 +52,8 @@ def card(
 
 A diffusion model that redif-ray distilled to {schedule.steps} steps{guided} ({calls} network calls an image), towards
 the images that its teacher makes in many (ReDiF, arXiv 2512.22802). It keeps the teacher's architecture, noise process
-and licence. It was made for the timesteps below only. The pipelines of diffusers choose their own, and some leave the
-noise unscaled, so use this code.
+and licence. It was made for the timesteps {timesteps(schedule)} only{_told(schedule)}. The pipelines of diffusers
+choose their own, and some leave the noise unscaled, so use this code.
 {_numbers(summary)}
 ## Sampling
 
@@ -63,6 +63,11 @@ noise unscaled, so use this code.
 {recipe.code}
 ```
 {_alone(adapters)}"""
+
+
+def _told(schedule: Schedule) -> str:
+    other = told(schedule)
+    return "" if other is None else f", in whose place the network is told {other}"
 
 
 def _alone(adapters: str | None) -> str:

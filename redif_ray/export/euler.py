@@ -11,33 +11,10 @@ import torch
 from diffusers import EulerDiscreteScheduler
 
 from redif_ray.diffusion.schedules import Schedule
-from redif_ray.export.recipe import timesteps, told
-from redif_ray.export.sampler import Sampler
-from redif_ray.models.pixel import PixelModel
+from redif_ray.export.recipe import timesteps
 from redif_ray.models.protocol import DiffusionModel, ModelError
 
 BETAS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
-
-
-def euler_sampler(student: PixelModel, schedule: Schedule) -> Sampler:
-    scheduler = euler_scheduler(student, schedule)
-    clip = "" if student.clip is None else f".clamp(-{student.clip}, {student.clip})"
-    other = told(schedule)
-    names, values = ("", "") if other is None else (", said", f", {other}")
-    return Sampler(
-        scheduler,
-        scheduler.sigmas.tolist(),
-        levels=f"scheduler.set_timesteps(timesteps={timesteps(schedule)})",
-        scale="scheduler.init_noise_sigma",
-        loop=[
-            f"for t, sigma, following{names} in zip("
-            f"scheduler.timesteps, scheduler.sigmas, scheduler.sigmas[1:]{values}):",
-            "    scaled = scheduler.scale_model_input(x, t)",
-        ],
-        told="t.expand({}).long()" if other is None else "torch.tensor(said).expand({})",
-        x0=f"scheduler.step(output, t, x).pred_original_sample{clip}",
-        result="x" if schedule.levels.sigma[-1] == 0 else "x / (following**2 + 1) ** 0.5",
-    )  # fmt: skip
 
 
 def euler_scheduler(student: DiffusionModel, schedule: Schedule) -> Any:
@@ -53,7 +30,7 @@ def euler_scheduler(student: DiffusionModel, schedule: Schedule) -> Any:
         timestep_spacing="trailing", steps_offset=config.get("steps_offset", 0),
         final_sigmas_type="sigma_min" if end > 0 else "zero",
     )  # fmt: skip
-    if student.clip is not None:  # Euler's step does not clip; the card's code does, and this package
+    if student.clip is not None:  # Euler's step does not clip; the folder's sample.py does, and this package
         scheduler.register_to_config(clip_sample=True, clip_sample_range=student.clip)
     scheduler.set_timesteps(timesteps=timesteps(schedule))
     finite = schedule.levels.alpha > 0  # rescaled betas: Euler's first sigma is 4096 where ours is infinite

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from redif_ray.diffusion.schedules import Schedule
@@ -12,13 +13,14 @@ from redif_ray.diffusion.schedules import Schedule
 @dataclass(frozen=True, slots=True)
 class Recipe:
     """scheduler: as it is saved; sigmas: the levels [N + 1] in its units; code: the card's Python, 15 lines at most;
-    needs: a sentence that says which packages it takes.
+    needs: a sentence that says which packages it takes; sampler: the file that the code imports as `sample`, if any.
     """
 
     scheduler: Any
     sigmas: list[float]
     code: str
     needs: str
+    sampler: Path | None = None
 
 
 def timesteps(schedule: Schedule) -> list[float]:

@@ -4,6 +4,7 @@
     pytorch_lora_weights.safetensors            of a text-to-image student with adapters: the adapters alone
     redif.json                                  timesteps, sigma / alpha and guidance that the student was trained for
     README.md                                   a model card whose code samples with torch and diffusers alone
+    sample.py                                   of a student of pixels: what that code calls
     LICENSE, NOTICE and the other parts         the teacher's, as they are: those that its pipeline knows
 """
 
@@ -20,12 +21,9 @@ from redif_ray.diffusion.schedules import Schedule
 from redif_ray.export.adapters import adapter_lines, save_adapters
 from redif_ray.export.card import CARD, card, licence
 from redif_ray.export.carried import carried, copy, exported_index, is_elsewhere
-from redif_ray.export.edm import edm_sampler
-from redif_ray.export.euler import euler_sampler
 from redif_ray.export.pipeline import pipeline_recipe
+from redif_ray.export.pixels import pixel_recipe
 from redif_ray.export.recipe import Recipe, timesteps, told
-from redif_ray.export.sampler import pixel_recipe
-from redif_ray.models.edm import EDM
 from redif_ray.models.folder import INDEX
 from redif_ray.models.pixel import PixelModel
 from redif_ray.models.protocol import DiffusionModel, ModelError
@@ -74,6 +72,8 @@ def export_student(
     _write_json(partial / INDEX, index | {"scheduler": ["diffusers", type(how.scheduler).__name__]})
     _write_json(partial / SETTINGS, _settings(student, schedule, how, name, guidance))
     (partial / CARD).write_text(text)
+    if how.sampler is not None:
+        shutil.copyfile(how.sampler, partial / "sample.py")
     copy(files, partial)
     partial.rename(folder)
 
@@ -87,8 +87,7 @@ def recipe(student: DiffusionModel, schedule: Schedule, guidance: float) -> Reci
     if isinstance(student, TextModel):
         return pipeline_recipe(student, schedule, guidance)
     assert isinstance(student, PixelModel)
-    sampler = edm_sampler(student, schedule) if isinstance(student, EDM) else euler_sampler(student, schedule)
-    return pixel_recipe(student, sampler, guidance)
+    return pixel_recipe(student, schedule)
 
 
 def _elsewhere(student: DiffusionModel, schedule: Schedule) -> Recipe:
