@@ -1,6 +1,6 @@
 """What makes the paper's algorithm work here: its public code's settings, one at a time and all together.
 
-    python benchmarks/ablation.py
+    python -m benchmarks.ablation
 
 Starts from configs/fashion_mnist_paper.yaml, puts one setting of the public code in place of ours, and at last all of
 them. The same resumable runs as in benchmarks/comparison.py; the table in docs/measurements.md is that of
@@ -12,8 +12,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from kept import Result, Results
-
+from benchmarks.kept import Result, Results
 from redif_ray.errors import Notice
 
 SEED = 1  # ours were tuned on 0

@@ -1,6 +1,6 @@
 """What an adaptive schedule could win at most: a finished search's held-out distances, spent by image or by class.
 
-    python benchmarks/allocation.py runs/bank0-search
+    python -m benchmarks.allocation runs/bank0-search
 
 At each price of a call: the searched schedule that is best for all; the best N of each class, chosen on one half of the
 noises and measured on the other; and the best N of each image, which only an oracle knows.

@@ -1,6 +1,6 @@
 """The comparison in the README: every arm on the same teacher, steps and budget; one command, which can be resumed.
 
-    python benchmarks/comparison.py
+    python -m benchmarks.comparison
 
 The settings of the arms with candidates were tuned on seed 0, which is not reported: the candidate with the highest
 validation reward is run on the other seeds. That tuning is not equal: the recipe's took many trials, `sfd` and `draft`
@@ -8,8 +8,8 @@ had three candidates each, `sfd_six_substeps` is a first try. A run whose result
 cut short is resumed. The tables in the README are those of
 
     R=benchmarks/results/comparison.json
-    python benchmarks/comparison.py --results $R --arms recipe sfd_six_substeps --seeds 1 2 3 4
-    python benchmarks/comparison.py --results $R
+    python -m benchmarks.comparison --results $R --arms recipe sfd_six_substeps --seeds 1 2 3 4
+    python -m benchmarks.comparison --results $R
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
-from kept import Result, Results, training_cost
-
+from benchmarks.kept import Result, Results, training_cost
 from redif_ray.errors import Notice
 
 TUNING_SEED = 0

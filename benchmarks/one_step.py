@@ -1,6 +1,6 @@
 """Exploring at every step against exploring at one alone: from one warm start, in one process, for each seed.
 
-    python benchmarks/one_step.py fashion_mnist 0 1 2 [--signal]
+    python -m benchmarks.one_step fashion_mnist 0 1 2 [--signal]
 
 Arms are measured on held-out noises: the recipe's terms, and the Frechet distance before the recipe's judge. TFLOPs are
 those of teacher, rollout and update. Warm starts and what was measured stay in runs/one-step and are not made again.

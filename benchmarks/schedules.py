@@ -4,7 +4,7 @@
         redif search fashion_mnist run.name=bank$seed run.seed=$seed search.steps=[2,3,4,6,8] search.engine=both \
             evaluation.held_out=1000
     done
-    python benchmarks/schedules.py runs/bank?-search
+    python -m benchmarks.schedules runs/bank?-search
 
 Each cell is the mean over seeds with its 95 % interval by Student's t: a seed has its own bank, its own search and its
 own held-out noises. The last columns are paired by seed, since all schedules of a seed see the same noises.

@@ -1,6 +1,6 @@
 """Whether a few-step sampler gains by noise: the searched schedules of a finished search, at several eta, both kinds.
 
-    python benchmarks/stochastic.py runs/NAME-search
+    python -m benchmarks.stochastic runs/NAME-search
 
 On its first held-out noises: the mean distance to the teacher's images of the same noises (the recipe's weighted terms)
 and the Frechet distance before the recipe's judge.

@@ -1,6 +1,6 @@
 """What a checkpoint costs training without an upload, beside one to a slow disk, and if it waited for it.
 
-    python benchmarks/upload.py --mb 200 --mb-per-second 20
+    python -m benchmarks.upload --mb 200 --mb-per-second 20
 
 Taken in turns, so that what else the machine does falls on all alike. Between checkpoints there are matrix products on
 one thread; how much slower the upload makes them is the last line.
@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from pyarrow import fs
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "pipeline"))
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "job"))
 from slow_disk import SlowDisk
 
 from redif_ray.checkpoint import save_checkpoint
@@ -58,7 +58,7 @@ class Training:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mb", type=int, default=200)
     parser.add_argument("--mb-per-second", type=float, default=20)
     options = parser.parse_args()

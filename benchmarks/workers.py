@@ -1,6 +1,6 @@
 """Rollouts a second of two rollout workers against one's, on the demo's shards; the ratio of runs that alternate.
 
-    python benchmarks/workers.py [--shards 16] [--repeats 5]
+    python -m benchmarks.workers [--shards 16] [--repeats 5]
 
 Needs two idle cores. Work alone is timed: workers have loaded, weights are in place.
 """

@@ -59,7 +59,7 @@ def some(emoji: Emoji) -> Emoji:
 
 def main() -> None:
     single_thread()
-    model = load_model(TEACHER)
+    model: Any = load_model(TEACHER)
     print(f"{call_milliseconds(model):.2f} ms a call, {decode_milliseconds(model.part('vae')):.2f} ms to decode")
     judge = clip.ENCODERS / "emoji_clip_b"
     network = CLIPModel.from_pretrained(judge, dtype=torch.float32).eval()
