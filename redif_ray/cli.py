@@ -22,8 +22,6 @@ app = typer.Typer(
     rich_markup_mode="rich",
     help="Turn a slow diffusion model into a few-step one by reinforcement learning, on a Ray cluster.",
 )
-benchmarks = typer.Typer(no_args_is_help=True)
-app.add_typer(benchmarks, name="benchmark", help="Measure redif-ray itself, on this machine.")
 console = Console()
 complaints = Console(stderr=True)
 
@@ -232,39 +230,6 @@ def doctor(
             "learner.checkpointing=true, networks.precision=bfloat16, student.lora.rank, rollout.shard_groups and "
             "evaluation.batch decide how much memory a worker needs"
         )
-
-
-@benchmarks.command()
-def pipeline(
-    parts: Annotated[
-        list[str] | None,
-        typer.Argument(
-            help="first_step, overhead, one_core, overlap, scaling, control, publishing, soak, startup; none: all."
-        ),
-    ] = None,
-    out: Annotated[Path, typer.Option(help="The folder of pipeline.md and pipeline.json.")] = Path("benchmark"),
-) -> None:
-    """What Ray costs a run and brings it, as ratios taken side by side: half an hour in all.
-
-    Example: redif benchmark pipeline overhead overlap
-    """
-    from redif_ray.benchmark.pipeline import PIPELINE
-
-    console.print(f"written to {PIPELINE.measure(parts or [], out, console)}")
-
-
-@benchmarks.command()
-def gpu(
-    parts: Annotated[list[str] | None, typer.Argument(help="sd15, sdxl; none: both.")] = None,
-    out: Annotated[Path, typer.Option(help="The folder of gpu.md and gpu.json.")] = Path("benchmark"),
-) -> None:
-    """Stable Diffusion 1.5 and XL with random weights through the whole pipeline, beside plain loops of diffusers.
-
-    Example: redif benchmark gpu sd15
-    """
-    from redif_ray.benchmark.gpu import GPU
-
-    console.print(f"written to {GPU.measure(parts or [], out, console)}")
 
 
 def main() -> None:

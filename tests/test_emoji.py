@@ -13,6 +13,7 @@ from tiny_pipelines import run_alone
 from torch.nn.functional import normalize
 from transformers import CLIPModel, CLIPTokenizer
 
+from benchmarks.emoji.data import held_out
 from redif_ray.config import load
 from redif_ray.data.conditions import load_conditions
 from redif_ray.diffusion import schedules, solvers
@@ -39,10 +40,7 @@ def captions(name: str) -> list[str]:
     return (ASSETS / "captions" / f"{name}.txt").read_text(encoding="utf-8").splitlines()
 
 
-def test_the_teacher_and_its_distillation_hold_the_same_captions_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(ASSETS.parent.parent))
-    from benchmarks.emoji.data import held_out
-
+def test_the_teacher_and_its_distillation_hold_the_same_captions_out() -> None:
     config = load("emoji_4step")
     drawn = load_conditions(config.conditions, num_classes=None, captions=True, seed=config.run.seed)
     everything = captions("emoji")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from contextlib import suppress
 from pathlib import Path
 
@@ -12,18 +11,19 @@ import ray
 from ray.util.state import list_actors
 from rich.console import Console
 
-from redif_ray.benchmark.cores import WORK
-from redif_ray.benchmark.part import Part, periods, recipe
-from redif_ray.benchmark.watch import watching
+from benchmarks.pipeline.cores import WORK
+from benchmarks.short_runs import median_work, periods, recipe
+from benchmarks.suite import Part
+from benchmarks.watch import watching
 from redif_ray.interrupt import StopRequest
 from redif_ray.job.distill import run_part
 from redif_ray.runs.jsonl import read_rows
-from redif_ray.runs.timeline import SPANS
 
 LOOK_SECONDS = 1.0
 SETTLED = 0.3  # of the rounds, after which caches are full
 KINDS = WORK | {"Coordinator": "coordinator", "WeightStore": "weight store", "MetricsWriter": "metrics writer"}
 TINY = ("rollout.groups=1", "rollout.siblings=4", "rollout.shard_groups=1", "learner.anchor.weight=0")
+WORKED = ("rollout", "score", "update")  # nothing hides them; the teacher's images were made before
 HEAD = ["process", "MB at the start", "MB at the end", "MB a 100 rounds"]
 
 
@@ -42,7 +42,7 @@ def soak(root: Path, stop: StopRequest, console: Console, *, rounds: int = 600) 
         slope = float(np.polyfit(at[late], used[late], 1)[0] * 100) if late.sum() > 2 else float("nan")
         rows.append([kind, f"{used[late][0]:.1f}", f"{used[-1]:.1f}", f"{slope:+.2f}"])
         numbers[f"slope_{kind.replace(' ', '_')}"] = slope
-    took, busy = 1e3 * float(np.median(periods(folder))), 1e3 * _worked(folder)
+    took, busy = 1e3 * float(np.median(periods(folder))), 1e3 * median_work(folder, *WORKED)
     numbers |= {"round_ms": took, "work_ms": busy, "empty_ms": took - busy}
     return Part(
         "soak", f"{rounds} tiny rounds", HEAD, rows, numbers,
@@ -51,15 +51,6 @@ def soak(root: Path, stop: StopRequest, console: Console, *, rounds: int = 600) 
          f"after the other (medians); the other {took - busy:.0f} ms are what a round costs without work: messages, "
          "object store, publishing and fetching of weights, the log."],
     )  # fmt: skip
-
-
-def _worked(folder: Path) -> float:
-    """Median seconds of the work of a round that nothing else hides: the teacher's images were made before it."""
-    rounds: dict[int, float] = defaultdict(float)
-    for span in read_rows(folder / SPANS):
-        if span["stage"] in ("rollout", "score", "update"):
-            rounds[span["round"]] += span["seconds"]
-    return float(np.median(list(rounds.values())))
 
 
 class _Memory:

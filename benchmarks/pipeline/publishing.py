@@ -11,8 +11,9 @@ import ray
 import torch
 from rich.console import Console
 
-from redif_ray.benchmark.part import Part, recipe
-from redif_ray.benchmark.watch import watching
+from benchmarks.short_runs import recipe
+from benchmarks.suite import Part
+from benchmarks.watch import watching
 from redif_ray.cluster.connect import connect
 from redif_ray.interrupt import StopRequest
 from redif_ray.weights.publisher import Publisher, fetch

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from redif_ray.benchmark.part import Part, periods, recipe, worked
+from benchmarks.short_runs import periods, recipe, worked
+from benchmarks.suite import Part
 from redif_ray.interrupt import StopRequest
 from redif_ray.job.distill import run_part
 

@@ -1,4 +1,4 @@
-"""`redif benchmark pipeline` in miniature: what it says of a run is looked at, how fast that was is not."""
+"""`python -m benchmarks.pipeline` in miniature: what it says of a run is looked at, how fast that was is not."""
 
 from __future__ import annotations
 
@@ -10,15 +10,14 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from redif_ray.benchmark.first_step import first_step
-from redif_ray.benchmark.overhead import overhead
-from redif_ray.benchmark.overlap import overlap
-from redif_ray.benchmark.part import Part
-from redif_ray.benchmark.publishing import publishing
-from redif_ray.benchmark.scaling import scaling
-from redif_ray.benchmark.simulated import Sizes
-from redif_ray.benchmark.soak import KINDS, soak
-from redif_ray.benchmark.suite import Suite
+from benchmarks.pipeline.first_step import first_step
+from benchmarks.pipeline.overhead import overhead
+from benchmarks.pipeline.overlap import overlap
+from benchmarks.pipeline.publishing import publishing
+from benchmarks.pipeline.scaling import scaling
+from benchmarks.pipeline.simulated import Sizes
+from benchmarks.pipeline.soak import KINDS, soak
+from benchmarks.suite import Part, Suite
 from redif_ray.errors import UserError
 from redif_ray.interrupt import StopRequest
 

@@ -15,8 +15,9 @@ import ray
 from ray import cloudpickle
 from rich.console import Console
 
-from redif_ray.benchmark.part import Part, recipe
-from redif_ray.benchmark.simulated import PROCESSES, Sizes, processes, spread
+from benchmarks.pipeline.simulated import PROCESSES, Sizes, processes, spread
+from benchmarks.short_runs import recipe
+from benchmarks.suite import Part
 from redif_ray.cluster.connect import connect
 from redif_ray.config import Config
 from redif_ray.coordinator.coordinator import Coordinator

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from redif_ray.benchmark.part import Part, recipe
+from benchmarks.short_runs import recipe
+from benchmarks.suite import Part
 from redif_ray.config import Anchor, Regulariser
 from redif_ray.diffusion import noise, solvers
 from redif_ray.diffusion.rollout import rollout

@@ -1,4 +1,4 @@
-"""`redif benchmark gpu`: networks of published sizes, with random weights, through the whole pipeline.
+"""Networks of published sizes, with random weights, through the whole pipeline.
 
 Beside it, on the same device, what plain loops of diffusers take: the pipeline's own sampling, and forward and backward
 passes of its network.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,16 +18,14 @@ from diffusers import DiffusionPipeline
 from peft import LoraConfig
 from rich.console import Console
 
-from redif_ray.benchmark.part import Part, recipe
-from redif_ray.benchmark.random_pipelines import SD15, SDXL, Architecture
-from redif_ray.benchmark.suite import Suite
-from redif_ray.benchmark.watch import watching
+from benchmarks.gpu.random_pipelines import Architecture
+from benchmarks.short_runs import median_work, recipe
+from benchmarks.suite import Part
+from benchmarks.watch import watching
 from redif_ray.config import Config
 from redif_ray.diffusion.noise import Stream
 from redif_ray.interrupt import StopRequest
 from redif_ray.job.distill import run_part
-from redif_ray.runs.jsonl import read_rows
-from redif_ray.runs.timeline import SPANS
 from redif_ray.types import Shard
 
 LOOK_SECONDS = 0.2
@@ -57,7 +54,7 @@ def networks(root: Path, stop: StopRequest, console: Console, *, case: Case, rou
     with watching(lambda: peak.append(_used(where)), LOOK_SECONDS):
         folder = run_part(config, stop, until=rounds, resume=False, console=console)
     stop.check()
-    rollout, update = (_seconds(folder, stage) for stage in ("rollout", "update"))
+    rollout, update = (median_work(folder, stage) for stage in ("rollout", "update"))
     images = config.rollout.groups * config.rollout.siblings
     plain_rollout, plain_update = _plain(config, teacher, where, dtype, stop)
     rows = [
@@ -95,15 +92,6 @@ def _used(where: str) -> int:
         free, total = torch.cuda.mem_get_info()
         return total - free
     return int(psutil.virtual_memory().used)
-
-
-def _seconds(folder: Path, stage: str) -> float:
-    """Median over rounds, but the first, of what all workers together spent on a stage."""
-    rounds: dict[int, float] = {}
-    for span in read_rows(folder / SPANS):
-        if span["stage"] == stage and span["round"]:
-            rounds[span["round"]] = rounds.get(span["round"], 0.0) + span["seconds"]
-    return float(np.median(list(rounds.values())))
 
 
 def _plain(config: Config, teacher: Path, where: str, dtype: torch.dtype, stop: StopRequest) -> tuple[float, float]:
@@ -174,10 +162,3 @@ def _median(work: Callable[[], None], where: str, repeats: int = 3) -> float:
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - began)
     return float(np.median(seconds[1:]))
-
-
-CASES = (
-    Case("sd15", "Stable Diffusion 1.5, adapters of rank 4", SD15, "sd15_coco_5step"),
-    Case("sdxl", "Stable Diffusion XL, adapters of rank 32", SDXL, "sdxl_4step_lora"),
-)
-GPU = Suite("gpu", "Large networks on one GPU", {case.name: partial(networks, case=case) for case in CASES})

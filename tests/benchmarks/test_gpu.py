@@ -1,4 +1,4 @@
-"""`redif benchmark gpu` on a network that is small enough for a CPU, and the sizes of those that are not."""
+"""`python -m benchmarks.gpu` on a network that is small enough for a CPU, and the sizes of those that are not."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pytest
 import torch
 from rich.console import Console
 
-from redif_ray.benchmark.gpu import Case, networks
-from redif_ray.benchmark.random_pipelines import SD15, SDXL, TOKENS, Architecture
+from benchmarks.gpu.networks import Case, networks
+from benchmarks.gpu.random_pipelines import SD15, SDXL, TOKENS, Architecture
 from redif_ray.interrupt import StopRequest
 
 TEXT = {"vocab_size": len(TOKENS), "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from redif_ray.benchmark.part import Part
+from benchmarks.suite import Part
 from redif_ray.errors import UserError
 from redif_ray.interrupt import StopRequest
 

@@ -2,33 +2,70 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 
-from redif_ray.benchmark.part import Part
-from redif_ray.errors import UserError
+from redif_ray.errors import Notice, UserError
+from redif_ray.evaluation.report import markdown_table
 from redif_ray.interrupt import Interrupted, StopRequest, stop_requests
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """numbers: what the text says, for programs. notes: sentences below the table."""
+
+    name: str
+    title: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    numbers: dict[str, float]
+    notes: Sequence[str] = field(default=())
+
+    def markdown(self) -> str:
+        return "\n\n".join([f"## {self.title}", markdown_table(self.head, self.rows), *self.notes])
+
 
 Measure = Callable[[Path, StopRequest, Console], Part]
 
 
 @dataclass(frozen=True, slots=True)
 class Suite:
-    """`redif benchmark NAME`; its report is NAME.md, and NAME.json for programs."""
+    """`python -m benchmarks.NAME`; its report is NAME.md, and NAME.json for programs."""
 
     name: str
     title: str
     parts: Mapping[str, Measure]
+
+    def main(self, description: str | None) -> None:
+        """The command line: the parts to measure, all where none is named, and the folder of the report."""
+        parser = argparse.ArgumentParser(
+            prog=f"python -m benchmarks.{self.name}", description=description,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )  # fmt: skip
+        parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(self.parts)}; none: all")
+        parser.add_argument(
+            "--out", type=Path, default=Path("runs/benchmarks"),
+            help=f"the folder of {self.name}.md and {self.name}.json, by default %(default)s",
+        )  # fmt: skip
+        options = parser.parse_args()
+        try:
+            print(f"written to {self.measure(options.parts, options.out, Console())}")
+        except UserError as error:
+            parser.error(str(error))
+        except Notice as notice:
+            print(notice)
+            raise SystemExit(notice.exit_code) from None
 
     def measure(self, chosen: Sequence[str], out: Path, console: Console) -> Path:
         """Measure the parts `chosen`, all where none is named, and write the report in the folder `out`.
@@ -62,7 +99,7 @@ class Suite:
                 told = dict(found[name])
                 machine, date = told.pop("machine"), told.pop("date")
                 parts.append(f"{Part(**told).markdown()}\n\n{date}, {machine}.")
-        return "\n\n".join([f"# {self.title}", f"`redif benchmark {self.name}` writes this.", *parts]) + "\n"
+        return "\n\n".join([f"# {self.title}", f"`python -m benchmarks.{self.name}` writes this.", *parts]) + "\n"
 
 
 def _machine() -> str:

@@ -1,32 +1,14 @@
-"""A part of the benchmark: a table with what was asked of it, and the configurations that parts measure."""
+"""Short runs of a shipped recipe, and what their timelines say of their rounds."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from redif_ray.config import Config, load
-from redif_ray.evaluation.report import markdown_table
 from redif_ray.runs.jsonl import read_rows
 from redif_ray.runs.timeline import SPANS
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """numbers: what the text says, for programs. notes: sentences below the table."""
-
-    name: str
-    title: str
-    head: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    numbers: dict[str, float]
-    notes: Sequence[str] = field(default=())
-
-    def markdown(self) -> str:
-        return "\n\n".join([f"## {self.title}", markdown_table(self.head, self.rows), *self.notes])
 
 
 def recipe(root: Path, name: str, *overrides: str, base: str = "fashion_mnist") -> Config:
@@ -58,3 +40,12 @@ def worked(folder: Path, rounds: int) -> dict[str, float]:
     for span in read_rows(folder / SPANS):
         total[span["stage"]] = total.get(span["stage"], 0.0) + span["seconds"] / rounds
     return total
+
+
+def median_work(folder: Path, *stages: str) -> float:
+    """Seconds of work of all workers together on `stages`: the median over the rounds but the first."""
+    rounds: dict[int, float] = {}
+    for span in read_rows(folder / SPANS):
+        if span["stage"] in stages and span["round"]:
+            rounds[span["round"]] = rounds.get(span["round"], 0.0) + span["seconds"]
+    return float(np.median(list(rounds.values())))

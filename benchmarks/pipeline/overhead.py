@@ -11,9 +11,10 @@ import numpy as np
 import psutil
 from rich.console import Console
 
-from redif_ray.benchmark.cores import Cores
-from redif_ray.benchmark.part import Part, periods, recipe, updates, worked
-from redif_ray.benchmark.watch import watching
+from benchmarks.pipeline.cores import Cores
+from benchmarks.short_runs import periods, recipe, updates, worked
+from benchmarks.suite import Part
+from benchmarks.watch import watching
 from redif_ray.checkpoint import load_checkpoint
 from redif_ray.interrupt import StopRequest
 from redif_ray.job.distill import run_part

@@ -1,0 +1,1 @@
+"""Networks of published sizes through the whole pipeline, beside plain loops of diffusers."""
