@@ -3,17 +3,14 @@
     <folder>/state.safetensors    tensors by name
     <folder>/manifest.json        {"format": 1, "meta": {...}, "sha256": {file: digest}}
 
-A checkpoint is written beside its final name, flushed to disk and renamed, so a reader sees the old one or the new one,
-never a part. One that is being replaced stands at `.<name>.old` for an instant; whoever dies just then leaves it there,
-and it is read from there. Nothing is pickled.
+A reader sees the old one or the new one, never a part. One that is being replaced stands at `.<name>.old` for an
+instant; whoever dies just then leaves it there, and it is read from there. Nothing is pickled.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +19,7 @@ import numpy as np
 from safetensors import SafetensorError
 
 from redif_ray.errors import UserError
+from redif_ray.files import aside, atomic_folder
 
 if TYPE_CHECKING:  # processes that only name checkpoints hold no tensor, and torch takes seconds to import
     import torch
@@ -65,40 +63,19 @@ def save_checkpoint(folder: str | Path, tensors: Mapping[str, torch.Tensor], met
     from safetensors.torch import save_file
 
     folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
     try:
-        partial.mkdir()
-        save_file({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}, partial / STATE)
-        manifest = {"format": FORMAT, "meta": dict(meta), "sha256": {STATE: file_sha256(partial / STATE)}}
-        (partial / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
-        _flush(*partial.iterdir(), partial)
-        replace_folder(partial, folder)
+        with atomic_folder(folder, replace=True) as partial:
+            save_file({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}, partial / STATE)
+            manifest = {"format": FORMAT, "meta": dict(meta), "sha256": {STATE: file_sha256(partial / STATE)}}
+            (partial / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(partial, ignore_errors=True)
         raise CheckpointError(f"cannot write the checkpoint {folder}: {error}; the previous ones are intact") from error
-
-
-def _aside(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.old")
-
-
-def replace_folder(partial: Path, folder: Path) -> None:
-    """Rename `partial` to `folder`; an older `folder` goes only after the new one stands."""
-    old = _aside(folder)
-    if folder.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        folder.rename(old)
-    partial.rename(folder)
-    _flush(folder.parent)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def find_checkpoint(folder: str | Path) -> Path | None:
     """Where the checkpoint of that name stands, even if its replacement was cut short; None where there is none."""
     folder = Path(folder)
-    return next((place for place in (folder, _aside(folder)) if place.exists()), None)
+    return next((place for place in (folder, aside(folder)) if place.exists()), None)
 
 
 def load_checkpoint(folder: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -119,15 +96,6 @@ def load_checkpoint(folder: str | Path) -> tuple[dict[str, torch.Tensor], dict[s
     if not state.exists() or file_sha256(state) != expected:
         raise CheckpointError(f"{state} is missing or does not match its checksum; {away}")
     return load_file(state), meta
-
-
-def _flush(*paths: Path) -> None:
-    for path in paths:
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def pack(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

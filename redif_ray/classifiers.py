@@ -22,6 +22,7 @@ from redif_ray.config import load
 from redif_ray.data.images import FASHION_MNIST_CLASSES, ImageSet, load_images
 from redif_ray.diffusion import noise
 from redif_ray.diffusion.noise import Stream
+from redif_ray.files import atomic_folder
 from redif_ray.models.classifier import Classifier, Kind
 
 CARD = """# {name}
@@ -158,18 +159,16 @@ def _save(model: Classifier, config: ClassifierConfig, rows: np.ndarray, test: I
                   "rows_sha256": hashlib.sha256(np.sort(rows).astype("<i8").tobytes()).hexdigest()},
         "command": command,
     }
-    out = Path(config.out)
-    partial = out.with_name(f".{out.name}.partial")
-    model.save(partial)
     fashion_mnist = model.classes == FASHION_MNIST_CLASSES
-    (partial / "README.md").write_text(CARD.format(
-        name=model.name, kind=model.kind, parameters=sum(p.numel() for p in model.parameters()),
-        shape=model.image_shape, classes=", ".join(model.classes), accuracy=found, test_count=len(test),
-        train_count=len(rows), half=config.half, command=command,
-        data="Fashion-MNIST" if fashion_mnist else config.data,
-        licence=FASHION_MNIST_LICENCE if fashion_mnist else "The licence of the data applies.",
-    ))
-    partial.rename(out)
+    with atomic_folder(Path(config.out)) as partial:
+        model.save(partial)
+        (partial / "README.md").write_text(CARD.format(
+            name=model.name, kind=model.kind, parameters=sum(p.numel() for p in model.parameters()),
+            shape=model.image_shape, classes=", ".join(model.classes), accuracy=found, test_count=len(test),
+            train_count=len(rows), half=config.half, command=command,
+            data="Fashion-MNIST" if fashion_mnist else config.data,
+            licence=FASHION_MNIST_LICENCE if fashion_mnist else "The licence of the data applies.",
+        ))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

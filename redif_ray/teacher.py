@@ -33,6 +33,7 @@ from redif_ray.data.images import ImageSet, load_images
 from redif_ray.diffusion import noise
 from redif_ray.diffusion.noise import Stream
 from redif_ray.errors import UserError
+from redif_ray.files import atomic_folder
 
 
 class TeacherError(UserError, RuntimeError):
@@ -222,15 +223,14 @@ def train(
 
 def save_folder(out: Path, network: Any, scheduler: Any, images: ImageSet) -> None:
     """The layout of diffusers' DiTPipeline, without a VAE: this model works on pixels."""
-    partial = out.with_name(f".{out.name}.partial")
-    network.to("cpu").save_pretrained(partial / "transformer")
-    scheduler.save_pretrained(partial / "scheduler")
-    index = {
-        "_class_name": "DiTPipeline",
-        "scheduler": ["diffusers", type(scheduler).__name__],
-        "transformer": ["diffusers", "DiTTransformer2DModel"],
-        "vae": [None, None],
-        "id2label": {str(i): name for i, name in enumerate(images.classes)},
-    }
-    (partial / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
-    partial.rename(out)
+    with atomic_folder(out) as partial:
+        network.to("cpu").save_pretrained(partial / "transformer")
+        scheduler.save_pretrained(partial / "scheduler")
+        index = {
+            "_class_name": "DiTPipeline",
+            "scheduler": ["diffusers", type(scheduler).__name__],
+            "transformer": ["diffusers", "DiTTransformer2DModel"],
+            "vae": [None, None],
+            "id2label": {str(i): name for i, name in enumerate(images.classes)},
+        }
+        (partial / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")

@@ -138,11 +138,11 @@ def test_a_full_disk_leaves_the_previous_one(limit: int, tmp_path: Path) -> None
 
 
 class Killed(BaseException):
-    """As SIGKILL, no clean-up runs in the code under test: it only catches what it names."""
+    """The end of the process at some step; what stands under a final name must be as whole as after SIGKILL."""
 
 
-OWN = ("file_sha256", "_flush", "replace_folder")
-STEPS = ["safetensors.torch.save_file", *(f"redif_ray.checkpoint.{name}" for name in OWN)]
+OWN = ("checkpoint.file_sha256", "files._flush", "files._replace")
+STEPS = ["safetensors.torch.save_file", *(f"redif_ray.{name}" for name in OWN)]
 
 
 @pytest.mark.parametrize("step", STEPS)

@@ -27,6 +27,7 @@ from redif_ray.adaptive.worker import AdaptiveActor, AdaptiveEvaluator
 from redif_ray.cluster.connect import connect
 from redif_ray.config import Config, ConfigError
 from redif_ray.data.conditions import Conditions
+from redif_ray.files import atomic_file
 from redif_ray.interrupt import StopRequest, stop_requests
 from redif_ray.job.preflight import preflight
 from redif_ray.job.session import get
@@ -179,10 +180,8 @@ def _train(job: Job, aim: Goal, conditions: tuple[Any, ...], targets: Any) -> No
                 line += f"{-seen['return'] * aim.price:.5f}  {left:4.0f} s left"
                 job.console.print(line, highlight=False, soft_wrap=True)
         trained = agent.weights(algorithm)
-    path = job.path / _file(aim)
-    partial = path.with_suffix(".partial")
-    save_file(trained, partial, metadata={SETTINGS: _settings(job, aim)})
-    partial.replace(path)
+    with atomic_file(job.path / _file(aim)) as partial:
+        save_file(trained, partial, metadata={SETTINGS: _settings(job, aim)})
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from redif_ray.config import Config
 from redif_ray.evaluation import plots
 from redif_ray.evaluation.bootstrap import interval
 from redif_ray.evaluation.report import markdown_table
+from redif_ray.files import atomic_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,9 +102,8 @@ def write_results(
         "calls_per_step": calls_per_step, "agents": list(agents),
         "static": {name: dict(zip(map(str, steps), values, strict=True)) for name, (steps, values) in lines.items()},
     }
-    partial = folder / "adaptive.json.partial"
-    partial.write_text(json.dumps(summary, indent=1) + "\n")
-    partial.replace(folder / "adaptive.json")
+    with atomic_file(folder / "adaptive.json") as partial:
+        partial.write_text(json.dumps(summary, indent=1) + "\n")
 
 
 def report(

@@ -6,8 +6,8 @@ import time
 from pathlib import Path
 
 from redif_ray.checkpoint import file_sha256
-from redif_ray.data.files import write_whole
 from redif_ray.data.targets import TargetStoreError, content_hash
+from redif_ray.files import atomic_file
 
 SETTLED_SECONDS = 2.0  # a file that has changed just now may change again and look the same
 
@@ -32,7 +32,8 @@ class Digests:
     def _keep(self, note: Path, digest: str) -> None:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_whole(note, digest.encode())
+            with atomic_file(note) as partial:
+                partial.write_text(digest)
         except OSError as error:
             raise TargetStoreError(
                 f"cannot write {note}: {error}; set teacher.store to a folder that can be written"

@@ -16,8 +16,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from redif_ray.data.files import write_whole
 from redif_ray.errors import UserError
+from redif_ray.files import atomic_file
 
 
 class EncodingStoreError(UserError, RuntimeError):
@@ -54,6 +54,7 @@ class EncodingStore:
         """Raises EncodingStoreError where the disk refuses."""
         path = self.path(caption)
         try:
-            write_whole(path, save({name: value.cpu().contiguous() for name, value in tensors.items()}))
+            with atomic_file(path) as partial:
+                partial.write_bytes(save({name: value.cpu().contiguous() for name, value in tensors.items()}))
         except OSError as error:
             raise EncodingStoreError(f"cannot write {path}: {error}; free space or move teacher.store") from error

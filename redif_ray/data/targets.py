@@ -23,9 +23,9 @@ import pyarrow.parquet as pq
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
-from redif_ray.data.files import write_whole
 from redif_ray.diffusion.noise import Stream
 from redif_ray.errors import UserError
+from redif_ray.files import atomic_file
 from redif_ray.types import Condition
 
 
@@ -48,7 +48,8 @@ class TargetStore:
             self.folder.mkdir(parents=True, exist_ok=True)
             about = self.folder / "about.json"
             if not about.exists():
-                write_whole(about, json.dumps(dict(identity), indent=1, sort_keys=True).encode())
+                with atomic_file(about) as partial:
+                    partial.write_text(json.dumps(dict(identity), indent=1, sort_keys=True))
         except OSError as error:
             raise TargetStoreError(
                 f"the target store {self.folder} cannot be used: {error}; "
@@ -105,7 +106,8 @@ class TargetStore:
         """Raises TargetStoreError where the disk refuses."""
         try:
             path.parent.mkdir(exist_ok=True)
-            write_whole(path, data)
+            with atomic_file(path) as partial:
+                partial.write_bytes(data)
         except OSError as error:
             raise TargetStoreError(
                 f"cannot write {path}: {error}; free space or set teacher.store elsewhere"

@@ -24,6 +24,7 @@ from redif_ray.export.carried import carried, copy, exported_index, is_elsewhere
 from redif_ray.export.pipeline import pipeline_recipe
 from redif_ray.export.pixels import pixel_recipe
 from redif_ray.export.recipe import Recipe, timesteps, told
+from redif_ray.files import atomic_folder
 from redif_ray.models.folder import INDEX
 from redif_ray.models.pixel import PixelModel
 from redif_ray.models.protocol import DiffusionModel, ModelError
@@ -63,19 +64,17 @@ def export_student(
     lines = adapter_lines(adapted, how) if adapted else None
     text = card(student, schedule, how, name, guidance, licence(teacher), summary, lines)
 
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    network.save_pretrained(partial / student.component, safe_serialization=True)
-    if adapted:
-        save_adapters(adapted, partial)
-    how.scheduler.save_pretrained(partial / "scheduler")
-    _write_json(partial / INDEX, index | {"scheduler": ["diffusers", type(how.scheduler).__name__]})
-    _write_json(partial / SETTINGS, _settings(student, schedule, how, name, guidance))
-    (partial / CARD).write_text(text)
-    if how.sampler is not None:
-        shutil.copyfile(how.sampler, partial / "sample.py")
-    copy(files, partial)
-    partial.rename(folder)
+    with atomic_folder(folder) as partial:
+        network.save_pretrained(partial / student.component, safe_serialization=True)
+        if adapted:
+            save_adapters(adapted, partial)
+        how.scheduler.save_pretrained(partial / "scheduler")
+        _write_json(partial / INDEX, index | {"scheduler": ["diffusers", type(how.scheduler).__name__]})
+        _write_json(partial / SETTINGS, _settings(student, schedule, how, name, guidance))
+        (partial / CARD).write_text(text)
+        if how.sampler is not None:
+            shutil.copyfile(how.sampler, partial / "sample.py")
+        copy(files, partial)
 
 
 def recipe(student: DiffusionModel, schedule: Schedule, guidance: float) -> Recipe:

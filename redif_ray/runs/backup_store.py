@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import uuid
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -27,6 +26,7 @@ from pyarrow import fs
 
 from redif_ray.config import Config, ConfigError
 from redif_ray.errors import UserError
+from redif_ray.files import atomic_file, atomic_folder
 
 FORMAT = 1
 GS_RETRY_SECONDS = 5  # its client's own are 15 minutes a call, in which nobody hears anything; the uploader tries again
@@ -138,12 +138,13 @@ class Remote:
 
     def write(self, name: str, data: bytes) -> None:
         """In one step: an object store's files appear whole, those of a disk are renamed."""
-        local = isinstance(self.filesystem, fs.LocalFileSystem)
-        partial = f"{name}.partial" if local else name
-        with self._open(partial) as stream:
-            stream.write(data)
-        if local:
-            self.filesystem.move(self._at(partial), self._at(name))
+        if isinstance(self.filesystem, fs.LocalFileSystem):
+            Path(self.path).mkdir(parents=True, exist_ok=True)
+            with atomic_file(Path(self._at(name))) as partial:
+                partial.write_bytes(data)
+        else:
+            with self._open(name) as stream:
+                stream.write(data)
 
     def put(self, source: Path, file: File, block: Callable[[], object]) -> None:
         """Copy a file there. block: called before each part. Raises UploadError where not all of it arrived."""
@@ -168,24 +169,24 @@ class Remote:
 
     def fetch(self, copy: Copy, folder: Path) -> None:
         """Make the run folder that `copy` is of, which must not exist; whole or not at all. Raises UploadError."""
-        partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
         try:
-            for path, file in copy.files.items():
-                target = (partial / path).resolve()
-                if partial.resolve() not in target.parents:
-                    raise UploadError(f"{self.uri}/{copy.name} names {path}, which is no file of a run folder")
-                target.parent.mkdir(parents=True, exist_ok=True)
-                if self._get(file, target) != file.sha256:
-                    raise UploadError(
-                        f"{self.uri}/{file.at} is not what was uploaded; delete {copy.name} there, and the copy before "
-                        "it is taken"
-                    )
-            (partial / "checkpoints").mkdir(exist_ok=True)
-            partial.rename(folder)
+            with atomic_folder(folder) as partial:
+                for path, file in copy.files.items():
+                    self._fetch(copy, path, file, partial)
+                (partial / "checkpoints").mkdir(exist_ok=True)
         except (OSError, pa.ArrowException) as error:
             raise UploadError(f"cannot fetch {self.uri} to {folder}: {_said(error)}") from error
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+
+    def _fetch(self, copy: Copy, path: str, file: File, folder: Path) -> None:
+        target = (folder / path).resolve()
+        if folder.resolve() not in target.parents:
+            raise UploadError(f"{self.uri}/{copy.name} names {path}, which is no file of a run folder")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if self._get(file, target) != file.sha256:
+            raise UploadError(
+                f"{self.uri}/{file.at} is not what was uploaded; delete {copy.name} there, and the copy before it is "
+                "taken"
+            )
 
     def _get(self, file: File, target: Path) -> str:
         """The checksum of what came; of what is not there any more, none."""

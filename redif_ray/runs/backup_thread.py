@@ -22,7 +22,7 @@ from pathlib import Path
 
 from redif_ray.checkpoint import file_sha256, find_checkpoint
 from redif_ray.config import Config
-from redif_ray.data.files import write_whole
+from redif_ray.files import atomic_file
 from redif_ray.runs.backup_store import FILES, WRITER, Copy, File, Remote, UploadError
 from redif_ray.runs.folder import UPLOADED, latest_checkpoint, round_of
 
@@ -204,8 +204,8 @@ class Uploader:
 
     def _note(self) -> None:
         told = {"uri": self.remote.uri if self.remote else "", **self.uploaded, "error": self.error}
-        with suppress(OSError):  # those who look see an older state, with its time
-            write_whole(self.folder / UPLOADED, json.dumps(told).encode())
+        with suppress(OSError), atomic_file(self.folder / UPLOADED) as partial:  # else an older state, with its time
+            partial.write_text(json.dumps(told))
 
 
 def _raising(error: OSError) -> Callable[[], object]:

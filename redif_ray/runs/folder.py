@@ -16,6 +16,7 @@ from redif_ray.checkpoint import MANIFEST, CheckpointError
 from redif_ray.config import Config, ConfigError, dump, read_yaml, validate
 from redif_ray.data.conditions import CONDITIONS, Conditions
 from redif_ray.errors import Notice, UserError
+from redif_ray.files import PARTIAL, atomic_file
 from redif_ray.runs.lock import LOCK, Lock
 
 # What may differ when a run is resumed: where and with how many hands the work is done, not what is computed.
@@ -43,7 +44,6 @@ FREE = (
 )
 TOKEN = ".seen-"
 UPLOADED = "upload.json"  # what `checkpoint.upload` holds of the run, and what went wrong since
-BEFORE_CONFIG = {LOCK, "checkpoints", ".config.yaml.partial"}  # all that a start cut short at once leaves behind
 
 
 class RunError(UserError, RuntimeError):
@@ -88,7 +88,7 @@ class RunFolder:
     def place(config: Config, *, resume: bool) -> Path:
         """Where the folder is or will be. Raises RunError for one that is in the way, or not there to be resumed."""
         path = Path(config.run.root).resolve() / config.run.name
-        if not resume and path.exists() and not (path.is_dir() and {p.name for p in path.iterdir()} <= BEFORE_CONFIG):
+        if not resume and path.exists() and not _only_begun(path):
             raise RunError(f"{path} exists; continue it with --resume, or choose another run.name")
         if resume and not (path / "config.yaml").exists():
             raise RunError(f"{path} holds no run to resume; leave --resume out to start it")
@@ -122,12 +122,10 @@ class RunFolder:
 
     def write(self, name: str, text: str) -> None:
         """Write a file whole or not at all. Raises RunError."""
-        partial = self.path / f".{name}.partial"
         try:
-            partial.write_text(text)
-            partial.replace(self.path / name)
+            with atomic_file(self.path / name) as partial:
+                partial.write_text(text)
         except OSError as error:
-            partial.unlink(missing_ok=True)
             raise RunError(f"cannot write {self.path / name}: {error}; free space and try again") from error
 
     def keep_conditions(self, conditions: Conditions) -> None:
@@ -197,6 +195,11 @@ def check_seen(token: Path) -> None:
             "shared with it; set run.root to a folder that every node of the cluster has at the same path, such as a "
             "network file system"
         )
+
+
+def _only_begun(path: Path) -> bool:
+    """Tell whether `path` holds no more than a start that was cut short before its configuration was written."""
+    return path.is_dir() and all(p.name in (LOCK, "checkpoints") or p.suffix == PARTIAL for p in path.iterdir())
 
 
 def _locked(path: Path) -> Lock:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from redif_ray.config import Config, dump
 from redif_ray.data.conditions import CONDITIONS
+from redif_ray.files import atomic_folder
 from redif_ray.planning.paths import absolute
 from redif_ray.runs.folder import RunError, latest_checkpoint
 
@@ -22,18 +23,15 @@ def fork(source: Path, config: Config) -> None:
     newest = latest_checkpoint(source / "checkpoints")
     if newest is None:
         raise RunError(f"{source} has no checkpoint for {path} to begin with")
-    partial = path.with_name(f".{path.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
     try:
-        (partial / "checkpoints").mkdir(parents=True)
-        for kept in (newest, source / "checkpoints" / "best", source / "checkpoints" / "warm_start"):
-            if kept.exists():
-                shutil.copytree(kept, partial / "checkpoints" / kept.name)
-        for name in ("metrics.jsonl", CONDITIONS):
-            shutil.copyfile(source / name, partial / name)
-        state = json.loads((source / "run.json").read_text())
-        (partial / "run.json").write_text(json.dumps({"calibration": state["calibration"]}, indent=1) + "\n")
-        (partial / "config.yaml").write_text(dump(config))
-        partial.rename(path)
+        with atomic_folder(path) as partial:
+            for kept in (newest, source / "checkpoints" / "best", source / "checkpoints" / "warm_start"):
+                if kept.exists():
+                    shutil.copytree(kept, partial / "checkpoints" / kept.name)
+            for name in ("metrics.jsonl", CONDITIONS):
+                shutil.copyfile(source / name, partial / name)
+            state = json.loads((source / "run.json").read_text())
+            (partial / "run.json").write_text(json.dumps({"calibration": state["calibration"]}, indent=1) + "\n")
+            (partial / "config.yaml").write_text(dump(config))
     except OSError as error:
         raise RunError(f"cannot begin {path} with the state of {source}: {error}") from error

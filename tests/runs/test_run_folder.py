@@ -72,7 +72,7 @@ def test_nothing_cannot_be_resumed(config: Any, tmp_path: Path) -> None:
 
 def test_a_start_that_was_cut_short_can_be_started(config: Any, started: Path) -> None:
     """Killed before the configuration was written: --resume says start it, and starting it works."""
-    (started / "config.yaml").rename(started / ".config.yaml.partial")
+    (started / "config.yaml").rename(started / f".config.yaml.{'0' * 32}.partial")
     with pytest.raises(RunError, match="leave --resume out"):
         RunFolder.open(config(), resume=True)
     RunFolder.open(config(), resume=False).close()
