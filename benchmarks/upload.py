@@ -82,7 +82,7 @@ def main() -> None:
             run.checkpoint(own.hand)
             found["busy"].append(run.checkpoint(own.hand))
             own.wait()
-            assert remote.rounds() == [run.round]
+            assert [copy.round for copy in remote.copies()] == [run.round]
         own.leave()
     middle = {name: statistics.median(values) for name, values in found.items()}
     print(f"a checkpoint of {options.mb} MB, {options.mb_per_second:g} MB/s, medians of {REPEATS}")

@@ -1,36 +1,39 @@
-"""A run's copies on another file system. A copy is there whole or not at all, for what names its files is written last.
+"""A run's copies on another file system, each a folder of its own that is never written again.
 
     <checkpoint.upload>/<run.name>/
-        writer                which start of the run writes here
-        round-000020.json     a copy: each file of the run folder, its checksum and where it lies
-        files/<sha256>        what copies name, each content once
-        report.md, student/   of a finished run: what it leaves, by its own names
+        writer                    which start of the run writes here
+        round-000020-5c1f9a3e/    a copy: the run folder as it was after that round, with the best student of then;
+            copy.json             of a finished run with report, pictures and student. copy.json, which names each
+                                  file with its checksum, is written last and deleted first: a folder without is none
 
-Object stores cannot rename and `best` changes while a run goes on; so nothing that a copy names is ever written over,
-and best, warm start, metrics and calibration of a copy are those that belong to its round.
+Object stores cannot rename and have no locks; so each folder has a name of its own, in which only one process writes.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import shutil
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 from urllib.parse import urlsplit
 
 import pyarrow as pa
 from pyarrow import fs
 
+from redif_ray.checkpoint import file_sha256
 from redif_ray.config import Config, ConfigError
 from redif_ray.errors import UserError
-from redif_ray.files import atomic_file, atomic_folder
+from redif_ray.files import atomic_folder
 
-FORMAT = 1
+log = logging.getLogger(__name__)
+FORMAT = 2
 GS_RETRY_SECONDS = 5  # its client's own are 15 minutes a call, in which nobody hears anything; the uploader tries again
-WRITER, FILES = "writer", "files"
+WRITER, COPY = "writer", "copy.json"
 BLOCK = 1 << 20
 
 
@@ -39,40 +42,17 @@ class UploadError(UserError, RuntimeError):
 
 
 @dataclass(frozen=True, slots=True)
-class File:
-    """at: its name below the run's remote folder."""
-
-    sha256: str
-    bytes: int
-    at: str
-
-
-@dataclass(frozen=True, slots=True)
 class Copy:
-    """The run folder as it was after `round` rounds. run: the run's own id; files: by their path in the run folder."""
+    """The run folder as it was after `round` rounds.
 
+    name: the folder that holds it; run: the run's own id; sha256: of each file, by its path in the run folder.
+    """
+
+    name: str
     round: int
     run: str
     finished: bool
-    files: dict[str, File]
-
-    @property
-    def name(self) -> str:
-        return f"round-{self.round:06d}.json"
-
-    def to_json(self) -> bytes:
-        return (json.dumps({"format": FORMAT, **asdict(self)}, indent=1) + "\n").encode()
-
-    @classmethod
-    def from_json(cls, text: bytes) -> Copy | None:
-        """None for a part of one."""
-        try:
-            tree = json.loads(text)
-        except ValueError:
-            return None
-        if tree.pop("format") != FORMAT:
-            raise UploadError(f"the copy of round {tree['round']} has another format; this version reads {FORMAT}")
-        return cls(**tree | {"files": {path: File(**entry) for path, entry in tree["files"].items()}})
+    sha256: dict[str, str]
 
 
 class Remote:
@@ -80,7 +60,6 @@ class Remote:
 
     def __init__(self, filesystem: fs.FileSystem, path: str, uri: str) -> None:
         self.filesystem, self.path, self.uri = filesystem, path, uri
-        self._made: set[str] = set()
 
     @classmethod
     def connect(cls, config: Config) -> Remote:
@@ -111,25 +90,27 @@ class Remote:
                 "there and that the environment holds credentials to write it"
             ) from error
 
-    def rounds(self) -> list[int]:
-        """Of the copies, the newest first."""
-        selector = fs.FileSelector(self.path, allow_not_found=True)
-        names = [PurePosixPath(info.path).name for info in self.filesystem.get_file_info(selector)]
-        found = [name for name in names if name.startswith("round-") and name.endswith(".json")]
-        return sorted((int(name.removeprefix("round-").removesuffix(".json")) for name in found), reverse=True)
-
     def copies(self) -> list[Copy]:
-        """Those that are whole, the newest first."""
-        texts = [self.read(Copy(round, "", False, {}).name) for round in self.rounds()]
-        return [copy for text in texts if text and (copy := Copy.from_json(text))]
+        """Return the complete copies, the newest first. Raises UploadError for one of another format."""
+        found = [copy for name in self._folders() if (copy := self.find(name)) is not None]
+        return sorted(found, key=lambda copy: (copy.round, copy.finished), reverse=True)
 
-    def size(self, name: str) -> int | None:
-        """Bytes; None where there is no such file."""
-        info = self.filesystem.get_file_info(self._at(name))
-        return int(info.size) if info.type == fs.FileType.File else None
+    def find(self, name: str) -> Copy | None:
+        """Return the copy in the folder `name`, or None where it is not complete. Raises as `copies` does."""
+        text = self.read(f"{name}/{COPY}")
+        if text is None:
+            return None
+        try:
+            tree = json.loads(text)
+            if (found := tree.pop("format")) == FORMAT:
+                return Copy(name, **tree)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            log.warning("%s/%s/%s is corrupt; that copy is left out", self.uri, name, COPY)
+            return None
+        raise UploadError(f"{self.uri}/{name} is a copy of format {found}; this version reads {FORMAT}")
 
     def read(self, name: str) -> bytes | None:
-        """None where there is no such file."""
+        """Return the content of a file, or None where there is no such file."""
         try:
             with self.filesystem.open_input_stream(self._at(name)) as stream:
                 return bytes(stream.read())
@@ -137,79 +118,83 @@ class Remote:
             return None
 
     def write(self, name: str, data: bytes) -> None:
-        """In one step: an object store's files appear whole, those of a disk are renamed."""
-        if isinstance(self.filesystem, fs.LocalFileSystem):
-            Path(self.path).mkdir(parents=True, exist_ok=True)
-            with atomic_file(Path(self._at(name))) as partial:
-                partial.write_bytes(data)
-        else:
-            with self._open(name) as stream:
-                stream.write(data)
+        """Write a small file. Object stores show it whole; on a disk a part may be read, and is no JSON then."""
+        with self._open(name) as stream:
+            stream.write(data)
 
-    def put(self, source: Path, file: File, block: Callable[[], object]) -> None:
-        """Copy a file there. block: called before each part. Raises UploadError where not all of it arrived."""
-        with self._open(file.at) as stream, source.open("rb") as local:
+    def put(self, source: Path, name: str, block: Callable[[], object]) -> str:
+        """Copy a file there and return its SHA-256. block: called before each part.
+
+        Raises UploadError where not all of it arrived.
+        """
+        digest, sent = hashlib.sha256(), 0
+        with self._open(name) as stream, source.open("rb") as local:
             while data := local.read(BLOCK):
                 block()
+                digest.update(data)
                 stream.write(data)
-        if (found := self.size(file.at)) != file.bytes:
-            raise UploadError(f"{self.uri}/{file.at} has {found} bytes of {file.bytes}")
+                sent += len(data)
+        found = self.filesystem.get_file_info(self._at(name))
+        if found.type != fs.FileType.File or found.size != sent:
+            raise UploadError(f"{self.uri}/{name} has {found.size} bytes of {sent}")
+        return digest.hexdigest()
+
+    def finish(self, copy: Copy) -> None:
+        """Make the folder of `copy`, whose files are there, a copy."""
+        tree = {"format": FORMAT, **asdict(copy)}
+        del tree["name"]
+        self.write(f"{copy.name}/{COPY}", (json.dumps(tree, indent=1) + "\n").encode())
 
     def prune(self, keep: int) -> None:
-        """Remove all but the newest `keep` copies, each before what it alone names."""
-        copies = self.copies()
-        kept = {copy.name for copy in copies[:keep]}
-        for round in self.rounds():
-            if (name := Copy(round, "", False, {}).name) not in kept:
-                self.filesystem.delete_file(self._at(name))
-        named = {file.at for copy in copies[:keep] for file in copy.files.values()}
-        for info in self.filesystem.get_file_info(fs.FileSelector(self._at(FILES), allow_not_found=True)):
-            if f"{FILES}/{PurePosixPath(info.path).name}" not in named:
-                self.filesystem.delete_file(info.path)
+        """Delete all folders but one copy of each of the newest `keep` rounds, the finished one where there is one."""
+        newest = {copy.round: copy.name for copy in reversed(self.copies())}
+        kept = list(newest.values())[-keep:]
+        for name in self._folders():
+            if name not in kept:
+                if self.read(f"{name}/{COPY}") is not None:
+                    self.filesystem.delete_file(self._at(f"{name}/{COPY}"))
+                self.filesystem.delete_dir(self._at(name))
 
     def fetch(self, copy: Copy, folder: Path) -> None:
         """Make the run folder that `copy` is of, which must not exist; whole or not at all. Raises UploadError."""
         try:
             with atomic_folder(folder) as partial:
-                for path, file in copy.files.items():
-                    self._fetch(copy, path, file, partial)
+                for path, sha256 in copy.sha256.items():
+                    self._fetch(copy, path, sha256, partial)
                 (partial / "checkpoints").mkdir(exist_ok=True)
         except (OSError, pa.ArrowException) as error:
             raise UploadError(f"cannot fetch {self.uri} to {folder}: {_said(error)}") from error
 
-    def _fetch(self, copy: Copy, path: str, file: File, folder: Path) -> None:
+    def _fetch(self, copy: Copy, path: str, sha256: str, folder: Path) -> None:
         target = (folder / path).resolve()
         if folder.resolve() not in target.parents:
             raise UploadError(f"{self.uri}/{copy.name} names {path}, which is no file of a run folder")
         target.parent.mkdir(parents=True, exist_ok=True)
-        if self._get(file, target) != file.sha256:
+        source = self._at(f"{copy.name}/{path}")
+        with suppress(FileNotFoundError), self.filesystem.open_input_stream(source) as stream, target.open("wb") as out:
+            shutil.copyfileobj(stream, out, BLOCK)
+        if not target.exists() or file_sha256(target) != sha256:
             raise UploadError(
-                f"{self.uri}/{file.at} is not what was uploaded; delete {copy.name} there, and the copy before it is "
-                "taken"
+                f"{self.uri}/{copy.name}/{path} is not what was uploaded; delete {copy.name} there, and the copy "
+                "before it is taken"
             )
 
-    def _get(self, file: File, target: Path) -> str:
-        """The checksum of what came; of what is not there any more, none."""
-        digest = hashlib.sha256()
-        try:
-            stream = self.filesystem.open_input_stream(self._at(file.at))
-        except FileNotFoundError:
-            return ""
-        with stream, target.open("wb") as local:
-            while data := stream.read(BLOCK):
-                digest.update(data)
-                local.write(data)
-        return digest.hexdigest()
+    def _folders(self) -> list[str]:
+        """Return the names of the folders of copies, complete or not.
+
+        They are taken from the paths of all that is there, for Google Cloud Storage lists no folders by themselves.
+        """
+        found = self.filesystem.get_file_info(fs.FileSelector(self.path, allow_not_found=True, recursive=True))
+        paths = [f"{info.path}/" if info.type == fs.FileType.Directory else info.path for info in found]
+        tops = {path.removeprefix(self.path).lstrip("/").partition("/") for path in paths}
+        return sorted({name for name, below, _ in tops if name.startswith("round-") and below})
 
     def _at(self, name: str) -> str:
         return f"{self.path}/{name}"
 
-    def _open(self, name: str) -> Any:
-        """A stream to write. Where there are folders, its own is made first."""
-        parent = str(PurePosixPath(self._at(name)).parent)
-        if parent not in self._made:
-            self.filesystem.create_dir(parent, recursive=True)
-            self._made.add(parent)
+    def _open(self, name: str) -> pa.NativeFile:
+        """Return a stream to write a file, whose folder is made where the file system has folders."""
+        self.filesystem.create_dir(str(PurePosixPath(self._at(name)).parent), recursive=True)
         return self.filesystem.open_output_stream(self._at(name))
 
 

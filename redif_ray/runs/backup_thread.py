@@ -2,7 +2,8 @@
 
 The learner's first rank hands each checkpoint over and does not wait; a thread copies it. One copy is on its way and
 one waits at most: a newer one takes the place of one that waits, since it holds all that a resume needs. What is
-handed over is linked aside first, so pruning and replacing go on meanwhile. At the end the driver does the rest.
+handed over keeps a second name until it is copied, for `best` is replaced and old checkpoints are pruned meanwhile. At
+the end the driver does the rest.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from redif_ray.checkpoint import file_sha256, find_checkpoint
+from redif_ray.checkpoint import find_checkpoint
 from redif_ray.config import Config
 from redif_ray.files import atomic_file
-from redif_ray.runs.backup_store import FILES, WRITER, Copy, File, Remote, UploadError
+from redif_ray.runs.backup_store import WRITER, Copy, Remote, UploadError
 from redif_ray.runs.folder import UPLOADED, latest_checkpoint, round_of
 
 log = logging.getLogger(__name__)
@@ -35,12 +36,16 @@ LEAVE_SECONDS = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Handed:
-    """A checkpoint linked aside. ready: waits until the run folder's other files are as far as the checkpoint is."""
+    """A checkpoint to copy, which is with best and warm start in `folder`, or is not, for `error`.
+
+    ready: waits until the run folder's other files are as far as the checkpoint is.
+    """
 
     folder: Path
     round: int
     finished: bool
     ready: Callable[[], object]
+    error: OSError | None
 
 
 class Left(Exception):
@@ -59,10 +64,9 @@ class Uploader:
         self.remote: Remote | None = None
         self.aside = folder / ".upload"
         shutil.rmtree(self.aside, ignore_errors=True)  # of a process that was killed
-        self.waiting: Handed | None = None
-        self.current: Handed | None = None
+        self.pending: Handed | None = None  # the newest, until it is there
+        self.sending: Handed | None = None  # it or an older one
         self.uploaded: dict[str, float] = {}  # round and time of the last whole copy
-        self.sent: set[File] = set()
         self.failures, self.error, self.told = 0, "", False
         self.moved = time.monotonic()
         self.left = False
@@ -79,26 +83,25 @@ class Uploader:
         newest = latest_checkpoint(checkpoints)
         if newest is None:
             return
-        aside = self.aside / uuid.uuid4().hex
+        aside, failed = self.aside / uuid.uuid4().hex[:8], None
         try:
             for name in (newest.name, "best", "warm_start"):
                 if (found := find_checkpoint(checkpoints / name)) is not None:
-                    _link(found, aside / "checkpoints" / name)
+                    shutil.copytree(found, aside / "checkpoints" / name, copy_function=_link)
         except OSError as error:
-            ready = _raising(error)
-        handed = Handed(aside, round_of(newest), finished, ready)
+            failed = error
         with self._changed:
-            replaced, self.waiting = self.waiting, handed
+            if self.pending is not self.sending:
+                self._drop(self.pending)
+            self.pending = Handed(aside, round_of(newest), finished, ready, failed)
             self._changed.notify_all()
-        if replaced is not None:
-            shutil.rmtree(replaced.folder, ignore_errors=True)
 
     def wait(self) -> None:
         """Until all that was handed over is there. Raises UploadError where it cannot be brought there."""
         with self._changed:
             self.failures, self.moved = 0, time.monotonic()
             self._changed.notify_all()
-            while self.current or self.waiting:
+            while self.pending:
                 if self.failures >= ATTEMPTS:
                     raise UploadError(self.error)
                 if time.monotonic() - self.moved > STALLED_SECONDS:
@@ -116,46 +119,48 @@ class Uploader:
 
     def _work(self) -> None:
         while (handed := self._next()) is not None:
+            error = ""
             try:
                 self._send(handed)
             except Left:
                 return
-            except Exception as error:  # whatever a file system raises, training goes on
-                self._failed(handed, error)
-            else:
-                self._done(handed)
+            except Exception as failure:  # whatever a file system raises, training goes on
+                error = f"{type(failure).__name__}: {failure}"
+            self._tell(handed, error)
+            self._settle(handed, error)
 
     def _next(self) -> Handed | None:
         with self._changed:
-            self._changed.wait_for(lambda: self.left or self.waiting)
-            self.current, self.waiting = (None if self.left else self.waiting), None
-            return self.current
+            self._changed.wait_for(lambda: self.left or self.pending)
+            self.sending = None if self.left else self.pending
+            return self.sending
 
     def _send(self, handed: Handed) -> None:
+        if handed.error is not None:
+            raise handed.error
         handed.ready()
         self.remote = remote = self.remote or self.connect()
         self._check_writer(remote)
+        there = [copy for copy in remote.copies() if copy.round == handed.round]
+        if not any(copy.finished or not handed.finished for copy in there):  # else it is handed over once more
+            copy = Copy(f"round-{handed.round:06d}-{handed.folder.name}", handed.round, self.run, handed.finished, {})
+            for name, path in self._files(handed):
+                copy.sha256[name] = remote.put(path, f"{copy.name}/{name}", self._block)
+                self._block()
+            self._check_writer(remote)
+            remote.finish(copy)
+        self.uploaded = {"round": handed.round, "time": time.time()}
+        remote.prune(self.keep)
+
+    def _files(self, handed: Handed) -> list[tuple[str, Path]]:
+        """Return what belongs to a copy: paths in the run folder, and where the content lies."""
         for path in self.folder.iterdir():
             if path.is_file() and not path.name.startswith(".") and path.name != UPLOADED:
                 shutil.copyfile(path, handed.folder / path.name)  # lines are added to some of them
+        found = [(path, handed.folder) for path in handed.folder.rglob("*")]
         if handed.finished:
-            shutil.rmtree(handed.folder / "student", ignore_errors=True)  # of an attempt that was cut short
-            _link(self.folder / "student", handed.folder / "student")
-        files = {}
-        for path in sorted(p for p in handed.folder.rglob("*") if p.is_file()):
-            name, digest = path.relative_to(handed.folder).as_posix(), file_sha256(path)
-            by_name = handed.finished and not name.startswith("checkpoints/")
-            files[name] = file = File(digest, path.stat().st_size, name if by_name else f"{FILES}/{digest}")
-            there = file in self.sent if by_name else remote.size(file.at) == file.bytes
-            if not there:
-                remote.put(path, file, self._block)
-                self.sent.add(file)
-            self._block()
-        self._check_writer(remote)
-        copy = Copy(handed.round, self.run, handed.finished, files)
-        remote.write(copy.name, copy.to_json())
-        self.uploaded = {"round": handed.round, "time": time.time()}
-        remote.prune(self.keep)
+            found += [(path, self.folder) for path in (self.folder / "student").rglob("*")]
+        return sorted((path.relative_to(root).as_posix(), path) for path, root in found if path.is_file())
 
     def _check_writer(self, remote: Remote) -> None:
         if remote.read(WRITER) != self.writer.encode():
@@ -169,38 +174,40 @@ class Uploader:
         if self.left:
             raise Left
 
-    def _done(self, handed: Handed) -> None:
-        self.error = ""
-        self._note()
-        if self.told:
-            log.warning("the upload goes on: the copy of round %d is whole", handed.round)
-        self.told = False
-        shutil.rmtree(handed.folder, ignore_errors=True)
-        with self._changed:
-            self.current, self.failures = None, 0
-            self._changed.notify_all()
-
-    def _failed(self, handed: Handed, error: Exception) -> None:
-        """It waits again, unless a newer one does."""
-        self.error = f"{type(error).__name__}: {error}"
-        if self.failures + 1 >= ATTEMPTS and not self.told:
+    def _tell(self, handed: Handed, error: str) -> None:
+        """Say how an attempt ended, in the run folder and, at the start and the end of an outage, in the log."""
+        self.error = error
+        if not error:
+            self._note()
+            if self.told:
+                log.warning("the upload goes on: the copy of round %d is whole", handed.round)
+            self.told = False
+        elif self.failures + 1 >= ATTEMPTS and not self.told:
             self.told = True
             log.warning(
                 "the checkpoint of round %d is not uploaded (%s); training goes on, checkpoints are in %s, and it is "
-                "tried again", handed.round, self.error, self.folder,
+                "tried again", handed.round, error, self.folder,
             )  # fmt: skip
             self.lost()
             self._note()
+
+    def _settle(self, handed: Handed, error: str) -> None:
+        """Take up the newest next: after a pause where there was an error."""
         with self._changed:
-            self.failures += 1
-            self.current, newer = None, self.waiting is not None
-            self.waiting = self.waiting or handed
+            self.sending = None
+            if self.pending is handed and not error:
+                self.pending = None
+            if self.pending is not handed:
+                self._drop(handed)
+            self.failures = self.failures + 1 if error else 0
             self._changed.notify_all()
-        if newer:
+            if error:
+                pause = AGAIN_SECONDS[min(self.failures, len(AGAIN_SECONDS)) - 1]
+                self._changed.wait_for(lambda: self.left or not self.failures, pause)
+
+    def _drop(self, handed: Handed | None) -> None:
+        if handed is not None:
             shutil.rmtree(handed.folder, ignore_errors=True)
-        pause = AGAIN_SECONDS[min(self.failures, len(AGAIN_SECONDS)) - 1]
-        with self._changed:
-            self._changed.wait_for(lambda: self.left or not self.failures, pause)
 
     def _note(self) -> None:
         told = {"uri": self.remote.uri if self.remote else "", **self.uploaded, "error": self.error}
@@ -208,23 +215,12 @@ class Uploader:
             partial.write_text(json.dumps(told))
 
 
-def _raising(error: OSError) -> Callable[[], object]:
-    def ready() -> None:
-        raise error
-
-    return ready
-
-
-def _link(source: Path, target: Path) -> None:
-    """A copy of a folder that costs nothing, where the file system has hard links."""
-
-    def link(file: str, to: str) -> None:
-        try:
-            os.link(file, to)
-        except OSError:
-            shutil.copyfile(file, to)
-
-    shutil.copytree(source, target, copy_function=link)
+def _link(file: str, to: str) -> None:
+    """Give a file a second name or, where the file system has no hard links, copy it."""
+    try:
+        os.link(file, to)
+    except OSError:
+        shutil.copyfile(file, to)
 
 
 def claimed(path: Path) -> dict[str, str]:

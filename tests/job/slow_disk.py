@@ -40,9 +40,12 @@ class SlowDisk(fs.FileSystemHandler):
         self.disk.create_dir(path, recursive=recursive)
 
     def delete_dir(self, path: str) -> None:
+        self.disk.delete_dir(path)
+
+    def delete_dir_contents(self, path: str, missing_dir_ok: bool = False) -> None:
         raise NotImplementedError
 
-    delete_dir_contents = delete_root_dir_contents = delete_dir
+    delete_root_dir_contents = delete_dir_contents
 
     def delete_file(self, path: str) -> None:
         self.disk.delete_file(path)

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from pyarrow import fs
 from rich.console import Console
 from slow_disk import SlowDisk
-from uploads import checkpoint, configured, value
+from uploads import checkpoint, configured, rounds_of, value
 
 from redif_ray.config import Config
 from redif_ray.runs import backup_thread
 from redif_ray.runs.backup import claim, complete, uploading
-from redif_ray.runs.backup_store import Copy, Remote, UploadError
+from redif_ray.runs.backup_store import Remote, UploadError
 from redif_ray.runs.backup_thread import Uploader
 from redif_ray.runs.folder import RunError, RunFolder, prune_checkpoints
 from redif_ray.runs.status import status
@@ -79,7 +81,7 @@ def test_a_copy_is_named_last(run: RunFolder, own: Uploader, disk: SlowDisk) -> 
     own.hand()
     own.wait()
     names = [Path(p).name for p in disk.written]
-    assert names.index("round-000002.json") == len(names) - 1 and len(names) > 4
+    assert names.index("copy.json") == len(names) - 1 and len(names) > 4
 
 
 def test_nobody_waits_for_a_disk_that_hangs(run: RunFolder, own: Uploader, disk: SlowDisk, remote: Remote,
@@ -94,7 +96,7 @@ def test_nobody_waits_for_a_disk_that_hangs(run: RunFolder, own: Uploader, disk:
         own.hand()
         prune_checkpoints(run.path / "checkpoints", 1)
         assert disk.entered.wait(10)
-    assert time.monotonic() - started < 5 and remote.rounds() == []
+    assert time.monotonic() - started < 5 and rounds_of(remote) == []
     assert len(list((run.path / ".upload").iterdir())) == 2
     monkeypatch.setattr(backup_thread, "STALLED_SECONDS", 0.3)
     with pytest.raises(UploadError, match="no byte was taken for 0 s"):
@@ -102,7 +104,7 @@ def test_nobody_waits_for_a_disk_that_hangs(run: RunFolder, own: Uploader, disk:
     monkeypatch.undo()
     disk.open.set()
     own.wait()
-    assert remote.rounds() == [8, 2]
+    assert rounds_of(remote) == [8, 2]
     assert not list((run.path / ".upload").iterdir())
     remote.fetch(remote.copies()[1], tmp_path / "fetched")
     assert value(tmp_path / "fetched", "round-000002") == value(tmp_path / "fetched", "best") == 2
@@ -116,10 +118,10 @@ def test_an_outage_is_told_once_and_training_goes_on(
         checkpoint(run.path, 2)
         own.hand()
         while disk.fails > 2:
-            assert remote.rounds() == []
+            assert rounds_of(remote) == []
             time.sleep(0.001)
         own.wait()
-    assert outages == [1] and remote.rounds() == [2]
+    assert outages == [1] and rounds_of(remote) == [2]
     told = [record.getMessage() for record in caplog.records]
     assert len(told) == 2 and "round 2 is not uploaded (OSError: the bucket is away)" in told[0]
     assert "the upload goes on: the copy of round 2 is whole" in told[1]
@@ -131,7 +133,7 @@ def test_one_failure_is_nobodys_business(run: RunFolder, own: Uploader, disk: Sl
     checkpoint(run.path, 2)
     own.hand()
     own.wait()
-    assert remote.rounds() == [2] and outages == []
+    assert rounds_of(remote) == [2] and outages == []
 
 
 def test_a_file_that_did_not_arrive_whole_is_sent_again(
@@ -166,7 +168,9 @@ def test_the_end_of_a_run_is_uploaded_or_an_error(
     run.close()
     complete(config, remote, console)
     assert f"uploaded     {remote.uri}" in console.export_text()
-    assert remote.copies()[0].finished and (tmp_path / "disk/first/report.md").read_text() == "report"
+    copy = remote.copies()[0]
+    assert copy.finished and (tmp_path / "disk/first" / copy.name / "report.md").read_text() == "report"
+    assert rounds_of(remote) == [2] and len(list((tmp_path / "disk/first").glob("round-*"))) == 1
     begun = len(disk.written)
     complete(config, remote, console)
     assert len(disk.written) == begun
@@ -179,10 +183,10 @@ def test_an_error_of_the_run_is_not_hidden(
 ) -> None:
     monkeypatch.setattr(backup_thread, "AGAIN_SECONDS", (0.01,))
     monkeypatch.setattr(Remote, "connect", lambda config: remote)
-    for fails, word in ((0, "uploaded     slow://"), (10**6, "not uploaded to slow://")):
+    for round, fails, word in ((2, 0, "uploaded     slow://"), (4, 10**6, "not uploaded to slow://")):
         console = Console(record=True, width=300)
         with pytest.raises(RunError, match="recall fell"), uploading(config, run, remote, console):
-            checkpoint(run.path, 2)
+            checkpoint(run.path, round)
             disk.fails = fails
             raise RunError("recall fell")
         assert word in console.export_text()
@@ -193,11 +197,11 @@ def test_the_rows_of_a_checkpoint_come_before_its_copy(run: RunFolder, own: Uplo
     checkpoint(run.path, 2)
     own.hand(ready=logged.wait)
     time.sleep(0.1)
-    assert remote.rounds() == []
+    assert rounds_of(remote) == []
     (run.path / "metrics.jsonl").write_text('{"round": 1}\n')
     logged.set()
     own.wait()
-    assert remote.copies()[0].files["metrics.jsonl"].bytes == 13
+    assert remote.read(f"{remote.copies()[0].name}/metrics.jsonl") == b'{"round": 1}\n'
 
 
 def test_a_start_that_was_taken_for_dead_writes_no_more(run: RunFolder, own: Uploader, remote: Remote) -> None:
@@ -209,7 +213,47 @@ def test_a_start_that_was_taken_for_dead_writes_no_more(run: RunFolder, own: Upl
     own.hand()
     with pytest.raises(UploadError, match="another start of the run writes there now"):
         own.wait()
-    assert remote.rounds() == [2]
+    assert rounds_of(remote) == [2]
+
+
+def test_a_copy_is_never_written_again(run: RunFolder, own: Uploader, disk: SlowDisk, remote: Remote) -> None:
+    """A learner that starts again hands its newest checkpoint over once more; the end of the run makes another copy."""
+    checkpoint(run.path, 2)
+    own.hand()
+    own.wait()
+    first, written = remote.copies()[0], len(disk.written)
+    own.hand()
+    own.wait()
+    assert remote.copies() == [first] and len(disk.written) == written
+    (run.path / "student").mkdir()
+    own.hand(finished=True)
+    own.wait()
+    assert [copy.finished for copy in remote.copies()] == [True] and remote.copies()[0].name != first.name
+    assert not any(Path(p).is_relative_to(Path(remote.path, first.name)) for p in disk.written[written:])
+
+
+def test_a_write_that_comes_late_spoils_no_copy(
+    run: RunFolder, own: Uploader, disk: SlowDisk, remote: Remote, tmp_path: Path
+) -> None:
+    """The learner's upload hangs, the driver's makes the copy meanwhile."""
+    there = Remote(fs.PyFileSystem(SlowDisk()), remote.path, remote.uri)
+    driver = Uploader(lambda: there, run.path, (own.run, own.writer), 2, lambda: None)
+    checkpoint(run.path, 2)
+    disk.open.clear()
+    disk.entered.clear()
+    own.hand()
+    assert disk.entered.wait(10)
+    (run.path / "metrics.jsonl").write_text("more")
+    driver.hand()
+    driver.wait()
+    copy = remote.copies()[0]
+    disk.open.set()
+    own.wait()
+    left = remote.copies()
+    assert len(left) == 1
+    remote.fetch(left[0], tmp_path / "fetched")
+    assert left[0] != copy or (tmp_path / "fetched" / "metrics.jsonl").read_text() == "more"
+    driver.leave()
 
 
 def test_without_links_a_checkpoint_is_copied_aside(
@@ -226,30 +270,36 @@ def test_without_links_a_checkpoint_is_copied_aside(
     prune_checkpoints(run.path / "checkpoints", 1)
     disk.open.set()
     own.wait()
-    assert remote.rounds() == [2]
+    assert rounds_of(remote) == [2]
 
 
 @pytest.mark.parametrize("part", ["corrupt", "missing", "half"])
-def test_only_what_is_whole_comes_back(part: str, run: RunFolder, own: Uploader, remote: Remote,
-                                       tmp_path: Path) -> None:  # fmt: skip
+def test_only_what_is_whole_comes_back(
+    part: str, run: RunFolder, own: Uploader, remote: Remote, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     for round in (2, 4):
         checkpoint(run.path, round)
         own.hand()
         own.wait()
     newest, place = remote.copies()[0], Path(remote.path)
-    file = place / newest.files["checkpoints/round-000004/state.safetensors"].at
+    file = place / newest.name / "checkpoints/round-000004/state.safetensors"
     if part == "half":
-        (place / newest.name).write_text((place / newest.name).read_text()[:300])
+        manifest = place / newest.name / "copy.json"
+        manifest.write_text(manifest.read_text()[:300])
         remote.fetch(remote.copies()[0], tmp_path / "fetched")
+        assert f"{remote.uri}/{newest.name}/copy.json is corrupt; that copy is left out" in caplog.text
         assert value(tmp_path / "fetched", "round-000002") == 2
         return
     if part == "missing":
         file.unlink()
     else:
         file.write_bytes(file.read_bytes()[:-1] + b"?")
-    with pytest.raises(UploadError, match=r"is not what was uploaded; delete round-000004.json there"):
+    with pytest.raises(UploadError, match=rf"is not what was uploaded; delete {newest.name} there"):
         remote.fetch(newest, tmp_path / "fetched")
     assert not (tmp_path / "fetched").exists() and not list(tmp_path.glob(".fetched*"))
+    shutil.rmtree(place / newest.name)
+    remote.fetch(remote.copies()[0], tmp_path / "fetched")
+    assert value(tmp_path / "fetched", "round-000002") == 2
 
 
 def test_a_copy_cannot_name_files_elsewhere(run: RunFolder, own: Uploader, remote: Remote, tmp_path: Path) -> None:
@@ -257,7 +307,7 @@ def test_a_copy_cannot_name_files_elsewhere(run: RunFolder, own: Uploader, remot
     own.hand()
     own.wait()
     copy = remote.copies()[0]
-    strange = Copy(2, copy.run, False, {"../stolen": copy.files["config.yaml"]})
+    strange = replace(copy, sha256={"../stolen": copy.sha256["config.yaml"]})
     with pytest.raises(UploadError, match=r"names \.\./stolen, which is no file of a run folder"):
         remote.fetch(strange, tmp_path / "fetched")
     assert not (tmp_path / "stolen").exists()

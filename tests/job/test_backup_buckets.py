@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from buckets import SCHEMES, Bucket
-from uploads import CONSOLE, checkpoint, configured
+from uploads import CONSOLE, checkpoint, configured, rounds_of
 
 from redif_ray.config import Config
 from redif_ray.runs import backup_store as remotes
@@ -37,14 +37,14 @@ def test_only_what_is_whole_comes_back_from_a_bucket(part: str, config: Config, 
     with uploading(config, run, remote, CONSOLE):
         checkpoint(run.path, 2)
     newest = remote.copies()[0]
-    at = newest.files["checkpoints/round-000002/state.safetensors"].at
+    at = f"{newest.name}/checkpoints/round-000002/state.safetensors"
     if part == "missing":
         remote.filesystem.delete_file(f"{remote.path}/{at}")
     else:
         data = remote.read(at)
         assert data is not None
         remote.write(at, data[:-1] + b"?")
-    with pytest.raises(UploadError, match=r"is not what was uploaded; delete round-000002.json there"):
+    with pytest.raises(UploadError, match=rf"is not what was uploaded; delete {newest.name} there"):
         remote.fetch(newest, tmp_path / "fetched")
     assert not (tmp_path / "fetched").exists()
 
@@ -88,5 +88,5 @@ def test_a_store_that_goes_and_comes_back(
         assert own.error
         bucket.come()
         own.wait()
-    assert remote.rounds() == [4, 2]
+    assert rounds_of(remote) == [4, 2]
     assert Remote.connect(config).copies()[0].round == 4

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from pyarrow import fs
-from uploads import CONSOLE, checkpoint, configured, value
+from uploads import CONSOLE, checkpoint, configured, rounds_of, value
 
 from redif_ray.config import Config, ConfigError, load
 from redif_ray.runs.backup import prepare, refuse, uploading
@@ -54,10 +54,11 @@ def test_what_is_uploaded_comes_back(place: str, tmp_path: Path) -> None:
             own.wait()
             prune_checkpoints(run.path / "checkpoints", 1)
     run.close()
-    assert remote.rounds() == [10, 8, 6]  # checkpoint.keep
-    listed = remote.filesystem.get_file_info(fs.FileSelector(f"{remote.path}/files"))
-    named = {file.at for copy in remote.copies() for file in copy.files.values()}
-    assert {f"files/{info.base_name}" for info in listed} == named
+    assert rounds_of(remote) == [10, 8, 6]  # checkpoint.keep
+    listed = remote.filesystem.get_file_info(fs.FileSelector(remote.path, recursive=True))
+    there = {info.path.removeprefix(f"{remote.path}/") for info in listed if info.type == fs.FileType.File}
+    named = {f"{copy.name}/{path}" for copy in remote.copies() for path in (*copy.sha256, "copy.json")}
+    assert there == named | {"writer"}
     assert re.match(rf"round 10, \d+ s ago, at {remote.uri}", status(run.path)[1]["upload"])
 
     elsewhere = configured(tmp_path / "other", f"checkpoint.upload={place}")

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from redif_ray.checkpoint import load_checkpoint, save_checkpoint
 from redif_ray.config import Config, load
+from redif_ray.runs.backup_store import Remote
 
 CONSOLE = Console(quiet=True)
 
@@ -26,3 +27,8 @@ def checkpoint(folder: Path, round: int, name: str | None = None, size: int = 10
 
 def value(folder: Path, name: str) -> float:
     return float(load_checkpoint(folder / "checkpoints" / name)[0]["weights"][0])
+
+
+def rounds_of(remote: Remote) -> list[int]:
+    """The rounds of the complete copies, the newest first."""
+    return [copy.round for copy in remote.copies()]
