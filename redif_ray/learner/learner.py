@@ -16,7 +16,7 @@ import ray
 import torch
 from torch import Tensor
 
-from redif_ray.checkpoint import load_checkpoint, pack, save_checkpoint, unpack, weights_sha256
+from redif_ray.checkpoint import load_checkpoint, pack, save_checkpoint
 from redif_ray.config import LEARNED, Config
 from redif_ray.diffusion.noise import Stream
 from redif_ray.evaluation.judge import networks_of
@@ -62,7 +62,9 @@ class Learner:
         if config.learner.checkpointing:
             enable_checkpointing(self.student)
         self.plan = Phases(config)
-        self.versions = Versions(self.plan, self.publisher if self.ranks.first else None)
+        self.versions = Versions(
+            self.plan, self.publisher if self.ranks.first else None, factory.travelling_dtypes(config, self.student)
+        )
         self.accounts = Accounts(config)
         self.running = RunningStatistics()
         self.learned = learned_reward(config, teacher, device, self.ranks.all_reduce)
@@ -134,7 +136,7 @@ class Learner:
             with self.stages.stage("update", round):
                 metrics = self._train(round, data)
             self.round += 1
-            self._publish_round()
+            self.versions.add(self.round, self._current())
             self._after_round(round, metrics, data, started)
         self.stages.send()
         ray.get(self.logged)
@@ -161,7 +163,10 @@ class Learner:
 
     def _train(self, round: int, data: Fetched) -> dict[str, float]:
         behaviour = self.versions.policy(round)
-        metrics = self.phase.update(self.learning, round, data.metas, data.parts, self.optimizer, behaviour)
+        made_by = self.versions.checksum(self.plan.version(round))
+        metrics = self.phase.update(
+            self.learning, round, data.metas, data.parts, self.optimizer, behaviour, made_by
+        )
         metrics |= {"seconds/fetch": data.fetch_seconds, "staleness": float(round - self.plan.version(round))}
         if self.learned is not None and self.phase.trains_rewards:
             metrics |= self.learned.update(round, data.metas, data.parts, self.versions.learned(round))
@@ -241,13 +246,13 @@ class Learner:
         """Publish, before any rank asks for a round, all that the rounds to come are made with."""
         if self.ranks.first:
             ray.get(self.coordinator.restart.remote())
-        self.versions.begin()
-        self._publish_round()
+        self.versions.begin(self.round, self._current())
         self.ranks.wait()
 
-    def _publish_round(self) -> None:
+    def _current(self) -> dict[str, Mapping[str, Tensor]]:
+        """Weights to publish, by kind."""
         learned = {} if self.learned is None else {LEARNED: self.learned.weights()}
-        self.versions.add(self.round, learned | {POLICY: get_weights(self.student)})
+        return learned | {POLICY: get_weights(self.student)}
 
     def _checkpoint(self) -> None:
         tensors = trained(self.student, self.optimizer, self.average, keep=self.ranks.first)
@@ -264,7 +269,7 @@ class Learner:
             "stale": keys,
             "running": self.running.state_dict(),
             "ledger": self.accounts.ledger.state(),
-            "weights_sha256": weights_sha256(unpack("student", tensors)),
+            "weights_sha256": self.versions.checksum(self.round),
             "guard": self.validator.start_recall if self.validator else None,
         }
         self._save(f"round-{self.round:06d}", tensors, meta)

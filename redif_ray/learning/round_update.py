@@ -68,6 +68,7 @@ def update_on_trajectories(
     settings: Learner,
     lr: float,
     behaviour: Mapping[str, Tensor] | None = None,
+    made_by: str | None = None,
     advantages: Tensor | None = None,
     gate: Tensor | None = None,
 ) -> dict[str, float]:
@@ -75,14 +76,14 @@ def update_on_trajectories(
 
     metas: of every work unit of the round. parts: (trajectories, scored) of this rank's units, by their index.
     stds: S of each transition, [N] float64. advantages, gate: one value a row of the round; None: zeros, and no gate.
-    behaviour: the weights that rolled out the round; None: the student's own.
+    behaviour: the weights that rolled out the round; None: the student's own. made_by: their checksum, if known.
     """
     config, student, guidance = learning.config, learning.student, learning.config.student.guidance
     teacher = learning.teacher
     batch = assemble(
         [unit_metas[0].shard for unit_metas in metas],
         [(trajectories, scored) for trajectories, scored in parts.values()],
-        weights_sha256=weights_sha256(behaviour or get_weights(student)),
+        weights_sha256=made_by or weights_sha256(behaviour or get_weights(student)),
         encode=student.encode,
         advantages=advantages,
         gate=gate,

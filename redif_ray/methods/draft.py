@@ -55,6 +55,7 @@ class Draft(Phase):
         parts: Mapping[int, Sequence[Any]],
         optimizer: torch.optim.Optimizer,
         behaviour: Mapping[str, Tensor] | None = None,
+        made_by: str | None = None,
     ) -> dict[str, float]:
         """Maximise the reward of the deterministic sample by its own gradient."""
         from redif_ray.learning.draft import DraftUpdater

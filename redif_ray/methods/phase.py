@@ -158,11 +158,12 @@ class Phase(ABC):
         parts: Mapping[int, Sequence[Any]],
         optimizer: torch.optim.Optimizer,
         behaviour: Mapping[str, Tensor] | None = None,
+        made_by: str | None = None,
     ) -> dict[str, float]:
         """Train the student on a round; return metrics, alike on every rank.
 
         metas: of every work unit of the round. parts: what `learner_reads` names, of this rank's units, by their index.
-        behaviour: the weights that rolled out the round; None: the student's own.
+        behaviour: the weights that rolled out the round; None: the student's own. made_by: their checksum, if known.
         """
 
 

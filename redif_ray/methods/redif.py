@@ -82,6 +82,7 @@ class Policy(Phase):
         parts: Mapping[int, Sequence[Any]],
         optimizer: torch.optim.Optimizer,
         behaviour: Mapping[str, Tensor] | None = None,
+        made_by: str | None = None,
     ) -> dict[str, float]:
         """Turn rewards into advantages, and take the steps of the clipped policy gradient."""
         from redif_ray.learning import round_update as learn
@@ -92,5 +93,5 @@ class Policy(Phase):
         gate = learn.anchor_gate(learning, metas) if config.anchor.gated else None
         stds, lr = self.stds(learning.schedule, round), learning_rate(config, round - self.first_round)
         return metrics | learn.update_on_trajectories(
-            learning, round, metas, parts, optimizer, stds, config, lr, behaviour, relative.values, gate
+            learning, round, metas, parts, optimizer, stds, config, lr, behaviour, made_by, relative.values, gate
         )

@@ -56,6 +56,7 @@ class WarmStart(Phase):
         parts: Mapping[int, Sequence[Any]],
         optimizer: torch.optim.Optimizer,
         behaviour: Mapping[str, Tensor] | None = None,
+        made_by: str | None = None,
     ) -> dict[str, float]:
         """Minimise the anchor alone: mean over (trajectory, step) pairs of loss(mean_k - jump_k)."""
         from redif_ray.learning.round_update import update_on_trajectories
@@ -64,4 +65,4 @@ class WarmStart(Phase):
         stds = self.stds(learning.schedule, round)
         settings = regression_settings(self.config.warm_start, self.config.learner)
         lr = self.config.warm_start.lr
-        return update_on_trajectories(learning, round, metas, parts, optimizer, stds, settings, lr, behaviour)
+        return update_on_trajectories(learning, round, metas, parts, optimizer, stds, settings, lr, behaviour, made_by)

@@ -19,6 +19,7 @@ from redif_ray.models.protocol import DiffusionModel, ModelError
 from redif_ray.models.sharding import local, share, whole
 
 ADAPTER = "student"  # what peft calls the adapters
+ROUNDED_BY_AUTOCAST = (torch.nn.Linear, torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)  # on every device
 
 
 def make_student(teacher: DiffusionModel, lora: Lora) -> DiffusionModel:
@@ -98,6 +99,23 @@ def trainable(student: DiffusionModel) -> dict[str, Parameter]:
     return {name: p for name, p in student.network.named_parameters() if p.requires_grad}
 
 
+def autocast_weights(student: DiffusionModel) -> list[str]:
+    """Names of the trainable weights that the network only uses rounded to the 16 bits that it computes in.
+
+    They are those of plain linear and convolution layers under autocast, which rounds them in every call; no network
+    may switch autocast off around such a layer. Norms, embeddings and what a network keeps outside of such layers are
+    used in float32. So are adapters, since a student with adapters computes without autocast.
+    """
+    network = student.network
+    if next(network.parameters()).dtype == student.dtype:
+        return []
+    rounded, other = set[int](), set[int]()
+    for module in network.modules():
+        held = {id(parameter) for parameter in module.parameters(recurse=False)}
+        (rounded if type(module) in ROUNDED_BY_AUTOCAST else other).update(held)
+    return [name for name, parameter in trainable(student).items() if id(parameter) in rounded - other]
+
+
 def get_weights(student: DiffusionModel) -> dict[str, Tensor]:
     """Copies of the trainable weights on the CPU: all that differs from the teacher.
 
@@ -117,7 +135,7 @@ def set_weights(student: DiffusionModel, weights: Mapping[str, Tensor]) -> None:
     for name, value in weights.items():
         if value.shape != own[name].shape:
             raise ModelError(f"weight {name} has shape {list(value.shape)}; expected {list(own[name].shape)}")
-        if not bool(torch.isfinite(value).all()):
+        if not bool(torch.isfinite(torch.stack(torch.aminmax(value))).all()):  # 20 times as fast as asking each number
             raise ModelError(f"weight {name} is not finite; lower learner.lr and resume from an earlier checkpoint")
     for name, parameter in own.items():
         parameter.copy_(share(weights[name], parameter))

@@ -16,7 +16,7 @@ from redif_ray.diffusion import schedules
 from redif_ray.diffusion.schedules import Schedule
 from redif_ray.models.protocol import DiffusionModel
 from redif_ray.models.registry import fingerprint, load_model
-from redif_ray.models.student import make_student
+from redif_ray.models.student import autocast_weights, make_student
 from redif_ray.models.text import TextModel
 from redif_ray.rewards.base import Rewards, build_terms
 from redif_ray.rewards.discriminator import DiscriminatorTerm
@@ -45,6 +45,14 @@ def model(config: Config, source: str, where: str) -> DiffusionModel:
 
 def student(config: Config, teacher: DiffusionModel) -> DiffusionModel:
     return _compiled(make_student(teacher, config.student.lora), config)
+
+
+def travelling_dtypes(config: Config, student: DiffusionModel) -> dict[str, torch.dtype]:
+    """Those that trained weights travel in to the workers, by name, where float32 would give the same rollouts.
+
+    None where networks are compiled: a compiler may leave out autocast's rounding, which float32 weights would show.
+    """
+    return {} if config.networks.compile else dict.fromkeys(autocast_weights(student), student.dtype)
 
 
 def _compiled(model: DiffusionModel, config: Config) -> DiffusionModel:

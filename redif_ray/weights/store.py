@@ -25,7 +25,7 @@ POLICY = "policy"
 
 
 class StaleWeightsError(RuntimeError):
-    """Weights that are absent, or are not what their publisher sent."""
+    """Weights that are absent, or not those that were to be used."""
 
 
 class WeightStore:
@@ -50,6 +50,11 @@ class WeightStore:
         async with self.published:
             self.published.notify_all()
 
+    async def restart(self, after: int) -> None:
+        """A learner goes on from version `after`: it makes the later ones again, and whoever asks for them waits."""
+        self.entries = {key: entry for key, entry in self.entries.items() if version(key) <= after}
+        self.gone = {key for key in self.gone if version(key) <= after}
+
     async def lacks(self, keys: list[str]) -> list[str]:
         """Those of `keys` that were never published here, as after this actor was lost."""
         return [key for key in keys if key not in self.entries and key not in self.gone]
@@ -73,6 +78,10 @@ class WeightStore:
 
 def kind(key: str) -> str:
     return key.rpartition("-")[0]
+
+
+def version(key: str) -> int:
+    return int(key.rpartition("-")[2])
 
 
 def policy_key(version: int) -> str:

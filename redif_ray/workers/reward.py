@@ -115,7 +115,7 @@ class TeacherRewardWorker:
         return Meta(shard, self.name, (Work("evaluation", time.perf_counter() - started, 0),)), found
 
     def load_learned(self, weights: Any, key: str | None) -> str | None:
-        """Put the learned reward `key` in place, checked against its checksum, which is answered."""
+        """Put the learned reward `key` in place; return its checksum."""
         term = self.rewards.learned
         if (term is None) != (key is None):
             raise ValueError(f"learned reward {key}: expected a key where the run has such a term, and else none")

@@ -18,7 +18,8 @@ from redif_ray.models.protocol import repeated
 from redif_ray.models.student import set_weights
 from redif_ray.planning import factory
 from redif_ray.types import Condition, Meta, Shard, Trajectories, Work
-from redif_ray.weights.publisher import fetch, version
+from redif_ray.weights.publisher import fetch
+from redif_ray.weights.store import version
 from redif_ray.workers.offload import Offload, home
 
 
@@ -112,9 +113,9 @@ class StudentRolloutWorker:
         return guide
 
     def _load(self, weights: Any, key: str) -> int:
-        """Put the weights `key` in place, checked against their checksum; returns their policy version."""
+        """Put the weights `key` in place; return their policy version."""
         if self.loaded is None or self.loaded[0] != key:
-            arrays, checksum = fetch(weights, key)
-            set_weights(self.student, arrays)
+            found, checksum = fetch(weights, key)
+            set_weights(self.student, found)
             self.loaded = (key, checksum)
         return version(key)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DiffusionPipeline
-from tiny_models import normal
+from tiny_models import normal, write_dit, write_unet
 from tiny_pipelines import write_edm, write_sd, write_sd3, write_sdxl
 from torch import Tensor
 
@@ -21,7 +21,14 @@ from redif_ray.diffusion.schedules import Schedule
 from redif_ray.diffusion.transition import log_prob, transition_mean
 from redif_ray.models.protocol import DiffusionModel, ModelError
 from redif_ray.models.registry import fingerprint, load_model
-from redif_ray.models.student import enable_checkpointing, get_weights, make_student, set_weights, trainable
+from redif_ray.models.student import (
+    autocast_weights,
+    enable_checkpointing,
+    get_weights,
+    make_student,
+    set_weights,
+    trainable,
+)
 from redif_ray.models.text import TextModel
 
 CAPTIONS = ["a cat", "a very long caption about dogs"]
@@ -129,6 +136,34 @@ def test_the_ratio_of_a_fresh_rollout_is_one(
                                    schedule.take(steps + 1), stds[steps])
             again = log_prob(torch.stack([a[row] for a in actions]), mean, stds[steps])
             torch.testing.assert_close(again, torch.stack([d[row] for d in densities]), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["sd", "sdxl", "sd3", "edm", "dit", "unet"])
+def test_weights_that_travel_in_16_bits_give_the_rollout_of_float32(
+    name: str, dtype: torch.dtype, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    """Bit for bit. To round every weight would not: norms and embeddings are used in float32."""
+    own = {"dit": write_dit, "unet": lambda folder: write_unet(folder, classes=3)}
+    folder = folders[name] if name in folders else own[name](tmp_path / name)
+    student = make_student(load_model(folder, dtype=dtype), Lora())
+    sent = {k: w + 0.05 * normal(*w.shape, seed=i) for i, (k, w) in enumerate(get_weights(student).items())}
+    conditions: list[Any] = [0, 1] if name in ("edm", "dit", "unet") else ["cat", "dog"]
+    unit, schedule, rounded = normal(2, *student.latent_shape), grid(student), autocast_weights(student)
+    images = []
+    for names in ([], rounded, list(sent)):
+        set_weights(student, {k: w.to(dtype) if k in names else w for k, w in sent.items()})
+        images.append(sampled(student, conditions, unit, schedule, 1.0))
+    assert float(images[0].std()) > 0.01
+    assert torch.equal(images[0], images[1])
+    assert torch.equal(images[0], images[2]) == (len(rounded) == len(sent))  # the tiny sd3 has nothing else
+    assert sum(sent[k].numel() for k in rounded) > 0.5 * sum(w.numel() for w in sent.values())
+
+
+@pytest.mark.parametrize("lora", [Lora(rank=2, targets=("to_q",)), Lora()])
+def test_weights_that_are_used_in_float32_travel_so(lora: Lora, folders: dict[str, Path]) -> None:
+    dtype = torch.bfloat16 if lora.rank else torch.float32
+    assert autocast_weights(make_student(load_model(folders["sd"], dtype=dtype), lora)) == []
 
 
 @pytest.mark.parametrize("name", ["sd", "sdxl", "sd3"])
