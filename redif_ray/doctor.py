@@ -73,7 +73,7 @@ def _cuda() -> str:
 
 def _ray() -> str:
     """The cluster that `ray.address=auto` would join, asked without joining it."""
-    from ray._private.services import find_gcs_addresses
+    from ray._private.services import find_gcs_addresses  # private: every public way to an address joins the cluster
 
     found = sorted(find_gcs_addresses())
     return (

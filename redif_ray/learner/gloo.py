@@ -12,9 +12,9 @@ from typing import Any
 import psutil
 import ray
 from ray.train.torch import TorchConfig
-from ray.train.torch.config import _TorchBackend
 
 INTERFACE = "GLOO_SOCKET_IFNAME"
+TorchBackend: Any = TorchConfig().backend_cls  # Ray Train has no public name for the class
 
 
 class Gloo(TorchConfig):
@@ -24,11 +24,11 @@ class Gloo(TorchConfig):
         super().__init__(backend="gloo")
 
     @property
-    def backend_cls(self) -> type[_TorchBackend]:
+    def backend_cls(self) -> type[Any]:
         return _Meeting
 
 
-class _Meeting(_TorchBackend):
+class _Meeting(TorchBackend):
     def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
         worker_group.execute(choose_interface)
         super().on_start(worker_group, backend_config)

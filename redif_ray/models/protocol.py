@@ -90,7 +90,7 @@ class DiffusionModel(ABC):
 
         A network that reaches into a block from outside needs what it reaches for in this list too.
         """
-        names = getattr(self.network, "_no_split_modules", None) or ()
+        names = getattr(self.network, "_no_split_modules", None) or ()  # diffusers says it nowhere else
         return [m for m in self.network.modules() if type(m).__name__ in names] or list(_members(self.network))
 
     @abstractmethod

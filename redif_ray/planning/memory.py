@@ -10,15 +10,13 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Module
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
+from torch.utils._python_dispatch import TorchDispatchMode  # private: no public hook sees what each operation makes
 
 from redif_ray.config import Config
 from redif_ray.learning.discriminator import Images, student_loss, teacher_loss
@@ -63,14 +61,16 @@ class _Live(TorchDispatchMode):
         self.known: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        tree_map_only(Tensor, partial(self._add, counts=False), (args, kwargs))  # a view of a weight is no new memory
+        for tensor in _tensors([args, kwargs]):
+            self._add(tensor, counts=False)  # a view of a weight is no new memory
         result = func(*args, **(kwargs or {}))
-        tree_map_only(Tensor, self._add, result)
+        for tensor in _tensors(result):
+            self._add(tensor)
         return result
 
     def _add(self, tensor: Tensor, counts: bool = True) -> None:
         storage = tensor.untyped_storage()
-        key, size = storage._cdata, storage.nbytes() if counts else 0
+        key, size = id(storage), storage.nbytes() if counts else 0  # tensors of one memory have one storage object
         if key not in self.known:
             self.known.add(key)
             self.now += size
@@ -80,6 +80,15 @@ class _Live(TorchDispatchMode):
     def _free(self, key: int, size: int) -> None:
         self.known.discard(key)
         self.now -= size
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """The tensors among the arguments or the results of an operation."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, list | tuple | dict):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(each)
 
 
 class _Attention(torch.autograd.Function):
