@@ -26,7 +26,7 @@ HEAD = ["weights, MB", "receivers", "published, s", "all have them, s", "object 
 
 
 class Receivers:
-    """Workers that fetch weights as a rollout worker does: verified, and as tensors of their own."""
+    """Workers that fetch weights as a rollout worker does, and read all of them."""
 
     def receive(self, store: Any, key: str) -> float:
         weights, _ = fetch(store, key)
@@ -61,9 +61,8 @@ def publishing(
     return Part(
         "publishing", "Publishing weights", HEAD, rows, numbers,
         [f"On one node, whose object store all receivers share; at most {PROCESSES} processes hold them, and each of "
-         "these lets one receiver in after the other, or their copies would not fit this machine's memory. A receiver "
-         "verifies a SHA-256 over all bytes and copies them into tensors of its own: that, on this machine's "
-         "cores, is nearly all of the time. The store holds the weights as they arrive from the learner and as the "
+         "these lets one receiver in after the other. The publisher hashes all bytes once; a receiver adds up the "
+         "numbers where they lie. The store holds the weights as they arrive from the learner and as the "
          "weight store's own object, which outlives the learner, and until it is let go the version before."],
     )  # fmt: skip
 
