@@ -20,7 +20,7 @@ BASE = "fashion_mnist_paper"
 PUBLIC = {
     "eta 1": ("exploration.eta=1",),
     "no siblings, running statistics by class": (
-        "rollout.groups=64", "rollout.shard_groups=32", "rollout.siblings=1", "exploration.antithetic=false",
+        "rollout.groups=64", "rollout.unit_groups=32", "rollout.siblings=1", "exploration.antithetic=false",
         "learner.advantage=running",
     ),
     "steps not weighted, the last one explores": ("learner.step_weight=none", "exploration.last_step=true"),

@@ -34,7 +34,7 @@ from redif_ray.loop import PlainLoop
 from redif_ray.models.student import get_weights, set_weights, trainable
 from redif_ray.planning import factory
 from redif_ray.rewards.combine import centred_std
-from redif_ray.types import Shard
+from redif_ray.types import WorkUnit
 
 ROOT = Path("runs/one-step")
 ARMS = {
@@ -67,10 +67,10 @@ def held_out(loop: PlainLoop, weights: dict[str, Tensor], count: int) -> tuple[d
     """Terms, and images, of the student as deployed."""
     terms: dict[str, list[np.ndarray]] = {}
     images = []
-    for shard in loop.plan.deploy(Stream.HELD_OUT, count):
-        _, targets = loop.reward.targets(shard)
-        _, played = loop.rollout.rollout(shard, weights, "deploy-0")
-        _, scored = loop.reward.score(shard, played, targets)
+    for unit in loop.plan.deploy(Stream.HELD_OUT, count):
+        _, targets = loop.reward.targets(unit)
+        _, played = loop.rollout.rollout(unit, weights, "deploy-0")
+        _, scored = loop.reward.score(unit, played, targets)
         images.append(scored.images)
         for name, values in scored.terms.items():
             terms.setdefault(name, []).append(values)
@@ -100,9 +100,9 @@ def _calls(loop: PlainLoop, round: int, metrics: dict[str, float], flops: Accoun
     stds = explored_stds(loop.rollout.schedule, c.exploration, round)
     targets = solvers.network_calls(c.teacher.solver, c.teacher.steps) * model.calls_per_step(c.teacher.guidance)
     played = sum(
-        len(shard.groups) * targets
-        + shard.predictions(c.student.steps, shared_steps(c, stds)) * model.calls_per_step(c.student.guidance)
-        for shard in loop.plan.shards(round)
+        len(unit.groups) * targets
+        + unit.predictions(c.student.steps, shared_steps(c, stds)) * model.calls_per_step(c.student.guidance)
+        for unit in loop.plan.units(round)
     )
     backward = metrics["update/network_calls_backward"] * (flops.factor - 1)
     return played + metrics["update/network_calls_forward"] + backward
@@ -111,8 +111,8 @@ def _calls(loop: PlainLoop, round: int, metrics: dict[str, float], flops: Accoun
 def _frechet(loop: PlainLoop, images: np.ndarray) -> float:
     name = loop.config.evaluation.judge
     if needs_reference(name):
-        shards = loop.plan.deploy(Stream.REFERENCE, len(images))
-        judge = judge_of_images(name, np.concatenate([loop.reward.targets(shard)[1] for shard in shards]))
+        units = loop.plan.deploy(Stream.REFERENCE, len(images))
+        judge = judge_of_images(name, np.concatenate([loop.reward.targets(unit)[1] for unit in units]))
     else:
         judge = load_judge(name)
     return float(judge.frechet(judge.embed(torch.from_numpy(images))))
@@ -142,7 +142,7 @@ def signal(recipe: str, seed: int) -> list[list[str]]:
             optimizer = Kept(trainable(loop.student).values())
             for round in range(first + cycle * CYCLE, first + (cycle + 1) * CYCLE):
                 weights = get_weights(loop.student)
-                played = {s.index: loop.play(s, weights, f"policy-{round}") for s in loop.plan.shards(round)}
+                played = {s.index: loop.play(s, weights, f"policy-{round}") for s in loop.plan.units(round)}
                 metas, parts = [m for m, _ in played.values()], {i: data for i, (_, data) in played.items()}
                 metrics = loop.plan.phase(round).update(loop.learning, round, metas, parts, optimizer)
                 calls += _calls(loop, round, metrics, flops)
@@ -155,9 +155,9 @@ def signal(recipe: str, seed: int) -> list[list[str]]:
 
 def _back_propagated(loop: PlainLoop, c: Config) -> Tensor:
     """The gradient of minus the terms, in units of their spread among siblings, at the deployed policy."""
-    shards = loop.plan.shards(c.warm_start.rounds)
+    units = loop.plan.units(c.warm_start.rounds)
     weights = get_weights(loop.student)
-    scored = [loop.play(shard, weights, "policy-0")[0][-1].terms for shard in shards]
+    scored = [loop.play(unit, weights, "policy-0")[0][-1].terms for unit in units]
     spread = {
         name: centred_std(torch.from_numpy(np.concatenate([one[name] for one in scored])), c.rollout.siblings)
         if term.normalise == "std" else 1.0
@@ -174,8 +174,8 @@ def _back_propagated(loop: PlainLoop, c: Config) -> Tensor:
     parts = []
     for start in range(0, REFERENCE, 48):
         some = slice(start, start + 48)
-        shard = Shard(0, start, "draft", Stream.TRAIN, groups[some], conditions[some])
-        parts.append((shard, loop.reward.targets(shard)[1]))
+        unit = WorkUnit(0, start, "draft", Stream.TRAIN, groups[some], conditions[some])
+        parts.append((unit, loop.reward.targets(unit)[1]))
     optimizer = Kept(trainable(loop.student).values())
     rewards = factory.rewards(own, loop.student, "cpu")
     DraftUpdater(loop.student, optimizer, loop.rollout.schedule, own, rewards).run(

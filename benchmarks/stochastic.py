@@ -34,17 +34,17 @@ from redif_ray.runs.folder import stored_config
 COUNT, ETAS = 500, (0.0, 0.1, 0.2, 0.4)
 
 
-def sampled(model: DiffusionModel, shard: Any, schedule: Schedule, stds: Tensor, config: Config) -> Tensor:
-    """Images of a shard; at S = 0 the deployed sampler's."""
+def sampled(model: DiffusionModel, unit: Any, schedule: Schedule, stds: Tensor, config: Config) -> Tensor:
+    """Images of a work unit; at S = 0 the deployed sampler's."""
     shape, seed = model.latent_shape, config.run.seed
-    unit = noise.initial_noise(shard.groups, shape, seed=seed, stream=shard.stream)
+    unit_noise = noise.initial_noise(unit.groups, shape, seed=seed, stream=unit.stream)
 
     def z(step: int) -> Tensor:
-        alone = [0] * len(shard.groups)
-        return noise.exploration_noise(shard.groups, alone, shape, seed=seed, round=0, step=step)
+        alone = [0] * len(unit.groups)
+        return noise.exploration_noise(unit.groups, alone, shape, seed=seed, round=0, step=step)
 
-    predict = model.predictor(model.encode(shard.conditions), config.student.guidance)
-    return model.decode(rollout(predict, solvers.initial(schedule, unit), schedule, stds, z).latents[-1])
+    predict = model.predictor(model.encode(unit.conditions), config.student.guidance)
+    return model.decode(rollout(predict, solvers.initial(schedule, unit_noise), schedule, stds, z).latents[-1])
 
 
 @torch.no_grad()
@@ -53,22 +53,22 @@ def main(folder: Path) -> None:
     config = stored_config(folder)
     model, judge = load_teacher(config.teacher), load_judge(config.evaluation.judge)
     rewards = factory.rewards(config, model, "cpu")
-    shards = RoundPlan(config, factory.conditions(config, model)).deploy(Stream.HELD_OUT, COUNT)
-    conditions = [c for shard in shards for c in shard.conditions]
+    units = RoundPlan(config, factory.conditions(config, model)).deploy(Stream.HELD_OUT, COUNT)
+    conditions = [c for unit in units for c in unit.conditions]
     teacher = []
-    for shard in shards:
-        unit = noise.initial_noise(shard.groups, model.latent_shape, seed=config.run.seed, stream=shard.stream)
-        predict = model.predictor(model.encode(shard.conditions), config.teacher.guidance)
+    for unit in units:
+        unit_noise = noise.initial_noise(unit.groups, model.latent_shape, seed=config.run.seed, stream=unit.stream)
+        predict = model.predictor(model.encode(unit.conditions), config.teacher.guidance)
         grid = factory.teacher_schedule(model, config)
-        teacher.append(model.decode(solvers.sample(config.teacher.solver, predict, unit, grid)))
+        teacher.append(model.decode(solvers.sample(config.teacher.solver, predict, unit_noise, grid)))
     targets, rows = torch.cat(teacher), []
     for n in config.search.steps or (config.student.steps,):
         times = read_times(folder / "schedule.yaml", n)
-        schedule = schedules.explicit(model.process, times.levels, told=times.told)
+        schedule = schedules.explicit(model.process, times.levels, network_timesteps=times.network_timesteps)
         for kind in get_args(ExplorationKind):
             for eta in ETAS if kind == "posterior" else ETAS[1:]:
                 stds = schedule.stds(eta, kind, last_step=False)
-                images = torch.cat([sampled(model, shard, schedule, stds, config) for shard in shards])
+                images = torch.cat([sampled(model, unit, schedule, stds, config) for unit in units])
                 terms = rewards(RewardInputs(images, targets, conditions))
                 distance = -sum(config.reward.terms[name].weight * float(v.mean()) for name, v in terms.items())
                 rows.append([str(n), kind if eta else "none", f"{eta:g}", f"{distance:.5f}",

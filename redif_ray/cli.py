@@ -46,7 +46,7 @@ def distill(
 ) -> None:
     """Distil a teacher to a few-step student: the main job.
 
-    Example: redif distill configs/fashion_mnist.yaml learner.lr=1e-5 rollout.workers=4 run.name=first run.root=DIR
+    Example: redif distill configs/fashion_mnist.yaml learner.lr=1e-5 rollout.max_workers=4 run.name=first run.root=DIR
     """
     resolved: Config = load(config, overrides or [])
     if print_config:
@@ -211,7 +211,7 @@ def doctor(
 ) -> None:
     """Report what this machine can run; with a configuration, what its run needs and whether it is there.
 
-    Example: redif doctor configs/fashion_mnist.yaml rollout.workers=4
+    Example: redif doctor configs/fashion_mnist.yaml rollout.max_workers=4
     """
     if config is None:
         from redif_ray.doctor import report
@@ -227,8 +227,8 @@ def doctor(
         names = ", ".join(need.what for need in lacking)
         raise UserError(
             f"this run does not fit: too little {names}. Fewer workers need fewer devices; learner.microbatch, "
-            "learner.checkpointing=true, networks.precision=bfloat16, student.lora.rank, rollout.shard_groups and "
-            "evaluation.batch decide how much memory a worker needs"
+            "learner.activation_checkpointing=true, networks.precision=bfloat16, student.lora.rank, "
+            "rollout.unit_groups and evaluation.batch decide how much memory a worker needs"
         )
 
 

@@ -1,7 +1,7 @@
 """What of a run may be lost on the way, and how whoever misses it gets it again.
 
 Ray restarts the actors and repeats the calls that were in flight. What an actor owned is gone with it, and what lay on
-a lost node too: whoever cannot fetch it says so to the coordinator, which has those shards done again. Work is a pure
+a lost node too: whoever cannot fetch it says so to the coordinator, which has those units done again. Work is a pure
 function of its arguments, so what comes the second time is the same.
 """
 
@@ -21,14 +21,14 @@ from redif_ray.types import Meta
 log = logging.getLogger(__name__)
 ATTEMPTS = 5  # at one piece of work: what is lost as often is not lost by chance
 RESTARTABLE = {"max_restarts": -1, "max_task_retries": ATTEMPTS}  # of every actor of a run
-References = tuple[tuple[int, tuple[Any, ...]], ...]  # (shard index, references to what was made of it)
+References = tuple[tuple[int, tuple[Any, ...]], ...]  # (work unit index, references to what was made of it)
 
 
 @dataclass(frozen=True, slots=True)
 class RoundData:
-    """A round as a rank sees it: all metas, and (trajectories, scored or targets) references of its own shards."""
+    """A round as a rank sees it: all metas, and (trajectories, scored or targets) references of its own work units."""
 
-    metas: tuple[tuple[Meta, ...], ...]  # one tuple a shard, in order of index
+    metas: tuple[tuple[Meta, ...], ...]  # one tuple a work unit, in order of index
     references: References
     seconds: float
 
@@ -38,7 +38,7 @@ class Fetched:
     """`RoundData` with its data in place of the references."""
 
     metas: tuple[tuple[Meta, ...], ...]
-    parts: dict[int, Any]  # what was made of this rank's shards, by shard index
+    parts: dict[int, Any]  # what was made of this rank's work units, by work unit index
     gather_seconds: float
     fetch_seconds: float
 
@@ -65,7 +65,7 @@ def fetched(ask: Callable[[tuple[str, ...]], Any], get: Callable[[Any], Any] = r
             except ObjectLostError as error:
                 if attempt == ATTEMPTS:
                     raise
-                log.warning("shard %d was lost before it was read (%s)", index, type(error).__name__)
+                log.warning("work unit %d was lost before it was read (%s)", index, type(error).__name__)
                 missed += [reference.hex() for reference in references]
         if not missed:
             return Fetched(data.metas, parts, data.seconds, time.perf_counter() - started)

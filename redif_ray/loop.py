@@ -27,7 +27,7 @@ from redif_ray.models.student import get_weights, set_weights, trainable
 from redif_ray.planning import factory
 from redif_ray.planning.rounds import RoundPlan
 from redif_ray.rewards.base import Rewards
-from redif_ray.types import Shard
+from redif_ray.types import WorkUnit
 from redif_ray.workers.reward import TeacherRewardWorker
 from redif_ray.workers.rollout import StudentRolloutWorker
 
@@ -65,7 +65,7 @@ class PlainLoop:
         self.versions[round] = get_weights(self.student)
         self.versions = {version: weights for version, weights in self.versions.items() if version >= made_by}
         weights = self.versions[made_by]
-        played = {s.index: self.play(s, weights, f"policy-{made_by}") for s in self.plan.shards(round)}
+        played = {s.index: self.play(s, weights, f"policy-{made_by}") for s in self.plan.units(round)}
         metas = [metas for metas, _ in played.values()]
         parts = {index: data for index, (_, data) in played.items()}
         behaviour = None if made_by == round else weights
@@ -74,14 +74,14 @@ class PlainLoop:
     def checksum(self) -> str:
         return weights_sha256(get_weights(self.student))
 
-    def play(self, shard: Shard, weights: Any, key: str) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    def play(self, unit: WorkUnit, weights: Any, key: str) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
         """Make one work unit; return its metas, and of what was made the parts that the learner reads."""
-        phase = self.plan.named(shard.phase)
-        meta, targets = self.reward.targets(shard) if phase.teacher_images else self.reward.encode(shard)
+        phase = self.plan.named(unit.phase)
+        meta, targets = self.reward.targets(unit) if phase.teacher_images else self.reward.encode(unit)
         metas, made = [meta], dict[str, Any](targets=targets)
         if phase.plays:
-            roll_meta, made["trajectories"] = self.rollout.rollout(shard, weights, key)
-            score_meta, made["scored"] = self.reward.score(shard, made["trajectories"], targets)
+            roll_meta, made["trajectories"] = self.rollout.rollout(unit, weights, key)
+            score_meta, made["scored"] = self.reward.score(unit, made["trajectories"], targets)
             metas += [roll_meta, score_meta]
         return tuple(metas), tuple(made[name] for name in phase.learner_reads)
 

@@ -47,7 +47,7 @@ def sample(
     source, network, levels, own = _load(model, steps, family)
     if schedule is not None:
         found = read_times(schedule, levels.steps)
-        levels = schedules.explicit(network.process, found.levels, told=found.told)
+        levels = schedules.explicit(network.process, found.levels, network_timesteps=found.network_timesteps)
     conditions = _conditions(network, source, count, label, caption)
     guidance = own if guidance is None else guidance
     if guidance != 1:
@@ -101,7 +101,7 @@ def _load(source: str, steps: int, family: str | None) -> tuple[str, DiffusionMo
     settings = path / "redif.json"
     if settings.exists():
         own = json.loads(settings.read_text())
-        schedule = schedules.explicit(model.process, own["timesteps"], told=own.get("told"))
+        schedule = schedules.explicit(model.process, own["timesteps"], network_timesteps=own.get("network_timesteps"))
         return source, model, schedule, float(own["guidance"])
     name = "karras" if isinstance(model.process, VarianceExploding) else "uniform_trailing"
     return source, model, schedules.build(model.process, steps, name), 1.0

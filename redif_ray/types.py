@@ -1,9 +1,9 @@
 """What flows between the rooms.
 
 Arrays are numpy, C-contiguous and float32 unless said otherwise: Ray hands them over without a copy (read-only).
-Rows are group-major: row = group position * siblings + sibling. N = student steps, R = rows of a shard.
+Rows are group-major: row = group position * siblings + sibling. N = student steps, R = rows of a work unit.
 
-Example: 4 groups x 16 siblings in shards of 2 groups: shard 0 has R = 32 rows, rows 0..15 share one x_T, one condition
+Example: 4 groups x 16 siblings in units of 2 groups: unit 0 has R = 32 rows, rows 0..15 share one x_T, one condition
 and one teacher image; `Trajectories.latents` is [N + 1, 32, *latent_shape].
 """
 
@@ -20,7 +20,7 @@ Condition = int | str | None  # a class label, a caption, or nothing
 
 
 @dataclass(frozen=True, slots=True)
-class Shard:
+class WorkUnit:
     """A unit of work: some groups of one round. A pure function of (config, round, index), so any worker can do it.
 
     phase: the name of a `redif_ray.methods.Phase`, which says what each process does with the unit.
@@ -51,9 +51,9 @@ class Shard:
 
 @dataclass(frozen=True, slots=True)
 class Trajectories:
-    """What a rollout worker makes of a shard with the weights of `policy_version`."""
+    """What a rollout worker makes of a work unit with the weights of `policy_version`."""
 
-    shard: Shard
+    unit: WorkUnit
     policy_version: int
     weights_sha256: str
     latents: np.ndarray  # [N + 1, R, *latent]: latents[0] is x_T, latents[N] the result
@@ -63,9 +63,9 @@ class Trajectories:
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """What a reward worker adds to a shard."""
+    """What a reward worker adds to a work unit."""
 
-    shard: Shard
+    unit: WorkUnit
     terms: dict[str, np.ndarray]  # [R] each, raw; none in the warm start
     targets: np.ndarray | None  # [G, C, H, W] in [0, 1]: the teacher's image of each group; None in the warm start
     anchors: np.ndarray | None  # [N, R, *latent]: the teacher's jump from each visited state; None where no loss asks
@@ -87,7 +87,7 @@ class Work:
 class Meta:
     """The small part of a worker's answer, all that the coordinator reads."""
 
-    shard: Shard
+    unit: WorkUnit
     worker: str
     work: tuple[Work, ...]
     terms: dict[str, np.ndarray] | None = None

@@ -14,7 +14,7 @@ from ray import cloudpickle
 from redif_ray.config import load
 from redif_ray.coordinator.coordinator import Coordinator
 from redif_ray.data.conditions import CONDITIONS, Conditions
-from redif_ray.types import Meta, Shard
+from redif_ray.types import Meta, WorkUnit
 
 ids = count()
 
@@ -29,7 +29,7 @@ class Reference:
 
 @dataclass(eq=False)
 class Worker:
-    """Does whatever it is asked; `calls` lists (method, shard) of it, `errors` what a method raises, first to last."""
+    """Does whatever it is asked; `calls` lists (method, unit) of it, `errors` what a method raises, first to last."""
 
     calls: list[tuple[str, int]] = field(default_factory=list)
     errors: dict[str, list[Exception]] = field(default_factory=dict)
@@ -57,17 +57,17 @@ class Method:
     def options(self, num_returns: int, max_task_retries: int) -> Method:
         return self
 
-    def remote(self, shard: Shard, *_: Any) -> tuple[Any, Reference]:
+    def remote(self, unit: WorkUnit, *_: Any) -> tuple[Any, Reference]:
         async def meta() -> Meta:
             await asyncio.sleep(0)
-            self.worker.calls.append((self.name, shard.index))
-            self.worker.order.append((self.name, shard.index))
+            self.worker.calls.append((self.name, unit.index))
+            self.worker.order.append((self.name, unit.index))
             if errors := self.worker.errors.get(self.name):
                 raise errors.pop(0)
-            return Meta(shard, "worker", ())
+            return Meta(unit, "worker", ())
 
         made = self.worker.made
-        return meta(), made.pop(0) if made else Reference(f"{self.name}-{shard.index}-{next(ids)}")
+        return meta(), made.pop(0) if made else Reference(f"{self.name}-{unit.index}-{next(ids)}")
 
 
 class Writer:
@@ -86,5 +86,5 @@ def coordinator(folder: Path, *, captions: bool = False) -> Coordinator:
     (folder / CONDITIONS).write_text(Conditions((None,), (None,)).to_json())
     order: list[tuple[str, int]] = []
     handles = (None, Writer(), [Worker(order=order)], [Worker(order=order)])
-    config = load("smoke", ["rollout.shard_groups=2"])
+    config = load("smoke", ["rollout.unit_groups=2"])
     return Coordinator(config, str(folder), cloudpickle.dumps(handles), captions)

@@ -48,7 +48,7 @@ def one_line(text: str) -> str:
     ("override", "message"),
     [
         ("learner.lrr=1", "learner.lrr: unknown key; did you mean learner.lr?"),
-        ("rollout.workers=many", "rollout.workers='many': input should be a valid integer"),
+        ("rollout.max_workers=many", "rollout.max_workers='many': input should be a valid integer"),
         ("exploration.eta=0", "exploration.eta=0: a policy gradient needs exploration; expected a value in (0, 1]"),
     ],
 )

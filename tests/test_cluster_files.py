@@ -77,7 +77,8 @@ def assert_room(groups: Groups, config: Config) -> None:
         role = getattr(config, name)
         one = {"CPU": role.cpus, "GPU": role.gpus} | role.resources
         fits = [g for g, (_, offered) in groups.items() if all(offered.get(k, 0) >= v for k, v in one.items())]
-        assert fits == [name] and groups[name][0] * groups[name][1][name] >= role.workers
+        count = role.workers if name == "learner" else role.max_workers
+        assert fits == [name] and groups[name][0] * groups[name][1][name] >= count
 
 
 def test_the_launcher_takes_the_file() -> None:

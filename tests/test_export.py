@@ -87,7 +87,7 @@ def ours(model: DiffusionModel, schedule: Schedule, unit: Tensor, guidance: floa
             "euler", lambda x, at: model.predict(x, at, encoded, guidance=guidance), unit, schedule))
 
 
-@pytest.mark.parametrize("told", [False, True], ids=["", "told"])
+@pytest.mark.parametrize("network_timesteps", [False, True], ids=["", "network_timesteps"])
 @pytest.mark.parametrize(("write", "options", "lora", "guidance"), [
     (write_dit, {}, Lora(), 1.0),
     (write_dit, {"beta_schedule": "scaled_linear"}, LORA, 2.5),
@@ -104,14 +104,14 @@ def ours(model: DiffusionModel, schedule: Schedule, unit: Tensor, guidance: floa
         "unet-classes-ends-noisy", "edm", "edm-lora", "unet-sample-variance", "unet-own-betas"])
 def test_the_card_samples_what_the_student_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[..., Path], options: dict[str, Any], lora: Lora,
-    guidance: float, told: bool,
+    guidance: float, network_timesteps: bool,
 ) -> None:
     """Save, load and sample with diffusers alone, and with this package again: the same images each time."""
     student = trained(load_model(write(tmp_path / "teacher", **options)), lora)
     last = student.scheduler.config.num_train_timesteps
     times = [80.0, 9.5, 1.25, 0.3] if write is write_edm else [last - 1, last * 0.7, last * 0.4, last * 0.1]
-    said = [0.8 * t if write is write_edm else 0.8 * t // 1 for t in times] if told else None
-    schedule = schedules.explicit(student.process, times, told=said)
+    said = [0.8 * t if write is write_edm else 0.8 * t // 1 for t in times] if network_timesteps else None
+    schedule = schedules.explicit(student.process, times, network_timesteps=said)
     folder = export(student, schedule, tmp_path / "student", guidance=guidance)
 
     unit, images = run_card(folder, monkeypatch)
@@ -121,22 +121,22 @@ def test_the_card_samples_what_the_student_does(
     torch.testing.assert_close(images, expected, rtol=0, atol=2e-5)
 
     again, settings = load_model(folder), json.loads((folder / "redif.json").read_text())
-    own = schedules.explicit(again.process, settings["timesteps"], told=settings.get("told"))
+    own = schedules.explicit(again.process, settings["timesteps"], network_timesteps=settings.get("network_timesteps"))
     torch.testing.assert_close(ours(again, own, unit, settings["guidance"]), expected, rtol=0, atol=2e-5)
     assert settings["steps"] == 4 and settings["guidance"] == guidance
 
 
-@pytest.mark.parametrize("told", [False, True], ids=["", "told"])
+@pytest.mark.parametrize("network_timesteps", [False, True], ids=["", "network_timesteps"])
 @pytest.mark.parametrize(("write", "options", "guidance"), [
     (write_dit, {}, 2.0), (write_unet, MILD, 1.0), (write_unet, {"clip_sample": True, "clip_sample_range": 0.8}, 1.0),
     (write_edm, {}, 1.0),
 ])  # fmt: skip
 def test_the_model_for_mlflow_samples_alike(
-    tmp_path: Path, write: Callable[..., Path], options: dict[str, Any], guidance: float, told: bool
+    tmp_path: Path, write: Callable[..., Path], options: dict[str, Any], guidance: float, network_timesteps: bool
 ) -> None:
     student = trained(load_model(write(tmp_path / "teacher", **options)))
     times, said = ([80.0, 9.5, 1.25], [60.0, 9.5, 2.0]) if write is write_edm else ([999, 600, 100], [900, 600, 130])
-    schedule = schedules.explicit(student.process, times, told=said if told else None)
+    schedule = schedules.explicit(student.process, times, network_timesteps=said if network_timesteps else None)
     folder = export(student, schedule, tmp_path / "student", guidance=guidance)
     model = Student()
     model.load_context(SimpleNamespace(artifacts={"student": str(folder)}))

@@ -26,7 +26,7 @@ from redif_ray.config import Config
 from redif_ray.diffusion.noise import Stream
 from redif_ray.interrupt import StopRequest
 from redif_ray.job.distill import run_part
-from redif_ray.types import Shard
+from redif_ray.types import WorkUnit
 
 LOOK_SECONDS = 0.2
 HEAD = ["", "redif-ray", "plain diffusers", "ratio"]
@@ -99,10 +99,10 @@ def _plain(config: Config, teacher: Path, where: str, dtype: torch.dtype, stop: 
     pipe = DiffusionPipeline.from_pretrained(teacher, torch_dtype=dtype, use_safetensors=True).to(where)
     pipe.set_progress_bar_config(disable=True)
     r, s = config.rollout, config.student
-    at_once = r.shard_groups * r.siblings
+    at_once = r.unit_groups * r.siblings
 
     def sample() -> None:
-        for _ in range(r.groups // r.shard_groups):
+        for _ in range(r.groups // r.unit_groups):
             stop.check()
             pipe([CAPTION] * at_once, num_inference_steps=s.steps, guidance_scale=s.guidance, output_type="latent")
 
@@ -117,11 +117,11 @@ def _step(config: Config, pipe: DiffusionPipeline, where: str, dtype: torch.dtyp
         network.add_adapter(LoraConfig(r=lora.rank, lora_alpha=lora.alpha or lora.rank, target_modules=lora.targets))
     else:
         network.requires_grad_(True)
-    if config.learner.checkpointing:
+    if config.learner.activation_checkpointing:
         network.enable_gradient_checkpointing()
     optimiser = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], lr=1e-5)
-    shard = Shard(0, 0, "policy", Stream.TRAIN, tuple(range(r.groups)), (None,) * r.groups, r.siblings)
-    states = shard.predictions(config.student.steps)
+    unit = WorkUnit(0, 0, "policy", Stream.TRAIN, tuple(range(r.groups)), (None,) * r.groups, r.siblings)
+    states = unit.predictions(config.student.steps)
     size, side = network.config.sample_size, 1 if config.student.guidance == 1 else 2
     embedded = _context(pipe)
 

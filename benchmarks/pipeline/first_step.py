@@ -69,19 +69,19 @@ class _Case:
     def __init__(self, root: Path, base: str, overrides: tuple[str, ...]) -> None:
         torch.set_num_threads(1)
         config = recipe(root, "first-step", *overrides, base=base)
-        one_shard = f"rollout.shard_groups={config.rollout.groups}"
-        self.config = config = recipe(root, "first-step", *overrides, one_shard, base=base)
+        one_unit = f"rollout.unit_groups={config.rollout.groups}"
+        self.config = config = recipe(root, "first-step", *overrides, one_unit, base=base)
         teacher = factory.teacher(config, "cpu")
         self.student = factory.student(config, teacher)
         self.schedule = factory.student_schedule(self.student, config.student)
         self.stds = explored_stds(self.schedule, config.exploration, 0)
         self.start = get_weights(self.student)
-        (self.shard,) = RoundPlan(config, factory.conditions(config, teacher)).shards(0)
-        self.once = self.student.encode(self.shard.conditions)
+        (self.unit,) = RoundPlan(config, factory.conditions(config, teacher)).units(0)
+        self.once = self.student.encode(self.unit.conditions)
         self.each = repeated(self.once, config.rollout.siblings)
-        shape, stream = self.student.latent_shape, self.shard.stream
-        unit = noise.initial_noise(self.shard.groups, shape, seed=config.run.seed, stream=stream)
-        self.x = solvers.initial(self.schedule, unit.repeat_interleave(config.rollout.siblings, 0))
+        shape, stream = self.student.latent_shape, self.unit.stream
+        unit_noise = noise.initial_noise(self.unit.groups, shape, seed=config.run.seed, stream=stream)
+        self.x = solvers.initial(self.schedule, unit_noise.repeat_interleave(config.rollout.siblings, 0))
 
     def round(self, shared: bool, moved: dict[bool, torch.Tensor]) -> dict[str, tuple[float, float]]:
         """(seconds, network calls) of both halves; `moved[shared]`: how far the weights went, flat."""
@@ -96,7 +96,7 @@ class _Case:
         episode = rollout(predict, self.x, self.schedule, self.stds, self._draw, **options)
         rolled = time.perf_counter() - began
         steps = self.schedule.steps
-        states = self.shard.predictions(steps) if shared else rows * steps
+        states = self.unit.predictions(steps) if shared else rows * steps
         batch = RoundBatch(
             torch.arange(rows), rows, episode.latents, episode.means, episode.log_probs,
             advantages=torch.linspace(-1, 1, rows), encoded=self.each,
@@ -115,6 +115,6 @@ class _Case:
         return {"rollout": (rolled, states), "update": (metrics["seconds"], metrics["network_calls_forward"])}
 
     def _draw(self, step: int) -> torch.Tensor:
-        groups, siblings, _ = self.shard.per_row()
+        groups, siblings, _ = self.unit.per_row()
         shape, seed = self.student.latent_shape, self.config.run.seed
         return noise.exploration_noise(groups, siblings, shape, seed=seed, round=0, step=step)

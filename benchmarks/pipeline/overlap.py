@@ -12,8 +12,8 @@ from benchmarks.suite import Part
 from redif_ray.interrupt import StopRequest
 from redif_ray.job.distill import run_part
 
-# One shard a round, and jumps of the anchor, which follow the rollout: both take about as long as the update.
-SETTING = ("rollout.groups=4", "rollout.shard_groups=4", "learner.anchor.weight=0.1", "learner.anchor.substeps=2",
+# One work unit a round, and jumps of the anchor, which follow the rollout: both take about as long as the update.
+SETTING = ("rollout.groups=4", "rollout.unit_groups=4", "learner.anchor.weight=0.1", "learner.anchor.substeps=2",
            "teacher.steps=2")  # fmt: skip
 UPDATE = ("update",)
 HEAD = ["staleness", "seconds a round", "rollout and rewards", "update", "work / time", "rounds a second, ratio"]

@@ -31,7 +31,7 @@ from redif_ray.weights.store import WeightStore
 
 SD15 = Sizes("Stable Diffusion", latent=(4, 64, 64), image=(3, 512, 512), steps=5, seconds=4.0)
 FASHION_MNIST = Sizes("Fashion-MNIST", latent=(1, 28, 28), image=(1, 28, 28), steps=5, seconds=4.0)
-HEAD = ["rollout workers", "shards a round", "seconds a round", "ideal", "efficiency", "MB a round", "core seconds"]
+HEAD = ["rollout workers", "work units a round", "seconds a round", "ideal", "efficiency", "MB a round", "core seconds"]
 
 
 def scaling(
@@ -39,27 +39,27 @@ def scaling(
     strong: Sequence[int] = (4, 16, 64), sizes: Sizes = SD15, siblings: int = 16, rounds: int = 3,
     name: str = "scaling",
 ) -> Part:
-    """weak: a shard a worker. strong: as many shards as the most workers, whoever does them. name: of the part."""
+    """weak: a work unit a worker. strong: as many work units as the most workers, whoever does them. name: of the part."""
     cases = [("weak", w, w) for w in weak] + [("strong", w, max(strong)) for w in strong]
-    found: dict[tuple[int, int], _Measured] = {}  # by workers and shards
+    found: dict[tuple[int, int], _Measured] = {}  # by workers and work units
     store = max([*weak, *strong]) * _megabytes(sizes, siblings) * 4 + 200
     with connect(recipe(root, "scaling", f"ray.object_store_mb={int(store)}")):
-        for _, workers, shards in cases:
-            if (workers, shards) not in found:
-                found[workers, shards] = _measure(root, stop, workers, shards, sizes, siblings, rounds)
+        for _, workers, units in cases:
+            if (workers, units) not in found:
+                found[workers, units] = _measure(root, stop, workers, units, sizes, siblings, rounds)
     fewest = {"weak": found[weak[0], weak[0]].seconds, "strong": found[strong[0], max(strong)].seconds * strong[0]}
     rows, numbers = [], {}
-    for kind, workers, shards in cases:
-        m, ideal = found[workers, shards], fewest[kind] / (1 if kind == "weak" else workers)
+    for kind, workers, units in cases:
+        m, ideal = found[workers, units], fewest[kind] / (1 if kind == "weak" else workers)
         numbers[f"{kind}_{workers}"] = ideal / m.seconds
-        rows.append([f"{workers}, {kind}", str(shards), f"{m.seconds:.2f}", f"{ideal:.2f}",
-                     f"{ideal / m.seconds:.3f}", f"{shards * _megabytes(sizes, siblings):.0f}",
+        rows.append([f"{workers}, {kind}", str(units), f"{m.seconds:.2f}", f"{ideal:.2f}",
+                     f"{ideal / m.seconds:.3f}", f"{units * _megabytes(sizes, siblings):.0f}",
                      f"{m.core_seconds:.2f}"])
     return Part(
         name, f"Scaling with rollout workers, simulated: tensors of {sizes.model}'s size", HEAD, rows, numbers,
-        [f"Workers sleep {sizes.seconds:g} s a shard of one group of {siblings}, at most {PROCESSES} processes share "
+        [f"Workers sleep {sizes.seconds:g} s a work unit of one group of {siblings}, at most {PROCESSES} processes share "
          f"them, and return what {sizes.steps} steps leave; the real coordinator hands out "
-         f"shards, and this process reads every round as a learner does and touches each tensor once. Medians of "
+         f"work units, and this process reads every round as a learner does and touches each tensor once. Medians of "
          f"{rounds} rounds. Core seconds: what all processes of this machine, which has {psutil.cpu_count()} cores, "
          "used in a round; where workers come back at once, nearly all of it comes after the seconds that are slept."],
     )  # fmt: skip
@@ -74,17 +74,17 @@ class _Measured:
 
 
 def _megabytes(sizes: Sizes, siblings: int) -> float:
-    """Of what a shard's rollout and score hand to the learner."""
+    """Of what a work unit's rollout and score hand to the learner."""
     numbers = (2 * sizes.steps + 1) * siblings * np.prod(sizes.latent) + np.prod(sizes.image)
     return float(numbers) * 4 / 1e6
 
 
 def _measure(
-    root: Path, stop: StopRequest, workers: int, shards: int, sizes: Sizes, siblings: int, rounds: int
+    root: Path, stop: StopRequest, workers: int, units: int, sizes: Sizes, siblings: int, rounds: int
 ) -> _Measured:
     config = recipe(
-        root, "scaling", f"rollout.workers={workers}", f"rollout.groups={shards}", "rollout.shard_groups=1",
-        f"rollout.siblings={siblings}", f"learner.rounds={rounds + 1}", f"reward.workers={workers}",
+        root, "scaling", f"rollout.max_workers={workers}", f"rollout.groups={units}", "rollout.unit_groups=1",
+        f"rollout.siblings={siblings}", f"learner.rounds={rounds + 1}", f"reward.max_workers={workers}",
     )  # fmt: skip
     started = processes(sizes, workers)
     coordinator, others = _coordinator(root, config, started, workers)
@@ -97,7 +97,7 @@ def _measure(
             psutil.cpu_percent()
         data = fetched(partial(coordinator.round_for.remote, round, 0, 1))
         touched = sum(float(t.latents[..., 0].sum() + t.means[..., 0].sum()) for t, _ in data.parts.values())
-        assert touched == 0 and len(data.parts) == shards
+        assert touched == 0 and len(data.parts) == units
         del data
         if round:
             seconds.append(time.perf_counter() - began)

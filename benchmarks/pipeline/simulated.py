@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 import ray
 
-from redif_ray.types import Meta, Scored, Shard, Trajectories, Work
+from redif_ray.types import Meta, Scored, Trajectories, Work, WorkUnit
 
 PROCESSES = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """Of a latent and of an image of `model`, and the seconds that a shard's rollout takes a worker."""
+    """Of a latent and of an image of `model`, and the seconds that a work unit's rollout takes a worker."""
 
     model: str
     latent: tuple[int, ...]
@@ -37,28 +37,28 @@ class Sleepers:
     def ready(self, name: str = "") -> str:
         return name
 
-    def targets(self, name: str, shard: Shard) -> tuple[Meta, np.ndarray]:
-        return self._did(name, shard, 0.0), np.zeros((len(shard.groups), *self.sizes.image), np.float32)
+    def targets(self, name: str, unit: WorkUnit) -> tuple[Meta, np.ndarray]:
+        return self._did(name, unit, 0.0), np.zeros((len(unit.groups), *self.sizes.image), np.float32)
 
-    def rollout(self, name: str, shard: Shard, weights: Any, key: str) -> tuple[Meta, Trajectories]:
+    def rollout(self, name: str, unit: WorkUnit, weights: Any, key: str) -> tuple[Meta, Trajectories]:
         s = self.sizes
         time.sleep(s.seconds)
         made = Trajectories(
-            shard, int(key.rpartition("-")[2]), "simulated",
-            np.zeros((s.steps + 1, shard.rows, *s.latent), np.float32),
-            np.zeros((s.steps, shard.rows, *s.latent), np.float32), np.zeros((s.steps, shard.rows), np.float32),
+            unit, int(key.rpartition("-")[2]), "simulated",
+            np.zeros((s.steps + 1, unit.rows, *s.latent), np.float32),
+            np.zeros((s.steps, unit.rows, *s.latent), np.float32), np.zeros((s.steps, unit.rows), np.float32),
         )  # fmt: skip
-        return self._did(name, shard, s.seconds), made
+        return self._did(name, unit, s.seconds), made
 
     def score(
-        self, name: str, shard: Shard, trajectories: Trajectories, targets: np.ndarray, *_: Any
+        self, name: str, unit: WorkUnit, trajectories: Trajectories, targets: np.ndarray, *_: Any
     ) -> tuple[Meta, Scored]:
-        terms = {"mse": np.zeros(shard.rows, np.float32)}
-        meta = Meta(shard, name, (Work("rewards", 0.0, 0),), terms)
-        return meta, Scored(shard, terms, targets, None)
+        terms = {"mse": np.zeros(unit.rows, np.float32)}
+        meta = Meta(unit, name, (Work("rewards", 0.0, 0),), terms)
+        return meta, Scored(unit, terms, targets, None)
 
-    def _did(self, name: str, shard: Shard, seconds: float) -> Meta:
-        return Meta(shard, name, (Work("rollout", seconds, 0),))
+    def _did(self, name: str, unit: WorkUnit, seconds: float) -> Meta:
+        return Meta(unit, name, (Work("rollout", seconds, 0),))
 
 
 @dataclass(frozen=True, slots=True)

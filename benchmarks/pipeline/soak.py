@@ -22,7 +22,7 @@ from redif_ray.runs.jsonl import read_rows
 LOOK_SECONDS = 1.0
 SETTLED = 0.3  # of the rounds, after which caches are full
 KINDS = WORK | {"Coordinator": "coordinator", "WeightStore": "weight store", "MetricsWriter": "metrics writer"}
-TINY = ("rollout.groups=1", "rollout.siblings=4", "rollout.shard_groups=1", "learner.anchor.weight=0")
+TINY = ("rollout.groups=1", "rollout.siblings=4", "rollout.unit_groups=1", "learner.anchor.weight=0")
 WORKED = ("rollout", "score", "update")  # nothing hides them; the teacher's images were made before
 HEAD = ["process", "MB at the start", "MB at the end", "MB a 100 rounds"]
 

@@ -90,9 +90,10 @@ def check(config: Config) -> None:
                           "of search.steps")
     if s.frechet.weight:
         raise ConfigError(f"search.frechet.weight={s.frechet.weight:g}: agents are rewarded by the image; expected 0")
-    if s.told_trials or s.descent.told:
-        key = f"told_trials={s.told_trials}" if s.told_trials else "descent.told=true"
-        raise ConfigError(f"search.{key}: agents tell the network no other levels; expected none told")
+    if s.network_timestep_trials or s.descent.network_timesteps:
+        trials = s.network_timestep_trials
+        key = f"network_timestep_trials={trials}" if trials else "descent.network_timesteps=true"
+        raise ConfigError(f"search.{key}: agents call the network at the levels that they visit; leave it out")
     if config.reward.runtime_env is not None:
         raise ConfigError("reward.runtime_env: agents are trained in processes of RLlib, which take no environment; "
                           "leave it out, and install what the rewards need on the nodes")

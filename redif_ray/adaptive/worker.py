@@ -18,7 +18,7 @@ from redif_ray.diffusion.noise import Stream
 from redif_ray.planning.rounds import RoundPlan
 from redif_ray.search.evaluator import LATER, Evaluator, SearchActor
 from redif_ray.search.worker import SearchWorker
-from redif_ray.types import Meta, Shard, Work
+from redif_ray.types import Meta, Work, WorkUnit
 
 Measured = dict[str, np.ndarray]  # `distance` to the teacher's image and `calls` at as many levels, one a noise
 
@@ -27,26 +27,26 @@ class AdaptiveWorker(SearchWorker):
     """Stateless but for its caches, as every worker."""
 
     def adapted(
-        self, shard: Shard, goal: Goal, agent: dict[str, np.ndarray], weights: dict[str, float], targets: np.ndarray
+        self, unit: WorkUnit, goal: Goal, agent: dict[str, np.ndarray], weights: dict[str, float], targets: np.ndarray
     ) -> tuple[Meta, Measured]:
-        """What the agent with these parameters makes of a shard's noises."""
+        """What the agent with these parameters makes of a work unit's noises."""
         started, process = time.perf_counter(), self.model.process
         tensors = {name: torch.from_numpy(value.copy()) for name, value in agent.items()}
         policy = Policy(tensors["network.0.weight"].shape[1], tensors["table"])
         policy.load_state_dict(tensors)
 
         def predict_of(rows: torch.Tensor) -> Any:
-            conditions = [shard.conditions[row] for row in rows.tolist()]
+            conditions = [unit.conditions[row] for row in rows.tolist()]
             return self.model.predictor(self.model.encode(conditions), self.guidance)
 
         first = process.at(torch.tensor(goal.timesteps[0], dtype=torch.float64))
-        latents, calls = sample(process, predict_of, self._noise(self.model, shard), first, policy)
+        latents, calls = sample(process, predict_of, self._noise(self.model, unit), first, policy)
         score, teacher = Scorer(self.rewards, weights), torch.from_numpy(targets.copy()).to(self.device)
         with torch.no_grad():
-            distance = -score(self.model.decode(latents), teacher, list(shard.conditions))
+            distance = -score(self.model.decode(latents), teacher, list(unit.conditions))
         made = int(calls.sum()) * self.model.calls_per_step(self.guidance)
         work = Work("evaluation", time.perf_counter() - started, made)
-        return Meta(shard, self.name, (work,)), {"distance": distance.cpu().numpy(), "calls": calls.numpy()}
+        return Meta(unit, self.name, (work,)), {"distance": distance.cpu().numpy(), "calls": calls.numpy()}
 
 
 class AdaptiveActor(SearchActor):
@@ -62,21 +62,21 @@ class AdaptiveEvaluator(Evaluator):
     def __init__(self, config: Config, conditions: Conditions, workers: list[Any]) -> None:
         super().__init__(config, conditions, workers)
         plan, a = RoundPlan(config, conditions), config.search.adaptive
-        self.training = plan.deploy(Stream.ADAPTIVE, a.noises, size=config.search.shard)
+        self.training = plan.deploy(Stream.ADAPTIVE, a.noises, size=config.search.unit_noises)
 
     async def training_targets(self) -> list[Any]:
         """References to the teacher's images of the training noises."""
-        return list(await asyncio.gather(*(self._target(shard) for shard in self.training)))
+        return list(await asyncio.gather(*(self._target(unit) for unit in self.training)))
 
     async def training_conditions(self) -> list[Any]:
-        return [c for shard in self.training for c in shard.conditions]
+        return [c for unit in self.training for c in unit.conditions]
 
     async def adapted(self, goal: Goal, agent: dict[str, np.ndarray], weights: dict[str, float]) -> Measured:
         """An agent on the held-out noises."""
-        async def one(shard: Shard) -> Measured:
-            target = await self._target(shard)
-            found: Measured = await self._call(LATER, "adapted", shard, goal, agent, weights, target)
+        async def one(unit: WorkUnit) -> Measured:
+            target = await self._target(unit)
+            found: Measured = await self._call(LATER, "adapted", unit, goal, agent, weights, target)
             return found
 
-        parts = await asyncio.gather(*(one(shard) for shard in self.held_out))
+        parts = await asyncio.gather(*(one(unit) for unit in self.held_out))
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

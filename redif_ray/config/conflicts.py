@@ -32,12 +32,12 @@ def conflicts(c: Sections) -> Iterator[str]:
             f"pipeline.staleness={c.pipeline.staleness}: learner.loss=reinforce has no ratio that would account for "
             "it; expected 0, or loss=ppo_clip"
         )
-    if c.pipeline.offload and c.pipeline.staleness:
-        yield f"pipeline.offload=true: with pipeline.staleness={c.pipeline.staleness} no role waits; expected 0"
-    if c.pipeline.offload and c.learner.workers > 1:
+    if c.pipeline.colocate and c.pipeline.staleness:
+        yield f"pipeline.colocate=true: with pipeline.staleness={c.pipeline.staleness} no role waits; expected 0"
+    if c.pipeline.colocate and c.learner.workers > 1:
         yield (
-            f"pipeline.offload=true: learner.workers={c.learner.workers} have GPUs of their own, which they share with "
-            "no one; expected 1"
+            f"pipeline.colocate=true: learner.workers={c.learner.workers} have GPUs of their own, which they share "
+            "with no one; expected 1"
         )
     if policy and c.exploration.one_step and c.rollout.guided:
         yield (
@@ -51,14 +51,16 @@ def conflicts(c: Sections) -> Iterator[str]:
         )
     if c.rollout.guided >= c.rollout.siblings:
         yield f"rollout.guided={c.rollout.guided}: expected less than rollout.siblings={c.rollout.siblings}"
-    if c.rollout.groups % c.rollout.shard_groups:
-        yield f"rollout.shard_groups={c.rollout.shard_groups}: expected a divisor of rollout.groups={c.rollout.groups}"
+    if c.rollout.groups % c.rollout.unit_groups:
+        yield f"rollout.unit_groups={c.rollout.unit_groups}: expected a divisor of rollout.groups={c.rollout.groups}"
     if c.student.levels is not None and len(c.student.levels) != c.student.steps:
         yield f"student.levels has {len(c.student.levels)} entries; expected student.steps={c.student.steps}"
-    if c.student.told is not None and len(c.student.told) != len(c.student.levels or ()):
-        yield f"student.told has {len(c.student.told)} entries; expected one for each of student.levels"
-    if c.search.told_trials and c.search.engine == "gradient":
-        yield f"search.told_trials={c.search.told_trials}: search.engine=gradient has no trials; use tune or both"
+    if c.student.network_timesteps is not None and len(c.student.network_timesteps) != len(c.student.levels or ()):
+        count = len(c.student.network_timesteps)
+        yield f"student.network_timesteps has {count} entries; expected one for each of student.levels"
+    if c.search.network_timestep_trials and c.search.engine == "gradient":
+        count = c.search.network_timestep_trials
+        yield f"search.network_timestep_trials={count}: search.engine=gradient has no trials; use tune or both"
     if c.learner.regulariser.kind in ("renyi", "power") and c.learner.regulariser.order in (0, 1):
         order, kind = c.learner.regulariser.order, c.learner.regulariser.kind
         yield f"learner.regulariser.order={order}: {kind} needs a value other than 0 and 1"
@@ -92,20 +94,20 @@ def conflicts(c: Sections) -> Iterator[str]:
 
 
 def _sharding_conflicts(c: Sections) -> Iterator[str]:
-    if not c.learner.shard:
+    if not c.learner.fsdp:
         return
     if c.learner.workers == 1:
-        yield "learner.shard=true: learner.workers=1 has nobody to share with; expected at least 2"
+        yield "learner.fsdp=true: learner.workers=1 has nobody to share with; expected at least 2"
     if c.method == "draft":
-        yield "learner.shard=true: method=draft differentiates whole chains of calls; expected method=redif or sfd"
+        yield "learner.fsdp=true: method=draft differentiates whole chains of calls; expected method=redif or sfd"
     if c.networks.compile:
-        yield "learner.shard=true: networks.compile=true would compile what gathers the shares; expected false"
+        yield "learner.fsdp=true: networks.compile=true would compile what gathers the shares; expected false"
 
 
 def _search_conflicts(c: Sections) -> Iterator[str]:
     s = c.search
-    if list(s.rungs) != sorted(set(s.rungs)) or any(rung % s.shard for rung in s.rungs):
-        yield f"search.rungs={list(s.rungs)}: expected rising multiples of search.shard={s.shard}"
+    if list(s.rungs) != sorted(set(s.rungs)) or any(rung % s.unit_noises for rung in s.rungs):
+        yield f"search.rungs={list(s.rungs)}: expected rising multiples of search.unit_noises={s.unit_noises}"
     if s.steps is not None and len(set(s.steps)) != len(s.steps):
         yield f"search.steps={list(s.steps)}: expected each number once"
     if s.descent.batch > s.rungs[-1]:
@@ -133,12 +135,12 @@ def _placement_conflicts(c: Sections) -> Iterator[str]:
     if c.ray.wait and c.ray.address == "local":
         yield "ray.wait=true: the private cluster of ray.address=local does not grow; join one that does"
     for role, workers in (("rollout", c.rollout), ("reward", c.reward)):
-        if workers.first > workers.workers:
-            yield f"{role}.least={workers.least}: expected at most {role}.workers={workers.workers}"
-        if workers.least and c.ray.address == "local":
+        if workers.first > workers.max_workers:
+            yield f"{role}.min_workers={workers.min_workers}: expected at most {role}.max_workers={workers.max_workers}"
+        if workers.min_workers and c.ray.address == "local":
             yield (
-                f"{role}.least={workers.least}: the private cluster of ray.address=local does not grow; leave it out, "
-                "or join one that does with ray.address=auto"
+                f"{role}.min_workers={workers.min_workers}: the private cluster of ray.address=local does not grow; "
+                "leave it out, or join one that does with ray.address=auto"
             )
     for role, section in (("rollout", c.rollout), ("reward", c.reward), ("learner", c.learner)):
         for name, amount in section.resources.items():

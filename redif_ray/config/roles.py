@@ -17,8 +17,8 @@ DivergenceName = Annotated[str, choice("none", "mse", "kl", "chi2", "renyi", "po
 class Workers(Strict):
     """What the roles have in common whose workers come and go."""
 
-    workers: Positive = Field(1, description="as many as a run uses at most")
-    least: Positive | None = Field(
+    max_workers: Positive = Field(1, description="as many as a run uses at most")
+    min_workers: Positive | None = Field(
         None, description="without which it neither starts nor goes on; the others join when there is room. None: all "
         "to start, one to go on"
     )
@@ -31,14 +31,14 @@ class Workers(Strict):
     @property
     def first(self) -> int:
         """How many of them a run starts with."""
-        return self.least or self.workers
+        return self.min_workers or self.max_workers
 
 
 class Rollout(Workers):
     groups: Positive = Field(4, description="G: groups a round of the policy phase")
     siblings: Positive = Field(16, description="K: trajectories a group")
     guided: int = Field(0, ge=0, description="siblings of each group that take the teacher's jump as their mean")
-    shard_groups: Positive = Field(2, description="groups a shard; results do not depend on who does which")
+    unit_groups: Positive = Field(2, description="groups a work unit; results do not depend on who does which")
 
 
 class Term(Strict):
@@ -133,9 +133,9 @@ class Pipeline(Strict):
         0, description="round r is rolled out with the weights after r - staleness rounds, while the learner updates"
     )
     timeout_s: float = Field(
-        600, gt=0, description="a worker that takes longer for a shard is killed; the shard is done again"
+        600, gt=0, description="a worker that takes longer for a work unit is killed; the unit is done again"
     )
-    offload: bool = Field(
+    colocate: bool = Field(
         False, description="workers and learner take turns on the GPU that they share; who waits is in host memory"
     )
 
@@ -157,8 +157,10 @@ class Learner(Strict):
     max_grad_norm: float = Field(1.0, gt=0)
     ema: float = Field(0.0, ge=0, lt=1, description="decay of the averaged student; 0 deploys the raw weights")
     microbatch: Positive = Field(64, description="states a forward and backward pass: memory, not mathematics")
-    checkpointing: bool = Field(False, description="compute activations again in the backward pass: memory for time")
-    shard: bool = Field(
+    activation_checkpointing: bool = Field(
+        False, description="compute activations again in the backward pass: memory for time"
+    )
+    fsdp: bool = Field(
         False, description="a rank holds its share of weights, gradients and moments: for a student that fits no GPU"
     )
     regulariser: Regulariser = Regulariser()

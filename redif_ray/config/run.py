@@ -66,8 +66,8 @@ class Student(Strict):
     levels: tuple[float, ...] | None = Field(
         None, description="explicit timesteps instead of a named schedule, noisiest first"
     )
-    told: tuple[float, ...] | None = Field(
-        None, description="timesteps that the network is told in place of `levels`'; None: those"
+    network_timesteps: tuple[float, ...] | None = Field(
+        None, description="timesteps that the network is called with in place of `levels`; None: those"
     )
     tilt: float = Field(0.0, description="a of z = a u + b u^2 on the schedule's log-SNR increments")
     bow: float = Field(0.0, description="b of the same")

@@ -14,7 +14,9 @@ class Descent(Strict):
     iterations: Positive = Field(80, description="optimiser steps (Adam)")
     batch: Positive = Field(32, description="noises a step")
     lr: float = Field(0.05, gt=0, description="of the logits of the increments, and of the shifts")
-    told: bool = Field(False, description="also fit what the network is told at the levels; not for captions")
+    network_timesteps: bool = Field(
+        False, description="also fit the timesteps that the network is called with; not for captions"
+    )
 
 
 class Frechet(Strict):
@@ -46,13 +48,13 @@ class Search(Strict):
     bases: tuple[str, ...] | None = Field(None, min_length=1, description="named schedules to warp; None: all")
     shape_trials: Positive = Field(40, description="trials of a base's tilt and bow, at each N")
     refine_trials: int = Field(60, ge=0, description="trials of single increments around the best, at each N")
-    told_trials: int = Field(
-        0, ge=0, description="trials of what the network is told at the levels found, at each N; not for captions"
+    network_timestep_trials: int = Field(
+        0, ge=0, description="trials of the network's timesteps at the levels found, at each N; not for captions"
     )
     rungs: tuple[Positive, ...] = Field((64, 256), min_length=1, description="noises a trial sees before each cut")
     reduction: float = Field(3.0, gt=1, description="a cut leaves the best 1 in so many")
     concurrent: Positive = Field(1, description="trials at once; one is spread over all workers, and knows all before")
-    shard: Positive = Field(32, description="noises a piece of work")
+    unit_noises: Positive = Field(32, description="noises a piece of work")
     descent: Descent = Descent()
     frechet: Frechet = Frechet()
     adaptive: Adaptive = Adaptive()

@@ -1,4 +1,4 @@
-"""The coordinator: hands out shards, gathers (meta, reference) pairs, answers the learner's ranks.
+"""The coordinator: hands out work units, gathers (meta, reference) pairs, answers the learner's ranks.
 
 It awaits metas only; trajectories and images go from worker to learner through the object store. It draws no random
 number and holds nothing that cannot be made again from (configuration, run folder): Ray restarts it, and whoever asked
@@ -30,7 +30,7 @@ from redif_ray.methods import Deploy, phases_by_name
 from redif_ray.planning.rounds import RoundPlan
 from redif_ray.runs.gauges import PoolGauges
 from redif_ray.runs.timeline import Span, spans
-from redif_ray.types import Meta, Shard
+from redif_ray.types import Meta, WorkUnit
 from redif_ray.weights.store import learned_key, policy_key
 
 ASKED: Urgency = (-1, 0)  # of what somebody waits for, before rounds to come
@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 class Coordinator:
     """handles: of the weight store, the metrics writer, and the rollout and reward workers, pickled.
 
-    captions: whether the teacher is told captions. Then reward workers encode those of a shard before it is rolled out.
+    captions: whether the teacher is told captions. Then reward workers encode those of a unit before it is rolled out.
     """
 
     def __init__(self, config: Config, folder: str, handles: bytes, captions: bool = False) -> None:
@@ -52,14 +52,14 @@ class Coordinator:
         self.plan = RoundPlan(config, Conditions.from_json((Path(folder) / CONDITIONS).read_text()))
         self.phases = phases_by_name(config)
         timeout = config.pipeline.timeout_s
-        self.rollout = Pool("rollout", rollout, self._lost, timeout, self._done, config.rollout.least or 1)
-        self.reward = Pool("reward", reward, self._lost, timeout, self._done, config.reward.least or 1)
+        self.rollout = Pool("rollout", rollout, self._lost, timeout, self._done, config.rollout.min_workers or 1)
+        self.reward = Pool("reward", reward, self._lost, timeout, self._done, config.reward.min_workers or 1)
         self.gauges = PoolGauges(config.run.name)
         self.watching: asyncio.Task[None] | None = None
         self.spans: list[Span] = []  # of which the writer does not know yet
         self.rounds: dict[int, Batch] = {}
         self.deployments: dict[tuple[Any, ...], Batch] = {}
-        self.ahead: dict[tuple[int, int], asyncio.Future[tuple[Meta, Any]]] = {}  # of `_ahead`, by round and shard
+        self.ahead: dict[tuple[int, int], asyncio.Future[tuple[Meta, Any]]] = {}  # of `_ahead`, by round and work unit
         self.stopping = False
         self.calibration: dict[str, Any] | None = None
         self.begun = asyncio.Event()
@@ -137,9 +137,9 @@ class Coordinator:
         for ahead in range(round, min(round + self.config.pipeline.staleness + 1, self.plan.rounds)):
             if ahead not in self.rounds:
                 version = self.plan.version(ahead)
-                make = partial(self._shard, key=policy_key(version), learned=learned_key(self.config, version))
-                self.rounds[ahead] = Batch(self.plan.shards(ahead), make)
-        if not self.config.pipeline.offload:  # else workers rest while the learner updates
+                make = partial(self._unit, key=policy_key(version), learned=learned_key(self.config, version))
+                self.rounds[ahead] = Batch(self.plan.units(ahead), make)
+        if not self.config.pipeline.colocate:  # else workers rest while the learner updates
             self._prefetch(round + self.config.pipeline.staleness + 1)
         self._forget(round - 1)  # which a rank that lags may still ask for
         return await self._answer(self.rounds[round], rank, world, lost)
@@ -151,14 +151,14 @@ class Coordinator:
 
         learned: the key of the learned reward's weights, if the run has one.
         """
-        shards = self.plan.deploy(Stream(stream), count, round=round)
-        make = partial(self._shard, key=key, learned=learned)
-        return await self._deployed((stream, count, key, learned), shards, make, lost)
+        units = self.plan.deploy(Stream(stream), count, round=round)
+        make = partial(self._unit, key=key, learned=learned)
+        return await self._deployed((stream, count, key, learned), units, make, lost)
 
     async def reference(self, count: int, lost: tuple[str, ...] = ()) -> RoundData:
         """The teacher's images of `count` noises that no arm of a run starts from."""
-        shards = self.plan.deploy(Stream.REFERENCE, count)
-        return await self._deployed(("reference", count), shards, self._images, lost)
+        units = self.plan.deploy(Stream.REFERENCE, count)
+        return await self._deployed(("reference", count), units, self._images, lost)
 
     async def ask(self, method: str, arguments: tuple[Any, ...]) -> tuple[Meta, Any]:
         """A call of a reward worker by the driver, which waits for it: the meta and a reference to the data."""
@@ -167,11 +167,11 @@ class Coordinator:
         return answer
 
     async def _deployed(
-        self, name: tuple[Any, ...], shards: list[Shard], make: Make, lost: tuple[str, ...]
+        self, name: tuple[Any, ...], units: list[WorkUnit], make: Make, lost: tuple[str, ...]
     ) -> RoundData:
         known = self.deployments.get(name)
         if known is None or known.failed:
-            self.deployments[name] = Batch(shards, make)
+            self.deployments[name] = Batch(units, make)
             for old in list(self.deployments)[:-REMEMBERED]:
                 del self.deployments[old]
         return await self._answer(self.deployments[name], 0, 1, lost)
@@ -179,7 +179,7 @@ class Coordinator:
     async def _answer(self, batch: Batch, rank: int, world: int, lost: tuple[str, ...]) -> RoundData:
         if again := batch.holding(lost):
             for index in again:
-                self._repeat(batch.shards[index])
+                self._repeat(batch.units[index])
             batch.again(again)
         if self.watching is None:
             self.watching = asyncio.ensure_future(self._watch())
@@ -197,76 +197,76 @@ class Coordinator:
 
     async def _make_room(self) -> None:
         """For the learner, on the GPU that it shares with the workers."""
-        if self.config.pipeline.offload:
+        if self.config.pipeline.colocate:
             await asyncio.gather(self.rollout.rest(), self.reward.rest())
 
-    def _repeat(self, shard: Shard) -> None:
-        """Note that a shard is made again; the teacher's images of it may be what is lost."""
-        self._lost("shard")
-        self.ahead.pop((shard.round, shard.index), None)
+    def _repeat(self, unit: WorkUnit) -> None:
+        """Note that a work unit is made again; the teacher's images of it may be what is lost."""
+        self._lost("unit")
+        self.ahead.pop((unit.round, unit.index), None)
 
     def _prefetch(self, round: int) -> None:
         if round < self.plan.rounds:
-            for shard in self.plan.shards(round):
-                if self.phases[shard.phase].teacher_images or self.captions:
-                    self._ahead(shard)
+            for unit in self.plan.units(round):
+                if self.phases[unit.phase].teacher_images or self.captions:
+                    self._ahead(unit)
 
-    def _ahead(self, shard: Shard) -> asyncio.Future[tuple[Meta, Any]]:
+    def _ahead(self, unit: WorkUnit) -> asyncio.Future[tuple[Meta, Any]]:
         """Ask reward workers, once, for what depends on no weights: the teacher's images, or encoded captions alone."""
-        name = (shard.round, shard.index)
-        if shard.phase == Deploy.name:
-            return asyncio.ensure_future(self.reward.call(urgency(shard), "targets", shard))
+        name = (unit.round, unit.index)
+        if unit.phase == Deploy.name:
+            return asyncio.ensure_future(self.reward.call(urgency(unit), "targets", unit))
         if name not in self.ahead:
-            method = "targets" if self.phases[shard.phase].teacher_images else "encode"
-            self.ahead[name] = asyncio.ensure_future(self.reward.call(urgency(shard, 1), method, shard))
+            method = "targets" if self.phases[unit.phase].teacher_images else "encode"
+            self.ahead[name] = asyncio.ensure_future(self.reward.call(urgency(unit, 1), method, unit))
         return self.ahead[name]
 
     def _forget(self, before: int) -> None:
         self.rounds = {round: batch for round, batch in self.rounds.items() if round >= before}
         self.ahead = {name: work for name, work in self.ahead.items() if name[0] >= before}
 
-    async def _shard(self, shard: Shard, key: str, learned: str | None) -> Parts:
-        """A shard, made again where a worker finds that what another made for it is lost."""
+    async def _unit(self, unit: WorkUnit, key: str, learned: str | None) -> Parts:
+        """A work unit, made again where a worker finds that what another made for it is lost."""
         for _ in range(ATTEMPTS):
             try:
-                return await self._made(shard, key, learned)
+                return await self._made(unit, key, learned)
             except ObjectLostError as error:
                 lost = type(error).__name__
-                log.warning("a part of shard %d of round %d was lost (%s)", shard.index, shard.round, lost)
-                self._repeat(shard)
-        raise RayError(f"shard {shard.index} of round {shard.round} was lost {ATTEMPTS} times; are nodes going?")
+                log.warning("a part of work unit %d of round %d was lost (%s)", unit.index, unit.round, lost)
+                self._repeat(unit)
+        raise RayError(f"work unit {unit.index} of round {unit.round} was lost {ATTEMPTS} times; are nodes going?")
 
-    async def _made(self, shard: Shard, key: str, learned: str | None) -> Parts:
-        at, phase, metas, made = urgency(shard), self.phases[shard.phase], [], {}
-        ahead = self._ahead(shard) if phase.teacher_images or self.captions else None
+    async def _made(self, unit: WorkUnit, key: str, learned: str | None) -> Parts:
+        at, phase, metas, made = urgency(unit), self.phases[unit.phase], [], {}
+        ahead = self._ahead(unit) if phase.teacher_images or self.captions else None
         if phase.plays:
             if self.captions and ahead is not None:
                 await ahead
-            roll_meta, made["trajectories"] = await self.rollout.call(at, "rollout", shard, self.weights, key)
+            roll_meta, made["trajectories"] = await self.rollout.call(at, "rollout", unit, self.weights, key)
             metas.append(roll_meta)
         if ahead is not None:
             target_meta, made["targets"] = await ahead
             metas.insert(0, target_meta)
         if phase.plays:
             given = made["trajectories"], made.get("targets"), self.weights, learned
-            score_meta, made["scored"] = await self.reward.call(at, "score", shard, *given)
+            score_meta, made["scored"] = await self.reward.call(at, "score", unit, *given)
             metas.append(score_meta)
         return tuple(metas), tuple(made[name] for name in phase.learner_reads)
 
-    async def _images(self, shard: Shard) -> Parts:
-        meta, reference = await self._ahead(shard)
+    async def _images(self, unit: WorkUnit) -> Parts:
+        meta, reference = await self._ahead(unit)
         return (meta,), (reference,)
 
     async def status(self) -> dict[str, Any]:
-        """Of each worker, since this process started: seconds that it was there, busy ones, shards."""
+        """Of each worker, since this process started: seconds that it was there, busy ones, work units."""
         pools = (self.rollout, self.reward)
         return {
             "there": {worker: s for p in pools for worker, s in p.there().items()},
             "busy": {worker: s for p in pools for worker, s in p.busy.items()},
-            "shards": {worker: n for p in pools for worker, n in p.shards.items()},
+            "units": {worker: n for p in pools for worker, n in p.units.items()},
         }
 
 
-def urgency(shard: Shard, later: int = 0) -> Urgency:
+def urgency(unit: WorkUnit, later: int = 0) -> Urgency:
     """Of a deployment, which the learner waits for, first of all; else of the earlier round."""
-    return ASKED if shard.phase == Deploy.name else (shard.round, later)
+    return ASKED if unit.phase == Deploy.name else (unit.round, later)

@@ -58,7 +58,7 @@ class Pool:
         self.loaded = set(workers)  # that were there once
         self.earlier: dict[str, float] = defaultdict(float)  # seconds that a worker was there, before it went
         self.busy: dict[str, float] = defaultdict(float)
-        self.shards: dict[str, int] = defaultdict(int)
+        self.units: dict[str, int] = defaultdict(int)
         self.left = len(workers)  # that are there, or may still come
         self.losses = 0
         self.in_flight = 0
@@ -132,7 +132,7 @@ class Pool:
                 elif not call.answer.done():  # the work's own, be it that another actor is gone: for whoever asked
                     call.answer.set_exception(error)
             else:
-                self.shards[meta.worker] += 1
+                self.units[meta.worker] += 1
                 self.busy[meta.worker] += sum(w.seconds for w in meta.work)
                 self.done(meta)
                 if not call.answer.done():
@@ -143,7 +143,7 @@ class Pool:
         self.losses += 1
         call.attempts += 1
         if call.attempts < ATTEMPTS:
-            log.warning("a %s worker was lost (%s); its shard is done again", self.role, type(error).__name__)
+            log.warning("a %s worker was lost (%s); its work unit is done again", self.role, type(error).__name__)
             self.calls.put_nowait(call)
         elif not call.answer.done():
             call.answer.set_exception(RayError(

@@ -18,7 +18,7 @@ class Found(Strict):
     timesteps: tuple[float, ...]
     half_log_snr: tuple[float | None, ...]  # None: pure noise
     distance: float | None = None
-    told: tuple[float, ...] | None = None  # what the network is told in place of `timesteps`
+    network_timesteps: tuple[float, ...] | None = None  # the network is called with these; None: with `timesteps`
 
 
 class ScheduleFile(Strict):
@@ -51,7 +51,7 @@ def read_times(path: Path, steps: int) -> Times:
     if file.solver != "euler":
         raise ConfigError(f"{path} was found for {file.solver}, students are sampled by euler; set search.solver=euler")
     found = file.schedules[steps]
-    return Times(found.timesteps, found.told)
+    return Times(found.timesteps, found.network_timesteps)
 
 
 def found_schedule(student: Student) -> Times | None:

@@ -1,4 +1,4 @@
-"""The store of teacher targets: one Parquet file a shard, found by the hash of what it holds.
+"""The store of teacher targets: one Parquet file a work unit, found by the hash of what it holds.
 
     <root>/<fingerprint>/about.json           what the fingerprint stands for
     <root>/<fingerprint>/<sha256 of rows>.parquet

@@ -34,24 +34,24 @@ AYS = {  # sigma / alpha; Align Your Steps (Sabour et al., arXiv 2404.14507), th
 
 
 class Times(NamedTuple):
-    """A schedule by its timesteps [N], noisiest first; see `Schedule.told`."""
+    """A schedule by its timesteps [N], noisiest first; see `Schedule.network_timesteps`."""
 
     levels: tuple[float, ...]
-    told: tuple[float, ...] | None = None
+    network_timesteps: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
     """`levels`, stacked [N + 1], from noise to data; no network call happens at the last one, the terminal level.
 
-    told: float64 [N], timesteps that the network is told in place of the levels' own; None: those. `levels` are where x
-    is; what is indexed, or taken, is what a network is to be called at.
+    network_timesteps: float64 [N], with which the network is called in place of the levels' own; None: those. `levels`
+    are where x is; what is indexed, or taken, is what a network is to be called at.
     Raises ValueError unless half log-SNR rises strictly and is finite between the two ends.
     """
 
     levels: Level
     name: str
-    told: Tensor | None = None
+    network_timesteps: Tensor | None = None
 
     def __post_init__(self) -> None:
         rising, times = self.levels.half_log_snr.detach(), self.levels.timestep
@@ -63,8 +63,9 @@ class Schedule:
                     f"schedule {self.name}: levels {i} and {i + 1} (timesteps {times[i]:g} and {times[i + 1]:g}) have "
                     f"half log-SNR {rising[i]:.6g} and {rising[i + 1]:.6g}; expected a strict rise"
                 )
-        if self.told is not None and len(self.told) != self.steps:
-            raise ValueError(f"schedule {self.name}: told {len(self.told)} timesteps; expected {self.steps}")
+        if self.network_timesteps is not None and len(self.network_timesteps) != self.steps:
+            count = len(self.network_timesteps)
+            raise ValueError(f"schedule {self.name}: {count} network timesteps; expected {self.steps}")
 
     @property
     def steps(self) -> int:
@@ -73,15 +74,16 @@ class Schedule:
 
     @property
     def times(self) -> Times:
-        told = None if self.told is None else tuple(self.told.tolist())
-        return Times(tuple(self.levels.timestep[:-1].tolist()), told)
+        network_timesteps = None if self.network_timesteps is None else tuple(self.network_timesteps.tolist())
+        return Times(tuple(self.levels.timestep[:-1].tolist()), network_timesteps)
 
     @property
     def called(self) -> Level:
-        """`levels` as the network is told of them."""
-        if self.told is None:
+        """`levels` with the timesteps that the network is called with."""
+        if self.network_timesteps is None:
             return self.levels
-        return Level(self.levels.alpha, self.levels.sigma, torch.cat([self.told, self.levels.timestep[-1:]]))
+        times = torch.cat([self.network_timesteps, self.levels.timestep[-1:]])
+        return Level(self.levels.alpha, self.levels.sigma, times)
 
     def __getitem__(self, index: int) -> Level:
         """Level `index`, scalar."""
@@ -120,27 +122,28 @@ def build(process: NoiseProcess, steps: int, name: str, *, tilt: float = 0.0, bo
 
 
 def explicit(
-    process: NoiseProcess, timesteps: Sequence[float], name: str = "explicit", told: Sequence[float] | None = None
+    process: NoiseProcess, timesteps: Sequence[float], name: str = "explicit",
+    network_timesteps: Sequence[float] | None = None,
 ) -> Schedule:
-    """The levels at these timesteps, noisiest first, then the terminal one. told: see `Schedule`.
+    """The levels at these timesteps, noisiest first, then the terminal one. network_timesteps: see `Schedule`.
 
     Raises ValueError for a timestep that the network does not know.
     """
     schedule = _schedule(process, torch.tensor(timesteps, dtype=torch.float64), name)
-    if told is None:
+    if network_timesteps is None:
         return schedule
-    return Schedule(schedule.levels, name, process.at(torch.tensor(told, dtype=torch.float64)).timestep)
+    return Schedule(schedule.levels, name, process.at(torch.tensor(network_timesteps, dtype=torch.float64)).timestep)
 
 
 def shifted(process: NoiseProcess, base: Schedule, shifts: Tensor) -> Schedule:
-    """`base`, the network told levels shifted by `shifts` [N] in (-1, 1) of the half log-SNR to the neighbour.
+    """`base`, called at levels shifted by `shifts` [N] in (-1, 1) of the half log-SNR to the neighbour.
 
     Above 0: towards the next, cleaner level. The first one has no neighbour before it.
     """
     own, grid = base.levels.timestep[:-1], base.levels.half_log_snr.clamp(*process.span)
     way = shift_ways(grid, shifts)
-    told = torch.where(way == 0, own, process.nearest(grid[:-1] + way).timestep)
-    return Schedule(base.levels, f"{base.name}, told", told)
+    network_timesteps = torch.where(way == 0, own, process.nearest(grid[:-1] + way).timestep)
+    return Schedule(base.levels, f"{base.name}, shifted", network_timesteps)
 
 
 def named(process: NoiseProcess, steps: int) -> dict[str, Schedule]:

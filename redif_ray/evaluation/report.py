@@ -136,8 +136,8 @@ def _ms(seconds: float) -> str:
 
 def _busy(summary: Summary) -> str:
     workers = (summary.notes or {}).get("workers", {})
-    rows = [[name, f"{work['busy']:.0%}", str(work["shards"])] for name, work in workers.items()]
-    return markdown_table(["worker", "busy", "shards"], rows) if rows else ""
+    rows = [[name, f"{work['busy']:.0%}", str(work["units"])] for name, work in workers.items()]
+    return markdown_table(["worker", "busy", "units"], rows) if rows else ""
 
 
 def _run(summary: Summary, metrics: Sequence[Mapping[str, Any]]) -> str:

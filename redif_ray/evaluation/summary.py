@@ -85,7 +85,7 @@ class Summary(Strict):
     policy_version: int = Field(ge=0)
     weights_sha256: str = Field(pattern="^[0-9a-f]{64}$")
     mlflow: Mlflow | None = Field(None, description="null where tracking was off")
-    notes: dict[str, Any] | None = Field(None, description="what else to know; `workers`: {worker: {busy, shards}}")
+    notes: dict[str, Any] | None = Field(None, description="what else to know; `workers`: {worker: {busy, units}}")
 
 
 def schema() -> dict[str, Any]:

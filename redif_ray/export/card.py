@@ -9,7 +9,7 @@ import yaml
 
 from redif_ray.diffusion.schedules import Schedule
 from redif_ray.export.carried import inside
-from redif_ray.export.recipe import Recipe, timesteps, told
+from redif_ray.export.recipe import Recipe, network_timesteps, timesteps
 from redif_ray.models.protocol import DiffusionModel, ModelError
 
 CARD = "README.md"
@@ -66,7 +66,7 @@ choose their own, and some leave the noise unscaled, so use this code.
 
 
 def _told(schedule: Schedule) -> str:
-    other = told(schedule)
+    other = network_timesteps(schedule)
     return "" if other is None else f", in whose place the network is told {other}"
 
 

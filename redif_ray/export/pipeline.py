@@ -29,22 +29,23 @@ def pipeline_recipe(student: TextModel, schedule: Schedule, guidance: float) -> 
     if student.clip is not None:
         raise ModelError("the teacher's scheduler has clip_sample=true, and diffusers' Euler scheduler does not clip; "
                          "expected clip_sample=false, as latents want it")
-    if schedule.told is not None:
-        raise ModelError("student.told: no pipeline of diffusers tells its network other timesteps than its levels'; "
-                         "search without search.told_trials and search.descent.told")
+    if schedule.network_timesteps is not None:
+        raise ModelError("student.network_timesteps: no pipeline of diffusers calls its network with other timesteps "
+                         "than its levels'; "
+                         "search without search.network_timestep_trials and search.descent.network_timesteps")
     kind = student.pipeline_kind.__name__
     if isinstance(student.process, FlowMatching):
         scheduler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=int(student.process.scale), shift=1.0)
         sigmas = schedule.levels.sigma.tolist()
-        told = f"sigmas={sigmas[:-1]}"
+        levels = f"sigmas={sigmas[:-1]}"
     else:
         scheduler = euler_scheduler(student, schedule)
         sigmas = scheduler.sigmas.tolist()
-        told = f"timesteps={timesteps(schedule)}"
-    return Recipe(scheduler, sigmas, _code(kind, told, guidance), NEEDS)
+        levels = f"timesteps={timesteps(schedule)}"
+    return Recipe(scheduler, sigmas, _code(kind, levels, guidance), NEEDS)
 
 
-def _code(kind: str, told: str, guidance: float) -> str:
+def _code(kind: str, levels: str, guidance: float) -> str:
     return "\n".join([
         "import torch",
         f"from diffusers import {kind}",
@@ -53,7 +54,7 @@ def _code(kind: str, told: str, guidance: float) -> str:
         '# on a GPU: pipe.to("cuda", torch.bfloat16)',
         "image = pipe(",
         f'    "{CAPTION}",',
-        f"    {told},",
+        f"    {levels},",
         f"    guidance_scale={guidance:g},",
         "    generator=torch.Generator().manual_seed(0),",
         ").images[0]",

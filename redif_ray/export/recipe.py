@@ -28,9 +28,9 @@ def timesteps(schedule: Schedule) -> list[float]:
     return _short(schedule.times.levels)
 
 
-def told(schedule: Schedule) -> list[float] | None:
-    """What the network is told in place of these; None where it is told these."""
-    return None if schedule.times.told is None else _short(schedule.times.told)
+def network_timesteps(schedule: Schedule) -> list[float] | None:
+    """Those that the network is called with in place of the levels'; None where they are the same."""
+    return None if schedule.times.network_timesteps is None else _short(schedule.times.network_timesteps)
 
 
 def _short(times: Sequence[float]) -> list[float]:

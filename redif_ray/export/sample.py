@@ -36,8 +36,8 @@ class Student:
         if not edm:
             self.scheduler.set_timesteps(timesteps=self.settings["timesteps"])
             times = self.scheduler.timesteps
-        told = torch.tensor(self.settings["told"]) if "told" in self.settings else times
-        for t, at, sigma, following in zip(times, told, sigmas, sigmas[1:], strict=False):
+        network_timesteps = torch.tensor(self.settings["network_timesteps"]) if "network_timesteps" in self.settings else times
+        for t, at, sigma, following in zip(times, network_timesteps, sigmas, sigmas[1:], strict=False):
             if edm:
                 scaled, said = self.scheduler.precondition_inputs(x, at), self.scheduler.precondition_noise(at)
                 x0 = self.scheduler.precondition_outputs(x, self._output(scaled, said, labels), at)

@@ -23,7 +23,7 @@ from redif_ray.export.card import CARD, card, licence
 from redif_ray.export.carried import carried, copy, exported_index, is_elsewhere
 from redif_ray.export.pipeline import pipeline_recipe
 from redif_ray.export.pixels import pixel_recipe
-from redif_ray.export.recipe import Recipe, timesteps, told
+from redif_ray.export.recipe import Recipe, network_timesteps, timesteps
 from redif_ray.files import atomic_folder
 from redif_ray.models.folder import INDEX
 from redif_ray.models.pixel import PixelModel
@@ -93,11 +93,11 @@ def _elsewhere(student: DiffusionModel, schedule: Schedule) -> Recipe:
     """A family of another package may predict and decode in its own way: that package and this one sample it."""
     own = student.family.name if student.family else type(student).__module__
     file = ".py:" in own
-    told = f', family="{own}"' if file else ""
+    network_timesteps = f', family="{own}"' if file else ""
     code = "\n".join([
         "from pathlib import Path",
         "from redif_ray.sample import sample",
-        f'sample(".", Path("sample.png"), count=4, seed=0{told})  # "." is where this file lies',
+        f'sample(".", Path("sample.png"), count=4, seed=0{network_timesteps})  # "." is where this file lies',
     ])
     what = f"the file {own.partition(':')[0]}" if file else f"the package of {own.partition(':')[0]}"
     needs = f"It needs redif-ray, and {what}, which knows this family of models."
@@ -107,11 +107,11 @@ def _elsewhere(student: DiffusionModel, schedule: Schedule) -> Recipe:
 def _settings(
     student: DiffusionModel, schedule: Schedule, how: Recipe, name: str, guidance: float
 ) -> dict[str, Any]:
-    other = told(schedule)
+    other = network_timesteps(schedule)
     return {
         "format": 1, "name": name, "steps": schedule.steps, "schedule": schedule.name,
         "timesteps": timesteps(schedule), "sigmas": how.sigmas, "guidance": guidance,
-        "clip_sample_range": student.clip, **({} if other is None else {"told": other}),
+        "clip_sample_range": student.clip, **({} if other is None else {"network_timesteps": other}),
     }
 
 

@@ -30,14 +30,14 @@ def _measure(run: Session) -> Calibration:
     samples = run.sample(Stream.CALIBRATION, count, INITIAL)
     first = run.plan.deploy(Stream.CALIBRATION, count)
     # The next groups of the stream start from other noises; with the conditions of the first they are "another seed".
-    shards = run.plan.deploy(Stream.CALIBRATION, 2 * count)
+    units = run.plan.deploy(Stream.CALIBRATION, 2 * count)
     by_group = dict(zip(range(count), samples.conditions, strict=True))
     others = [
         replace(s, groups=groups, conditions=tuple(by_group[g - count] for g in groups))
-        for s in shards
+        for s in units
         if (groups := tuple(g for g in s.groups if g >= count))
     ]
-    _, other = run.ask_reward("targets", [(shard,) for shard in others])
+    _, other = run.ask_reward("targets", [(unit,) for unit in others])
     rewards_calibration.check_range(samples.targets)
     targets = parted(samples.targets, first)
     same, _ = run.compared(first, targets, targets)

@@ -33,15 +33,15 @@ from redif_ray.models.registry import load_teacher
 from redif_ray.planning import factory
 from redif_ray.runs import timeline
 from redif_ray.runs.folder import RunFolder
-from redif_ray.types import Condition, Shard
+from redif_ray.types import Condition, WorkUnit
 from redif_ray.weights.store import learned_key
 from redif_ray.workers.runtime_env import handed_over
 
 MAY_CHANGE = (
-    "evaluation.", "ray.", "rollout.workers", "reward.workers", "rollout.least", "reward.least", "rollout.resources",
+    "evaluation.", "ray.", "rollout.max_workers", "reward.max_workers", "rollout.min_workers", "reward.min_workers", "rollout.resources",
     "reward.resources", "rollout.labels", "reward.labels",
 )  # fmt: skip
-NO_LEARNER = {"workers": 1, "shard": False, "cpus": 0, "gpus": 0, "resources": {}, "labels": {}}
+NO_LEARNER = {"workers": 1, "fsdp": False, "cpus": 0, "gpus": 0, "resources": {}, "labels": {}}
 Way = tuple[str, str, int, float]  # to sample the teacher: solver, schedule, steps, guidance
 
 
@@ -108,13 +108,13 @@ def measure(run: Session, weights: dict[str, torch.Tensor], version: int, accoun
     teacher = judge.see(torch.from_numpy(student.targets))
     arm = partial(_arm, run, judge, student.conditions, teacher)
     arms = {name: None if s is None else arm(seen[name], s.terms, calls) for name, s in made.items()}
-    shards = run.plan.deploy(Stream.HELD_OUT, count)
-    targets = parted(student.targets, shards)
-    terms = _compared(run, shards, targets, targets, accounts)
+    units = run.plan.deploy(Stream.HELD_OUT, count)
+    targets = parted(student.targets, units)
+    terms = _compared(run, units, targets, targets, accounts)
     arms["teacher_full"] = arm(teacher, terms, full_calls)
     name, way = best_teacher(run, accounts)
-    images = _teacher_samples(run, shards, way, accounts)
-    terms = _compared(run, shards, images, targets, accounts)
+    images = _teacher_samples(run, units, way, accounts)
+    terms = _compared(run, units, images, targets, accounts)
     best = judge.see(torch.from_numpy(np.concatenate(images)))
     arms["teacher_best"] = arm(best, terms, calls)
     against = {"over the untrained student": "teacher_few", "over the warm start": "warm_start"}
@@ -145,9 +145,9 @@ def _take_learned(run: Session) -> None:
 
 
 def _compared(
-    run: Session, shards: list[Shard], images: list[np.ndarray], targets: list[np.ndarray], accounts: Accounts
+    run: Session, units: list[WorkUnit], images: list[np.ndarray], targets: list[np.ndarray], accounts: Accounts
 ) -> Terms:
-    terms, metas = run.compared(shards, images, targets)
+    terms, metas = run.compared(units, images, targets)
     accounts.add_evaluation(metas)
     return terms
 
@@ -194,13 +194,13 @@ def best_teacher(run: Session, accounts: Accounts) -> tuple[str, Way]:
     """
     config = run.config
     found = run.sample(Stream.SEARCH, config.evaluation.search, INITIAL)
-    shards = run.plan.deploy(Stream.SEARCH, config.evaluation.search)
+    units = run.plan.deploy(Stream.SEARCH, config.evaluation.search)
     scores: dict[Way, float] = {}
     for guidance, steps in _guidances(run).items():
         for solver in ("euler", "dpmpp_2m"):
             for name in schedules.named(run.teacher.process, steps):
                 way = (solver, name, steps, guidance)
-                images = np.concatenate(_teacher_samples(run, shards, way, accounts))
+                images = np.concatenate(_teacher_samples(run, units, way, accounts))
                 scores[way] = float(np.square(images - found.targets).mean())
     best = min(scores, key=lambda way: scores[way])
     solver, name, steps, guidance = best
@@ -222,21 +222,21 @@ def seconds_per_image(run: Session) -> dict[str, float]:
     The levels make no difference to it, so both are timed on the teacher's schedule.
     """
     config = run.config
-    shard = run.plan.deploy(Stream.SEARCH, min(config.evaluation.search, config.evaluation.batch))[0]
+    unit = run.plan.deploy(Stream.SEARCH, min(config.evaluation.search, config.evaluation.batch))[0]
     teacher, student = config.teacher, config.student
     sampled = {
-        "teacher": (shard, teacher.solver, teacher.schedule, teacher.steps, teacher.guidance),
-        "student": (shard, "euler", teacher.schedule, student.steps, student.guidance),
+        "teacher": (unit, teacher.solver, teacher.schedule, teacher.steps, teacher.guidance),
+        "student": (unit, "euler", teacher.schedule, student.steps, student.guidance),
     }
     found = {}
     for name, arguments in sampled.items():
         (meta,), _ = run.ask_reward("sample", [arguments])
-        found[name] = sum(work.seconds for work in meta.work) / shard.rows
+        found[name] = sum(work.seconds for work in meta.work) / unit.rows
     return found
 
 
-def _teacher_samples(run: Session, shards: list[Shard], way: Way, accounts: Accounts) -> list[np.ndarray]:
-    """The teacher's images of each shard."""
-    metas, images = run.ask_reward("sample", [(shard, *way) for shard in shards])
+def _teacher_samples(run: Session, units: list[WorkUnit], way: Way, accounts: Accounts) -> list[np.ndarray]:
+    """The teacher's images of each work unit."""
+    metas, images = run.ask_reward("sample", [(unit, *way) for unit in units])
     accounts.add_evaluation(metas)
     return images

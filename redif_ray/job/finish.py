@@ -69,7 +69,7 @@ def _work(run: Session) -> dict[str, Any]:
     """How busy each worker was while it was there, since the coordinator started, and what the run lost in all."""
     status = ray.get(run.coordinator.status.remote())
     workers = {
-        name: {"busy": seconds / status["there"][name], "shards": status["shards"][name]}
+        name: {"busy": seconds / status["there"][name], "units": status["units"][name]}
         for name, seconds in sorted(status["busy"].items())
     }
     return {"workers": workers, "lost": ray.get(run.writer.all_lost.remote())}

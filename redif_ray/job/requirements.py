@@ -97,7 +97,7 @@ def fullest_gpu_mb(config: Config, roles: dict[str, Footprint]) -> float:
 def _together_mb(config: Config, together: list[str], roles: dict[str, Footprint]) -> float:
     learner = sum(roles[role].total for role in together if role == "learner")
     others = sum(roles[role].total for role in together if role != "learner")
-    mb = max(learner, others) if config.pipeline.offload else learner + others
+    mb = max(learner, others) if config.pipeline.colocate else learner + others
     return mb + OVERHEAD_MB * len(together)
 
 
@@ -107,7 +107,7 @@ def main_memory_mb(config: Config, found: Footprints) -> float:
     """
     total = RAY_MB + 4 * PROCESS_MB + 4 * found.network / 1e6
     for role, (number, gpus) in workers(config).items():
-        one, offload = found.roles[role], config.pipeline.offload
+        one, offload = found.roles[role], config.pipeline.colocate
         total += number * (PROCESS_MB + (one.total if not gpus else one.weights + one.training if offload else 0))
     return total
 

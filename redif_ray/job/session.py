@@ -36,7 +36,7 @@ from redif_ray.models.student import get_weights, make_student
 from redif_ray.planning import factory
 from redif_ray.planning.rounds import RoundPlan
 from redif_ray.runs.folder import RunFolder
-from redif_ray.types import Meta, Shard
+from redif_ray.types import Meta, WorkUnit
 from redif_ray.weights.publisher import Publisher
 from redif_ray.weights.store import WeightStore, learned_key
 from redif_ray.workers import runtime_env
@@ -86,22 +86,22 @@ class Session:
             self.stop.check()
             self.look_after()
 
-        most = AT_ONCE * self.config.reward.workers
+        most = AT_ONCE * self.config.reward.max_workers
         return ask(self.coordinator, method, calls, at_once=most, get=self.get, meanwhile=meanwhile)
 
     def embed(self, images: torch.Tensor) -> torch.Tensor:
         """What the judge's encoder makes of images [n, C, H, W] in [0, 1], on the devices of the reward workers."""
         batches = images.split(BATCH)
-        shards = [Shard(0, i, "deploy", Stream.HELD_OUT, (), ()) for i in range(len(batches))]
-        _, found = self.ask_reward("embed", [(s, b.numpy()) for s, b in zip(shards, batches, strict=True)])
+        units = [WorkUnit(0, i, "deploy", Stream.HELD_OUT, (), ()) for i in range(len(batches))]
+        _, found = self.ask_reward("embed", [(s, b.numpy()) for s, b in zip(units, batches, strict=True)])
         return torch.from_numpy(np.concatenate(found))
 
     def compared(
-        self, shards: Sequence[Shard], images: Sequence[np.ndarray], targets: Sequence[np.ndarray]
+        self, units: Sequence[WorkUnit], images: Sequence[np.ndarray], targets: Sequence[np.ndarray]
     ) -> tuple[Terms, list[Meta]]:
-        """Reward terms of images beside the teacher's, both given for each shard."""
+        """Reward terms of images beside the teacher's, both given for each work unit."""
         store, learned = self.publisher.store, learned_key(self.config, self.learned)
-        calls = [(*one, store, learned) for one in zip(shards, images, targets, strict=True)]
+        calls = [(*one, store, learned) for one in zip(units, images, targets, strict=True)]
         metas, terms = self.ask_reward("compare", calls)
         return joined(terms), metas
 
@@ -176,7 +176,7 @@ def session(config: Config, conditions: Conditions, folder: RunFolder, stop: Sto
         kind = beside_driver(Coordinator, max_concurrency=100, **RESTARTABLE)
         coordinator = kind.remote(config, str(folder.path), handles, teacher.takes_captions)
         started = [*rollout, *reward, writer]
-        growth = Growth(more if any(role.first < role.workers for role in roles.values()) else None, coordinator)
+        growth = Growth(more if any(role.first < role.max_workers for role in roles.values()) else None, coordinator)
         try:
             publisher = Publisher(weights)
             publisher.publish(INITIAL, get_weights(make_student(teacher, config.student.lora)))
@@ -219,5 +219,5 @@ def workers(
 
     return {
         f"{name}-{i}": actor(i)
-        for i in (range(role.first, role.workers) if later else range(role.first))
+        for i in (range(role.first, role.max_workers) if later else range(role.first))
     }

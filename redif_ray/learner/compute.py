@@ -22,7 +22,8 @@ class Accounts:
         self.config = config
         with without_weights():
             self.flops = prediction_flops(load_teacher(config.teacher, device="meta"))
-        self.factor = update_factor(lora=config.student.lora.rank > 0, checkpointing=config.learner.checkpointing)
+        lora, checkpointing = config.student.lora.rank > 0, config.learner.activation_checkpointing
+        self.factor = update_factor(lora=lora, checkpointing=checkpointing)
         self.ledger = ComputeLedger()
 
     def load(self, state: Mapping[str, Any]) -> None:

@@ -22,7 +22,7 @@ from redif_ray.models.protocol import DiffusionModel
 from redif_ray.planning import factory
 from redif_ray.rewards.discriminator import DiscriminatorTerm
 from redif_ray.runs.folder import latest_checkpoint
-from redif_ray.types import Meta, Scored, Shard, Trajectories
+from redif_ray.types import Meta, Scored, Trajectories, WorkUnit
 from redif_ray.weights.store import StaleWeightsError
 from redif_ray.workers.offload import Belonging
 
@@ -71,44 +71,44 @@ class LearnedReward:
         self, round: int, metas: Sequence[Sequence[Meta]], parts: Mapping[int, tuple[Trajectories, Scored]],
         scored_by: Mapping[str, Tensor] | None = None,
     ) -> dict[str, float]:
-        """Learn from a policy round. metas: of every shard of the round; parts: this rank's shards, by index.
+        """Learn from a policy round. metas: of every work unit of the round; parts: this rank's work units, by index.
 
         scored_by: the weights that scored the round; None: these.
-        Siblings that the teacher guided are not the student's and left out. Raises StaleWeightsError where a shard was
+        Siblings that the teacher guided are not the student's and left out. Raises StaleWeightsError where a unit was
         scored by others, ValueError for images of another round.
         """
         self._check(round, metas, weights_sha256(scored_by or self.weights()))
-        shards = [shard_metas[0].shard for shard_metas in metas]
-        if any(scored.shard != shards[index] for index, (_, scored) in parts.items()):
-            raise ValueError(f"round {round}: the images are not those of its shards")
+        units = [unit_metas[0].unit for unit_metas in metas]
+        if any(scored.unit != units[index] for index, (_, scored) in parts.items()):
+            raise ValueError(f"round {round}: the images are not those of its work units")
         mine = [scored for _, (_, scored) in sorted(parts.items())]
-        groups = sum(len(shard.groups) for shard in shards)
-        student = self._images(mine, [self._own(s.shard, s.images) for s in mine], self.own_siblings, groups)
+        groups = sum(len(unit.groups) for unit in units)
+        student = self._images(mine, [self._own(s.unit, s.images) for s in mine], self.own_siblings, groups)
         teacher = self._images(mine, [s.targets for s in mine], 1, groups)
         found = self.updater.run(student, teacher, where=f"round {round}")
         found["flops"] = self.flops * (
-            sum(shard.rows for shard in shards)  # when they were scored
+            sum(unit.rows for unit in units)  # when they were scored
             + self.term.steps * (3 * student.total + TEACHER_PASS * teacher.total)
         )
         return {f"{LEARNED}/{name}": value for name, value in found.items()}
 
     def _check(self, round: int, metas: Sequence[Sequence[Meta]], expected: str) -> None:
-        for shard_metas in metas:
-            found = shard_metas[-1].learned_sha256
+        for unit_metas in metas:
+            found = unit_metas[-1].learned_sha256
             if found != expected:
                 raise StaleWeightsError(
-                    f"shard {shard_metas[-1].shard.index} of round {round} was scored by the {LEARNED} "
+                    f"work unit {unit_metas[-1].unit.index} of round {round} was scored by the {LEARNED} "
                     f"{(found or 'none')[:12]}; expected {expected[:12]}, the learner's own"
                 )
 
-    def _own(self, shard: Shard, images: np.ndarray | None) -> np.ndarray:
+    def _own(self, unit: WorkUnit, images: np.ndarray | None) -> np.ndarray:
         assert images is not None  # a reward worker keeps them where a term learns
-        by_group = images.reshape(len(shard.groups), shard.siblings, *images.shape[1:])
+        by_group = images.reshape(len(unit.groups), unit.siblings, *images.shape[1:])
         return by_group[:, : self.own_siblings].reshape(-1, *images.shape[1:])
 
     def _images(self, mine: Sequence[Scored], images: Sequence[Any], each: int, groups: int) -> Images:
-        """`images` of each shard, `each` a group, of `groups` in the whole round."""
-        conditions = [c for scored in mine for c in scored.shard.conditions for _ in range(each)]
+        """`images` of each work unit, `each` a group, of `groups` in the whole round."""
+        conditions = [c for scored in mine for c in scored.unit.conditions for _ in range(each)]
         joined = torch.from_numpy(np.concatenate(images)).to(self.device)
         return Images(joined, self.term.labels(conditions), groups * each)
 

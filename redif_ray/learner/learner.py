@@ -2,7 +2,7 @@
 
 Round r is rolled out with the weights after r - staleness rounds. Everything that decides the next weights is in the
 checkpoint, the versions that rounds to come are made with too; a restart begins at the newest one and asks for its
-rounds again. Ranks may share the student out (`learner.shard`): whatever gathers it, all of them do.
+rounds again. Ranks may share the student out (`learner.fsdp`): whatever gathers it, all of them do.
 """
 
 from __future__ import annotations
@@ -56,10 +56,10 @@ class Learner:
         self.coordinator, self.writer = job["coordinator"], job["writer"]
         self.publisher = Publisher(job["weights"])
         self.folder, self.token, self.until = Path(job["folder"]), job["token"], int(job["until"])
-        device, offload = factory.device(config.learner.gpus), config.pipeline.offload
+        device, offload = factory.device(config.learner.gpus), config.pipeline.colocate
         teacher = factory.teacher(config, home(device, offload))
         self.student = factory.student(config, teacher)
-        if config.learner.checkpointing:
+        if config.learner.activation_checkpointing:
             enable_checkpointing(self.student)
         self.plan = Phases(config)
         self.versions = Versions(
@@ -68,7 +68,7 @@ class Learner:
         self.accounts = Accounts(config)
         self.running = RunningStatistics()
         self.learned = learned_reward(config, teacher, device, self.ranks.all_reduce)
-        reference = self._share_out(teacher) if config.learner.shard else teacher
+        reference = self._share_out(teacher) if config.learner.fsdp else teacher
         self.parameters = trainable(self.student)
         self.learning = Learning(
             config,
@@ -192,7 +192,7 @@ class Learner:
     def _log_round(self, round: int, metrics: dict[str, float], data: Fetched, started: float) -> None:
         row: dict[str, Any] = {"round": round, "phase": self.phase.name, "policy_version": self.round, **metrics}
         seconds = time.perf_counter() - started
-        groups = len({g for metas in data.metas for g in metas[0].shard.groups})
+        groups = len({g for metas in data.metas for g in metas[0].unit.groups})
         row |= {"groups_per_second": groups / seconds, "seconds/round": seconds, "seconds/gather": data.gather_seconds}
         if self.offload.taken:
             row["seconds/offload"], self.offload.seconds = self.offload.seconds, 0.0

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from redif_ray.faults import Fetched
-from redif_ray.types import Condition, Meta, Shard
+from redif_ray.types import Condition, Meta, WorkUnit
 
 Terms = dict[str, np.ndarray]  # raw reward terms by name, one value an image
 
@@ -30,17 +30,17 @@ def collect(data: Fetched) -> Samples:
     return Samples(
         images=np.concatenate([s.images for s in scored if s.images is not None]),
         targets=np.concatenate([s.targets for s in scored if s.targets is not None]),
-        conditions=[c for s in scored for c in s.shard.conditions],
+        conditions=[c for s in scored for c in s.unit.conditions],
         terms=joined([s.terms for s in scored]),
         metas=[meta for metas in data.metas for meta in metas],
     )
 
 
-def parted(values: np.ndarray, shards: Sequence[Shard]) -> list[np.ndarray]:
-    """Values of the rows of shards, one after the other, as one array a shard."""
-    return np.split(values, np.cumsum([shard.rows for shard in shards])[:-1])
+def parted(values: np.ndarray, units: Sequence[WorkUnit]) -> list[np.ndarray]:
+    """Values of the rows of work units, one after the other, as one array a work unit."""
+    return np.split(values, np.cumsum([unit.rows for unit in units])[:-1])
 
 
 def joined(parts: Sequence[Terms]) -> Terms:
-    """Terms of shards, one after the other."""
+    """Terms of work units, one after the other."""
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

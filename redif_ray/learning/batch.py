@@ -1,4 +1,4 @@
-"""A round as the learner reads it: the shards of one rank, joined."""
+"""A round as the learner reads it: the work units of one rank, joined."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from redif_ray.types import Condition, Scored, Shard, Trajectories
+from redif_ray.types import Condition, Scored, Trajectories, WorkUnit
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class RoundBatch:
 
 
 def assemble(
-    shards: Sequence[Shard],
+    units: Sequence[WorkUnit],
     parts: Sequence[tuple[Trajectories, Scored]],
     *,
     weights_sha256: str,
@@ -67,19 +67,19 @@ def assemble(
     shared: int = 1,
     device: str | torch.device = "cpu",
 ) -> RoundBatch:
-    """Join this rank's `parts`, in any order, into a batch whose rows are sorted by shard index.
+    """Join this rank's `parts`, in any order, into a batch whose rows are sorted by work unit index.
 
-    shards: all of the round, for the rows' places. weights_sha256: of the weights that must have made the trajectories.
+    units: all of the round, for the rows' places. weights_sha256: of the weights that must have made the trajectories.
     advantages, gate: of the whole round, any shape of total_rows elements, group-major; None: zeros, and no gate.
-    Raises ValueError for shards that are foreign or come twice, mismatched pairs, and trajectories of other weights.
+    Raises ValueError for units that are foreign or come twice, mismatched pairs, and trajectories of other weights.
     """
-    ordered = sorted(shards, key=lambda s: s.index)
+    ordered = sorted(units, key=lambda s: s.index)
     ends = np.cumsum([s.rows for s in ordered])
     place = {s.index: torch.arange(end - s.rows, end) for s, end in zip(ordered, ends.tolist(), strict=True)}
-    parts = sorted(parts, key=lambda part: part[0].shard.index)
+    parts = sorted(parts, key=lambda part: part[0].unit.index)
     _check(ordered, parts, weights_sha256)
-    rows, total = torch.cat([place[t.shard.index] for t, _ in parts]), int(ends[-1])
-    held = [t.shard for t, _ in parts]
+    rows, total = torch.cat([place[t.unit.index] for t, _ in parts]), int(ends[-1])
+    held = [t.unit for t, _ in parts]
     siblings = [s.siblings for s in held for _ in s.groups]
     group = torch.arange(len(siblings)).repeat_interleave(torch.tensor(siblings))  # of each row
 
@@ -93,7 +93,7 @@ def assemble(
 
     anchors = [s.anchors for _, s in parts if s.anchors is not None]
     if len(anchors) not in (0, len(parts)):
-        raise ValueError(f"only {len(anchors)} of {len(parts)} shards carry anchors; expected all or none")
+        raise ValueError(f"only {len(anchors)} of {len(parts)} work units carry anchors; expected all or none")
     return RoundBatch(
         rows=rows,
         total_rows=total,
@@ -109,18 +109,20 @@ def assemble(
     )
 
 
-def _check(shards: Sequence[Shard], parts: Sequence[tuple[Trajectories, Scored]], weights_sha256: str) -> None:
+def _check(units: Sequence[WorkUnit], parts: Sequence[tuple[Trajectories, Scored]], weights_sha256: str) -> None:
     if not parts:
-        raise ValueError("this rank got no shard; expected at least as many shards a round as learner.workers")
+        raise ValueError("this rank got no work unit; expected at least as many work units a round as learner.workers")
     seen: set[int] = set()
     for trajectories, scored in parts:
-        shard = trajectories.shard
-        if scored.shard != shard or shard not in shards or shard.index in seen:
-            raise ValueError(f"shard {shard.index} of round {shard.round} comes twice, is foreign, or lost its scores")
-        seen.add(shard.index)
+        unit = trajectories.unit
+        if scored.unit != unit or unit not in units or unit.index in seen:
+            raise ValueError(
+                f"work unit {unit.index} of round {unit.round} comes twice, is foreign, or lost its scores"
+            )
+        seen.add(unit.index)
         found = trajectories.weights_sha256
         if found != weights_sha256:
             raise ValueError(
-                f"shard {shard.index} of round {shard.round} was rolled out with weights {found[:12]}, version "
+                f"work unit {unit.index} of round {unit.round} was rolled out with weights {found[:12]}, version "
                 f"{trajectories.policy_version}; expected {weights_sha256[:12]}, the learner's own"
             )

@@ -26,7 +26,7 @@ from redif_ray.learning.step import AllReduce, optimiser_step
 from redif_ray.models.protocol import DiffusionModel
 from redif_ray.rewards.base import RewardInputs, Rewards
 from redif_ray.rewards.combine import weighted_sum
-from redif_ray.types import Condition, Shard
+from redif_ray.types import Condition, WorkUnit
 
 
 def draft_loss(
@@ -73,16 +73,18 @@ class DraftUpdater:
         self.student, self.optimizer, self.schedule, self.config = student, optimizer, schedule, config
         self.rewards, self.all_reduce, self.loss_scale = rewards, all_reduce, loss_scale
 
-    def run(self, parts: Sequence[tuple[Shard, np.ndarray]], *, total: int, round: int, lr: float) -> dict[str, float]:
-        """parts: this rank's shards with the teacher's images of their groups; total: groups of the whole round.
+    def run(
+        self, parts: Sequence[tuple[WorkUnit, np.ndarray]], *, total: int, round: int, lr: float
+    ) -> dict[str, float]:
+        """parts: this rank's work units with the teacher's images of their groups; total: groups of the whole round.
 
         Every minibatch takes its share of each rank's groups in order, and gradients are divided by its global count.
         """
         started = time.perf_counter()
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        groups = [g for shard, _ in parts for g in shard.groups]
-        conditions = [c for shard, _ in parts for c in shard.conditions]
+        groups = [g for unit, _ in parts for g in unit.groups]
+        conditions = [c for unit, _ in parts for c in unit.conditions]
         targets = torch.from_numpy(np.concatenate([images for _, images in parts]))
         count = math.ceil(total / self.config.draft.minibatch)
         reward, norms = 0.0, []
@@ -109,7 +111,8 @@ class DraftUpdater:
     def _losses(self, groups: Sequence[int], conditions: Sequence[Condition], targets: Tensor) -> Tensor:
         student, config = self.student, self.config
         device = student.device
-        unit = noise.initial_noise(groups, student.latent_shape, seed=config.run.seed, stream=Stream.TRAIN).to(device)
+        shape, seed = student.latent_shape, config.run.seed
+        unit_noise = noise.initial_noise(groups, shape, seed=seed, stream=Stream.TRAIN).to(device)
         teacher = targets.to(device)
 
         def score(latents: Tensor) -> Tensor:
@@ -117,5 +120,5 @@ class DraftUpdater:
             return weighted_sum(raw, config.reward.weights)
 
         predict = partial(student.predict, guidance=config.student.guidance)
-        x, encoded = initial(self.schedule, unit), student.encode(conditions)
+        x, encoded = initial(self.schedule, unit_noise), student.encode(conditions)
         return draft_loss(predict, self.schedule, x, encoded, score, config.draft.last_steps)

@@ -81,7 +81,7 @@ def update_on_trajectories(
     config, student, guidance = learning.config, learning.student, learning.config.student.guidance
     teacher = learning.teacher
     batch = assemble(
-        [unit_metas[0].shard for unit_metas in metas],
+        [unit_metas[0].unit for unit_metas in metas],
         [(trajectories, scored) for trajectories, scored in parts.values()],
         weights_sha256=made_by or weights_sha256(behaviour or get_weights(student)),
         encode=student.encode,
@@ -101,7 +101,7 @@ def update_on_trajectories(
         rank=learning.rank,
         world=learning.world,
         all_reduce=learning.all_reduce,
-        sharded=config.learner.shard and learning.world > 1,
+        sharded=config.learner.fsdp and learning.world > 1,
         loss_scale=learning.loss_scale,
         rounds_apart=rounds_apart(config),
     )
@@ -120,7 +120,7 @@ def relative_rewards(learning: Learning, metas: Metas) -> tuple[Advantages, dict
         config.learner.advantage_clip,
         pair_baseline=config.exploration.antithetic,
         running=learning.running,
-        keys=[condition for unit_metas in metas for condition in unit_metas[0].shard.conditions],
+        keys=[condition for unit_metas in metas for condition in unit_metas[0].unit.conditions],
     )
     return relative, _reward_metrics(terms, combined, relative)
 

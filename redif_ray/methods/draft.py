@@ -61,7 +61,7 @@ class Draft(Phase):
         from redif_ray.learning.draft import DraftUpdater
         from redif_ray.learning.step import learning_rate
 
-        units = [unit_metas[0].shard for unit_metas in metas]
+        units = [unit_metas[0].unit for unit_metas in metas]
         mine = [(units[index], targets) for index, (targets,) in parts.items()]
         updater = DraftUpdater(
             learning.student,
@@ -73,5 +73,5 @@ class Draft(Phase):
             loss_scale=learning.loss_scale,
         )
         lr = learning_rate(self.config.learner, round - self.first_round)
-        found = updater.run(mine, total=sum(unit.rows for unit in units), round=round, lr=lr)
+        found = updater.run(mine, total=sum(unit_noise.rows for unit_noise in units), round=round, lr=lr)
         return {"reward/mean": found.pop("reward")} | {f"update/{k}": v for k, v in found.items()}

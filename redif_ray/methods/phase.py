@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from redif_ray.types import Meta, Scored, Shard, Trajectories
+from redif_ray.types import Meta, Scored, Trajectories, WorkUnit
 
 if TYPE_CHECKING:
     import numpy as np
@@ -61,7 +61,7 @@ class Calls:
 class Scoring(ABC):
     """What a reward worker offers to a phase for one work unit of R rows and G groups."""
 
-    shard: Shard
+    unit: WorkUnit
     trajectories: Trajectories
     targets: np.ndarray | None  # [G, C, H, W] float32 in [0, 1]: the teacher's images
 
@@ -125,7 +125,7 @@ class Phase(ABC):
     @property
     def unit_groups(self) -> int:
         """Return the number of groups a work unit: as many rows as one of the policy phase has."""
-        return self.config.rollout.shard_groups * self.config.rollout.siblings // self.siblings
+        return self.config.rollout.unit_groups * self.config.rollout.siblings // self.siblings
 
     @property
     def ema(self) -> float:
@@ -174,7 +174,7 @@ class Deploy(Phase):
     rounds = groups = 0
 
     def score(self, scoring: Scoring) -> Scored:
-        return Scored(scoring.shard, scoring.terms(), scoring.targets, None, scoring.images())
+        return Scored(scoring.unit, scoring.terms(), scoring.targets, None, scoring.images())
 
     def calls(self, prices: Prices) -> Calls:
         return Calls()

@@ -50,7 +50,7 @@ class Policy(Phase):
         """Evaluate the reward terms and, where the loss asks for them, the teacher's own terms and its jumps."""
         anchor = self.config.learner.anchor
         return Scored(
-            scoring.shard,
+            scoring.unit,
             terms=scoring.terms(),
             targets=scoring.targets,
             anchors=scoring.jumps(anchor.substeps) if anchor.weight > 0 else None,

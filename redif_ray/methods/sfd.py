@@ -37,7 +37,7 @@ class WarmStart(Phase):
 
     def score(self, scoring: Scoring) -> Scored:
         """Ask for the teacher's jumps and for no reward."""
-        return Scored(scoring.shard, {}, None, scoring.jumps(self.config.warm_start.substeps))
+        return Scored(scoring.unit, {}, None, scoring.jumps(self.config.warm_start.substeps))
 
     def calls(self, prices: Prices) -> Calls:
         rows, n = self.rounds * self.groups, self.config.student.steps

@@ -27,7 +27,7 @@ def shard(model: DiffusionModel) -> None:
         for unit in units(model):
             fully_shard(unit, mesh=mesh, reshard_after_forward=True)  # the root too, or it would keep what it gathered
     except ValueError as error:
-        raise ModelError(f"learner.shard=true: {error}; expected false for this network") from error
+        raise ModelError(f"learner.fsdp=true: {error}; expected false for this network") from error
     for module in model.network.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)  # losses are divided by the count of all ranks

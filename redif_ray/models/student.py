@@ -91,7 +91,7 @@ def enable_checkpointing(student: DiffusionModel) -> None:
     try:
         network.enable_gradient_checkpointing()
     except ValueError as error:
-        raise ModelError(f"learner.checkpointing=true: {error}; expected false for this network") from error
+        raise ModelError(f"learner.activation_checkpointing=true: {error}; expected false for this network") from error
 
 
 def trainable(student: DiffusionModel) -> dict[str, Parameter]:

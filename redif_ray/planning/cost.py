@@ -63,8 +63,8 @@ def estimate(config: Config, conditions: Conditions) -> Estimate:
     seconds["start"] = START_SECONDS
     weights = trained_numbers(teacher.network, config.student.lora) * 4 / 1e6
     network = sum(p.numel() for p in teacher.network.parameters()) * 4 / 1e6
-    processes = config.rollout.workers + config.reward.workers + config.learner.workers + 4
-    trained = 1 if config.learner.shard else config.learner.workers  # copies of what is trained
+    processes = config.rollout.max_workers + config.reward.max_workers + config.learner.workers + 4
+    trained = 1 if config.learner.fsdp else config.learner.workers  # copies of what is trained
     targets = config.evaluation.held_out + config.validation.groups + plan.teacher_images
     on_gpus = sum(n for calls in work.values() for role, n in calls.items() if workers(config)[role][1])
     return Estimate(
@@ -87,7 +87,7 @@ def _work(config: Config, teacher: DiffusionModel, plan: RoundPlan) -> dict[str,
     ours, theirs = (teacher.calls_per_step(side.guidance) for side in (config.student, config.teacher))
     own = config.student.steps * ours
     target = solvers.network_calls(config.teacher.solver, config.teacher.steps) * theirs
-    backward = update_factor(lora=config.student.lora.rank > 0, checkpointing=config.learner.checkpointing)
+    backward = update_factor(lora=config.student.lora.rank > 0, checkpointing=config.learner.activation_checkpointing)
     prices = Prices(ours, theirs, target, backward, replayed=rounds_apart(config))
     work: dict[str, Calls] = {}
     for phase in plan.phases:
@@ -108,8 +108,8 @@ def _work(config: Config, teacher: DiffusionModel, plan: RoundPlan) -> dict[str,
 def workers(config: Config) -> dict[str, tuple[int, float]]:
     """Return (number of workers, GPUs of one) by role."""
     return {
-        "rollout": (config.rollout.workers, config.rollout.gpus),
-        "reward": (config.reward.workers, config.reward.gpus),
+        "rollout": (config.rollout.max_workers, config.rollout.gpus),
+        "reward": (config.reward.max_workers, config.reward.gpus),
         "learner": (config.learner.workers, config.learner.gpus),
     }
 

@@ -63,7 +63,7 @@ def _compiled(model: DiffusionModel, config: Config) -> DiffusionModel:
 
 def student_schedule(model: DiffusionModel, student: Student) -> Schedule:
     if student.levels is not None:
-        return schedules.explicit(model.process, student.levels, told=student.told)
+        return schedules.explicit(model.process, student.levels, network_timesteps=student.network_timesteps)
     return schedules.build(model.process, student.steps, student.schedule, tilt=student.tilt, bow=student.bow)
 
 

@@ -138,7 +138,7 @@ def footprints(config: Config) -> Footprints:
     with without_weights():
         teacher = load_teacher(config.teacher, device="meta", dtype=dtype)
     student = make_student(teacher, config.student.lora)
-    if config.learner.checkpointing:
+    if config.learner.activation_checkpointing:
         enable_checkpointing(student)
     parameters = trainable(student).values()
     parts = _Parts(teacher)
@@ -150,8 +150,8 @@ def footprints(config: Config) -> Footprints:
     training = trained * (4 + ADAM_BYTES + average)
     scores = any(phase.scores_in_learner for phase in phases_of(config))
     beside = parts.always + (parts.decode + _encoders(config) if scores else 0)
-    held = beside + (_held(config, teacher, student) if config.learner.shard else _bytes(teacher.network) + added)
-    rows = max(config.rollout.shard_groups * config.rollout.siblings, config.evaluation.batch)
+    held = beside + (_held(config, teacher, student) if config.learner.fsdp else _bytes(teacher.network) + added)
+    rows = max(config.rollout.unit_groups * config.rollout.siblings, config.evaluation.batch)
     rollout = _peak_mb(lambda: _predict(student, rows, config.student.guidance))
     reward = max(
         _peak_mb(lambda: _predict(teacher, rows, config.teacher.guidance)), _peak_mb(lambda: _decode(teacher, rows))
@@ -162,7 +162,7 @@ def footprints(config: Config) -> Footprints:
     own_learned = _bytes(learned.network) if learned else 0
     judge = _on_disk({config.evaluation.judge})
     learner = max(_peak_mb(lambda: _train(student, config)), _peak_mb(lambda: _learn(learned, config)))
-    training = training // (config.learner.workers if config.learner.shard else 1) + own_learned * (4 + ADAM_BYTES) // 4
+    training = training // (config.learner.workers if config.learner.fsdp else 1) + own_learned * (4 + ADAM_BYTES) // 4
     roles = {
         "rollout": Footprint((network + added) / 1e6, 0.0, rollout),
         "reward": Footprint(
@@ -191,7 +191,7 @@ def _held(config: Config, teacher: DiffusionModel, student: DiffusionModel) -> i
     """Bytes of weights on a rank that holds a share: shares, what it gathers at once, and what it computes of it."""
     shares = _bytes(student.network) + (_bytes(teacher.network) if config.learner.regulariser.kind != "none" else 0)
     held = shares // config.learner.workers + _gathered(student)
-    if student.dtype != torch.float32 and not config.student.lora.rank and not config.learner.checkpointing:
+    if student.dtype != torch.float32 and not config.student.lora.rank and not config.learner.activation_checkpointing:
         held += 2 * sum(p.numel() for p in student.network.parameters())  # autocast's, kept for the backward pass
     return held
 

@@ -9,7 +9,7 @@ from redif_ray.data.conditions import Conditions
 from redif_ray.diffusion import noise
 from redif_ray.diffusion.noise import Stream
 from redif_ray.methods import Deploy, Phase, phases_of
-from redif_ray.types import Shard
+from redif_ray.types import WorkUnit
 
 
 class Phases:
@@ -46,15 +46,15 @@ class RoundPlan(Phases):
         super().__init__(config)
         self.conditions = conditions
 
-    def shards(self, round: int) -> list[Shard]:
+    def units(self, round: int) -> list[WorkUnit]:
         """Return the work units of a training round."""
         phase = self.phase(round)
         first = phase.first_group + (round - phase.first_round) * phase.groups
         groups = [self._group(i) for i in range(first, first + phase.groups)]
         return self._cut(round, phase.name, Stream.TRAIN, groups, phase.unit_groups, phase.siblings)
 
-    def deploy(self, stream: Stream, count: int, *, round: int = 0, size: int | None = None) -> list[Shard]:
-        """Shards that sample `count` groups of a stream the way the student is deployed, `evaluation.batch` each."""
+    def deploy(self, stream: Stream, count: int, *, round: int = 0, size: int | None = None) -> list[WorkUnit]:
+        """Units that sample `count` groups of a stream the way the student is deployed, `evaluation.batch` each."""
         return self._cut(round, Deploy.name, stream, list(range(count)), size or self.config.evaluation.batch, 1)
 
     def _group(self, position: int) -> int:
@@ -66,9 +66,9 @@ class RoundPlan(Phases):
 
     def _cut(
         self, round: int, phase: str, stream: Stream, groups: Sequence[int], size: int, siblings: int
-    ) -> list[Shard]:
+    ) -> list[WorkUnit]:
         parts = [tuple(groups[i : i + size]) for i in range(0, len(groups), size)]
         return [
-            Shard(round, index, phase, stream, part, tuple(self.conditions.of(stream, g) for g in part), siblings)
+            WorkUnit(round, index, phase, stream, part, tuple(self.conditions.of(stream, g) for g in part), siblings)
             for index, part in enumerate(parts)
         ]

@@ -22,10 +22,10 @@ from redif_ray.runs.lock import LOCK, Lock
 # What may differ when a run is resumed: where and with how many hands the work is done, not what is computed.
 FREE = (
     "ray",
-    "rollout.workers",
-    "reward.workers",
-    "rollout.least",
-    "reward.least",
+    "rollout.max_workers",
+    "reward.max_workers",
+    "rollout.min_workers",
+    "reward.min_workers",
     "rollout.cpus",
     "reward.cpus",
     "learner.cpus",
@@ -39,7 +39,7 @@ FREE = (
     "run.root",
     "checkpoint",
     "pipeline.timeout_s",
-    "pipeline.offload",
+    "pipeline.colocate",
     "tracking.uri",
 )
 TOKEN = ".seen-"

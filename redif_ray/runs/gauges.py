@@ -49,10 +49,10 @@ class PoolGauges:
     """The coordinator's."""
 
     def __init__(self, run: str) -> None:
-        self.queue = _gauge(run, "queue", "shards that wait for a worker", "role")
-        self.busy = _gauge(run, "in_flight", "shards that a worker has", "role")
+        self.queue = _gauge(run, "queue", "work units that wait for a worker", "role")
+        self.busy = _gauge(run, "in_flight", "work units that a worker has", "role")
         self.workers = _gauge(run, "workers", "workers that are there", "role")
-        self.lost = Counter("redif_lost", "shards done again, and workers lost, by what was lost", ("run", "what"))
+        self.lost = Counter("redif_lost", "work units done again, and workers lost, by what was lost", ("run", "what"))
         self.lost.set_default_tags({"run": run})
 
     def set(self, role: str, waiting: int, busy: int, workers: int) -> None:

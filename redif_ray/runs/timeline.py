@@ -29,15 +29,15 @@ Span = dict[str, Any]  # {"row", "stage", "round", "start": seconds since 1970, 
 def spans(metas: Iterable[Meta]) -> list[Span]:
     """What workers did."""
     return [
-        {"row": meta.worker, "stage": _stage(meta, work.component), "round": meta.shard.round,
+        {"row": meta.worker, "stage": _stage(meta, work.component), "round": meta.unit.round,
          "start": work.ended - work.seconds, "seconds": work.seconds}
         for meta in metas for work in meta.work
     ]  # fmt: skip
 
 
 def _stage(meta: Meta, component: str) -> str:
-    if meta.shard.phase == "deploy":
-        return DEPLOYED.get(meta.shard.stream, "evaluation")
+    if meta.unit.phase == "deploy":
+        return DEPLOYED.get(meta.unit.stream, "evaluation")
     return STAGES.get(component, component)
 
 

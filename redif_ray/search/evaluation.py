@@ -28,8 +28,8 @@ class Evaluation(Trainable):
         return True
 
     def _take(self, config: dict[str, Any]) -> None:
-        told = config["told"]
-        self.times = Times(tuple(config["timesteps"]), None if told is None else tuple(told))
+        network_timesteps = config["network_timesteps"]
+        self.times = Times(tuple(config["timesteps"]), None if network_timesteps is None else tuple(network_timesteps))
 
     def step(self) -> dict[str, Any]:
         rung = self.rungs[self.iteration]

@@ -1,4 +1,4 @@
-"""The evaluator: one actor between the trials and the workers. It cuts work into shards and remembers what it knows."""
+"""The evaluator: one actor between the trials and the workers. It cuts work into units and remembers what it knows."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from redif_ray.faults import ATTEMPTS
 from redif_ray.learner.samples import joined
 from redif_ray.planning.rounds import RoundPlan
 from redif_ray.search.terms import Terms, score
-from redif_ray.types import Shard
+from redif_ray.types import WorkUnit
 from redif_ray.workers.actors import TeacherRewardWorker
 
 SOON, LATER = (0, 0), (1, 0)
@@ -45,10 +45,10 @@ class Evaluator:
 
     def __init__(self, config: Config, conditions: Conditions, workers: list[Any]) -> None:
         self.config, self.lost = config, 0
-        self.pool = Pool("search", workers, self._lost, least=config.reward.least or 1)
+        self.pool = Pool("search", workers, self._lost, least=config.reward.min_workers or 1)
         plan = RoundPlan(config, conditions)
         search = config.search
-        self.bank = plan.deploy(Stream.SEARCH, search.rungs[-1], size=search.shard)
+        self.bank = plan.deploy(Stream.SEARCH, search.rungs[-1], size=search.unit_noises)
         self.held_out = plan.deploy(Stream.HELD_OUT, config.evaluation.held_out)
         self.others = plan.deploy(Stream.REFERENCE, config.evaluation.held_out)
         self.known: dict[tuple[Any, ...], asyncio.Future[Any]] = {}
@@ -59,79 +59,79 @@ class Evaluator:
 
     async def bank_terms(self, times: Times, rung: int) -> Terms:
         """What `SearchWorker.terms` says of the first `rung` noises."""
-        return await self._terms(self.bank[: rung // self.config.search.shard], times)
+        return await self._terms(self.bank[: rung // self.config.search.unit_noises], times)
 
     async def images(self, times: Times | None) -> list[Any]:
         """References to the images of the held-out noises, along a schedule or (None) the teacher's."""
         if times is None:
-            return list(await asyncio.gather(*(self._target(shard) for shard in self.held_out)))
-        answers = await asyncio.gather(*(self.pool.call(LATER, "images", shard, times) for shard in self.held_out))
+            return list(await asyncio.gather(*(self._target(unit) for unit in self.held_out)))
+        answers = await asyncio.gather(*(self.pool.call(LATER, "images", unit, times) for unit in self.held_out))
         return [reference for _, reference in answers]
 
     async def held_out_terms(self, images: list[Any]) -> Terms:
         """Raw reward terms of what `images` answered, one value a held-out noise."""
-        async def one(shard: Shard, reference: Any) -> Terms:
-            terms: Terms = await self._call(LATER, "compare", shard, reference, await self._target(shard))
+        async def one(unit: WorkUnit, reference: Any) -> Terms:
+            terms: Terms = await self._call(LATER, "compare", unit, reference, await self._target(unit))
             return terms
 
         return joined(await asyncio.gather(*(one(*pair) for pair in zip(self.held_out, images, strict=True))))
 
     async def reference(self) -> list[Any]:
         """References to the teacher's images that a judge without real ones compares with."""
-        found = await asyncio.gather(*(self.pool.call(LATER, "targets", shard) for shard in self.others))
+        found = await asyncio.gather(*(self.pool.call(LATER, "targets", unit) for unit in self.others))
         return [reference for _, reference in found]
 
     async def held_out_conditions(self) -> list[Any]:
-        return [c for shard in self.held_out for c in shard.conditions]
+        return [c for unit in self.held_out for c in unit.conditions]
 
     async def costs(self) -> np.ndarray:
         """GITS's cost matrix, on the first rung of the bank."""
-        shards = self.bank[: self.config.search.rungs[0] // self.config.search.shard]
-        return np.mean(await asyncio.gather(*(self._call(SOON, "costs", shard) for shard in shards)), axis=0)
+        units = self.bank[: self.config.search.rungs[0] // self.config.search.unit_noises]
+        return np.mean(await asyncio.gather(*(self._call(SOON, "costs", unit) for unit in units)), axis=0)
 
     async def descend(self, base: Sequence[float], weights: dict[str, float]) -> list[Times]:
         """Schedules that back-propagation finds from `base`."""
-        groups = tuple(g for shard in self.bank for g in shard.groups)
-        conditions = tuple(c for shard in self.bank for c in shard.conditions)
-        whole = Shard(0, 0, "deploy", Stream.SEARCH, groups, conditions)
-        targets = np.concatenate([await (await self._target(shard)) for shard in self.bank])
+        groups = tuple(g for unit in self.bank for g in unit.groups)
+        conditions = tuple(c for unit in self.bank for c in unit.conditions)
+        whole = WorkUnit(0, 0, "deploy", Stream.SEARCH, groups, conditions)
+        targets = np.concatenate([await (await self._target(unit)) for unit in self.bank])
         found: list[Times] = await self._call(LATER, "descend", whole, tuple(base), targets, weights)
         return found
 
     async def status(self) -> dict[str, Any]:
         """Busy seconds and calls of each worker, and how often one was lost."""
-        return {"busy": dict(self.pool.busy), "calls": dict(self.pool.shards), "lost": self.lost}
+        return {"busy": dict(self.pool.busy), "calls": dict(self.pool.units), "lost": self.lost}
 
     def _lost(self, _: str) -> None:
         self.lost += 1
 
-    async def _terms(self, shards: list[Shard], times: Times) -> Terms:
-        parts = await asyncio.gather(*(self._shard(shard, times) for shard in shards))
+    async def _terms(self, units: list[WorkUnit], times: Times) -> Terms:
+        parts = await asyncio.gather(*(self._unit(unit, times) for unit in units))
         return joined(parts)
 
-    async def _shard(self, shard: Shard, times: Times) -> Terms:
-        """Terms of a shard, asked for once: discrete levels make many proposals alike."""
-        key = (shard.stream, shard.index, times)
+    async def _unit(self, unit: WorkUnit, times: Times) -> Terms:
+        """Terms of a work unit, asked for once: discrete levels make many proposals alike."""
+        key = (unit.stream, unit.index, times)
         if key not in self.known:
-            self.known[key] = asyncio.ensure_future(self._scored(shard, times))
+            self.known[key] = asyncio.ensure_future(self._scored(unit, times))
         terms: Terms = await asyncio.shield(self.known[key])
         return terms
 
-    async def _scored(self, shard: Shard, times: Times) -> Terms:
+    async def _scored(self, unit: WorkUnit, times: Times) -> Terms:
         """Made again where it, or the teacher's images that it is made with, are lost with a node."""
         for _ in range(ATTEMPTS):
             try:
-                terms: Terms = await self._call(SOON, "terms", shard, times, await self._target(shard))
+                terms: Terms = await self._call(SOON, "terms", unit, times, await self._target(unit))
                 return terms
             except ObjectLostError:
-                self.known.pop((shard.stream, shard.index), None)
-        raise RayError(f"shard {shard.index} of {shard.stream.name} was lost {ATTEMPTS} times; are nodes going?")
+                self.known.pop((unit.stream, unit.index), None)
+        raise RayError(f"work unit {unit.index} of {unit.stream.name} was lost {ATTEMPTS} times; are nodes going?")
 
-    async def _target(self, shard: Shard) -> Any:
-        """A reference to the teacher's images of a shard."""
-        key = (shard.stream, shard.index)
+    async def _target(self, unit: WorkUnit) -> Any:
+        """A reference to the teacher's images of a work unit."""
+        key = (unit.stream, unit.index)
         if key not in self.known:
-            self.known[key] = asyncio.ensure_future(self.pool.call(SOON, "targets", shard))
+            self.known[key] = asyncio.ensure_future(self.pool.call(SOON, "targets", unit))
         _, reference = await asyncio.shield(self.known[key])
         return reference
 

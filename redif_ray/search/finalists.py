@@ -41,11 +41,11 @@ class Finalist:
     timesteps: tuple[float, ...]
     origin: str
     bank: float | None = None
-    told: tuple[float, ...] | None = None
+    network_timesteps: tuple[float, ...] | None = None
 
     @property
     def times(self) -> Times:
-        return Times(self.timesteps, self.told)
+        return Times(self.timesteps, self.network_timesteps)
 
 
 def measure(job: Job, finalists: list[Finalist]) -> list[dict[str, Any]]:
@@ -91,7 +91,7 @@ def _mean(values: np.ndarray) -> float:
 
 
 def _images(job: Job, times: Times | None) -> list[Any]:
-    """References to the images of the held-out noises, a shard each."""
+    """References to the images of the held-out noises, a work unit each."""
     references: list[Any] = job.get(job.evaluator.images.remote(times))
     return references
 
@@ -128,7 +128,7 @@ def write_results(job: Job, rows: list[dict[str, Any]]) -> None:
     found = {
         n: Found(
             name=f"{row['name']}, {config.search.engine}", timesteps=row["timesteps"], distance=row["distance"],
-            told=row.get("told"),
+            network_timesteps=row.get("network_timesteps"),
             half_log_snr=_finite(schedules.explicit(process, row["timesteps"]).levels.half_log_snr[:-1].tolist()),
         )
         for n, row in winners.items()

@@ -20,31 +20,31 @@ Loss = Callable[[Schedule, int], Tensor]  # (schedule, iteration) -> what is to 
 
 
 def continuous(process: NoiseProcess, base: Schedule, logits: Tensor, shifts: Tensor | None = None) -> Schedule:
-    """`base` warped by `logits` [N], told by `shifts` [N], without rounding; gradients flow to both."""
+    """`base` warped by `logits` [N], called at shifts `shifts` [N], without rounding; gradients flow to both."""
     lambdas = warp(base.levels.half_log_snr.clamp(*process.span), logits, floor(process, base))
     inner, ends = process.between(lambdas[1:-1]), base.levels
     first, last = ends[torch.tensor([0])], ends[torch.tensor([base.steps])]
     parts = [
         torch.cat([getattr(level, name) for level in (first, inner, last)]) for name in ("alpha", "sigma", "timestep")
     ]
-    told = None if shifts is None else process.between(lambdas[:-1] + shift_ways(lambdas, shifts)).timestep
-    return Schedule(Level(*parts), f"{base.name}, warped", told)
+    network_timesteps = None if shifts is None else process.between(lambdas[:-1] + shift_ways(lambdas, shifts)).timestep
+    return Schedule(Level(*parts), f"{base.name}, warped", network_timesteps)
 
 
 def descend(
-    process: NoiseProcess, base: Schedule, loss: Loss, *, iterations: int, lr: float, told: bool = False
+    process: NoiseProcess, base: Schedule, loss: Loss, *, iterations: int, lr: float, network_timesteps: bool = False
 ) -> list[Schedule]:
     """Adam on the logits from 0: the rounded schedules along the way, each quarter's last mean first.
 
-    told: on the shifts, too. The mean of the last quarter of the iterates is less noisy than the last one; all of them
-    are candidates.
+    network_timesteps: on the shifts, too. The mean of the last quarter of the iterates is less noisy than the last
+    one; all of them are candidates.
     """
-    start = torch.full((2 if told else 1, base.steps), 1e-9, dtype=torch.float64)
+    start = torch.full((2 if network_timesteps else 1, base.steps), 1e-9, dtype=torch.float64)
     moving = start.requires_grad_(True)
     optimiser = torch.optim.Adam([moving], lr=lr)
     seen: list[Tensor] = []
     for i in range(iterations):
-        value = loss(continuous(process, base, moving[0], _bounded(moving[1]) if told else None), i)
+        value = loss(continuous(process, base, moving[0], _bounded(moving[1]) if network_timesteps else None), i)
         optimiser.zero_grad()
         value.backward()
         optimiser.step()
@@ -58,7 +58,7 @@ def descend(
     for end in range(iterations, 0, -quarter):
         mean = torch.stack(seen[max(0, end - quarter) : end]).mean(0)
         schedule = warped(process, base, mean[0], floor(process, base))
-        found.append(shifted(process, schedule, _bounded(mean[1])) if told else schedule)
+        found.append(shifted(process, schedule, _bounded(mean[1])) if network_timesteps else schedule)
     return found
 
 

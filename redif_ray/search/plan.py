@@ -21,8 +21,8 @@ from redif_ray.trials import plan
 from redif_ray.trials.samplers import propose
 from redif_ray.trials.space import Params
 
-Stage = Literal["start", "shape", "refine", "told"]
-STAGES: tuple[Stage, ...] = ("start", "shape", "refine", "told")
+Stage = Literal["start", "shape", "refine", "network_timesteps"]
+STAGES: tuple[Stage, ...] = ("start", "shape", "refine", "network_timesteps")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +46,11 @@ class Trial:
     timesteps: list[float]
     scores: list[float]
     error: str | None = None
-    told: list[float] | None = None
+    network_timesteps: list[float] | None = None
 
     @property
     def times(self) -> Times:
-        return Times(tuple(self.timesteps), None if self.told is None else tuple(self.told))
+        return Times(tuple(self.timesteps), None if self.network_timesteps is None else tuple(self.network_timesteps))
 
     def row(self) -> dict[str, Any]:
         return asdict(self)
@@ -68,7 +68,7 @@ class Plan(plan.Plan[Slot, Trial]):
     def _slots(self) -> list[Slot]:
         wanted: list[tuple[int, Stage, int]] = []
         s = self.settings
-        counts = {"shape": s.shape_trials, "refine": s.refine_trials, "told": s.told_trials}
+        counts = {"shape": s.shape_trials, "refine": s.refine_trials, "network_timesteps": s.network_timestep_trials}
         for stage in STAGES:
             each = {n: len(named) if stage == "start" else counts[stage] for n, named in self.starts.items()}
             wanted += [(n, stage, i) for i in range(max(each.values())) for n in self.starts if i < each[n]]
@@ -83,9 +83,10 @@ class Plan(plan.Plan[Slot, Trial]):
         return [t for n, t in sorted(self.trials.items()) if n < before and t.steps == slot.steps and t.error is None]
 
     def proposal(self, slot: Slot) -> dict[str, Any]:
-        """{"params", "timesteps", "told"}."""
+        """{"params", "timesteps", "network_timesteps"}."""
         params, schedule = self._proposed(slot)
-        return {"params": params, "timesteps": list(schedule.times.levels), "told": schedule.times.told}
+        levels, other = schedule.times
+        return {"params": params, "timesteps": list(levels), "network_timesteps": other}
 
     def _proposed(self, slot: Slot) -> tuple[dict[str, float | str], Schedule]:
         named = self.starts[slot.steps]
@@ -103,7 +104,7 @@ class Plan(plan.Plan[Slot, Trial]):
             refine = slot.stage == "refine"
             where, budget = space.refine_space(slot.steps), s.refine_trials
             if not refine:
-                where, budget = space.told_space(slot.steps), s.told_trials
+                where, budget = space.shift_space(slot.steps), s.network_timestep_trials
             seen = [(dict.fromkeys(where, 0.0), self._centre(slot).scores[-1])]
             seen += [(t.params, value) for t, value in scored if t.stage == slot.stage]
         params = dict(propose(s.sampler, where, seen, seed=self.seed, number=slot.number, index=slot.index,
@@ -111,7 +112,7 @@ class Plan(plan.Plan[Slot, Trial]):
         if slot.stage == "shape":
             return params, space.shaped(self.process, slot.steps, params)
         centre = explicit(self.process, self._centre(slot).timesteps)
-        return params, (space.refined if refine else space.told)(self.process, centre, params)
+        return params, (space.refined if refine else space.shifted)(self.process, centre, params)
 
     @staticmethod
     def _shape(trial: Trial) -> Params:
@@ -119,9 +120,9 @@ class Plan(plan.Plan[Slot, Trial]):
         return trial.params if trial.stage == "shape" else {"base": str(trial.params["start"]), "tilt": 0.0, "bow": 0.0}
 
     def over(self, slot: Slot, proposal: Mapping[str, Any], scores: list[float], error: str | None) -> Trial:
-        told = None if proposal["told"] is None else list(proposal["told"])
+        network_timesteps = None if proposal["network_timesteps"] is None else list(proposal["network_timesteps"])
         params, timesteps = proposal["params"], proposal["timesteps"]
-        return Trial(slot.number, slot.steps, slot.stage, params, timesteps, scores, error, told)
+        return Trial(slot.number, slot.steps, slot.stage, params, timesteps, scores, error, network_timesteps)
 
     def restored(self, row: Mapping[str, Any]) -> Trial:
         return Trial(**row)
@@ -148,9 +149,12 @@ class Plan(plan.Plan[Slot, Trial]):
         others = [t.scores[len(scores) - 1] for t in self.known(slot)]
         return scores[-1] <= float(np.quantile(others, 1 / self.settings.reduction))
 
-    def best(self, steps: int, *, told: bool = False) -> Trial:
-        """The best on the whole bank at N = `steps`, told other levels or not. Raises ValueError if there is none."""
-        return self._best([t for t in self.trials.values() if (t.told is not None) == told], steps)
+    def best(self, steps: int, *, other: bool = False) -> Trial:
+        """The best on the whole bank at N = `steps`. Raises ValueError if there is none.
+
+        other: of those whose network timesteps are not those of the levels.
+        """
+        return self._best([t for t in self.trials.values() if (t.network_timesteps is not None) == other], steps)
 
     def _best(self, trials: list[Trial], steps: int) -> Trial:
         whole = [t for t in trials

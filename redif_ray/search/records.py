@@ -17,8 +17,8 @@ class Records(records.Records):
             return
         name = f"N={trial.steps} {trial.stage} {trial.number}"
         params = {"steps": trial.steps, "stage": trial.stage, **trial.params, "timesteps": trial.timesteps}
-        if trial.told is not None:
-            params["told"] = trial.told
+        if trial.network_timesteps is not None:
+            params["network_timesteps"] = trial.network_timesteps
         if trial.error is not None:
             params["error"] = trial.error
         metrics = {f"distance/{i}": score for i, score in enumerate(trial.scores)}
@@ -32,8 +32,8 @@ class Records(records.Records):
         known: dict[str, Any] = self.folder.state.get("descents", {})
         if str(steps) not in known:
             return None
-        score, levels, told = known[str(steps)]
-        return score, Times(tuple(levels), None if told is None else tuple(told))
+        score, levels, network_timesteps = known[str(steps)]
+        return score, Times(tuple(levels), None if network_timesteps is None else tuple(network_timesteps))
 
     def keep_descent(self, steps: int, score: float, times: Times) -> None:
         self.folder.update_state(descents={**self.folder.state.get("descents", {}), str(steps): (score, *times)})

@@ -44,7 +44,7 @@ def report(summary: Mapping[str, Any], config: Config) -> str:
         f"steps of {config.teacher.solver}): {terms}. Schedules were chosen {chosen}; "
         f"this is what they do on {summary['held_out']:,} held-out ones, seed {summary['seed']}, with 95 % bootstrap "
         "intervals; Fréchet distance (not FID) and recall before the judge "
-        f"`{config.evaluation.judge}`. Search took: {seconds}, on {config.reward.workers} workers.",
+        f"`{config.evaluation.judge}`. Search took: {seconds}, on {config.reward.max_workers} workers.",
     ]
     for n in sorted({row["steps"] for row in rows}):
         own = [row for row in rows if row["steps"] == n]
@@ -60,8 +60,8 @@ def report(summary: Mapping[str, Any], config: Config) -> str:
 
 
 def _times(row: Mapping[str, Any]) -> str:
-    levels, told = (" ".join(f"{t:.4g}" for t in row.get(key) or ()) for key in ("timesteps", "told"))
-    return f"{levels}, told {told}" if told else levels
+    levels, other = (" ".join(f"{t:.4g}" for t in row.get(key) or ()) for key in ("timesteps", "network_timesteps"))
+    return f"{levels}, network timesteps {other}" if other else levels
 
 
 def _change(row: Mapping[str, Any]) -> str:

@@ -43,7 +43,8 @@ from redif_ray.trials.journal import Journal
 from redif_ray.trials.names import SEARCH, TRIALS
 from redif_ray.trials.tuning import TRIAL, run_trials
 
-KINDS = {"searched": False, "searched, told": True}  # by their names in the table: whether the network is told others
+# By their names in the table: whether the network's timesteps are not those of the levels.
+KINDS = {"searched": False, "searched, network timesteps": True}
 
 
 def search(config: Config, *, resume: bool = False, console: Console | None = None) -> Path:
@@ -180,8 +181,8 @@ def _tuned(job: Job, starts: dict[int, dict[str, Schedule]]) -> list[Finalist]:
         done = len(plan.trials)
         if done % 20 == 0 or done == total:
             left = (time.monotonic() - began) / max(1, done - known) * (total - done)
-            told = "  ".join(f"N={n} {_best_so_far(plan, n)}" for n in starts)
-            line = f"trial {done:4d}/{total}  best {told}  {left:4.0f} s left"
+            best = "  ".join(f"N={n} {_best_so_far(plan, n)}" for n in starts)
+            line = f"trial {done:4d}/{total}  best {best}  {left:4.0f} s left"
             job.console.print(line, highlight=False, soft_wrap=True)
 
     journal = Journal(plan, job.folder.path / TRIALS, report)
@@ -197,19 +198,22 @@ def _tuned(job: Job, starts: dict[int, dict[str, Schedule]]) -> list[Finalist]:
     failed = [t for t in plan.trials.values() if t.error is not None]
     if len(failed) == total:
         raise UserError(f"all {total} trials failed; the first: {failed[0].error}")
-    best = [(name, _best(plan, n, told)) for n in starts for name, told in KINDS.items()]
-    return [Finalist(t.steps, name, t.times.levels, "tune", t.scores[-1], t.times.told) for name, t in best if t]
+    best = [(name, _best(plan, n, other)) for n in starts for name, other in KINDS.items()]
+    return [
+        Finalist(t.steps, name, t.times.levels, "tune", t.scores[-1], t.times.network_timesteps)
+        for name, t in best if t
+    ]
 
 
 def _best_so_far(plan: Plan, steps: int) -> str:
-    scores = [t.scores[-1] for told in KINDS.values() if (t := _best(plan, steps, told))]
+    scores = [t.scores[-1] for other in KINDS.values() if (t := _best(plan, steps, other))]
     return f"{min(scores):.5f}" if scores else "-"
 
 
-def _best(plan: Plan, steps: int, told: bool) -> Trial | None:
+def _best(plan: Plan, steps: int, other: bool) -> Trial | None:
     """None where none has seen the whole bank: all that were told something else may be worse, and cut."""
     try:
-        return plan.best(steps, told=told)
+        return plan.best(steps, other=other)
     except ValueError:
         return None
 
@@ -227,7 +231,7 @@ def _descended(job: Job, starts: dict[int, dict[str, Schedule]]) -> list[Finalis
             job.records.keep_descent(n, best, candidates[scores.index(best)])
             job.console.print(f"gradient  N={n} {best:.5f}", highlight=False)
     found = {n: known for n in starts if (known := job.records.descent(n))}
-    return [Finalist(n, "searched by gradient", times.levels, "gradient", score, times.told)
+    return [Finalist(n, "searched by gradient", times.levels, "gradient", score, times.network_timesteps)
             for n, (score, times) in found.items()]
 
 

@@ -3,7 +3,7 @@
     shape:   z = tilt u + bow u^2 on the increments of a named schedule; two numbers reach every published optimum of
              images to a few per cent, whatever N is
     refine:  N - 1 free logits, of all increments but the last, around the best that is known
-    told:    N shifts, at the best levels, of what the network is told (`schedules.shifted`)
+    network timesteps: N shifts, at the best levels, of what the network is told (`schedules.shifted`)
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def refine_space(steps: int) -> Space:
     return {f"z{i}": Range(*LOGIT) for i in range(steps - 1)}
 
 
-def told_space(steps: int) -> Space:
+def shift_space(steps: int) -> Space:
     return {f"shift{i}": Range(*SHIFT) for i in range(steps)}
 
 
@@ -44,7 +44,7 @@ def refined(process: NoiseProcess, centre: Schedule, params: Params) -> Schedule
     return schedules.warped(process, centre, torch.tensor([*logits, 0.0]), floor(process, centre))
 
 
-def told(process: NoiseProcess, centre: Schedule, params: Params) -> Schedule:
+def shifted(process: NoiseProcess, centre: Schedule, params: Params) -> Schedule:
     return schedules.shifted(process, centre, torch.tensor([float(params[f"shift{i}"]) for i in range(centre.steps)]))
 
 

@@ -19,7 +19,7 @@ from redif_ray.planning import factory
 from redif_ray.rewards.base import RewardInputs
 from redif_ray.search import gits, gradient
 from redif_ray.search.terms import FEATURES, TARGETS
-from redif_ray.types import Meta, Shard, Work
+from redif_ray.types import Meta, Work, WorkUnit
 from redif_ray.workers import reward
 
 
@@ -35,39 +35,39 @@ class SearchWorker(reward.TeacherRewardWorker):
         self.encoder = make_encoder(frechet.encoder, self.model.image_shape) if frechet.weight else None
 
     @torch.no_grad()
-    def terms(self, shard: Shard, times: Times, targets: np.ndarray) -> tuple[Meta, dict[str, Any]]:
+    def terms(self, unit: WorkUnit, times: Times, targets: np.ndarray) -> tuple[Meta, dict[str, Any]]:
         """Raw reward terms of the images along the schedule `times`, [G] each by name.
 
         Where the Fréchet distance is asked for, also the images' features and the teacher's, [G, D].
         """
         started = time.perf_counter()
-        images, calls = self._along(shard, times)
-        kept = self.store.features(shard.stream, shard.groups, shard.conditions)
+        images, calls = self._along(unit, times)
+        kept = self.store.features(unit.stream, unit.groups, unit.conditions)
         teacher = torch.from_numpy(targets.copy()).to(self.device)
-        terms = self.rewards(RewardInputs(images, teacher, list(shard.conditions), kept))
+        terms = self.rewards(RewardInputs(images, teacher, list(unit.conditions), kept))
         if self.encoder is not None:
             terms |= {FEATURES: self.encoder.embedding(images.cpu()), TARGETS: self.encoder.embedding(teacher.cpu())}
         work = Work("search", time.perf_counter() - started, calls)
-        return Meta(shard, self.name, (work,)), {name: value.cpu().numpy() for name, value in terms.items()}
+        return Meta(unit, self.name, (work,)), {name: value.cpu().numpy() for name, value in terms.items()}
 
     @torch.no_grad()
-    def images(self, shard: Shard, times: Times) -> tuple[Meta, np.ndarray]:
+    def images(self, unit: WorkUnit, times: Times) -> tuple[Meta, np.ndarray]:
         """The images themselves, [G, C, H, W] float32 in [0, 1]."""
         started = time.perf_counter()
-        images, calls = self._along(shard, times)
-        return Meta(shard, self.name, (Work("evaluation", time.perf_counter() - started, calls),)), images.cpu().numpy()
+        images, calls = self._along(unit, times)
+        return Meta(unit, self.name, (Work("evaluation", time.perf_counter() - started, calls),)), images.cpu().numpy()
 
-    def costs(self, shard: Shard) -> tuple[Meta, np.ndarray]:
-        """The cost matrix of GITS on the trajectories of a shard."""
+    def costs(self, unit: WorkUnit) -> tuple[Meta, np.ndarray]:
+        """The cost matrix of GITS on the trajectories of a work unit."""
         started = time.perf_counter()
         levels = gits.grid(self.model.process)
-        predict = self.model.predictor(self.model.encode(shard.conditions), self.guidance)
-        cost = gits.costs(predict, self._noise(self.model, shard), levels)
-        calls = levels.steps * self.model.calls_per_step(self.guidance) * len(shard.groups)
-        return Meta(shard, self.name, (Work("gits", time.perf_counter() - started, calls),)), cost
+        predict = self.model.predictor(self.model.encode(unit.conditions), self.guidance)
+        cost = gits.costs(predict, self._noise(self.model, unit), levels)
+        calls = levels.steps * self.model.calls_per_step(self.guidance) * len(unit.groups)
+        return Meta(unit, self.name, (Work("gits", time.perf_counter() - started, calls),)), cost
 
     def descend(
-        self, bank: Shard, base: Sequence[float], targets: np.ndarray, weights: dict[str, float]
+        self, bank: WorkUnit, base: Sequence[float], targets: np.ndarray, weights: dict[str, float]
     ) -> tuple[Meta, list[Times]]:
         """Schedules that the gradient of -sum(weights x terms) on the noises of `bank` leads to from `base`."""
         started, d = time.perf_counter(), self.config.search.descent
@@ -80,7 +80,7 @@ class SearchWorker(reward.TeacherRewardWorker):
             epoch, place = divmod(iteration, per_epoch)
             order = noise.permutation(len(bank.groups), Stream.DESCENT, seed=self.config.run.seed, round=epoch)
             rows = order[place * d.batch : (place + 1) * d.batch]
-            part = Shard(0, 0, "deploy", bank.stream, tuple(bank.groups[i] for i in rows),
+            part = WorkUnit(0, 0, "deploy", bank.stream, tuple(bank.groups[i] for i in rows),
                          tuple(bank.conditions[i] for i in rows))
             predict = self.model.predictor(self.model.encode(part.conditions), self.guidance)
             images = self.model.decode(
@@ -91,7 +91,9 @@ class SearchWorker(reward.TeacherRewardWorker):
             return -sum((w * terms[name].mean() for name, w in weights.items()), torch.zeros(()))
 
         start = schedules.explicit(process, base)
-        found = gradient.descend(process, start, loss, iterations=d.iterations, lr=d.lr, told=d.told)
+        found = gradient.descend(
+            process, start, loss, iterations=d.iterations, lr=d.lr, network_timesteps=d.network_timesteps
+        )
         calls = d.iterations * d.batch * self.model.calls_per_step(self.guidance)
         calls *= solvers.network_calls(self.config.search.solver, len(base))
         meta = Meta(bank, self.name, (Work("descent", time.perf_counter() - started, calls),))
@@ -101,7 +103,7 @@ class SearchWorker(reward.TeacherRewardWorker):
     def guidance(self) -> float:
         return self.config.student.guidance
 
-    def _along(self, shard: Shard, times: Times) -> tuple[Tensor, int]:
+    def _along(self, unit: WorkUnit, times: Times) -> tuple[Tensor, int]:
         """Images of the searched network along the schedule `times`, and the network calls that they took."""
-        schedule = schedules.explicit(self.model.process, times.levels, told=times.told)
-        return self._sampled(self.model, shard, self.config.search.solver, schedule, self.guidance)
+        schedule = schedules.explicit(self.model.process, times.levels, network_timesteps=times.network_timesteps)
+        return self._sampled(self.model, unit, self.config.search.solver, schedule, self.guidance)

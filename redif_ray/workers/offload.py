@@ -1,4 +1,4 @@
-"""Roles that share a GPU take turns on it: who waits keeps in host memory what it has there (`pipeline.offload`).
+"""Roles that share a GPU take turns on it: who waits keeps in host memory what it has there (`pipeline.colocate`).
 
 While workers play and score a round, the learner waits; while it updates, they do. The coordinator has the workers make
 room before it answers the learner, who makes room before it asks. What comes back is what went, bit for bit.

@@ -18,7 +18,7 @@ from redif_ray.methods import phases_by_name
 from redif_ray.models.protocol import DiffusionModel
 from redif_ray.planning import factory
 from redif_ray.rewards.base import RewardInputs
-from redif_ray.types import Meta, Scored, Shard, Trajectories, Work
+from redif_ray.types import Meta, Scored, Trajectories, Work, WorkUnit
 from redif_ray.weights.publisher import fetch
 from redif_ray.workers.offload import Offload, home
 from redif_ray.workers.scoring import UnitScoring, arrays
@@ -31,7 +31,7 @@ class TeacherRewardWorker:
         torch.set_num_threads(config.reward.threads)
         self.name, self.config = name, config
         self.device = factory.device(config.reward.gpus)
-        self.teacher = factory.teacher(config, home(self.device, config.pipeline.offload))
+        self.teacher = factory.teacher(config, home(self.device, config.pipeline.colocate))
         self.student_schedule = factory.student_schedule(self.teacher, config.student)
         self.teacher_schedule = factory.teacher_schedule(self.teacher, config)
         self.phases = phases_by_name(config)
@@ -39,7 +39,7 @@ class TeacherRewardWorker:
         self.store = factory.target_store(config, self.teacher)
         self.judge: Encoder | None = None  # once an evaluation asks for its eyes
         self.loaded: tuple[str, str] | None = None  # key and checksum of the learned reward in place
-        self.offload = Offload(self.device, self._belongings, taken=config.pipeline.offload)
+        self.offload = Offload(self.device, self._belongings, taken=config.pipeline.colocate)
         self.offload.rest()
 
     def ready(self) -> str:
@@ -49,70 +49,70 @@ class TeacherRewardWorker:
         judge = [] if self.judge is None else networks_of(self.judge)
         return [self.teacher.network, *self.teacher.parts.values(), *self.rewards.networks(), *judge]
 
-    def targets(self, shard: Shard) -> tuple[Meta, np.ndarray]:
-        """The teacher's images of a shard's groups, [G, C, H, W] float32, from the store or computed and kept there.
+    def targets(self, unit: WorkUnit) -> tuple[Meta, np.ndarray]:
+        """The teacher's images of a unit's groups, [G, C, H, W] float32, from the store or computed and kept there.
 
         Its captions are encoded then, as after `encode`.
         """
         started = time.perf_counter()
-        self._encode(shard)
-        images = self.store.get(shard.stream, shard.groups, shard.conditions)
+        self._encode(unit)
+        images = self.store.get(unit.stream, unit.groups, unit.conditions)
         calls = 0
         if images is None:
             t = self.config.teacher
-            made, calls = self._sampled(self.teacher, shard, t.solver, self.teacher_schedule, t.guidance)
+            made, calls = self._sampled(self.teacher, unit, t.solver, self.teacher_schedule, t.guidance)
             images = made.cpu().numpy()
-            self.store.put(shard.stream, shard.groups, shard.conditions, images)
-        return Meta(shard, self.name, (Work("teacher", time.perf_counter() - started, calls),)), images
+            self.store.put(unit.stream, unit.groups, unit.conditions, images)
+        return Meta(unit, self.name, (Work("teacher", time.perf_counter() - started, calls),)), images
 
-    def encode(self, shard: Shard) -> tuple[Meta, None]:
-        """Encode a shard's captions, so that whoever rolls it out or learns from it finds them in their store."""
+    def encode(self, unit: WorkUnit) -> tuple[Meta, None]:
+        """Encode a work unit's captions, so that whoever rolls it out or learns from it finds them in their store."""
         started = time.perf_counter()
-        self._encode(shard)
-        return Meta(shard, self.name, (Work("teacher", time.perf_counter() - started, 0),)), None
+        self._encode(unit)
+        return Meta(unit, self.name, (Work("teacher", time.perf_counter() - started, 0),)), None
 
     @torch.no_grad()
     def score(
-        self, shard: Shard, trajectories: Trajectories, targets: np.ndarray | None = None, weights: Any = None,
+        self, unit: WorkUnit, trajectories: Trajectories, targets: np.ndarray | None = None, weights: Any = None,
         learned: str | None = None,
     ) -> tuple[Meta, Scored]:
         """Do what the work unit's phase asks of a reward worker: reward terms of each row, the teacher's jumps.
 
         learned: the key, in the store `weights`, of the learned reward that scores, where the run has one.
         """
-        scoring = UnitScoring(self, shard, trajectories, targets, (weights, learned))
-        scored = self.phases[shard.phase].score(scoring)
+        scoring = UnitScoring(self, unit, trajectories, targets, (weights, learned))
+        scored = self.phases[unit.phase].score(scoring)
         terms = scored.terms or None
-        return Meta(shard, self.name, scoring.work, terms, scored.teacher_terms, scoring.learned_sha256), scored
+        return Meta(unit, self.name, scoring.work, terms, scored.teacher_terms, scoring.learned_sha256), scored
 
     @torch.no_grad()
     def compare(
-        self, shard: Shard, images: np.ndarray, targets: np.ndarray, weights: Any = None, learned: str | None = None
+        self, unit: WorkUnit, images: np.ndarray, targets: np.ndarray, weights: Any = None, learned: str | None = None
     ) -> tuple[Meta, dict[str, np.ndarray]]:
-        """Reward terms of any images of a shard's groups, one a group, beside the teacher's. learned: as in `score`."""
+        """Reward terms of any images of a unit's groups, one a group, beside the teacher's. learned: as in `score`."""
         started = time.perf_counter()
         self.load_learned(weights, learned)
         student, teacher = (torch.from_numpy(given.copy()).to(self.device) for given in (images, targets))
-        kept = self.store.features(shard.stream, shard.groups, shard.conditions)
-        terms = arrays(self.rewards(RewardInputs(student, teacher, list(shard.conditions), kept)))
-        return Meta(shard, self.name, (Work("rewards", time.perf_counter() - started, 0),)), terms
+        kept = self.store.features(unit.stream, unit.groups, unit.conditions)
+        terms = arrays(self.rewards(RewardInputs(student, teacher, list(unit.conditions), kept)))
+        return Meta(unit, self.name, (Work("rewards", time.perf_counter() - started, 0),)), terms
 
     def sample(
-        self, shard: Shard, solver: str, schedule: str, steps: int, guidance: float
+        self, unit: WorkUnit, solver: str, schedule: str, steps: int, guidance: float
     ) -> tuple[Meta, np.ndarray]:
         """The teacher on any solver and named schedule: a control arm of the evaluation."""
         started = time.perf_counter()
         grid = schedules.build(self.teacher.process, steps, schedule)
-        images, calls = self._sampled(self.teacher, shard, solver, grid, guidance)
-        return Meta(shard, self.name, (Work("evaluation", time.perf_counter() - started, calls),)), images.cpu().numpy()
+        images, calls = self._sampled(self.teacher, unit, solver, grid, guidance)
+        return Meta(unit, self.name, (Work("evaluation", time.perf_counter() - started, calls),)), images.cpu().numpy()
 
-    def embed(self, shard: Shard, images: np.ndarray) -> tuple[Meta, np.ndarray]:
-        """What the run's judge makes of images [n, C, H, W] float32 in [0, 1]: [n, D] float32. shard: for the meta."""
+    def embed(self, unit: WorkUnit, images: np.ndarray) -> tuple[Meta, np.ndarray]:
+        """What the run's judge makes of images [n, C, H, W] float32 in [0, 1]: [n, D] float32. unit: for the meta."""
         started = time.perf_counter()
         if self.judge is None:
             self.judge = load_encoder(self.config.evaluation.judge, self.teacher.image_shape, self.device)
         found = embedded(self.judge, torch.from_numpy(images.copy()), self.device).numpy()
-        return Meta(shard, self.name, (Work("evaluation", time.perf_counter() - started, 0),)), found
+        return Meta(unit, self.name, (Work("evaluation", time.perf_counter() - started, 0),)), found
 
     def load_learned(self, weights: Any, key: str | None) -> str | None:
         """Put the learned reward `key` in place; return its checksum."""
@@ -127,23 +127,23 @@ class TeacherRewardWorker:
             self.loaded = (key, checksum)
         return self.loaded[1]
 
-    def _encode(self, shard: Shard) -> None:
+    def _encode(self, unit: WorkUnit) -> None:
         if not self.teacher.takes_captions:
             return
-        self.teacher.encode(shard.conditions)
+        self.teacher.encode(unit.conditions)
         if (self.config.student.guidance, self.config.teacher.guidance) != (1, 1):
             self.teacher.null_conditions(1)
 
     @torch.no_grad()
     def _sampled(
-        self, model: DiffusionModel, shard: Shard, solver: str, grid: Schedule, guidance: float
+        self, model: DiffusionModel, unit: WorkUnit, solver: str, grid: Schedule, guidance: float
     ) -> tuple[Tensor, int]:
-        """Images [G, C, H, W] of a shard's groups, and the network calls that they took."""
-        predict = model.predictor(model.encode(shard.conditions), guidance)
-        images = model.decode(solvers.sample(solver, predict, self._noise(model, shard), grid))
-        return images, solvers.network_calls(solver, grid.steps) * model.calls_per_step(guidance) * len(shard.groups)
+        """Images [G, C, H, W] of a work unit's groups, and the network calls that they took."""
+        predict = model.predictor(model.encode(unit.conditions), guidance)
+        images = model.decode(solvers.sample(solver, predict, self._noise(model, unit), grid))
+        return images, solvers.network_calls(solver, grid.steps) * model.calls_per_step(guidance) * len(unit.groups)
 
-    def _noise(self, model: DiffusionModel, shard: Shard) -> Tensor:
-        """Unit noise of a shard's groups, on the worker's device."""
+    def _noise(self, model: DiffusionModel, unit: WorkUnit) -> Tensor:
+        """Unit noise of a work unit's groups, on the worker's device."""
         shape, seed = model.latent_shape, self.config.run.seed
-        return noise.initial_noise(shard.groups, shape, seed=seed, stream=shard.stream).to(self.device)
+        return noise.initial_noise(unit.groups, shape, seed=seed, stream=unit.stream).to(self.device)

@@ -1,4 +1,4 @@
-"""StudentRolloutWorker: plays the student's episodes of a shard with the weights of a given version."""
+"""StudentRolloutWorker: plays the student's episodes of a work unit with the weights of a given version."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from redif_ray.methods import phases_by_name
 from redif_ray.models.protocol import repeated
 from redif_ray.models.student import set_weights
 from redif_ray.planning import factory
-from redif_ray.types import Condition, Meta, Shard, Trajectories, Work
+from redif_ray.types import Condition, Meta, Trajectories, Work, WorkUnit
 from redif_ray.weights.publisher import fetch
 from redif_ray.weights.store import version
 from redif_ray.workers.offload import Offload, home
@@ -30,9 +30,9 @@ class StudentRolloutWorker:
         torch.set_num_threads(config.rollout.threads)
         self.name, self.config = name, config
         self.device = factory.device(config.rollout.gpus)
-        self.teacher = factory.teacher(config, home(self.device, config.pipeline.offload))
+        self.teacher = factory.teacher(config, home(self.device, config.pipeline.colocate))
         self.student = factory.student(config, self.teacher)
-        self.offload = Offload(self.device, self._belongings, taken=config.pipeline.offload)
+        self.offload = Offload(self.device, self._belongings, taken=config.pipeline.colocate)
         self.schedule = factory.student_schedule(self.student, config.student)
         self.phases = phases_by_name(config)
         self.loaded: tuple[str, str] | None = None  # key and checksum of the weights in place
@@ -44,22 +44,22 @@ class StudentRolloutWorker:
     def _belongings(self) -> list[Module]:
         return [self.student.network, self.teacher.network, *self.teacher.parts.values()]
 
-    def rollout(self, shard: Shard, weights: Any, key: str) -> tuple[Meta, Trajectories]:
-        """Trajectories of a shard under weights `key` of the store `weights`.
+    def rollout(self, unit: WorkUnit, weights: Any, key: str) -> tuple[Meta, Trajectories]:
+        """Trajectories of a work unit under weights `key` of the store `weights`.
 
         Called with num_returns=2, so that only the meta travels to whoever asked.
         """
         started = time.perf_counter()
         number = self._load(weights, key)
-        groups, siblings, conditions = shard.per_row()
+        groups, siblings, conditions = unit.per_row()
         model, config = self.student, self.config
-        once = model.encode(shard.conditions)
+        once = model.encode(unit.conditions)
         once_each = model.predictor(once, config.student.guidance)
-        predict = model.predictor(repeated(once, shard.siblings), config.student.guidance)
-        stds = self.phases[shard.phase].stds(self.schedule, shard.round)
+        predict = model.predictor(repeated(once, unit.siblings), config.student.guidance)
+        stds = self.phases[unit.phase].stds(self.schedule, unit.round)
         shared = shared_steps(config, stds)
-        unit = noise.initial_noise(shard.groups, model.latent_shape, seed=config.run.seed, stream=shard.stream)
-        x = solvers.initial(self.schedule, unit.repeat_interleave(shard.siblings, 0)).to(self.device)
+        unit_noise = noise.initial_noise(unit.groups, model.latent_shape, seed=config.run.seed, stream=unit.stream)
+        x = solvers.initial(self.schedule, unit_noise.repeat_interleave(unit.siblings, 0)).to(self.device)
 
         def draw(step: int) -> Tensor:
             return noise.exploration_noise(
@@ -67,21 +67,21 @@ class StudentRolloutWorker:
                 siblings,
                 model.latent_shape,
                 seed=config.run.seed,
-                round=shard.round,
+                round=unit.round,
                 step=step,
                 antithetic=config.exploration.antithetic,
             ).to(self.device)
 
-        teacher_guided = config.rollout.guided if shard.siblings > 1 else 0
-        guided = torch.tensor([k >= shard.siblings - teacher_guided for k in siblings])
+        teacher_guided = config.rollout.guided if unit.siblings > 1 else 0
+        guided = torch.tensor([k >= unit.siblings - teacher_guided for k in siblings])
         guide = self._guide(conditions, guided, stds) if bool(guided.any()) else None
         episode = rollout(
             predict, x, self.schedule, stds, draw,
-            once=once_each, shared=shared, siblings=shard.siblings, guide=guide, guided=guided,
+            once=once_each, shared=shared, siblings=unit.siblings, guide=guide, guided=guided,
         )  # fmt: skip
-        calls = shard.predictions(self.schedule.steps, shared) * model.calls_per_step(config.student.guidance)
+        calls = unit.predictions(self.schedule.steps, shared) * model.calls_per_step(config.student.guidance)
         data = Trajectories(
-            shard,
+            unit,
             number,
             self.loaded[1] if self.loaded else "",
             episode.latents.cpu().numpy(),
@@ -89,9 +89,9 @@ class StudentRolloutWorker:
             episode.log_probs.cpu().numpy(),
         )
         work = Work(
-            "rollout" if shard.stream == noise.Stream.TRAIN else "evaluation", time.perf_counter() - started, calls
+            "rollout" if unit.stream == noise.Stream.TRAIN else "evaluation", time.perf_counter() - started, calls
         )
-        return Meta(shard, self.name, (work,)), data
+        return Meta(unit, self.name, (work,)), data
 
     def _guide(self, conditions: list[Condition], guided: Tensor, stds: Tensor) -> Guide:
         """The teacher's jump for the guided rows (method of teacher-guided siblings)."""

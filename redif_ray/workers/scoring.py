@@ -14,7 +14,7 @@ from redif_ray.learning.exploration import shared_steps
 from redif_ray.methods import Scoring
 from redif_ray.models.protocol import repeated
 from redif_ray.rewards.base import RewardInputs
-from redif_ray.types import Shard, Trajectories, Work
+from redif_ray.types import Trajectories, Work, WorkUnit
 
 if TYPE_CHECKING:
     from redif_ray.workers.reward import TeacherRewardWorker
@@ -28,10 +28,10 @@ class UnitScoring(Scoring):
     """
 
     def __init__(
-        self, worker: TeacherRewardWorker, shard: Shard, trajectories: Trajectories, targets: np.ndarray | None,
+        self, worker: TeacherRewardWorker, unit: WorkUnit, trajectories: Trajectories, targets: np.ndarray | None,
         learned: tuple[Any, str | None],
     ) -> None:
-        self.worker, self.shard, self.trajectories, self.targets = worker, shard, trajectories, targets
+        self.worker, self.unit, self.trajectories, self.targets = worker, unit, trajectories, targets
         self.learned_sha256: str | None = None
         self._learned = learned
         self._student: Tensor | None = None
@@ -60,29 +60,29 @@ class UnitScoring(Scoring):
         return self._decoded().cpu().numpy()
 
     def jumps(self, substeps: int) -> np.ndarray:
-        started, worker, shard = time.perf_counter(), self.worker, self.shard
+        started, worker, unit = time.perf_counter(), self.worker, self.unit
         schedule, teacher, guidance = worker.student_schedule, worker.teacher, worker.config.teacher.guidance
-        stds = worker.phases[shard.phase].stds(schedule, shard.round)
+        stds = worker.phases[unit.phase].stds(schedule, unit.round)
         shared = shared_steps(worker.config, stds)
-        once = teacher.encode(shard.conditions)
-        encoded, jumps = repeated(once, shard.siblings), list[Tensor]()
+        once = teacher.encode(unit.conditions)
+        encoded, jumps = repeated(once, unit.siblings), list[Tensor]()
         for k in range(schedule.steps):
-            every = shard.siblings if k < shared else 1  # siblings share the states before they part
+            every = unit.siblings if k < shared else 1  # siblings share the states before they part
             x = torch.from_numpy(self.trajectories.latents[k][::every].copy()).to(worker.device)
             predict = teacher.predictor(once if k < shared else encoded, guidance)
             t, s = schedule.levels[k], schedule.levels[k + 1]
             made = solvers.jump(predict, x, teacher.process, t, s, stds[k], substeps)
             jumps.append(made.repeat_interleave(every, 0))
-        calls = substeps * shard.predictions(schedule.steps, shared) * teacher.calls_per_step(guidance)
+        calls = substeps * unit.predictions(schedule.steps, shared) * teacher.calls_per_step(guidance)
         anchors = torch.stack(jumps).cpu().numpy()
         self._add("anchor", started, calls)
         return anchors
 
     def _scored(self, images: Tensor, started: float) -> dict[str, np.ndarray]:
         """Return the reward terms of `images`, one a row, beside the teacher's."""
-        worker, shard = self.worker, self.shard
-        kept = worker.store.features(shard.stream, shard.groups, shard.conditions)
-        _, _, conditions = shard.per_row()
+        worker, unit = self.worker, self.unit
+        kept = worker.store.features(unit.stream, unit.groups, unit.conditions)
+        _, _, conditions = unit.per_row()
         terms = arrays(worker.rewards(RewardInputs(images, self._teacher(), conditions, kept)))
         self._add("rewards", started)
         return terms
@@ -97,9 +97,9 @@ class UnitScoring(Scoring):
     def _teacher(self) -> Tensor:
         """Return the teacher's image of each row, [R, C, H, W] in [0, 1]."""
         if self.targets is None:
-            raise ValueError(f"phase {self.shard.phase} asks for rewards, but not for the teacher's images")
+            raise ValueError(f"phase {self.unit.phase} asks for rewards, but not for the teacher's images")
         images = torch.from_numpy(self.targets.copy()).to(self.worker.device)
-        return images.repeat_interleave(self.shard.siblings, 0)
+        return images.repeat_interleave(self.unit.siblings, 0)
 
     def _add(self, component: str, started: float, calls: int = 0) -> None:
         self._seconds[component] = self._seconds.get(component, 0.0) + time.perf_counter() - started

@@ -86,7 +86,7 @@ def test_a_soak_reads_the_memory_of_every_process(cluster: None, tmp_path: Path)
 @pytest.mark.long
 @pytest.mark.cluster
 def test_both_stalenesses_are_measured(cluster: None, tmp_path: Path) -> None:
-    setting = ("rollout.groups=2", "rollout.shard_groups=2", "teacher.steps=2")
+    setting = ("rollout.groups=2", "rollout.unit_groups=2", "teacher.steps=2")
     part = overlap(tmp_path, StopRequest(), QUIET, rounds=4, base="smoke", setting=setting)
     assert [row[0] for row in part.rows] == ["0", "1"]
     assert part.numbers["ratio"] == pytest.approx(part.numbers["seconds_0"] / part.numbers["seconds_1"])

@@ -18,8 +18,8 @@ from redif_ray.job.evaluate import evaluated
 from redif_ray.planning.memory import Footprint, Footprints
 
 PLACED = (
-    "ray.address=auto", "rollout.workers=4", "rollout.gpus=0.5", "rollout.resources={rollout: 1, spot: 0.5}",
-    "reward.workers=2", "reward.resources={reward: 1}", "rollout.groups=4", "learner.workers=2", "learner.gpus=1",
+    "ray.address=auto", "rollout.max_workers=4", "rollout.gpus=0.5", "rollout.resources={rollout: 1, spot: 0.5}",
+    "reward.max_workers=2", "reward.resources={reward: 1}", "rollout.groups=4", "learner.workers=2", "learner.gpus=1",
     "learner.cpus=3", "learner.resources={rollout: 2}",
 )  # fmt: skip
 ENOUGH = {"CPU": 12.0, "GPU": 4.0, "rollout": 8.0, "spot": 2.0, "reward": 2.0}
@@ -97,22 +97,22 @@ def test_labels_that_no_node_has(labels: str, up: dict[str, float], caplog: pyte
 
 
 def test_what_a_run_starts_with_is_what_it_needs(up: dict[str, float]) -> None:
-    config = placed("rollout.least=1", "reward.least=1")
+    config = placed("rollout.min_workers=1", "reward.min_workers=1")
     assert connect.needed(config) == {"CPU": 8, "GPU": 2.5, "rollout": 5, "spot": 0.5, "reward": 1}
     up |= connect.needed(config)
     connect._check(config)
 
 
 def test_an_evaluation_needs_no_room_for_a_learner() -> None:
-    config = load("smoke", ["rollout.workers=2", "learner={workers: 2, cpus: 4, shard: true}", "ray.address=auto",
+    config = load("smoke", ["rollout.max_workers=2", "learner={workers: 2, cpus: 4, fsdp: true}", "ray.address=auto",
                             "learner.resources.learner=1"])
-    assert connect.needed(evaluated(config, ["reward.workers=3"])) == {"CPU": 5, "GPU": 0}
+    assert connect.needed(evaluated(config, ["reward.max_workers=3"])) == {"CPU": 5, "GPU": 0}
     with pytest.raises(ConfigError, match=r"learner\.lr=1: an evaluation may change"):
         evaluated(config, ["learner.lr=1"])
 
 
 def test_what_a_run_waits_for_is_named() -> None:
-    config = placed("rollout.least=3", "rollout.labels={zone: a}")
+    config = placed("rollout.min_workers=3", "rollout.labels={zone: a}")
     roles = {"rollout": config.rollout, "reward": config.reward}
     free = {"CPU": 4.0, "GPU": 8.0, "rollout": 3.0, "spot": 4.0}
     assert placement.lacking(roles, free) == (
@@ -126,7 +126,7 @@ def test_what_a_run_waits_for_is_named() -> None:
 
 
 def test_a_worker_without_needs_has_no_bundle() -> None:
-    config = placed("rollout.least=2", "reward.cpus=0", "reward.resources={}", "reward.labels={zone: b}")
+    config = placed("rollout.min_workers=2", "reward.cpus=0", "reward.resources={}", "reward.labels={zone: b}")
     asked = {"CPU": 1, "GPU": 0.5, "rollout": 1, "spot": 0.5}
     assert placement.bundles((config.rollout, config.reward)) == ([asked] * 2, [{}] * 2)
     places = placement.Places("group", {"rollout": 0, "reward": 2})
@@ -163,7 +163,7 @@ def test_room_for_all_or_none(
             super().check()
 
     monkeypatch.setattr(placement, "FIRST_SECONDS", 0)
-    config = load(None, ["rollout.workers=3", "reward.workers=3"])
+    config = load(None, ["rollout.max_workers=3", "reward.max_workers=3"])
     roles, stop = {"rollout": config.rollout, "reward": config.reward}, Counted()
     other = ray.util.placement_group([{"CPU": 4}])
     assert other.wait(30)
@@ -187,7 +187,7 @@ def test_of_two_runs_one_has_room_for_its_learner_too(
     """Of 8 CPUs: workers of both fit, and no learner beside them. Each would wait for the other, if it held a part."""
     monkeypatch.setattr(placement, "FIRST_SECONDS", 0)
     monkeypatch.setattr(placement, "TELL_SECONDS", 1)
-    config = load(None, ["rollout.workers=2", "reward.workers=1", "learner.cpus=3"])
+    config = load(None, ["rollout.max_workers=2", "reward.max_workers=1", "learner.cpus=3"])
     roles = {"rollout": config.rollout, "reward": config.reward}
     inside, seen, over = list[str](), list[list[str]](), threading.Event()
 
@@ -229,7 +229,7 @@ def test_a_learner_that_waits_is_told_of(cluster: None) -> None:
 
 @pytest.mark.cluster
 def test_a_room_is_kept_where_the_learner_fits(cluster: None) -> None:
-    config = load(None, ["rollout.workers=4", "learner.cpus=3"])
+    config = load(None, ["rollout.max_workers=4", "learner.cpus=3"])
     roles = {"rollout": config.rollout, "reward": config.reward}
     with placement.reserved(roles, config.learner, StopRequest()) as places:
         table = ray.util.placement_group_table()

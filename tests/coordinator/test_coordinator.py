@@ -16,7 +16,7 @@ from redif_ray.faults import ATTEMPTS, Fetched, RoundData, Stopping, fetched
 
 def references(data: RoundData | None) -> dict[int, tuple[str, ...]]:
     assert data is not None
-    return {index: tuple(r.hex() for r in shard) for index, shard in data.references}
+    return {index: tuple(r.hex() for r in unit) for index, unit in data.references}
 
 
 def test_what_a_rank_could_not_fetch_is_made_again_once(tmp_path: Path) -> None:
@@ -30,7 +30,7 @@ def test_what_a_rank_could_not_fetch_is_made_again_once(tmp_path: Path) -> None:
         assert references(await found.round_for(1, 0, 2, (first[2][1],))) == second  # known already
 
     asyncio.run(run())
-    assert found.writer.noted == ["shard"]
+    assert found.writer.noted == ["unit"]
     assert [call for call in found.rollout.workers[0].calls if call == ("rollout", 2)] == [("rollout", 2)] * 2
     assert found.reward.workers[0].calls.count(("targets", 2)) == 3  # twice for this round, and ahead for the next
 
@@ -46,11 +46,11 @@ def test_of_two_ranks_each_loses_its_own(tmp_path: Path) -> None:
         assert not known & {*lost[0], *lost[1]}
 
     asyncio.run(run())
-    assert found.writer.noted == ["shard"] * 3
+    assert found.writer.noted == ["unit"] * 3
 
 
 @pytest.mark.parametrize("captions", [True, False])
-def test_captions_are_encoded_before_a_shard_is_rolled_out(captions: bool, tmp_path: Path) -> None:
+def test_captions_are_encoded_before_a_unit_is_rolled_out(captions: bool, tmp_path: Path) -> None:
     """Of the warm start, whose targets nobody asks for, by a call of its own; of rounds and deployments with them."""
     found = coordinator(tmp_path, captions=captions)
     done = found.reward.workers[0].order
@@ -58,7 +58,7 @@ def test_captions_are_encoded_before_a_shard_is_rolled_out(captions: bool, tmp_p
     async def made(work: Any) -> list[str]:
         done.clear()
         await work
-        return [method for method, shard in done if shard == 0]
+        return [method for method, unit in done if unit == 0]
 
     async def run() -> None:
         assert [found.plan.phase(r).name for r in (0, 1)] == ["warm_start", "policy"]
@@ -80,14 +80,14 @@ def test_what_a_worker_could_not_fetch_is_made_again(tmp_path: Path) -> None:
     found = coordinator(tmp_path)
     found.reward.workers[0].errors["score"] = [lost_argument()]
     asyncio.run(found.deploy(1, 10, 0, "deploy-0", None))
-    assert found.writer.noted == ["shard"]
+    assert found.writer.noted == ["unit"]
     assert found.rollout.workers[0].calls == [("rollout", 0)] * 2
 
 
 def test_what_is_lost_again_and_again_is_given_up(tmp_path: Path) -> None:
     found = coordinator(tmp_path)
     found.reward.workers[0].errors["score"] = [lost_argument() for _ in range(ATTEMPTS)]
-    with pytest.raises(RayError, match=f"shard 0 of round 0 was lost {ATTEMPTS} times"):
+    with pytest.raises(RayError, match=f"work unit 0 of round 0 was lost {ATTEMPTS} times"):
         asyncio.run(found.deploy(1, 10, 0, "deploy-0", None))
 
 

@@ -14,7 +14,7 @@ from redif_ray.coordinator.pool import Pool
 from redif_ray.diffusion.noise import Stream
 from redif_ray.faults import ATTEMPTS
 from redif_ray.runs.folder import RunError
-from redif_ray.types import Meta, Shard, Work
+from redif_ray.types import Meta, Work, WorkUnit
 
 
 class Worker:
@@ -56,8 +56,8 @@ class Worker:
             if self.leaves:
                 self.there.clear()
             raise error
-        shard = Shard(0, index, "policy", Stream.TRAIN, (index,), (None,))
-        return Meta(shard, self.name, (Work("rollout", 0.5, 4),))
+        unit = WorkUnit(0, index, "policy", Stream.TRAIN, (index,), (None,))
+        return Meta(unit, self.name, (Work("rollout", 0.5, 4),))
 
 
 async def every(pool: Pool, indices: range) -> list[str]:
@@ -71,7 +71,7 @@ def test_the_most_urgent_goes_first_and_equals_in_order() -> None:
         pool = Pool("rollout", [worker], print, 60)
         urgencies = [(3, 0), (1, 1), (1, 0), (2, 0), (1, 0), (-1, 0)]
         answers = await asyncio.gather(*(pool.call(u, "work", i) for i, u in enumerate(urgencies)))
-        assert pool.shards == {"worker-0": 6} and pool.busy == {"worker-0": 3.0}
+        assert pool.units == {"worker-0": 6} and pool.busy == {"worker-0": 3.0}
         return [data for _, data in answers]
 
     assert asyncio.run(run()) == [f"data {i}" for i in range(6)]
@@ -88,7 +88,7 @@ def test_what_a_lost_worker_had_begun_another_does() -> None:
         answers = await asyncio.gather(*(pool.call((0, 0), "work", i) for i in range(2)))
         return answers[0][0]
 
-    assert asyncio.run(run()).shard.index == 0
+    assert asyncio.run(run()).unit.index == 0
     assert lost == ["rollout"]
     assert sorted(one.done + two.done) == [0, 0, 1]
 
@@ -198,7 +198,7 @@ def test_enough_in_time_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
     asyncio.run(run())
 
 
-def test_workers_that_are_lost_together_cost_a_shard_one_attempt() -> None:
+def test_workers_that_are_lost_together_cost_a_unit_one_attempt() -> None:
     """As those of a node do: they wait for work, and no one says that they are gone."""
     gone = [Worker([RayActorError()] * ATTEMPTS, leaves=True) for _ in range(2 * ATTEMPTS)]
     good, lost = Worker(), list[str]()

@@ -44,10 +44,10 @@ class Gaussian:
     """E[x0 | x] of N(0, c^2) data; counts its calls and keeps the timesteps it was told."""
 
     def __init__(self, c: float) -> None:
-        self.c, self.told = c, list[float]()
+        self.c, self.timesteps = c, list[float]()
 
     def __call__(self, x: Tensor, level: Level) -> Prediction:
-        self.told.append(float(level.timestep))
+        self.timesteps.append(float(level.timestep))
         gain = level.alpha * self.c**2 / (level.alpha**2 * self.c**2 + level.sigma**2)
         x0 = like(gain, x) * x
         return Prediction(x0, (x - like(level.alpha, x) * x0) / like(level.sigma, x))

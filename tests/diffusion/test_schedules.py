@@ -31,8 +31,8 @@ def check(schedule: Schedule, process, steps: int) -> None:
     assert bool((rising[1:] > rising[:-1]).all()) and bool(torch.isfinite(rising[1:-1]).all())
     end = process.terminal()
     assert schedule[steps].alpha == end.alpha and schedule[steps].sigma == end.sigma
-    told = process.at(schedule.levels.timestep[:-1])  # (alpha, sigma) are those of the timestep the network is told
-    assert torch.equal(told.alpha, schedule.levels.alpha[:-1]) and torch.equal(told.sigma, schedule.levels.sigma[:-1])
+    known = process.at(schedule.levels.timestep[:-1])  # (alpha, sigma) are those of the timestep the network is told
+    assert torch.equal(known.alpha, schedule.levels.alpha[:-1]) and torch.equal(known.sigma, schedule.levels.sigma[:-1])
 
 
 @pytest.mark.parametrize("process, name", APPLIES)
@@ -196,7 +196,7 @@ def test_a_level_that_is_not_a_number_is_refused() -> None:
         Schedule(Level(values, values.flip(0), values), "broken")
 
 
-def told(process, base: Schedule, *shifts: float) -> Schedule:
+def moved(process, base: Schedule, *shifts: float) -> Schedule:
     return shifted(process, base, torch.tensor(shifts, dtype=F64))
 
 
@@ -204,12 +204,13 @@ def test_shifts_are_shares_of_the_way_to_the_neighbour() -> None:
     process = FlowMatching()
     base = explicit(process, [1000.0, 700.0, 400.0])
     grid = base.levels.half_log_snr.clamp(*process.span)
-    found = told(process, base, 0.5, -0.25, 0.1)
+    found = moved(process, base, 0.5, -0.25, 0.1)
     a, _, c = grid.diff()
     expected = [grid[0] + a / 2, grid[1] - a / 4, grid[2] + c / 10]
-    torch.testing.assert_close(process.at(found.told).half_log_snr, torch.stack(expected))
+    torch.testing.assert_close(process.at(found.network_timesteps).half_log_snr, torch.stack(expected))
     assert found.levels is base.levels and found.times.levels == (1000, 700, 400)
-    assert torch.equal(told(process, base, -0.5, 0, 0).told, base.levels.timestep[:-1])  # the first has none before it
+    still = moved(process, base, -0.5, 0, 0)  # the first has none before it
+    assert torch.equal(still.network_timesteps, base.levels.timestep[:-1])
 
 
 @settings(max_examples=60, deadline=None)
@@ -217,23 +218,23 @@ def test_shifts_are_shares_of_the_way_to_the_neighbour() -> None:
 def test_any_shift_tells_what_the_network_knows_at_untouched_levels(name: str, shifts: list[float]) -> None:
     process = PROCESSES[name]
     base = build(process, len(shifts), "log_snr_linear")
-    found = told(process, base, *shifts)
-    assert process.at(found.told).timestep.tolist() == list(found.times.told)
+    found = moved(process, base, *shifts)
+    assert process.at(found.network_timesteps).timestep.tolist() == list(found.times.network_timesteps)
     for k in range(len(shifts)):
         assert (found[k].alpha, found[k].sigma) == (base[k].alpha, base[k].sigma)
-        assert found[k].timestep == found.told[k]
+        assert found[k].timestep == found.network_timesteps[k]
         if shifts[k] == 0:
             assert found[k].timestep == base[k].timestep
-    again = explicit(process, found.times.levels, told=found.times.told)
+    again = explicit(process, found.times.levels, network_timesteps=found.times.network_timesteps)
     assert torch.equal(again.called.timestep, found.called.timestep)
-    assert torch.equal(found.take(torch.arange(len(shifts))).timestep, found.told)
+    assert torch.equal(found.take(torch.arange(len(shifts))).timestep, found.network_timesteps)
 
 
 def test_a_network_is_told_a_timestep_for_each_level_and_one_that_it_knows() -> None:
-    with pytest.raises(ValueError, match="told 1 timesteps; expected 2"):
-        explicit(FlowMatching(), [1000.0, 500.0], told=[900.0])
+    with pytest.raises(ValueError, match="1 network timesteps; expected 2"):
+        explicit(FlowMatching(), [1000.0, 500.0], network_timesteps=[900.0])
     with pytest.raises(ValueError, match="expected integers"):
-        explicit(stable_diffusion(), [999, 500], told=[900.5, 500])
+        explicit(stable_diffusion(), [999, 500], network_timesteps=[900.5, 500])
 
 
 def test_take_and_index_agree() -> None:
@@ -280,8 +281,8 @@ def test_a_sub_schedule_ends_at_the_noise_of_the_mean(process, substeps: int) ->
         wanted = math.sqrt(max(float(s.sigma**2 - std**2), 0)) / float(s.alpha)
         assert ratio(jump[jump.steps]) == pytest.approx(wanted, rel=1e-12)
         assert jump[0].timestep == pytest.approx(float(schedule[i].timestep)) and jump.steps <= substeps
-        check_told = process.at(jump.levels.timestep[:-1])
-        torch.testing.assert_close(check_told.sigma, jump.levels.sigma[:-1], rtol=0, atol=0)
+        known = process.at(jump.levels.timestep[:-1])
+        torch.testing.assert_close(known.sigma, jump.levels.sigma[:-1], rtol=0, atol=0)
 
 
 def test_sub_schedules_are_uniform_and_never_repeat_a_timestep() -> None:

@@ -26,7 +26,7 @@ class Bent(Gaussian):
     """Not linear in x: two modes at +-c / sqrt(2), each with half the variance; x0_hat = E[x0 | x] exactly."""
 
     def __call__(self, x: Tensor, level: Level) -> Prediction:
-        self.told.append(float(level.timestep))
+        self.timesteps.append(float(level.timestep))
         mode, spread = self.c / math.sqrt(2), self.c**2 / 2
         total = level.alpha**2 * spread + level.sigma**2
         gain = level.alpha * spread / total
@@ -117,8 +117,9 @@ def test_one_step_is_x0_for_every_solver(name: str) -> None:
 def test_network_calls_and_where_they_happen(solver: str, steps: int) -> None:
     network, schedule = Bent(0.6), build(stable_diffusion(), steps, "uniform_trailing")
     solvers.sample(solver, network, normals(2, 3), schedule)
-    assert len(network.told) == solvers.network_calls(solver, steps) == (2 * steps - 1 if solver == "heun" else steps)
-    assert set(network.told) == set(schedule.levels.timestep[:-1].tolist())  # never at the terminal level
+    calls = 2 * steps - 1 if solver == "heun" else steps
+    assert len(network.timesteps) == solvers.network_calls(solver, steps) == calls
+    assert set(network.timesteps) == set(schedule.levels.timestep[:-1].tolist())  # never at the terminal level
 
 
 def test_initial_is_the_noise_of_the_first_level() -> None:
@@ -206,10 +207,10 @@ def test_a_jump_is_ddim_to_the_matched_level_then_a_rescaling(substeps: int) -> 
         b = d_sigma if after is None else math.sqrt(1 - process.alphas_cumprod[after])
         x = a * prediction.x0 + b * prediction.eps
     expected = x * float(s.alpha) / d_alpha
-    network.told.clear()
+    network.timesteps.clear()
     ours = solvers.jump(network, start, process, t, s, std, substeps)
     torch.testing.assert_close(ours, expected, rtol=1e-7, atol=1e-7)
-    assert network.told == times
+    assert network.timesteps == times
 
 
 @pytest.mark.parametrize("name", PROCESSES)

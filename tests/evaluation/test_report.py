@@ -45,7 +45,7 @@ RESULT: dict[str, Any] = {
     "notes": {
         "teacher_best": "euler on karras", "lost": {"rollout": 1},
         "seconds_per_image": {"teacher": 0.0312, "student": 0.0061},
-        "workers": {"rollout-0": {"busy": 0.87, "shards": 64}},
+        "workers": {"rollout-0": {"busy": 0.87, "units": 64}},
         "student_gain": {"over the warm start": {"frechet": {"change": -3.61, "low": -4.6, "high": -2.65}}},
     },
 }

@@ -20,7 +20,7 @@ pytestmark = [
 ]
 ROUNDS = ("learner.rounds=100", "validation.every=100", "checkpoint.every=100")
 COMMAND = (
-    "rollout.workers=2", "rollout.least=1", "rollout.resources.rollout=1", "reward.resources.reward=1",
+    "rollout.max_workers=2", "rollout.min_workers=1", "rollout.resources.rollout=1", "reward.resources.reward=1",
     "learner.resources.learner=1", *ROUNDS,
 )  # fmt: skip
 IDLE_MINUTES = 0.5

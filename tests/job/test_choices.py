@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 
 BASE = [
     "teacher.steps=2", "student.steps=2", "exploration.eta=0.5",
-    "rollout.groups=2", "rollout.siblings=4", "rollout.shard_groups=1",
+    "rollout.groups=2", "rollout.siblings=4", "rollout.unit_groups=1",
     "learner.rounds=2", "learner.lr=1e-4", "learner.minibatch=4", "learner.clip=0.02", "learner.inner_epochs=2",
 ]
 

@@ -37,7 +37,7 @@ from redif_ray.models.registry import load_model
 from redif_ray.models.student import get_weights, trainable
 from redif_ray.planning import factory
 from redif_ray.rewards.base import RewardInputs
-from redif_ray.types import Shard
+from redif_ray.types import WorkUnit
 from redif_ray.workers.reward import TeacherRewardWorker
 
 SHORT = ("learner.rounds=2", "rollout.groups=2", "warm_start.groups=2")
@@ -87,7 +87,7 @@ def told(root: Path) -> tuple[str, ...]:
     ("reward.terms={mse: {}, gradient_mse: {}, blurred_mse: {}, feature_cosine: {normalise: std}, classifier: {}}",),
     ("exploration.one_step=true", "learner.anchor.weight=0", "exploration.last_step=true", "learner.microbatch=3"),
     ("learner.regulariser={kind: mse, weight: 0.1}", "rollout.guided=1", "learner.inner_epochs=2"),
-    ("learner.anchor={gated: true, weight: 0.1}", "learner.loss=grpo_guard", "learner.checkpointing=true",
+    ("learner.anchor={gated: true, weight: 0.1}", "learner.loss=grpo_guard", "learner.activation_checkpointing=true",
      "learner.regulariser={kind: js, weight: 0.1}"),
     ("method=draft", "learner.anchor.weight=0", "draft={groups: 4, minibatch: 2}"),
 ], ids=["rewards", "one step", "regulariser", "gate", "draft"])  # fmt: skip
@@ -118,17 +118,17 @@ def test_workers_that_take_turns(device: str, tmp_path: Path) -> None:
     """Everything that a call needs is on the device when it comes, wherever it was encoded or built."""
     teacher = write_sd(tmp_path / "teacher")
     text, made = told(tmp_path), []
-    for name, more in (("cpu", ()), ("device", ("pipeline.offload=true", *GPUS))):
+    for name, more in (("cpu", ()), ("device", ("pipeline.colocate=true", *GPUS))):
         loop = PlainLoop(smoke(
             tmp_path / name, name, f"teacher.model={teacher}", "student.lora={rank: 2, targets: [to_v]}",
             *text, *more,
         ))  # fmt: skip
         workers = loop.reward, loop.rollout
-        for shard in loop.plan.shards(loop.plan.warm_rounds)[:2]:
+        for unit in loop.plan.units(loop.plan.warm_rounds)[:2]:
             for worker in workers:
                 worker.offload.wake()
             assert {w.teacher.device.type for w in workers} == {device if name == "device" else "cpu"}
-            made.append(loop.play(shard, get_weights(loop.student), "policy-1"))
+            made.append(loop.play(unit, get_weights(loop.student), "policy-1"))
             for worker in workers:
                 worker.offload.rest()
             assert {p.device.type for w in workers for part in w.teacher.parts.values() for p in part.parameters()} == {
@@ -190,11 +190,11 @@ def test_reward_terms(recipe: str, terms: str, device: str) -> None:
 ])  # fmt: skip
 def test_the_eyes_of_the_judge(recipe: str, judge: str, device: str, tmp_path: Path) -> None:
     """Where a reward worker has them, in its turn, and where the learner does."""
-    overrides = (f"run.root={tmp_path}", f"evaluation.judge={judge}", "pipeline.offload=true")
+    overrides = (f"run.root={tmp_path}", f"evaluation.judge={judge}", "pipeline.colocate=true")
     worker = TeacherRewardWorker("reward-0", load(recipe, [*overrides, *GPUS]))
     shown = images(3, worker.teacher.image_shape, 0)
     worker.offload.wake()
-    _, found = worker.embed(Shard(0, 0, "deploy", Stream.HELD_OUT, (), ()), shown)
+    _, found = worker.embed(WorkUnit(0, 0, "deploy", Stream.HELD_OUT, (), ()), shown)
     assert worker.judge is not None
     assert {p.device.type for n in networks_of(worker.judge) for p in n.parameters()} == {device}
     worker.offload.rest()
@@ -218,10 +218,10 @@ def test_the_learned_reward(device: str, tmp_path: Path) -> None:
     before = {name: value.cpu() for name, value in learned.weights().items()}
     loop = PlainLoop(config)
     loop.reward._load = lambda *_: None  # type: ignore[method-assign]  # Ray's store
-    shard = replace(loop.plan.shards(loop.plan.warm_rounds)[0], index=0)
-    _, targets = loop.reward.targets(shard)
-    _, trajectories = loop.rollout.rollout(shard, get_weights(loop.student), "policy-1")
-    meta, scored = loop.reward.score(shard, trajectories, targets, learned="discriminator-1")
+    unit = replace(loop.plan.units(loop.plan.warm_rounds)[0], index=0)
+    _, targets = loop.reward.targets(unit)
+    _, trajectories = loop.rollout.rollout(unit, get_weights(loop.student), "policy-1")
+    meta, scored = loop.reward.score(unit, trajectories, targets, learned="discriminator-1")
     learned._check = lambda *_: None  # type: ignore[method-assign]
     found = learned.update(1, [(meta,)], {0: (trajectories, scored)})
     assert np.isfinite(list(found.values())).all()
@@ -239,17 +239,17 @@ def test_workers_of_a_search(device: str, tmp_path: Path) -> None:
     found = []
     for name, gpus in (("cpu", ()), ("second", GPUS)):
         worker = AdaptiveWorker("search-0", smoke(tmp_path / name, name, *overrides, *gpus))
-        shard = Shard(0, 0, "deploy", Stream.VALIDATION, (0, 1, 2, 3), (0, 1, 2, 3))
+        unit = WorkUnit(0, 0, "deploy", Stream.VALIDATION, (0, 1, 2, 3), (0, 1, 2, 3))
         times = Times((999.0, 600.0, 250.0))
-        _, targets = worker.targets(shard)
-        _, terms = worker.terms(shard, times, targets)
-        _, schedules = worker.descend(shard, times.levels, targets, {"mse": 1.0})
+        _, targets = worker.targets(unit)
+        _, terms = worker.terms(unit, times, targets)
+        _, schedules = worker.descend(unit, times.levels, targets, {"mse": 1.0})
         policy = Policy(size(1, 4), static_table([0.5, 0.5], 4))
         agent = {name: value.detach().numpy() for name, value in policy.state_dict().items()}
         goal = Goal(price=0.0, steps=3, timesteps=times.levels, max_calls=4)
-        _, measured = worker.adapted(shard, goal, agent, {"mse": 1.0}, targets)
+        _, measured = worker.adapted(unit, goal, agent, {"mse": 1.0}, targets)
         found.append([
-            worker.images(shard, times)[1], *terms.values(), worker.costs(shard)[1],
+            worker.images(unit, times)[1], *terms.values(), worker.costs(unit)[1],
             np.array([s.levels for s in schedules]), *measured.values(),
         ])  # fmt: skip
     for here, there in zip(*found, strict=True):

@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("cluster")]
 
 def test_evaluated_again_it_measures_the_same(first: Path) -> None:
     before = (first / "summary.json").read_bytes()
-    path = evaluate(first, ["reward.workers=2"], checkpoint="best", console=Console())
+    path = evaluate(first, ["reward.max_workers=2"], checkpoint="best", console=Console())
     found, expected = json.loads(path.read_text()), summary(first)
     assert path.name == "evaluation-40.json"
     assert {key: found[key] for key in ("arms", "limits", "judge")} == {
@@ -84,14 +84,15 @@ def ran(script: str, *options: str) -> str:
 
 def test_the_same_run_as_a_ray_job_with_more_workers(first: Path, tmp_path: Path) -> None:
     """The run folder is on a shared path."""
-    options = (f"run.root={tmp_path}", "run.name=job", "tracking.uri=off", "rollout.workers=2", "reward.workers=2")
+    workers = ("rollout.max_workers=2", "reward.max_workers=2")
+    options = (f"run.root={tmp_path}", "run.name=job", "tracking.uri=off", *workers)
     assert "run folder" in ran("jobs/distill.py", "smoke", *options)
     found = summary(tmp_path / "job")
     assert last_weights(tmp_path / "job") == last_weights(first)
     assert found["weights_sha256"] == summary(first)["weights_sha256"]
     workers = found["notes"]["workers"]
     assert sorted(workers) == ["reward-0", "reward-1", "rollout-0", "rollout-1"]
-    assert all(w["shards"] > 0 for w in workers.values())
+    assert all(w["units"] > 0 for w in workers.values())
     assert not list((tmp_path / "job").glob(".seen-*"))
 
 

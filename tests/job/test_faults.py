@@ -25,7 +25,7 @@ from redif_ray.coordinator.pool import Pool
 from redif_ray.data.conditions import CONDITIONS, Conditions
 from redif_ray.diffusion.noise import Stream
 from redif_ray.faults import RESTARTABLE
-from redif_ray.types import Meta, Shard
+from redif_ray.types import Meta, WorkUnit
 from redif_ray.weights.publisher import Publisher, fetch
 from redif_ray.weights.store import WeightStore
 
@@ -43,8 +43,8 @@ def start_process(**options: Any) -> Any:
         def make(self) -> list[Any]:
             return [ray.put(np.zeros(3))]
 
-        def score(self, shard: Shard, given: Any, *_: Any) -> tuple[Meta, tuple[Any, int]]:
-            return Meta(shard, "process", ()), (given, os.getpid())
+        def score(self, unit: WorkUnit, given: Any, *_: Any) -> tuple[Meta, tuple[Any, int]]:
+            return Meta(unit, "process", ()), (given, os.getpid())
 
     return ray.remote(Process).options(num_cpus=0, **RESTARTABLE, **options).remote()
 
@@ -64,7 +64,7 @@ def died(reference: Any) -> bool:
     return False
 
 
-def test_a_shard_whose_part_a_worker_cannot_fetch_is_made_again(tmp_path: Path) -> None:
+def test_a_unit_whose_part_a_worker_cannot_fetch_is_made_again(tmp_path: Path) -> None:
     owner = start_process()
     (dead,) = ray.get(owner.make.remote())
     ray.kill(owner)
@@ -73,7 +73,7 @@ def test_a_shard_whose_part_a_worker_cannot_fetch_is_made_again(tmp_path: Path) 
     found.reward.workers = [Rewards(start_process())]
     found.rollout.workers[0].made = [dead, ray.put(np.ones(3))]
     data = asyncio.run(found.deploy(int(Stream.VALIDATION), 4, 0, "deploy-0", None))
-    assert found.writer.noted == ["shard"]
+    assert found.writer.noted == ["unit"]
     ((_, (scored,)),) = data.references
     assert np.array_equal(ray.get(scored)[0], np.ones(3))
 
@@ -98,8 +98,8 @@ def test_a_lost_weight_store_is_given_its_weights_again() -> None:
     assert ray.get(store.lacks.remote(["policy-0", "policy-1"])) == ["policy-0"]
 
 
-def calls(count: int) -> list[tuple[Shard, np.ndarray]]:
-    return [(Shard(0, i, "deploy", Stream.HELD_OUT, (i,), (None,)), np.full(40_000, float(i))) for i in range(count)]
+def calls(count: int) -> list[tuple[WorkUnit, np.ndarray]]:
+    return [(WorkUnit(0, i, "deploy", Stream.HELD_OUT, (i,), (None,)), np.full(40_000, float(i))) for i in range(count)]
 
 
 def test_what_the_driver_cannot_fetch_is_made_again() -> None:
@@ -115,13 +115,13 @@ def test_what_the_driver_cannot_fetch_is_made_again() -> None:
             self.lost = lost
 
         def ask(self, method: str, arguments: tuple[Any, ...]) -> tuple[Meta, Any]:
-            shard, given = arguments
+            unit, given = arguments
             assert method == "compare" and isinstance(given, ray.ObjectRef)  # the bytes go past it
-            return Meta(shard, "process", ()), self.lost.pop() if shard.index == 1 and self.lost else given
+            return Meta(unit, "process", ()), self.lost.pop() if unit.index == 1 and self.lost else given
 
     desk = ray.remote(Desk).options(num_cpus=0).remote([dead])
     metas, found = ask(desk, "compare", calls(5), at_once=2)
-    assert [meta.shard.index for meta in metas] == [array[-1] for array in found] == list(range(5))
+    assert [meta.unit.index for meta in metas] == [array[-1] for array in found] == list(range(5))
     with pytest.raises(OwnerDiedError):
         ask(ray.remote(Desk).options(num_cpus=0).remote([dead] * 5), "compare", calls(2), at_once=2)
 
@@ -132,7 +132,7 @@ def test_the_driver_waits_for_no_worker_that_is_away(tmp_path: Path) -> None:
     near, still = start_process(), start_process()
     os.kill(ray.get(still.ready.remote()), signal.SIGSTOP)
     (tmp_path / CONDITIONS).write_text(Conditions((None,), (None,)).to_json())
-    config = load("smoke", ["ray.address=auto", "reward.workers=3", "reward.least=1"])
+    config = load("smoke", ["ray.address=auto", "reward.max_workers=3", "reward.min_workers=1"])
     handles = cloudpickle.dumps((None, near, [], [away, still, near]))
     kind = ray.remote(Coordinator).options(num_cpus=0, max_concurrency=10, **RESTARTABLE)
     desk, began = kind.remote(config, str(tmp_path), handles), 0.0
@@ -149,10 +149,10 @@ def test_a_process_that_stands_still_is_replaced() -> None:
     worker, lost = start_process(), list[str]()
     first = ray.get(worker.ready.remote())
     os.kill(first, signal.SIGSTOP)
-    shard = Shard(0, 0, "policy", Stream.TRAIN, (0,), (None,))
+    unit = WorkUnit(0, 0, "policy", Stream.TRAIN, (0,), (None,))
 
     async def run() -> int:
-        _, reference = await Pool("reward", [worker], lost.append, 2).call((0, 0), "score", shard, "given")
+        _, reference = await Pool("reward", [worker], lost.append, 2).call((0, 0), "score", unit, "given")
         return (await reference)[1]
 
     assert asyncio.run(run()) != first

@@ -21,7 +21,7 @@ def test_a_run_that_grows_and_shrinks_ends_alike(root: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert "before the node: []" in done.stdout and "with the node: ['reward-1', 'rollout-1']" in done.stdout
     assert "the node is gone" in done.stdout
-    assert {row["lost"] for row in read_rows(folder / "lost.jsonl")} <= {"rollout", "reward", "shard"}
+    assert {row["lost"] for row in read_rows(folder / "lost.jsonl")} <= {"rollout", "reward", "unit"}
     workers = summary(folder)["notes"]["workers"]
     assert set(workers) == {"rollout-0", "rollout-1", "reward-0", "reward-1"}
     assert all(0 < work["busy"] < 1 for work in workers.values())

@@ -20,7 +20,7 @@ DEADLINE = 180
 def test_a_round_ahead_sigterm_leaves_a_run_that_can_be_resumed(plain: str, root: Path) -> None:
     """With two workers of each kind, then with one: the weights of a plain loop that knows of no overlap."""
     folder, ahead = root / "ahead", ("pipeline.staleness=1", "checkpoint.every=5")
-    process = start(root, "ahead", *ahead, "rollout.workers=2", "reward.workers=2")
+    process = start(root, "ahead", *ahead, "rollout.max_workers=2", "reward.max_workers=2")
     deadline = time.monotonic() + DEADLINE
     while rounds(folder) < 1:
         assert process.poll() is None and time.monotonic() < deadline

@@ -70,7 +70,7 @@ def test_evaluated_again_it_is_the_last_version_that_scores(folder: Path) -> Non
 def test_resumed_it_learns_on_as_if_nothing_had_happened(folder: Path, root: Path) -> None:
     """With other numbers of workers too."""
     weights, learned, paired = last_weights(folder), state(folder, 4), summary(folder)["arms"]["student"]["paired"]
-    more = ("rollout.workers=2", "reward.workers=2")
+    more = ("rollout.max_workers=2", "reward.max_workers=2")
     assert resumed(config(root, "learned", *more), folder) == weights
     assert equal(state(folder, 4), learned)
     assert summary(folder)["arms"]["student"]["paired"] == paired

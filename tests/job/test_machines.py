@@ -24,7 +24,7 @@ RAY = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disab
 PORT = 6379
 HEALTH = {"period_ms": 1000, "timeout_ms": 1000, "failure_threshold": 3}  # after which a node that is silent is gone
 UP_SECONDS, DEADLINE = 60, 300
-ON_TWO = ("rollout.workers=2", "rollout.labels={role: hand}", "reward.labels={role: head}",
+ON_TWO = ("rollout.max_workers=2", "rollout.labels={role: hand}", "reward.labels={role: head}",
           "learner.labels={role: head}")  # fmt: skip
 
 
@@ -81,7 +81,7 @@ def test_roles_on_machines_of_their_own(shared: Path, plain: str) -> None:
 @pytest.mark.parametrize("share", ["false", "true"])
 def test_ranks_on_two_machines(share: str, shared: Path, cluster: None) -> None:
     """Weights are those of two ranks on one machine."""
-    ranks = ("learner.workers=2", f"learner.shard={share}")
+    ranks = ("learner.workers=2", f"learner.fsdp={share}")
     here = train(smoke(shared, "here", *ranks))
     with machines(None, None, None) as net:
         up(net, "head", "hand")

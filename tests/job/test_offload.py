@@ -27,7 +27,7 @@ from redif_ray.models.student import get_weights, make_student, trainable
 from redif_ray.planning import factory
 from redif_ray.runs.jsonl import read_rows
 from redif_ray.search.evaluator import SearchActor
-from redif_ray.types import Shard
+from redif_ray.types import WorkUnit
 from redif_ray.workers import actors
 from redif_ray.workers.offload import Belonging, Offload, move
 
@@ -93,7 +93,7 @@ def test_the_networks_of_all_terms_are_found_once() -> None:
 
 @pytest.fixture
 def config(tmp_path: Path) -> Config:
-    return smoke(tmp_path, "aside", "pipeline.offload=true")
+    return smoke(tmp_path, "aside", "pipeline.colocate=true")
 
 
 def test_a_worker_is_on_its_device_from_a_call_to_the_next_rest(config: Config, tmp_path: Path) -> None:
@@ -102,8 +102,8 @@ def test_a_worker_is_on_its_device_from_a_call_to_the_next_rest(config: Config, 
     worker = actors.TeacherRewardWorker("reward-0", config, token)
     offload: Offload = worker._resting.offload
     where = [offload.awake]
-    shard = Shard(0, 0, "deploy", Stream.VALIDATION, (0,), (0,))
-    worker.targets(shard)
+    unit = WorkUnit(0, 0, "deploy", Stream.VALIDATION, (0,), (0,))
+    worker.targets(unit)
     where.append(offload.awake)
     worker.rest()
     where.append(offload.awake)
@@ -155,7 +155,7 @@ def test_a_pool_rests_whoever_is_there(error: Exception | None) -> None:
 
 @pytest.mark.cluster
 def test_taking_turns_changes_nothing(first: Path, root: Path) -> None:
-    turns = distill(smoke(root, "turns", "pipeline.offload=true"))
+    turns = distill(smoke(root, "turns", "pipeline.colocate=true"))
     assert last_weights(turns) == last_weights(first)
     rows = [row for row in read_rows(turns / "metrics.jsonl") if row["round"] >= 0]
     assert rows and all("seconds/offload" in row for row in rows)

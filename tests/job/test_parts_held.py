@@ -56,22 +56,22 @@ def test_captions_are_encoded_where_the_images_are_known(
     """Whose store of encodings is gone, or not this node's; who does not find one loads what it takes, and says so."""
     made = config(tmp_path)
     loop = PlainLoop(made)
-    shard = loop.plan.shards(loop.plan.warm_rounds)[0]
-    loop.reward.targets(shard)
+    unit = loop.plan.units(loop.plan.warm_rounds)[0]
+    loop.reward.targets(unit)
     store = loop.rollout.teacher.store  # type: ignore[attr-defined]
-    kept = {store.path(caption) for caption in (*shard.conditions, None)}
+    kept = {store.path(caption) for caption in (*unit.conditions, None)}
     assert set(store.folder.iterdir()) == kept
     for path in kept:
         path.unlink()
     again = TeacherRewardWorker("reward-1", made)
-    meta, _ = again.targets(shard)
+    meta, _ = again.targets(unit)
     assert meta.work[0].network_calls == 0 and set(store.folder.iterdir()) == kept
     assert set(again.teacher.parts) == {"text_encoder"}
 
     caplog.set_level(logging.WARNING, logger="redif_ray.models.text")
     caplog.clear()
     lonely = factory.teacher(config(tmp_path, f"teacher.store={tmp_path / 'elsewhere'}"), "cpu")
-    found, expected = lonely.encode(shard.conditions), loop.rollout.student.encode(shard.conditions)
+    found, expected = lonely.encode(unit.conditions), loop.rollout.student.encode(unit.conditions)
     lonely.encode(["another"])
     assert all(torch.equal(found[name], value) for name, value in expected.items())
     assert caplog.messages == [f"{tmp_path / 'teacher' / part} is loaded" for part in ("tokenizer", "text_encoder")]
@@ -81,6 +81,6 @@ def test_nothing_is_guided_by_no_caption(tmp_path: Path) -> None:
     made = config(tmp_path, "teacher.guidance=1")
     worker = TeacherRewardWorker("reward-0", made)
     plan = PlainLoop(made).plan
-    worker.encode(plan.shards(0)[0])
+    worker.encode(plan.units(0)[0])
     assert worker.teacher.store.path("a picture of 1").parent.is_dir()  # type: ignore[attr-defined]
     assert not worker.teacher.store.path(None).exists()  # type: ignore[attr-defined]

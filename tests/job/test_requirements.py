@@ -105,7 +105,7 @@ def test_activations_are_what_a_real_backward_pass_holds(name: str, tmp_path: Pa
     found = activations("learner.microbatch=16")
     assert 0.9 * expected < found < 1.8 * expected
     assert 1.7 * found < activations("learner.microbatch=32") < 2.05 * found  # a part is the weights' alone
-    recomputed = activations("learner.microbatch=16", "learner.checkpointing=true")
+    recomputed = activations("learner.microbatch=16", "learner.activation_checkpointing=true")
     assert recomputed <= (1.0 if name == "dit" else 0.95) * found
 
 
@@ -152,9 +152,9 @@ ROLES = {"rollout": Footprint(100, 0, 50), "reward": Footprint(300, 0, 100), "le
         (["rollout.gpus=1", "reward.gpus=1", "learner.gpus=1"], ["learner"]),
         (["rollout.gpus=1", "reward.gpus=1"], ["reward"]),
         (["rollout.gpus=0.5", "reward.gpus=0.5"], ["rollout", "reward"]),
-        (["rollout.gpus=0.25", "rollout.workers=4"], ["rollout"] * 4),
-        (["rollout.gpus=0.4", "reward.gpus=0.4", "rollout.workers=3"], ["reward", "rollout"]),
-        (["rollout.gpus=0.5", "reward.gpus=0.25", "reward.workers=2"], ["rollout", "reward", "reward"]),
+        (["rollout.gpus=0.25", "rollout.max_workers=4"], ["rollout"] * 4),
+        (["rollout.gpus=0.4", "reward.gpus=0.4", "rollout.max_workers=3"], ["reward", "rollout"]),
+        (["rollout.gpus=0.5", "reward.gpus=0.25", "reward.max_workers=2"], ["rollout", "reward", "reward"]),
     ],
 )
 def test_the_fullest_gpu(overrides: list[str], together: list[str]) -> None:
@@ -166,7 +166,7 @@ def test_the_fullest_gpu(overrides: list[str], together: list[str]) -> None:
 def test_those_that_take_turns_are_not_added_up() -> None:
     shares = ["rollout.gpus=0.25", "reward.gpus=0.25", "learner.gpus=0.5"]
     every = sum(one.total for one in ROLES.values()) + 3 * memory.OVERHEAD_MB
-    beside, turns = (config("fashion-mnist", *shares, f"pipeline.offload={offload}") for offload in ("false", "true"))
+    beside, turns = (config("fashion-mnist", *shares, f"pipeline.colocate={offload}") for offload in ("false", "true"))
     assert requirements.fullest_gpu_mb(beside, ROLES) == pytest.approx(every)
     others = ROLES["rollout"].total + ROLES["reward"].total
     assert requirements.fullest_gpu_mb(turns, ROLES) == pytest.approx(every - others)
@@ -222,7 +222,7 @@ def test_a_learned_reward_is_counted() -> None:
 def test_a_rank_of_a_sharded_learner_needs_its_share(tmp_path: Path) -> None:
     """SD3 has two blocks: both are gathered, and the rest, with their gradients. A teacher is there to be pulled to."""
     folder = write_sd3(tmp_path / "m")
-    shared = ("learner.shard=true", "rollout.groups=8", "learner.ema=0.9")
+    shared = ("learner.fsdp=true", "rollout.groups=8", "learner.ema=0.9")
     model = load_model(folder)
     own = sum(p.numel() for p in model.network.parameters()) * 4 / 1e6
     for ranks in (2, 8):

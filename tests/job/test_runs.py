@@ -97,7 +97,7 @@ def test_ranks_that_share_the_student_agree_with_one(root: Path) -> None:
     """Also where they begin again in mid-run; the best, the average and versions still needed are gathered of both."""
     options = ("pipeline.staleness=1", "learner.ema=0.9")
     one = distill(smoke(root, "whole", *options))
-    shared = smoke(root, "shared", "learner.workers=2", "learner.shard=true", *options)
+    shared = smoke(root, "shared", "learner.workers=2", "learner.fsdp=true", *options)
     train(shared, until=2)
     two = distill(shared, resume=True)
     for name in (last_checkpoint(one).name, "best"):

@@ -19,8 +19,9 @@ from redif_ray.search.search import search
 
 pytestmark = pytest.mark.cluster
 SMALL = [
-    "search.steps=[2,3]", "search.rungs=[16,32]", "search.shard=8", "search.shape_trials=5", "search.refine_trials=3",
-    "search.told_trials=4", "search.engine=both", "search.descent.iterations=3", "search.descent.batch=8",
+    "search.steps=[2,3]", "search.rungs=[16,32]", "search.unit_noises=8", "search.shape_trials=5",
+    "search.refine_trials=3",
+    "search.network_timestep_trials=4", "search.engine=both", "search.descent.iterations=3", "search.descent.batch=8",
 ]
 
 
@@ -33,17 +34,19 @@ def test_the_answer_is_never_worse_on_the_bank_than_a_start(whole: Path) -> None
     trials = read_rows(whole / "trials.jsonl")
     for steps in (2, 3):
         own = [t for t in trials if t["steps"] == steps]
-        seen, told = ([t["scores"][-1] for t in own if len(t["scores"]) == 2 and (t["stage"] == "told") == told]
-                      for told in (False, True))
+        seen, shifted = (
+            [t["scores"][-1] for t in own if len(t["scores"]) == 2 and (t["stage"] == "network_timesteps") == last]
+            for last in (False, True)
+        )
         starts = [t["scores"][-1] for t in own if t["stage"] == "start"]
         rows = [r for r in json.loads((whole / "summary.json").read_text())["schedules"] if r["steps"] == steps]
         found = {r["name"]: r["bank"] for r in rows if r["bank"] is not None}
         assert found["searched"] == min(seen) <= min(starts)
-        assert found.get("searched, told") == min(told, default=None)  # all may be worse, and cut
+        assert found.get("searched, network timesteps") == min(shifted, default=None)  # all may be worse, and cut
         assert found["searched by gradient"] <= min(starts)
         best, times = min(found, key=lambda name: found[name]), read_times(whole / "schedule.yaml", steps)
         assert times.levels[0] == rows[0]["timesteps"][0] == 999
-        assert (times.told is not None) == (best == "searched, told")
+        assert (times.network_timesteps is not None) == (best == "searched, network timesteps")
         assert np.isfinite([r["distance"] for r in rows]).all()
     assert (whole / "report.md").read_text().count("the best named schedule here") >= 4  # both engines at both N
     with pytest.raises(RunFinished):
@@ -74,7 +77,7 @@ def test_killed_and_resumed_with_more_workers_it_finds_the_same(whole: Path, roo
     process.kill()
     process.wait()
     assert len(read_rows(journal)) < len(read_rows(whole / "trials.jsonl"))
-    killed = search(smoke(root, "killed", *SMALL, "reward.workers=2"), resume=True)
+    killed = search(smoke(root, "killed", *SMALL, "reward.max_workers=2"), resume=True)
     assert read_rows(journal) == read_rows(whole / "trials.jsonl")
     found, expected = (read_yaml(folder / "schedule.yaml") for folder in (killed, whole))
     assert found == expected
@@ -84,6 +87,6 @@ def test_an_export_carries_the_schedule_that_was_found(whole: Path, first: Path,
     out = export_checkpoint(first, tmp_path / "out", "best", whole / "schedule.yaml")
     found = read_times(whole / "schedule.yaml", 2)
     settings, card = json.loads((out / "redif.json").read_text()), (out / "README.md").read_text()
-    for key, times in (("timesteps", found.levels), ("told", found.told)):
+    for key, times in (("timesteps", found.levels), ("network_timesteps", found.network_timesteps)):
         assert settings.get(key) == (None if times is None else list(times))
         assert times is None or str([int(t) for t in times])[1:-1] in card

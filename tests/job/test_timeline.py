@@ -12,7 +12,7 @@ from redif_ray.diffusion.noise import Stream
 from redif_ray.job.metrics_writer import MetricsWriter
 from redif_ray.runs.jsonl import read_rows
 from redif_ray.runs.timeline import SPANS, TRACE, spans, trace
-from redif_ray.types import Meta, Phase, Shard, Work
+from redif_ray.types import Meta, Phase, Work, WorkUnit
 
 
 def checked(text: str) -> dict[str, list[dict[str, Any]]]:
@@ -33,7 +33,7 @@ def checked(text: str) -> dict[str, list[dict[str, Any]]]:
 
 
 def meta(worker: str, phase: Phase, stream: Stream, *work: Work) -> Meta:
-    return Meta(Shard(3, 0, phase, stream, (0,), (None,)), worker, work)
+    return Meta(WorkUnit(3, 0, phase, stream, (0,), (None,)), worker, work)
 
 
 def test_spans_are_named_after_stages() -> None:

@@ -17,7 +17,7 @@ from redif_ray.diffusion.noise import Stream
 from redif_ray.learner.learned_reward import LearnedReward
 from redif_ray.models.registry import load_model
 from redif_ray.planning import factory
-from redif_ray.types import Meta, Scored, Shard, Trajectories
+from redif_ray.types import Meta, Scored, Trajectories, WorkUnit
 from redif_ray.weights.store import StaleWeightsError
 from redif_ray.workers import reward
 from redif_ray.workers.reward import TeacherRewardWorker
@@ -41,16 +41,16 @@ def image(*ids: int) -> np.ndarray:
 
 
 def played(config: Config, of: LearnedReward, round: int) -> tuple[list[tuple[Meta, ...]], dict[int, Any]]:
-    """A round of 2 shards of one group, scored by `of` as it is: every image is one of its own, and read-only."""
+    """A round of 2 work units of one group, scored by `of` as it is: every image is one of its own, and read-only."""
     metas, parts = [], {}
     for index in (0, 1):
-        shard = Shard(round, index, "policy", Stream.TRAIN, (index,), (3 + index,), config.rollout.siblings)
-        images = np.stack([image(round, index, k) for k in range(shard.rows)])
+        unit = WorkUnit(round, index, "policy", Stream.TRAIN, (index,), (3 + index,), config.rollout.siblings)
+        images = np.stack([image(round, index, k) for k in range(unit.rows)])
         targets = image(round, index, 99)[None] * 0.5
         for array in (images, targets):
             array.setflags(write=False)
-        metas.append((Meta(shard, "reward-0", (), learned_sha256=weights_sha256(of.weights())),))
-        parts[index] = (None, Scored(shard, {}, targets, None, images))
+        metas.append((Meta(unit, "reward-0", (), learned_sha256=weights_sha256(of.weights())),))
+        parts[index] = (None, Scored(unit, {}, targets, None, images))
     return metas, parts
 
 
@@ -72,7 +72,7 @@ def test_taken_up_from_a_checkpoint_it_learns_on_alike() -> None:
     assert not equal(again.weights(), cut.weights())
 
 
-def test_the_order_in_which_shards_arrive_does_not_matter() -> None:
+def test_the_order_in_which_units_arrive_does_not_matter() -> None:
     one, two = learned(config()), learned(config())
     metas, parts = played(config(), one, 0)
     one.update(0, metas, parts)
@@ -85,18 +85,18 @@ def test_scores_of_another_version_are_refused() -> None:
     old = played(config(), of, 0)
     of.update(0, *old)
     before = of.weights()
-    with pytest.raises(StaleWeightsError, match="shard 0 of round 1 was scored by the discriminator"):
+    with pytest.raises(StaleWeightsError, match="work unit 0 of round 1 was scored by the discriminator"):
         of.update(1, *old)
     metas, parts = played(config(), of, 1)
     metas[1] = (replace(metas[1][0], learned_sha256=None),)
-    with pytest.raises(StaleWeightsError, match="shard 1 of round 1 was scored by the discriminator none"):
+    with pytest.raises(StaleWeightsError, match="work unit 1 of round 1 was scored by the discriminator none"):
         of.update(1, metas, parts)
     assert equal(of.weights(), before)
 
 
 def test_images_of_another_round_are_refused() -> None:
     of = learned(config())
-    with pytest.raises(ValueError, match="round 1: the images are not those of its shards"):
+    with pytest.raises(ValueError, match="round 1: the images are not those of its work units"):
         of.update(1, played(config(), of, 1)[0], played(config(), of, 0)[1])
 
 
@@ -111,7 +111,7 @@ def test_siblings_that_the_teacher_guided_are_not_the_students() -> None:
             images = scored.images.copy()
             for k in changed:
                 images[k] = 0.25
-            parts[scored.shard.index] = (trajectories, replace(scored, images=images))
+            parts[scored.unit.index] = (trajectories, replace(scored, images=images))
         of.update(0, metas, parts)
         return of.weights()
 
@@ -139,12 +139,12 @@ def test_a_worker_scores_with_the_version_that_it_is_asked_for(tmp_path: Path, m
         store[f"discriminator-{round + 1}"] = of.weights()
     monkeypatch.setattr(reward, "fetch", lambda weights, key: (weights[key], weights_sha256(weights[key])))
     worker = TeacherRewardWorker("reward-0", settings)
-    shard = Shard(1, 0, "policy", Stream.TRAIN, (0,), (3,), 4)
+    unit = WorkUnit(1, 0, "policy", Stream.TRAIN, (0,), (3,), 4)
     latents = np.stack([np.stack([2 * image(k) - 1 for k in range(4)])] * 3)
-    trajectories = Trajectories(shard, 1, "", latents, latents[1:], np.zeros((2, 4), np.float32))
+    trajectories = Trajectories(unit, 1, "", latents, latents[1:], np.zeros((2, 4), np.float32))
     targets = image(99)[None]
     for version in (1, 0, 2, 1):
-        meta, scored = worker.score(shard, trajectories, targets, store, f"discriminator-{version}")
+        meta, scored = worker.score(unit, trajectories, targets, store, f"discriminator-{version}")
         of.term.load(store[f"discriminator-{version}"])
         assert scored.images is not None and meta.terms is not None
         expected = of.term.network(torch.from_numpy(scored.images), torch.tensor([3] * 4))
@@ -152,4 +152,4 @@ def test_a_worker_scores_with_the_version_that_it_is_asked_for(tmp_path: Path, m
         assert meta.learned_sha256 == weights_sha256(store[f"discriminator-{version}"])
         np.testing.assert_allclose(scored.images, (latents[-1] + 1) / 2, atol=1e-6)
     with pytest.raises(ValueError, match="learned reward None: expected a key"):
-        worker.score(shard, trajectories, targets)
+        worker.score(unit, trajectories, targets)

@@ -10,23 +10,23 @@ from torch import Tensor
 
 from redif_ray.diffusion.noise import Stream
 from redif_ray.learning.batch import assemble
-from redif_ray.types import Condition, Scored, Shard, Trajectories
+from redif_ray.types import Condition, Scored, Trajectories, WorkUnit
 
-SHARDS = [  # the last is short
-    Shard(5, i, "policy", Stream.TRAIN, groups, conditions, 2)
+UNITS = [  # the last is short
+    WorkUnit(5, i, "policy", Stream.TRAIN, groups, conditions, 2)
     for i, (groups, conditions) in enumerate([((0, 1), (7, 8)), ((2, 3), (9, 7)), ((4,), (8,))])
 ]
 
 
-def part(shard: Shard, *, anchors: bool = True, weights: str = "abc") -> tuple[Trajectories, Scored]:
+def part(unit: WorkUnit, *, anchors: bool = True, weights: str = "abc") -> tuple[Trajectories, Scored]:
     """Every number says which (step, row of the round) it belongs to."""
-    row = 4 * shard.index + np.arange(shard.rows, dtype=np.float32)
+    row = 4 * unit.index + np.arange(unit.rows, dtype=np.float32)
     grid = 100 * np.arange(4, dtype=np.float32)[:, None] + row
     latents = np.repeat(grid[:, :, None], 3, 2)
     for array in (latents, grid):
         array.setflags(write=False)  # as Ray hands them over
-    trajectories = Trajectories(shard, 5, weights, latents, latents[:3] + 0.25, grid[:3] + 0.5)
-    scored = Scored(shard, {"mse": row}, np.zeros((len(shard.groups), 1, 2, 2), np.float32),
+    trajectories = Trajectories(unit, 5, weights, latents, latents[:3] + 0.25, grid[:3] + 0.5)
+    scored = Scored(unit, {"mse": row}, np.zeros((len(unit.groups), 1, 2, 2), np.float32),
                     latents[:3] + 0.75 if anchors else None)
     return trajectories, scored
 
@@ -40,7 +40,7 @@ def encode(conditions: Sequence[Condition]) -> dict[str, Tensor]:
 )
 def test_rows_stay_with_their_values_in_any_order(indices: list[int], rows: Sequence[int]) -> None:
     advantages = torch.arange(10.0).reshape(5, 2)
-    batch = assemble([SHARDS[i] for i in (1, 2, 0)], [part(SHARDS[i]) for i in indices], weights_sha256="abc",
+    batch = assemble([UNITS[i] for i in (1, 2, 0)], [part(UNITS[i]) for i in indices], weights_sha256="abc",
                      encode=encode, advantages=advantages, gate=torch.arange(10) % 3 == 0)
     row = torch.tensor(list(rows))
     assert batch.total_rows == 10 and torch.equal(batch.rows, row) and batch.dimensions == 3
@@ -59,32 +59,32 @@ def test_rows_stay_with_their_values_in_any_order(indices: list[int], rows: Sequ
 
 
 def test_without_advantages_and_anchors() -> None:
-    batch = assemble(SHARDS, [part(s, anchors=False) for s in SHARDS], weights_sha256="abc", encode=encode)
+    batch = assemble(UNITS, [part(s, anchors=False) for s in UNITS], weights_sha256="abc", encode=encode)
     assert batch.anchors is None and batch.gate is None and not batch.advantages.any()
 
 
 def test_strangers_are_refused() -> None:
     def join(parts: list[tuple[Trajectories, Scored]], **options: Tensor) -> None:
-        assemble(SHARDS, parts, weights_sha256="abc", encode=encode, **options)
+        assemble(UNITS, parts, weights_sha256="abc", encode=encode, **options)
 
-    with pytest.raises(ValueError, match=r"shard 1 of round 5 .* weights xyz.* expected abc"):
-        join([part(SHARDS[0]), part(SHARDS[1], weights="xyz")])
-    with pytest.raises(ValueError, match="shard 0 of round 5 comes twice"):
-        join([part(SHARDS[0]), part(SHARDS[0])])
+    with pytest.raises(ValueError, match=r"work unit 1 of round 5 .* weights xyz.* expected abc"):
+        join([part(UNITS[0]), part(UNITS[1], weights="xyz")])
+    with pytest.raises(ValueError, match="work unit 0 of round 5 comes twice"):
+        join([part(UNITS[0]), part(UNITS[0])])
     with pytest.raises(ValueError, match="foreign"):
-        join([part(dataclasses.replace(SHARDS[0], round=4))])
+        join([part(dataclasses.replace(UNITS[0], round=4))])
     with pytest.raises(ValueError, match="lost its scores"):
-        join([(part(SHARDS[0])[0], part(SHARDS[1])[1])])
-    with pytest.raises(ValueError, match="got no shard"):
+        join([(part(UNITS[0])[0], part(UNITS[1])[1])])
+    with pytest.raises(ValueError, match="got no work unit"):
         join([])
-    with pytest.raises(ValueError, match="only 1 of 2 shards carry anchors"):
-        join([part(SHARDS[0]), part(SHARDS[1], anchors=False)])
+    with pytest.raises(ValueError, match="only 1 of 2 work units carry anchors"):
+        join([part(UNITS[0]), part(UNITS[1], anchors=False)])
     with pytest.raises(ValueError, match="10 rows; found 4 values"):
-        join([part(SHARDS[0])], advantages=torch.zeros(4))
+        join([part(UNITS[0])], advantages=torch.zeros(4))
 
 
 def test_shapes_that_do_not_fit_are_named() -> None:
-    batch = assemble(SHARDS, [part(s) for s in SHARDS], weights_sha256="abc", encode=encode)
+    batch = assemble(UNITS, [part(s) for s in UNITS], weights_sha256="abc", encode=encode)
     with pytest.raises(ValueError, match=r"latents has shape \[3, 10, 3\]; expected it to begin with \[4, 10\]"):
         dataclasses.replace(batch, latents=batch.latents[:3])
     with pytest.raises(ValueError, match=r"encoded\[label\]"):

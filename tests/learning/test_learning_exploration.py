@@ -11,7 +11,7 @@ from redif_ray.learning.exploration import explored_stds, shared_steps
 from redif_ray.methods import phases_by_name
 from redif_ray.models.registry import load_model
 from redif_ray.planning import factory
-from redif_ray.types import Shard
+from redif_ray.types import WorkUnit
 
 
 def config(*overrides: str) -> Config:
@@ -44,5 +44,5 @@ def test_guided_siblings_part_at_once() -> None:
 
 
 def test_states_that_a_network_sees() -> None:
-    shard = Shard(0, 0, "policy", Stream.TRAIN, (0, 1, 2), (None,) * 3, 8)
-    assert [shard.predictions(4, shared) for shared in (1, 2, 3, 4)] == [3 + 72, 6 + 48, 9 + 24, 12]
+    unit = WorkUnit(0, 0, "policy", Stream.TRAIN, (0, 1, 2), (None,) * 3, 8)
+    assert [unit.predictions(4, shared) for shared in (1, 2, 3, 4)] == [3 + 72, 6 + 48, 9 + 24, 12]

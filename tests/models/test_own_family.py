@@ -90,7 +90,7 @@ def test_a_run_takes_it_from_a_file(folder: Path, tmp_path: Path, monkeypatch: p
     config = absolute(load("smoke", [
         f"teacher.model={folder}", "teacher.family=family.py:load", "teacher.schedule=karras",
         "student.schedule=karras", "conditions.kind=none", "run.root=runs", "rollout.groups=2",
-        "rollout.shard_groups=2", "learner.rounds=1", "teacher.steps=3",
+        "rollout.unit_groups=2", "learner.rounds=1", "teacher.steps=3",
     ]))
     assert config.teacher.family == f"{tmp_path / 'family.py'}:load"
     loop = PlainLoop(config)

@@ -82,7 +82,7 @@ def test_a_network_of_real_size_is_counted_in_seconds(
     started = time.process_time()
     found = estimate(config, CAPTIONS)
     assert time.process_time() - started < 10  # 2 to 4.5 s of an undisturbed core, which a slow phase may double
-    factor = update_factor(lora=config.student.lora.rank > 0, checkpointing=config.learner.checkpointing)
+    factor = update_factor(lora=config.student.lora.rank > 0, checkpointing=config.learner.activation_checkpointing)
     factor *= 1 if config.student.guidance == 1 else 2
     calls = config.warm_start.rounds * config.warm_start.groups * config.student.steps * factor
     rate = found.seconds["warm start, update"] / calls

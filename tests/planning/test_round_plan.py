@@ -9,14 +9,14 @@ from redif_ray.config import Config, load
 from redif_ray.data.conditions import load_conditions
 from redif_ray.diffusion.noise import Stream
 from redif_ray.planning.rounds import RoundPlan
-from redif_ray.types import Shard
+from redif_ray.types import WorkUnit
 
 
 def config(*overrides: str) -> Config:
-    """Two warm rounds of 10 groups, then five rounds of 6 groups with 4 siblings, in shards of 2 groups."""
+    """Two warm rounds of 10 groups, then five rounds of 6 groups with 4 siblings, in work units of 2 groups."""
     found: Config = load(None, [
         "warm_start.rounds=2", "warm_start.groups=10", "learner.rounds=5", "rollout.groups=6", "rollout.siblings=4",
-        "rollout.shard_groups=2", "draft.groups=7", "evaluation.batch=5", *overrides,
+        "rollout.unit_groups=2", "draft.groups=7", "evaluation.batch=5", *overrides,
     ])  # fmt: skip
     return found
 
@@ -28,7 +28,7 @@ def plan(*overrides: str) -> RoundPlan:
 
 
 def groups(plan: RoundPlan, *rounds: int) -> list[int]:
-    return [g for r in (rounds or range(plan.rounds)) for shard in plan.shards(r) for g in shard.groups]
+    return [g for r in (rounds or range(plan.rounds)) for unit in plan.units(r) for g in unit.groups]
 
 
 @pytest.mark.parametrize("method", ["redif", "draft", "sfd"])
@@ -71,20 +71,20 @@ def test_the_order_of_a_pool_depends_on_the_seed() -> None:
         ("sfd", 1, "warm_start", [8, 2], 1),
     ],
 )
-def test_shards_have_one_size_but_the_last(
+def test_units_have_one_size_but_the_last(
     method: str, round: int, phase: str, sizes: list[int], siblings: int
 ) -> None:
-    shards = plan(f"method={method}").shards(round)
-    assert [len(s.groups) for s in shards] == [len(s.conditions) for s in shards] == sizes
-    assert [s.index for s in shards] == list(range(len(sizes)))
-    assert {(s.round, s.phase, s.stream, s.siblings) for s in shards} == {(round, phase, Stream.TRAIN, siblings)}
+    units = plan(f"method={method}").units(round)
+    assert [len(s.groups) for s in units] == [len(s.conditions) for s in units] == sizes
+    assert [s.index for s in units] == list(range(len(sizes)))
+    assert {(s.round, s.phase, s.stream, s.siblings) for s in units} == {(round, phase, Stream.TRAIN, siblings)}
 
 
 def test_rows_are_group_major() -> None:
-    shard = plan().shards(2)[1]
-    assert shard.groups == (22, 23) and shard.conditions == (2, 3)
-    assert shard.per_row() == ([22] * 4 + [23] * 4, [0, 1, 2, 3] * 2, [2] * 4 + [3] * 4)
-    assert shard.rows == 8
+    unit = plan().units(2)[1]
+    assert unit.groups == (22, 23) and unit.conditions == (2, 3)
+    assert unit.per_row() == ([22] * 4 + [23] * 4, [0, 1, 2, 3] * 2, [2] * 4 + [3] * 4)
+    assert unit.rows == 8
 
 
 def test_deployed_sets_are_cut_alike_and_told_apart_by_their_stream() -> None:
@@ -95,7 +95,7 @@ def test_deployed_sets_are_cut_alike_and_told_apart_by_their_stream() -> None:
         assert one.groups == other.groups and one.conditions == other.conditions
         assert (one.stream, one.round) == (Stream.HELD_OUT, 0) and (other.stream, other.round) == (Stream.VALIDATION, 4)
         assert one.phase == other.phase == "deploy" and one.siblings == other.siblings == 1
-    assert all(s.stream is Stream.TRAIN for r in range(found.rounds) for s in found.shards(r))
+    assert all(s.stream is Stream.TRAIN for r in range(found.rounds) for s in found.units(r))
 
 
 def test_deployed_sets_do_not_depend_on_the_pool_or_the_seed() -> None:
@@ -103,10 +103,10 @@ def test_deployed_sets_do_not_depend_on_the_pool_or_the_seed() -> None:
 
 
 def test_a_round_is_a_function_of_the_configuration_alone() -> None:
-    """Asked in any order, any number of times, by another object: the same shards."""
-    def all_rounds(order: list[int]) -> dict[int, list[Shard]]:
+    """Asked in any order, any number of times, by another object: the same work units."""
+    def all_rounds(order: list[int]) -> dict[int, list[WorkUnit]]:
         found = plan("conditions.pool=16")
-        return {r: found.shards(r) for r in order}
+        return {r: found.units(r) for r in order}
 
     forwards, backwards = all_rounds(list(range(7))), all_rounds([6, 3, 3, 0, 5, 4, 2, 1])
     assert forwards == backwards
@@ -116,14 +116,14 @@ def test_a_round_is_a_function_of_the_configuration_alone() -> None:
 @pytest.mark.parametrize("count", [9, 30, 64])
 def test_sets_are_as_balanced_as_their_size_allows(classes: list[int], count: int) -> None:
     found = plan(f"conditions.classes={classes}").deploy(Stream.HELD_OUT, count)
-    drawn = Counter(c for shard in found for c in shard.conditions)
+    drawn = Counter(c for unit in found for c in unit.conditions)
     assert set(drawn) == set(classes[:count]) and max(drawn.values()) - min(drawn.values()) <= 1
 
 
 def test_a_group_keeps_its_condition_when_the_pool_revisits_it() -> None:
     found = plan("conditions.pool=7")
     seen: dict[int, set[Any]] = {}
-    for shard in (s for r in range(found.rounds) for s in found.shards(r)):
-        for group, condition in zip(shard.groups, shard.conditions, strict=True):
+    for unit in (s for r in range(found.rounds) for s in found.units(r)):
+        for group, condition in zip(unit.groups, unit.conditions, strict=True):
             seen.setdefault(group, set()).add(condition)
     assert set(seen) == set(range(7)) and all(len(conditions) == 1 for conditions in seen.values())

@@ -66,7 +66,7 @@ def test_the_writer_keeps_what_the_disk_did_not_take(path: Path, caplog: pytest.
     with room(path.stat().st_size + 5):
         writer.log({"round": 1})
         writer.log({"round": 1})
-        writer.lost("shard of a name that is too long for what is left of the disk")
+        writer.lost("work unit of a name that is too long for what is left of the disk")
         with pytest.raises(UserError, match="free space"):
             writer.flush()
         assert [row["round"] for row in read_rows(path)] == [0]

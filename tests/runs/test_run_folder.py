@@ -109,7 +109,7 @@ def test_a_changed_key_is_refused(override: str, line: str, config: Any, started
 
 def test_every_changed_key_is_named(config: Any, started: Path) -> None:
     with pytest.raises(ConfigError) as caught:
-        RunFolder.open(config("learner.lr=1", "run.seed=7", "rollout.workers=9"), resume=True)
+        RunFolder.open(config("learner.lr=1", "run.seed=7", "rollout.max_workers=9"), resume=True)
     assert [line.split(":")[0].strip() for line in str(caught.value).splitlines()[1:]] == ["learner.lr", "run.seed"]
 
 
@@ -118,11 +118,11 @@ def test_where_and_with_how_many_hands_is_free(config: Any, started: Path, tmp_p
     elsewhere.mkdir()
     started.rename(elsewhere / "first")
     changed = config(
-        f"run.root={elsewhere}", "ray.address=auto", "ray.num_cpus=3", "ray.wait=true", "rollout.workers=4",
-        "reward.workers=2", "rollout.cpus=0.5", "reward.cpus=0.5", "learner.cpus=2", "rollout.resources={spot: 1}",
+        f"run.root={elsewhere}", "ray.address=auto", "ray.num_cpus=3", "ray.wait=true", "rollout.max_workers=4",
+        "reward.max_workers=2", "rollout.cpus=0.5", "reward.cpus=0.5", "learner.cpus=2", "rollout.resources={spot: 1}",
         "reward.resources={reward: 0.5}", "learner.resources={learner: 1}", "checkpoint.every=1", "checkpoint.keep=9",
-        "rollout.least=2", "reward.least=1", "rollout.labels={zone: a}", "reward.labels={zone: a}",
-        "learner.labels={b: c}", "tracking.uri=off", "pipeline.offload=true",
+        "rollout.min_workers=2", "reward.min_workers=1", "rollout.labels={zone: a}", "reward.labels={zone: a}",
+        "learner.labels={b: c}", "tracking.uri=off", "pipeline.colocate=true",
     )  # fmt: skip
     RunFolder.open(changed, resume=True).close()
 

@@ -44,7 +44,7 @@ def folder(config: Config) -> RunFolder:
     append_rows(folder.path / "metrics.jsonl", [
         {"round": -1, "phase": "start", **validated(-0.5, 0.5)}, row(0, "warm_start"), row(1, **validated(-0.25, 0.75)),
     ])  # fmt: skip
-    append_rows(folder.path / "lost.jsonl", [{"lost": "rollout"}, {"lost": "shard"}, {"lost": "shard"}])
+    append_rows(folder.path / "lost.jsonl", [{"lost": "rollout"}, {"lost": "unit"}, {"lost": "unit"}])
     with (folder.path / "metrics.jsonl").open("a") as file:
         file.write('{"round": 2, "pha')
     return folder
@@ -68,7 +68,7 @@ def test_a_run_at_work(folder: RunFolder) -> None:
     assert lines["left"] == "about 4 s of training, then the evaluation"
     assert lines["validation"] == "reward -0.25 (start -0.5), recall 0.75 (start 0.5), after round 2"
     assert lines["checkpoint"] == "round-000002, 2.0 min ago"
-    assert lines["lost"] == "1 rollout, 2 shard" and lines["results"] == "none yet" and "MLflow" not in lines
+    assert lines["lost"] == "1 rollout, 2 unit" and lines["results"] == "none yet" and "MLflow" not in lines
     folder.close()
 
 

@@ -14,7 +14,7 @@ from redif_ray.data.conditions import Conditions
 from redif_ray.diffusion.schedules import Times
 from redif_ray.faults import ATTEMPTS
 from redif_ray.search.evaluator import Evaluator
-from redif_ray.types import Meta, Shard
+from redif_ray.types import Meta, WorkUnit
 
 
 class Calls:
@@ -23,21 +23,21 @@ class Calls:
     def __init__(self, lost: int) -> None:
         self.lost, self.targets, self.terms = lost, 0, 0
 
-    async def call(self, urgency: tuple[int, int], method: str, shard: Shard, *given: Any) -> tuple[Meta, Any]:
+    async def call(self, urgency: tuple[int, int], method: str, unit: WorkUnit, *given: Any) -> tuple[Meta, Any]:
         if method == "targets":
             self.targets += 1
-            return Meta(shard, "worker", ()), self.targets
+            return Meta(unit, "worker", ()), self.targets
         self.terms += 1
         answer = asyncio.get_running_loop().create_future()
         if given[-1] <= self.lost:
             answer.set_exception(ObjectLostError("ab", None, ""))
         else:
-            answer.set_result({"mse": np.full(shard.rows, float(shard.index))})
-        return Meta(shard, "worker", ()), answer
+            answer.set_result({"mse": np.full(unit.rows, float(unit.index))})
+        return Meta(unit, "worker", ()), answer
 
 
 def terms(pool: Calls) -> Any:
-    config = load("smoke", ["search.rungs=[8]", "search.shard=8", "search.descent.batch=8"])
+    config = load("smoke", ["search.rungs=[8]", "search.unit_noises=8", "search.descent.batch=8"])
     found = Evaluator(config, Conditions((0,), (0,)), [])
     found.pool = pool  # type: ignore[assignment]
     return asyncio.run(found.bank_terms(Times((999.0, 500.0)), 8))
@@ -51,6 +51,6 @@ def test_teacher_s_images_that_are_lost_are_made_again() -> None:
 
 def test_what_is_lost_again_and_again_is_given_up() -> None:
     pool = Calls(lost=100)
-    with pytest.raises(RayError, match=f"shard 0 of SEARCH was lost {ATTEMPTS} times"):
+    with pytest.raises(RayError, match=f"work unit 0 of SEARCH was lost {ATTEMPTS} times"):
         terms(pool)
     assert pool.terms == ATTEMPTS

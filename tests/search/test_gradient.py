@@ -54,8 +54,8 @@ def test_what_a_network_makes_of_the_timestep_has_its_share_of_the_gradient() ->
     process = PROCESSES[0]
     base = schedules.build(process, 4, "log_snr_linear")
     logits = torch.full((4,), 0.1, dtype=torch.float64, requires_grad=True)
-    told = gradient.continuous(process, base, logits).levels.timestep
-    told[1:-1].sum().backward()
+    times = gradient.continuous(process, base, logits).levels.timestep
+    times[1:-1].sum().backward()
     assert logits.grad is not None and bool((logits.grad.abs() > 1).any())
 
 
@@ -73,7 +73,7 @@ def hears(x: torch.Tensor, t: Level) -> Prediction:
     return Prediction(shrunk, (x - shrunk) / like(t.sigma, x))
 
 
-def missing_told(schedule: Schedule, _: int) -> torch.Tensor:
+def missing_shift(schedule: Schedule, _: int) -> torch.Tensor:
     unit = torch.ones(1, 1, dtype=torch.float64)
     return (solvers.sample("euler", hears, unit, schedule) - STD).square().mean()
 
@@ -83,7 +83,7 @@ def test_the_gradient_of_what_is_told_is_that_of_finite_differences() -> None:
     base = schedules.build(process, 3, "karras")
 
     def loss(logits: torch.Tensor, shifts: torch.Tensor) -> torch.Tensor:
-        return missing_told(gradient.continuous(process, base, logits, shifts), 0)
+        return missing_shift(gradient.continuous(process, base, logits, shifts), 0)
 
     at = (torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in ([0.1, -0.2, 0.3], [0.2, -0.3, 0.4]))
     assert torch.autograd.gradcheck(loss, tuple(at), eps=1e-6, atol=1e-6)
@@ -92,10 +92,10 @@ def test_the_gradient_of_what_is_told_is_that_of_finite_differences() -> None:
 def test_descent_finds_what_the_network_should_be_told() -> None:
     process = PROCESSES[1]
     base = schedules.build(process, 3, "karras")
-    own, told = (gradient.descend(process, base, missing_told, iterations=80, lr=0.05, told=told)[0]
-                 for told in (False, True))
-    assert own.told is None and told.told is not None
-    assert float(missing_told(told, 0)) < 0.2 * float(missing_told(own, 0)) < 0.2 * float(missing_told(base, 0))
+    own, both = (gradient.descend(process, base, missing_shift, iterations=80, lr=0.05, network_timesteps=shifts)[0]
+                 for shifts in (False, True))
+    assert own.network_timesteps is None and both.network_timesteps is not None
+    assert float(missing_shift(both, 0)) < 0.2 * float(missing_shift(own, 0)) < 0.2 * float(missing_shift(base, 0))
 
 
 def test_a_gradient_that_is_not_finite_is_an_error() -> None:

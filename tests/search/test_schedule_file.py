@@ -29,14 +29,14 @@ def test_a_run_takes_the_levels_of_its_number_of_steps(tmp_path: Path) -> None:
 
 
 def test_a_run_takes_what_the_network_is_told(tmp_path: Path) -> None:
-    path = written(tmp_path, schedules={3: FOUND.model_copy(update={"told": (960.0, 720.0, 350.0)})})
+    path = written(tmp_path, schedules={3: FOUND.model_copy(update={"network_timesteps": (960.0, 720.0, 350.0)})})
     config = absolute(load("smoke", [f"student.schedule={path}", "student.steps=3"]))
     teacher = load_model(config.teacher.model)
     schedule = factory.student_schedule(teacher, config.student)
     assert [float(schedule[k].timestep) for k in range(3)] == [960, 720, 350]
     assert schedule.levels.timestep.tolist()[:3] == [999, 700, 350]
-    with pytest.raises(ConfigError, match="told has 3 entries; expected one for each of"):
-        load("smoke", ["student.told=[960,720,350]"])
+    with pytest.raises(ConfigError, match="network_timesteps has 3 entries; expected one for each of"):
+        load("smoke", ["student.network_timesteps=[960,720,350]"])
 
 
 @pytest.mark.parametrize(("overrides", "message"), [
@@ -70,9 +70,9 @@ def test_a_recipe_may_name_the_file_that_its_search_is_to_write(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(("override", "message"), [
-    ("search={told_trials: 5, engine: gradient}", "engine=gradient has no trials"),
+    ("search={network_timestep_trials: 5, engine: gradient}", "engine=gradient has no trials"),
     ("search.rungs=[64,32]", "rising multiples"),
-    ("search.rungs=[50,100]", r"multiples of search.shard=32"),
+    ("search.rungs=[50,100]", r"multiples of search.unit_noises=32"),
     ("search.steps=[1,2]", "search.steps.0=1"),
     ("search.steps=[2,2]", "each number once"),
     ("search.sampler=bayes", "search.sampler='bayes'"),
