@@ -17,12 +17,14 @@ from redif_ray.config import (
     RuntimeEnv,
     Strict,
     Term,
+    UnknownKeyError,
     dump,
     known_keys,
     load,
     resolve,
     validate,
 )
+from redif_ray.config.renamed import RENAMED
 from redif_ray.teacher import TeacherConfig
 
 SHIPPED = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
@@ -73,6 +75,18 @@ def test_a_file_that_is_not_there_is_not_replaced_by_a_shipped_one_of_that_name(
 def test_an_unknown_key_names_the_nearest(override: str, nearest: str) -> None:
     key = override.partition("=")[0]
     assert message(override) == f"{key}: unknown key; did you mean {nearest}?"
+
+
+@pytest.mark.parametrize("old", RENAMED)
+def test_a_renamed_key_is_unknown_and_its_new_name_is_said(old: str) -> None:
+    with pytest.raises(UnknownKeyError) as caught:
+        load(None, [f"{old}=1"])
+    assert str(caught.value) == f"{old}: unknown key; it is now {RENAMED[old]}"
+    assert RENAMED[old] in known_keys() and old not in known_keys()
+
+
+def test_an_unknown_key_is_named_before_other_problems() -> None:
+    assert message("student.steps=0", "learner.shard=true").startswith("learner.shard: unknown key")
 
 
 def test_a_last_part_that_several_sections_have_names_them_all() -> None:

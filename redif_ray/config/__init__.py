@@ -4,7 +4,7 @@
 that does not exist, the nearest one that does.
 """
 
-from redif_ray.config.base import ConfigError, Fraction, Positive, Strict
+from redif_ray.config.base import ConfigError, Fraction, Positive, Strict, UnknownKeyError
 from redif_ray.config.files import assign, dump, known_keys, load, parse_override, read_yaml, resolve, validate
 from redif_ray.config.roles import (
     LEARNED,
@@ -43,6 +43,7 @@ __all__ = [
     "Student",
     "Teacher",
     "Term",
+    "UnknownKeyError",
     "WarmStart",
     "Workers",
     "assign",

@@ -44,6 +44,10 @@ class ConfigError(UserError, ValueError):
     """A configuration that cannot be used; the message is complete and meant for the user."""
 
 
+class UnknownKeyError(ConfigError):
+    """A configuration with a key that does not exist; the first line of the message names it."""
+
+
 class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 

@@ -11,9 +11,12 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from redif_ray.config.base import ConfigError
+from redif_ray.config.base import ConfigError, UnknownKeyError
+from redif_ray.config.renamed import RENAMED
 from redif_ray.config.tree import Config
 from redif_ray.yaml12 import Dumper, Loader
+
+UNKNOWN = "extra_forbidden"  # pydantic's name for an unknown key
 
 
 def known_keys(model: type[BaseModel] = Config, prefix: str = "") -> list[str]:
@@ -91,16 +94,21 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def validate(tree: Mapping[str, Any], model: type[BaseModel] = Config) -> Any:
+    """The tree as a `model`. Raises ConfigError with a line for each problem, UnknownKeyError if it has such a key."""
     try:
         return model.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError("\n".join(_explain(e, model) for e in error.errors())) from None
+        problems = sorted(error.errors(), key=lambda e: e["type"] != UNKNOWN)
+        kind = UnknownKeyError if problems[0]["type"] == UNKNOWN else ConfigError
+        raise kind("\n".join(_explain(e, model) for e in problems)) from None
 
 
 def _explain(error: Any, model: type[BaseModel]) -> str:
     path = [str(part) for part in error["loc"]]
     key = ".".join(path)
-    if error["type"] == "extra_forbidden":
+    if error["type"] == UNKNOWN:
+        if model is Config and key in RENAMED:
+            return f"{key}: unknown key; it is now {RENAMED[key]}"
         known = _named(known_keys(model), path)
         near = [k for k in known if k.endswith(f".{key}")] or difflib.get_close_matches(key, known, n=1, cutoff=0.3)
         return f"{key}: unknown key" + (f"; did you mean {' or '.join(near)}?" if near else "")

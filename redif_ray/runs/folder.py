@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from redif_ray.checkpoint import MANIFEST, CheckpointError
-from redif_ray.config import Config, ConfigError, dump, read_yaml, validate
+from redif_ray.config import Config, ConfigError, UnknownKeyError, dump, read_yaml, validate
 from redif_ray.data.conditions import CONDITIONS, Conditions
 from redif_ray.errors import Notice, UserError
 from redif_ray.files import PARTIAL, atomic_file
@@ -110,7 +110,7 @@ class RunFolder:
     def _check(self, config: Config, finished: bool) -> None:
         if not finished and (self.path / "summary.json").exists():
             raise RunFinished(f"{self.path} is finished; its results are in {self.path / 'report.md'}")
-        stored = validate(read_yaml(self.path / "config.yaml"))
+        stored = stored_config(self.path)
         changed = [
             f"{key}: {old!r} then, {new!r} now"
             for key, old, new in _differences(stored.model_dump(), config.model_dump())
@@ -220,10 +220,17 @@ def _differences(old: Any, new: Any, prefix: str = "") -> list[tuple[str, Any, A
 
 
 def stored_config(path: Path) -> Config:
-    """What the run in a folder was started with."""
+    """What the run in a folder was started with. Raises RunError for the folder of an earlier version."""
     if not (path / "config.yaml").is_file():
         raise RunError(f"{path} is not a run folder: it has no config.yaml")
-    return validate(read_yaml(path / "config.yaml"))
+    try:
+        config: Config = validate(read_yaml(path / "config.yaml"))
+    except UnknownKeyError as error:
+        raise RunError(
+            f"{path} was made by an earlier version of redif-ray: its config.yaml has {str(error).splitlines()[0]}; "
+            "use that version, or start the run again under another run.name"
+        ) from error
+    return config
 
 
 def latest_checkpoint(folder: Path) -> Path | None:

@@ -107,6 +107,17 @@ def test_a_changed_key_is_refused(override: str, line: str, config: Any, started
     del refusal
 
 
+def test_a_folder_of_an_earlier_version_is_refused(config: Any, started: Path) -> None:
+    path = started / "config.yaml"
+    path.write_text(path.read_text().replace("  fsdp: false", "  shard: false"))
+    with pytest.raises(RunError) as caught:
+        RunFolder.open(config(), resume=True)
+    assert str(caught.value) == (
+        f"{started} was made by an earlier version of redif-ray: its config.yaml has learner.shard: unknown key; it is "
+        "now learner.fsdp; use that version, or start the run again under another run.name"
+    )
+
+
 def test_every_changed_key_is_named(config: Any, started: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         RunFolder.open(config("learner.lr=1", "run.seed=7", "rollout.max_workers=9"), resume=True)
