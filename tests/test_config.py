@@ -24,6 +24,7 @@ from redif_ray.config import (
     resolve,
     validate,
 )
+from redif_ray.config.changes import changeable, may_differ
 from redif_ray.config.renamed import RENAMED
 from redif_ray.teacher import TeacherConfig
 
@@ -311,6 +312,24 @@ def test_the_known_keys_are_those_of_the_resolved_tree() -> None:
 
     whole = Config(reward=Reward(runtime_env=RuntimeEnv())).model_dump()
     assert {key.replace("*", "mse") for key in known_keys()} == keys(whole) - {"reward.terms.mse"}
+
+
+WORKERS = {"max_workers", "min_workers", "resources", "labels"}
+
+
+def test_what_may_differ_when_a_run_is_resumed() -> None:
+    assert set(changeable("resume")) == {
+        "ray", "run.root", "checkpoint", "tracking.uri", "pipeline.timeout_s", "pipeline.colocate", "search.adaptive",
+        *(f"{role}.{key}" for role in ("rollout", "reward") for key in WORKERS | {"cpus"}),
+        *(f"learner.{key}" for key in ("cpus", "resources", "labels")),
+    }  # fmt: skip
+    assert may_differ("checkpoint.every", "resume") and not may_differ("learner.workers", "resume")
+
+
+def test_what_may_differ_when_a_run_is_evaluated_again() -> None:
+    workers = {f"{role}.{key}" for role in ("rollout", "reward") for key in WORKERS}
+    assert set(changeable("evaluate")) == {"ray", "evaluation", *workers}
+    assert may_differ("rollout.resources.spot", "evaluate") and not may_differ("rollout.cpus", "evaluate")
 
 
 @pytest.fixture(scope="module")

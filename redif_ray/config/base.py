@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import difflib
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
 from redif_ray.errors import UserError
@@ -21,7 +21,21 @@ Labels = dict[
     Annotated[str, Field(pattern=r"^([a-z0-9.-]+/)?[A-Za-z0-9][A-Za-z0-9_.-]*$")],
     Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?$", max_length=63)],
 ]
+Occasion = Literal["resume", "evaluate"]
+MAY_CHANGE = "may_change"
 LABELS = "labels that the node of one must have, as {ray.io/market-type: spot}"
+
+
+def may_change(*occasions: Occasion) -> dict[str, JsonValue]:
+    """The mark (`json_schema_extra`) of a field that says where or with how many hands work is done, not what is done.
+
+    Its value may differ when a run is resumed, or when it is evaluated again (`config.changes`).
+    """
+    return {MAY_CHANGE: list(occasions)}
+
+
+ALWAYS = may_change("resume", "evaluate")
+ON_RESUME = may_change("resume")
 
 
 def choice(*names: str) -> AfterValidator:

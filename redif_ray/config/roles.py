@@ -7,7 +7,18 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, JsonValue, field_validator
 
-from redif_ray.config.base import LABELS, SECRET, Fraction, Labels, Positive, Resources, Strict, choice
+from redif_ray.config.base import (
+    ALWAYS,
+    LABELS,
+    ON_RESUME,
+    SECRET,
+    Fraction,
+    Labels,
+    Positive,
+    Resources,
+    Strict,
+    choice,
+)
 
 LossName = Annotated[str, choice("ppo_clip", "reinforce", "grpo_guard")]
 AdvantageName = Annotated[str, choice("global_std", "group_std", "mean_only", "running", "batch")]
@@ -17,16 +28,18 @@ DivergenceName = Annotated[str, choice("none", "mse", "kl", "chi2", "renyi", "po
 class Workers(Strict):
     """What the roles have in common whose workers come and go."""
 
-    max_workers: Positive = Field(1, description="as many as a run uses at most")
+    max_workers: Positive = Field(1, description="as many as a run uses at most", json_schema_extra=ALWAYS)
     min_workers: Positive | None = Field(
         None, description="without which it neither starts nor goes on; the others join when there is room. None: all "
-        "to start, one to go on"
+        "to start, one to go on", json_schema_extra=ALWAYS,
     )
     threads: Positive = 1
-    cpus: float = Field(1, ge=0)
+    cpus: float = Field(1, ge=0, json_schema_extra=ON_RESUME)
     gpus: float = Field(0, ge=0)
-    resources: Resources = Field(default_factory=dict, description="custom resources of one worker, as {hand: 1}")
-    labels: Labels = Field(default_factory=dict, description=LABELS)
+    resources: Resources = Field(
+        default_factory=dict, description="custom resources of one worker, as {hand: 1}", json_schema_extra=ALWAYS
+    )
+    labels: Labels = Field(default_factory=dict, description=LABELS, json_schema_extra=ALWAYS)
 
     @property
     def first(self) -> int:
@@ -133,10 +146,12 @@ class Pipeline(Strict):
         0, description="round r is rolled out with the weights after r - staleness rounds, while the learner updates"
     )
     timeout_s: float = Field(
-        600, gt=0, description="a worker that takes longer for a work unit is killed; the unit is done again"
+        600, gt=0, description="a worker that takes longer for a work unit is killed; the unit is done again",
+        json_schema_extra=ON_RESUME,
     )
     colocate: bool = Field(
-        False, description="workers and learner take turns on the GPU that they share; who waits is in host memory"
+        False, description="workers and learner take turns on the GPU that they share; who waits is in host memory",
+        json_schema_extra=ON_RESUME,
     )
 
 
@@ -165,10 +180,12 @@ class Learner(Strict):
     )
     regulariser: Regulariser = Regulariser()
     anchor: Anchor = Anchor()
-    cpus: float = Field(1, ge=0)
+    cpus: float = Field(1, ge=0, json_schema_extra=ON_RESUME)
     gpus: float = Field(0, ge=0, description="of one rank; several ranks need whole ones")
-    resources: Resources = Field(default_factory=dict, description="custom resources of one rank, as {learner: 1}")
-    labels: Labels = Field(default_factory=dict, description=LABELS)
+    resources: Resources = Field(
+        default_factory=dict, description="custom resources of one rank, as {learner: 1}", json_schema_extra=ON_RESUME
+    )
+    labels: Labels = Field(default_factory=dict, description=LABELS, json_schema_extra=ON_RESUME)
 
     @property
     def first(self) -> int:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from redif_ray.config.base import Fraction, Positive, Strict
+from redif_ray.config.base import ON_RESUME, Fraction, Positive, Strict
 from redif_ray.config.uris import check_public
 
 UPLOAD_CREDENTIALS = (
@@ -21,7 +21,9 @@ TRACKING_CREDENTIALS = (
 
 class Run(Strict):
     name: str = Field("redif", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="the run folder's name")
-    root: str = Field("runs", description="where run folders live; a path that every worker sees")
+    root: str = Field(
+        "runs", description="where run folders live; a path that every worker sees", json_schema_extra=ON_RESUME
+    )
     seed: int = Field(0, ge=0, lt=2**63, description="every random number of the run is a function of it")
 
 
@@ -117,7 +119,8 @@ class Checkpoint(Strict):
 
 class Tracking(Strict):
     uri: str | None = Field(
-        None, description="the MLflow store, without credentials; None: SQLite at <root>/mlflow.db; off disables it"
+        None, description="the MLflow store, without credentials; None: SQLite at <root>/mlflow.db; off disables it",
+        json_schema_extra=ON_RESUME,
     )
     experiment: str = "redif"
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, JsonValue, field_validator
 
-from redif_ray.config.base import Positive, Strict
+from redif_ray.config.base import ON_RESUME, Positive, Strict
 
 
 class Descent(Strict):
@@ -57,7 +57,7 @@ class Search(Strict):
     unit_noises: Positive = Field(32, description="noises a piece of work")
     descent: Descent = Descent()
     frechet: Frechet = Frechet()
-    adaptive: Adaptive = Adaptive()
+    adaptive: Adaptive = Field(Adaptive(), json_schema_extra=ON_RESUME)
 
 
 class Sweep(Strict):

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from redif_ray.config.base import Strict, choice
+from redif_ray.config.base import ALWAYS, ON_RESUME, Strict, choice, may_change
 from redif_ray.config.roles import Draft, Evaluation, Guard, Learner, Pipeline, Reward, Rollout, Validation, WarmStart
 from redif_ray.config.run import (
     Checkpoint,
@@ -29,7 +29,7 @@ class Sections(Strict):
         "through the rewards; or path/to/file.py:MyPhase",
     )
     run: Run = Run()
-    ray: Ray = Ray()
+    ray: Ray = Field(Ray(), json_schema_extra=ALWAYS)
     teacher: Teacher = Teacher()
     student: Student = Student()
     networks: Networks = Networks()
@@ -43,8 +43,8 @@ class Sections(Strict):
     draft: Draft = Draft()
     validation: Validation = Validation()
     guard: Guard = Guard()
-    evaluation: Evaluation = Evaluation()
+    evaluation: Evaluation = Field(Evaluation(), json_schema_extra=may_change("evaluate"))
     search: Search = Search()
     sweep: Sweep = Sweep()
-    checkpoint: Checkpoint = Checkpoint()
+    checkpoint: Checkpoint = Field(Checkpoint(), json_schema_extra=ON_RESUME)
     tracking: Tracking = Tracking()

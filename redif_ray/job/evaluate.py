@@ -15,6 +15,7 @@ from rich.console import Console
 from redif_ray.checkpoint import find_checkpoint, load_checkpoint, unpack
 from redif_ray.cluster.connect import connect
 from redif_ray.config import LEARNED, Config, ConfigError, assign, parse_override, validate
+from redif_ray.config.changes import may_differ
 from redif_ray.diffusion import schedules, solvers
 from redif_ray.diffusion.noise import Stream
 from redif_ray.evaluation.arm import evaluate_arm, limits
@@ -37,10 +38,6 @@ from redif_ray.types import Condition, WorkUnit
 from redif_ray.weights.store import learned_key
 from redif_ray.workers.runtime_env import handed_over
 
-MAY_CHANGE = (
-    "evaluation.", "ray.", "rollout.max_workers", "reward.max_workers", "rollout.min_workers", "reward.min_workers", "rollout.resources",
-    "reward.resources", "rollout.labels", "reward.labels",
-)  # fmt: skip
 NO_LEARNER = {"workers": 1, "fsdp": False, "cpus": 0, "gpus": 0, "resources": {}, "labels": {}}
 Way = tuple[str, str, int, float]  # to sample the teacher: solver, schedule, steps, guidance
 
@@ -77,7 +74,7 @@ def evaluate(run: Path, overrides: list[str], *, checkpoint: str, console: Conso
 
 def evaluated(config: Config, overrides: list[str]) -> Config:
     """A run's configuration, for its evaluation: nothing asks for a learner's room. Raises ConfigError."""
-    changed = [o for o in overrides if not o.startswith(MAY_CHANGE)]
+    changed = [o for o in overrides if not may_differ(o.partition("=")[0].strip(), "evaluate")]
     if changed:
         raise ConfigError(
             f"{changed[0]}: an evaluation may change evaluation.*, ray.*, numbers of workers, their resources and "

@@ -14,34 +14,12 @@ from typing import Any
 
 from redif_ray.checkpoint import MANIFEST, CheckpointError
 from redif_ray.config import Config, ConfigError, UnknownKeyError, dump, read_yaml, validate
+from redif_ray.config.changes import may_differ
 from redif_ray.data.conditions import CONDITIONS, Conditions
 from redif_ray.errors import Notice, UserError
 from redif_ray.files import PARTIAL, atomic_file
 from redif_ray.runs.lock import LOCK, Lock
 
-# What may differ when a run is resumed: where and with how many hands the work is done, not what is computed.
-FREE = (
-    "ray",
-    "rollout.max_workers",
-    "reward.max_workers",
-    "rollout.min_workers",
-    "reward.min_workers",
-    "rollout.cpus",
-    "reward.cpus",
-    "learner.cpus",
-    "search.adaptive",
-    "rollout.resources",
-    "reward.resources",
-    "learner.resources",
-    "rollout.labels",
-    "reward.labels",
-    "learner.labels",
-    "run.root",
-    "checkpoint",
-    "pipeline.timeout_s",
-    "pipeline.colocate",
-    "tracking.uri",
-)
 TOKEN = ".seen-"
 UPLOADED = "upload.json"  # what `checkpoint.upload` holds of the run, and what went wrong since
 
@@ -114,7 +92,7 @@ class RunFolder:
         changed = [
             f"{key}: {old!r} then, {new!r} now"
             for key, old, new in _differences(stored.model_dump(), config.model_dump())
-            if not any(key == free or key.startswith(f"{free}.") for free in FREE)
+            if not may_differ(key, "resume")
         ]
         if changed:
             lines = "\n  ".join(changed)
