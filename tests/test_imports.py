@@ -27,6 +27,27 @@ def test_processes_without_tensors_import_nothing_heavy() -> None:
     assert heavy(f"import redif_ray.cli, {modules}") == ""
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("smoke", "learner.lrr=1"), ("smoke", "learner.rounds=many"), ("smoke", "exploration.eta=0"), ("nowhere.yaml",),
+    ],
+    ids=["unknown key", "wrong type", "conflict", "no file"],
+)  # fmt: skip
+def test_a_bad_recipe_is_told_of_at_once(words: tuple[str, ...]) -> None:
+    """Half a second to one of an idle core; the limit is for slow machines."""
+    script = (
+        "import sys, time; from redif_ray.cli import main\n"
+        f"sys.argv = ['redif', 'distill', *{words!r}]\n"
+        "try: main()\n"
+        "except SystemExit as end: code = end.code\n"
+        "print(code, time.process_time(), *{'torch', 'ray', 'mlflow', 'numpy', 'pyarrow'} & {*sys.modules})"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    code, seconds, *imported = done.stdout.split()
+    assert (code, imported) == ("2", []) and done.stderr.startswith("error: ") and float(seconds) < 5
+
+
 def test_a_driver_that_tracks_nothing_does_without_mlflow() -> None:
     assert heavy("import redif_ray.job.distill") == "diffusers torch"
 
