@@ -6,20 +6,10 @@ that does not exist, the nearest one that does.
 
 from redif_ray.config.base import ConfigError, Fraction, Positive, Strict, UnknownKeyError
 from redif_ray.config.files import assign, dump, known_keys, load, parse_override, read_yaml, resolve, validate
-from redif_ray.config.roles import (
-    LEARNED,
-    NEIGHBOURS,
-    Anchor,
-    Learner,
-    Regulariser,
-    Reward,
-    RuntimeEnv,
-    Term,
-    WarmStart,
-    Workers,
-)
+from redif_ray.config.roles import LEARNED, Reward, RuntimeEnv, Term, Workers
 from redif_ray.config.run import Conditions, Lora, Networks, Run, Student, Teacher
 from redif_ray.config.searches import Search
+from redif_ray.config.training import NEIGHBOURS, Anchor, Learner, Regulariser, WarmStart
 from redif_ray.config.tree import Config
 
 __all__ = [

@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from redif_ray.config.base import ALWAYS, ON_RESUME, Strict, choice, may_change
-from redif_ray.config.roles import Draft, Evaluation, Guard, Learner, Pipeline, Reward, Rollout, Validation, WarmStart
+from redif_ray.config.roles import Pipeline, Reward, Rollout
 from redif_ray.config.run import (
     Checkpoint,
     Conditions,
@@ -20,6 +20,7 @@ from redif_ray.config.run import (
     Tracking,
 )
 from redif_ray.config.searches import Search, Sweep
+from redif_ray.config.training import Draft, Evaluation, Guard, Learner, Validation, WarmStart
 
 
 class Sections(Strict):
