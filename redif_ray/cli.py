@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from redif_ray import __version__
-from redif_ray.config import Config, dump, load
+from redif_ray.config import Config, explained, load
 from redif_ray.errors import Notice, UserError
 
 app = typer.Typer(
@@ -32,7 +32,9 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(help="Dotted keys on top of it, such as learner.lr=1e-5 run.name=first.", metavar="[KEY=VALUE]..."),
 ]
-PrintConfig = Annotated[bool, typer.Option("--print-config", help="Print the resolved configuration and stop.")]
+PrintConfig = Annotated[
+    bool, typer.Option("--print-config", help="Print the resolved configuration, explained, and stop.")
+]
 
 
 @app.command()
@@ -50,7 +52,7 @@ def distill(
     """
     resolved: Config = load(config, overrides or [])
     if print_config:
-        sys.stdout.write(dump(resolved))
+        sys.stdout.write(explained(resolved))
         return
     from redif_ray.job.launch import distill as run
 
@@ -73,7 +75,7 @@ def search(
     """
     resolved: Config = load(config, overrides or [])
     if print_config:
-        sys.stdout.write(dump(resolved))
+        sys.stdout.write(explained(resolved))
         return
     if adaptive:
         from redif_ray.adaptive.job import adapt
@@ -98,7 +100,7 @@ def sweep(
     """
     resolved: Config = load(config, overrides or [])
     if print_config:
-        sys.stdout.write(dump(resolved))
+        sys.stdout.write(explained(resolved))
         return
     from redif_ray.sweep.sweep import sweep as run
 
@@ -120,7 +122,7 @@ def train_teacher(
 
     resolved: TeacherConfig = load(config, overrides or [], TeacherConfig)
     if print_config:
-        sys.stdout.write(dump(resolved))
+        sys.stdout.write(explained(resolved))
         return
 
     def report(row: dict[str, float]) -> None:

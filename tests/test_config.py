@@ -19,12 +19,14 @@ from redif_ray.config import (
     Term,
     UnknownKeyError,
     dump,
+    explained,
     known_keys,
     load,
     resolve,
     validate,
 )
 from redif_ray.config.changes import changeable, may_differ
+from redif_ray.config.files import descriptions
 from redif_ray.config.renamed import RENAMED
 from redif_ray.teacher import TeacherConfig
 
@@ -303,6 +305,21 @@ def test_an_override_that_is_no_yaml() -> None:
 
 def test_later_overrides_win() -> None:
     assert load(None, ["learner.lr=1", "learner.lr=2"]).learner.lr == 2
+
+
+def test_every_key_is_explained_in_a_sentence() -> None:
+    known = {**descriptions(), **descriptions(RuntimeEnv, "reward.runtime_env.")}
+    assert not [key for key, text in known.items() if not text.endswith(".") or "  " in text]
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
+def test_an_explained_configuration_is_the_same(path: Path, write: Any) -> None:
+    model = TeacherConfig if path.stem.startswith("teacher_") else Config
+    config = load(path, model=model)
+    text = explained(config)
+    assert load(write(text), model=model) == config
+    if model is Config:
+        assert f"  # {descriptions()['learner.max_grad_norm']}\n  max_grad_norm: " in text
 
 
 def test_the_known_keys_are_those_of_the_resolved_tree() -> None:

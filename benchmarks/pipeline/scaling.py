@@ -39,7 +39,7 @@ def scaling(
     strong: Sequence[int] = (4, 16, 64), sizes: Sizes = SD15, siblings: int = 16, rounds: int = 3,
     name: str = "scaling",
 ) -> Part:
-    """weak: a work unit a worker. strong: as many work units as the most workers, whoever does them. name: of the part."""
+    """weak: one work unit a worker. strong: as many units as the most workers, whoever does them. name: of the part."""
     cases = [("weak", w, w) for w in weak] + [("strong", w, max(strong)) for w in strong]
     found: dict[tuple[int, int], _Measured] = {}  # by workers and work units
     store = max([*weak, *strong]) * _megabytes(sizes, siblings) * 4 + 200
@@ -57,8 +57,8 @@ def scaling(
                      f"{m.core_seconds:.2f}"])
     return Part(
         name, f"Scaling with rollout workers, simulated: tensors of {sizes.model}'s size", HEAD, rows, numbers,
-        [f"Workers sleep {sizes.seconds:g} s a work unit of one group of {siblings}, at most {PROCESSES} processes share "
-         f"them, and return what {sizes.steps} steps leave; the real coordinator hands out "
+        [f"Workers sleep {sizes.seconds:g} s a work unit of one group of {siblings}, at most {PROCESSES} processes "
+         f"share them, and return what {sizes.steps} steps leave; the real coordinator hands out "
          f"work units, and this process reads every round as a learner does and touches each tensor once. Medians of "
          f"{rounds} rounds. Core seconds: what all processes of this machine, which has {psutil.cpu_count()} cores, "
          "used in a round; where workers come back at once, nearly all of it comes after the seconds that are slept."],

@@ -5,7 +5,17 @@ that does not exist, the nearest one that does.
 """
 
 from redif_ray.config.base import ConfigError, Fraction, Positive, Strict, UnknownKeyError
-from redif_ray.config.files import assign, dump, known_keys, load, parse_override, read_yaml, resolve, validate
+from redif_ray.config.files import (
+    assign,
+    dump,
+    explained,
+    known_keys,
+    load,
+    parse_override,
+    read_yaml,
+    resolve,
+    validate,
+)
 from redif_ray.config.roles import LEARNED, Reward, RuntimeEnv, Term, Workers
 from redif_ray.config.run import Conditions, Lora, Networks, Run, Student, Teacher
 from redif_ray.config.searches import Search
@@ -38,6 +48,7 @@ __all__ = [
     "Workers",
     "assign",
     "dump",
+    "explained",
     "known_keys",
     "load",
     "parse_override",

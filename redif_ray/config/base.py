@@ -23,7 +23,6 @@ Labels = dict[
 ]
 Occasion = Literal["resume", "evaluate"]
 MAY_CHANGE = "may_change"
-LABELS = "labels that the node of one must have, as {ray.io/market-type: spot}"
 
 
 def may_change(*occasions: Occasion) -> dict[str, JsonValue]:

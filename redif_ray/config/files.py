@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Any, get_args
@@ -21,15 +22,22 @@ UNKNOWN = "extra_forbidden"  # pydantic's name for an unknown key
 
 def known_keys(model: type[BaseModel] = Config, prefix: str = "") -> list[str]:
     """Every dotted key of the tree, its sections too; `*` stands for the name of a mapping's entry."""
-    keys: list[str] = []
+    return list(descriptions(model, prefix))
+
+
+def descriptions(model: type[BaseModel] = Config, prefix: str = "") -> dict[str, str]:
+    """What each of the known keys means, in a sentence; of a section, its class's."""
+    found: dict[str, str] = {}
     for name, field in model.model_fields.items():
-        keys.append(f"{prefix}{name}")
+        section = field.annotation if isinstance(field.annotation, type) else None
+        spoken = section.__doc__ if section is not None and issubclass(section, BaseModel) else None
+        found[f"{prefix}{name}"] = field.description or spoken or ""
         star = "" if isinstance(field.annotation, UnionType) else "*."
         kinds: list[tuple[Any, str]] = [(field.annotation, ""), *((kind, star) for kind in get_args(field.annotation))]
         for kind, star in kinds:
             if isinstance(kind, type) and issubclass(kind, BaseModel):
-                keys += known_keys(kind, f"{prefix}{name}.{star}")
-    return keys
+                found |= descriptions(kind, f"{prefix}{name}.{star}")
+    return found
 
 
 def parse_override(text: str) -> tuple[list[str], Any]:
@@ -133,3 +141,21 @@ def _named(keys: Sequence[str], path: Sequence[str]) -> list[str]:
 def dump(config: BaseModel) -> str:
     """The resolved tree as YAML that `load` reads back to the same configuration."""
     return yaml.dump(config.model_dump(mode="json"), Dumper=Dumper, sort_keys=False, allow_unicode=True, width=110)
+
+
+def explained(config: BaseModel) -> str:
+    """`dump`, with what each key means as a comment above it."""
+    text, meanings = dump(config), descriptions(type(config))
+    lines = text.splitlines()
+    for key, mark in reversed(list(_keys(yaml.compose(text, Loader), ""))):
+        indent = " " * mark.column
+        meaning = textwrap.wrap(meanings.get(key, ""), 108 - mark.column)
+        lines[mark.line : mark.line] = [f"{indent}# {part}" for part in meaning]
+    return "\n".join(lines) + "\n"
+
+
+def _keys(node: yaml.Node, prefix: str) -> Iterator[tuple[str, Any]]:
+    """Each dotted key below a node of YAML, and where it stands; entries of a mapping by their own names."""
+    for name, value in node.value if isinstance(node, yaml.MappingNode) else ():
+        yield f"{prefix}{name.value}", name.start_mark
+        yield from _keys(value, f"{prefix}{name.value}.")

@@ -7,24 +7,44 @@ from typing import Any, Literal
 
 from pydantic import Field, JsonValue, field_validator
 
-from redif_ray.config.base import ALWAYS, LABELS, ON_RESUME, SECRET, Labels, Positive, Resources, Strict
+from redif_ray.config.base import ALWAYS, ON_RESUME, SECRET, Labels, Positive, Resources, Strict
 
 
 class Workers(Strict):
     """What the roles have in common whose workers come and go."""
 
-    max_workers: Positive = Field(1, description="as many as a run uses at most", json_schema_extra=ALWAYS)
+    max_workers: Positive = Field(
+        1, json_schema_extra=ALWAYS, description="Workers that the run uses at most, at least 1."
+    )
     min_workers: Positive | None = Field(
-        None, description="without which it neither starts nor goes on; the others join when there is room. None: all "
-        "to start, one to go on", json_schema_extra=ALWAYS,
+        None, json_schema_extra=ALWAYS,
+        description="Workers without which the run neither starts nor goes on, from 1 to max_workers; the others join "
+        "where there is room. null starts with all and goes on with one.",
     )
-    threads: Positive = 1
-    cpus: float = Field(1, ge=0, json_schema_extra=ON_RESUME)
-    gpus: float = Field(0, ge=0)
+    threads: Positive = Field(
+        1,
+        description="CPU threads of torch in each worker, at least 1. Raise it where cores are idle; more may change "
+        "the last bits of results.",
+    )
+    cpus: float = Field(
+        1, ge=0, json_schema_extra=ON_RESUME,
+        description="Logical CPUs that Ray reserves for each worker, from 0. Raise it to keep other work off the same "
+        "cores.",
+    )
+    gpus: float = Field(
+        0, ge=0,
+        description="GPUs that Ray reserves for each worker, from 0; a fraction shares one. 0 computes on the CPU.",
+    )
     resources: Resources = Field(
-        default_factory=dict, description="custom resources of one worker, as {hand: 1}", json_schema_extra=ALWAYS
+        default_factory=dict, json_schema_extra=ALWAYS,
+        description="Custom Ray resources of each worker, such as {hand: 1}, amounts above 0. Set them to place the "
+        "role on certain nodes.",
     )
-    labels: Labels = Field(default_factory=dict, description=LABELS, json_schema_extra=ALWAYS)
+    labels: Labels = Field(
+        default_factory=dict, json_schema_extra=ALWAYS,
+        description="Node labels that the node of each worker must have, such as {ray.io/market-type: spot}. Set them "
+        "to choose machines.",
+    )
 
     @property
     def first(self) -> int:
@@ -33,18 +53,40 @@ class Workers(Strict):
 
 
 class Rollout(Workers):
-    groups: Positive = Field(4, description="G: groups a round of the policy phase")
-    siblings: Positive = Field(16, description="K: trajectories a group")
-    guided: int = Field(0, ge=0, description="siblings of each group that take the teacher's jump as their mean")
-    unit_groups: Positive = Field(2, description="groups a work unit; results do not depend on who does which")
+    """The workers that sample trajectories with the student, and the size of a round."""
+
+    groups: Positive = Field(
+        4,
+        description="G, the groups of a policy round, at least 1; a group shares its start latent and condition. More "
+        "groups give a less noisy update.",
+    )
+    siblings: Positive = Field(
+        16,
+        description="K, the trajectories of a group, at least 1. Advantages compare siblings, so 8 or more are usual.",
+    )
+    guided: int = Field(
+        0, ge=0,
+        description="Siblings of each group that take the teacher's jump as their mean, from 0 to siblings - 1.",
+    )
+    unit_groups: Positive = Field(
+        2,
+        description="Groups of a work unit, a divisor of groups. Lower it to keep more workers busy, raise it for "
+        "larger batches on a GPU.",
+    )
 
 
 class Term(Strict):
-    weight: float = 1.0
-    normalise: Literal["none", "std"] = Field(
-        "none", description="std: divide by the round's centred std before weighting"
+    """One reward term."""
+
+    weight: float = Field(
+        1.0, description="Factor of the term in the reward. 0 measures the term without training on it."
     )
-    options: dict[str, JsonValue] = Field(default_factory=dict, description="arguments of the term")
+    normalise: Literal["none", "std"] = Field(
+        "none",
+        description="std divides the term by its centred standard deviation over the round before it is weighted; "
+        "none does not.",
+    )
+    options: dict[str, JsonValue] = Field(default_factory=dict, description="Arguments of the term, by name.")
 
 
 LEARNED = "discriminator"  # the reward term that is trained in the course of a run
@@ -53,11 +95,18 @@ LEARNED = "discriminator"  # the reward term that is trained in the course of a 
 class RuntimeEnv(Strict):
     """What reward workers have beyond their node's environment."""
 
-    pip: tuple[str, ...] = Field((), description="packages for them alone, on top of the node's, as pip takes them")
-    py_modules: tuple[str, ...] = Field((), description="URIs of a .zip or .whl to import from, file:///shared/my.zip")
+    pip: tuple[str, ...] = Field(
+        (), description="Packages that reward workers have on top of their node's, as pip takes them."
+    )
+    py_modules: tuple[str, ...] = Field(
+        (),
+        description="URIs of .zip or .whl files to import from, which every node can read, such as "
+        "file:///shared/my.zip.",
+    )
     env_vars: dict[str, str | None] = Field(
         default_factory=dict,
-        description="a text is in the run's folder, MLflow and Ray's logs; null is the driver's own value, in none",
+        description="Environment variables. A text is kept in the run's folder, MLflow and Ray's logs; null takes the "
+        "driver's own value and is kept nowhere.",
     )
 
     @field_validator("env_vars", mode="before")
@@ -74,12 +123,20 @@ class RuntimeEnv(Strict):
 
 
 class Reward(Workers):
+    """The workers that sample the teacher and score images, and the terms of the reward."""
+
     terms: dict[str, Term] = Field(
-        default_factory=lambda: {"mse": Term()}, min_length=1, description="by name; naming any replaces the default"
+        default_factory=lambda: {"mse": Term()}, min_length=1,
+        description="Reward terms by name, at least one. Naming any replaces the default.",
     )
-    calibration: int = Field(64, gt=1, description="groups on which each term is calibrated at start")
+    calibration: int = Field(
+        64, gt=1,
+        description="Groups on which each term is calibrated at the start, at least 2. Raise it where terms are noisy.",
+    )
     runtime_env: RuntimeEnv | None = Field(
-        None, description="what reward workers have that others lack; if only by their nodes, {}. Terms are built there"
+        None,
+        description="The environment that reward workers have beyond their node's. null is the node's own; {} builds "
+        "reward terms on the workers only.",
     )
 
     @property
@@ -94,14 +151,20 @@ class Reward(Workers):
 
 
 class Pipeline(Strict):
+    """How rollout, rewards and the learner overlap."""
+
     staleness: Literal[0, 1, 2] = Field(
-        0, description="round r is rolled out with the weights after r - staleness rounds, while the learner updates"
+        0,
+        description="Rounds by which the weights of a rollout are older than the learner's: 0, 1 or 2. Above 0, "
+        "rollout and update overlap.",
     )
     timeout_s: float = Field(
-        600, gt=0, description="a worker that takes longer for a work unit is killed; the unit is done again",
-        json_schema_extra=ON_RESUME,
+        600, gt=0, json_schema_extra=ON_RESUME,
+        description="Seconds after which a worker that has not finished a work unit is killed and the unit is done "
+        "again, above 0.",
     )
     colocate: bool = Field(
-        False, description="workers and learner take turns on the GPU that they share; who waits is in host memory",
-        json_schema_extra=ON_RESUME,
+        False, json_schema_extra=ON_RESUME,
+        description="Whether workers and learner take turns on the GPU that they share, waiting in host memory. Set "
+        "it where one GPU cannot hold both.",
     )

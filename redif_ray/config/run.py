@@ -20,91 +20,212 @@ TRACKING_CREDENTIALS = (
 
 
 class Run(Strict):
-    name: str = Field("redif", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="the run folder's name")
-    root: str = Field(
-        "runs", description="where run folders live; a path that every worker sees", json_schema_extra=ON_RESUME
+    """The name, place and seed of a run."""
+
+    name: str = Field(
+        "redif", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        description="Name of the run folder: letters, digits, dots, dashes and underscores. Change it for each new "
+        "run.",
     )
-    seed: int = Field(0, ge=0, lt=2**63, description="every random number of the run is a function of it")
+    root: str = Field(
+        "runs", json_schema_extra=ON_RESUME,
+        description="Folder of the run folders, which every worker must see at the same path.",
+    )
+    seed: int = Field(
+        0, ge=0, lt=2**63,
+        description="Seed of every random number of the run, from 0 to 2^63 - 1. Change it to repeat an experiment.",
+    )
 
 
 class Ray(Strict):
-    address: str = Field("local", description="local starts a private cluster, auto joins the one here, or a URL")
-    object_store_mb: Positive = Field(300, description="object store of a private cluster")
-    num_cpus: Positive | None = Field(None, description="logical CPUs of a private cluster; None asks the machine")
-    wait: bool = Field(False, description="wait for nodes that an autoscaler brings, where the cluster has too few now")
+    """The Ray cluster that a run uses."""
+
+    address: str = Field(
+        "local",
+        description="The cluster: local starts a private one, auto joins the one of this machine, and a URL joins "
+        "that one.",
+    )
+    object_store_mb: Positive = Field(
+        300,
+        description="Size of a private cluster's object store in MB, above 0. Raise it where Ray spills objects to "
+        "disk.",
+    )
+    num_cpus: Positive | None = Field(
+        None,
+        description="Logical CPUs of a private cluster, at least 1. null takes what the machine has, or what the run "
+        "needs if that is more.",
+    )
+    wait: bool = Field(
+        False,
+        description="Whether to wait for nodes of an autoscaler where a joined cluster has too few now. false is an "
+        "error at once.",
+    )
 
 
 class Teacher(Strict):
-    model: str = Field("fashion-mnist", description="a diffusers folder, or the name of a shipped teacher")
+    """The model that is distilled, and how its target images are sampled."""
+
+    model: str = Field("fashion-mnist", description="A diffusers folder, or the name of a shipped teacher.")
     family: str | None = Field(
-        None, description="own code that loads it and its students: path/to/file.py:load or package.module:load; None: "
-        "what knows the pipeline's class"
+        None,
+        description="Your own code that loads the teacher, as path/to/file.py:load or package.module:load. null takes the "
+        "family that knows the pipeline's class.",
     )
-    solver: Literal["euler", "heun", "dpmpp_2m"] = "dpmpp_2m"
-    steps: Positive = Field(20, description="evaluated levels of the target; heun calls the network twice a level")
-    schedule: str = Field("uniform_trailing", description="named schedule of the target")
-    guidance: float = Field(1.0, ge=0, description="classifier-free guidance of the target; 1 is unguided")
-    store: str | None = Field(None, description="folder of teacher targets shared between runs; None: <root>/.targets")
+    solver: Literal["euler", "heun", "dpmpp_2m"] = Field(
+        "dpmpp_2m",
+        description="The solver of target images: euler, heun or dpmpp_2m. heun calls the network twice a level.",
+    )
+    steps: Positive = Field(
+        20,
+        description="Levels at which target images are sampled, at least 1. More steps give better targets and cost "
+        "more calls.",
+    )
+    schedule: str = Field(
+        "uniform_trailing", description="The named schedule of target images (`redif_ray.diffusion.schedules`)."
+    )
+    guidance: float = Field(
+        1.0, ge=0, description="Classifier-free guidance scale of target images, from 0; 1 is unguided."
+    )
+    store: str | None = Field(
+        None, description="Folder of teacher targets, which runs may share. null is <run.root>/.targets."
+    )
 
 
 class Networks(Strict):
+    """How denoising networks compute."""
+
     precision: Literal["float32", "bfloat16", "float16"] = Field(
-        "float32", description="what networks compute in; latents, means, densities and trained weights stay float32"
+        "float32",
+        description="What networks compute in: float32, bfloat16 or float16. Use 16 bits on GPUs; latents, densities "
+        "and trained weights stay float32.",
     )
-    compile: bool = Field(False, description="torch.compile the denoising networks: minutes at start, on a GPU faster")
+    compile: bool = Field(
+        False,
+        description="Whether to compile the denoising networks with torch.compile. It takes minutes at start and is "
+        "faster on GPUs.",
+    )
 
 
 class Lora(Strict):
-    rank: int = Field(0, ge=0, description="0 trains all weights")
-    alpha: float | None = Field(None, gt=0, description="scale alpha / rank; None: alpha = rank")
-    targets: tuple[str, ...] = Field(("to_q", "to_k", "to_v", "to_out.0"), min_length=1)
+    """Adapters that are trained in place of all weights."""
+
+    rank: int = Field(
+        0, ge=0,
+        description="Rank of the adapters, from 0; 0 trains all weights. Use 16 to 64 where all weights need too much "
+        "memory.",
+    )
+    alpha: float | None = Field(
+        None, gt=0,
+        description="Scale of the adapters, above 0: their output is multiplied by alpha / rank. null is alpha = rank.",
+    )
+    targets: tuple[str, ...] = Field(
+        ("to_q", "to_k", "to_v", "to_out.0"), min_length=1,
+        description="Names of the layers that get adapters, at least one. Change them for networks whose attention "
+        "layers have other names.",
+    )
 
 
 class Student(Strict):
-    steps: Positive = Field(4, le=64, description="N: network calls of the deployed student")
+    """The few-step sampler that is trained."""
+
+    steps: Positive = Field(
+        4, le=64, description="N, the network calls that the deployed student makes for an image, from 1 to 64."
+    )
     schedule: str = Field(
-        "uniform_trailing", description="named schedule (redif_ray.diffusion.schedules), or a file of `redif search`"
+        "uniform_trailing",
+        description="A named schedule (`redif_ray.diffusion.schedules`), or a schedule.yaml of `redif search`.",
     )
     levels: tuple[float, ...] | None = Field(
-        None, description="explicit timesteps instead of a named schedule, noisiest first"
+        None,
+        description="Timesteps of the N levels, noisiest first, in place of a schedule. null uses student.schedule.",
     )
     network_timesteps: tuple[float, ...] | None = Field(
-        None, description="timesteps that the network is called with in place of `levels`; None: those"
+        None,
+        description="Timesteps that the network is called with at the N levels of student.levels. null is the levels' "
+        "own.",
     )
-    tilt: float = Field(0.0, description="a of z = a u + b u^2 on the schedule's log-SNR increments")
-    bow: float = Field(0.0, description="b of the same")
-    guidance: float = Field(1.0, ge=0, description="the same in rollout, update and deployment")
+    tilt: float = Field(
+        0.0,
+        description="a of z = a u + b u^2, by which the schedule's log-SNR increments are reweighted, u from -1 to 1. "
+        "0 leaves them.",
+    )
+    bow: float = Field(
+        0.0,
+        description="b of z = a u + b u^2, by which the schedule's log-SNR increments are reweighted, u from -1 to 1. "
+        "0 leaves them.",
+    )
+    guidance: float = Field(
+        1.0, ge=0,
+        description="Classifier-free guidance scale of the student in rollout, update and deployment, from 0; 1 is "
+        "unguided and halves the calls.",
+    )
     lora: Lora = Lora()
 
 
 class Exploration(Strict):
-    kind: Literal["posterior", "cps"] = "posterior"
-    eta: float = Field(0.25, ge=0, le=1, description="0 is deterministic; deployment always uses 0")
-    one_step: bool = Field(
-        False, description="a round explores at one of the steps alone, in turn: siblings are one until there, and the "
-        "update sees one state a group"
+    """The noise of rollouts in the policy phase."""
+
+    kind: Literal["posterior", "cps"] = Field(
+        "posterior",
+        description="The noise of a step: posterior (the teacher's ancestral noise) or cps (noise that preserves the "
+        "level's coefficients).",
     )
-    last_step: bool = Field(False, description="explore at the last step too; False keeps it deterministic")
-    antithetic: bool = Field(True, description="sibling 2k + 1 uses minus the noise of sibling 2k")
+    eta: float = Field(
+        0.25, ge=0, le=1,
+        description="Scale of the noise of rollouts, from 0 (deterministic) to 1. Deployment always uses 0. Raise it "
+        "where siblings look alike.",
+    )
+    one_step: bool = Field(
+        False,
+        description="Whether a round explores at one step alone, each in turn. Siblings then share the steps before, "
+        "which costs fewer calls.",
+    )
+    last_step: bool = Field(False, description="Whether to explore at the last step too. Students of one step need it.")
+    antithetic: bool = Field(
+        True,
+        description="Whether sibling 2k + 1 uses minus the noise of sibling 2k, which lowers the variance of the "
+        "gradient.",
+    )
 
 
 class Conditions(Strict):
-    kind: Literal["auto", "none", "class", "text"] = Field("auto", description="auto: what the teacher is told")
-    classes: tuple[int, ...] | None = Field(None, min_length=1, description="draw only these; None: all")
+    """The classes or captions that images are drawn for."""
+
+    kind: Literal["auto", "none", "class", "text"] = Field(
+        "auto", description="What images are drawn for: none, class or text. auto is what the teacher takes."
+    )
+    classes: tuple[int, ...] | None = Field(
+        None, min_length=1, description="Class numbers to draw, at least one. null draws all."
+    )
     source: str | None = Field(
         None,
-        description="captions or labels: .txt, .jsonl, .parquet, folder, URI or shipped list; None: shipped prompts",
+        description="Captions or labels: a .txt, .jsonl or .parquet file, a folder, a URI or a shipped list. null is "
+        "the shipped prompts, or all classes.",
     )
-    column: str | None = Field(None, description="column of the source; None: caption, text or prompt; label or class")
-    held_out: Fraction = Field(0.1, description="share of the captions that only the final evaluation sees")
-    pool: int | None = Field(None, gt=0, description="number of distinct training groups; None: never repeats")
+    column: str | None = Field(
+        None, description="Column of the source. null looks for caption, text or prompt, or for label or class."
+    )
+    held_out: Fraction = Field(
+        0.1, description="Share of the captions that only the final evaluation sees, from 0 to 1."
+    )
+    pool: int | None = Field(
+        None, gt=0,
+        description="Number of different training groups, at least 1. null draws a new start latent for every group. "
+        "Set it where targets are expensive.",
+    )
 
 
 class Checkpoint(Strict):
-    every: Positive = Field(20, description="rounds")
-    keep: Positive = 3
+    """When checkpoints are written, and where they are copied to."""
+
+    every: Positive = Field(
+        20, description="Rounds between checkpoints, at least 1. Lower it where nodes are lost often."
+    )
+    keep: Positive = Field(3, description="Newest checkpoints that are kept, at least 1.")
     upload: str | None = Field(
-        None, description="where distill copies checkpoints and results to: s3://bucket/folder, gs://, hdfs://, file://"
+        None,
+        description="URI to which checkpoints and results are copied: s3://bucket/folder, gs://, hdfs:// or file://. "
+        "null copies nothing.",
     )
 
     @field_validator("upload")
@@ -118,11 +239,14 @@ class Checkpoint(Strict):
 
 
 class Tracking(Strict):
+    """Where MLflow records a run."""
+
     uri: str | None = Field(
-        None, description="the MLflow store, without credentials; None: SQLite at <root>/mlflow.db; off disables it",
-        json_schema_extra=ON_RESUME,
+        None, json_schema_extra=ON_RESUME,
+        description="URI of the MLflow store, without credentials. null is SQLite at <run.root>/mlflow.db, and off "
+        "disables tracking.",
     )
-    experiment: str = "redif"
+    experiment: str = Field("redif", description="Name of the MLflow experiment.")
 
     @field_validator("uri")
     @classmethod

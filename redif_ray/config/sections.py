@@ -26,8 +26,8 @@ from redif_ray.config.training import Draft, Evaluation, Guard, Learner, Validat
 class Sections(Strict):
     method: Annotated[str, choice("redif", "sfd", "draft")] = Field(
         "redif",
-        description="what follows the warm start: redif, the policy gradient; sfd, nothing; draft, back-propagation "
-        "through the rewards; or path/to/file.py:MyPhase",
+        description="What follows the warm start: redif (policy gradient), sfd (nothing), draft (back-propagation "
+        "through the reward), or your own as path/to/file.py:MyPhase.",
     )
     run: Run = Run()
     ray: Ray = Field(Ray(), json_schema_extra=ALWAYS)

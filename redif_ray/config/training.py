@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from redif_ray.config.base import LABELS, ON_RESUME, Fraction, Labels, Positive, Resources, Strict, choice
+from redif_ray.config.base import ON_RESUME, Fraction, Labels, Positive, Resources, Strict, choice
 
 NEIGHBOURS = 5  # that recall and precision look at around each image
 LossName = Annotated[str, choice("ppo_clip", "reinforce", "grpo_guard")]
@@ -15,68 +15,184 @@ DivergenceName = Annotated[str, choice("none", "mse", "kl", "chi2", "renyi", "po
 
 
 class Regulariser(Strict):
-    kind: DivergenceName = "none"
-    weight: float = Field(1.0, ge=0)
-    order: float = Field(0.5, description="alpha of renyi, p of power; neither 0 nor 1")
-    tempered: bool = Field(True, description="mean instead of sum over dimensions; the sum overflows float32 above 88")
+    """A divergence from the teacher that is added to the policy's loss."""
+
+    kind: DivergenceName = Field(
+        "none",
+        description="The divergence from the teacher's step: kl, mse, chi2, renyi, power, js, or your own as "
+        "path/to/file.py:name; none switches it off.",
+    )
+    weight: float = Field(
+        1.0, ge=0,
+        description="Factor of the divergence in the loss, from 0. Raise it where the student drifts from the teacher.",
+    )
+    order: float = Field(0.5, description="alpha of renyi or p of power, neither 0 nor 1. Other kinds ignore it.")
+    tempered: bool = Field(
+        True,
+        description="Whether to average over the latent's dimensions in place of their sum, which overflows float32 "
+        "above 88.",
+    )
 
 
 class Anchor(Strict):
-    weight: float = Field(0.0, ge=0, description="0 switches it off")
-    substeps: Positive = Field(3, description="M: teacher steps a jump")
-    loss: Literal["l1", "huber", "mse"] = "huber"
-    delta: float = Field(0.1, gt=0, description="huber: where it turns linear")
-    gated: bool = Field(False, description="only where the teacher's image scores higher than the student's (RATS)")
+    """A regression to the teacher's own jumps that is added to the policy's loss."""
+
+    weight: float = Field(
+        0.0, ge=0,
+        description="Factor of the anchor in the loss, from 0; 0 switches it off. Raise it where recall falls.",
+    )
+    substeps: Positive = Field(
+        3,
+        description="M, the teacher's Euler steps in a jump, at least 1. More steps are closer to the teacher and "
+        "cost more calls.",
+    )
+    loss: Literal["l1", "huber", "mse"] = Field(
+        "huber",
+        description="The loss of a jump: l1, huber or mse. Huber is less sensitive than mse to a few large errors.",
+    )
+    delta: float = Field(
+        0.1, gt=0,
+        description="The error, in latent units and above 0, at which the huber loss turns from square to linear. "
+        "Other losses ignore it.",
+    )
+    gated: bool = Field(
+        False,
+        description="Whether to use the anchor only where the teacher's image scores higher than the student's (RATS).",
+    )
 
 
 class WarmStart(Strict):
-    rounds: int = Field(0, ge=0)
-    groups: Positive = Field(48, description="trajectories a round, without siblings")
-    lr: float = Field(2e-4, gt=0)
-    minibatch: Positive = Field(192, description="(trajectory, step) pairs an optimiser step")
-    substeps: Positive = 3
-    loss: Literal["l1", "huber", "mse"] = "huber"
-    delta: float = Field(0.1, gt=0)
-    ema: float = Field(0.0, ge=0, lt=1)
+    """The regression to the teacher's jumps before the policy phase."""
+
+    rounds: int = Field(0, ge=0, description="Rounds of the warm start, from 0; 0 leaves it out.")
+    groups: Positive = Field(48, description="Trajectories of a warm-start round, without siblings, at least 1.")
+    lr: float = Field(2e-4, gt=0, description="Learning rate of AdamW in the warm start, above 0.")
+    minibatch: Positive = Field(
+        192, description="(trajectory, step) pairs of an optimiser step in the warm start, at least 1."
+    )
+    substeps: Positive = Field(
+        3,
+        description="The teacher's Euler steps in a jump, at least 1. More steps are closer to the teacher and cost "
+        "more calls.",
+    )
+    loss: Literal["l1", "huber", "mse"] = Field(
+        "huber",
+        description="The loss of a jump: l1, huber or mse. Huber is less sensitive than mse to a few large errors.",
+    )
+    delta: float = Field(
+        0.1, gt=0,
+        description="The error, in latent units and above 0, at which the huber loss turns from square to linear. "
+        "Other losses ignore it.",
+    )
+    ema: float = Field(
+        0.0, ge=0, lt=1,
+        description="Decay per optimiser step of the averaged student, from 0 to below 1. 0 keeps no average. Use "
+        "0.99 or more for noisy updates.",
+    )
 
 
 class Draft(Strict):
-    last_steps: Positive | None = Field(None, description="back-propagate through the last k steps; None: all")
-    groups: Positive = Field(48, description="trajectories a round")
-    minibatch: Positive = Field(48, description="trajectories an optimiser step")
+    """The method draft: back-propagation of the reward through the student's steps."""
+
+    last_steps: Positive | None = Field(
+        None,
+        description="The last steps through which draft back-propagates, from 1 to student.steps. null is all; fewer "
+        "need less memory.",
+    )
+    groups: Positive = Field(48, description="Trajectories of a draft round, at least 1.")
+    minibatch: Positive = Field(48, description="Trajectories of an optimiser step of draft, at least 1.")
 
 
 class Learner(Strict):
-    workers: Positive = 1
-    threads: Positive = 1
-    rounds: int = Field(100, ge=0, description="rounds after the warm start")
-    loss: LossName = "ppo_clip"
-    advantage: AdvantageName = "global_std"
-    advantage_clip: float = Field(5.0, gt=0)
-    clip: float | None = Field(None, gt=0, description="None: 1e-4 sqrt(16384 / D)")
-    step_weight: Literal["none", "std"] = Field("none", description="std: weight step k by S_k / mean(S)")
-    inner_epochs: Positive = 1
-    minibatch: Positive | None = Field(None, description="(trajectory, step) pairs an optimiser step; None: the round")
-    lr: float = Field(1e-5, gt=0)
-    schedule: Literal["constant", "cosine"] = "constant"
-    weight_decay: float = Field(1e-4, ge=0)
-    max_grad_norm: float = Field(1.0, gt=0)
-    ema: float = Field(0.0, ge=0, lt=1, description="decay of the averaged student; 0 deploys the raw weights")
-    microbatch: Positive = Field(64, description="states a forward and backward pass: memory, not mathematics")
+    """The ranks that train the student, and the policy's update."""
+
+    workers: Positive = Field(1, description="Ranks that train the student together, a divisor of rollout.groups.")
+    threads: Positive = Field(
+        1,
+        description="CPU threads of torch in each rank, at least 1. Raise it where cores are idle; more may change "
+        "the last bits of results.",
+    )
+    rounds: int = Field(100, ge=0, description="Rounds after the warm start, from 0.")
+    loss: LossName = Field(
+        "ppo_clip",
+        description="The policy's surrogate: ppo_clip, reinforce (on fresh data only), grpo_guard, or your own as "
+        "path/to/file.py:name.",
+    )
+    advantage: AdvantageName = Field(
+        "global_std",
+        description="The baseline and scale of rewards: global_std, group_std and mean_only compare siblings; running "
+        "and batch also work with one sibling; or your own as path/to/file.py:name.",
+    )
+    advantage_clip: float = Field(
+        5.0, gt=0, description="Largest absolute advantage, above 0. Lower it where a few images dominate the update."
+    )
+    clip: float | None = Field(
+        None, gt=0,
+        description="Clip range of the ratio, above 0. null is 1e-4 sqrt(16384 / D) for D latent dimensions.",
+    )
+    step_weight: Literal["none", "std"] = Field(
+        "none",
+        description="Weight of a step's loss: none weighs all steps alike, std by the scale of their exploration "
+        "noise.",
+    )
+    inner_epochs: Positive = Field(
+        1, description="Passes over a round, at least 1. More passes learn faster from a round and clip more."
+    )
+    minibatch: Positive | None = Field(
+        None,
+        description="(trajectory, step) pairs of an optimiser step, at least 1. null takes the whole round at once.",
+    )
+    lr: float = Field(
+        1e-5, gt=0,
+        description="Learning rate of AdamW after the warm start, above 0. Lower it where reward or recall falls.",
+    )
+    schedule: Literal["constant", "cosine"] = Field(
+        "constant", description="Learning rate over the rounds: constant, or cosine down to 0."
+    )
+    weight_decay: float = Field(1e-4, ge=0, description="Weight decay of AdamW, from 0.")
+    max_grad_norm: float = Field(1.0, gt=0, description="Norm to which the gradient is clipped, above 0.")
+    ema: float = Field(
+        0.0, ge=0, lt=1,
+        description="Decay per optimiser step of the averaged student, from 0 to below 1. 0 keeps no average. Use "
+        "0.99 or more for noisy updates. The average is deployed.",
+    )
+    microbatch: Positive = Field(
+        64,
+        description="States of one forward and backward pass, at least 1. Lower it where memory is short; results "
+        "differ by rounding only.",
+    )
     activation_checkpointing: bool = Field(
-        False, description="compute activations again in the backward pass: memory for time"
+        False,
+        description="Whether to compute activations again in the backward pass, which saves memory and costs a third "
+        "more time.",
     )
     fsdp: bool = Field(
-        False, description="a rank holds its share of weights, gradients and moments: for a student that fits no GPU"
+        False,
+        description="Whether each rank holds only its share of weights, gradients and moments (FSDP2). Set it for a "
+        "student that fits no GPU.",
     )
     regulariser: Regulariser = Regulariser()
     anchor: Anchor = Anchor()
-    cpus: float = Field(1, ge=0, json_schema_extra=ON_RESUME)
-    gpus: float = Field(0, ge=0, description="of one rank; several ranks need whole ones")
-    resources: Resources = Field(
-        default_factory=dict, description="custom resources of one rank, as {learner: 1}", json_schema_extra=ON_RESUME
+    cpus: float = Field(
+        1, ge=0, json_schema_extra=ON_RESUME,
+        description="Logical CPUs that Ray reserves for each rank, from 0. Raise it to keep other work off the same "
+        "cores.",
     )
-    labels: Labels = Field(default_factory=dict, description=LABELS, json_schema_extra=ON_RESUME)
+    gpus: float = Field(
+        0, ge=0,
+        description="GPUs that Ray reserves for each rank, from 0; 0 computes on the CPU. One rank may share a GPU by "
+        "a fraction, several need 1 each.",
+    )
+    resources: Resources = Field(
+        default_factory=dict, json_schema_extra=ON_RESUME,
+        description="Custom Ray resources of each rank, such as {learner: 1}, amounts above 0. Set them to place the "
+        "role on certain nodes.",
+    )
+    labels: Labels = Field(
+        default_factory=dict, json_schema_extra=ON_RESUME,
+        description="Node labels that the node of each rank must have, such as {ray.io/market-type: spot}. Set them "
+        "to choose machines.",
+    )
 
     @property
     def first(self) -> int:
@@ -85,23 +201,47 @@ class Learner(Strict):
 
 
 class Validation(Strict):
-    every: Positive = Field(10, description="rounds")
-    groups: int = Field(64, gt=NEIGHBOURS, description="noises, disjoint from training and held-out")
+    """The measurements of the student during training."""
+
+    every: Positive = Field(10, description="Rounds between validations, at least 1.")
+    groups: int = Field(
+        64, gt=NEIGHBOURS,
+        description="Noises of a validation, above 5, which neither training nor the final evaluation uses.",
+    )
 
 
 class Guard(Strict):
+    """Conditions that stop a run."""
+
     ratio_tolerance: float | None = Field(
-        None, gt=0, description="|log ratio| allowed on a fresh round at the behaviour weights; None: 1e-4, and 0.05 "
-        "in 16 bits and on GPUs, where a network rounds otherwise in other batches",
-    )  # fmt: skip
-    recall_floor: Fraction = Field(0.5, description="stop when validation recall falls below this share of the start's")
+        None, gt=0,
+        description="Largest |log ratio| of a fresh round at the weights that made it, above 0. null is 1e-4, and "
+        "0.05 in 16 bits and on GPUs, which round otherwise in other batches.",
+    )
+    recall_floor: Fraction = Field(
+        0.5,
+        description="Share of the untrained student's validation recall, from 0 to 1, below which a run is stopped. 0 "
+        "never stops it.",
+    )
 
 
 class Evaluation(Strict):
-    held_out: int = Field(2000, gt=NEIGHBOURS, description="noises that nothing was chosen by")
-    search: Positive = Field(256, description="noises on which the teacher's best schedule at N is chosen")
-    batch: Positive = 50
-    judge: str = Field(
-        "fashion-mnist", description="a shipped judge or its folder; random-features asks for no data and no classes"
+    """The measurements at the end of a run."""
+
+    held_out: int = Field(
+        2000, gt=NEIGHBOURS,
+        description="Noises of the final evaluation, above 5, by which nothing was chosen. More give narrower "
+        "intervals.",
     )
-    bootstrap: int = Field(500, ge=40, description="resamples of each interval")
+    search: Positive = Field(
+        256, description="Noises on which the teacher's best schedule at N steps is chosen, at least 1."
+    )
+    batch: Positive = Field(
+        50, description="Images that a worker makes at once in evaluations, at least 1. Lower it where memory is short."
+    )
+    judge: str = Field(
+        "fashion-mnist",
+        description="The judge of images: a shipped one, its folder, or random-features, which needs no data and no "
+        "classes.",
+    )
+    bootstrap: int = Field(500, ge=40, description="Bootstrap resamples of each interval, at least 40.")

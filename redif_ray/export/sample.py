@@ -36,7 +36,8 @@ class Student:
         if not edm:
             self.scheduler.set_timesteps(timesteps=self.settings["timesteps"])
             times = self.scheduler.timesteps
-        network_timesteps = torch.tensor(self.settings["network_timesteps"]) if "network_timesteps" in self.settings else times
+        told = self.settings.get("network_timesteps")
+        network_timesteps = times if told is None else torch.tensor(told)
         for t, at, sigma, following in zip(times, network_timesteps, sigmas, sigmas[1:], strict=False):
             if edm:
                 scaled, said = self.scheduler.precondition_inputs(x, at), self.scheduler.precondition_noise(at)

@@ -103,5 +103,5 @@ def test_mse_needs_no_noise_and_the_others_do() -> None:
     torch.testing.assert_close(found, (MEAN - REF).square().mean(1))
     with pytest.raises(ValueError, match="deterministic"):
         divergence("kl", MEAN, REF, torch.tensor([0.5, 0.0]))
-    with pytest.raises(UserCodeError, match="learner.regulariser.kind=hellinger: .* or one of kl, chi2"):
+    with pytest.raises(UserCodeError, match=r"learner\.regulariser\.kind=hellinger: .* or one of kl, chi2"):
         divergence("hellinger", MEAN, REF, STD)
