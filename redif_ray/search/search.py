@@ -85,7 +85,7 @@ def searched(config: Config) -> Config:
     tree = config.model_dump()
     tree["run"]["name"] += SEARCH
     tree["rollout"] |= {"cpus": 0, "gpus": 0, "resources": {}, "labels": {}}
-    tree["learner"] |= {"workers": 1, "cpus": 0, "gpus": 0, "resources": {}, "labels": {}}
+    tree["learner"] |= {"workers": 1, "fsdp": False, "cpus": 0, "gpus": 0, "resources": {}, "labels": {}}
     tree["reward"]["terms"] = {name: tree["reward"]["terms"][name] for name in config.reward.fixed}
     if config.search.student is not None:
         tree["search"]["student"] = str(_student(Path(config.search.student)).resolve())

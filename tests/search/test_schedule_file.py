@@ -69,6 +69,11 @@ def test_a_recipe_may_name_the_file_that_its_search_is_to_write(tmp_path: Path) 
         absolute(config)
 
 
+def test_a_recipe_whose_learner_is_shared_out_can_be_searched() -> None:
+    shared = load("smoke", ["learner.workers=2", "learner.fsdp=true"])
+    assert searched(shared).learner.fsdp is False
+
+
 @pytest.mark.parametrize(("override", "message"), [
     ("search={network_timestep_trials: 5, engine: gradient}", "engine=gradient has no trials"),
     ("search.rungs=[64,32]", "rising multiples"),
