@@ -154,7 +154,7 @@ def explained(config: BaseModel) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _keys(node: yaml.Node, prefix: str) -> Iterator[tuple[str, Any]]:
+def _keys(node: yaml.Node | None, prefix: str) -> Iterator[tuple[str, Any]]:
     """Each dotted key below a node of YAML, and where it stands; entries of a mapping by their own names."""
     for name, value in node.value if isinstance(node, yaml.MappingNode) else ():
         yield f"{prefix}{name.value}", name.start_mark

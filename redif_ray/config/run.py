@@ -68,8 +68,8 @@ class Teacher(Strict):
     model: str = Field("fashion-mnist", description="A diffusers folder, or the name of a shipped teacher.")
     family: str | None = Field(
         None,
-        description="Your own code that loads the teacher, as path/to/file.py:load or package.module:load. null takes the "
-        "family that knows the pipeline's class.",
+        description="Your own code that loads the teacher, as path/to/file.py:load or package.module:load. null takes "
+        "the family that knows the pipeline's class.",
     )
     solver: Literal["euler", "heun", "dpmpp_2m"] = Field(
         "dpmpp_2m",

@@ -14,6 +14,9 @@ from redif_ray.evaluation.random_features import NAME
 from redif_ray.export import recipe
 from redif_ray.export.card import licence
 from redif_ray.export.carried import carried
+from redif_ray.learning.advantages import find_advantage
+from redif_ray.learning.losses import find_loss
+from redif_ray.learning.regularisers import find_divergence
 from redif_ray.methods import phases_of
 from redif_ray.models.protocol import DiffusionModel, ModelError
 from redif_ray.models.registry import load_teacher, model_folder, replaced
@@ -41,6 +44,7 @@ def preflight(config: Config, captions: Sequence[str] | None = None) -> Conditio
     for key, guidance in (("student", config.student.guidance), ("teacher", config.teacher.guidance)):
         _check_guidance(key, guidance, teacher, conditions)
     _check_export(config, teacher, schedule)
+    _check_named_functions(config)
     runtime_env.handed_over(config.reward)
     if config.reward.runtime_env is None:  # else they can be built by the reward workers only, which say at start
         rewards = factory.rewards(config, teacher, "cpu")
@@ -48,6 +52,15 @@ def preflight(config: Config, captions: Sequence[str] | None = None) -> Conditio
             phase.check(rewards)
     _check_judge(config, teacher.image_shape)
     return conditions
+
+
+def _check_named_functions(config: Config) -> None:
+    """Raise UserCodeError where the loss, the advantage or the divergence is the user's own and cannot be imported."""
+    learner = config.learner
+    find_loss(learner.loss)
+    find_advantage(learner.advantage)
+    if learner.regulariser.kind not in ("none", "mse"):
+        find_divergence(learner.regulariser.kind)
 
 
 def _warn_of_long_captions(teacher: DiffusionModel, conditions: Conditions) -> None:

@@ -137,6 +137,11 @@ ADVANTAGES: Mapping[str, AdvantageFunction] = {
 }
 
 
+def find_advantage(kind: str) -> AdvantageFunction:
+    """Return what `learner.advantage` names. Raises UserCodeError for code that cannot be imported."""
+    return found_or_imported(kind, ADVANTAGES, "learner.advantage")
+
+
 def advantages(
     rewards: Tensor,
     kind: str,
@@ -153,8 +158,7 @@ def advantages(
     Raises ValueError for rewards that are not finite, of another shape, or too few to have a baseline; UserCodeError
     for a kind that cannot be had.
     """
-    of_kind = found_or_imported(kind, ADVANTAGES, "learner.advantage")
-    relative = of_kind(_checked(rewards), Baselines(pair_baseline, running, keys))
+    relative = find_advantage(kind)(_checked(rewards), Baselines(pair_baseline, running, keys))
     sets = rewards.detach().double().reshape(relative.centred.shape)
     dead = relative.spread <= DEAD * sets.abs().amax(1, keepdim=True)
     centred = torch.where(dead, 0.0, relative.centred)

@@ -63,6 +63,11 @@ DIVERGENCES: Mapping[str, Divergence] = {
 }
 
 
+def find_divergence(kind: str) -> Divergence:
+    """Return what `learner.regulariser.kind` names. Raises UserCodeError for code that cannot be imported."""
+    return found_or_imported(kind, DIVERGENCES, "learner.regulariser.kind")
+
+
 def divergence(
     kind: str, mean: Tensor, mean_ref: Tensor, std: Tensor, *, order: float = 0.5, tempered: bool = True
 ) -> Tensor:
@@ -77,4 +82,4 @@ def divergence(
         raise ValueError(f"divergence {kind} of a deterministic step: expected S > 0, or kind mse")
     square = ((mean - mean_ref) / like(std, mean)).double().square().flatten(1)
     d2 = square.mean(1) if tempered else square.sum(1)
-    return found_or_imported(kind, DIVERGENCES, "learner.regulariser.kind")(d2, order).to(mean.dtype)
+    return find_divergence(kind)(d2, order).to(mean.dtype)

@@ -18,6 +18,9 @@ def absolute(config: Config) -> Config:
         tree["student"] |= {**named._asdict(), "schedule": Student().schedule}
     if config.teacher.family:
         tree["teacher"]["family"] = _absolute_code(config.teacher.family)
+    learner = tree["learner"]
+    for section, key in ((tree, "method"), (learner, "loss"), (learner, "advantage"), (learner["regulariser"], "kind")):
+        section[key] = _absolute_code(section[key])
     source = config.conditions.source
     if source and Path(source).exists():
         tree["conditions"]["source"] = str(Path(source).resolve())
