@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -72,6 +73,12 @@ def test_a_reward_that_is_not_finite_is_named(value: float) -> None:
     rewards[1, 2] = value
     with pytest.raises(ValueError, match=r"row 6 \(group 1, sibling 2\)"):
         advantages(rewards, "global_std", 5.0)
+
+
+@pytest.mark.parametrize("shape", [(12,), (1, 3, 4), (0, 4), (3, 0)])
+def test_rewards_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=rf"rewards have shape {re.escape(str(list(shape)))}; expected \[groups"):
+        advantages(torch.zeros(shape), "global_std", 5.0)
 
 
 @pytest.mark.parametrize(("siblings", "pair"), [(1, False), (2, True), (5, True)])
