@@ -14,7 +14,7 @@ from ray import cloudpickle
 from redif_ray.config import load
 from redif_ray.coordinator.coordinator import Coordinator
 from redif_ray.data.conditions import CONDITIONS, Conditions
-from redif_ray.types import Meta, WorkUnit
+from redif_ray.types import Meta, Work, WorkUnit
 
 ids = count()
 
@@ -35,6 +35,7 @@ class Worker:
     errors: dict[str, list[Exception]] = field(default_factory=dict)
     order: list[tuple[str, int]] = field(default_factory=list)  # its calls among those of others
     made: list[Any] = field(default_factory=list)  # references to answer with, before those that are made up
+    work: tuple[Work, ...] = ()  # that each call says it did
 
     @property
     def ready(self) -> Any:
@@ -64,7 +65,7 @@ class Method:
             self.worker.order.append((self.name, unit.index))
             if errors := self.worker.errors.get(self.name):
                 raise errors.pop(0)
-            return Meta(unit, "worker", ())
+            return Meta(unit, "worker", self.worker.work)
 
         made = self.worker.made
         return meta(), made.pop(0) if made else Reference(f"{self.name}-{unit.index}-{next(ids)}")

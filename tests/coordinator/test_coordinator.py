@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from plain_workers import Reference, Worker, coordinator
 from ray.exceptions import ObjectLostError, OwnerDiedError, RayError, RayTaskError
 
+from redif_ray.diffusion.noise import Stream
 from redif_ray.faults import ATTEMPTS, Fetched, RoundData, Stopping, fetched
+from redif_ray.types import Work, WorkUnit
 
 
 def references(data: RoundData | None) -> dict[int, tuple[str, ...]]:
@@ -70,6 +73,17 @@ def test_captions_are_encoded_before_a_unit_is_rolled_out(captions: bool, tmp_pa
             assert warm[0] == "encode" and deployed == ["targets", "rollout", "score"]
 
     asyncio.run(run())
+
+
+def test_the_writer_hears_of_what_the_driver_asked_for(tmp_path: Path) -> None:
+    """With the answer, not with the next round's: a run may end after a call of the driver."""
+    found, told, work = coordinator(tmp_path), list[Any](), Work("teacher", 2.0, 4, ended=10.0)
+    found.writer = SimpleNamespace(spans=SimpleNamespace(remote=told.append))
+    found.reward.workers[0].work = (work,)
+    unit = WorkUnit(7, 0, "policy", Stream.TRAIN, (0,), (None,))
+    asyncio.run(found.ask("targets", (unit,)))
+    assert told == [[{"row": "worker", "stage": "targets", "round": 7, "start": 8.0, "seconds": 2.0}]]
+    assert not found.spans
 
 
 def lost_argument() -> Exception:
