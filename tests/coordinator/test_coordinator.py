@@ -66,7 +66,7 @@ def test_captions_are_encoded_before_a_unit_is_rolled_out(captions: bool, tmp_pa
     async def run() -> None:
         assert [found.plan.phase(r).name for r in (0, 1)] == ["warm_start", "policy"]
         warm = await made(found.round_for(0, 0, 1))
-        assert warm.index("rollout") < warm.index("jump") and ("encode" in warm) == captions
+        assert warm.index("rollout") < warm.index("score") and ("encode" in warm) == captions
         policy, deployed = await made(found.round_for(1, 0, 1)), await made(found.deploy(1, 10, 0, "deploy-0", None))
         assert "encode" not in policy + deployed
         if captions:
