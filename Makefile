@@ -1,5 +1,5 @@
 # Two commands for newcomers: `make demo` distils the shipped Fashion-MNIST teacher, `make test` checks that all
-# of it works. `make test-all` adds the longer runs: every family, every kill, every resume.
+# of it works. `make test-all` adds what is for more confidence: every family, every store, every kill, every resume.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -13,13 +13,13 @@ test: unit
 	$(BIN)/python -m pytest -m "cluster and not long" $(ARGS)
 
 test-all: unit
-	$(BIN)/python -m pytest -m cluster $(ARGS)
+	$(BIN)/python -m pytest -m "cluster or long" $(ARGS)
 
 unit: $(VENV)/.installed-test lint
-	$(BIN)/python -m pytest -m "not cluster" --numprocesses=logical $(ARGS)
+	$(BIN)/python -m pytest -m "not cluster and not long" --numprocesses=logical $(ARGS)
 
 fast: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -m "not cluster and not slow" --numprocesses=logical $(ARGS)
+	$(BIN)/python -m pytest -m "not cluster and not slow and not long" --numprocesses=logical $(ARGS)
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check redif_ray jobs tests benchmarks

@@ -31,6 +31,7 @@ def test_networks_have_the_published_size(architecture: Architecture, parameters
         assert sum(p.numel() for p in architecture.network().parameters()) == parameters
 
 
+@pytest.mark.long
 @pytest.mark.cluster
 def test_a_small_one_beside_plain_diffusers(cluster: None, tmp_path: Path) -> None:
     shape = ("rollout.groups=2", "rollout.siblings=4", "learner.microbatch=3", "teacher.steps=3")

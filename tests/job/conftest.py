@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from learned_run import SECRET, learned_run
+from ray_jobs import ran
 from smoke_runs import plain_weights, smoke
 
 from redif_ray.config import Config
@@ -47,3 +49,20 @@ def plain(root: Path) -> str:
 def first(cluster: None, root: Path) -> Path:
     """One run with one worker of each kind, tracked in a store of its own."""
     return distill(smoke(root, "first", f"tracking.uri=sqlite:///{root}/mlflow.db"))
+
+
+@pytest.fixture(scope="session")
+def job(cluster: None, root: Path) -> Path:
+    """The same run as a Ray job, with two workers of each kind, which take turns at their device."""
+    options = (f"run.root={root}", "run.name=job", "tracking.uri=off", "pipeline.colocate=true")
+    workers = ("rollout.max_workers=2", "reward.max_workers=2")
+    assert "run folder" in ran("jobs/distill.py", "smoke", *options, *workers)
+    return root / "job"
+
+
+@pytest.fixture(scope="session")
+def learned(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """See `learned_run`; the driver keeps the secret that its reward workers are given."""
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("SCORER_TOKEN", SECRET)
+        yield distill(learned_run(tmp_path_factory.mktemp("learned")))

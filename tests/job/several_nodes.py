@@ -42,14 +42,15 @@ def head(**about: Any) -> Iterator[Cluster]:
 class Run:
     """A run in a thread of its own."""
 
-    def __init__(self, config: Config) -> None:
-        self.config, self.failure = config, list[BaseException]()
+    def __init__(self, config: Config, *, until: int | None = None, resume: bool = False) -> None:
+        self.config, self.until, self.resume = config, until, resume
+        self.failure = list[BaseException]()
         self.thread = threading.Thread(target=self._work)
         self.thread.start()
 
     def _work(self) -> None:
         try:
-            run_part(self.config, StopRequest(), resume=False, console=Console())
+            run_part(self.config, StopRequest(), until=self.until, resume=self.resume, console=Console())
         except BaseException as error:
             self.failure.append(error)
 

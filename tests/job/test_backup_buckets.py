@@ -56,6 +56,11 @@ def test_a_bucket_that_is_not_there(bucket: Bucket, tmp_path: Path) -> None:
     assert not (tmp_path / "runs").exists()
 
 
+S3 = pytest.param("s3", marks=pytest.mark.long)  # its client tries for a quarter of a minute
+PATIENT = pytest.mark.parametrize("bucket", ["gs", S3], indirect=True)
+
+
+@PATIENT
 @pytest.mark.slow
 def test_a_store_that_does_not_answer(bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Left to itself, the client of Google Cloud Storage tries for a quarter of an hour a call."""
@@ -68,6 +73,7 @@ def test_a_store_that_does_not_answer(bucket: Bucket, tmp_path: Path, monkeypatc
     bucket.come()
 
 
+@PATIENT
 @pytest.mark.slow
 def test_a_store_that_goes_and_comes_back(
     bucket: Bucket, config: Config, run: RunFolder, monkeypatch: pytest.MonkeyPatch

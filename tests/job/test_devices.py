@@ -18,6 +18,7 @@ import pytest
 import second_device
 import torch
 from smoke_runs import last_weights, plain_weights, smoke, summary
+from tiny_models import write_dit
 from tiny_pipelines import write_edm, write_sd, write_sd3, write_sdxl
 from torch import Tensor
 
@@ -40,7 +41,7 @@ from redif_ray.rewards.base import RewardInputs
 from redif_ray.types import WorkUnit
 from redif_ray.workers.reward import TeacherRewardWorker
 
-SHORT = ("learner.rounds=2", "rollout.groups=2", "warm_start.groups=2")
+SHORT = ("learner.rounds=1", "rollout.groups=2", "warm_start.groups=2", "teacher.steps=2")
 GPUS = tuple(f"{role}.gpus=1" for role in ("rollout", "reward", "learner"))
 
 
@@ -89,17 +90,18 @@ def told(root: Path) -> tuple[str, ...]:
     ("learner.regulariser={kind: mse, weight: 0.1}", "rollout.guided=1", "learner.inner_epochs=2"),
     ("learner.anchor={gated: true, weight: 0.1}", "learner.loss=grpo_guard", "learner.activation_checkpointing=true",
      "learner.regulariser={kind: js, weight: 0.1}"),
-    ("method=draft", "learner.anchor.weight=0", "draft={groups: 4, minibatch: 2}"),
+    ("method=draft", "learner.anchor.weight=0", "draft={groups: 2, minibatch: 1}"),
 ], ids=["rewards", "one step", "regulariser", "gate", "draft"])  # fmt: skip
 def test_rounds(overrides: tuple[str, ...], device: str, tmp_path: Path) -> None:
-    same_on_both(device, tmp_path, *overrides)
+    teacher = () if "classifier" in overrides[0] else (f"teacher.model={write_dit(tmp_path / 'teacher')}",)
+    same_on_both(device, tmp_path, *teacher, *overrides)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("write", "targets", "more"), [
     (write_sd, "to_v, conv1", ()),
-    (write_sdxl, "to_q", ()),
-    (write_sd3, "to_q, to_v", ()),
+    pytest.param(write_sdxl, "to_q", (), marks=pytest.mark.long),
+    pytest.param(write_sd3, "to_q, to_v", (), marks=pytest.mark.long),
     (write_edm, "conv1", ("teacher.solver=heun", "teacher.schedule=karras", "student.schedule=karras")),
 ], ids=["sd", "sdxl", "sd3", "edm"])  # fmt: skip
 def test_families(
@@ -235,11 +237,14 @@ def test_the_learned_reward(device: str, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_workers_of_a_search(device: str, tmp_path: Path) -> None:
     """Images and terms along a schedule, GITS's costs, the gradient of a schedule, an agent: as on the CPU."""
-    overrides = ("search.descent={iterations: 4, batch: 2}", "search.solver=euler", "search.frechet.weight=0.1")
+    overrides = (
+        "search.descent={iterations: 2, batch: 2}", "teacher.steps=2", "search.frechet.weight=0.1",
+        f"teacher.model={write_dit(tmp_path / 'teacher')}",
+    )  # fmt: skip
     found = []
     for name, gpus in (("cpu", ()), ("second", GPUS)):
         worker = AdaptiveWorker("search-0", smoke(tmp_path / name, name, *overrides, *gpus))
-        unit = WorkUnit(0, 0, "deploy", Stream.VALIDATION, (0, 1, 2, 3), (0, 1, 2, 3))
+        unit = WorkUnit(0, 0, "deploy", Stream.VALIDATION, (0, 1), (0, 1))
         times = Times((999.0, 600.0, 250.0))
         _, targets = worker.targets(unit)
         _, terms = worker.terms(unit, times, targets)

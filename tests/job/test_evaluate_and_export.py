@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import json
-import sys
-import time
 from pathlib import Path
-from typing import Any
 
 import pytest
-import ray
-from ray.job_submission import JobStatus, JobSubmissionClient
+from ray_jobs import ran
 from rich.console import Console
 from smoke_runs import last_weights, summary
 
@@ -57,43 +53,15 @@ def test_export_writes_the_student_again(first: Path, tmp_path: Path) -> None:
     assert (untrained / weights).read_bytes() != (out / weights).read_bytes()
 
 
-def submitted(client: JobSubmissionClient, **job: Any) -> str:
-    """The id of the job. Ray's agent may still be on its way up, and says so."""
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            return client.submit_job(**job)
-        except RuntimeError as error:
-            if "try again later" not in str(error) or time.monotonic() > deadline:
-                raise
-            time.sleep(1)
-
-
-def ran(script: str, *options: str) -> str:
-    """The log of a job that succeeded, with this checkout as its working directory, which Ray uploads."""
-    client = JobSubmissionClient(f"http://{ray.worker._global_node.webui_url}")  # type: ignore[attr-defined]
-    command = " ".join([sys.executable, script, *options])
-    here = Path(__file__).parents[2]
-    job = submitted(client, entrypoint=command, runtime_env={"working_dir": str(here)})
-    while not client.get_job_status(job).is_terminal():
-        time.sleep(0.5)
-    log = client.get_job_logs(job)
-    assert client.get_job_status(job) == JobStatus.SUCCEEDED, log
-    return log
-
-
-def test_the_same_run_as_a_ray_job_with_more_workers(first: Path, tmp_path: Path) -> None:
+def test_the_same_run_as_a_ray_job_with_more_workers(first: Path, job: Path) -> None:
     """The run folder is on a shared path."""
-    workers = ("rollout.max_workers=2", "reward.max_workers=2")
-    options = (f"run.root={tmp_path}", "run.name=job", "tracking.uri=off", *workers)
-    assert "run folder" in ran("jobs/distill.py", "smoke", *options)
-    found = summary(tmp_path / "job")
-    assert last_weights(tmp_path / "job") == last_weights(first)
+    found = summary(job)
+    assert last_weights(job) == last_weights(first)
     assert found["weights_sha256"] == summary(first)["weights_sha256"]
     workers = found["notes"]["workers"]
     assert sorted(workers) == ["reward-0", "reward-1", "rollout-0", "rollout-1"]
     assert all(w["units"] > 0 for w in workers.values())
-    assert not list((tmp_path / "job").glob(".seen-*"))
+    assert not list(job.glob(".seen-*"))
 
 
 @pytest.mark.long

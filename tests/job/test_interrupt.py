@@ -1,26 +1,31 @@
-"""Ctrl-C and SIGTERM: a checkpoint, one sentence, its own exit code, nothing left running; a resumed run ends alike."""
+"""Ctrl-C and SIGTERM: a checkpoint, one sentence, its own exit code, nothing left running; resumed, it ends alike."""
 
 from __future__ import annotations
 
 import signal
 import time
+from collections import Counter
 from pathlib import Path
 
 import psutil
 import pytest
-from smoke_runs import last_checkpoint, last_weights, plain_weights, rounds, smoke, start, train
+from several_nodes import Run
+from smoke_runs import last_checkpoint, last_weights, plain_weights, rounds, smoke, start
+from test_kills import OTHERS, kill_in_mid_round, lost
 
 from redif_ray.checkpoint import load_checkpoint
 from redif_ray.runs.jsonl import read_rows
 
-pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("cluster")]
+pytestmark = pytest.mark.cluster
 DEADLINE = 180
+AHEAD = ("pipeline.staleness=1", "checkpoint.every=5", "learner.rounds=6", "validation.every=7")
 
 
-def test_a_round_ahead_sigterm_leaves_a_run_that_can_be_resumed(plain: str, root: Path) -> None:
-    """With two workers of each kind, then with one: the weights of a plain loop that knows of no overlap."""
-    folder, ahead = root / "ahead", ("pipeline.staleness=1", "checkpoint.every=5")
-    process = start(root, "ahead", *ahead, "rollout.max_workers=2", "reward.max_workers=2")
+@pytest.fixture(scope="module")
+def stopped(root: Path) -> Path:
+    """A run a round ahead, with two workers of each kind, that got SIGTERM."""
+    folder = root / "ahead"
+    process = start(root, "ahead", *AHEAD, "rollout.max_workers=2", "reward.max_workers=2")
     deadline = time.monotonic() + DEADLINE
     while rounds(folder) < 1:
         assert process.poll() is None and time.monotonic() < deadline
@@ -31,18 +36,42 @@ def test_a_round_ahead_sigterm_leaves_a_run_that_can_be_resumed(plain: str, root
     assert process.returncode == 143, output
     assert "continue with --resume" in output and "Traceback" not in output
     assert psutil.wait_procs(family, timeout=20)[1] == []
-    (checkpoint,) = (folder / "checkpoints").glob("round-*")
-    round = int(checkpoint.name.removeprefix("round-"))
+    return folder
+
+
+def last_round(folder: Path) -> int:
+    return int(last_checkpoint(folder).name.removeprefix("round-"))
+
+
+def test_sigterm_leaves_a_run_that_can_be_resumed(stopped: Path) -> None:
+    (checkpoint,) = (stopped / "checkpoints").glob("round-*")
+    round = last_round(stopped)
     assert 1 <= round < 4
     assert load_checkpoint(checkpoint)[1]["stale"] == [f"policy-{round - 1}"]  # of the round that is to come
-    assert not (folder / "summary.json").exists() and (folder / "timeline.json").stat().st_size > 0
-    config = smoke(root, "ahead", *ahead)
-    train(config, resume=True)
-    assert last_weights(folder) == plain_weights(config) != plain
-    assert last_checkpoint(folder).name == "round-000004"
-    assert [row.get("staleness") for row in read_rows(folder / "metrics.jsonl")] == [None, 0, 1, 1, 1]
+    assert not (stopped / "summary.json").exists() and (stopped / "timeline.json").stat().st_size > 0
 
 
+def test_resumed_with_fewer_workers_it_loses_each_of_its_parts_and_ends_alike(
+    cluster: None, stopped: Path, root: Path
+) -> None:
+    """With the weights of a plain loop that knows of no overlap, no stop and no loss."""
+    config, first = smoke(root, "ahead", *AHEAD), last_round(stopped)
+    run = Run(config, until=1000, resume=True)
+    run.wait(lambda: rounds(stopped) > first)
+    kill_in_mid_round("ray::StudentRolloutWorker", "ray::TeacherRewardWorker")
+    run.wait(lambda: {"rollout", "reward"} <= lost(stopped) and rounds(stopped) > first + 1)
+    kill_in_mid_round("ray::Coordinator", "ray::WeightStore", "ray::MetricsWriter")
+    run.wait(lambda: rounds(stopped) > first + 2)
+    kill_in_mid_round("ray::RayTrainWorker")
+    run.wait()
+    counts = Counter(row["lost"] for row in read_rows(stopped / "lost.jsonl"))
+    assert {"rollout", "reward"} <= set(counts) and all(counts[what] == 1 for what in OTHERS)
+    assert last_weights(stopped) == plain_weights(config)
+    assert last_round(stopped) == 7
+    assert [row.get("staleness") for row in read_rows(stopped / "metrics.jsonl")] == [None, 0, *[1] * 6]
+
+
+@pytest.mark.long
 def test_ctrl_c_before_training_starts(cluster: None, root: Path) -> None:
     folder = root / "early"
     process = start(root, "early")

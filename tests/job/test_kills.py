@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from several_nodes import Run
 from smoke_runs import last_weights, plain_weights, rounds, smoke, start, summary
 
 from redif_ray.job.distill import distill
@@ -66,51 +66,42 @@ def test_a_run_killed_in_the_middle_of_a_checkpoint(plain: str, root: Path) -> N
     assert not partial()
 
 
-def actors(run: subprocess.Popen[bytes], part: str) -> list[psutil.Process]:
-    """The processes of a run's actors whose class is called like `part`."""
-    return [each for each in psutil.Process(run.pid).children(recursive=True) if has_name(each, part)]
+def actors(part: str) -> list[psutil.Process]:
+    """The processes of the actors, on this process's cluster, whose class is called like `part`."""
+    return [each for each in psutil.Process().children(recursive=True) if has_name(each, part)]
 
 
 def lost(folder: Path) -> set[str]:
     return {row["lost"] for row in read_rows(folder / "lost.jsonl")}
 
 
-def wait_for(point: Callable[[], bool], run: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + DEADLINE
-    while not point():
-        if run.poll() is not None or time.monotonic() > deadline:
-            run.kill()
-            pytest.fail(f"the run did not come to the point: {run.communicate()[0].decode()}")
-        time.sleep(0.001)
-
-
-def kill_in_mid_round(run: subprocess.Popen[bytes], *parts: str) -> None:
+def kill_in_mid_round(*parts: str) -> None:
     """Workers that stand still let no round end: what is asked for meanwhile is lost in the middle of it."""
-    (rollout,), (reward,) = actors(run, "ray::StudentRolloutWorker"), actors(run, "ray::TeacherRewardWorker")
+    (rollout,), (reward,) = actors("ray::StudentRolloutWorker"), actors("ray::TeacherRewardWorker")
     for worker in (rollout, reward):
         worker.suspend()
     time.sleep(1)
     for part in parts:
-        (victim,) = actors(run, part)
+        (victim,) = actors(part)
         victim.kill()
     for worker in (rollout, reward):
         with suppress(psutil.NoSuchProcess):
             worker.resume()
 
 
-@pytest.mark.parametrize("staleness", [0, pytest.param(1, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("staleness", [0, 1])
 def test_a_run_that_loses_its_parts_goes_on(plain: str, root: Path, staleness: int) -> None:
-    name, option = f"losing-{staleness}", f"pipeline.staleness={staleness}"
-    folder, run = root / name, start(root, name, option)
-    wait_for(lambda: rounds(folder) > 0, run)
-    kill_in_mid_round(run, "ray::StudentRolloutWorker", "ray::TeacherRewardWorker")
-    wait_for(lambda: {"rollout", "reward"} <= lost(folder) and rounds(folder) > 1, run)
-    kill_in_mid_round(run, "ray::Coordinator", "ray::WeightStore", "ray::MetricsWriter")
-    wait_for(lambda: rounds(folder) > 2, run)
-    kill_in_mid_round(run, "ray::RayTrainWorker")
-    output = run.communicate(timeout=DEADLINE)[0].decode()
-    assert run.returncode == 0, output
-    assert last_weights(folder) == (plain_weights(smoke(root, "stale", option)) if staleness else plain)
+    config = smoke(root, f"losing-{staleness}", f"pipeline.staleness={staleness}")
+    folder, run = root / config.run.name, Run(config)
+    run.wait(lambda: rounds(folder) > 0)
+    kill_in_mid_round("ray::StudentRolloutWorker", "ray::TeacherRewardWorker")
+    run.wait(lambda: {"rollout", "reward"} <= lost(folder) and rounds(folder) > 1)
+    kill_in_mid_round("ray::Coordinator", "ray::WeightStore", "ray::MetricsWriter")
+    run.wait(lambda: rounds(folder) > 2)
+    kill_in_mid_round("ray::RayTrainWorker")
+    run.wait()
+    assert last_weights(folder) == (plain_weights(config) if staleness else plain)
     assert [row["round"] for row in read_rows(folder / "metrics.jsonl")] == [-1, 0, 1, 2, 3]
     counts = summary(folder)["notes"]["lost"]
     assert {"rollout", "reward"} <= set(counts) and all(counts[what] == 1 for what in OTHERS)

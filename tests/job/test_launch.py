@@ -39,6 +39,7 @@ def test_two_threads_that_import_do_not_meet() -> None:
     assert {name.partition(".")[0] for name in ray & job} <= sys.stdlib_module_names
 
 
+@pytest.mark.long
 def test_ctrl_c_while_ray_starts(tmp_path: Path) -> None:
     process = start(tmp_path, "early")
     deadline = time.monotonic() + DEADLINE

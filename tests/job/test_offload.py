@@ -20,7 +20,6 @@ from redif_ray.checkpoint import weights_sha256
 from redif_ray.config import Config, Lora, load
 from redif_ray.coordinator.pool import Pool
 from redif_ray.diffusion.noise import Stream
-from redif_ray.job.distill import distill
 from redif_ray.learning.ema import ExponentialAverage
 from redif_ray.models.registry import load_model
 from redif_ray.models.student import get_weights, make_student, trainable
@@ -154,10 +153,9 @@ def test_a_pool_rests_whoever_is_there(error: Exception | None) -> None:
 
 
 @pytest.mark.cluster
-def test_taking_turns_changes_nothing(first: Path, root: Path) -> None:
-    turns = distill(smoke(root, "turns", "pipeline.colocate=true"))
-    assert last_weights(turns) == last_weights(first)
-    rows = [row for row in read_rows(turns / "metrics.jsonl") if row["round"] >= 0]
+def test_taking_turns_changes_nothing(first: Path, job: Path) -> None:
+    assert last_weights(job) == last_weights(first)
+    rows = [row for row in read_rows(job / "metrics.jsonl") if row["round"] >= 0]
     assert rows and all("seconds/offload" in row for row in rows)
     assert not any("seconds/offload" in row for row in read_rows(first / "metrics.jsonl"))
-    assert weights_sha256(get_weights(make_student(load_model("fashion-mnist"), Lora()))) != last_weights(turns)
+    assert weights_sha256(get_weights(make_student(load_model("fashion-mnist"), Lora()))) != last_weights(job)

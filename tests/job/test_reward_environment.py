@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from learned_run import SECRET
 from ray.exceptions import RuntimeEnvSetupError
 from smoke_runs import smoke, summary
 
-from redif_ray.config import Config, ConfigError, load
+from redif_ray.config import ConfigError, load
 from redif_ray.faults import RESTARTABLE
 from redif_ray.interrupt import StopRequest
 from redif_ray.job.distill import distill
@@ -22,18 +23,6 @@ from redif_ray.job.session import all_ready
 from redif_ray.rewards.base import RewardError
 from redif_ray.workers import runtime_env
 from redif_ray.workers.actors import TeacherRewardWorker
-
-SECRET = "a-token-that-nobody-may-read"
-MODULE = """
-import os
-
-if os.environ["SCORER_TOKEN"] != "{secret}" or os.environ["DO_NOT_TRACK"] != "true":
-    raise RuntimeError("another environment")
-
-
-def score(student, teacher, conditions):
-    return -(student - teacher).square().mean((1, 2, 3))
-"""
 
 
 def only_there(name: str) -> str:
@@ -84,37 +73,29 @@ def within(folder: Path, text: str) -> list[Path]:
 
 
 @pytest.mark.cluster
-def test_a_run_whose_reward_only_its_workers_have(
-    cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_whose_reward_only_its_workers_have(learned: Path) -> None:
     """Calibrated, validated and evaluated; the token is in no file of the run, of MLflow or of Ray."""
     import ray
 
-    modules = tmp_path / "modules"
-    modules.mkdir()
-    (modules / "only_there.py").write_text(MODULE.format(secret=SECRET))
-    monkeypatch.setenv("SCORER_TOKEN", SECRET)
-    there = os.pathsep.join([str(modules), *filter(None, [os.environ.get("PYTHONPATH")])])
-    variables = f"reward.runtime_env.env_vars={{SCORER_TOKEN: null, PYTHONPATH: '{there}'}}"
-    config = own(tmp_path, only_there("only_there"), variables)
     assert importlib.util.find_spec("only_there") is None
-    folder = distill(config)
-    found = summary(folder)
+    found = summary(learned)
     assert found["calibration"]["mine"] == found["calibration"]["mse"]
     for arm in ("teacher_full", "teacher_best", "teacher_few", "student"):
         paired = found["arms"][arm]["paired"]
         assert paired["mine"] == paired["mse"] == pytest.approx(-paired["pixel_mse"], rel=1e-5)
     logs = Path(ray._private.worker._global_node.get_logs_dir_path())  # type: ignore[attr-defined]
-    assert within(logs, str(modules)) and within(tmp_path / "runs", str(modules))  # so the token would be seen there
-    assert not within(logs, SECRET) and not within(tmp_path / "runs", SECRET)
+    runs, modules = learned.parent, str(learned.parents[1] / "modules")
+    assert within(logs, modules) and within(runs, modules)  # so the token would be seen there
+    assert not within(logs, SECRET) and not within(runs, SECRET)
 
 
+@pytest.mark.long
 @pytest.mark.cluster
 def test_a_term_that_fails_there_is_one_error_at_start(cluster: None, tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "modules.zip", "w") as file:
         file.writestr("modules/broken_there.py", "raise OSError('no weights on this node')\n")
     uri = (tmp_path / "modules.zip").as_uri()
-    config = own(tmp_path, only_there("broken_there"), f"reward.runtime_env.py_modules=['{uri}']")
+    config = smoke(tmp_path, "run", only_there("broken_there"), f"reward.runtime_env.py_modules=['{uri}']")
     with pytest.raises(RewardError) as caught:
         distill(config)
     said, line = str(caught.value).splitlines()
@@ -147,8 +128,3 @@ def test_what_is_wrong_with_one_worker_is_said_while_others_load(cluster: None) 
     finally:
         for actor in actors:
             ray.kill(actor)
-
-
-def own(root: Path, *overrides: str) -> Config:
-    tracked = f"tracking.uri=sqlite:///{root}/runs/mlflow.db"
-    return smoke(root / "runs", "run", "warm_start.rounds=0", "learner.rounds=2", tracked, *overrides)

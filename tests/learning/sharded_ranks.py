@@ -140,13 +140,13 @@ def family(folder: Path, rank: int) -> tuple[bool, float]:
     return same, off / max(float(g.norm()) for g in expected.values())
 
 
-def work(rank: int, root: Path, teacher: Path, families: dict[str, Path]) -> None:
+def work(rank: int, root: Path, cases: list[str], teacher: Path, families: dict[str, Path]) -> None:
     """What a process does. Rank 0 leaves under `root` what it found."""
     torch.set_num_threads(1)
     meet = f"file://{root}/meet"
     dist.init_process_group("gloo", init_method=meet, rank=rank, world_size=2, timeout=timedelta(seconds=60))
     leave: Callable[..., None] = save_checkpoint if rank == 0 else lambda *_: None
-    for case in CASES:
+    for case in cases:
         run = Run(teacher, case, rank, 2)
         metrics = run.round(0) | run.round(1)
         parts = torch.zeros(2)
