@@ -22,7 +22,8 @@ fast: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m "not cluster and not slow and not long" --numprocesses=logical $(ARGS)
 
 lint: $(VENV)/.installed-test
-	$(BIN)/ruff check redif_ray jobs tests benchmarks
+	$(BIN)/ruff check redif_ray jobs tests benchmarks docs/examples
+	$(BIN)/ruff format --check redif_ray jobs tests benchmarks docs/examples
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 

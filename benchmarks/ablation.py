@@ -20,17 +20,23 @@ BASE = "fashion_mnist_paper"
 PUBLIC = {
     "eta 1": ("exploration.eta=1",),
     "no siblings, running statistics by class": (
-        "rollout.groups=64", "rollout.unit_groups=32", "rollout.siblings=1", "exploration.antithetic=false",
+        "rollout.groups=64",
+        "rollout.unit_groups=32",
+        "rollout.siblings=1",
+        "exploration.antithetic=false",
         "learner.advantage=running",
     ),
     "steps not weighted, the last one explores": ("learner.step_weight=none", "exploration.last_step=true"),
     "leading levels": ("student.schedule=uniform_leading",),
     "lr 1e-5 constant, no average": ("learner.lr=1e-5", "learner.schedule=constant", "learner.ema=0"),
-}  # fmt: skip
+}
 ALL = tuple(setting for settings in PUBLIC.values() for setting in settings)
 RUNS = {
-    "ours": (), **PUBLIC, "all of these": ALL, "all of these, 20 rounds": (*ALL, "learner.rounds=20"),
-}  # fmt: skip
+    "ours": (),
+    **PUBLIC,
+    "all of these": ALL,
+    "all of these, 20 rounds": (*ALL, "learner.rounds=20"),
+}
 SMALL = ("evaluation.held_out=1000", "evaluation.search=50")
 
 

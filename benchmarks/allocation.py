@@ -45,8 +45,16 @@ def main(folder: Path) -> None:
         one = np.full(len(cost), cost.mean(0).argmin())
         for name, chosen in (("all", one), ("its class", by_class(cost, classes)), ("its own", cost.argmin(1))):
             at = (np.arange(len(cost)), chosen)
-            table.append([f"{agent['price']:.5f}", name, f"{steps[chosen].mean():.2f}", f"{distances[at].mean():.5f}",
-                          f"{cost[at].mean():.5f}", f"{cost[at].mean() - cost.mean(0).min():+.5f}"])
+            table.append(
+                [
+                    f"{agent['price']:.5f}",
+                    name,
+                    f"{steps[chosen].mean():.2f}",
+                    f"{distances[at].mean():.5f}",
+                    f"{cost[at].mean():.5f}",
+                    f"{cost[at].mean() - cost.mean(0).min():+.5f}",
+                ]
+            )
     print(markdown_table(HEAD, table))
 
 

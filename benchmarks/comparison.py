@@ -24,9 +24,12 @@ from redif_ray.errors import Notice
 
 TUNING_SEED = 0
 METRICS = {  # column: (key, factor, digits)
-    "Fréchet ↓": ("frechet", 1, 1), "1000 KID ↓": ("kid", 1000, 1), "precision": ("precision", 1, 3),
-    "recall": ("recall", 1, 3), "coverage": ("coverage", 1, 3),
-}  # fmt: skip
+    "Fréchet ↓": ("frechet", 1, 1),
+    "1000 KID ↓": ("kid", 1000, 1),
+    "precision": ("precision", 1, 3),
+    "recall": ("recall", 1, 3),
+    "coverage": ("coverage", 1, 3),
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,17 +38,21 @@ NOW = "now"  # name of this checkout's outcomes; others have their commit's
 PARTS = {  # each: the files; the tests of the part; others that use it. What a tree lacks is left out
     "diffusion": ("redif_ray/diffusion/*.py", ["diffusion"], ["learning", "baselines", "search"]),
     "learning": (
-        "redif_ray/learning/*.py", ["learning"],
+        "redif_ray/learning/*.py",
+        ["learning"],
         ["learner", "baselines", "pipeline/test_learned.py", "pipeline/test_validation_units.py"],
     ),
     "coordinator": (
-        "redif_ray/coordinator/*.py", ["coordinator", "pipeline/test_coordinator.py", "pipeline/test_pool.py"],
+        "redif_ray/coordinator/*.py",
+        ["coordinator", "pipeline/test_coordinator.py", "pipeline/test_pool.py"],
         ["job", "pipeline"],
     ),
     "checkpoint": (
-        "redif_ray/checkpoint.py", ["test_checkpoint.py"], ["runs", "weights", "learner", "models", "pipeline"],
+        "redif_ray/checkpoint.py",
+        ["test_checkpoint.py"],
+        ["runs", "weights", "learner", "models", "pipeline"],
     ),
-}  # fmt: skip
+}
 LIMITS = {"not slow": 60, "slow": 300}  # seconds of one test
 STAGE_SECONDS = 1800
 OTHERS = "not cluster and not gpu and not long"
@@ -85,8 +89,9 @@ def find(tree: Path, mutant: Mutant) -> Site | None:
     own = [site for site in same if (site.function, site.nth) == (mutant["function"], mutant["nth"])]
     beside = [site for site in own if Path(site.path).name == Path(mutant["path"]).name]
     name, shape = mutant["function"].rpartition(".")[2], _without_names(mutant["statement"])
-    renamed = [site for site in alike
-               if site.function.rpartition(".")[2] == name and _without_names(site.statement) == shape]
+    renamed = [
+        site for site in alike if site.function.rpartition(".")[2] == name and _without_names(site.statement) == shape
+    ]
     return next((found[0] for found in (beside, own, renamed, same) if len(found) == 1), None)
 
 
@@ -117,8 +122,9 @@ class Trial:
         """The test that fails, or `survived`."""
         path = self.scratch / site.path
         source, times = path.read_bytes(), path.stat()
-        own, others = ([f"tests/{name}" for name in names if (self.scratch / "tests" / name).exists()]
-                       for names in PARTS[part][1:])  # fmt: skip
+        own, others = (
+            [f"tests/{name}" for name in names if (self.scratch / "tests" / name).exists()] for names in PARTS[part][1:]
+        )
         for marks in LIMITS:
             for tests in (self._named_like(path, own), own, others):
                 path.write_bytes(changed(source, site))
@@ -196,10 +202,20 @@ def table(mutants: list[Mutant]) -> str:
             change += f" in `{mutant['statement']}`"
         outcomes = [mutant["outcomes"].get(tree, "not run") for tree in trees]
         note = f" ({mutant['note']})" if "note" in mutant else ""
-        rows.append([str(i), f"{mutant['path']}:{mutant['line']}", mutant["function"], change.replace("|", "\\|"),
-                     *(f"**survived**{note}" if out == "survived" else out for out in outcomes)])
-    caught = [f"- {tree}: {sum(m['outcomes'].get(tree) not in (None, 'survived', 'gone') for m in mutants)} of "
-              f"{sum(m['outcomes'].get(tree, 'gone') != 'gone' for m in mutants)} caught" for tree in trees]
+        rows.append(
+            [
+                str(i),
+                f"{mutant['path']}:{mutant['line']}",
+                mutant["function"],
+                change.replace("|", "\\|"),
+                *(f"**survived**{note}" if out == "survived" else out for out in outcomes),
+            ]
+        )
+    caught = [
+        f"- {tree}: {sum(m['outcomes'].get(tree) not in (None, 'survived', 'gone') for m in mutants)} of "
+        f"{sum(m['outcomes'].get(tree, 'gone') != 'gone' for m in mutants)} caught"
+        for tree in trees
+    ]
     head = ["", "place", "function", "change", *(f"caught by, {tree}" for tree in trees)]
     lines = [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
     title = ["# Faults that the tests catch", "", "Made by `python benchmarks/mutants.py`.", ""]

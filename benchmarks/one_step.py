@@ -41,7 +41,10 @@ ARMS = {
     "every step, groups of 16": ("learner.rounds=100", "learner.lr=2e-5", "exploration.one_step=false"),
     "one step, groups of 16": ("learner.rounds=100", "learner.lr=2e-5", "exploration.one_step=true"),
     "one step, groups of 64": (
-        "learner.rounds=80", "learner.lr=2e-5", "exploration.one_step=true", "rollout.siblings=64"
+        "learner.rounds=80",
+        "learner.lr=2e-5",
+        "exploration.one_step=true",
+        "rollout.siblings=64",
     ),
 }
 CYCLE, CYCLES, REFERENCE = 3, 6, 384
@@ -160,9 +163,10 @@ def _back_propagated(loop: PlainLoop, c: Config) -> Tensor:
     scored = [loop.play(unit, weights, "policy-0")[0][-1].terms for unit in units]
     spread = {
         name: centred_std(torch.from_numpy(np.concatenate([one[name] for one in scored])), c.rollout.siblings)
-        if term.normalise == "std" else 1.0
+        if term.normalise == "std"
+        else 1.0
         for name, term in c.reward.terms.items()
-    }  # fmt: skip
+    }
     terms = {
         name: term.model_copy(update={"weight": term.weight / spread[name], "normalise": "none"})
         for name, term in c.reward.terms.items()

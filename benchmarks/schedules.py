@@ -48,11 +48,16 @@ def rows(summaries: list[dict[str, Any]], steps: int) -> list[list[str]]:
         mean, half = interval(values)
         arms = [found[name]["arm"] for found in own]
         searched = name.startswith("searched")
-        lines.append([
-            str(steps), f"**{name}**" if searched else name, f"{mean:.5f} ± {half:.5f}",
-            f"{np.mean([arm['frechet'] for arm in arms]):.1f}", f"{np.mean([arm['recall'] for arm in arms]):.3f}",
-            *(change(values, distance[other]) if searched else "" for other in best),
-        ])
+        lines.append(
+            [
+                str(steps),
+                f"**{name}**" if searched else name,
+                f"{mean:.5f} ± {half:.5f}",
+                f"{np.mean([arm['frechet'] for arm in arms]):.1f}",
+                f"{np.mean([arm['recall'] for arm in arms]):.3f}",
+                *(change(values, distance[other]) if searched else "" for other in best),
+            ]
+        )
     return lines
 
 

@@ -17,11 +17,17 @@ def recipe(root: Path, name: str, *overrides: str, base: str = "fashion_mnist") 
     It explores at every step: of rounds that explore at one alone, siblings share more than their first step.
     """
     alone = [
-        "rollout.max_workers=1", "reward.max_workers=1", "learner.workers=1", "learner.threads=1",
+        "rollout.max_workers=1",
+        "reward.max_workers=1",
+        "learner.workers=1",
+        "learner.threads=1",
         "warm_start.rounds=0",
-        "tracking.uri=off", "guard.recall_floor=0", "exploration.one_step=false",
-        f"run.root={root}", f"run.name={name}",
-    ]  # fmt: skip
+        "tracking.uri=off",
+        "guard.recall_floor=0",
+        "exploration.one_step=false",
+        f"run.root={root}",
+        f"run.name={name}",
+    ]
     return load(base, [*alone, *overrides])
 
 

@@ -71,8 +71,15 @@ def main(folder: Path) -> None:
                 images = torch.cat([sampled(model, unit, schedule, stds, config) for unit in units])
                 terms = rewards(RewardInputs(images, targets, conditions))
                 distance = -sum(config.reward.terms[name].weight * float(v.mean()) for name, v in terms.items())
-                rows.append([str(n), kind if eta else "none", f"{eta:g}", f"{distance:.5f}",
-                             f"{judge.frechet(judge.embed(images)):.1f}"])
+                rows.append(
+                    [
+                        str(n),
+                        kind if eta else "none",
+                        f"{eta:g}",
+                        f"{distance:.5f}",
+                        f"{judge.frechet(judge.embed(images)):.1f}",
+                    ]
+                )
     print(markdown_table(["N", "noise", "eta", "distance", "Frechet"], rows))
 
 

@@ -50,14 +50,17 @@ class Suite:
     def main(self, description: str | None) -> None:
         """The command line: the parts to measure, all where none is named, and the folder of the report."""
         parser = argparse.ArgumentParser(
-            prog=f"python -m benchmarks.{self.name}", description=description,
+            prog=f"python -m benchmarks.{self.name}",
+            description=description,
             formatter_class=argparse.RawDescriptionHelpFormatter,
-        )  # fmt: skip
+        )
         parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(self.parts)}; none: all")
         parser.add_argument(
-            "--out", type=Path, default=Path("runs/benchmarks"),
+            "--out",
+            type=Path,
+            default=Path("runs/benchmarks"),
             help=f"the folder of {self.name}.md and {self.name}.json, by default %(default)s",
-        )  # fmt: skip
+        )
         options = parser.parse_args()
         try:
             print(f"written to {self.measure(options.parts, options.out, Console())}")

@@ -1,6 +1,6 @@
 """Whether Ray Tune's own searcher and scheduler depend on the order in which trials end. Needs no Ray cluster.
 
-    python benchmarks/tune_order.py
+python benchmarks/tune_order.py
 """
 
 from __future__ import annotations
@@ -48,8 +48,10 @@ def main() -> None:
     for at_once in (1, AT_ONCE):
         runs = [proposals(order, at_once) for order in range(ORDERS)]
         same = next((i for i, values in enumerate(zip(*runs, strict=True)) if len(set(values)) > 1), TRIALS)
-        print(f"OptunaSearch, {at_once} at once: {len(set(runs))} lists of proposals in {ORDERS} orders, "
-              f"the same up to number {same}")
+        print(
+            f"OptunaSearch, {at_once} at once: {len(set(runs))} lists of proposals in {ORDERS} orders, "
+            f"the same up to number {same}"
+        )
     print(f"ASHAScheduler: {[survivors(order) for order in range(ORDERS)]} go on")
 
 

@@ -86,8 +86,12 @@ def main() -> None:
         own.leave()
     middle = {name: statistics.median(values) for name, values in found.items()}
     print(f"a checkpoint of {options.mb} MB, {options.mb_per_second:g} MB/s, medians of {REPEATS}")
-    for name, what in (("without", "without an upload"), ("with", "handed over"),
-                       ("waiting", "until it is there"), ("busy", "handed over, another on its way")):  # fmt: skip
+    for name, what in (
+        ("without", "without an upload"),
+        ("with", "handed over"),
+        ("waiting", "until it is there"),
+        ("busy", "handed over, another on its way"),
+    ):
         print(f"{what:32} {middle[name]:7.3f} s, ratio {middle[name] / middle['without']:.2f}")
     print(f"work beside an upload, of that without one: {middle['work']:.3f}")
     print({name: [round(v, 3) for v in values] for name, values in found.items()})

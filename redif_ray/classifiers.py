@@ -142,8 +142,14 @@ def train_classifier(config: ClassifierConfig, *, report: Callable[[dict[str, fl
         if not math.isfinite(loss_sum):
             raise FloatingPointError(f"the loss is {loss_sum} in epoch {epoch + 1}; lower lr (now {config.lr})")
         seconds = time.monotonic() - started
-        report({"epoch": epoch + 1, "loss": loss_sum / per_epoch, "seconds": seconds,
-                "eta_seconds": seconds / (epoch + 1) * (config.epochs - epoch - 1)})
+        report(
+            {
+                "epoch": epoch + 1,
+                "loss": loss_sum / per_epoch,
+                "seconds": seconds,
+                "eta_seconds": seconds / (epoch + 1) * (config.epochs - epoch - 1),
+            }
+        )
     _save(model.eval(), config, rows, test)
     return out
 
@@ -154,21 +160,36 @@ def _save(model: Classifier, config: ClassifierConfig, rows: np.ndarray, test: I
     given = " ".join(f"{key}={settings[key]}" for key in sorted(config.model_fields_set))
     command = f"python -m redif_ray.classifiers {given}"
     model.card = {
-        "test_accuracy": found, "test_images": len(test), "train_images": len(rows), "training": settings,
-        "split": {"seed": config.split_seed, "half": config.half,
-                  "rows_sha256": hashlib.sha256(np.sort(rows).astype("<i8").tobytes()).hexdigest()},
+        "test_accuracy": found,
+        "test_images": len(test),
+        "train_images": len(rows),
+        "training": settings,
+        "split": {
+            "seed": config.split_seed,
+            "half": config.half,
+            "rows_sha256": hashlib.sha256(np.sort(rows).astype("<i8").tobytes()).hexdigest(),
+        },
         "command": command,
     }
     fashion_mnist = model.classes == FASHION_MNIST_CLASSES
     with atomic_folder(Path(config.out)) as partial:
         model.save(partial)
-        (partial / "README.md").write_text(CARD.format(
-            name=model.name, kind=model.kind, parameters=sum(p.numel() for p in model.parameters()),
-            shape=model.image_shape, classes=", ".join(model.classes), accuracy=found, test_count=len(test),
-            train_count=len(rows), half=config.half, command=command,
-            data="Fashion-MNIST" if fashion_mnist else config.data,
-            licence=FASHION_MNIST_LICENCE if fashion_mnist else "The licence of the data applies.",
-        ))
+        (partial / "README.md").write_text(
+            CARD.format(
+                name=model.name,
+                kind=model.kind,
+                parameters=sum(p.numel() for p in model.parameters()),
+                shape=model.image_shape,
+                classes=", ".join(model.classes),
+                accuracy=found,
+                test_count=len(test),
+                train_count=len(rows),
+                half=config.half,
+                command=command,
+                data="Fashion-MNIST" if fashion_mnist else config.data,
+                licence=FASHION_MNIST_LICENCE if fashion_mnist else "The licence of the data applies.",
+            )
+        )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -168,9 +168,7 @@ def evaluate(
 
 @app.command()
 def sample(
-    model: Annotated[
-        str, typer.Argument(help="A run, an exported student, a diffusers folder or a shipped teacher.")
-    ],
+    model: Annotated[str, typer.Argument(help="A run, an exported student, a diffusers folder or a shipped teacher.")],
     out: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("samples.png"),
     count: Annotated[int, typer.Option(min=1)] = 40,
     seed: Annotated[int, typer.Option(min=0)] = 0,
@@ -186,8 +184,18 @@ def sample(
     """Draw images from a student (with its own schedule) or a teacher, as one picture."""
     from redif_ray.sample import sample as draw
 
-    draw(model, out, count=count, seed=seed, label=label, caption=caption, steps=steps, guidance=guidance,
-         schedule=schedule, family=family)
+    draw(
+        model,
+        out,
+        count=count,
+        seed=seed,
+        label=label,
+        caption=caption,
+        steps=steps,
+        guidance=guidance,
+        schedule=schedule,
+        family=family,
+    )
     console.print(f"{count} images in {out}")
 
 

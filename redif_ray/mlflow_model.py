@@ -54,8 +54,10 @@ def _sampler(folder: Path) -> Any:
     """The folder's `sample.py`."""
     path = folder / "sample.py"
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: a student of a family from elsewhere has none; its own code and redif-ray "
-                                "sample it, by the lines of its README.md")
+        raise FileNotFoundError(
+            f"{path}: a student of a family from elsewhere has none; its own code and redif-ray "
+            "sample it, by the lines of its README.md"
+        )
     spec = importlib.util.spec_from_file_location("student_sample", path)
     assert spec is not None and spec.loader is not None  # the name ends in .py
     module = importlib.util.module_from_spec(spec)

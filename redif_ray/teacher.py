@@ -75,10 +75,16 @@ def build_network(config: TeacherConfig, images: ImageSet) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         network = DiTTransformer2DModel(
-            num_attention_heads=config.heads, attention_head_dim=config.head_dim, num_layers=config.layers,
-            in_channels=images.images.shape[1], out_channels=images.images.shape[1], sample_size=edge,
-            patch_size=config.patch, num_embeds_ada_norm=max(1, len(images.classes)),
-            norm_type="ada_norm_zero", norm_elementwise_affine=False,
+            num_attention_heads=config.heads,
+            attention_head_dim=config.head_dim,
+            num_layers=config.layers,
+            in_channels=images.images.shape[1],
+            out_channels=images.images.shape[1],
+            sample_size=edge,
+            patch_size=config.patch,
+            num_embeds_ada_norm=max(1, len(images.classes)),
+            norm_type="ada_norm_zero",
+            norm_elementwise_affine=False,
         )
         zero_gates(network)
     return network
@@ -162,7 +168,9 @@ def train(
     images = load_images(config.data, size=config.size)
     network: Any = build_network(config, images).to(config.device).eval()  # eval: labels are dropped by us, seeded
     scheduler: Any = DDPMScheduler(
-        beta_schedule="squaredcos_cap_v2", prediction_type=config.parameterization, clip_sample=False,
+        beta_schedule="squaredcos_cap_v2",
+        prediction_type=config.parameterization,
+        clip_sample=False,
         timestep_spacing="trailing",
     )
     names = [name for name, _ in network.named_parameters()]
@@ -176,8 +184,11 @@ def train(
     if last is not None:
         tensors, meta = load_checkpoint(work / "last")
         now = config.model_dump(exclude={"out", "threads", "device"})
-        changed = [f"{key}: {meta['config'].get(key)!r} then, {now[key]!r} now" for key in now
-                   if now[key] != meta["config"].get(key)]
+        changed = [
+            f"{key}: {meta['config'].get(key)!r} then, {now[key]!r} now"
+            for key in now
+            if now[key] != meta["config"].get(key)
+        ]
         if changed:
             raise TeacherError(f"{work} was started with another configuration ({'; '.join(changed)}); move it away")
         network.load_state_dict(unpack("network", tensors))
@@ -205,13 +216,20 @@ def train(
         loss_sum, seen = loss_sum + loss.item(), seen + 1
         if seen == 50 or step + 1 == config.steps:
             speed = (step + 1 - first) / (time.monotonic() - started)
-            report({"step": step + 1, "loss": loss_sum / seen, "images_per_second": speed * config.batch,
-                    "eta_seconds": (config.steps - step - 1) / speed})
+            report(
+                {
+                    "step": step + 1,
+                    "loss": loss_sum / seen,
+                    "images_per_second": speed * config.batch,
+                    "eta_seconds": (config.steps - step - 1) / speed,
+                }
+            )
             loss_sum, seen = 0.0, 0
         if (step + 1) % config.checkpoint_every == 0:
             save_checkpoint(
                 work / "last",
-                pack("network", dict(network.named_parameters())) | pack("ema", average)
+                pack("network", dict(network.named_parameters()))
+                | pack("ema", average)
                 | pack("optimizer", optimizer_tensors(optimizer, names)),
                 {"step": step + 1, "config": config.model_dump(exclude={"out", "threads", "device"})},
             )

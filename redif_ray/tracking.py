@@ -81,6 +81,7 @@ def flatten(tree: BaseModel | Mapping[str, Any], prefix: str = "") -> dict[str, 
 
 def git_commit(folder: Path) -> str | None:
     """The commit of the checkout that holds `folder`, with a mark when it is modified; None outside one."""
+
     def git(*words: str) -> str:
         done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, check=True)
         return done.stdout.strip()

@@ -26,26 +26,44 @@ def stable_diffusion_15(folder: Path) -> Path:
     clip_tokenizer().save_pretrained(folder / "tokenizer")
     PNDMScheduler(skip_prk_steps=True, **BETAS).save_pretrained(folder / "scheduler")
     return _index(
-        folder, "StableDiffusionPipeline", unet=["diffusers", "UNet2DConditionModel"],
-        vae=["diffusers", "AutoencoderKL"], text_encoder=["transformers", "CLIPTextModel"],
-        tokenizer=["transformers", "CLIPTokenizer"], scheduler=["diffusers", "PNDMScheduler"],
-    )  # fmt: skip
+        folder,
+        "StableDiffusionPipeline",
+        unet=["diffusers", "UNet2DConditionModel"],
+        vae=["diffusers", "AutoencoderKL"],
+        text_encoder=["transformers", "CLIPTextModel"],
+        tokenizer=["transformers", "CLIPTokenizer"],
+        scheduler=["diffusers", "PNDMScheduler"],
+    )
 
 
 def stable_diffusion_xl(folder: Path) -> Path:
     """2.6 G parameters in the network, 128 x 128 x 4 latents, two text encoders."""
     with META:
         network = UNet2DConditionModel(
-            sample_size=128, block_out_channels=(320, 640, 1280), attention_head_dim=(5, 10, 20),
+            sample_size=128,
+            block_out_channels=(320, 640, 1280),
+            attention_head_dim=(5, 10, 20),
             down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
             up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-            transformer_layers_per_block=(1, 2, 10), use_linear_projection=True, cross_attention_dim=2048,
-            addition_embed_type="text_time", addition_time_embed_dim=256, projection_class_embeddings_input_dim=2816,
-        )  # fmt: skip
-        big_g = CLIPTextModelWithProjection(CLIPTextConfig(
-            hidden_size=1280, intermediate_size=5120, num_hidden_layers=32, num_attention_heads=20,
-            projection_dim=1280, hidden_act="gelu", vocab_size=49408, max_position_embeddings=77,
-        ))  # fmt: skip
+            transformer_layers_per_block=(1, 2, 10),
+            use_linear_projection=True,
+            cross_attention_dim=2048,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=256,
+            projection_class_embeddings_input_dim=2816,
+        )
+        big_g = CLIPTextModelWithProjection(
+            CLIPTextConfig(
+                hidden_size=1280,
+                intermediate_size=5120,
+                num_hidden_layers=32,
+                num_attention_heads=20,
+                projection_dim=1280,
+                hidden_act="gelu",
+                vocab_size=49408,
+                max_position_embeddings=77,
+            )
+        )
     _diffusers(network, folder / "unet")
     _diffusers(_vae(scaling_factor=0.13025), folder / "vae")
     _transformers(_clip_l(), folder / "text_encoder")
@@ -54,28 +72,45 @@ def stable_diffusion_xl(folder: Path) -> Path:
         clip_tokenizer().save_pretrained(folder / name)
     EulerDiscreteScheduler(timestep_spacing="leading", **BETAS).save_pretrained(folder / "scheduler")
     return _index(
-        folder, "StableDiffusionXLPipeline", unet=["diffusers", "UNet2DConditionModel"],
-        vae=["diffusers", "AutoencoderKL"], text_encoder=["transformers", "CLIPTextModel"],
-        text_encoder_2=["transformers", "CLIPTextModelWithProjection"], tokenizer=["transformers", "CLIPTokenizer"],
-        tokenizer_2=["transformers", "CLIPTokenizer"], scheduler=["diffusers", "EulerDiscreteScheduler"],
+        folder,
+        "StableDiffusionXLPipeline",
+        unet=["diffusers", "UNet2DConditionModel"],
+        vae=["diffusers", "AutoencoderKL"],
+        text_encoder=["transformers", "CLIPTextModel"],
+        text_encoder_2=["transformers", "CLIPTextModelWithProjection"],
+        tokenizer=["transformers", "CLIPTokenizer"],
+        tokenizer_2=["transformers", "CLIPTokenizer"],
+        scheduler=["diffusers", "EulerDiscreteScheduler"],
         force_zeros_for_empty_prompt=True,
-    )  # fmt: skip
+    )
 
 
 def _clip_l() -> CLIPTextModel:
     with META:
-        return CLIPTextModel(CLIPTextConfig(
-            hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, projection_dim=768,
-            hidden_act="quick_gelu", vocab_size=49408, max_position_embeddings=77,
-        ))  # fmt: skip
+        return CLIPTextModel(
+            CLIPTextConfig(
+                hidden_size=768,
+                intermediate_size=3072,
+                num_hidden_layers=12,
+                num_attention_heads=12,
+                projection_dim=768,
+                hidden_act="quick_gelu",
+                vocab_size=49408,
+                max_position_embeddings=77,
+            )
+        )
 
 
 def _vae(**config: Any) -> AutoencoderKL:
     with META:
         return AutoencoderKL(
-            block_out_channels=(128, 256, 512, 512), down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4, layers_per_block=2, latent_channels=4, **config,
-        )  # fmt: skip
+            block_out_channels=(128, 256, 512, 512),
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            layers_per_block=2,
+            latent_channels=4,
+            **config,
+        )
 
 
 def _diffusers(model: Any, folder: Path) -> None:

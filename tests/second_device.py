@@ -33,9 +33,13 @@ class There(Tensor):
 
     def __new__(cls, held: Tensor) -> There:
         made: There = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
-            cls, held.shape, strides=held.stride(), storage_offset=held.storage_offset(), dtype=held.dtype,
+            cls,
+            held.shape,
+            strides=held.stride(),
+            storage_offset=held.storage_offset(),
+            dtype=held.dtype,
             device=torch.device(NAME, 0),
-        )  # fmt: skip
+        )
         made.held = held
         return made
 

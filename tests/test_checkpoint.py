@@ -242,9 +242,7 @@ def test_a_restored_optimiser_takes_the_same_steps(cut: int, tmp_path: Path) -> 
     names = [name for name, _ in model.named_parameters()]
     optimizer = adamw(model)
     train(model, optimizer, 0, cut)
-    save_checkpoint(
-        tmp_path / "c", pack("m", model.state_dict()) | pack("o", optimizer_tensors(optimizer, names)), {}
-    )
+    save_checkpoint(tmp_path / "c", pack("m", model.state_dict()) | pack("o", optimizer_tensors(optimizer, names)), {})
     found, _ = load_checkpoint(tmp_path / "c")
     resumed = network(1)
     resumed.load_state_dict(unpack("m", found))

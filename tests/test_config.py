@@ -133,14 +133,17 @@ def test_a_secret_is_not_written_into_a_configuration() -> None:
     assert config.reward.runtime_env.env_vars == env_vars and validate(yaml.safe_load(dump(config))) == config
 
 
-@pytest.mark.parametrize(("key", "uri", "what"), [
-    ("tracking.uri", "https://me:hush@mlflow.example/x", "a password"),
-    ("tracking.uri", "postgresql://me:hush@db/mlflow", "a password"),
-    ("tracking.uri", "https://hush@mlflow.example", "a user or token"),
-    ("tracking.uri", "mysql://db/mlflow?password=hush", "?password="),
-    ("checkpoint.upload", "s3://me:hush@bucket/folder", "a password"),
-    ("checkpoint.upload", "s3://bucket/folder?sig=hush", "?sig="),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("key", "uri", "what"),
+    [
+        ("tracking.uri", "https://me:hush@mlflow.example/x", "a password"),
+        ("tracking.uri", "postgresql://me:hush@db/mlflow", "a password"),
+        ("tracking.uri", "https://hush@mlflow.example", "a user or token"),
+        ("tracking.uri", "mysql://db/mlflow?password=hush", "?password="),
+        ("checkpoint.upload", "s3://me:hush@bucket/folder", "a password"),
+        ("checkpoint.upload", "s3://bucket/folder?sig=hush", "?sig="),
+    ],
+)
 def test_a_uri_with_a_secret_is_refused_without_repeating_it(key: str, uri: str, what: str) -> None:
     found = message(f"{key}={uri}")
     assert found.startswith(f"{key} holds {what}; expected a URI without secrets: ") and "environment" in found
@@ -148,10 +151,19 @@ def test_a_uri_with_a_secret_is_refused_without_repeating_it(key: str, uri: str,
     assert "hush" not in message(f"{key}={uri}: [")  # no YAML, neither
 
 
-@pytest.mark.parametrize("uri", [
-    "off", "mlruns", "./mlruns", "http://127.0.0.1:5000", "sqlite:////data/a@b/mlflow.db?timeout=60", "databricks://prod",
-    "postgresql://me@db:5432/mlflow", "postgresql+psycopg2://db/mlflow",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "off",
+        "mlruns",
+        "./mlruns",
+        "http://127.0.0.1:5000",
+        "sqlite:////data/a@b/mlflow.db?timeout=60",
+        "databricks://prod",
+        "postgresql://me@db:5432/mlflow",
+        "postgresql+psycopg2://db/mlflow",
+    ],
+)
 def test_a_tracking_uri_without_a_secret_is_taken(uri: str) -> None:
     assert load(None, [f"tracking.uri={uri}"]).tracking.uri == uri
 
@@ -176,8 +188,12 @@ CONFLICTS = [
     (["rollout.siblings=5"], "rollout.siblings=5: .*antithetic.*even number"),
     (["rollout.siblings=2"], "rollout.siblings=2: .*antithetic.*at least 4"),
     (
-        ["rollout.siblings=1", "exploration.antithetic=false", "learner.advantage=running",
-         "reward.terms.mse.normalise=std"],
+        [
+            "rollout.siblings=1",
+            "exploration.antithetic=false",
+            "learner.advantage=running",
+            "reward.terms.mse.normalise=std",
+        ],
         "reward.terms.mse.normalise=std: rollout.siblings=1 leaves no siblings",
     ),
     (["rollout.guided=16"], "rollout.guided=16: expected less than rollout.siblings=16"),
@@ -336,10 +352,16 @@ WORKERS = {"max_workers", "min_workers", "resources", "labels"}
 
 def test_what_may_differ_when_a_run_is_resumed() -> None:
     assert set(changeable("resume")) == {
-        "ray", "run.root", "checkpoint", "tracking.uri", "pipeline.timeout_s", "pipeline.colocate", "search.adaptive",
+        "ray",
+        "run.root",
+        "checkpoint",
+        "tracking.uri",
+        "pipeline.timeout_s",
+        "pipeline.colocate",
+        "search.adaptive",
         *(f"{role}.{key}" for role in ("rollout", "reward") for key in WORKERS | {"cpus"}),
         *(f"learner.{key}" for key in ("cpus", "resources", "labels")),
-    }  # fmt: skip
+    }
     assert may_differ("checkpoint.every", "resume") and not may_differ("learner.workers", "resume")
 
 
@@ -371,8 +393,10 @@ json_values = st.recursive(
 @given(
     st.builds(Run, name=words, root=texts, seed=st.integers(0, 2**63 - 1)),
     st.dictionaries(
-        texts, st.builds(Term, weight=st.floats(-1e9, 1e9), options=st.dictionaries(texts, json_values, max_size=3)),
-        min_size=1, max_size=3,
+        texts,
+        st.builds(Term, weight=st.floats(-1e9, 1e9), options=st.dictionaries(texts, json_values, max_size=3)),
+        min_size=1,
+        max_size=3,
     ),
     st.floats(1e-12, 1.0, exclude_min=True),
 )

@@ -33,7 +33,10 @@ from redif_ray.models.student import get_weights, make_student, set_weights
 LORA = Lora(rank=2, alpha=6.0)
 MILD = {"beta_end": 0.004}  # an untrained epsilon network blows up what strong noise leaves of x0
 SUMMARY = {
-    "held_out": 100, "seed": 7, "judge": "judge-b", "arms": {
+    "held_out": 100,
+    "seed": 7,
+    "judge": "judge-b",
+    "arms": {
         "student": {"nfe": 4, "frechet": 12.345, "precision": 0.5, "recall": 0.25, "paired": {"pixel_mse": 0.0123}},
         "warm_start": None,
     },
@@ -83,28 +86,54 @@ def run_card(folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Tensor, Ten
 def ours(model: DiffusionModel, schedule: Schedule, unit: Tensor, guidance: float) -> Tensor:
     encoded = model.encode([None if model.num_classes is None else i % model.num_classes for i in range(len(unit))])
     with torch.no_grad():
-        return model.decode(solvers.sample(
-            "euler", lambda x, at: model.predict(x, at, encoded, guidance=guidance), unit, schedule))
+        return model.decode(
+            solvers.sample("euler", lambda x, at: model.predict(x, at, encoded, guidance=guidance), unit, schedule)
+        )
 
 
 @pytest.mark.parametrize("network_timesteps", [False, True], ids=["", "network_timesteps"])
-@pytest.mark.parametrize(("write", "options", "lora", "guidance"), [
-    (write_dit, {}, Lora(), 1.0),
-    (write_dit, {"beta_schedule": "scaled_linear"}, LORA, 2.5),
-    (write_dit, {"out_channels": 2, "classes": 5}, Lora(), 0.0),
-    (write_unet, MILD, Lora(), 1.0),
-    (write_unet, MILD, LORA, 1.0),
-    (write_unet, {"clip_sample": True, "clip_sample_range": 0.8}, Lora(), 1.0),
-    (write_unet, MILD | {"set_alpha_to_one": False, "classes": 2}, Lora(), 1.0),
-    (write_edm, {}, Lora(), 1.0),
-    (write_edm, {"classes": None}, Lora(rank=2, targets=("conv1",)), 1.0),
-    (write_unet, {"prediction_type": "sample", "out_channels": 4}, Lora(), 1.0),
-    (write_unet, {"trained_betas": torch.linspace(0.001, 0.03, 100).tolist(), "num_train_timesteps": 100}, Lora(), 1.0),
-], ids=["dit-v-cosine", "dit-lora-guided", "dit-variance-guided", "unet-epsilon", "unet-lora", "unet-clipped",
-        "unet-classes-ends-noisy", "edm", "edm-lora", "unet-sample-variance", "unet-own-betas"])
+@pytest.mark.parametrize(
+    ("write", "options", "lora", "guidance"),
+    [
+        (write_dit, {}, Lora(), 1.0),
+        (write_dit, {"beta_schedule": "scaled_linear"}, LORA, 2.5),
+        (write_dit, {"out_channels": 2, "classes": 5}, Lora(), 0.0),
+        (write_unet, MILD, Lora(), 1.0),
+        (write_unet, MILD, LORA, 1.0),
+        (write_unet, {"clip_sample": True, "clip_sample_range": 0.8}, Lora(), 1.0),
+        (write_unet, MILD | {"set_alpha_to_one": False, "classes": 2}, Lora(), 1.0),
+        (write_edm, {}, Lora(), 1.0),
+        (write_edm, {"classes": None}, Lora(rank=2, targets=("conv1",)), 1.0),
+        (write_unet, {"prediction_type": "sample", "out_channels": 4}, Lora(), 1.0),
+        (
+            write_unet,
+            {"trained_betas": torch.linspace(0.001, 0.03, 100).tolist(), "num_train_timesteps": 100},
+            Lora(),
+            1.0,
+        ),
+    ],
+    ids=[
+        "dit-v-cosine",
+        "dit-lora-guided",
+        "dit-variance-guided",
+        "unet-epsilon",
+        "unet-lora",
+        "unet-clipped",
+        "unet-classes-ends-noisy",
+        "edm",
+        "edm-lora",
+        "unet-sample-variance",
+        "unet-own-betas",
+    ],
+)
 def test_the_card_samples_what_the_student_does(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[..., Path], options: dict[str, Any], lora: Lora,
-    guidance: float, network_timesteps: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    write: Callable[..., Path],
+    options: dict[str, Any],
+    lora: Lora,
+    guidance: float,
+    network_timesteps: bool,
 ) -> None:
     """Save, load and sample with diffusers alone, and with this package again: the same images each time."""
     student = trained(load_model(write(tmp_path / "teacher", **options)), lora)
@@ -127,10 +156,15 @@ def test_the_card_samples_what_the_student_does(
 
 
 @pytest.mark.parametrize("network_timesteps", [False, True], ids=["", "network_timesteps"])
-@pytest.mark.parametrize(("write", "options", "guidance"), [
-    (write_dit, {}, 2.0), (write_unet, MILD, 1.0), (write_unet, {"clip_sample": True, "clip_sample_range": 0.8}, 1.0),
-    (write_edm, {}, 1.0),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("write", "options", "guidance"),
+    [
+        (write_dit, {}, 2.0),
+        (write_unet, MILD, 1.0),
+        (write_unet, {"clip_sample": True, "clip_sample_range": 0.8}, 1.0),
+        (write_edm, {}, 1.0),
+    ],
+)
 def test_the_model_for_mlflow_samples_alike(
     tmp_path: Path, write: Callable[..., Path], options: dict[str, Any], guidance: float, network_timesteps: bool
 ) -> None:
@@ -181,8 +215,14 @@ def test_the_folder_is_the_teachers_layout_and_says_what_it_is(tmp_path: Path) -
     folder = export(student, schedule, tmp_path / "student", guidance=1.5, teacher=teacher, summary=SUMMARY)
 
     assert sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()) == [
-        "LICENSE", "README.md", "model_index.json", "redif.json", "sample.py", "scheduler/scheduler_config.json",
-        "transformer/config.json", "transformer/diffusion_pytorch_model.safetensors",
+        "LICENSE",
+        "README.md",
+        "model_index.json",
+        "redif.json",
+        "sample.py",
+        "scheduler/scheduler_config.json",
+        "transformer/config.json",
+        "transformer/diffusion_pytorch_model.safetensors",
     ]
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
     assert (folder / "LICENSE").read_text() == "Do what you like.\n"

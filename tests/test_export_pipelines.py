@@ -61,9 +61,9 @@ def ours(model: DiffusionModel, schedule: Schedule, guidance: float) -> Tensor:
     unit = torch.randn(1, *model.latent_shape, generator=torch.Generator().manual_seed(0))
     encoded = model.encode([CAPTION])
     with torch.no_grad():
-        return model.decode(solvers.sample(
-            "euler", lambda x, at: model.predict(x, at, encoded, guidance=guidance), unit, schedule
-        ))[0]
+        return model.decode(
+            solvers.sample("euler", lambda x, at: model.predict(x, at, encoded, guidance=guidance), unit, schedule)
+        )[0]
 
 
 def blocks(folder: Path) -> list[str]:
@@ -113,9 +113,11 @@ def test_the_card_samples_what_the_student_does(
     torch.testing.assert_close(found, expected, rtol=0, atol=CLOSE if name == "sd" else EXACT)
     again, settings = load_model(folder), json.loads((folder / "redif.json").read_text())
     torch.testing.assert_close(
-        ours(again, schedules.explicit(again.process, settings["timesteps"]), settings["guidance"]), expected,
-        rtol=0, atol=EXACT,
-    )  # fmt: skip
+        ours(again, schedules.explicit(again.process, settings["timesteps"]), settings["guidance"]),
+        expected,
+        rtol=0,
+        atol=EXACT,
+    )
     untrained = make_student(load_model(folder.parent / "teacher"), Lora())
     assert float((ours(untrained, schedule, guidance) - expected).abs().max()) > 0.005
 

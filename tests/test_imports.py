@@ -11,9 +11,14 @@ import pytest
 from redif_ray.workers.lazy_import import imported
 
 CONTROL = (
-    "workers.actors", "coordinator.coordinator", "job.launch", "job.metrics_writer", "runs.status", "weights.store",
+    "workers.actors",
+    "coordinator.coordinator",
+    "job.launch",
+    "job.metrics_writer",
+    "runs.status",
+    "weights.store",
     "learner.ray_train",
-)  # fmt: skip
+)
 
 
 def heavy(code: str) -> str:
@@ -30,10 +35,13 @@ def test_processes_without_tensors_import_nothing_heavy() -> None:
 @pytest.mark.parametrize(
     "words",
     [
-        ("smoke", "learner.lrr=1"), ("smoke", "learner.rounds=many"), ("smoke", "exploration.eta=0"), ("nowhere.yaml",),
+        ("smoke", "learner.lrr=1"),
+        ("smoke", "learner.rounds=many"),
+        ("smoke", "exploration.eta=0"),
+        ("nowhere.yaml",),
     ],
     ids=["unknown key", "wrong type", "conflict", "no file"],
-)  # fmt: skip
+)
 def test_a_bad_recipe_is_told_of_at_once(words: tuple[str, ...]) -> None:
     """Half a second to one of an idle core; the limit is for slow machines."""
     script = (

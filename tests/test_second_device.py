@@ -14,35 +14,41 @@ there = torch.arange(6.0).reshape(2, 3).to(second_device.NAME)
 here = torch.arange(6.0).reshape(2, 3)
 
 
-@pytest.mark.parametrize("mixed", [
-    lambda: there + here,
-    lambda: here * there,
-    lambda: there @ here.T,
-    lambda: torch.stack([there, here]),
-    lambda: torch.stack([there.sum(), torch.zeros(())]),
-    lambda: torch.where(here > 1, there, there),
-    lambda: here[there.long()[0]],
-    lambda: torch.isin(there, here),
-    lambda: there.index_select(0, torch.tensor([1])),
-    lambda: there.__setitem__(torch.tensor([0]), here[:1]),
-    lambda: torch.randn(2, device=second_device.NAME, generator=torch.Generator()),
-    lambda: there.numpy(),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "mixed",
+    [
+        lambda: there + here,
+        lambda: here * there,
+        lambda: there @ here.T,
+        lambda: torch.stack([there, here]),
+        lambda: torch.stack([there.sum(), torch.zeros(())]),
+        lambda: torch.where(here > 1, there, there),
+        lambda: here[there.long()[0]],
+        lambda: torch.isin(there, here),
+        lambda: there.index_select(0, torch.tensor([1])),
+        lambda: there.__setitem__(torch.tensor([0]), here[:1]),
+        lambda: torch.randn(2, device=second_device.NAME, generator=torch.Generator()),
+        lambda: there.numpy(),
+    ],
+)
 def test_what_cuda_refuses_is_refused(mixed: Callable[[], Any]) -> None:
     with pytest.raises(RuntimeError, match=r"standin|generator|numpy"):
         mixed()
 
 
-@pytest.mark.parametrize("both", [
-    lambda x: x * 2 + torch.tensor(3.0),
-    lambda x: x[torch.tensor([1, 0])],
-    lambda x: x[torch.tensor([True, False])],
-    lambda x: x.clone().index_put_((torch.tensor([0]),), x[1:]),
-    lambda x: x.clone().copy_(here),
-    lambda x: torch.tensor([[1.0, 2.0, 3.0]], device=x.device).expand(2, 3) - x,
-    lambda x: torch.full((2,), 2.0, device=x.device) + x.sum(1),
-    lambda x: torch.nn.functional.linear(x, torch.ones(4, 3, device=x.device)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "both",
+    [
+        lambda x: x * 2 + torch.tensor(3.0),
+        lambda x: x[torch.tensor([1, 0])],
+        lambda x: x[torch.tensor([True, False])],
+        lambda x: x.clone().index_put_((torch.tensor([0]),), x[1:]),
+        lambda x: x.clone().copy_(here),
+        lambda x: torch.tensor([[1.0, 2.0, 3.0]], device=x.device).expand(2, 3) - x,
+        lambda x: torch.full((2,), 2.0, device=x.device) + x.sum(1),
+        lambda x: torch.nn.functional.linear(x, torch.ones(4, 3, device=x.device)),
+    ],
+)
 def test_what_it_computes_is_right(both: Callable[[Tensor], Tensor]) -> None:
     found = both(there)
     assert isinstance(found, second_device.There) and found.device.type == second_device.NAME

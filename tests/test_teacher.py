@@ -38,9 +38,19 @@ def config(tmp_path: Path) -> Callable[..., TeacherConfig]:
 
     def make(**changes: Any) -> TeacherConfig:
         small = {
-            "data": str(tmp_path / "images.parquet"), "out": str(tmp_path / "out"), "patch": 4, "layers": 1, "heads": 1,
-            "head_dim": 8, "steps": 56, "batch": 4, "warmup": 3, "ema": 0.9, "checkpoint_every": 7, "lr": 1e-2,
-        }  # fmt: skip
+            "data": str(tmp_path / "images.parquet"),
+            "out": str(tmp_path / "out"),
+            "patch": 4,
+            "layers": 1,
+            "heads": 1,
+            "head_dim": 8,
+            "steps": 56,
+            "batch": 4,
+            "warmup": 3,
+            "ema": 0.9,
+            "checkpoint_every": 7,
+            "lr": 1e-2,
+        }
         return TeacherConfig(**{**small, **changes})
 
     return make
@@ -68,9 +78,10 @@ def test_on_another_device_it_trains_alike(config: Any, tmp_path: Path) -> None:
     with pytest.raises(Cut):
         train(config(device=second_device.NAME), report=cut)
     there = weights(train(config(device=second_device.NAME), resume=True))
-    apart, size = (torch.cat([w.flatten() for w in found]).norm() for found in (
-        [there[name] - here[name] for name in here], list(here.values())
-    ))  # fmt: skip
+    apart, size = (
+        torch.cat([w.flatten() for w in found]).norm()
+        for found in ([there[name] - here[name] for name in here], list(here.values()))
+    )
     assert apart < 0.01 * size  # 56 steps of Adam, of two roundings
 
 
@@ -121,6 +132,7 @@ def test_the_average_follows_the_weights_with_a_decay_that_warms_up(config: Any,
 
 def test_what_is_saved_is_the_average(config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed after the last checkpoint and before the folder is written; the resumed run only writes it."""
+
     def killed(*arguments: Any) -> None:
         raise Cut
 
@@ -191,9 +203,7 @@ def test_an_untrained_network_predicts_zero_and_blocks_pass_their_input(config: 
     assert output.shape == x.shape and not output.any()
     tokens = network.pos_embed(x)
     for block in network.transformer_blocks:
-        assert torch.equal(
-            block(tokens, timestep=torch.tensor([3, 900]), class_labels=torch.tensor([0, 3])), tokens
-        )
+        assert torch.equal(block(tokens, timestep=torch.tensor([3, 900]), class_labels=torch.tensor([0, 3])), tokens)
     assert tokens.std() > 0
 
 

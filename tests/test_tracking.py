@@ -50,6 +50,7 @@ def locked(file: Path) -> Iterator[None]:
 @contextmanager
 def away(file: Path) -> Iterator[None]:
     """The store refuses metrics at once, as a server that is gone; a locked file would take MLflow 20 s to notice."""
+
     def run(statement: str) -> None:
         connection = sqlite3.connect(file, isolation_level=None)
         connection.execute(statement)
@@ -79,8 +80,12 @@ def test_a_run_s_metrics_arrive_once(tracker: Tracker, file: Path) -> None:
     tracker.metrics({"reward": 9.0}, step=-1)
     assert tracker.flush() and tracker.flush()
     expected = [
-        ("recall", -1, 1.0), ("reward", -1, -0.25), ("round", -1, -1.0), ("reward", 0, 0.1 + 0.2), ("round", 0, 0.0),
-    ]  # fmt: skip
+        ("recall", -1, 1.0),
+        ("reward", -1, -0.25),
+        ("round", -1, -1.0),
+        ("reward", 0, 0.1 + 0.2),
+        ("round", 0, 0.0),
+    ]
     assert rows(file, tracker) == expected
     assert MlflowClient(tracker.uri).get_run(tracker.run_id).data.metrics["reward"] == 0.1 + 0.2
 
@@ -96,8 +101,14 @@ def test_a_resumed_run_neither_doubles_nor_loses_a_step(tracker: Tracker, file: 
         resumed.metrics({"a": 10 + step}, step)
     resumed.finish()
     assert [(s, v) for k, s, v in rows(file, resumed) if k == "a"] == [
-        (0, 0), (1, 1), (2, 2), (3, 3), (4, 14), (5, 15), (6, 16),
-    ]  # fmt: skip
+        (0, 0),
+        (1, 1),
+        (2, 2),
+        (3, 3),
+        (4, 14),
+        (5, 15),
+        (6, 16),
+    ]
 
 
 def test_a_fresh_run_writes_round_zero(tracker: Tracker, file: Path) -> None:

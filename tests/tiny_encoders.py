@@ -33,10 +33,17 @@ def write_clip(folder: Path) -> Path:
     end = 2 * len(CHARACTERS) + 1
     tower = {**TINY, "intermediate_size": 16}
     config = CLIPConfig(
-        projection_dim=EMBEDDING, vision_config={**tower, "image_size": 16, "patch_size": 8},
-        text_config={**tower, "vocab_size": end + 1, "max_position_embeddings": TOKENS, "bos_token_id": end - 1,
-                     "eos_token_id": end, "pad_token_id": end},
-    )  # fmt: skip
+        projection_dim=EMBEDDING,
+        vision_config={**tower, "image_size": 16, "patch_size": 8},
+        text_config={
+            **tower,
+            "vocab_size": end + 1,
+            "max_position_embeddings": TOKENS,
+            "bos_token_id": end - 1,
+            "eos_token_id": end,
+            "pad_token_id": end,
+        },
+    )
     save(lambda: CLIPModel(config), folder, 0.4)
     clip_tokenizer().save_pretrained(folder)
     CLIPImageProcessorPil(size={"shortest_edge": 16}, crop_size=16).save_pretrained(folder)

@@ -32,32 +32,59 @@ def scheduler(**options: Any) -> DDIMScheduler:
 def write_dit(folder: Path, *, classes: int = 3, out_channels: int = 1, **options: Any) -> Path:
     with torch.random.fork_rng(devices=[]):
         network = DiTTransformer2DModel(
-            num_attention_heads=2, attention_head_dim=8, num_layers=1, in_channels=1, out_channels=out_channels,
-            sample_size=8, patch_size=4, num_embeds_ada_norm=classes, norm_elementwise_affine=False,
+            num_attention_heads=2,
+            attention_head_dim=8,
+            num_layers=1,
+            in_channels=1,
+            out_channels=out_channels,
+            sample_size=8,
+            patch_size=4,
+            num_embeds_ada_norm=classes,
+            norm_elementwise_affine=False,
         )
     randomise(network)
     network.save_pretrained(folder / "transformer")
     scheduler(**({"prediction_type": "v_prediction", "beta_schedule": "squaredcos_cap_v2"} | options)).save_pretrained(
-        folder / "scheduler")
+        folder / "scheduler"
+    )
     index = {
-        "_class_name": "DiTPipeline", "scheduler": ["diffusers", "DDIMScheduler"], "vae": [None, None],
-        "transformer": ["diffusers", "DiTTransformer2DModel"], "id2label": {str(i): f"c{i}" for i in range(classes)},
+        "_class_name": "DiTPipeline",
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        "vae": [None, None],
+        "transformer": ["diffusers", "DiTTransformer2DModel"],
+        "id2label": {str(i): f"c{i}" for i in range(classes)},
     }
     (folder / "model_index.json").write_text(json.dumps(index))
     return folder
 
 
 def write_unet(
-    folder: Path, *, classes: int | None = None, out_channels: int = 2, network: dict[str, Any] | None = None,
+    folder: Path,
+    *,
+    classes: int | None = None,
+    out_channels: int = 2,
+    network: dict[str, Any] | None = None,
     **options: Any,
 ) -> Path:
     with torch.random.fork_rng(devices=[]):
-        unet = UNet2DModel(**({
-            "sample_size": 8, "in_channels": 2, "out_channels": out_channels, "block_out_channels": (8, 16),
-            "norm_num_groups": 4, "layers_per_block": 1, "attention_head_dim": 8, "dropout": 0.2,
-            "down_block_types": ("DownBlock2D", "DownBlock2D"), "up_block_types": ("UpBlock2D", "UpBlock2D"),
-            "num_class_embeds": classes,
-        } | (network or {})))
+        unet = UNet2DModel(
+            **(
+                {
+                    "sample_size": 8,
+                    "in_channels": 2,
+                    "out_channels": out_channels,
+                    "block_out_channels": (8, 16),
+                    "norm_num_groups": 4,
+                    "layers_per_block": 1,
+                    "attention_head_dim": 8,
+                    "dropout": 0.2,
+                    "down_block_types": ("DownBlock2D", "DownBlock2D"),
+                    "up_block_types": ("UpBlock2D", "UpBlock2D"),
+                    "num_class_embeds": classes,
+                }
+                | (network or {})
+            )
+        )
     randomise(unet)
     DDPMPipeline(unet, scheduler(**options)).save_pretrained(folder)
     return folder

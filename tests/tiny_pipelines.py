@@ -60,9 +60,17 @@ def clip_tokenizer() -> CLIPTokenizer:
 def clip(seed: int, *, projection: bool = True) -> CLIPTextModel:
     end = 2 * len(CHARACTERS) + 1
     config = CLIPTextConfig(
-        vocab_size=end + 1, hidden_size=WIDTH, intermediate_size=16, num_hidden_layers=3, num_attention_heads=2,
-        max_position_embeddings=TOKENS, projection_dim=WIDTH, bos_token_id=end - 1, eos_token_id=end, pad_token_id=end,
-    )  # fmt: skip
+        vocab_size=end + 1,
+        hidden_size=WIDTH,
+        intermediate_size=16,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        max_position_embeddings=TOKENS,
+        projection_dim=WIDTH,
+        bos_token_id=end - 1,
+        eos_token_id=end,
+        pad_token_id=end,
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = (CLIPTextModelWithProjection if projection else CLIPTextModel)(config)
@@ -83,32 +91,58 @@ def vae(channels: int) -> AutoencoderKL:
     """Twice the latents' edge; latents are scaled, and for SD3 shifted."""
     with torch.random.fork_rng(devices=[]):
         model = AutoencoderKL(
-            block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2, norm_num_groups=4,
-            up_block_types=("UpDecoderBlock2D",) * 2, latent_channels=channels, scaling_factor=0.7,
+            block_out_channels=(8, 8),
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            norm_num_groups=4,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            latent_channels=channels,
+            scaling_factor=0.7,
             shift_factor=0.1 if channels == 8 else None,
-        )  # fmt: skip
+        )
     randomise(model, 0.2)
     return model
 
 
 def unet(**options: Any) -> UNet2DConditionModel:
     with torch.random.fork_rng(devices=[]):
-        model = UNet2DConditionModel(**({
-            "sample_size": 8, "in_channels": 4, "out_channels": 4, "block_out_channels": (8, 16), "norm_num_groups": 4,
-            "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"), "layers_per_block": 1,
-            "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"), "attention_head_dim": 4, "dropout": 0.2,
-            "cross_attention_dim": WIDTH,
-        } | options))  # fmt: skip
+        model = UNet2DConditionModel(
+            **(
+                {
+                    "sample_size": 8,
+                    "in_channels": 4,
+                    "out_channels": 4,
+                    "block_out_channels": (8, 16),
+                    "norm_num_groups": 4,
+                    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+                    "layers_per_block": 1,
+                    "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+                    "attention_head_dim": 4,
+                    "dropout": 0.2,
+                    "cross_attention_dim": WIDTH,
+                }
+                | options
+            )
+        )
     randomise(model, 0.2)
     return model
 
 
 def vp(**options: Any) -> DDIMScheduler:
     """Stable Diffusion's noise process, and the levels and end that redif-ray calls uniform_trailing."""
-    return DDIMScheduler(**({
-        "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False,
-        "set_alpha_to_one": False, "steps_offset": 1, "timestep_spacing": "trailing",
-    } | options))  # fmt: skip
+    return DDIMScheduler(
+        **(
+            {
+                "beta_start": 0.00085,
+                "beta_end": 0.012,
+                "beta_schedule": "scaled_linear",
+                "clip_sample": False,
+                "set_alpha_to_one": False,
+                "steps_offset": 1,
+                "timestep_spacing": "trailing",
+            }
+            | options
+        )
+    )
 
 
 def save(pipeline: Any, folder: Path, dtype: torch.dtype) -> Path:
@@ -118,41 +152,67 @@ def save(pipeline: Any, folder: Path, dtype: torch.dtype) -> Path:
 
 def write_sd(folder: Path, *, dtype: torch.dtype = torch.float32, **scheduler: Any) -> Path:
     pipeline = StableDiffusionPipeline(
-        vae=vae(4), text_encoder=clip(1, projection=False), tokenizer=clip_tokenizer(), unet=unet(),
-        scheduler=vp(**scheduler), safety_checker=None, feature_extractor=None, requires_safety_checker=False,
-    )  # fmt: skip
+        vae=vae(4),
+        text_encoder=clip(1, projection=False),
+        tokenizer=clip_tokenizer(),
+        unet=unet(),
+        scheduler=vp(**scheduler),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
     return save(pipeline, folder, dtype)
 
 
 def write_sdxl(folder: Path, *, zeros: bool = True, dtype: torch.dtype = torch.float32, **scheduler: Any) -> Path:
     added = {
-        "addition_embed_type": "text_time", "addition_time_embed_dim": 4, "cross_attention_dim": 2 * WIDTH,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 4,
+        "cross_attention_dim": 2 * WIDTH,
         "projection_class_embeddings_input_dim": 6 * 4 + WIDTH,
-    }  # fmt: skip
+    }
     pipeline = StableDiffusionXLPipeline(
-        vae=vae(4), text_encoder=clip(1, projection=False), text_encoder_2=clip(2), tokenizer=clip_tokenizer(),
-        tokenizer_2=clip_tokenizer(), unet=unet(**added), scheduler=vp(**scheduler), add_watermarker=False,
+        vae=vae(4),
+        text_encoder=clip(1, projection=False),
+        text_encoder_2=clip(2),
+        tokenizer=clip_tokenizer(),
+        tokenizer_2=clip_tokenizer(),
+        unet=unet(**added),
+        scheduler=vp(**scheduler),
+        add_watermarker=False,
         force_zeros_for_empty_prompt=zeros,
-    )  # fmt: skip
+    )
     return save(pipeline, folder, dtype)
 
 
-def write_sd3(
-    folder: Path, *, with_t5: bool = True, shift: float = 3.0, dtype: torch.dtype = torch.float32
-) -> Path:
+def write_sd3(folder: Path, *, with_t5: bool = True, shift: float = 3.0, dtype: torch.dtype = torch.float32) -> Path:
     with torch.random.fork_rng(devices=[]):
         transformer = SD3Transformer2DModel(
-            sample_size=8, patch_size=2, in_channels=8, out_channels=8, num_layers=2, attention_head_dim=8,
-            num_attention_heads=2, joint_attention_dim=32, caption_projection_dim=16, pooled_projection_dim=2 * WIDTH,
+            sample_size=8,
+            patch_size=2,
+            in_channels=8,
+            out_channels=8,
+            num_layers=2,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            joint_attention_dim=32,
+            caption_projection_dim=16,
+            pooled_projection_dim=2 * WIDTH,
             pos_embed_max_size=8,
-        )  # fmt: skip
+        )
     randomise(transformer, 0.2)
     tokenizer, encoder = t5() if with_t5 else (None, None)
     pipeline = StableDiffusion3Pipeline(
-        transformer=transformer, vae=vae(8), text_encoder=clip(1), tokenizer=clip_tokenizer(), text_encoder_2=clip(2),
-        tokenizer_2=clip_tokenizer(), text_encoder_3=encoder, tokenizer_3=tokenizer,
+        transformer=transformer,
+        vae=vae(8),
+        text_encoder=clip(1),
+        tokenizer=clip_tokenizer(),
+        text_encoder_2=clip(2),
+        tokenizer_2=clip_tokenizer(),
+        text_encoder_3=encoder,
+        tokenizer_3=tokenizer,
         scheduler=FlowMatchEulerDiscreteScheduler(shift=shift),
-    )  # fmt: skip
+    )
     return save(pipeline, folder, dtype)
 
 
@@ -184,16 +244,25 @@ def run_alone(folders: Sequence[Path]) -> None:
 def write_edm(folder: Path, *, classes: int | None = 3, channels: int = 2) -> Path:
     with torch.random.fork_rng(devices=[]):
         network = UNet2DModel(
-            sample_size=8, in_channels=channels, out_channels=channels, block_out_channels=(8, 16), norm_num_groups=4,
-            layers_per_block=1, attention_head_dim=8, dropout=0.2, down_block_types=("DownBlock2D", "DownBlock2D"),
-            up_block_types=("UpBlock2D", "UpBlock2D"), num_class_embeds=classes,
-        )  # fmt: skip
+            sample_size=8,
+            in_channels=channels,
+            out_channels=channels,
+            block_out_channels=(8, 16),
+            norm_num_groups=4,
+            layers_per_block=1,
+            attention_head_dim=8,
+            dropout=0.2,
+            down_block_types=("DownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "UpBlock2D"),
+            num_class_embeds=classes,
+        )
     randomise(network)
     network.save_pretrained(folder / "unet")
     EDMEulerScheduler(sigma_min=0.002, sigma_max=80.0, sigma_data=0.5).save_pretrained(folder / "scheduler")
     index = {
-        "_class_name": "EDMPipeline", "unet": ["diffusers", "UNet2DModel"],
+        "_class_name": "EDMPipeline",
+        "unet": ["diffusers", "UNet2DModel"],
         "scheduler": ["diffusers", "EDMEulerScheduler"],
-    }  # fmt: skip
+    }
     (folder / "model_index.json").write_text(json.dumps(index))
     return folder

@@ -49,9 +49,12 @@ def train_tokenizer(emoji: Emoji) -> CLIPTokenizer:
     learner.pre_tokenizer = likeness.backend_tokenizer.pre_tokenizer
     letters = sorted(ByteLevel.alphabet())
     trainer = BpeTrainer(
-        vocab_size=len(letters) + 4 * MERGES, min_frequency=2, initial_alphabet=letters, end_of_word_suffix="</w>",
+        vocab_size=len(letters) + 4 * MERGES,
+        min_frequency=2,
+        initial_alphabet=letters,
+        end_of_word_suffix="</w>",
         show_progress=False,
-    )  # fmt: skip
+    )
     learner.train_from_iterator([*emoji.captions, *(tag for tags in emoji.tags for tag in tags)], trainer)
     merges = [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"][:MERGES]]
     tokens = [*letters, *(f"{letter}</w>" for letter in letters), *("".join(pair) for pair in merges)]
@@ -77,14 +80,21 @@ def phrase(caption: str, tags: tuple[str, ...], draws: np.ndarray) -> str:
 
 def build(tokenizer: Any, width: int, layers: int, patch: int) -> CLIPModel:
     tower = {
-        "hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": layers, "num_attention_heads": 4,
-        "projection_dim": width, "hidden_act": "gelu",
-    }  # fmt: skip
+        "hidden_size": width,
+        "intermediate_size": 2 * width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 4,
+        "projection_dim": width,
+        "hidden_act": "gelu",
+    }
     end = tokenizer.eos_token_id
     text = {
-        "vocab_size": len(tokenizer), "max_position_embeddings": TOKENS, "eos_token_id": end, "pad_token_id": end,
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": TOKENS,
+        "eos_token_id": end,
+        "pad_token_id": end,
         "bos_token_id": tokenizer.bos_token_id,
-    }  # fmt: skip
+    }
     vision = {"image_size": data.SIZE, "patch_size": patch}
     return CLIPModel(CLIPConfig(text_config=tower | text, vision_config=tower | vision, projection_dim=width))
 

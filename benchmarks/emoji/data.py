@@ -108,9 +108,7 @@ def load(path: Path) -> Emoji:
     """What `main` wrote."""
     rows = pq.read_table(path).to_pylist()
     images = [np.asarray(Image.open(io.BytesIO(row["image"]))).transpose(2, 0, 1) for row in rows]
-    return Emoji(
-        np.stack(images), tuple(row["caption"] for row in rows), tuple(tuple(row["tags"]) for row in rows)
-    )
+    return Emoji(np.stack(images), tuple(row["caption"] for row in rows), tuple(tuple(row["tags"]) for row in rows))
 
 
 def main() -> None:

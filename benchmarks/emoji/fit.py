@@ -92,7 +92,8 @@ def train(network: Module, loss: Callable[[int], Tensor], fit: Fit, work: Path) 
         if done % fit.checkpoint_every == 0 or done == fit.steps:
             save_checkpoint(
                 work,
-                pack("network", dict(network.named_parameters())) | pack("ema", average)
+                pack("network", dict(network.named_parameters()))
+                | pack("ema", average)
                 | pack("optimizer", optimizer_tensors(optimizer, names)),
                 {"step": done, "seconds": seconds, "fit": asdict(fit)},
             )

@@ -1,6 +1,6 @@
 """How well the exported teacher draws what a caption says, by guidance, as the judge CLIP `b` sees it.
 
-    python -m benchmarks.emoji.measure
+python -m benchmarks.emoji.measure
 """
 
 from __future__ import annotations

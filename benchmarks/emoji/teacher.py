@@ -38,18 +38,31 @@ PHRASES = 8  # of each emoji, the first its caption alone
 def build_network(width: int) -> UNet2DConditionModel:
     """width: of the text encoder's states. `attention_head_dim` is the number of heads, as diffusers reads it."""
     return UNet2DConditionModel(
-        sample_size=data.SIZE // 2, in_channels=4, out_channels=4, block_out_channels=(64, 96), layers_per_block=1,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        norm_num_groups=32, attention_head_dim=4, cross_attention_dim=width,
-    )  # fmt: skip
+        sample_size=data.SIZE // 2,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(64, 96),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        norm_num_groups=32,
+        attention_head_dim=4,
+        cross_attention_dim=width,
+    )
 
 
 def build_scheduler() -> DDIMScheduler:
     """Stable Diffusion's noise process."""
     return DDIMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False,
-        steps_offset=1, timestep_spacing="trailing", prediction_type="v_prediction",
-    )  # fmt: skip
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        timestep_spacing="trailing",
+        prediction_type="v_prediction",
+    )
 
 
 @torch.no_grad()
@@ -108,9 +121,15 @@ def export(network: Any) -> None:
     autoencoder = vae.load()
     autoencoder.register_to_config(_name_or_path="")
     pipeline: Any = StableDiffusionPipeline(
-        vae=autoencoder, text_encoder=text_encoder(), tokenizer=CLIPTokenizer.from_pretrained(CLIP_A), unet=network,
-        scheduler=build_scheduler(), safety_checker=None, feature_extractor=None, requires_safety_checker=False,
-    )  # fmt: skip
+        vae=autoencoder,
+        text_encoder=text_encoder(),
+        tokenizer=CLIPTokenizer.from_pretrained(CLIP_A),
+        unet=network,
+        scheduler=build_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
     pipeline.to(torch.float16).save_pretrained(TEACHER)
 
 
@@ -127,9 +146,11 @@ def main() -> None:
     kept = data.load(data.OUT / "emoji.parquet").split(held=False)
     tokenizer = CLIPTokenizer.from_pretrained(CLIP_A)
     examples = Examples(
-        vae.latents(vae.load(), kept.images), phrase_states(encoder, tokenizer, kept),
-        text_states(encoder, tokenizer, [""])[0], build_scheduler().alphas_cumprod,
-    )  # fmt: skip
+        vae.latents(vae.load(), kept.images),
+        phrase_states(encoder, tokenizer, kept),
+        text_states(encoder, tokenizer, [""])[0],
+        build_scheduler().alphas_cumprod,
+    )
     network.set_attn_processor(AttnProcessor())  # the fused one's backward takes a third of a step on a CPU
 
     def loss(step: int) -> Tensor:

@@ -1,6 +1,6 @@
 """The emoji teacher's autoencoder (Rombach et al., arXiv 2112.10752): 3 x 32 x 32 pixels, 4 x 16 x 16 latents.
 
-    python -m benchmarks.emoji.vae
+python -m benchmarks.emoji.vae
 """
 
 from __future__ import annotations
@@ -28,10 +28,15 @@ KL_WEIGHT = 1e-3  # of the mean over latents, against the mean absolute error of
 def build() -> AutoencoderKL:
     """No attention: what an emoji's two halves have to do with each other is the denoising network's business."""
     return AutoencoderKL(
-        block_out_channels=(32, 64), down_block_types=("DownEncoderBlock2D",) * 2, layers_per_block=1,
-        up_block_types=("UpDecoderBlock2D",) * 2, latent_channels=4, norm_num_groups=16, sample_size=data.SIZE,
+        block_out_channels=(32, 64),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        layers_per_block=1,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=4,
+        norm_num_groups=16,
+        sample_size=data.SIZE,
         mid_block_add_attention=False,
-    )  # fmt: skip
+    )
 
 
 def pixels(images: np.ndarray) -> Tensor:
@@ -95,8 +100,10 @@ def main() -> None:
         print(f"{name}: {-10 * np.log10(error):.2f} dB PSNR")
     shown = others.images[::4][:50]
     write_grid(data.OUT / "vae.png", np.concatenate([shown / 255, reconstructed(vae, shown)]))
-    print(f"{sum(p.numel() for p in vae.parameters()):,} parameters, scaling_factor {vae.config.scaling_factor}, "
-          f"{decode_milliseconds(vae):.2f} ms to decode an image, {seconds:.0f} s of training")
+    print(
+        f"{sum(p.numel() for p in vae.parameters()):,} parameters, scaling_factor {vae.config.scaling_factor}, "
+        f"{decode_milliseconds(vae):.2f} ms to decode an image, {seconds:.0f} s of training"
+    )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Stable Diffusion 1.5 and XL with random weights through the whole pipeline, beside plain loops of diffusers.
 
-    python -m benchmarks.gpu sd15
+python -m benchmarks.gpu sd15
 """
 
 from __future__ import annotations

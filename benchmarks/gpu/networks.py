@@ -58,32 +58,54 @@ def networks(root: Path, stop: StopRequest, console: Console, *, case: Case, rou
     images = config.rollout.groups * config.rollout.siblings
     plain_rollout, plain_update = _plain(config, teacher, where, dtype, stop)
     rows = [
-        ["rollout, images/s", f"{images / rollout:.2f}", f"{images / plain_rollout:.2f}",
-         f"{plain_rollout / rollout:.2f}"],
+        [
+            "rollout, images/s",
+            f"{images / rollout:.2f}",
+            f"{images / plain_rollout:.2f}",
+            f"{plain_rollout / rollout:.2f}",
+        ],
         ["update, s", f"{update:.2f}", f"{plain_update:.2f}", f"{update / plain_update:.2f}"],
         ["peak memory, GB, of all processes", f"{(max(peak) - before) / 1e9:.1f}", "", ""],
-    ]  # fmt: skip
+    ]
     r = config.rollout
     return Part(
-        case.name, case.title, HEAD, rows,
-        {"images_per_second": images / rollout, "plain_images_per_second": images / plain_rollout,
-         "update_seconds": update, "plain_update_seconds": plain_update, "peak_gb": (max(peak) - before) / 1e9},
-        [f"`{case.base}` with `{' '.join(case.overrides)}`, bfloat16, {r.groups} groups of {r.siblings}, N = "
-         f"{config.student.steps}, guidance {config.student.guidance:g}; {rounds - 1} rounds, the one before them not "
-         "counted. Plain sampling is diffusers' pipeline without its decoder, as many images, as many at once; "
-         "siblings do not share a step there. The plain update is a forward and a backward pass for each state, "
-         "as many at once, checkpointed where the recipe is, and one step of AdamW."],
-    )  # fmt: skip
+        case.name,
+        case.title,
+        HEAD,
+        rows,
+        {
+            "images_per_second": images / rollout,
+            "plain_images_per_second": images / plain_rollout,
+            "update_seconds": update,
+            "plain_update_seconds": plain_update,
+            "peak_gb": (max(peak) - before) / 1e9,
+        },
+        [
+            f"`{case.base}` with `{' '.join(case.overrides)}`, bfloat16, {r.groups} groups of {r.siblings}, N = "
+            f"{config.student.steps}, guidance {config.student.guidance:g}; {rounds - 1} rounds, the one before them "
+            "not counted. Plain sampling is diffusers' pipeline without its decoder, as many images, as many at once; "
+            "siblings do not share a step there. The plain update is a forward and a backward pass for each state, "
+            "as many at once, checkpointed where the recipe is, and one step of AdamW."
+        ],
+    )
 
 
 def _config(root: Path, case: Case, teacher: Path, rounds: int, where: str) -> Config:
     share = 0.3 if where == "cuda" else 0
     return recipe(
-        root, case.name, f"teacher.model={teacher}", "conditions.source=null", "evaluation.judge=random-features",
-        "reward.terms={mse: {}}", f"learner.rounds={rounds}", f"validation={{every: {rounds}, groups: 8}}",
-        f"checkpoint.every={rounds}", *(f"{role}.gpus={share}" for role in ("rollout", "reward", "learner")),
-        *case.overrides, base=case.base,
-    )  # fmt: skip
+        root,
+        case.name,
+        f"teacher.model={teacher}",
+        "conditions.source=null",
+        "evaluation.judge=random-features",
+        "reward.terms={mse: {}}",
+        f"learner.rounds={rounds}",
+        f"validation={{every: {rounds}, groups: 8}}",
+        f"checkpoint.every={rounds}",
+        *(f"{role}.gpus={share}" for role in ("rollout", "reward", "learner")),
+        *case.overrides,
+        base=case.base,
+    )
 
 
 def _used(where: str) -> int:
@@ -143,8 +165,9 @@ def _step(config: Config, pipe: DiffusionPipeline, where: str, dtype: torch.dtyp
 @torch.no_grad()
 def _context(pipe: DiffusionPipeline) -> dict[str, torch.Tensor]:
     """What the network is told of one caption."""
-    states, _, *pooled = pipe.encode_prompt(CAPTION, device=pipe.device, num_images_per_prompt=1,
-                                            do_classifier_free_guidance=False)  # fmt: skip
+    states, _, *pooled = pipe.encode_prompt(
+        CAPTION, device=pipe.device, num_images_per_prompt=1, do_classifier_free_guidance=False
+    )
     if not pooled:
         return {"encoder_hidden_states": states}
     edge = float(pipe.unet.config.sample_size * pipe.vae_scale_factor)

@@ -22,8 +22,15 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 CHARACTERS = [chr(c) for c in range(33, 127)]
 TOKENS = [*CHARACTERS, *(f"{c}</w>" for c in CHARACTERS), "<|startoftext|>", "<|endoftext|>"]
-NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False,
-         "set_alpha_to_one": False, "steps_offset": 1, "timestep_spacing": "trailing"}  # fmt: skip
+NOISE = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+    "timestep_spacing": "trailing",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,24 +72,41 @@ class Architecture:
         return found
 
 
-VAE = {"sample_size": 512, "block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "latent_channels": 4,
-       "down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}  # fmt: skip
+VAE = {
+    "sample_size": 512,
+    "block_out_channels": (128, 256, 512, 512),
+    "layers_per_block": 2,
+    "latent_channels": 4,
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+}
 CLIP_L = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
-CLIP_G = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 20,
-          "projection_dim": 1280}  # fmt: skip
+CLIP_G = {
+    "hidden_size": 1280,
+    "intermediate_size": 5120,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 20,
+    "projection_dim": 1280,
+}
 SD15 = Architecture(
     unet={"sample_size": 64, "cross_attention_dim": 768},  # the rest are diffusers' defaults
-    vae=VAE, text=({"vocab_size": 49408, **CLIP_L},),
-)  # fmt: skip
+    vae=VAE,
+    text=({"vocab_size": 49408, **CLIP_L},),
+)
 SDXL = Architecture(
     unet={
-        "sample_size": 128, "cross_attention_dim": 2048, "block_out_channels": (320, 640, 1280),
+        "sample_size": 128,
+        "cross_attention_dim": 2048,
+        "block_out_channels": (320, 640, 1280),
         "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        "transformer_layers_per_block": (1, 2, 10), "attention_head_dim": (5, 10, 20), "use_linear_projection": True,
-        "addition_embed_type": "text_time", "addition_time_embed_dim": 256,
+        "transformer_layers_per_block": (1, 2, 10),
+        "attention_head_dim": (5, 10, 20),
+        "use_linear_projection": True,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 256,
         "projection_class_embeddings_input_dim": 2816,
     },
     vae=VAE | {"sample_size": 1024, "scaling_factor": 0.13025},
     text=({"vocab_size": 49408, **CLIP_L}, {"vocab_size": 49408, **CLIP_G}),
-)  # fmt: skip
+)

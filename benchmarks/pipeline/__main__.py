@@ -1,6 +1,6 @@
 """What Ray costs a run and brings it, as ratios taken side by side: half an hour in all.
 
-    python -m benchmarks.pipeline overhead overlap
+python -m benchmarks.pipeline overhead overlap
 """
 
 from __future__ import annotations
@@ -16,11 +16,21 @@ from benchmarks.pipeline.soak import soak
 from benchmarks.pipeline.startup import startup
 from benchmarks.suite import Suite
 
-PIPELINE = Suite("pipeline", "The pipeline, measured", {
-    "first_step": first_step, "overhead": overhead, "one_core": partial(overhead, pinned=True), "overlap": overlap,
-    "scaling": scaling, "control": partial(scaling, sizes=FASHION_MNIST, strong=(16, 64), name="control"),
-    "publishing": publishing, "soak": soak, "startup": startup,
-})  # fmt: skip
+PIPELINE = Suite(
+    "pipeline",
+    "The pipeline, measured",
+    {
+        "first_step": first_step,
+        "overhead": overhead,
+        "one_core": partial(overhead, pinned=True),
+        "overlap": overlap,
+        "scaling": scaling,
+        "control": partial(scaling, sizes=FASHION_MNIST, strong=(16, 64), name="control"),
+        "publishing": publishing,
+        "soak": soak,
+        "startup": startup,
+    },
+)
 
 if __name__ == "__main__":
     PIPELINE.main(__doc__)

@@ -31,7 +31,12 @@ HEAD = ["", "network calls, shared", "plain", "seconds, shared", "plain", "times
 
 
 def first_step(
-    root: Path, stop: StopRequest, console: Console, *, repeats: int = 5, base: str = "fashion_mnist",
+    root: Path,
+    stop: StopRequest,
+    console: Console,
+    *,
+    repeats: int = 5,
+    base: str = "fashion_mnist",
     overrides: tuple[str, ...] = (),
 ) -> Part:
     case = _Case(root, base, overrides)
@@ -47,20 +52,31 @@ def first_step(
                     seconds.setdefault((name, shared), []).append(took)
     medians = {key: float(np.median(values)) for key, values in seconds.items()}
     rows = [
-        [name, f"{calls[name, True]:.0f}", f"{calls[name, False]:.0f}", f"{medians[name, True]:.2f}",
-         f"{medians[name, False]:.2f}", f"{medians[name, False] / medians[name, True]:.2f}"]
+        [
+            name,
+            f"{calls[name, True]:.0f}",
+            f"{calls[name, False]:.0f}",
+            f"{medians[name, True]:.2f}",
+            f"{medians[name, False]:.2f}",
+            f"{medians[name, False] / medians[name, True]:.2f}",
+        ]
         for name in ("rollout", "update")
-    ]  # fmt: skip
+    ]
     whole = {shared: medians["rollout", shared] + medians["update", shared] for shared in (True, False)}
     error = float((moved[True] - moved[False]).abs().max() / moved[False].abs().max())
     r = case.config.rollout
     return Part(
-        "first_step", "The first step, shared by siblings", HEAD, rows,
+        "first_step",
+        "The first step, shared by siblings",
+        HEAD,
+        rows,
         {"speedup": whole[False] / whole[True], "error": error},
-        [f"{r.groups} groups of {r.siblings}, N = {case.config.student.steps}, one thread, medians of {repeats}. Both "
-         f"together {whole[False] / whole[True]:.2f} times faster. After one step of plain gradient descent, no weight "
-         f"has moved differently by more than {error:.1e} of the largest move."],
-    )  # fmt: skip
+        [
+            f"{r.groups} groups of {r.siblings}, N = {case.config.student.steps}, one thread, medians of {repeats}. "
+            f"Both together {whole[False] / whole[True]:.2f} times faster. After one step of plain gradient descent, "
+            f"no weight has moved differently by more than {error:.1e} of the largest move."
+        ],
+    )
 
 
 class _Case:
@@ -98,17 +114,26 @@ class _Case:
         steps = self.schedule.steps
         states = self.unit.predictions(steps) if shared else rows * steps
         batch = RoundBatch(
-            torch.arange(rows), rows, episode.latents, episode.means, episode.log_probs,
-            advantages=torch.linspace(-1, 1, rows), encoded=self.each,
+            torch.arange(rows),
+            rows,
+            episode.latents,
+            episode.means,
+            episode.log_probs,
+            advantages=torch.linspace(-1, 1, rows),
+            encoded=self.each,
             origin=torch.arange(rows) // siblings * siblings if shared else None,
-        )  # fmt: skip
+        )
         alone = {"anchor": Anchor(), "regulariser": Regulariser(), "minibatch": None}
         learner = config.learner.model_copy(update=alone)
         optimizer = torch.optim.SGD(trainable(self.student).values(), lr=1.0)
         updater = Updater(
-            partial(self.student.predict, guidance=guidance), optimizer,
-            self.schedule, self.stds, learner, ratio_tolerance=ratio_tolerance(config),
-        )  # fmt: skip
+            partial(self.student.predict, guidance=guidance),
+            optimizer,
+            self.schedule,
+            self.stds,
+            learner,
+            ratio_tolerance=ratio_tolerance(config),
+        )
         metrics = updater.run(batch, round=0, seed=config.run.seed, lr=STEP)
         change = [(w - self.start[name]).reshape(-1) for name, w in get_weights(self.student).items()]
         moved[shared] = torch.cat(change)

@@ -26,12 +26,22 @@ STAGES = ("targets", "rollout", "score", "anchor", "update")
 
 
 def overhead(
-    root: Path, stop: StopRequest, console: Console, *, rounds: int = 8, groups: int = 16, base: str = "fashion_mnist",
+    root: Path,
+    stop: StopRequest,
+    console: Console,
+    *,
+    rounds: int = 8,
+    groups: int = 16,
+    base: str = "fashion_mnist",
     pinned: bool = False,
 ) -> Part:
     """pinned: all processes of both share one core, where nothing is hidden by working side by side."""
-    setting = (f"rollout.groups={groups}", f"learner.rounds={rounds}", f"validation.every={rounds}",
-               f"checkpoint.every={rounds}")
+    setting = (
+        f"rollout.groups={groups}",
+        f"learner.rounds={rounds}",
+        f"validation.every={rounds}",
+        f"checkpoint.every={rounds}",
+    )
     cores = Cores()
     with _one_core() if pinned else nullcontext():
         before, used, expected = _plain(root, "plain", setting, rounds, stop, base)
@@ -49,19 +59,36 @@ def overhead(
     busy = sum(work.get(stage, 0.0) for stage in STAGES)
     return Part(
         "one_core" if pinned else "overhead",
-        f"Overhead of Ray{', all processes on one core' if pinned else ''}", HEAD,
-        [["plain loop", f"{plain:.2f}", "1", f"{plain_cpu:.2f}", ""],
-         ["Ray: 1 rollout, 1 reward worker, 1 learner", f"{ray:.2f}", f"{ray / plain:.3f}", f"{work_cpu:.2f}",
-          f"{other_cpu:.2f}"]],
-        {"plain_seconds": plain, "ray_seconds": ray, "ratio": ray / plain, "same_weights": float(alike),
-         "plain_cpu_seconds": plain_cpu, "work_cpu_seconds": work_cpu, "other_cpu_seconds": other_cpu},
-        [f"Medians of {len(before)} rounds before and as many after for the plain loop (drift between them "
-         f"{drift:+.1%}), of {len(periods(folder))} for Ray; staleness 0, {groups} groups a round. Weights after "
-         f"{rounds} rounds {'are the same, bit for bit' if alike else 'DIFFER'}. Workers and learner report "
-         f"{busy:.2f} s of work a round, as the clock on the wall counts it. Ray's other processes, and the driver, "
-         f"take {other_cpu / ray:.0%} of a core all along, whatever the round; workers and learner "
-         f"{work_cpu / plain_cpu:.2f} of the plain loop's CPU seconds for the same work."],
-    )  # fmt: skip
+        f"Overhead of Ray{', all processes on one core' if pinned else ''}",
+        HEAD,
+        [
+            ["plain loop", f"{plain:.2f}", "1", f"{plain_cpu:.2f}", ""],
+            [
+                "Ray: 1 rollout, 1 reward worker, 1 learner",
+                f"{ray:.2f}",
+                f"{ray / plain:.3f}",
+                f"{work_cpu:.2f}",
+                f"{other_cpu:.2f}",
+            ],
+        ],
+        {
+            "plain_seconds": plain,
+            "ray_seconds": ray,
+            "ratio": ray / plain,
+            "same_weights": float(alike),
+            "plain_cpu_seconds": plain_cpu,
+            "work_cpu_seconds": work_cpu,
+            "other_cpu_seconds": other_cpu,
+        },
+        [
+            f"Medians of {len(before)} rounds before and as many after for the plain loop (drift between them "
+            f"{drift:+.1%}), of {len(periods(folder))} for Ray; staleness 0, {groups} groups a round. Weights after "
+            f"{rounds} rounds {'are the same, bit for bit' if alike else 'DIFFER'}. Workers and learner report "
+            f"{busy:.2f} s of work a round, as the clock on the wall counts it. Ray's other processes, and the driver, "
+            f"take {other_cpu / ray:.0%} of a core all along, whatever the round; workers and learner "
+            f"{work_cpu / plain_cpu:.2f} of the plain loop's CPU seconds for the same work."
+        ],
+    )
 
 
 def _plain(

@@ -13,15 +13,25 @@ from redif_ray.interrupt import StopRequest
 from redif_ray.job.distill import run_part
 
 # One work unit a round, and jumps of the anchor, which follow the rollout: both take about as long as the update.
-SETTING = ("rollout.groups=4", "rollout.unit_groups=4", "learner.anchor.weight=0.1", "learner.anchor.substeps=2",
-           "teacher.steps=2")  # fmt: skip
+SETTING = (
+    "rollout.groups=4",
+    "rollout.unit_groups=4",
+    "learner.anchor.weight=0.1",
+    "learner.anchor.substeps=2",
+    "teacher.steps=2",
+)
 UPDATE = ("update",)
 HEAD = ["staleness", "seconds a round", "rollout and rewards", "update", "work / time", "rounds a second, ratio"]
 BEFORE = ("rollout", "score", "anchor")
 
 
 def overlap(
-    root: Path, stop: StopRequest, console: Console, *, rounds: int = 12, base: str = "fashion_mnist",
+    root: Path,
+    stop: StopRequest,
+    console: Console,
+    *,
+    rounds: int = 12,
+    base: str = "fashion_mnist",
     setting: tuple[str, ...] = SETTING,
 ) -> Part:
     length = (f"learner.rounds={rounds}", f"validation.every={rounds}", f"checkpoint.every={rounds}")
@@ -38,14 +48,26 @@ def overlap(
     for staleness, mean in means.items():
         before, update = (sum(work[staleness].get(s, 0.0) for s in stages) for stages in (BEFORE, UPDATE))
         busy[staleness] = before + update
-        rows.append([str(staleness), f"{mean:.2f}", f"{before:.2f}", f"{update:.2f}", f"{(before + update) / mean:.0%}",
-                     f"{means[0] / mean:.2f}"])  # fmt: skip
+        rows.append(
+            [
+                str(staleness),
+                f"{mean:.2f}",
+                f"{before:.2f}",
+                f"{update:.2f}",
+                f"{(before + update) / mean:.0%}",
+                f"{means[0] / mean:.2f}",
+            ]
+        )
     ratio, slower = means[0] / means[1], busy[1] / busy[0]
     return Part(
-        "overlap", "Overlap: staleness 1 against 0",
-        HEAD, rows,
+        "overlap",
+        "Overlap: staleness 1 against 0",
+        HEAD,
+        rows,
         {"ratio": ratio, "slower": slower, "seconds_0": means[0], "seconds_1": means[1]},
-        [f"Medians of {rounds - 2} rounds, staleness 0 before and after. Two stages of equal length allow 2. Where "
-         f"they run at once, each takes {slower:.2f} of its time alone: cores share caches, memory and Ray's own "
-         "processes. That, and the rest of the time that nobody works in, is what is missing."],
-    )  # fmt: skip
+        [
+            f"Medians of {rounds - 2} rounds, staleness 0 before and after. Two stages of equal length allow 2. Where "
+            f"they run at once, each takes {slower:.2f} of its time alone: cores share caches, memory and Ray's own "
+            "processes. That, and the rest of the time that nobody works in, is what is missing."
+        ],
+    )

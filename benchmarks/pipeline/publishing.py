@@ -34,8 +34,13 @@ class Receivers:
 
 
 def publishing(
-    root: Path, stop: StopRequest, console: Console, *, megabytes: Sequence[int] = (10, 100, 1000),
-    receivers: Sequence[int] = (1, 8, 32), threads: int = 1,
+    root: Path,
+    stop: StopRequest,
+    console: Console,
+    *,
+    megabytes: Sequence[int] = (10, 100, 1000),
+    receivers: Sequence[int] = (1, 8, 32),
+    threads: int = 1,
 ) -> Part:
     torch.set_num_threads(threads)
     rows, numbers = [], {}
@@ -55,16 +60,30 @@ def publishing(
                 published = time.perf_counter() - began
                 ray.get([hosts[i % len(hosts)].receive.remote(store, f"policy-{version}") for i in range(count)])
                 everywhere = time.perf_counter() - began
-            rows.append([str(size), str(count), f"{published:.2f}", f"{everywhere:.2f}", f"{peak.megabytes:.0f}",
-                         f"{peak.megabytes / size:.1f}"])
+            rows.append(
+                [
+                    str(size),
+                    str(count),
+                    f"{published:.2f}",
+                    f"{everywhere:.2f}",
+                    f"{peak.megabytes:.0f}",
+                    f"{peak.megabytes / size:.1f}",
+                ]
+            )
             numbers[f"store_{size}_{count}"] = everywhere
     return Part(
-        "publishing", "Publishing weights", HEAD, rows, numbers,
-        [f"On one node, whose object store all receivers share; at most {PROCESSES} processes hold them, and each of "
-         "these lets one receiver in after the other. The publisher hashes all bytes once; a receiver adds up the "
-         "numbers where they lie. The store holds the weights as they arrive from the learner and as the "
-         "weight store's own object, which outlives the learner, and until it is let go the version before."],
-    )  # fmt: skip
+        "publishing",
+        "Publishing weights",
+        HEAD,
+        rows,
+        numbers,
+        [
+            f"On one node, whose object store all receivers share; at most {PROCESSES} processes hold them, and each "
+            "of these lets one receiver in after the other. The publisher hashes all bytes once; a receiver adds up "
+            "the numbers where they lie. The store holds the weights as they arrive from the learner and as the "
+            "weight store's own object, which outlives the learner, and until it is let go the version before."
+        ],
+    )
 
 
 def _hosts(receivers: int) -> list[Any]:

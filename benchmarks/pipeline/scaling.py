@@ -35,8 +35,15 @@ HEAD = ["rollout workers", "work units a round", "seconds a round", "ideal", "ef
 
 
 def scaling(
-    root: Path, stop: StopRequest, console: Console, *, weak: Sequence[int] = (1, 16, 64),
-    strong: Sequence[int] = (4, 16, 64), sizes: Sizes = SD15, siblings: int = 16, rounds: int = 3,
+    root: Path,
+    stop: StopRequest,
+    console: Console,
+    *,
+    weak: Sequence[int] = (1, 16, 64),
+    strong: Sequence[int] = (4, 16, 64),
+    sizes: Sizes = SD15,
+    siblings: int = 16,
+    rounds: int = 3,
     name: str = "scaling",
 ) -> Part:
     """weak: one work unit a worker. strong: as many units as the most workers, whoever does them. name: of the part."""
@@ -52,17 +59,31 @@ def scaling(
     for kind, workers, units in cases:
         m, ideal = found[workers, units], fewest[kind] / (1 if kind == "weak" else workers)
         numbers[f"{kind}_{workers}"] = ideal / m.seconds
-        rows.append([f"{workers}, {kind}", str(units), f"{m.seconds:.2f}", f"{ideal:.2f}",
-                     f"{ideal / m.seconds:.3f}", f"{units * _megabytes(sizes, siblings):.0f}",
-                     f"{m.core_seconds:.2f}"])
+        rows.append(
+            [
+                f"{workers}, {kind}",
+                str(units),
+                f"{m.seconds:.2f}",
+                f"{ideal:.2f}",
+                f"{ideal / m.seconds:.3f}",
+                f"{units * _megabytes(sizes, siblings):.0f}",
+                f"{m.core_seconds:.2f}",
+            ]
+        )
     return Part(
-        name, f"Scaling with rollout workers, simulated: tensors of {sizes.model}'s size", HEAD, rows, numbers,
-        [f"Workers sleep {sizes.seconds:g} s a work unit of one group of {siblings}, at most {PROCESSES} processes "
-         f"share them, and return what {sizes.steps} steps leave; the real coordinator hands out "
-         f"work units, and this process reads every round as a learner does and touches each tensor once. Medians of "
-         f"{rounds} rounds. Core seconds: what all processes of this machine, which has {psutil.cpu_count()} cores, "
-         "used in a round; where workers come back at once, nearly all of it comes after the seconds that are slept."],
-    )  # fmt: skip
+        name,
+        f"Scaling with rollout workers, simulated: tensors of {sizes.model}'s size",
+        HEAD,
+        rows,
+        numbers,
+        [
+            f"Workers sleep {sizes.seconds:g} s a work unit of one group of {siblings}, at most {PROCESSES} processes "
+            f"share them, and return what {sizes.steps} steps leave; the real coordinator hands out "
+            f"work units, and this process reads every round as a learner does and touches each tensor once. Medians "
+            f"of {rounds} rounds. Core seconds: what all processes of this machine, which has {psutil.cpu_count()} "
+            "cores, used in a round; where workers come back at once, nearly all of it comes after the sleep."
+        ],
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +104,15 @@ def _measure(
     root: Path, stop: StopRequest, workers: int, units: int, sizes: Sizes, siblings: int, rounds: int
 ) -> _Measured:
     config = recipe(
-        root, "scaling", f"rollout.max_workers={workers}", f"rollout.groups={units}", "rollout.unit_groups=1",
-        f"rollout.siblings={siblings}", f"learner.rounds={rounds + 1}", f"reward.max_workers={workers}",
-    )  # fmt: skip
+        root,
+        "scaling",
+        f"rollout.max_workers={workers}",
+        f"rollout.groups={units}",
+        "rollout.unit_groups=1",
+        f"rollout.siblings={siblings}",
+        f"learner.rounds={rounds + 1}",
+        f"reward.max_workers={workers}",
+    )
     started = processes(sizes, workers)
     coordinator, others = _coordinator(root, config, started, workers)
     ray.get([process.ready.remote() for process in started])

@@ -44,10 +44,13 @@ class Sleepers:
         s = self.sizes
         time.sleep(s.seconds)
         made = Trajectories(
-            unit, int(key.rpartition("-")[2]), "simulated",
+            unit,
+            int(key.rpartition("-")[2]),
+            "simulated",
             np.zeros((s.steps + 1, unit.rows, *s.latent), np.float32),
-            np.zeros((s.steps, unit.rows, *s.latent), np.float32), np.zeros((s.steps, unit.rows), np.float32),
-        )  # fmt: skip
+            np.zeros((s.steps, unit.rows, *s.latent), np.float32),
+            np.zeros((s.steps, unit.rows), np.float32),
+        )
         return self._did(name, unit, s.seconds), made
 
     def score(

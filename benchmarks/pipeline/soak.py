@@ -29,9 +29,14 @@ HEAD = ["process", "MB at the start", "MB at the end", "MB a 100 rounds"]
 
 def soak(root: Path, stop: StopRequest, console: Console, *, rounds: int = 600) -> Part:
     config = recipe(
-        root, "soak", *TINY, f"learner.rounds={rounds}", f"validation.every={rounds}", "checkpoint.every=100",
+        root,
+        "soak",
+        *TINY,
+        f"learner.rounds={rounds}",
+        f"validation.every={rounds}",
+        "checkpoint.every=100",
         base="smoke",
-    )  # fmt: skip
+    )
     memory = _Memory(root / "soak" / "metrics.jsonl")
     with watching(memory.look, LOOK_SECONDS):
         folder = run_part(config, stop, until=rounds, resume=False, console=console)
@@ -45,12 +50,18 @@ def soak(root: Path, stop: StopRequest, console: Console, *, rounds: int = 600) 
     took, busy = 1e3 * float(np.median(periods(folder))), 1e3 * median_work(folder, *WORKED)
     numbers |= {"round_ms": took, "work_ms": busy, "empty_ms": took - busy}
     return Part(
-        "soak", f"{rounds} tiny rounds", HEAD, rows, numbers,
-        [f"Memory of its own (unique set size) of each process, from round {SETTLED * rounds:.0f} on, once a second. "
-         f"A round of one group of four took {took:.0f} ms, of which {busy:.0f} ms are rollout, score and update one "
-         f"after the other (medians); the other {took - busy:.0f} ms are what a round costs without work: messages, "
-         "object store, publishing and fetching of weights, the log."],
-    )  # fmt: skip
+        "soak",
+        f"{rounds} tiny rounds",
+        HEAD,
+        rows,
+        numbers,
+        [
+            f"Memory of its own (unique set size) of each process, from round {SETTLED * rounds:.0f} on, once a "
+            f"second. A round of one group of four took {took:.0f} ms, of which {busy:.0f} ms are rollout, score and "
+            f"update one after the other (medians); the other {took - busy:.0f} ms are what a round costs without "
+            "work: messages, object store, publishing and fetching of weights, the log."
+        ],
+    )
 
 
 class _Memory:

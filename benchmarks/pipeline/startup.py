@@ -15,7 +15,8 @@ from redif_ray.errors import UserError
 from redif_ray.interrupt import StopRequest
 
 SHOWN = {
-    "Estimate": "imports beside Ray's start, preflight, estimate", "start-up took": "workers, learner, calibration",
+    "Estimate": "imports beside Ray's start, preflight, estimate",
+    "start-up took": "workers, learner, calibration",
 }
 
 
@@ -28,17 +29,30 @@ def startup(root: Path, stop: StopRequest, console: Console, *, starts: int = 3,
     whole = [times[-1] for times in found]
     rows.append(["to the end of calibration", *(f"{seconds:.1f}" for seconds in whole)])
     return Part(
-        "startup", "Start of `redif distill`", ["seconds", *(f"start {i + 1}" for i in range(starts))], rows,
+        "startup",
+        "Start of `redif distill`",
+        ["seconds", *(f"start {i + 1}" for i in range(starts))],
+        rows,
         {"seconds": sorted(whole)[len(whole) // 2]},
-        ["From the command to the first round, with a cluster of its own. Driver, workers and learner, six processes, "
-         "import torch and diffusers; coordinator, weight store and metrics writer do without."],
-    )  # fmt: skip
+        [
+            "From the command to the first round, with a cluster of its own. Driver, workers and learner, six "
+            "processes, import torch and diffusers; coordinator, weight store and metrics writer do without."
+        ],
+    )
 
 
 def _start(root: Path, name: str, stop: StopRequest, base: str) -> list[float]:
     """Seconds until each line of `SHOWN` was there."""
-    command = [sys.executable, "-m", "redif_ray.cli", "distill", base, f"run.root={root}", f"run.name={name}",
-               "tracking.uri=off"]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "redif_ray.cli",
+        "distill",
+        base,
+        f"run.root={root}",
+        f"run.name={name}",
+        "tracking.uri=off",
+    ]
     began = time.perf_counter()
     times: list[float] = []
     said: list[str] = []

@@ -34,7 +34,14 @@ def load(folder: Path, dtype: torch.dtype) -> ScoreSdeVe:
     network, scheduler = load_network(UNet2DModel, folder, "unet", dtype), load_scheduler(folder)
     shape = (network.config.in_channels, network.config.sample_size, network.config.sample_size)
     return ScoreSdeVe(
-        network=network, component="unet", index=read_index(folder), scheduler=scheduler, num_classes=None,
-        process=VarianceExploding(scheduler.config.sigma_min, scheduler.config.sigma_max), prediction_type="epsilon",
-        clip=None, latent_shape=shape, image_shape=shape,
-    )  # fmt: skip
+        network=network,
+        component="unet",
+        index=read_index(folder),
+        scheduler=scheduler,
+        num_classes=None,
+        process=VarianceExploding(scheduler.config.sigma_min, scheduler.config.sigma_max),
+        prediction_type="epsilon",
+        clip=None,
+        latent_shape=shape,
+        image_shape=shape,
+    )

@@ -94,17 +94,29 @@ def ppo(training: Training, process: NoiseProcess) -> Iterator[PPO]:
         PPOConfig()
         .environment(ENV, env_config={"training": training}, normalize_actions=False, clip_actions=True)
         .env_runners(
-            num_env_runners=config.reward.first, num_envs_per_env_runner=a.envs,
-            num_cpus_per_env_runner=config.reward.cpus, num_gpus_per_env_runner=config.reward.gpus,
-            custom_resources_per_env_runner=config.reward.resources, gym_env_vectorize_mode="vector_entry_point",
-            create_env_on_local_worker=False, sample_timeout_s=config.pipeline.timeout_s,
+            num_env_runners=config.reward.first,
+            num_envs_per_env_runner=a.envs,
+            num_cpus_per_env_runner=config.reward.cpus,
+            num_gpus_per_env_runner=config.reward.gpus,
+            custom_resources_per_env_runner=config.reward.resources,
+            gym_env_vectorize_mode="vector_entry_point",
+            create_env_on_local_worker=False,
+            sample_timeout_s=config.pipeline.timeout_s,
         )
         .learners(num_learners=0)
         .reporting(metrics_num_episodes_for_smoothing=512)
         .training(
-            gamma=1.0, lambda_=1.0, lr=a.lr, train_batch_size_per_learner=a.batch, num_epochs=EPOCHS,
-            minibatch_size=max(1, a.batch // MINIBATCHES), use_kl_loss=False, clip_param=0.2,
-            vf_clip_param=float("inf"), grad_clip=1.0, entropy_coeff=0.0,
+            gamma=1.0,
+            lambda_=1.0,
+            lr=a.lr,
+            train_batch_size_per_learner=a.batch,
+            num_epochs=EPOCHS,
+            minibatch_size=max(1, a.batch // MINIBATCHES),
+            use_kl_loss=False,
+            clip_param=0.2,
+            vf_clip_param=float("inf"),
+            grad_clip=1.0,
+            entropy_coeff=0.0,
         )
         .rl_module(rl_module_spec=RLModuleSpec(module_class=ScheduleModule, model_config=start))
         .fault_tolerance(restart_failed_env_runners=True)

@@ -53,6 +53,7 @@ class State:
 
     def put(self, rows: Tensor, new: State) -> State:
         """These images, with those of `new` [R] at `rows`, int64 [R]."""
+
         def merged(mine: Tensor, other: Tensor) -> Tensor:
             return mine.index_copy(0, rows.to(mine.device), other)
 

@@ -86,8 +86,10 @@ def check(config: Config) -> None:
     if len(steps) < 2:
         raise ConfigError(f"search.steps={list(steps)}: an agent is compared between numbers of steps; expected two")
     if s.adaptive.max_calls < max(steps):
-        raise ConfigError(f"search.adaptive.max_calls={s.adaptive.max_calls}: expected at least {max(steps)}, the most "
-                          "of search.steps")
+        raise ConfigError(
+            f"search.adaptive.max_calls={s.adaptive.max_calls}: expected at least {max(steps)}, the most "
+            "of search.steps"
+        )
     if s.frechet.weight:
         raise ConfigError(f"search.frechet.weight={s.frechet.weight:g}: agents are rewarded by the image; expected 0")
     if s.network_timestep_trials or s.descent.network_timesteps:
@@ -95,8 +97,10 @@ def check(config: Config) -> None:
         key = f"network_timestep_trials={trials}" if trials else "descent.network_timesteps=true"
         raise ConfigError(f"search.{key}: agents call the network at the levels that they visit; leave it out")
     if config.reward.runtime_env is not None:
-        raise ConfigError("reward.runtime_env: agents are trained in processes of RLlib, which take no environment; "
-                          "leave it out, and install what the rewards need on the nodes")
+        raise ConfigError(
+            "reward.runtime_env: agents are trained in processes of RLlib, which take no environment; "
+            "leave it out, and install what the rewards need on the nodes"
+        )
     if s.solver != "euler":
         raise ConfigError(f"search.solver={s.solver}: an agent moves by euler; expected that")
 
@@ -131,8 +135,10 @@ def _adapt(job: Job) -> None:
         with _evaluator(job) as between:
             answers = [between.adapted.remote(aim, _arrays(_agent(job, aim)), job.weights) for aim in aims]
             measured = get(answers, job.stop)
-    fronts = [Front("searched", list(winners.values())),
-              Front("uniform-trailing", [row for row in rows if row["name"] == "uniform_trailing"])]
+    fronts = [
+        Front("searched", list(winners.values())),
+        Front("uniform-trailing", [row for row in rows if row["name"] == "uniform_trailing"]),
+    ]
     e = job.config.evaluation
     agents = [
         compared(aim, found, fronts[0], resamples=e.bootstrap, seed=job.config.run.seed) | {"file": _file(aim)}

@@ -1,8 +1,8 @@
 """What the agent sees of an image: coarse and cheap, the same for every family of models, float32 in [-10, 10].
 
-    pooled x0_hat, C x 4 x 4; pooled |change of x0_hat since the call before|, C x 4 x 4;
-    mean, std and rms gradient of x0_hat (what is undecided is blurred), log10 rms of the change;
-    position in [0, 1] along half log-SNR; one-hot of the calls made, 1 to `max_calls`.
+pooled x0_hat, C x 4 x 4; pooled |change of x0_hat since the call before|, C x 4 x 4;
+mean, std and rms gradient of x0_hat (what is undecided is blurred), log10 rms of the change;
+position in [0, 1] along half log-SNR; one-hot of the calls made, 1 to `max_calls`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,10 @@ def observe(process: NoiseProcess, state: State, max_calls: int) -> Tensor:
     change = x0 - state.before.float()
     slopes = torch.cat([x0.diff(dim=2).flatten(1), x0.diff(dim=3).flatten(1)], 1)
     scalars = [
-        x0.flatten(1).mean(1), x0.flatten(1).std(1), _rms(slopes), torch.log10(_rms(change.flatten(1)) + TINY),
+        x0.flatten(1).mean(1),
+        x0.flatten(1).std(1),
+        _rms(slopes),
+        torch.log10(_rms(change.flatten(1)) + TINY),
         position(process, state.level).to(x0),
     ]
     parts = [_pooled(x0), _pooled(change.abs()), torch.stack(scalars, 1)]

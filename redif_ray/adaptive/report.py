@@ -44,9 +44,7 @@ class Front:
         return float(np.interp(calls, self.steps, means))
 
 
-def compared(
-    goal: Goal, found: Mapping[str, np.ndarray], front: Front, *, resamples: int, seed: int
-) -> dict[str, Any]:
+def compared(goal: Goal, found: Mapping[str, np.ndarray], front: Front, *, resamples: int, seed: int) -> dict[str, Any]:
     """An agent's row: itself, the mixture, the change from it, and the same for distance + price x calls.
 
     found: `distance` and `calls` [n] on the noises of the front. Every interval is over noises, drawn alike for all;
@@ -69,12 +67,23 @@ def compared(
     gain = distance + goal.price * calls - start - goal.price * goal.steps
     objective_low, objective_high = interval(mean, [gain], **options)
     return {
-        "price": goal.price, "start": goal.steps, "calls": m, "calls_low": calls_low, "calls_high": calls_high,
+        "price": goal.price,
+        "start": goal.steps,
+        "calls": m,
+        "calls_low": calls_low,
+        "calls_high": calls_high,
         "histogram": {str(n): k for n, k in sorted(Counter(calls.astype(int).tolist()).items())},
-        "distance": mean(distance), "distance_low": low, "distance_high": high,
-        "mixture": front.at(m, static.mean(0)), "change": change(*arrays), "change_low": change_low,
-        "change_high": change_high, "comparable": front.steps[0] <= m <= front.steps[-1],
-        "objective": mean(gain), "objective_low": objective_low, "objective_high": objective_high,
+        "distance": mean(distance),
+        "distance_low": low,
+        "distance_high": high,
+        "mixture": front.at(m, static.mean(0)),
+        "change": change(*arrays),
+        "change_low": change_low,
+        "change_high": change_high,
+        "comparable": front.steps[0] <= m <= front.steps[-1],
+        "objective": mean(gain),
+        "objective_low": objective_low,
+        "objective_high": objective_high,
     }
 
 
@@ -98,30 +107,40 @@ def write_results(
     plots.adaptive(folder / "adaptive.png", lines, agents)
     (folder / "adaptive.md").write_text(report(config, agents, fronts, calls_per_step))
     summary = {
-        "schema": 1, "name": config.run.name, "seed": config.run.seed, "held_out": config.evaluation.held_out,
-        "calls_per_step": calls_per_step, "agents": list(agents),
+        "schema": 1,
+        "name": config.run.name,
+        "seed": config.run.seed,
+        "held_out": config.evaluation.held_out,
+        "calls_per_step": calls_per_step,
+        "agents": list(agents),
         "static": {name: dict(zip(map(str, steps), values, strict=True)) for name, (steps, values) in lines.items()},
     }
     with atomic_file(folder / "adaptive.json") as partial:
         partial.write_text(json.dumps(summary, indent=1) + "\n")
 
 
-def report(
-    config: Config, agents: Sequence[Mapping[str, Any]], fronts: Sequence[Front], calls_per_step: int
-) -> str:
+def report(config: Config, agents: Sequence[Mapping[str, Any]], fronts: Sequence[Front], calls_per_step: int) -> str:
     """The text of `adaptive.md`."""
     twice = "" if calls_per_step == 1 else f" A call is {calls_per_step} of the network, by guidance."
     rows = [
-        [f"{a['price']:.4g}", str(a["start"]), f"{a['calls']:.2f}", " ".join(f"{n}:{k}" for n, k in
-         a["histogram"].items()), f"{a['distance']:.5f} [{a['distance_low']:.5f}, {a['distance_high']:.5f}]",
-         f"{a['mixture']:.5f}", f"{a['change']:+.5f} [{a['change_low']:+.5f}, {a['change_high']:+.5f}]",
-         f"{a['objective']:+.5f} [{a['objective_low']:+.5f}, {a['objective_high']:+.5f}]"]
+        [
+            f"{a['price']:.4g}",
+            str(a["start"]),
+            f"{a['calls']:.2f}",
+            " ".join(f"{n}:{k}" for n, k in a["histogram"].items()),
+            f"{a['distance']:.5f} [{a['distance_low']:.5f}, {a['distance_high']:.5f}]",
+            f"{a['mixture']:.5f}",
+            f"{a['change']:+.5f} [{a['change_low']:+.5f}, {a['change_high']:+.5f}]",
+            f"{a['objective']:+.5f} [{a['objective_low']:+.5f}, {a['objective_high']:+.5f}]",
+        ]
         for a in agents
     ]
     steps = sorted({n for front in fronts for n in front.steps})
     static = [
-        [front.name, *(f"{dict(zip(front.steps, front.distances.mean(0), strict=True)).get(n, np.nan):.5f}"
-                       for n in steps)]
+        [
+            front.name,
+            *(f"{dict(zip(front.steps, front.distances.mean(0), strict=True)).get(n, np.nan):.5f}" for n in steps),
+        ]
         for front in fronts
     ]
     parts = [
@@ -131,9 +150,21 @@ def report(
         f"over noises.{twice} They are compared with the mixture of the two neighbouring searched schedules at the "
         "agent's own mean number of calls.",
         *(f"- Price {a['price']:.4g}, {a['calls']:.2f} calls: {verdict(a)}." for a in agents),
-        markdown_table(["price", "starts as N", "mean calls", "images by calls", "distance ↓", "mixture",
-                        "agent - mixture", "distance + price x calls, agent - start"], rows),
-        "Static schedules:", markdown_table(["", *map(str, steps)], static),
+        markdown_table(
+            [
+                "price",
+                "starts as N",
+                "mean calls",
+                "images by calls",
+                "distance ↓",
+                "mixture",
+                "agent - mixture",
+                "distance + price x calls, agent - start",
+            ],
+            rows,
+        ),
+        "Static schedules:",
+        markdown_table(["", *map(str, steps)], static),
         "![Distance by mean number of calls.](adaptive.png)",
     ]
     return "\n\n".join(parts) + "\n"

@@ -55,6 +55,14 @@ def make_task(
     """Of training: the noises of the agent's own stream."""
     model, rewards = searched_model(config)
     return Task(
-        model, config.student.guidance, Scorer(rewards, weights), goal.price, goal.timesteps[0], goal.max_calls,
-        Stream.ADAPTIVE, conditions, targets, config.run.seed,
+        model,
+        config.student.guidance,
+        Scorer(rewards, weights),
+        goal.price,
+        goal.timesteps[0],
+        goal.max_calls,
+        Stream.ADAPTIVE,
+        conditions,
+        targets,
+        config.run.seed,
     )

@@ -73,6 +73,7 @@ class AdaptiveEvaluator(Evaluator):
 
     async def adapted(self, goal: Goal, agent: dict[str, np.ndarray], weights: dict[str, float]) -> Measured:
         """An agent on the held-out noises."""
+
         async def one(unit: WorkUnit) -> Measured:
             target = await self._target(unit)
             found: Measured = await self._call(LATER, "adapted", unit, goal, agent, weights, target)

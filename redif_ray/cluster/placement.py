@@ -129,8 +129,9 @@ def _wait(group: Any, roles: Mapping[str, Workers | Learner], stop: StopRequest)
     while not ray.wait([there], timeout=POLL_SECONDS)[0]:
         stop.check()
         if telling.due():
-            log.warning("waiting for room for all that this run starts with: %s",
-                        lacking(roles, ray.available_resources()))
+            log.warning(
+                "waiting for room for all that this run starts with: %s", lacking(roles, ray.available_resources())
+            )
 
 
 def learner_waits(learner: Learner) -> str:

@@ -45,7 +45,8 @@ def choice(*names: str) -> AfterValidator:
             close = difflib.get_close_matches(value, names, n=1)
             hint = f" (did you mean {close[0]}?)" if close else ""
             raise PydanticCustomError(
-                "choice", "expected {names}, or your own as path/to/file.py:name{hint}",
+                "choice",
+                "expected {names}, or your own as path/to/file.py:name{hint}",
                 {"names": ", ".join(names), "hint": hint},
             )
         return value

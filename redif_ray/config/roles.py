@@ -17,7 +17,8 @@ class Workers(Strict):
         1, json_schema_extra=ALWAYS, description="Workers that the run uses at most, at least 1."
     )
     min_workers: Positive | None = Field(
-        None, json_schema_extra=ALWAYS,
+        None,
+        json_schema_extra=ALWAYS,
         description="Workers without which the run neither starts nor goes on, from 1 to max_workers; the others join "
         "where there is room. null starts with all and goes on with one.",
     )
@@ -27,21 +28,26 @@ class Workers(Strict):
         "the last bits of results.",
     )
     cpus: float = Field(
-        1, ge=0, json_schema_extra=ON_RESUME,
+        1,
+        ge=0,
+        json_schema_extra=ON_RESUME,
         description="Logical CPUs that Ray reserves for each worker, from 0. Raise it to keep other work off the same "
         "cores.",
     )
     gpus: float = Field(
-        0, ge=0,
+        0,
+        ge=0,
         description="GPUs that Ray reserves for each worker, from 0; a fraction shares one. 0 computes on the CPU.",
     )
     resources: Resources = Field(
-        default_factory=dict, json_schema_extra=ALWAYS,
+        default_factory=dict,
+        json_schema_extra=ALWAYS,
         description="Custom Ray resources of each worker, such as {hand: 1}, amounts above 0. Set them to place the "
         "role on certain nodes.",
     )
     labels: Labels = Field(
-        default_factory=dict, json_schema_extra=ALWAYS,
+        default_factory=dict,
+        json_schema_extra=ALWAYS,
         description="Node labels that the node of each worker must have, such as {ray.io/market-type: spot}. Set them "
         "to choose machines.",
     )
@@ -65,7 +71,8 @@ class Rollout(Workers):
         description="K, the trajectories of a group, at least 1. Advantages compare siblings, so 8 or more are usual.",
     )
     guided: int = Field(
-        0, ge=0,
+        0,
+        ge=0,
         description="Siblings of each group that take the teacher's jump as their mean, from 0 to siblings - 1.",
     )
     unit_groups: Positive = Field(
@@ -126,11 +133,13 @@ class Reward(Workers):
     """The workers that sample the teacher and score images, and the terms of the reward."""
 
     terms: dict[str, Term] = Field(
-        default_factory=lambda: {"mse": Term()}, min_length=1,
+        default_factory=lambda: {"mse": Term()},
+        min_length=1,
         description="Reward terms by name, at least one. Naming any replaces the default.",
     )
     calibration: int = Field(
-        64, gt=1,
+        64,
+        gt=1,
         description="Groups on which each term is calibrated at the start, at least 2. Raise it where terms are noisy.",
     )
     runtime_env: RuntimeEnv | None = Field(
@@ -159,12 +168,15 @@ class Pipeline(Strict):
         "rollout and update overlap.",
     )
     timeout_s: float = Field(
-        600, gt=0, json_schema_extra=ON_RESUME,
+        600,
+        gt=0,
+        json_schema_extra=ON_RESUME,
         description="Seconds after which a worker that has not finished a work unit is killed and the unit is done "
         "again, above 0.",
     )
     colocate: bool = Field(
-        False, json_schema_extra=ON_RESUME,
+        False,
+        json_schema_extra=ON_RESUME,
         description="Whether workers and learner take turns on the GPU that they share, waiting in host memory. Set "
         "it where one GPU cannot hold both.",
     )

@@ -23,16 +23,20 @@ class Run(Strict):
     """The name, place and seed of a run."""
 
     name: str = Field(
-        "redif", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        "redif",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
         description="Name of the run folder: letters, digits, dots, dashes and underscores. Change it for each new "
         "run.",
     )
     root: str = Field(
-        "runs", json_schema_extra=ON_RESUME,
+        "runs",
+        json_schema_extra=ON_RESUME,
         description="Folder of the run folders, which every worker must see at the same path.",
     )
     seed: int = Field(
-        0, ge=0, lt=2**63,
+        0,
+        ge=0,
+        lt=2**63,
         description="Seed of every random number of the run, from 0 to 2^63 - 1. Change it to repeat an experiment.",
     )
 
@@ -110,16 +114,19 @@ class Lora(Strict):
     """Adapters that are trained in place of all weights."""
 
     rank: int = Field(
-        0, ge=0,
+        0,
+        ge=0,
         description="Rank of the adapters, from 0; 0 trains all weights. Use 16 to 64 where all weights need too much "
         "memory.",
     )
     alpha: float | None = Field(
-        None, gt=0,
+        None,
+        gt=0,
         description="Scale of the adapters, above 0: their output is multiplied by alpha / rank. null is alpha = rank.",
     )
     targets: tuple[str, ...] = Field(
-        ("to_q", "to_k", "to_v", "to_out.0"), min_length=1,
+        ("to_q", "to_k", "to_v", "to_out.0"),
+        min_length=1,
         description="Names of the layers that get adapters, at least one. Change them for networks whose attention "
         "layers have other names.",
     )
@@ -155,7 +162,8 @@ class Student(Strict):
         "0 leaves them.",
     )
     guidance: float = Field(
-        1.0, ge=0,
+        1.0,
+        ge=0,
         description="Classifier-free guidance scale of the student in rollout, update and deployment, from 0; 1 is "
         "unguided and halves the calls.",
     )
@@ -171,7 +179,9 @@ class Exploration(Strict):
         "level's coefficients).",
     )
     eta: float = Field(
-        0.25, ge=0, le=1,
+        0.25,
+        ge=0,
+        le=1,
         description="Scale of the noise of rollouts, from 0 (deterministic) to 1. Deployment always uses 0. Raise it "
         "where siblings look alike.",
     )
@@ -209,7 +219,8 @@ class Conditions(Strict):
         0.1, description="Share of the captions that only the final evaluation sees, from 0 to 1."
     )
     pool: int | None = Field(
-        None, gt=0,
+        None,
+        gt=0,
         description="Number of different training groups, at least 1. null draws a new start latent for every group. "
         "Set it where targets are expensive.",
     )
@@ -242,7 +253,8 @@ class Tracking(Strict):
     """Where MLflow records a run."""
 
     uri: str | None = Field(
-        None, json_schema_extra=ON_RESUME,
+        None,
+        json_schema_extra=ON_RESUME,
         description="URI of the MLflow store, without credentials. null is SQLite at <run.root>/mlflow.db, and off "
         "disables tracking.",
     )

@@ -29,7 +29,8 @@ class Frechet(Strict):
     """A Fréchet distance that is added to a search's objective."""
 
     weight: float = Field(
-        0.0, ge=0,
+        0.0,
+        ge=0,
         description="Factor, from 0, of the Fréchet distance to the teacher's images of the bank. 0 leaves it out.",
     )
     encoder: str = Field(
@@ -43,7 +44,8 @@ class Adaptive(Strict):
     """Agents that choose the levels of each image (`redif search --adaptive`)."""
 
     prices: tuple[Annotated[float, Field(gt=0)], ...] | None = Field(
-        None, min_length=1,
+        None,
+        min_length=1,
         description="Distance that a network call must save, above 0, one agent each. null takes what searched "
         "schedules save around each N that has two neighbours.",
     )
@@ -61,7 +63,8 @@ class Search(Strict):
     """The search for step schedules (`redif search`)."""
 
     steps: tuple[Annotated[int, Field(ge=2, le=64)], ...] | None = Field(
-        None, min_length=1,
+        None,
+        min_length=1,
         description="Numbers of steps N to find a schedule for, each from 2 to 64. null is student.steps.",
     )
     student: str | None = Field(
@@ -84,12 +87,14 @@ class Search(Strict):
     shape_trials: Positive = Field(40, description="Trials of a base's tilt and bow, at each N, at least 1.")
     refine_trials: int = Field(60, ge=0, description="Trials of single increments around the best, at each N, from 0.")
     network_timestep_trials: int = Field(
-        0, ge=0,
+        0,
+        ge=0,
         description="Trials of the network's timesteps at the levels found, at each N, from 0. Caption models do not "
         "take them.",
     )
     rungs: tuple[Positive, ...] = Field(
-        (64, 256), min_length=1,
+        (64, 256),
+        min_length=1,
         description="Noises that a trial has seen before each cut, rising multiples of unit_noises; the last is the "
         "whole bank.",
     )

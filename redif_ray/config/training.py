@@ -23,7 +23,8 @@ class Regulariser(Strict):
         "path/to/file.py:name; none switches it off.",
     )
     weight: float = Field(
-        1.0, ge=0,
+        1.0,
+        ge=0,
         description="Factor of the divergence in the loss, from 0. Raise it where the student drifts from the teacher.",
     )
     order: float = Field(0.5, description="alpha of renyi or p of power, neither 0 nor 1. Other kinds ignore it.")
@@ -38,7 +39,8 @@ class Anchor(Strict):
     """A regression to the teacher's own jumps that is added to the policy's loss."""
 
     weight: float = Field(
-        0.0, ge=0,
+        0.0,
+        ge=0,
         description="Factor of the anchor in the loss, from 0; 0 switches it off. Raise it where recall falls.",
     )
     substeps: Positive = Field(
@@ -51,7 +53,8 @@ class Anchor(Strict):
         description="The loss of a jump: l1, huber or mse. Huber is less sensitive than mse to a few large errors.",
     )
     delta: float = Field(
-        0.1, gt=0,
+        0.1,
+        gt=0,
         description="The error, in latent units and above 0, at which the huber loss turns from square to linear. "
         "Other losses ignore it.",
     )
@@ -80,12 +83,15 @@ class WarmStart(Strict):
         description="The loss of a jump: l1, huber or mse. Huber is less sensitive than mse to a few large errors.",
     )
     delta: float = Field(
-        0.1, gt=0,
+        0.1,
+        gt=0,
         description="The error, in latent units and above 0, at which the huber loss turns from square to linear. "
         "Other losses ignore it.",
     )
     ema: float = Field(
-        0.0, ge=0, lt=1,
+        0.0,
+        ge=0,
+        lt=1,
         description="Decay per optimiser step of the averaged student, from 0 to below 1. 0 keeps no average. Use "
         "0.99 or more for noisy updates.",
     )
@@ -127,7 +133,8 @@ class Learner(Strict):
         5.0, gt=0, description="Largest absolute advantage, above 0. Lower it where a few images dominate the update."
     )
     clip: float | None = Field(
-        None, gt=0,
+        None,
+        gt=0,
         description="Clip range of the ratio, above 0. null is 1e-4 sqrt(16384 / D) for D latent dimensions.",
     )
     step_weight: Literal["none", "std"] = Field(
@@ -143,7 +150,8 @@ class Learner(Strict):
         description="(trajectory, step) pairs of an optimiser step, at least 1. null takes the whole round at once.",
     )
     lr: float = Field(
-        1e-5, gt=0,
+        1e-5,
+        gt=0,
         description="Learning rate of AdamW after the warm start, above 0. Lower it where reward or recall falls.",
     )
     schedule: Literal["constant", "cosine"] = Field(
@@ -152,7 +160,9 @@ class Learner(Strict):
     weight_decay: float = Field(1e-4, ge=0, description="Weight decay of AdamW, from 0.")
     max_grad_norm: float = Field(1.0, gt=0, description="Norm to which the gradient is clipped, above 0.")
     ema: float = Field(
-        0.0, ge=0, lt=1,
+        0.0,
+        ge=0,
+        lt=1,
         description="Decay per optimiser step of the averaged student, from 0 to below 1. 0 keeps no average. Use "
         "0.99 or more for noisy updates. The average is deployed.",
     )
@@ -174,22 +184,27 @@ class Learner(Strict):
     regulariser: Regulariser = Regulariser()
     anchor: Anchor = Anchor()
     cpus: float = Field(
-        1, ge=0, json_schema_extra=ON_RESUME,
+        1,
+        ge=0,
+        json_schema_extra=ON_RESUME,
         description="Logical CPUs that Ray reserves for each rank, from 0. Raise it to keep other work off the same "
         "cores.",
     )
     gpus: float = Field(
-        0, ge=0,
+        0,
+        ge=0,
         description="GPUs that Ray reserves for each rank, from 0; 0 computes on the CPU. One rank may share a GPU by "
         "a fraction, several need 1 each.",
     )
     resources: Resources = Field(
-        default_factory=dict, json_schema_extra=ON_RESUME,
+        default_factory=dict,
+        json_schema_extra=ON_RESUME,
         description="Custom Ray resources of each rank, such as {learner: 1}, amounts above 0. Set them to place the "
         "role on certain nodes.",
     )
     labels: Labels = Field(
-        default_factory=dict, json_schema_extra=ON_RESUME,
+        default_factory=dict,
+        json_schema_extra=ON_RESUME,
         description="Node labels that the node of each rank must have, such as {ray.io/market-type: spot}. Set them "
         "to choose machines.",
     )
@@ -205,7 +220,8 @@ class Validation(Strict):
 
     every: Positive = Field(10, description="Rounds between validations, at least 1.")
     groups: int = Field(
-        64, gt=NEIGHBOURS,
+        64,
+        gt=NEIGHBOURS,
         description="Noises of a validation, above 5, which neither training nor the final evaluation uses.",
     )
 
@@ -214,7 +230,8 @@ class Guard(Strict):
     """Conditions that stop a run."""
 
     ratio_tolerance: float | None = Field(
-        None, gt=0,
+        None,
+        gt=0,
         description="Largest |log ratio| of a fresh round at the weights that made it, above 0. null is 1e-4, and "
         "0.05 in 16 bits and on GPUs, which round otherwise in other batches.",
     )
@@ -229,7 +246,8 @@ class Evaluation(Strict):
     """The measurements at the end of a run."""
 
     held_out: int = Field(
-        2000, gt=NEIGHBOURS,
+        2000,
+        gt=NEIGHBOURS,
         description="Noises of the final evaluation, above 5, by which nothing was chosen. More give narrower "
         "intervals.",
     )

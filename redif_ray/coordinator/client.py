@@ -17,9 +17,14 @@ POLL_SECONDS = 0.5
 
 
 def ask(
-    coordinator: Any, method: str, calls: Iterable[tuple[Any, ...]], *, at_once: int,
-    get: Callable[[Any], Any] = ray.get, meanwhile: Callable[[], object] = lambda: None,
-) -> tuple[list[Meta], list[Any]]:  # fmt: skip
+    coordinator: Any,
+    method: str,
+    calls: Iterable[tuple[Any, ...]],
+    *,
+    at_once: int,
+    get: Callable[[Any], Any] = ray.get,
+    meanwhile: Callable[[], object] = lambda: None,
+) -> tuple[list[Meta], list[Any]]:
     """Metas and data of calls of `method`, in their order. A call whose data is lost is made again.
 
     at_once: that are under way, which bounds what lies in the object store. get: the caller's way to wait for one

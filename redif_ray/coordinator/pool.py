@@ -46,8 +46,13 @@ class Pool:
     """
 
     def __init__(
-        self, role: str, workers: list[Any], lost: Callable[[str], object], timeout: float | None = None,
-        done: Callable[[Meta], object] = lambda _: None, least: int = 1,
+        self,
+        role: str,
+        workers: list[Any],
+        lost: Callable[[str], object],
+        timeout: float | None = None,
+        done: Callable[[Meta], object] = lambda _: None,
+        least: int = 1,
     ) -> None:
         self.role, self.workers, self.lost, self.timeout, self.done = role, list(workers), lost, timeout, done
         self.least = least
@@ -146,10 +151,12 @@ class Pool:
             log.warning("a %s worker was lost (%s); its work unit is done again", self.role, type(error).__name__)
             self.calls.put_nowait(call)
         elif not call.answer.done():
-            call.answer.set_exception(RayError(
-                f"{call.method} on the {self.role} workers was lost {ATTEMPTS} times; see their logs"
-                + (f", and where it is only slow raise pipeline.timeout_s={self.timeout:g}" if self.timeout else "")
-            ))
+            call.answer.set_exception(
+                RayError(
+                    f"{call.method} on the {self.role} workers was lost {ATTEMPTS} times; see their logs"
+                    + (f", and where it is only slow raise pipeline.timeout_s={self.timeout:g}" if self.timeout else "")
+                )
+            )
 
     async def _arrival(self, worker: Any) -> bool:
         """Wait until a worker is there, as long as it takes. False: it never will be."""

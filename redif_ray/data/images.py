@@ -25,7 +25,16 @@ IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif"}
 CLASSES = b"redif.classes"  # where a Parquet file that we wrote names its classes
 
 FASHION_MNIST_CLASSES = (
-    "T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
+    "T-shirt",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
 )
 FASHION_MNIST_SHA256 = {  # of the decompressed IDX files
     "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
@@ -253,6 +262,7 @@ def _read_npz(path: Path) -> ImageSet:
 
 def write_parquet(path: str | Path, images: ImageSet) -> None:
     """Write `images` as PNG bytes with integer labels, zstd-compressed: what `load_images` reads back unchanged."""
+
     def png(image: np.ndarray) -> bytes:
         buffer = io.BytesIO()
         picture(image).save(buffer, "PNG", optimize=True)

@@ -82,9 +82,7 @@ class TargetStore:
             )
         return image
 
-    def put(
-        self, stream: Stream, groups: Sequence[int], conditions: Sequence[Condition], images: np.ndarray
-    ) -> None:
+    def put(self, stream: Stream, groups: Sequence[int], conditions: Sequence[Condition], images: np.ndarray) -> None:
         """Store float32 [G, C, H, W]. Raises ValueError on other images, TargetStoreError where the disk refuses."""
         if images.dtype != np.float32 or len(images) != len(groups):
             raise ValueError(f"targets are {images.dtype} {images.shape}; expected float32 [{len(groups)}, C, H, W]")

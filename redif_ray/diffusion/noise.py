@@ -47,15 +47,20 @@ def bits(
     count: int, stream: Stream, *, seed: int, round: int = 0, group: int = 0, sibling: int = 0, step: int = 0
 ) -> np.ndarray:
     """`count` uniform uint64 words for these ids, each id in [0, 2^64), the round in [0, 2^32)."""
-    for name, value, limit in (("round", round, 32), ("sibling", sibling, 64), ("step", step, 64),
-                               ("group", group, 64), ("seed", seed, 64)):
+    for name, value, limit in (
+        ("round", round, 32),
+        ("sibling", sibling, 64),
+        ("step", step, 64),
+        ("group", group, 64),
+        ("seed", seed, 64),
+    ):
         if not 0 <= value < 1 << limit:
             raise ValueError(f"noise id {name}={value} is outside [0, 2^{limit})")
     key = [seed, int(stream) << 32 | round]
     counter = [0, step, sibling, group]
-    return np.random.Philox(
-        key=np.array(key, dtype=np.uint64), counter=np.array(counter, dtype=np.uint64)
-    ).random_raw(count)
+    return np.random.Philox(key=np.array(key, dtype=np.uint64), counter=np.array(counter, dtype=np.uint64)).random_raw(
+        count
+    )
 
 
 def uniform(count: int, stream: Stream, **ids: int) -> np.ndarray:

@@ -122,7 +122,9 @@ def build(process: NoiseProcess, steps: int, name: str, *, tilt: float = 0.0, bo
 
 
 def explicit(
-    process: NoiseProcess, timesteps: Sequence[float], name: str = "explicit",
+    process: NoiseProcess,
+    timesteps: Sequence[float],
+    name: str = "explicit",
     network_timesteps: Sequence[float] | None = None,
 ) -> Schedule:
     """The levels at these timesteps, noisiest first, then the terminal one. network_timesteps: see `Schedule`.
@@ -221,8 +223,10 @@ def uniform_trailing(process: NoiseProcess, steps: int) -> Tensor:
     if isinstance(process, FlowMatching):
         u = 1 - part
         return process.scale * process.shift * u / (1 + (process.shift - 1) * u)
-    raise ValueError("uniform_trailing: the timestep of a VE process is sigma, in which even steps waste all on noise; "
-                     "use karras or log_snr_linear")
+    raise ValueError(
+        "uniform_trailing: the timestep of a VE process is sigma, in which even steps waste all on noise; "
+        "use karras or log_snr_linear"
+    )
 
 
 def uniform_leading(process: NoiseProcess, steps: int, offset: int = 1) -> Tensor:
@@ -276,8 +280,15 @@ def _apart(process: NoiseProcess, timesteps: Tensor) -> Tensor:
 
 def _schedule(process: NoiseProcess, timesteps: Tensor, name: str, end: Level | None = None) -> Schedule:
     levels, end = process.at(timesteps), end or process.terminal()
-    return Schedule(Level(*(torch.cat([getattr(levels, field), getattr(end, field)[None]])
-                            for field in ("alpha", "sigma", "timestep"))), name)
+    return Schedule(
+        Level(
+            *(
+                torch.cat([getattr(levels, field), getattr(end, field)[None]])
+                for field in ("alpha", "sigma", "timestep")
+            )
+        ),
+        name,
+    )
 
 
 _TIMESTEPS: dict[str, Callable[[NoiseProcess, int], Tensor]] = {

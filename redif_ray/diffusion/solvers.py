@@ -106,9 +106,7 @@ def sample(solver: str, predict: Predict, unit_noise: Tensor, schedule: Schedule
     return x
 
 
-def jump(
-    predict: Predict, x: Tensor, process: NoiseProcess, t: Level, s: Level, std: Tensor, substeps: int
-) -> Tensor:
+def jump(predict: Predict, x: Tensor, process: NoiseProcess, t: Level, s: Level, std: Tensor, substeps: int) -> Tensor:
     """The teacher's mean of x_s from x at level t, in at most M = `substeps` Euler steps; S = `std`, scalar levels.
 
     The mean carries less noise than level s, so the steps lead to the level d with sigma_d / alpha_d =

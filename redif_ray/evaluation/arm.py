@@ -74,7 +74,8 @@ def limits(judge: Judge, n: int, seed: int) -> dict[str, float]:
 def _paired(seen: Seen, teacher: Seen, terms: Mapping[str, np.ndarray]) -> dict[str, float]:
     images = seen.images
     values: dict[str, np.ndarray] = {
-        "pixel_mse": mse(images, teacher.images), "pixel_psnr": psnr(images, teacher.images),
+        "pixel_mse": mse(images, teacher.images),
+        "pixel_psnr": psnr(images, teacher.images),
         "judge_cosine": cosine(seen.features, teacher.features),
     }
     further = {name: value.astype(np.float64) for name, value in terms.items()}

@@ -29,7 +29,11 @@ def captions_of(conditions: Sequence[object]) -> list[str] | None:
 
 
 def interval(
-    statistic: Statistic, arrays: Sequence[np.ndarray], *, resamples: int, seed: int,
+    statistic: Statistic,
+    arrays: Sequence[np.ndarray],
+    *,
+    resamples: int,
+    seed: int,
     clusters: Sequence[Hashable] | None = None,
 ) -> tuple[float, float]:
     """The central 95 % interval of `statistic(*arrays)`, whose arrays [n, ...] are resampled by common rows.
@@ -65,13 +69,19 @@ def _members(labels: Iterable[Hashable]) -> list[np.ndarray]:
 
 
 def difference(
-    statistic: Statistic, first: Sequence[np.ndarray], second: Sequence[np.ndarray], *, resamples: int, seed: int,
+    statistic: Statistic,
+    first: Sequence[np.ndarray],
+    second: Sequence[np.ndarray],
+    *,
+    resamples: int,
+    seed: int,
     clusters: Sequence[Hashable] | None = None,
 ) -> tuple[float, float, float]:
     """(estimate, low, high) of `statistic(*first) - statistic(*second)` for two arms on the same noises.
 
     Row i of both arms belongs together, so both are resampled by the same rows: what they share cancels.
     """
+
     def gap(*arrays: np.ndarray) -> float:
         return statistic(*arrays[: len(first)]) - statistic(*arrays[len(first) :])
 

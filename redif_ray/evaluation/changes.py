@@ -15,8 +15,14 @@ Change = dict[str, float]
 
 
 def changes(
-    judge: Judge, first: Seen, second: Seen, terms: Mapping[str, tuple[np.ndarray, np.ndarray]],
-    *, resamples: int, seed: int, conditions: Sequence[Condition],
+    judge: Judge,
+    first: Seen,
+    second: Seen,
+    terms: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    *,
+    resamples: int,
+    seed: int,
+    conditions: Sequence[Condition],
 ) -> dict[str, Change]:
     """`first` minus `second`, n images each of the same noises: a `Change` of "frechet" and of each term.
 

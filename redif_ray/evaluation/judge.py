@@ -52,9 +52,13 @@ class Judge:
     """
 
     def __init__(
-        self, encoder: Encoder, reference: ImageSet, *, device: str | torch.device = "cpu",
+        self,
+        encoder: Encoder,
+        reference: ImageSet,
+        *,
+        device: str | torch.device = "cpu",
         elsewhere: Callable[[Tensor], Tensor] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         if reference.images.shape[1:] != encoder.image_shape:
             found = reference.images.shape[1:]
             raise JudgeError(f"judge {encoder.name} sees {encoder.image_shape}, its reference images are {found}")

@@ -22,7 +22,8 @@ from redif_ray.diffusion.schedules import Schedule
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 PHASES = {  # name, tint
-    "warm_start": ("warm start", "#F0E442"), "policy": ("policy gradient", "#56B4E9"),
+    "warm_start": ("warm start", "#F0E442"),
+    "policy": ("policy gradient", "#56B4E9"),
     "draft": ("back-propagation", "#CC79A7"),
 }
 CURVES = {"reward/mean": "training, with exploration", "validation/reward": "validation, deployed (eta 0)"}
@@ -63,8 +64,14 @@ def schedule(path: str | Path, own: Schedule, others: Sequence[Schedule] = ()) -
         step = np.arange(1, each.steps + 1)
         shown = np.isfinite(value)
         axes.plot(
-            step[shown], value[shown], color=COLOURS[i % len(COLOURS)], marker=MARKERS[i % len(MARKERS)], markersize=7,
-            linewidth=2.4 if i == 0 else 1.3, label=each.name.replace("_", " "), zorder=10 - i,
+            step[shown],
+            value[shown],
+            color=COLOURS[i % len(COLOURS)],
+            marker=MARKERS[i % len(MARKERS)],
+            markersize=7,
+            linewidth=2.4 if i == 0 else 1.3,
+            label=each.name.replace("_", " "),
+            zorder=10 - i,
         )
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel="step", ylabel="half log-SNR, ln(alpha / sigma)")
@@ -127,8 +134,18 @@ def adaptive(
     for i, (name, (x, y)) in enumerate(lines.items()):
         axes.plot(x, y, color=COLOURS[i], marker=MARKERS[i], markersize=6, linewidth=1.8, label=name)
     calls, distance = (np.array([agent[key] for agent in agents]) for key in ("calls", "distance"))
-    axes.errorbar(calls, distance, xerr=_bars(agents, "calls"), yerr=_bars(agents, "distance"), linestyle="none",
-                  color=COLOURS[len(lines)], marker=MARKERS[len(lines)], markersize=7, capsize=3, label="adaptive")
+    axes.errorbar(
+        calls,
+        distance,
+        xerr=_bars(agents, "calls"),
+        yerr=_bars(agents, "distance"),
+        linestyle="none",
+        color=COLOURS[len(lines)],
+        marker=MARKERS[len(lines)],
+        markersize=7,
+        capsize=3,
+        label="adaptive",
+    )
     axes.set(xlabel="mean number of calls", ylabel="distance to the teacher", yscale="log")
     axes.legend(frameon=False, fontsize=10, loc="upper right")
     _save(figure, path)

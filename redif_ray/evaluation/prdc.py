@@ -36,8 +36,10 @@ def prdc(features: np.ndarray, reference: np.ndarray) -> dict[str, float]:
         recalled |= (distance < reach_x[rows, None]).any(0)
         nearest = np.minimum(nearest, distance.min(0))
     return {
-        "precision": float((in_balls > 0).mean()), "recall": float(recalled.mean()),
-        "density": float(in_balls.mean() / K), "coverage": float((nearest < reach_y).mean()),
+        "precision": float((in_balls > 0).mean()),
+        "recall": float(recalled.mean()),
+        "density": float(in_balls.mean() / K),
+        "coverage": float((nearest < reach_y).mean()),
     }
 
 

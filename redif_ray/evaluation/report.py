@@ -10,13 +10,17 @@ from redif_ray.evaluation.random_features import NAME
 from redif_ray.evaluation.summary import Arm, Summary
 
 ARMS = {
-    "teacher_full": "teacher, full steps", "teacher_best": "teacher, best named", "teacher_few": "untrained student",
-    "warm_start": "after warm start", "student": "trained student",
+    "teacher_full": "teacher, full steps",
+    "teacher_best": "teacher, best named",
+    "teacher_few": "untrained student",
+    "warm_start": "after warm start",
+    "student": "trained student",
 }
 GAPS = {"teacher_few": "the untrained student", "teacher_best": "the teacher's best named schedule at the same NFE"}
 FITS = {"class_accuracy": "class accuracy ↑", "caption_cosine": "caption cosine ↑"}  # of an image to its condition
 PICTURES = {
-    "samples.png": "The same noises in every row.", "reward.png": "Reward by round.",
+    "samples.png": "The same noises in every row.",
+    "reward.png": "Reward by round.",
     "schedule.png": "The levels at which the student calls the network.",
 }
 
@@ -30,11 +34,23 @@ def write_report(folder: str | Path, summary: Mapping[str, Any], metrics: Sequen
     folder = Path(folder)
     found = Summary.model_validate(dict(summary))
     parts = [
-        f"# {found.name}: {found.student_steps} steps", _headline(found), "## Arms", _arms(found), _fine_print(found),
+        f"# {found.name}: {found.student_steps} steps",
+        _headline(found),
+        "## Arms",
+        _arms(found),
+        _fine_print(found),
         *(f"![{text}]({name})\n\n{text}" for name, text in PICTURES.items() if (folder / name).is_file()),
-        "## Pairs", _pairs(found), "## Reward calibration", _calibration(found),
-        "## What the student gains", _gains(found), "## Compute", _compute(found), _busy(found),
-        "## Run", _run(found, metrics),
+        "## Pairs",
+        _pairs(found),
+        "## Reward calibration",
+        _calibration(found),
+        "## What the student gains",
+        _gains(found),
+        "## Compute",
+        _compute(found),
+        _busy(found),
+        "## Run",
+        _run(found, metrics),
     ]
     path = folder / "report.md"
     path.write_text("\n\n".join(part for part in parts if part) + "\n")
@@ -53,7 +69,8 @@ def gap_closed(summary: Summary, start: str = "teacher_few") -> float | None:
 def _headline(summary: Summary) -> str:
     claims = [
         f"{share:.0%} of the gap between {text} and the full teacher"
-        for start, text in GAPS.items() if (share := gap_closed(summary, start)) is not None
+        for start, text in GAPS.items()
+        if (share := gap_closed(summary, start)) is not None
     ]
     if not claims:
         return ""
@@ -66,12 +83,19 @@ def _arms(summary: Summary) -> str:
         arm: Arm | None = getattr(summary.arms, key)
         if arm is not None:
             low, high = arm.frechet_ci
-            rows.append([
-                label, str(arm.nfe), f"{arm.frechet:.2f} [{low:.2f}, {high:.2f}]",
-                f"{1e3 * arm.kid:.2f} ± {1e3 * arm.kid_se:.2f}",
-                f"{arm.precision:.3f}", f"{arm.recall:.3f}", f"{arm.density:.3f}", f"{arm.coverage:.3f}",
-                *("-" if (value := getattr(arm, name)) is None else f"{value:.3f}" for name in fits),
-            ])
+            rows.append(
+                [
+                    label,
+                    str(arm.nfe),
+                    f"{arm.frechet:.2f} [{low:.2f}, {high:.2f}]",
+                    f"{1e3 * arm.kid:.2f} ± {1e3 * arm.kid_se:.2f}",
+                    f"{arm.precision:.3f}",
+                    f"{arm.recall:.3f}",
+                    f"{arm.density:.3f}",
+                    f"{arm.coverage:.3f}",
+                    *("-" if (value := getattr(arm, name)) is None else f"{value:.3f}" for name in fits),
+                ]
+            )
     if (limits := summary.limits) is not None:
         sets = [f"{value:.3f}" for value in (limits.precision, limits.recall, limits.density, limits.coverage)]
         rows.append(["reference images", "", f"{limits.frechet:.2f}", "", *sets, *("" for _ in fits)])
@@ -111,7 +135,8 @@ def _gains(summary: Summary) -> str:
     """Paired differences to the arms it started from, where the run noted them."""
     rows = [
         [f"{name}, {over}", _number(c["change"]), f"[{_number(c['low'])}, {_number(c['high'])}]"]
-        for over, entries in (summary.notes or {}).get("student_gain", {}).items() for name, c in entries.items()
+        for over, entries in (summary.notes or {}).get("student_gain", {}).items()
+        for name, c in entries.items()
     ]
     if not rows:
         return "Not noted."
@@ -126,8 +151,10 @@ def _compute(summary: Summary) -> str:
     timed = (summary.notes or {}).get("seconds_per_image")
     if timed is None:
         return table
-    return f"{table}\n\nAn image takes one worker {_ms(timed['student'])} with the student, {_ms(timed['teacher'])} " \
+    return (
+        f"{table}\n\nAn image takes one worker {_ms(timed['student'])} with the student, {_ms(timed['teacher'])} "
         "with the full-step teacher."
+    )
 
 
 def _ms(seconds: float) -> str:

@@ -14,8 +14,13 @@ def result_table(summary: dict[str, Any]) -> Table:
     view = Table(
         title=f"{summary['held_out']} held-out noises, judge {summary['judge']}",
         caption="ms: an image on one worker. mse: to the teacher's image.",
-        title_justify="left", caption_justify="left", box=None, padding=(0, 1), collapse_padding=True, pad_edge=False,
-    )  # fmt: skip
+        title_justify="left",
+        caption_justify="left",
+        box=None,
+        padding=(0, 1),
+        collapse_padding=True,
+        pad_edge=False,
+    )
     seconds = summary["notes"]["seconds_per_image"]
     told = summary["arms"]["student"].get("caption_cosine") is not None
     for column in ("", "NFE", "ms", "Fréchet", "caption" if told else "1000 KID", "recall", "mse"):

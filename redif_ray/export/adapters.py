@@ -33,9 +33,11 @@ def save_adapters(student: TextModel, folder: Path) -> None:
 def adapter_lines(student: TextModel, recipe: Recipe) -> str:
     """Python that puts the adapters and the scheduler beside the teacher's pipeline; `recipe.code` goes on with it."""
     kind, scheduler = student.pipeline_kind.__name__, type(recipe.scheduler).__name__
-    return "\n".join([
-        f"from diffusers import {kind}, {scheduler}",
-        f"pipe = {kind}.from_pretrained(TEACHER, {WHOLE})",
-        f'pipe.scheduler = {scheduler}.from_pretrained(folder, subfolder="scheduler")',
-        "pipe.load_lora_weights(folder)",
-    ])
+    return "\n".join(
+        [
+            f"from diffusers import {kind}, {scheduler}",
+            f"pipe = {kind}.from_pretrained(TEACHER, {WHOLE})",
+            f'pipe.scheduler = {scheduler}.from_pretrained(folder, subfolder="scheduler")',
+            "pipe.load_lora_weights(folder)",
+        ]
+    )

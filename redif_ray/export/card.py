@@ -38,8 +38,14 @@ def licence(teacher: Path | None) -> dict[str, str]:
 
 
 def card(
-    student: DiffusionModel, schedule: Schedule, recipe: Recipe, name: str, guidance: float, rights: dict[str, str],
-    summary: dict[str, Any] | None, adapters: str | None,
+    student: DiffusionModel,
+    schedule: Schedule,
+    recipe: Recipe,
+    name: str,
+    guidance: float,
+    rights: dict[str, str],
+    summary: dict[str, Any] | None,
+    adapters: str | None,
 ) -> str:
     """adapters: the lines that load them alone, where there are any."""
     matter = yaml.safe_dump(rights | {"library_name": "diffusers", "tags": TAGS}, sort_keys=False)
@@ -92,9 +98,17 @@ def _numbers(summary: dict[str, Any] | None) -> str:
     found = {arm: row for arm, row in summary["arms"].items() if row}
     arms = {arm: [*(row[c] for c in COLUMNS), row["paired"]["pixel_mse"]] for arm, row in found.items()}
     rows = [f"| {arm} | {' | '.join(f'{value:.4g}' for value in values)} |" for arm, values in arms.items()]
-    return "\n".join([
-        "", "## Numbers", "",
-        f"{summary['held_out']} held-out noises, seed {summary['seed']}; Fréchet distance in the features of judge "
-        f"{summary['judge']} (not FID); paired with the teacher's images of the same noises.", "",
-        f"| | {' | '.join(head)} |", "|---" * (len(head) + 1) + "|", *rows, "",
-    ])
+    return "\n".join(
+        [
+            "",
+            "## Numbers",
+            "",
+            f"{summary['held_out']} held-out noises, seed {summary['seed']}; Fréchet distance in the features of judge "
+            f"{summary['judge']} (not FID); paired with the teacher's images of the same noises.",
+            "",
+            f"| | {' | '.join(head)} |",
+            "|---" * (len(head) + 1) + "|",
+            *rows,
+            "",
+        ]
+    )

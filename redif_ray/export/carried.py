@@ -42,8 +42,12 @@ def carried(student: DiffusionModel, folder: Path) -> list[Carried]:
     """
     known, left = _parts(student)
     if left:
-        log.warning("%s lists %s, of which %s knows nothing; an export leaves them out", folder / INDEX,
-                    ", ".join(left), student.index.get("_class_name", "the pipeline"))  # fmt: skip
+        log.warning(
+            "%s lists %s, of which %s knows nothing; an export leaves them out",
+            folder / INDEX,
+            ", ".join(left),
+            student.index.get("_class_name", "the pipeline"),
+        )
     licences = [path for path in (folder / name for name in LICENCES) if path.is_file() or path.is_symlink()]
     found = [_file(path, folder) for path in licences]
     for name in known:
@@ -82,8 +86,10 @@ def inside(path: Path, folder: Path, *, cache: bool = True) -> Path:
         raise ModelError(f"{path} leads to nothing ({error}); copy the folder once more") from error
     homes = [root, *(_blobs(root) if cache else ())]
     if not any(home in found.parents for home in homes):
-        raise ModelError(f"{path} is a link to {found}, which is outside of {root} and would be exported from there; "
-                         "put a copy in place of the link, or take it away")
+        raise ModelError(
+            f"{path} is a link to {found}, which is outside of {root} and would be exported from there; "
+            "put a copy in place of the link, or take it away"
+        )
     return found
 
 
@@ -92,8 +98,10 @@ def _parts(student: DiffusionModel) -> tuple[list[str], list[str]]:
     names = [name for name, value in student.index.items() if _is_part(value)]
     for name in names:
         if name in ("", ".", "..") or any(c in name for c in "/\\\0"):
-            raise ModelError(f"{INDEX} lists the part {name!r}, which is no name of a folder beside it; rename that "
-                             "folder and the key, or take the key out")
+            raise ModelError(
+                f"{INDEX} lists the part {name!r}, which is no name of a folder beside it; rename that "
+                "folder and the key, or take the key out"
+            )
     takes = _takes(student)
     known = [name for name in names if takes is None or name in takes]
     return known, [name for name in names if name not in known]
@@ -115,8 +123,10 @@ def _takes(student: DiffusionModel) -> Collection[str] | None:
 
 def _part(folder: Path, name: str) -> Iterator[Carried]:
     if not (folder / name).is_dir():
-        raise ModelError(f"{folder} has no folder {name}, which its {INDEX} lists; copy the folder once more, or write "
-                         f'"{name}": [null, null] where the pipeline does without it')
+        raise ModelError(
+            f"{folder} has no folder {name}, which its {INDEX} lists; copy the folder once more, or write "
+            f'"{name}": [null, null] where the pipeline does without it'
+        )
     inside(folder / name, folder, cache=False)
     yield from _files(folder / name, folder)
 
@@ -128,8 +138,10 @@ def _files(path: Path, folder: Path) -> Iterator[Carried]:
         if not entry.is_dir():
             yield _file(entry, folder)
         elif entry.is_symlink():
-            raise ModelError(f"{entry} is a link to a folder, {entry.resolve()}, and in a part of a pipeline none is "
-                             "followed; put a copy in place of the link, or take it away")
+            raise ModelError(
+                f"{entry} is a link to a folder, {entry.resolve()}, and in a part of a pipeline none is "
+                "followed; put a copy in place of the link, or take it away"
+            )
         else:
             yield from _files(entry, folder)
 

@@ -26,10 +26,12 @@ def euler_scheduler(student: DiffusionModel, schedule: Schedule) -> Any:
     config, end = student.scheduler.config, schedule.levels.sigma[-1]
     scheduler: Any = EulerDiscreteScheduler(
         **{key: config[key] for key in BETAS},
-        rescale_betas_zero_snr=config.get("rescale_betas_zero_snr", False), prediction_type=student.prediction_type,
-        timestep_spacing="trailing", steps_offset=config.get("steps_offset", 0),
+        rescale_betas_zero_snr=config.get("rescale_betas_zero_snr", False),
+        prediction_type=student.prediction_type,
+        timestep_spacing="trailing",
+        steps_offset=config.get("steps_offset", 0),
         final_sigmas_type="sigma_min" if end > 0 else "zero",
-    )  # fmt: skip
+    )
     if student.clip is not None:  # Euler's step does not clip; the folder's sample.py does, and this package
         scheduler.register_to_config(clip_sample=True, clip_sample_range=student.clip)
     scheduler.set_timesteps(timesteps=timesteps(schedule))

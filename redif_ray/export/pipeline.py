@@ -27,12 +27,16 @@ def pipeline_recipe(student: TextModel, schedule: Schedule, guidance: float) -> 
     if guidance < 1:
         raise ModelError(f"student.guidance={guidance:g}: diffusers' pipelines guide above 1 only; expected 1 or more")
     if student.clip is not None:
-        raise ModelError("the teacher's scheduler has clip_sample=true, and diffusers' Euler scheduler does not clip; "
-                         "expected clip_sample=false, as latents want it")
+        raise ModelError(
+            "the teacher's scheduler has clip_sample=true, and diffusers' Euler scheduler does not clip; "
+            "expected clip_sample=false, as latents want it"
+        )
     if schedule.network_timesteps is not None:
-        raise ModelError("student.network_timesteps: no pipeline of diffusers calls its network with other timesteps "
-                         "than its levels'; "
-                         "search without search.network_timestep_trials and search.descent.network_timesteps")
+        raise ModelError(
+            "student.network_timesteps: no pipeline of diffusers calls its network with other timesteps "
+            "than its levels'; "
+            "search without search.network_timestep_trials and search.descent.network_timesteps"
+        )
     kind = student.pipeline_kind.__name__
     if isinstance(student.process, FlowMatching):
         scheduler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=int(student.process.scale), shift=1.0)
@@ -46,17 +50,19 @@ def pipeline_recipe(student: TextModel, schedule: Schedule, guidance: float) -> 
 
 
 def _code(kind: str, levels: str, guidance: float) -> str:
-    return "\n".join([
-        "import torch",
-        f"from diffusers import {kind}",
-        'folder = "."  # where this file lies',
-        f"pipe = {kind}.from_pretrained(folder, {WHOLE})",
-        '# on a GPU: pipe.to("cuda", torch.bfloat16)',
-        "image = pipe(",
-        f'    "{CAPTION}",',
-        f"    {levels},",
-        f"    guidance_scale={guidance:g},",
-        "    generator=torch.Generator().manual_seed(0),",
-        ").images[0]",
-        'image.save("sample.png")',
-    ])
+    return "\n".join(
+        [
+            "import torch",
+            f"from diffusers import {kind}",
+            'folder = "."  # where this file lies',
+            f"pipe = {kind}.from_pretrained(folder, {WHOLE})",
+            '# on a GPU: pipe.to("cuda", torch.bfloat16)',
+            "image = pipe(",
+            f'    "{CAPTION}",',
+            f"    {levels},",
+            f"    guidance_scale={guidance:g},",
+            "    generator=torch.Generator().manual_seed(0),",
+            ").images[0]",
+            'image.save("sample.png")',
+        ]
+    )

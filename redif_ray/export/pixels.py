@@ -33,10 +33,12 @@ def pixel_recipe(student: PixelModel, schedule: Schedule) -> Recipe:
 def _code(student: PixelModel) -> str:
     classes = student.num_classes
     labels = "" if classes is None else f", torch.tensor({[i % classes for i in range(SHOWN)]})"
-    return "\n".join([
-        "import torch",
-        "from sample import Student  # sample.py lies beside this file",
-        'student = Student(".")  # the folder of both',
-        f"noise = torch.randn({SHOWN}, *student.shape, generator=torch.Generator().manual_seed(0))",
-        f"images = student(noise{labels})  # [{SHOWN}, C, H, W] in [0, 1]",
-    ])
+    return "\n".join(
+        [
+            "import torch",
+            "from sample import Student  # sample.py lies beside this file",
+            'student = Student(".")  # the folder of both',
+            f"noise = torch.randn({SHOWN}, *student.shape, generator=torch.Generator().manual_seed(0))",
+            f"images = student(noise{labels})  # [{SHOWN}, C, H, W] in [0, 1]",
+        ]
+    )

@@ -1,11 +1,11 @@
 """A student as a diffusers folder that others load without this package.
 
-    model_index.json, <network>/, scheduler/    the teacher's layout; adapters are merged into the weights
-    pytorch_lora_weights.safetensors            of a text-to-image student with adapters: the adapters alone
-    redif.json                                  timesteps, sigma / alpha and guidance that the student was trained for
-    README.md                                   a model card whose code samples with torch and diffusers alone
-    sample.py                                   of a student of pixels: what that code calls
-    LICENSE, NOTICE and the other parts         the teacher's, as they are: those that its pipeline knows
+model_index.json, <network>/, scheduler/    the teacher's layout; adapters are merged into the weights
+pytorch_lora_weights.safetensors            of a text-to-image student with adapters: the adapters alone
+redif.json                                  timesteps, sigma / alpha and guidance that the student was trained for
+README.md                                   a model card whose code samples with torch and diffusers alone
+sample.py                                   of a student of pixels: what that code calls
+LICENSE, NOTICE and the other parts         the teacher's, as they are: those that its pipeline knows
 """
 
 from __future__ import annotations
@@ -94,24 +94,30 @@ def _elsewhere(student: DiffusionModel, schedule: Schedule) -> Recipe:
     own = student.family.name if student.family else type(student).__module__
     file = ".py:" in own
     network_timesteps = f', family="{own}"' if file else ""
-    code = "\n".join([
-        "from pathlib import Path",
-        "from redif_ray.sample import sample",
-        f'sample(".", Path("sample.png"), count=4, seed=0{network_timesteps})  # "." is where this file lies',
-    ])
+    code = "\n".join(
+        [
+            "from pathlib import Path",
+            "from redif_ray.sample import sample",
+            f'sample(".", Path("sample.png"), count=4, seed=0{network_timesteps})  # "." is where this file lies',
+        ]
+    )
     what = f"the file {own.partition(':')[0]}" if file else f"the package of {own.partition(':')[0]}"
     needs = f"It needs redif-ray, and {what}, which knows this family of models."
     return Recipe(student.scheduler, schedule.levels.sigma.tolist(), code, needs)
 
 
-def _settings(
-    student: DiffusionModel, schedule: Schedule, how: Recipe, name: str, guidance: float
-) -> dict[str, Any]:
+def _settings(student: DiffusionModel, schedule: Schedule, how: Recipe, name: str, guidance: float) -> dict[str, Any]:
     other = network_timesteps(schedule)
     return {
-        "format": 1, "name": name, "steps": schedule.steps, "schedule": schedule.name,
-        "timesteps": timesteps(schedule), "sigmas": how.sigmas, "guidance": guidance,
-        "clip_sample_range": student.clip, **({} if other is None else {"network_timesteps": other}),
+        "format": 1,
+        "name": name,
+        "steps": schedule.steps,
+        "schedule": schedule.name,
+        "timesteps": timesteps(schedule),
+        "sigmas": how.sigmas,
+        "guidance": guidance,
+        "clip_sample_range": student.clip,
+        **({} if other is None else {"network_timesteps": other}),
     }
 
 

@@ -99,9 +99,14 @@ def _texts(given: Any, column: str) -> Sequence[str] | None:
 
 
 def _distill(
-    config: Config, conditions: Conditions, folder: RunFolder, stop: StopRequest, console: Console, until: int | None,
+    config: Config,
+    conditions: Conditions,
+    folder: RunFolder,
+    stop: StopRequest,
+    console: Console,
+    until: int | None,
     own: Uploader | None,
-) -> None:  # fmt: skip
+) -> None:
     latest_checkpoint(folder.path / "checkpoints")
     read_rows(folder.path / "metrics.jsonl")  # as the writer will, whose constructor could not say what is wrong
     expected = cost.estimate(config, conditions)

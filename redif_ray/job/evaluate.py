@@ -117,8 +117,9 @@ def measure(run: Session, weights: dict[str, torch.Tensor], version: int, accoun
     against = {"over the untrained student": "teacher_few", "over the warm start": "warm_start"}
     gains = {
         text: _gains(run, judge, student.conditions, (seen["student"], student.terms), (seen[name], samples.terms))
-        for text, name in against.items() if (samples := made[name]) is not None
-    }  # fmt: skip
+        for text, name in against.items()
+        if (samples := made[name]) is not None
+    }
     rows = [("teacher", student.targets), (ARMS["teacher_few"], few.images)]
     rows += [] if warm is None else [(ARMS["warm_start"], warm.images)]
     fields = {
@@ -170,9 +171,15 @@ def _arm(
 ) -> dict[str, Any]:
     run.stop.check()
     return evaluate_arm(
-        seen, conditions, judge, nfe=nfe, teacher=teacher, terms=terms,
-        resamples=run.config.evaluation.bootstrap, seed=run.config.run.seed,
-    )  # fmt: skip
+        seen,
+        conditions,
+        judge,
+        nfe=nfe,
+        teacher=teacher,
+        terms=terms,
+        resamples=run.config.evaluation.bootstrap,
+        seed=run.config.run.seed,
+    )
 
 
 def _gains(

@@ -68,8 +68,11 @@ def _warn_of_long_captions(teacher: DiffusionModel, conditions: Conditions) -> N
     if cut := teacher.cut_short(captions):
         log.warning(
             "%d of %d captions have more tokens than the teacher takes, which does not see how they end; the first: "
-            "%.200s", len(cut), len(captions), cut[0],
-        )  # fmt: skip
+            "%.200s",
+            len(cut),
+            len(captions),
+            cut[0],
+        )
 
 
 def _check_guidance(key: str, guidance: float, teacher: DiffusionModel, conditions: Conditions) -> None:
@@ -84,8 +87,7 @@ def _check_guidance(key: str, guidance: float, teacher: DiffusionModel, conditio
 
 
 def _check_export(config: Config, teacher: DiffusionModel, schedule: Schedule) -> None:
-    """Raises ModelError where diffusers could not sample the student, or its export could not copy the teacher's parts.
-    """
+    """Raise ModelError where diffusers cannot sample the student or an export cannot copy the teacher's parts."""
     recipe(teacher, schedule, config.student.guidance)
     folder = model_folder(config.teacher.model)
     carried(teacher, folder)

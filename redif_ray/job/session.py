@@ -184,7 +184,7 @@ def session(config: Config, conditions: Conditions, folder: RunFolder, stop: Sto
                 publisher.publish(f"{LEARNED}-0", first.network.state_dict())
             yield Session(
                 config, folder, teacher, plan, publisher, writer, coordinator, started, growth, places, stop, token
-            )  # fmt: skip
+            )
         finally:
             growth.stop()
             ray.wait([writer.flush.remote()], timeout=FLUSH_SECONDS)
@@ -217,7 +217,4 @@ def workers(
         options = asked | places.options(name, role, number)
         return ray.remote(kind).options(**options).remote(f"{name}-{number}", config, token, variables)
 
-    return {
-        f"{name}-{i}": actor(i)
-        for i in (range(role.first, role.max_workers) if later else range(role.first))
-    }
+    return {f"{name}-{i}": actor(i) for i in (range(role.first, role.max_workers) if later else range(role.first))}

@@ -83,7 +83,9 @@ def _trainer(run: Session, until: int | None) -> Any:
             num_workers=learner.workers,
             use_gpu=learner.gpus > 0,
             resources_per_worker={
-                "CPU": learner.cpus, **({"GPU": learner.gpus} if learner.gpus else {}), **learner.resources
+                "CPU": learner.cpus,
+                **({"GPU": learner.gpus} if learner.gpus else {}),
+                **learner.resources,
             },
             label_selector=dict(learner.labels) or None,
         ),

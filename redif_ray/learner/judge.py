@@ -15,7 +15,11 @@ from redif_ray.learner.compute import Accounts
 
 
 def judge_of(
-    config: Config, coordinator: Any, count: int, accounts: Accounts, get: Callable[[Any], Any] = ray.get,
+    config: Config,
+    coordinator: Any,
+    count: int,
+    accounts: Accounts,
+    get: Callable[[Any], Any] = ray.get,
     **options: Any,
 ) -> Judge:
     """The judge of `count` images, with as many reference images at least. get: the caller's way to wait.

@@ -43,7 +43,11 @@ class LearnedReward:
         self.own_siblings = config.rollout.siblings - config.rollout.guided
         self.optimizer = optimiser(term.network, term.lr)
         self.updater = DiscriminatorUpdater(
-            term.network, self.optimizer, steps=term.steps, r1=term.r1, microbatch=config.learner.microbatch,
+            term.network,
+            self.optimizer,
+            steps=term.steps,
+            r1=term.r1,
+            microbatch=config.learner.microbatch,
             all_reduce=all_reduce,
         )
         example = torch.zeros(1, *term.setting.image_shape, device=self.device)
@@ -68,7 +72,10 @@ class LearnedReward:
         load_optimizer(self.optimizer, names, unpack(OPTIMIZER, tensors))
 
     def update(
-        self, round: int, metas: Sequence[Sequence[Meta]], parts: Mapping[int, tuple[Trajectories, Scored]],
+        self,
+        round: int,
+        metas: Sequence[Sequence[Meta]],
+        parts: Mapping[int, tuple[Trajectories, Scored]],
         scored_by: Mapping[str, Tensor] | None = None,
     ) -> dict[str, float]:
         """Learn from a policy round. metas: of every work unit of the round; parts: this rank's work units, by index.

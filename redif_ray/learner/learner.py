@@ -164,9 +164,7 @@ class Learner:
     def _train(self, round: int, data: Fetched) -> dict[str, float]:
         behaviour = self.versions.policy(round)
         made_by = self.versions.checksum(self.plan.version(round))
-        metrics = self.phase.update(
-            self.learning, round, data.metas, data.parts, self.optimizer, behaviour, made_by
-        )
+        metrics = self.phase.update(self.learning, round, data.metas, data.parts, self.optimizer, behaviour, made_by)
         metrics |= {"seconds/fetch": data.fetch_seconds, "staleness": float(round - self.plan.version(round))}
         if self.learned is not None and self.phase.trains_rewards:
             metrics |= self.learned.update(round, data.metas, data.parts, self.versions.learned(round))

@@ -133,7 +133,11 @@ def running(rewards: Tensor, given: Baselines) -> Relative:
 
 AdvantageFunction = Callable[[Tensor, Baselines], Relative]  # of rewards [G, K] float64
 ADVANTAGES: Mapping[str, AdvantageFunction] = {
-    "global_std": global_std, "group_std": group_std, "mean_only": mean_only, "running": running, "batch": batch,
+    "global_std": global_std,
+    "group_std": group_std,
+    "mean_only": mean_only,
+    "running": running,
+    "batch": batch,
 }
 
 

@@ -40,9 +40,12 @@ class RoundBatch:
     def __post_init__(self) -> None:
         steps, rows = self.log_probs.shape
         expected = {
-            "rows": (self.rows, (rows,)), "latents": (self.latents, (steps + 1, rows)),
-            "means": (self.means, (steps, rows)), "advantages": (self.advantages, (rows,)),
-            "anchors": (self.anchors, (steps, rows)), "gate": (self.gate, (rows,)),
+            "rows": (self.rows, (rows,)),
+            "latents": (self.latents, (steps + 1, rows)),
+            "means": (self.means, (steps, rows)),
+            "advantages": (self.advantages, (rows,)),
+            "anchors": (self.anchors, (steps, rows)),
+            "gate": (self.gate, (rows,)),
             "origin": (self.origin, (rows,)),
         } | {f"encoded[{name}]": (value, (rows,)) for name, value in self.encoded.items()}
         for name, (tensor, start) in expected.items():

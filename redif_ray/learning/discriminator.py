@@ -62,7 +62,13 @@ class DiscriminatorUpdater:
     """
 
     def __init__(
-        self, network: Discriminator, optimizer: torch.optim.Optimizer, *, steps: int, r1: float, microbatch: int,
+        self,
+        network: Discriminator,
+        optimizer: torch.optim.Optimizer,
+        *,
+        steps: int,
+        r1: float,
+        microbatch: int,
         all_reduce: AllReduce | None = None,
     ) -> None:
         self.network, self.optimizer, self.steps, self.r1 = network, optimizer, steps, r1
@@ -84,9 +90,7 @@ class DiscriminatorUpdater:
             values = self._backward(student, teacher)
             rows.append(values)
             losses = {"student": float(values[0]), "teacher": float(values[1]), "penalty": float(values[2])}
-            optimiser_step(
-                self.optimizer, losses, float("inf"), f"{where}, discriminator step {step}", self.all_reduce
-            )
+            optimiser_step(self.optimizer, losses, float("inf"), f"{where}, discriminator step {step}", self.all_reduce)
         self.network.requires_grad_(False)
         sums = torch.stack(rows)
         if self.all_reduce is not None:

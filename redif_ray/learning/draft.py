@@ -66,8 +66,15 @@ class DraftUpdater:
     """Optimiser steps of DRaFT on the groups of a round; the counterpart of `learning.update.Updater`."""
 
     def __init__(
-        self, student: DiffusionModel, optimizer: torch.optim.Optimizer, schedule: Schedule, config: Config,
-        rewards: Rewards, *, all_reduce: AllReduce | None = None, loss_scale: float = 1.0,
+        self,
+        student: DiffusionModel,
+        optimizer: torch.optim.Optimizer,
+        schedule: Schedule,
+        config: Config,
+        rewards: Rewards,
+        *,
+        all_reduce: AllReduce | None = None,
+        loss_scale: float = 1.0,
     ) -> None:
         rewards.require_differentiable("method=draft")
         self.student, self.optimizer, self.schedule, self.config = student, optimizer, schedule, config
@@ -97,15 +104,25 @@ class DraftUpdater:
                 (losses.sum() * count / total * self.loss_scale).backward()
                 loss += float(losses.detach().sum()) * count / total
                 reward -= float(losses.detach().sum())
-            norms.append(optimiser_step(
-                self.optimizer, {"draft": loss}, self.config.learner.max_grad_norm, where, self.all_reduce,
-                self.loss_scale,
-            ))
+            norms.append(
+                optimiser_step(
+                    self.optimizer,
+                    {"draft": loss},
+                    self.config.learner.max_grad_norm,
+                    where,
+                    self.all_reduce,
+                    self.loss_scale,
+                )
+            )
         n, k = self.schedule.steps, self.config.draft.last_steps or self.schedule.steps
         return {
-            "reward": reward / len(groups), "grad_norm": float(np.mean(norms)), "optimiser_steps": len(norms),
-            "learning_rate": lr, "seconds": time.perf_counter() - started,
-            "network_calls_forward": float((n + k) * total), "network_calls_backward": float(k * total),
+            "reward": reward / len(groups),
+            "grad_norm": float(np.mean(norms)),
+            "optimiser_steps": len(norms),
+            "learning_rate": lr,
+            "seconds": time.perf_counter() - started,
+            "network_calls_forward": float((n + k) * total),
+            "network_calls_backward": float(k * total),
         }
 
     def _losses(self, groups: Sequence[int], conditions: Sequence[Condition], targets: Tensor) -> Tensor:

@@ -71,7 +71,12 @@ CHECKED_ROWS = 16  # of a round: what moves a ratio (stale weights, guidance, dr
 
 @torch.no_grad()
 def replayed(
-    predict: Predict, batch: RoundBatch, schedule: Schedule, stds: Tensor, rows: Tensor, microbatch: int,
+    predict: Predict,
+    batch: RoundBatch,
+    schedule: Schedule,
+    stds: Tensor,
+    rows: Tensor,
+    microbatch: int,
     in_step: Callable[[Parts], Parts] = list,
 ) -> tuple[Tensor, Tensor, int]:
     """The policy's means [N, R', ...] for R' `rows`, its log densities [N, R'] of the actions that were taken, and the

@@ -59,7 +59,11 @@ def jensen_shannon(d2: Tensor, order: float) -> Tensor:
 
 
 DIVERGENCES: Mapping[str, Divergence] = {
-    "kl": kl, "chi2": chi2, "renyi": renyi, "power": power, "js": jensen_shannon,
+    "kl": kl,
+    "chi2": chi2,
+    "renyi": renyi,
+    "power": power,
+    "js": jensen_shannon,
 }
 
 

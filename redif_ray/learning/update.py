@@ -88,7 +88,12 @@ class Updater:
         self.sharded, self.rounds_apart = sharded, rounds_apart
 
     def run(
-        self, batch: RoundBatch, *, round: int, seed: int, lr: float,
+        self,
+        batch: RoundBatch,
+        *,
+        round: int,
+        seed: int,
+        lr: float,
         behaviour: AbstractContextManager[None] | None = None,
     ) -> dict[str, float]:
         """Train on a fresh round at learning rate `lr`; returns metrics of the whole round, alike on every rank.
@@ -120,7 +125,9 @@ class Updater:
                 norms.append(self._minibatch(batch, torch.from_numpy(chosen), sums, where))
         metrics = self._metrics(sums, fresh)
         return metrics | {
-            "grad_norm": float(np.mean(norms)), "optimiser_steps": len(norms), "learning_rate": lr,
+            "grad_norm": float(np.mean(norms)),
+            "optimiser_steps": len(norms),
+            "learning_rate": lr,
             "seconds": time.perf_counter() - started,
         }
 
@@ -186,15 +193,26 @@ class Updater:
         )
 
     def _metrics(self, sums: dict[str, float], fresh: Tensor) -> dict[str, float]:
-        names = ("pairs", "forward", "backward", "stochastic", "loss_policy", "loss_regulariser", "loss_anchor",
-                 "deviation", "deviation_square", "clipped", "kl")
+        names = (
+            "pairs",
+            "forward",
+            "backward",
+            "stochastic",
+            "loss_policy",
+            "loss_regulariser",
+            "loss_anchor",
+            "deviation",
+            "deviation_square",
+            "clipped",
+            "kl",
+        )
         table = torch.zeros(self.world, len(names) + 1 + len(fresh), dtype=torch.float64, device=self._device())
         mine = [*(sums[n] for n in names), sums["deviation_max"], *fresh.tolist()]
         table[self.rank] = torch.tensor(mine, dtype=torch.float64)
         if self.all_reduce is not None:
             self.all_reduce([table])  # each rank fills its own row, so that maxima travel through a sum
         total = dict(zip(names, table.sum(0).tolist(), strict=False))
-        largest = table.amax(0)[len(names):].tolist()
+        largest = table.amax(0)[len(names) :].tolist()
         metrics = {name: total[name] / total["pairs"] for name in names if name.startswith("loss_")}
         metrics["loss"] = sum(metrics.values())
         metrics |= {"network_calls_forward": total["forward"], "network_calls_backward": total["backward"]}
@@ -224,10 +242,19 @@ def _tally(sums: dict[str, float], surrogate: Surrogate) -> None:
 
 def regression_settings(warm: WarmStart, learner: Learner) -> Learner:
     """Return the learner's settings in the warm start: the anchor alone, for an `Updater` with S = 0."""
-    return learner.model_copy(update={
-        "minibatch": warm.minibatch, "inner_epochs": 1,
-        "regulariser": learner.regulariser.model_copy(update={"kind": "none"}),
-        "anchor": learner.anchor.model_copy(update={
-            "weight": 1.0, "substeps": warm.substeps, "loss": warm.loss, "delta": warm.delta, "gated": False,
-        }),
-    })
+    return learner.model_copy(
+        update={
+            "minibatch": warm.minibatch,
+            "inner_epochs": 1,
+            "regulariser": learner.regulariser.model_copy(update={"kind": "none"}),
+            "anchor": learner.anchor.model_copy(
+                update={
+                    "weight": 1.0,
+                    "substeps": warm.substeps,
+                    "loss": warm.loss,
+                    "delta": warm.delta,
+                    "gated": False,
+                }
+            ),
+        }
+    )

@@ -54,8 +54,11 @@ def _conv_body(channels: int) -> nn.Sequential:
 def _residual_body(channels: int) -> nn.Sequential:
     """A stem and two residual blocks; a quarter of the edge remains."""
     return nn.Sequential(
-        nn.Conv2d(channels, 32, 5, 2, 2, bias=False), _ResidualBlock(32, 64, 2), _ResidualBlock(64, FEATURES, 1),
-        nn.GroupNorm(8, FEATURES), nn.SiLU(),
+        nn.Conv2d(channels, 32, 5, 2, 2, bias=False),
+        _ResidualBlock(32, 64, 2),
+        _ResidualBlock(64, FEATURES, 1),
+        nn.GroupNorm(8, FEATURES),
+        nn.SiLU(),
     )
 
 
@@ -67,7 +70,11 @@ class Classifier(nn.Module):
     """
 
     def __init__(
-        self, kind: Kind, name: str, image_shape: Sequence[int], classes: Sequence[str],
+        self,
+        kind: Kind,
+        name: str,
+        image_shape: Sequence[int],
+        classes: Sequence[str],
         card: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()

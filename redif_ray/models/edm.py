@@ -33,13 +33,19 @@ class EDM(PixelUNet):
         scheduler = load_scheduler(folder)
         config = scheduler.config
         if not isinstance(scheduler, EDMEulerScheduler) or config.prediction_type != "epsilon":
-            raise ModelError(f"{folder / 'scheduler'}: {type(scheduler).__name__} with prediction_type="
-                             f"{config.prediction_type!r}; expected an EDMEulerScheduler with epsilon")
+            raise ModelError(
+                f"{folder / 'scheduler'}: {type(scheduler).__name__} with prediction_type="
+                f"{config.prediction_type!r}; expected an EDMEulerScheduler with epsilon"
+            )
         process = VarianceExploding(config.sigma_min, config.sigma_max)
         return cls(
-            **load_unet(folder, dtype), process=process, prediction_type="sample", clip=None, scheduler=scheduler,
+            **load_unet(folder, dtype),
+            process=process,
+            prediction_type="sample",
+            clip=None,
+            scheduler=scheduler,
             sigma_data=config.sigma_data,
-        )  # fmt: skip
+        )
 
     def output(self, x: Tensor, timestep: Tensor, encoded: Encoded) -> Tensor:
         sigma, data = timestep, self.sigma_data

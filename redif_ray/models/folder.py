@@ -28,8 +28,10 @@ def read_index(folder: Path) -> dict[str, Any]:
     """`model_index.json`, which names the pipeline's class and its parts. Raises ModelError."""
     path = folder / INDEX
     if not path.is_file():
-        raise ModelError(f"{folder} is not a diffusers pipeline: it has no {INDEX}; expected the folder that "
-                         "save_pretrained, or redif train-teacher, wrote")
+        raise ModelError(
+            f"{folder} is not a diffusers pipeline: it has no {INDEX}; expected the folder that "
+            "save_pretrained, or redif train-teacher, wrote"
+        )
     try:
         index = json.loads(path.read_text())
     except ValueError as error:
@@ -117,8 +119,10 @@ def variance_preserving(scheduler: Any) -> dict[str, Any]:
         raise ModelError(f"{name} has thresholding=true, which is not supported; set it to false, or use clip_sample")
     alphas = scheduler.alphas_cumprod
     if config.prediction_type == "epsilon" and (config.get("rescale_betas_zero_snr", False) or alphas[-1] == 0):
-        raise ModelError("zero terminal SNR with prediction_type=epsilon: at alpha = 0 the noise says nothing of x0; "
-                         "expected v_prediction or sample, or betas that are not rescaled")
+        raise ModelError(
+            "zero terminal SNR with prediction_type=epsilon: at alpha = 0 the noise says nothing of x0; "
+            "expected v_prediction or sample, or betas that are not rescaled"
+        )
     process = VariancePreserving(alphas, final_alpha_cumprod=_final_alpha_cumprod(scheduler))
     clip = float(config.get("clip_sample_range", 1.0)) if config.get("clip_sample", False) else None
     return {"process": process, "prediction_type": config.prediction_type, "clip": clip, "scheduler": scheduler}

@@ -32,9 +32,13 @@ class Parts:
     """
 
     def __init__(
-        self, folder: Path, index: Mapping[str, Any], dtype: torch.dtype, names: Sequence[str],
+        self,
+        folder: Path,
+        index: Mapping[str, Any],
+        dtype: torch.dtype,
+        names: Sequence[str],
         optional: Sequence[str] = (),
-    ) -> None:  # fmt: skip
+    ) -> None:
         found = {name: index.get(name) or (None, None) for name in (*names, *optional)}
         if absent := [name for name in names if found[name][1] is None]:
             raise ModelError(f"{folder} has no {', '.join(absent)}; expected the whole pipeline")
@@ -96,8 +100,10 @@ class Parts:
 def _kind(folder: Path, name: str, library: Any, kind: Any) -> Any:
     found: Any = getattr(LIBRARIES.get(str(library)), str(kind), None)
     if not isinstance(found, type) or not issubclass(found, ModelMixin | PreTrainedModel | PreTrainedTokenizerBase):
-        raise ModelError(f"{folder / INDEX}: {name} is [{library}, {kind}]; expected a network or tokeniser of "
-                         "diffusers or transformers")
+        raise ModelError(
+            f"{folder / INDEX}: {name} is [{library}, {kind}]; expected a network or tokeniser of "
+            "diffusers or transformers"
+        )
     return found
 
 
@@ -105,5 +111,7 @@ def _check_tokenizer(kind: Any, folder: Path) -> None:
     """That one of the files which hold its words is there."""
     names = sorted(set(kind.vocab_files_names.values()))
     if not any((folder / name).is_file() for name in names):
-        raise ModelError(f"{folder} cannot be loaded as a {kind.__name__}: it has none of {', '.join(names)}; "
-                         "copy the folder once more")
+        raise ModelError(
+            f"{folder} cannot be loaded as a {kind.__name__}: it has none of {', '.join(names)}; "
+            "copy the folder once more"
+        )

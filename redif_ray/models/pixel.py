@@ -52,8 +52,10 @@ class PixelModel(DiffusionModel):
     def _label(self, condition: Condition) -> int:
         if condition is None:
             if self.null_label is None:
-                raise ModelError(f"{type(self.network).__name__} has no label that means no class, as guidance needs; "
-                                 "expected guidance=1 and a class for every image")
+                raise ModelError(
+                    f"{type(self.network).__name__} has no label that means no class, as guidance needs; "
+                    "expected guidance=1 and a class for every image"
+                )
             return self.null_label
         if not isinstance(condition, int) or not 0 <= condition < (self.num_classes or 0):
             raise ModelError(f"condition {condition!r}: expected a class in 0..{(self.num_classes or 0) - 1}")
@@ -79,8 +81,11 @@ class PixelDiT(PixelModel):
         network = load_network(DiTTransformer2DModel, folder, "transformer", dtype)
         config = network.config
         size = (config.sample_size, config.sample_size)
-        return cls(**_fields(folder, network, "transformer", size), num_classes=config.num_embeds_ada_norm,
-                   **variance_preserving(load_scheduler(folder)))
+        return cls(
+            **_fields(folder, network, "transformer", size),
+            num_classes=config.num_embeds_ada_norm,
+            **variance_preserving(load_scheduler(folder)),
+        )
 
     @property
     def null_label(self) -> int | None:
@@ -97,8 +102,10 @@ def load_unet(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
     network = load_network(UNet2DModel, folder, "unet", dtype)
     config = network.config
     if config.class_embed_type is not None or config.time_embedding_type == "fourier":
-        raise ModelError(f"{folder / 'unet'}: class_embed_type={config.class_embed_type!r}, time_embedding_type="
-                         f"{config.time_embedding_type!r}; expected null and positional or learned")
+        raise ModelError(
+            f"{folder / 'unet'}: class_embed_type={config.class_embed_type!r}, time_embedding_type="
+            f"{config.time_embedding_type!r}; expected null and positional or learned"
+        )
     size = config.sample_size
     if size is None:
         raise ModelError(f"{folder / 'unet'}: sample_size is null; expected the images' edge")
@@ -108,5 +115,10 @@ def load_unet(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
 
 def _fields(folder: Path, network: Any, component: str, size: tuple[int, ...]) -> dict[str, Any]:
     shape = (network.config.in_channels, *size)
-    return {"network": network, "component": component, "latent_shape": shape, "image_shape": shape,
-            "index": read_index(folder)}
+    return {
+        "network": network,
+        "component": component,
+        "latent_shape": shape,
+        "image_shape": shape,
+        "index": read_index(folder),
+    }

@@ -29,7 +29,10 @@ def _flow(x: Tensor, v: Tensor, alpha: Tensor, sigma: Tensor) -> Prediction:
 
 
 CONVERSIONS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Prediction]] = {
-    "epsilon": _epsilon, "sample": _sample, "v_prediction": _velocity, "flow_prediction": _flow,
+    "epsilon": _epsilon,
+    "sample": _sample,
+    "v_prediction": _velocity,
+    "flow_prediction": _flow,
 }
 
 

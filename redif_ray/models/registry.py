@@ -84,8 +84,10 @@ def _installed(name: str) -> str | None:
     """What packages give as the family `name`, `package.module:load`; None where none does."""
     found = sorted({f"{point.module}:{point.attr}" for point in entry_points(group=GROUP, name=name)})
     if len(found) > 1:
-        raise ModelError(f"two packages have an entry point {name} in {GROUP}: {', '.join(found)}; uninstall one, or "
-                         f"say which with teacher.family={found[0]}")
+        raise ModelError(
+            f"two packages have an entry point {name} in {GROUP}: {', '.join(found)}; uninstall one, or "
+            f"say which with teacher.family={found[0]}"
+        )
     return found[0] if found else None
 
 

@@ -25,14 +25,22 @@ class StableDiffusion(TextModel):
     def load(cls, folder: Path, dtype: torch.dtype) -> Self:
         network = load_network(UNet2DConditionModel, folder, "unet", dtype)
         if network.config.time_cond_proj_dim is not None:
-            raise ModelError(f"{folder / 'unet'}: time_cond_proj_dim={network.config.time_cond_proj_dim}, a network "
-                             "that is told its guidance; expected null, a teacher that is not distilled yet")
+            raise ModelError(
+                f"{folder / 'unet'}: time_cond_proj_dim={network.config.time_cond_proj_dim}, a network "
+                "that is told its guidance; expected null, a teacher that is not distilled yet"
+            )
         index, scheduler = read_index(folder), cls._scheduler(folder)
         frozen = Parts(folder, index, dtype, cls.names)
         return cls(
-            network=network, component="unet", num_classes=None, index=index, frozen=frozen, dtype=dtype,
-            **latent_shapes(network, frozen.configs["vae"], folder / "unet"), **variance_preserving(scheduler),
-        )  # fmt: skip
+            network=network,
+            component="unet",
+            num_classes=None,
+            index=index,
+            frozen=frozen,
+            dtype=dtype,
+            **latent_shapes(network, frozen.configs["vae"], folder / "unet"),
+            **variance_preserving(scheduler),
+        )
 
     @classmethod
     def _scheduler(cls, folder: Path) -> Any:
@@ -43,9 +51,14 @@ class StableDiffusion(TextModel):
 
     def make_pipeline(self, **parts: Any) -> Any:
         return StableDiffusionPipeline(
-            **parts, vae=None, unet=None, scheduler=self.scheduler, safety_checker=None, feature_extractor=None,
+            **parts,
+            vae=None,
+            unet=None,
+            scheduler=self.scheduler,
+            safety_checker=None,
+            feature_extractor=None,
             requires_safety_checker=False,
-        )  # fmt: skip
+        )
 
     def encode_prompt(self, caption: str | None) -> Encoded:
         states, _ = self.pipeline.encode_prompt(caption or "", self.device, 1, False)
@@ -67,9 +80,13 @@ class StableDiffusionXL(StableDiffusion):
 
     def make_pipeline(self, **parts: Any) -> Any:
         return StableDiffusionXLPipeline(
-            **parts, vae=None, unet=None, scheduler=self.scheduler, add_watermarker=False,
+            **parts,
+            vae=None,
+            unet=None,
+            scheduler=self.scheduler,
+            add_watermarker=False,
             force_zeros_for_empty_prompt=self.index.get("force_zeros_for_empty_prompt", True),
-        )  # fmt: skip
+        )
 
     def encode_prompt(self, caption: str | None) -> Encoded:
         found = self.pipeline.encode_prompt(caption or "", device=self.device, do_classifier_free_guidance=True)
@@ -84,6 +101,4 @@ class StableDiffusionXL(StableDiffusion):
     def output(self, x: Tensor, timestep: Tensor, encoded: Encoded) -> Tensor:
         added = {name: encoded[name] for name in ("text_embeds", "time_ids")}
         states = encoded["encoder_hidden_states"]
-        return self.call_network(
-            x, timestep.float(), encoder_hidden_states=states, added_cond_kwargs=added
-        ).sample
+        return self.call_network(x, timestep.float(), encoder_hidden_states=states, added_cond_kwargs=added).sample

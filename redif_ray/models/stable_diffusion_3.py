@@ -32,20 +32,33 @@ class StableDiffusion3(TextModel):
         index, scheduler = read_index(folder), load_scheduler(folder)
         frozen = Parts(folder, index, dtype, PARTS, optional=T5)
         return cls(
-            network=network, component="transformer", num_classes=None, index=index, frozen=frozen, dtype=dtype,
-            **latent_shapes(network, frozen.configs["vae"], folder / "transformer"), **flow_matching(scheduler),
-        )  # fmt: skip
+            network=network,
+            component="transformer",
+            num_classes=None,
+            index=index,
+            frozen=frozen,
+            dtype=dtype,
+            **latent_shapes(network, frozen.configs["vae"], folder / "transformer"),
+            **flow_matching(scheduler),
+        )
 
     def make_pipeline(self, **parts: Any) -> Any:
         return StableDiffusion3Pipeline(
-            **parts, vae=None, transformer=self.network, scheduler=self.scheduler  # the network for its width
-        )  # fmt: skip
+            **parts,
+            vae=None,
+            transformer=self.network,
+            scheduler=self.scheduler,  # the network for its width
+        )
 
     def encode_prompt(self, caption: str | None) -> Encoded:
         states, _, pooled, _ = self.pipeline.encode_prompt(
-            caption or "", None, None, device=self.device, do_classifier_free_guidance=False,
+            caption or "",
+            None,
+            None,
+            device=self.device,
+            do_classifier_free_guidance=False,
             max_sequence_length=T5_TOKENS,
-        )  # fmt: skip
+        )
         return {"encoder_hidden_states": states, "pooled_projections": pooled}
 
     def output(self, x: Tensor, timestep: Tensor, encoded: Encoded) -> Tensor:

@@ -49,8 +49,9 @@ def _add_adapters(network: Module, lora: Lora) -> None:
     absent = [target for target in lora.targets if not any(_matches(name, target) for name in names)]
     if absent:
         layers = {_leaf(n) for n, m in network.named_modules() if isinstance(m, torch.nn.Linear)}
-        raise ModelError(f"student.lora.targets={absent} match no layer of {type(network).__name__}, which has "
-                         f"{sorted(layers)}")
+        raise ModelError(
+            f"student.lora.targets={absent} match no layer of {type(network).__name__}, which has {sorted(layers)}"
+        )
     alpha: Any = lora.alpha or lora.rank  # peft annotates an int and divides a float
     config = LoraConfig(r=lora.rank, lora_alpha=alpha, target_modules=list(lora.targets))
     with torch.random.fork_rng(devices=[]):
@@ -76,9 +77,8 @@ def trained_numbers(network: Module, lora: Lora) -> int:
     if not lora.rank:
         return sum(p.numel() for p in network.parameters())
     adapted = (
-        module for name, module in network.named_modules()
-        if any(_matches(name, target) for target in lora.targets)
-    )  # fmt: skip
+        module for name, module in network.named_modules() if any(_matches(name, target) for target in lora.targets)
+    )
     return sum(lora.rank * (w.shape[0] + w[0].numel()) for w in (module.weight for module in adapted))
 
 
@@ -130,8 +130,10 @@ def set_weights(student: DiffusionModel, weights: Mapping[str, Tensor]) -> None:
     own = trainable(student)
     missing, extra = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
     if missing or extra:
-        raise ModelError(f"weights of another student: missing {missing[:3]} ({len(missing)}), unknown {extra[:3]} "
-                         f"({len(extra)}); expected the {len(own)} trainable ones of this configuration's student.lora")
+        raise ModelError(
+            f"weights of another student: missing {missing[:3]} ({len(missing)}), unknown {extra[:3]} "
+            f"({len(extra)}); expected the {len(own)} trainable ones of this configuration's student.lora"
+        )
     for name, value in weights.items():
         if value.shape != own[name].shape:
             raise ModelError(f"weight {name} has shape {list(value.shape)}; expected {list(own[name].shape)}")

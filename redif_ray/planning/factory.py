@@ -85,8 +85,12 @@ def conditions(config: Config, model: DiffusionModel, captions: Sequence[str] | 
 def rewards(config: Config, model: DiffusionModel, where: str) -> Rewards:
     channels, height, width = model.image_shape
     return build_terms(
-        config.reward.terms, num_classes=model.num_classes or 0, image_shape=(channels, height, width), device=where,
-        captions=model.takes_captions, seed=config.run.seed,
+        config.reward.terms,
+        num_classes=model.num_classes or 0,
+        image_shape=(channels, height, width),
+        device=where,
+        captions=model.takes_captions,
+        seed=config.run.seed,
     )
 
 

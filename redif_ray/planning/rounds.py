@@ -34,8 +34,7 @@ class Phases:
         return sum(phase.rounds * phase.groups for phase in self.phases if phase.teacher_images)
 
     def version(self, round: int) -> int:
-        """Return how many rounds the policy that rolls out a round has learned, and the learned reward that scores it.
-        """
+        """Return how many rounds were learned by the policy that rolls out a round, and by its learned reward."""
         return max(0, round - self.config.pipeline.staleness)
 
 

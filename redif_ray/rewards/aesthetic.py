@@ -42,8 +42,10 @@ class Aesthetic:
         self._images = clip_images(self.model, self.batch, self.setting)
         found, expected = layers[0][0].shape[1], self._images.network.config.projection_dim
         if found != expected:
-            raise RewardError(f"head={self.head!r} takes {found} numbers, model={self.model!r} gives {expected}; set "
-                              "option `model` to the CLIP that the head was trained on")
+            raise RewardError(
+                f"head={self.head!r} takes {found} numbers, model={self.model!r} gives {expected}; set "
+                "option `model` to the CLIP that the head was trained on"
+            )
         self._layers = [(weight.to(self.setting.device), bias.to(self.setting.device)) for weight, bias in layers]
 
     def __call__(self, inputs: RewardInputs) -> Tensor:
@@ -64,8 +66,10 @@ def read_head(tensors: dict[str, Tensor], where: str) -> Layers:
         fit = False
     if not fit:
         shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
-        raise RewardError(f"head={where!r} holds {str(shapes)[:300]}; expected weight [out, in] and bias [out] of "
-                          "linear layers that follow each other and end in one number")
+        raise RewardError(
+            f"head={where!r} holds {str(shapes)[:300]}; expected weight [out, in] and bias [out] of "
+            "linear layers that follow each other and end in one number"
+        )
     return [(weight, bias) for weight, bias in layers]
 
 

@@ -40,14 +40,35 @@ from redif_ray.rewards.text_image import TextImage
 from redif_ray.user_code import UserCodeError, settings_kept
 
 __all__ = [
-    "TERMS", "Combined", "RewardError", "RewardInputs", "RewardTerm", "Rewards", "Setting", "build_terms", "combine",
+    "TERMS",
+    "Combined",
+    "RewardError",
+    "RewardInputs",
+    "RewardTerm",
+    "Rewards",
+    "Setting",
+    "build_terms",
+    "combine",
 ]
 
 TERMS: dict[str, Any] = {
     term.name: term
     for term in (
-        Mse, Psnr, Ssim, GradientMse, BlurredMse, FeatureCosine, ClassifierTerm, HistogramKl, JpegCompressibility,
-        Clip, TextImage, Dino, Perception, Lpips, Aesthetic,
+        Mse,
+        Psnr,
+        Ssim,
+        GradientMse,
+        BlurredMse,
+        FeatureCosine,
+        ClassifierTerm,
+        HistogramKl,
+        JpegCompressibility,
+        Clip,
+        TextImage,
+        Dino,
+        Perception,
+        Lpips,
+        Aesthetic,
         DiscriminatorTerm,
     )
 }
@@ -159,8 +180,13 @@ def _check_value(label: str, term: RewardTerm, value: object, student: Tensor) -
 
 
 def build_terms(
-    terms: Mapping[str, config.Term], *, num_classes: int, image_shape: tuple[int, int, int],
-    device: str | torch.device, captions: bool = False, seed: int = 0,
+    terms: Mapping[str, config.Term],
+    *,
+    num_classes: int,
+    image_shape: tuple[int, int, int],
+    device: str | torch.device,
+    captions: bool = False,
+    seed: int = 0,
 ) -> Rewards:
     """The configured terms, ready to score images of `image_shape` (C, H, W). captions: whether conditions are text.
     seed: of what a learned term starts from.

@@ -54,11 +54,15 @@ class ClipCaptions:
         try:
             self.tokenizer = transformers.CLIPTokenizer.from_pretrained(model)
         except (OSError, ValueError, TypeError) as error:
-            raise RewardError(f"model={model!r} has no CLIP tokeniser: {str(error)[:300]}; copy its tokenizer.json, "
-                              "or vocab.json and merges.txt") from error
+            raise RewardError(
+                f"model={model!r} has no CLIP tokeniser: {str(error)[:300]}; copy its tokenizer.json, "
+                "or vocab.json and merges.txt"
+            ) from error
         if len(self.tokenizer) != tower.vocab_size:
-            raise RewardError(f"model={model!r}: the tokeniser knows {len(self.tokenizer)} tokens, the network "
-                              f"{tower.vocab_size}; copy its tokenizer.json, or vocab.json and merges.txt")
+            raise RewardError(
+                f"model={model!r}: the tokeniser knows {len(self.tokenizer)} tokens, the network "
+                f"{tower.vocab_size}; copy its tokenizer.json, or vocab.json and merges.txt"
+            )
         self.length, self.device = tower.max_position_embeddings, setting.device
         self.network = load_network("CLIPTextModelWithProjection", model, tower).to(setting.device)
         self._embedding = lru_cache(REMEMBERED)(self._embed)

@@ -42,10 +42,16 @@ class DiscriminatorTerm:
     def __post_init__(self) -> None:
         if self.conditional and self.setting.num_classes < 1:
             raise RewardError("conditional=true needs class conditions; the teacher has no classes")
-        self.network = Discriminator(
-            self.setting.image_shape, width=self.width, seed=self.setting.seed,
-            num_classes=self.setting.num_classes if self.conditional else 0,
-        ).to(self.setting.device).requires_grad_(False)
+        self.network = (
+            Discriminator(
+                self.setting.image_shape,
+                width=self.width,
+                seed=self.setting.seed,
+                num_classes=self.setting.num_classes if self.conditional else 0,
+            )
+            .to(self.setting.device)
+            .requires_grad_(False)
+        )
 
     def load(self, weights: Mapping[str, Tensor]) -> None:
         self.network.load_state_dict(dict(weights))

@@ -111,9 +111,14 @@ class HttpTerm:
 
     def _session(self) -> requests.Session:
         retry = Retry(
-            total=self.retries, backoff_factor=1, backoff_max=LONGEST_WAIT, status_forcelist=AGAIN,
-            allowed_methods=None, raise_on_status=False, respect_retry_after_header=False,
-        )  # fmt: skip
+            total=self.retries,
+            backoff_factor=1,
+            backoff_max=LONGEST_WAIT,
+            status_forcelist=AGAIN,
+            allowed_methods=None,
+            raise_on_status=False,
+            respect_retry_after_header=False,
+        )
         session = requests.Session()
         session.trust_env = False  # no proxy and no ~/.netrc: what is sent where is in the configuration alone
         session.mount("http://", HTTPAdapter(max_retries=retry))
@@ -127,9 +132,11 @@ class HttpTerm:
     ) -> list[float]:
         write = _png if self.format == "png" else _npy
         body = {
-            "format": self.format, "student": encoded(student, write),
-            "teacher": encoded(teacher, write) if self.teacher else None, "conditions": list(conditions),
-        }  # fmt: skip
+            "format": self.format,
+            "student": encoded(student, write),
+            "teacher": encoded(teacher, write) if self.teacher else None,
+            "conditions": list(conditions),
+        }
         limit = OVERHEAD + PER_IMAGE * len(student)
         try:
             with session.post(self.url, json=body, timeout=self.timeout, stream=True, allow_redirects=False) as answer:

@@ -97,8 +97,10 @@ def load_backbone(net: str, weights: str | None, device: torch.device) -> Backbo
     theirs = {name: "features." + name.split(".", 1)[1] for name in own}  # slice2.3.weight: features.3.weight
     wrong = [name for ours, name in theirs.items() if name not in found or found[name].shape != own[ours].shape]
     if wrong:
-        raise RewardError(f"weights={weights!r} lacks {', '.join(wrong[:3])} or has them in another shape; expected "
-                          f"torchvision's state dict of net={net}")
+        raise RewardError(
+            f"weights={weights!r} lacks {', '.join(wrong[:3])} or has them in another shape; expected "
+            f"torchvision's state dict of net={net}"
+        )
     metric.net.load_state_dict({ours: found[name] for ours, name in theirs.items()})
     metric.to(device)
     heads = [lin.model[-1].weight.flatten() for lin in metric.lins]
@@ -111,5 +113,7 @@ def _download(net: str) -> dict[str, Any]:
             URLS[net], map_location="cpu", check_hash=True, weights_only=True, progress=False
         )
     except (OSError, RuntimeError) as error:  # no network; a wrong hash
-        raise RewardError(f"{URLS[net]} cannot be fetched ({error}); fetch it elsewhere, convert it: python -c "
-                          f'"{TO_SAFETENSORS}", and give the file as option `weights`') from error
+        raise RewardError(
+            f"{URLS[net]} cannot be fetched ({error}); fetch it elsewhere, convert it: python -c "
+            f'"{TO_SAFETENSORS}", and give the file as option `weights`'
+        ) from error

@@ -52,8 +52,10 @@ def _load(model: str, setting: Setting) -> ImageEncoder:
         with torch.random.fork_rng(devices=[]):  # the constructor draws weights that are then replaced
             network = timm.create_model(source, pretrained=True)
     except Exception as error:  # timm and the hub's client have no common error
-        raise RewardError(f"model={model!r}: timm cannot load it: {type(error).__name__}: {str(error)[:300]}; expected "
-                          f"a name of timm like {KIND}_base_patch16_224.fb, a folder, or a hub id") from error
+        raise RewardError(
+            f"model={model!r}: timm cannot load it: {type(error).__name__}: {str(error)[:300]}; expected "
+            f"a name of timm like {KIND}_base_patch16_224.fb, a folder, or a hub id"
+        ) from error
     config = network.pretrained_cfg
     if not str(config.get("architecture")).startswith(KIND):
         raise RewardError(f"model={model!r} is a {config.get('architecture')}; expected {KIND}_...")

@@ -44,8 +44,10 @@ class Preparation:
             raise RewardError(f"images are {image_shape}; the encoder takes 1 or 3 channels")
         size = self._resized(*image_shape[1:])
         if self.crop is not None and (size[0] < self.crop[0] or size[1] < self.crop[1]):
-            raise RewardError(f"crop_size {self.crop} is larger than the resized image {size}; "
-                              "expected a size at least as large in preprocessor_config.json")
+            raise RewardError(
+                f"crop_size {self.crop} is larger than the resized image {size}; "
+                "expected a size at least as large in preprocessor_config.json"
+            )
 
     def _resized(self, height: int, width: int) -> tuple[int, int]:
         if isinstance(self.resize, int):  # the longer edge is cut to whole pixels, as transformers cuts it
@@ -61,8 +63,9 @@ class Preparation:
         if self.crop is not None:
             top, left = (size[0] - self.crop[0]) // 2, (size[1] - self.crop[1]) // 2
             images = images[..., top : top + self.crop[0], left : left + self.crop[1]]
-        mean, std = (torch.tensor(v, dtype=images.dtype, device=images.device)[:, None, None]
-                     for v in (self.mean, self.std))
+        mean, std = (
+            torch.tensor(v, dtype=images.dtype, device=images.device)[:, None, None] for v in (self.mean, self.std)
+        )
         return (images - mean) / std
 
 
@@ -74,8 +77,10 @@ def read_preparation(config: Mapping[str, Any], default: Preparation, where: str
     try:
         resize = _resize(config["size"]) if "size" in config else default.resize
         crop = _pair(config["crop_size"]) if config.get("crop_size") is not None else default.crop
-        mean, std = (_triple(config.get(key) or value)
-                     for key, value in (("image_mean", default.mean), ("image_std", default.std)))
+        mean, std = (
+            _triple(config.get(key) or value)
+            for key, value in (("image_mean", default.mean), ("image_std", default.std))
+        )
         mode = MODES[config["resample"]] if "resample" in config else default.mode
         if abs(config.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-6 or not config.get("do_rescale", True):
             raise ValueError("rescale_factor is not 1/255")
@@ -87,9 +92,12 @@ def read_preparation(config: Mapping[str, Any], default: Preparation, where: str
     crops = config.get("do_center_crop", default.crop is not None)
     normalises = config.get("do_normalize", True)
     return Preparation(
-        resize=resize if config.get("do_resize", True) else None, crop=crop if crops else None, mode=mode,
-        mean=mean if normalises else (0.0, 0.0, 0.0), std=std if normalises else (1.0, 1.0, 1.0),
-    )  # fmt: skip
+        resize=resize if config.get("do_resize", True) else None,
+        crop=crop if crops else None,
+        mode=mode,
+        mean=mean if normalises else (0.0, 0.0, 0.0),
+        std=std if normalises else (1.0, 1.0, 1.0),
+    )
 
 
 def _resize(size: Any) -> int | tuple[int, int]:

@@ -112,8 +112,10 @@ def load_preparation(model: str, default: Preparation) -> Preparation:
             raise _cannot_load(model, name, error) from error
         if file is not None:
             return read_preparation(_read(Path(file), nested=name == PROCESSOR), default, f"{model}: {name}")
-    raise RewardError(f"model={model!r} has no {PREPROCESSOR}, which says the size, mean and std of its images; "
-                      "copy it from where the model came from")
+    raise RewardError(
+        f"model={model!r} has no {PREPROCESSOR}, which says the size, mean and std of its images; "
+        "copy it from where the model came from"
+    )
 
 
 def _read(path: Path, *, nested: bool) -> Mapping[str, Any]:
@@ -141,8 +143,10 @@ def load_weights(option: str, path: str) -> dict[str, Tensor]:
     """The tensors of a safetensors file that a user names. Raises `RewardError`."""
     file = Path(path).expanduser()
     if file.suffix != ".safetensors":
-        raise RewardError(f"{option}={path!r}: expected a .safetensors file, since others may run code when they are "
-                          f'read; convert it: python -c "{TO_SAFETENSORS}"')
+        raise RewardError(
+            f"{option}={path!r}: expected a .safetensors file, since others may run code when they are "
+            f'read; convert it: python -c "{TO_SAFETENSORS}"'
+        )
     if not file.is_file():
         raise RewardError(f"{option}={path!r}: no such file")
     try:

@@ -88,8 +88,11 @@ def uploading(config: Config, folder: RunFolder, remote: Remote | None, console:
                 if own.uploaded:
                     console.print(f"uploaded     {remote.uri}", highlight=False, soft_wrap=True)
             except UserError as error:  # it must not hide the one that ended the block
-                console.print(f"[bold red]not uploaded[/] to {remote.uri}: {escape(str(error))}; all of it is in "
-                              f"{folder.path}", highlight=False, soft_wrap=True)  # fmt: skip
+                console.print(
+                    f"[bold red]not uploaded[/] to {remote.uri}: {escape(str(error))}; all of it is in {folder.path}",
+                    highlight=False,
+                    soft_wrap=True,
+                )
             raise
         _finish(own, folder.path, remote, console)
     finally:

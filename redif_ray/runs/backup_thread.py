@@ -56,9 +56,13 @@ class Uploader:
     """connect: opens the remote, in the thread; run, writer: what `claim` gave; lost: called once an outage."""
 
     def __init__(
-        self, connect: Callable[[], Remote], folder: Path, claim: tuple[str, str], keep: int,
+        self,
+        connect: Callable[[], Remote],
+        folder: Path,
+        claim: tuple[str, str],
+        keep: int,
         lost: Callable[[], object],
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.connect, self.folder, self.keep, self.lost = connect, folder, keep, lost
         self.run, self.writer = claim
         self.remote: Remote | None = None
@@ -186,8 +190,11 @@ class Uploader:
             self.told = True
             log.warning(
                 "the checkpoint of round %d is not uploaded (%s); training goes on, checkpoints are in %s, and it is "
-                "tried again", handed.round, error, self.folder,
-            )  # fmt: skip
+                "tried again",
+                handed.round,
+                error,
+                self.folder,
+            )
             self.lost()
             self._note()
 

@@ -103,8 +103,10 @@ def _validation(rows: Sequence[Mapping[str, Any]]) -> Lines:
     if not validated:
         return {}
     start, last = validated[0], validated[-1]
-    told = [f"{name} {last[key]:.4g} (start {start[key]:.4g})" for name, key in
-            (("reward", "validation/reward"), ("recall", "validation/recall"))]
+    told = [
+        f"{name} {last[key]:.4g} (start {start[key]:.4g})"
+        for name, key in (("reward", "validation/reward"), ("recall", "validation/recall"))
+    ]
     return {"validation": f"{', '.join(told)}, after round {last['round'] + 1}"}
 
 

@@ -29,10 +29,16 @@ Span = dict[str, Any]  # {"row", "stage", "round", "start": seconds since 1970, 
 def spans(metas: Iterable[Meta]) -> list[Span]:
     """What workers did."""
     return [
-        {"row": meta.worker, "stage": _stage(meta, work.component), "round": meta.unit.round,
-         "start": work.ended - work.seconds, "seconds": work.seconds}
-        for meta in metas for work in meta.work
-    ]  # fmt: skip
+        {
+            "row": meta.worker,
+            "stage": _stage(meta, work.component),
+            "round": meta.unit.round,
+            "start": work.ended - work.seconds,
+            "seconds": work.seconds,
+        }
+        for meta in metas
+        for work in meta.work
+    ]
 
 
 def _stage(meta: Meta, component: str) -> str:
@@ -56,9 +62,7 @@ class Stages:
             yield
         finally:
             seconds = time.perf_counter() - began
-            self.passed.append(
-                {"row": self.row, "stage": name, "round": round, "start": start, "seconds": seconds}
-            )
+            self.passed.append({"row": self.row, "stage": name, "round": round, "start": start, "seconds": seconds})
 
     def send(self) -> None:
         """To the metrics writer; nobody waits for it."""
@@ -90,10 +94,18 @@ def trace(found: Iterable[Span]) -> str:
         for span in rows[row]:
             start, end = (round(1e6 * (at - first)) for at in (span["start"], span["start"] + span["seconds"]))
             start, end = max(start, free), max(end, free)
-            events.append({
-                "name": span["stage"], "cat": "redif", "ph": "X", "ts": start, "dur": end - start, "pid": 0,
-                "tid": number, "args": {"round": span["round"]},
-            })  # fmt: skip
+            events.append(
+                {
+                    "name": span["stage"],
+                    "cat": "redif",
+                    "ph": "X",
+                    "ts": start,
+                    "dur": end - start,
+                    "pid": 0,
+                    "tid": number,
+                    "args": {"round": span["round"]},
+                }
+            )
             free = end
     began = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(first))
     return json.dumps({"traceEvents": events, "displayTimeUnit": "ms", "otherData": {"began": began}}) + "\n"

@@ -70,6 +70,7 @@ class Evaluator:
 
     async def held_out_terms(self, images: list[Any]) -> Terms:
         """Raw reward terms of what `images` answered, one value a held-out noise."""
+
         async def one(unit: WorkUnit, reference: Any) -> Terms:
             terms: Terms = await self._call(LATER, "compare", unit, reference, await self._target(unit))
             return terms

@@ -64,22 +64,26 @@ def measure(job: Job, finalists: list[Finalist]) -> list[dict[str, Any]]:
         rows.append(row)
         append_rows(path, [row])
     order = {(f.steps, f.name): i for i, f in enumerate(finalists)}
-    return sorted((row for row in rows if (row["steps"], row["name"]) in order),
-                  key=lambda row: order[row["steps"], row["name"]])
+    return sorted(
+        (row for row in rows if (row["steps"], row["name"]) in order), key=lambda row: order[row["steps"], row["name"]]
+    )
 
 
-def _measured(
-    job: Job, finalist: Finalist, targets: Seen, conditions: list[Any], judge: Judge
-) -> dict[str, Any]:
+def _measured(job: Job, finalist: Finalist, targets: Seen, conditions: list[Any], judge: Judge) -> dict[str, Any]:
     evaluation, seed, references = job.config.evaluation, job.config.run.seed, _images(job, finalist.times)
     images = np.concatenate(ray.get(references))
     terms: Terms = job.get(job.evaluator.held_out_terms.remote(references))
     distance = -np.sum([w * terms[name].astype(np.float64) for name, w in job.weights.items()], axis=0)
     calls = solvers.network_calls(job.config.search.solver, finalist.steps)
     arm = evaluate_arm(
-        judge.see(torch.from_numpy(images)), conditions, judge,
+        judge.see(torch.from_numpy(images)),
+        conditions,
+        judge,
         nfe=calls * job.model.calls_per_step(job.config.student.guidance),
-        teacher=targets, terms=terms, resamples=evaluation.bootstrap, seed=seed,
+        teacher=targets,
+        terms=terms,
+        resamples=evaluation.bootstrap,
+        seed=seed,
     )
     captions = captions_of(conditions)
     low, high = interval(_mean, [distance], resamples=evaluation.bootstrap, seed=seed, clusters=captions)
@@ -127,16 +131,26 @@ def write_results(job: Job, rows: list[dict[str, Any]]) -> None:
     winners = chosen(rows)
     found = {
         n: Found(
-            name=f"{row['name']}, {config.search.engine}", timesteps=row["timesteps"], distance=row["distance"],
+            name=f"{row['name']}, {config.search.engine}",
+            timesteps=row["timesteps"],
+            distance=row["distance"],
             network_timesteps=row.get("network_timesteps"),
             half_log_snr=_finite(schedules.explicit(process, row["timesteps"]).levels.half_log_snr[:-1].tolist()),
         )
         for n, row in winners.items()
     }
-    job.folder.write("schedule.yaml", write_schedules(ScheduleFile(
-        teacher=config.teacher.model, student=config.search.student, solver=config.search.solver,
-        guidance=config.student.guidance, schedules=found,
-    )))
+    job.folder.write(
+        "schedule.yaml",
+        write_schedules(
+            ScheduleFile(
+                teacher=config.teacher.model,
+                student=config.search.student,
+                solver=config.search.solver,
+                guidance=config.student.guidance,
+                schedules=found,
+            )
+        ),
+    )
     for n in winners:
         own = [row for row in rows if row["steps"] == n]
         drawn = [row for row in own if row["origin"] != "start"]
@@ -147,9 +161,15 @@ def write_results(job: Job, rows: list[dict[str, Any]]) -> None:
         plots.front(folder / "front.png", rows)
     slim = [{key: value for key, value in row.items() if key != "distances"} for row in rows]
     summary = {
-        "schema": 1, "name": config.run.name, "seed": config.run.seed, "held_out": config.evaluation.held_out,
-        "bank": config.search.rungs[-1], "weights": job.weights, "seconds": job.records.seconds(),
-        "workers": ray.get(job.evaluator.status.remote()), "schedules": slim,
+        "schema": 1,
+        "name": config.run.name,
+        "seed": config.run.seed,
+        "held_out": config.evaluation.held_out,
+        "bank": config.search.rungs[-1],
+        "weights": job.weights,
+        "seconds": job.records.seconds(),
+        "workers": ray.get(job.evaluator.status.remote()),
+        "schedules": slim,
     }
     (folder / "report.md").write_text(report(summary, config))
     metrics = {f"final/{r['steps']}/{_plain(r['name'])}/distance": r["distance"] for r in rows}

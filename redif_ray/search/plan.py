@@ -107,8 +107,9 @@ class Plan(plan.Plan[Slot, Trial]):
                 where, budget = space.shift_space(slot.steps), s.network_timestep_trials
             seen = [(dict.fromkeys(where, 0.0), self._centre(slot).scores[-1])]
             seen += [(t.params, value) for t, value in scored if t.stage == slot.stage]
-        params = dict(propose(s.sampler, where, seen, seed=self.seed, number=slot.number, index=slot.index,
-                              budget=budget))
+        params = dict(
+            propose(s.sampler, where, seen, seed=self.seed, number=slot.number, index=slot.index, budget=budget)
+        )
         if slot.stage == "shape":
             return params, space.shaped(self.process, slot.steps, params)
         centre = explicit(self.process, self._centre(slot).timesteps)
@@ -157,8 +158,9 @@ class Plan(plan.Plan[Slot, Trial]):
         return self._best([t for t in self.trials.values() if (t.network_timesteps is not None) == other], steps)
 
     def _best(self, trials: list[Trial], steps: int) -> Trial:
-        whole = [t for t in trials
-                 if t.steps == steps and t.error is None and len(t.scores) == len(self.settings.rungs)]
+        whole = [
+            t for t in trials if t.steps == steps and t.error is None and len(t.scores) == len(self.settings.rungs)
+        ]
         if not whole:
             raise ValueError(f"no trial at {steps} steps has seen the whole bank")
         return min(whole, key=lambda t: (t.scores[-1], t.number))

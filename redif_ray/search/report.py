@@ -25,8 +25,13 @@ def table(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 def _cells(row: Mapping[str, Any]) -> list[str]:
     low, high = row["distance_ci"]
-    return [row["name"], f"{row['distance']:.5f}", f"{low:.5f} {high:.5f}", f"{row['arm']['frechet']:.1f}",
-            f"{row['arm']['recall']:.3f}"]
+    return [
+        row["name"],
+        f"{row['distance']:.5f}",
+        f"{low:.5f} {high:.5f}",
+        f"{row['arm']['frechet']:.1f}",
+        f"{row['arm']['recall']:.3f}",
+    ]
 
 
 def report(summary: Mapping[str, Any], config: Config) -> str:
@@ -48,10 +53,13 @@ def report(summary: Mapping[str, Any], config: Config) -> str:
     ]
     for n in sorted({row["steps"] for row in rows}):
         own = [row for row in rows if row["steps"] == n]
-        parts += [f"## {n} steps", markdown_table(
-            [*HEAD, "timesteps"],
-            [[*_cells(row), _times(row)] for row in own],
-        )]
+        parts += [
+            f"## {n} steps",
+            markdown_table(
+                [*HEAD, "timesteps"],
+                [[*_cells(row), _times(row)] for row in own],
+            ),
+        ]
         parts += [_change(row) for row in own if row["origin"] != "start"]
         parts.append(f"![The levels of each step.](schedule-{n}.png)")
     if len({row["steps"] for row in rows}) > 1:
@@ -67,5 +75,7 @@ def _times(row: Mapping[str, Any]) -> str:
 def _change(row: Mapping[str, Any]) -> str:
     a = row["against"]
     share = a["change"] / (row["distance"] - a["change"])
-    return (f"{row['name'].capitalize()}: {a['change']:+.5f} [{a['low']:+.5f}, {a['high']:+.5f}] against "
-            f"{a['name']}, the best named schedule here ({share:+.1%}).")
+    return (
+        f"{row['name'].capitalize()}: {a['change']:+.5f} [{a['low']:+.5f}, {a['high']:+.5f}] against "
+        f"{a['name']}, the best named schedule here ({share:+.1%})."
+    )

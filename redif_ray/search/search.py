@@ -79,8 +79,9 @@ def searched(config: Config) -> Config:
     """
     refuse(config, "search")
     if config.student.schedule not in schedules.NAMES:
-        config = config.model_copy(update={"student": config.student.model_copy(
-            update={"schedule": Student().schedule})})
+        config = config.model_copy(
+            update={"student": config.student.model_copy(update={"schedule": Student().schedule})}
+        )
     config = absolute(config)
     tree = config.model_dump()
     tree["run"]["name"] += SEARCH
@@ -123,7 +124,11 @@ def _search(
 
 @contextmanager
 def evaluator(
-    config: Config, conditions: Conditions, folder: RunFolder, stop: StopRequest, worker: type = SearchActor,
+    config: Config,
+    conditions: Conditions,
+    folder: RunFolder,
+    stop: StopRequest,
+    worker: type = SearchActor,
     kind: type = Evaluator,
 ) -> Iterator[Any]:
     """The workers, behind their evaluator, until the end of the block."""
@@ -192,8 +197,7 @@ def _tuned(job: Job, starts: dict[int, dict[str, Schedule]]) -> list[Finalist]:
         given = tune.with_parameters(
             Evaluation, evaluator=job.evaluator, rungs=config.search.rungs, weights=job.weights
         )
-        run_trials(journal, given, job.stop, resources=TRIAL, concurrent=config.search.concurrent,
-                   reuse=True)
+        run_trials(journal, given, job.stop, resources=TRIAL, concurrent=config.search.concurrent, reuse=True)
     job.stop.check()
     failed = [t for t in plan.trials.values() if t.error is not None]
     if len(failed) == total:
@@ -201,7 +205,8 @@ def _tuned(job: Job, starts: dict[int, dict[str, Schedule]]) -> list[Finalist]:
     best = [(name, _best(plan, n, other)) for n in starts for name, other in KINDS.items()]
     return [
         Finalist(t.steps, name, t.times.levels, "tune", t.scores[-1], t.times.network_timesteps)
-        for name, t in best if t
+        for name, t in best
+        if t
     ]
 
 
@@ -231,8 +236,10 @@ def _descended(job: Job, starts: dict[int, dict[str, Schedule]]) -> list[Finalis
             job.records.keep_descent(n, best, candidates[scores.index(best)])
             job.console.print(f"gradient  N={n} {best:.5f}", highlight=False)
     found = {n: known for n in starts if (known := job.records.descent(n))}
-    return [Finalist(n, "searched by gradient", times.levels, "gradient", score, times.network_timesteps)
-            for n, (score, times) in found.items()]
+    return [
+        Finalist(n, "searched by gradient", times.levels, "gradient", score, times.network_timesteps)
+        for n, (score, times) in found.items()
+    ]
 
 
 def _score(job: Job, times: Times) -> float:

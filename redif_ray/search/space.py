@@ -1,9 +1,9 @@
 """What is searched: a named base warped by tilt and bow, then single increments around the best (`schedules.warp`).
 
-    shape:   z = tilt u + bow u^2 on the increments of a named schedule; two numbers reach every published optimum of
-             images to a few per cent, whatever N is
-    refine:  N - 1 free logits, of all increments but the last, around the best that is known
-    network timesteps: N shifts, at the best levels, of what the network is told (`schedules.shifted`)
+shape:   z = tilt u + bow u^2 on the increments of a named schedule; two numbers reach every published optimum of
+         images to a few per cent, whatever N is
+refine:  N - 1 free logits, of all increments but the last, around the best that is known
+network timesteps: N shifts, at the best levels, of what the network is told (`schedules.shifted`)
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from redif_ray.trials.space import Choice, Params, Range, Space
 
 FLOOR = 0.02  # of the span of half log-SNR, that an increment keeps where its base has as much
 TILT, BOW, LOGIT, SHIFT = (-1.5, 1.5), (-1.5, 2.5), (-0.8, 0.8), (-0.9, 0.9)
+
 
 def shape_space(bases: Sequence[str], steps: int) -> Space:
     """Of two increments a bow changes nothing: u^2 is the same at both."""

@@ -80,8 +80,14 @@ class SearchWorker(reward.TeacherRewardWorker):
             epoch, place = divmod(iteration, per_epoch)
             order = noise.permutation(len(bank.groups), Stream.DESCENT, seed=self.config.run.seed, round=epoch)
             rows = order[place * d.batch : (place + 1) * d.batch]
-            part = WorkUnit(0, 0, "deploy", bank.stream, tuple(bank.groups[i] for i in rows),
-                         tuple(bank.conditions[i] for i in rows))
+            part = WorkUnit(
+                0,
+                0,
+                "deploy",
+                bank.stream,
+                tuple(bank.groups[i] for i in rows),
+                tuple(bank.conditions[i] for i in rows),
+            )
             predict = self.model.predictor(self.model.encode(part.conditions), self.guidance)
             images = self.model.decode(
                 solvers.sample(self.config.search.solver, predict, self._noise(self.model, part), schedule)

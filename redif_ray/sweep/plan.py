@@ -74,8 +74,16 @@ class Plan(plan.Plan[Slot, Trial]):
 
     def over(self, slot: Slot, proposal: Mapping[str, Any], scores: list[float], error: str | None) -> Trial:
         return Trial(
-            slot.number, slot.stage, slot.index, slot.generation, proposal["name"], proposal["seed"],
-            dict(proposal["settings"]), proposal["source"], scores, error,
+            slot.number,
+            slot.stage,
+            slot.index,
+            slot.generation,
+            proposal["name"],
+            proposal["seed"],
+            dict(proposal["settings"]),
+            proposal["source"],
+            scores,
+            error,
         )
 
     def restored(self, row: Mapping[str, Any]) -> Trial:

@@ -52,9 +52,13 @@ class Population(Plan):
         name, end = f"member-{slot.index:02d}-{slot.generation}", self.ends[slot.generation]
         seed, s = self.config.run.seed, self.settings
         if slot.generation == 0:
-            settings = {} if slot.index == 0 else dict(propose(
-                "random", self.space, [], seed=seed, number=slot.number, index=slot.index, budget=s.trials
-            ))
+            settings = (
+                {}
+                if slot.index == 0
+                else dict(
+                    propose("random", self.space, [], seed=seed, number=slot.number, index=slot.index, budget=s.trials)
+                )
+            )
             return Run(name, seed, settings, end, (end,))
         ranked = self._ranked(slot.generation - 1)
         own = next((t for t in ranked if t.index == slot.index), None)
@@ -100,4 +104,3 @@ class Population(Plan):
             found.insert(0, (self.ends[trial.generation], dict(trial.settings)))
             trial = by_name[trial.source] if trial.source else None
         return found
-

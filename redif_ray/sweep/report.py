@@ -31,32 +31,47 @@ def write_results(job: Job, plan: Selection | Population, repeats: Repeats) -> N
     recipe = current(job.recipe, plan.space)
     points = [{**recipe, **t.settings} for t in trials]
     held_out = {
-        kind: [_held_out(folder / "trials" / t.run) for t in repeats.finished()
-               if t.stage == kind and t.generation == len(history) - 1]
+        kind: [
+            _held_out(folder / "trials" / t.run)
+            for t in repeats.finished()
+            if t.stage == kind and t.generation == len(history) - 1
+        ]
         for kind, history in repeats.histories.items()
     }
     summary: dict[str, Any] = {
-        "schema": 1, "name": job.config.run.name, "seed": job.config.run.seed, "metric": job.config.sweep.metric,
-        "scheduler": job.config.sweep.scheduler, "best": [list(part) for part in repeats.histories.get(BEST, [])],
-        "held_out": held_out, "seconds": job.records.seconds(),
+        "schema": 1,
+        "name": job.config.run.name,
+        "seed": job.config.run.seed,
+        "metric": job.config.sweep.metric,
+        "scheduler": job.config.sweep.scheduler,
+        "best": [list(part) for part in repeats.histories.get(BEST, [])],
+        "held_out": held_out,
+        "seconds": job.records.seconds(),
         "failed": [asdict(t) for t in plan.trials.values() if t.error],
         "trials": [{**asdict(t), "settings": point} for t, point in zip(trials, points, strict=True)],
-        "spread": {kind: {name: spread([row[name] for row in rows]) for name in rows[0] if name != "seed"}
-                   for kind, rows in held_out.items() if rows},
+        "spread": {
+            kind: {name: spread([row[name] for row in rows]) for name in rows[0] if name != "seed"}
+            for kind, rows in held_out.items()
+            if rows
+        },
         "gain": _gain(held_out),
     }
     recipe_score = next((t.score for t in trials if not t.settings), None)
     plots.scatter(folder / "trials.png", points, [t.score for t in trials], job.config.sweep.metric, recipe_score)
     (folder / "report.md").write_text(report(summary))
-    final = {f"final/{kind}/{name}": values["mean"] for kind, found in summary["spread"].items()
-             for name, values in found.items()}
+    final = {
+        f"final/{kind}/{name}": values["mean"]
+        for kind, found in summary["spread"].items()
+        for name, values in found.items()
+    }
     job.records.summary(final, [folder / "report.md", folder / "best.yaml", *folder.glob("*.png")])
     job.folder.write("summary.json", json.dumps(summary, indent=1) + "\n")
     if summary["spread"]:
         job.console.print(f"seeds {_seeds(summary)}: mean and its 95 % interval", highlight=False)
         job.console.print(_table(summary))
-    job.console.print(f"report       {folder / 'report.md'}\nbest         {folder / 'best.yaml'}", highlight=False,
-                      soft_wrap=True)
+    job.console.print(
+        f"report       {folder / 'report.md'}\nbest         {folder / 'best.yaml'}", highlight=False, soft_wrap=True
+    )
 
 
 def _held_out(run: Path) -> dict[str, float]:
@@ -94,8 +109,11 @@ def _rows(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     names = list(summary["spread"][kinds[0]]) if kinds else []
     head = ["held out", *kinds, *(["best - recipe"] if summary["gain"] else [])]
     rows = [
-        [name, *(_cell(summary["spread"][kind][name]) for kind in kinds),
-         *([_cell(summary["gain"][name])] if summary["gain"] else [])]
+        [
+            name,
+            *(_cell(summary["spread"][kind][name]) for kind in kinds),
+            *([_cell(summary["gain"][name])] if summary["gain"] else []),
+        ]
         for name in names
     ]
     return head, rows
@@ -127,8 +145,11 @@ def report(summary: Mapping[str, Any]) -> str:
     ]
     if summary["spread"]:
         head, rows = _rows(summary)
-        what = "The best settings and the recipe as it is" if summary["gain"] else (
-            "No settings were better than the recipe as it is")
+        what = (
+            "The best settings and the recipe as it is"
+            if summary["gain"]
+            else ("No settings were better than the recipe as it is")
+        )
         parts += [
             "## Is the best better?",
             f"{what}, run with seeds {_seeds(summary)}, which chose nothing; held-out noises, mean over seeds with its "
@@ -136,13 +157,18 @@ def report(summary: Mapping[str, Any]) -> str:
             markdown_table(head, rows),
         ]
     if len(summary["best"]) > 1:
-        parts.append("Settings of the best over its course: " + "; ".join(
-            f"until round {until}: {_settings(settings)}" for until, settings in summary["best"]) + ".")
-    parts += ["## Runs", markdown_table(
-        ["run", metric, *keys],
-        [[t["run"], _scored(t["scores"], whole), *(_value(t["settings"][key]) for key in keys)]
-         for t in trials],
-    )]
+        parts.append(
+            "Settings of the best over its course: "
+            + "; ".join(f"until round {until}: {_settings(settings)}" for until, settings in summary["best"])
+            + "."
+        )
+    parts += [
+        "## Runs",
+        markdown_table(
+            ["run", metric, *keys],
+            [[t["run"], _scored(t["scores"], whole), *(_value(t["settings"][key]) for key in keys)] for t in trials],
+        ),
+    ]
     if keys:
         parts.append("![The metric by each setting.](trials.png)")
     if summary["failed"]:

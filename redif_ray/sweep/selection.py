@@ -41,8 +41,14 @@ class Selection(Plan):
         if slot.stage == RECIPE:
             return self._run(RECIPE, {})
         settings = propose(
-            self.settings.sampler, self.space, self._seen(slot), seed=seed, number=slot.number, index=slot.index,
-            budget=self.settings.trials, noisy=True,
+            self.settings.sampler,
+            self.space,
+            self._seen(slot),
+            seed=seed,
+            number=slot.number,
+            index=slot.index,
+            budget=self.settings.trials,
+            noisy=True,
         )
         return self._run(f"trial-{slot.index:03d}", dict(settings))
 
@@ -89,4 +95,3 @@ class Selection(Plan):
         """(round, settings until then) of the best."""
         settings = dict(self.best().settings)
         return [(self._rounds(settings), settings)]
-

@@ -89,10 +89,20 @@ def _sweep(job: Job, plan: Selection | Population) -> None:
         with job.records.timed("repeats"):
             _run(job, repeats, REPEATS)
     shutil.rmtree(job.folder.path / ".tune", ignore_errors=True)
-    job.folder.write("best.yaml", dump(configured(job.recipe, {
-        **best.settings, "run.name": f"{job.recipe.run.name.removesuffix(SWEEP)}-best", "sweep": {},
-        "tracking": job.config.tracking.model_dump(),
-    })))
+    job.folder.write(
+        "best.yaml",
+        dump(
+            configured(
+                job.recipe,
+                {
+                    **best.settings,
+                    "run.name": f"{job.recipe.run.name.removesuffix(SWEEP)}-best",
+                    "sweep": {},
+                    "tracking": job.config.tracking.model_dump(),
+                },
+            )
+        ),
+    )
     write_results(job, plan, repeats)
 
 
@@ -105,8 +115,11 @@ def _run(job: Job, plan: Plan, journal_name: str) -> None:
         left = (time.monotonic() - began) / max(1, done - known) * (total - done)
         what = f"failed: {trial.error}" if trial.error else f"{trial.score:+.5f}"
         settings = " ".join(f"{key}={_short(value)}" for key, value in trial.settings.items()) or "the recipe"
-        job.console.print(f"{done:3d}/{total}  {trial.run:<14} {what}  {settings}  {left:4.0f} s left",
-                          highlight=False, soft_wrap=True)
+        job.console.print(
+            f"{done:3d}/{total}  {trial.run:<14} {what}  {settings}  {left:4.0f} s left",
+            highlight=False,
+            soft_wrap=True,
+        )
 
     journal = Journal(plan, job.folder.path / journal_name, report)
     known = len(plan.trials)
@@ -115,11 +128,16 @@ def _run(job: Job, plan: Plan, journal_name: str) -> None:
     tracker = job.records.tracker
     with _board(job.stop) as board:
         trial = tune.with_parameters(
-            RunTrial, recipe=job.recipe, root=str(runs), board=board, parent=tracker.run_id if tracker else None,
+            RunTrial,
+            recipe=job.recipe,
+            root=str(runs),
+            board=board,
+            parent=tracker.run_id if tracker else None,
             variables=handed_over(job.recipe.reward),
         )
-        run_trials(journal, trial, job.stop, resources=_bundles(job.recipe), concurrent=_room(job), reuse=True,
-                   retries=RETRIES)
+        run_trials(
+            journal, trial, job.stop, resources=_bundles(job.recipe), concurrent=_room(job), reuse=True, retries=RETRIES
+        )
     job.stop.check()
     failed = [t for t in plan.trials.values() if t.error is not None]
     if total and len(failed) == total:

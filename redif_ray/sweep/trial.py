@@ -49,7 +49,12 @@ class RunTrial(Trainable):
     """root: of the trials' run folders; parent: the sweep's MLflow run; variables: for the runs to hand over."""
 
     def setup(
-        self, config: dict[str, Any], recipe: Config, root: str, board: Any, parent: str | None,
+        self,
+        config: dict[str, Any],
+        recipe: Config,
+        root: str,
+        board: Any,
+        parent: str | None,
         variables: Mapping[str, str],
     ) -> None:
         os.environ.update(variables)

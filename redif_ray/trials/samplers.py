@@ -93,7 +93,8 @@ def _grid(space: Space, seed: int, index: int, budget: int) -> Params:
     numbers = sum(isinstance(part, Range) for part in space.values())
     each = max(2, int((budget / choices) ** (1 / max(1, numbers)) + 1e-9))
     axes = [
-        list(part.options) if isinstance(part, Choice)
+        list(part.options)
+        if isinstance(part, Choice)
         else list(dict.fromkeys(part.at(place) for place in np.linspace(0, 1, each)))
         for part in space.values()
     ]

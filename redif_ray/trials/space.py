@@ -48,7 +48,11 @@ Space = dict[str, Range | Choice]
 def inside(space: Space, params: Params) -> bool:
     """Whether `params` has a value of the space under each of its names."""
     return all(
-        name in params and (params[name] in part.options if isinstance(part, Choice)
-                            else isinstance(params[name], int | float) and part.low <= params[name] <= part.high)
+        name in params
+        and (
+            params[name] in part.options
+            if isinstance(part, Choice)
+            else isinstance(params[name], int | float) and part.low <= params[name] <= part.high
+        )
         for name, part in space.items()
     )

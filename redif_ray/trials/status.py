@@ -76,7 +76,8 @@ def _sweep(config: Config, trials: list[dict[str, Any]], _: Mapping[str, Any]) -
     if not trials:
         return {}
     furthest = max(trial["generation"] for trial in trials)
-    whole = [trial for trial in trials if trial["generation"] == furthest and len(trial["scores"]) > len(
-        config.sweep.rungs)]
+    whole = [
+        trial for trial in trials if trial["generation"] == furthest and len(trial["scores"]) > len(config.sweep.rungs)
+    ]
     best = max(whole, key=lambda trial: trial["scores"][-1], default=None)
     return {} if best is None else {"best": f"{best['run']}, {config.sweep.metric} {best['scores'][-1]:+.5f}"}

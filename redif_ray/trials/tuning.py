@@ -62,7 +62,13 @@ class _Cuts(FIFOScheduler):
 
 
 def run_trials(
-    journal: Journal, trainable: Any, stop: StopRequest, *, resources: Any, concurrent: int, reuse: bool,
+    journal: Journal,
+    trainable: Any,
+    stop: StopRequest,
+    *,
+    resources: Any,
+    concurrent: int,
+    reuse: bool,
     retries: int = 0,
 ) -> None:
     """Run what is missing of the plan. A trial that fails is recorded with its error.
@@ -75,13 +81,17 @@ def run_trials(
     tune.Tuner(
         tune.with_resources(trainable, resources),
         tune_config=tune.TuneConfig(
-            search_alg=_Proposals(journal, stop), scheduler=_Cuts(journal), num_samples=len(journal.pending),
-            max_concurrent_trials=concurrent, reuse_actors=reuse,
+            search_alg=_Proposals(journal, stop),
+            scheduler=_Cuts(journal),
+            num_samples=len(journal.pending),
+            max_concurrent_trials=concurrent,
+            reuse_actors=reuse,
         ),
         run_config=tune.RunConfig(
-            name="tune", storage_path=str(journal.path.parent / ".tune"), verbose=0,
+            name="tune",
+            storage_path=str(journal.path.parent / ".tune"),
+            verbose=0,
             failure_config=tune.FailureConfig(max_failures=retries),
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
         ),
     ).fit()
-

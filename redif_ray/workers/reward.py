@@ -73,7 +73,11 @@ class TeacherRewardWorker:
 
     @torch.no_grad()
     def score(
-        self, unit: WorkUnit, trajectories: Trajectories, targets: np.ndarray | None = None, weights: Any = None,
+        self,
+        unit: WorkUnit,
+        trajectories: Trajectories,
+        targets: np.ndarray | None = None,
+        weights: Any = None,
         learned: str | None = None,
     ) -> tuple[Meta, Scored]:
         """Do what the work unit's phase asks of a reward worker: reward terms of each row, the teacher's jumps.

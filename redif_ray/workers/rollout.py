@@ -76,9 +76,17 @@ class StudentRolloutWorker:
         guided = torch.tensor([k >= unit.siblings - teacher_guided for k in siblings])
         guide = self._guide(conditions, guided, stds) if bool(guided.any()) else None
         episode = rollout(
-            predict, x, self.schedule, stds, draw,
-            once=once_each, shared=shared, siblings=unit.siblings, guide=guide, guided=guided,
-        )  # fmt: skip
+            predict,
+            x,
+            self.schedule,
+            stds,
+            draw,
+            once=once_each,
+            shared=shared,
+            siblings=unit.siblings,
+            guide=guide,
+            guided=guided,
+        )
         calls = unit.predictions(self.schedule.steps, shared) * model.calls_per_step(config.student.guidance)
         data = Trajectories(
             unit,

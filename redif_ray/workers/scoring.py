@@ -28,7 +28,11 @@ class UnitScoring(Scoring):
     """
 
     def __init__(
-        self, worker: TeacherRewardWorker, unit: WorkUnit, trajectories: Trajectories, targets: np.ndarray | None,
+        self,
+        worker: TeacherRewardWorker,
+        unit: WorkUnit,
+        trajectories: Trajectories,
+        targets: np.ndarray | None,
         learned: tuple[Any, str | None],
     ) -> None:
         self.worker, self.unit, self.trajectories, self.targets = worker, unit, trajectories, targets

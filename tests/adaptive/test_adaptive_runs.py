@@ -11,9 +11,18 @@ from redif_ray.interrupt import Interrupted, StopRequest
 
 pytestmark = [pytest.mark.cluster, pytest.mark.long]
 SMALL = [
-    "tracking.uri=off", "search.steps=[2,3]", "search.rungs=[16]", "search.unit_noises=8", "search.shape_trials=1",
-    "search.refine_trials=0", "search.descent.batch=8", "search.adaptive.noises=16", "search.adaptive.batch=32",
-    "search.adaptive.envs=8", "search.adaptive.iterations=2", "search.adaptive.max_calls=4",
+    "tracking.uri=off",
+    "search.steps=[2,3]",
+    "search.rungs=[16]",
+    "search.unit_noises=8",
+    "search.shape_trials=1",
+    "search.refine_trials=0",
+    "search.descent.batch=8",
+    "search.adaptive.noises=16",
+    "search.adaptive.batch=32",
+    "search.adaptive.envs=8",
+    "search.adaptive.iterations=2",
+    "search.adaptive.max_calls=4",
     "search.adaptive.prices=[0.02,0.005]",
 ]
 

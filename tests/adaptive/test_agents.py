@@ -69,11 +69,14 @@ def test_images_stop_each_in_its_own_time_and_alike_in_any_batch(task: Task) -> 
     assert torch.allclose(alone[0], together[4], atol=1e-5)
 
 
-@pytest.mark.parametrize(("overrides", "message"), [
-    (["search.steps=[3]"], "compared between numbers of steps; expected two"),
-    (["search.adaptive.max_calls=3"], "search.adaptive.max_calls=3: expected at least 4"),
-    (["search.solver=heun"], "search.solver=heun: an agent moves by euler"),
-])
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["search.steps=[3]"], "compared between numbers of steps; expected two"),
+        (["search.adaptive.max_calls=3"], "search.adaptive.max_calls=3: expected at least 4"),
+        (["search.solver=heun"], "search.solver=heun: an agent moves by euler"),
+    ],
+)
 def test_what_cannot_be_compared_is_refused(overrides: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         check(searching(*overrides))
@@ -127,7 +130,9 @@ def test_rllib_acts_as_the_policy_and_its_critic_knows_more(task: Task) -> None:
     table = static_table([0.3, 0.6], task.max_calls)
     seen, actions = spaces(task)
     module = RLModuleSpec(
-        module_class=ScheduleModule, observation_space=seen, action_space=actions,
+        module_class=ScheduleModule,
+        observation_space=seen,
+        action_space=actions,
         model_config={"table": table.tolist(), "steps": 3},
     ).build()
     policy = Policy(task.size - 1, table)

@@ -14,7 +14,9 @@ from redif_ray.models.registry import load_model
 
 BETAS = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
 PROCESSES: list[NoiseProcess] = [
-    VariancePreserving((1 - BETAS).cumprod(0)), VarianceExploding(sigma_max=20), FlowMatching()
+    VariancePreserving((1 - BETAS).cumprod(0)),
+    VarianceExploding(sigma_max=20),
+    FlowMatching(),
 ]
 IDS = ["vp", "ve", "flow"]
 

@@ -13,15 +13,35 @@ from benchmarks.gpu.networks import Case, networks
 from benchmarks.gpu.random_pipelines import SD15, SDXL, TOKENS, Architecture
 from redif_ray.interrupt import StopRequest
 
-TEXT = {"vocab_size": len(TOKENS), "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2,
-        "num_attention_heads": 2}  # fmt: skip
-UNET = {"sample_size": 8, "block_out_channels": (8, 16), "norm_num_groups": 4, "layers_per_block": 1,
-        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"), "attention_head_dim": 4,
-        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"), "cross_attention_dim": 32}  # fmt: skip
-VAE = {"block_out_channels": (8, 8), "down_block_types": ("DownEncoderBlock2D",) * 2, "norm_num_groups": 4,
-       "up_block_types": ("UpDecoderBlock2D",) * 2, "latent_channels": 4}  # fmt: skip
-ADDED = {"addition_embed_type": "text_time", "addition_time_embed_dim": 4,
-         "projection_class_embeddings_input_dim": 6 * 4 + 16}  # fmt: skip
+TEXT = {
+    "vocab_size": len(TOKENS),
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+}
+UNET = {
+    "sample_size": 8,
+    "block_out_channels": (8, 16),
+    "norm_num_groups": 4,
+    "layers_per_block": 1,
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+    "attention_head_dim": 4,
+    "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+    "cross_attention_dim": 32,
+}
+VAE = {
+    "block_out_channels": (8, 8),
+    "down_block_types": ("DownEncoderBlock2D",) * 2,
+    "norm_num_groups": 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 2,
+    "latent_channels": 4,
+}
+ADDED = {
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 4,
+    "projection_class_embeddings_input_dim": 6 * 4 + 16,
+}
 TINY = Architecture(UNET | ADDED, VAE, (TEXT, TEXT | {"projection_dim": 16}), context=8)
 
 

@@ -18,10 +18,18 @@ from redif_ray.job.evaluate import evaluated
 from redif_ray.planning.memory import Footprint, Footprints
 
 PLACED = (
-    "ray.address=auto", "rollout.max_workers=4", "rollout.gpus=0.5", "rollout.resources={rollout: 1, spot: 0.5}",
-    "reward.max_workers=2", "reward.resources={reward: 1}", "rollout.groups=4", "learner.workers=2", "learner.gpus=1",
-    "learner.cpus=3", "learner.resources={rollout: 2}",
-)  # fmt: skip
+    "ray.address=auto",
+    "rollout.max_workers=4",
+    "rollout.gpus=0.5",
+    "rollout.resources={rollout: 1, spot: 0.5}",
+    "reward.max_workers=2",
+    "reward.resources={reward: 1}",
+    "rollout.groups=4",
+    "learner.workers=2",
+    "learner.gpus=1",
+    "learner.cpus=3",
+    "learner.resources={rollout: 2}",
+)
 ENOUGH = {"CPU": 12.0, "GPU": 4.0, "rollout": 8.0, "spot": 2.0, "reward": 2.0}
 NODES = [
     {"Alive": True, "Labels": {"zone": "a", "ray.io/market-type": "spot"}},
@@ -104,8 +112,15 @@ def test_what_a_run_starts_with_is_what_it_needs(up: dict[str, float]) -> None:
 
 
 def test_an_evaluation_needs_no_room_for_a_learner() -> None:
-    config = load("smoke", ["rollout.max_workers=2", "learner={workers: 2, cpus: 4, fsdp: true}", "ray.address=auto",
-                            "learner.resources.learner=1"])
+    config = load(
+        "smoke",
+        [
+            "rollout.max_workers=2",
+            "learner={workers: 2, cpus: 4, fsdp: true}",
+            "ray.address=auto",
+            "learner.resources.learner=1",
+        ],
+    )
     assert connect.needed(evaluated(config, ["reward.max_workers=3"])) == {"CPU": 5, "GPU": 0}
     with pytest.raises(ConfigError, match=r"learner\.lr=1: an evaluation may change"):
         evaluated(config, ["learner.lr=1"])
@@ -150,9 +165,7 @@ def test_doctor_counts_custom_resources(up: dict[str, float]) -> None:
 
 
 @pytest.mark.cluster
-def test_room_for_all_or_none(
-    cluster: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_room_for_all_or_none(cluster: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """Of 8 CPUs: others have 4, so that 6 workers wait for them and hold nothing, until they are told to stop."""
 
     class Counted(StopRequest):

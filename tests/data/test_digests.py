@@ -40,9 +40,7 @@ def test_a_file_is_read_once_until_it_changes(tmp_path: Path, read: list[Path]) 
     assert Digests(kept)(path) == hashlib.sha256(b"abd").hexdigest() and len(read) == 2
 
 
-def test_what_has_just_changed_is_not_kept(
-    tmp_path: Path, read: list[Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_has_just_changed_is_not_kept(tmp_path: Path, read: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(digests, "SETTLED_SECONDS", 60.0)
     (tmp_path / "weights").write_bytes(b"abc")
     for _ in range(2):

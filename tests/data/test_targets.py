@@ -128,9 +128,7 @@ def test_a_root_that_cannot_be_written(tmp_path: Path) -> None:
             TargetStore(root, IDENTITY)
 
 
-@pytest.mark.parametrize(
-    "bad", [images().astype(np.float64), images(2), np.full((3, 1, 2, 2), np.nan, np.float32)]
-)
+@pytest.mark.parametrize("bad", [images().astype(np.float64), images(2), np.full((3, 1, 2, 2), np.nan, np.float32)])
 def test_images_that_cannot_be_targets_are_not_stored(bad: np.ndarray, store: TargetStore) -> None:
     with pytest.raises(ValueError, match=r"targets .*(expected float32 \[3, C, H, W\]|not finite)"):
         store.put(Stream.TRAIN, GROUPS, CONDITIONS, bad)
@@ -182,8 +180,11 @@ def test_features_are_kept_beside_their_images(store: TargetStore, tmp_path: Pat
     store.features(Stream.TRAIN, GROUPS, CONDITIONS).put(one, features.transpose(0, 1, 3, 2))
     found = TargetStore(tmp_path, IDENTITY).features(Stream.TRAIN, GROUPS, CONDITIONS).get(one)
     assert found is not None and np.array_equal(found, features.transpose(0, 1, 3, 2))
-    for other, encoder, stream in ((store, two, Stream.TRAIN), (store, one, Stream.HELD_OUT),
-                                   (TargetStore(tmp_path, IDENTITY | {"seed": 1}), one, Stream.TRAIN)):
+    for other, encoder, stream in (
+        (store, two, Stream.TRAIN),
+        (store, one, Stream.HELD_OUT),
+        (TargetStore(tmp_path, IDENTITY | {"seed": 1}), one, Stream.TRAIN),
+    ):
         assert other.features(stream, GROUPS, CONDITIONS).get(encoder) is None
     path = store.features(Stream.TRAIN, GROUPS, CONDITIONS).path(one)
     path.write_bytes(path.read_bytes()[:-1])

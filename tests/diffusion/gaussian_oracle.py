@@ -29,14 +29,18 @@ def cosine() -> VariancePreserving:
 
 def zero_terminal_snr() -> VariancePreserving:
     return VariancePreserving(
-        DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, rescale_betas_zero_snr=True)
-        .alphas_cumprod
+        DDPMScheduler(
+            beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, rescale_betas_zero_snr=True
+        ).alphas_cumprod
     )
 
 
 PROCESSES: dict[str, NoiseProcess] = {
-    "vp": stable_diffusion(), "cosine": cosine(), "zsnr": zero_terminal_snr(),
-    "ve": VarianceExploding(), "flow": FlowMatching(),
+    "vp": stable_diffusion(),
+    "cosine": cosine(),
+    "zsnr": zero_terminal_snr(),
+    "ve": VarianceExploding(),
+    "flow": FlowMatching(),
 }
 
 
@@ -63,8 +67,9 @@ class Gaussian:
         """Std at the end, from x_T = sigma_T eps: each transition is x -> gain x + S z."""
         variance = float(schedule[0].sigma) ** 2
         for i in range(schedule.steps):
-            at, st, as_, ss = (float(v) for v in (schedule[i].alpha, schedule[i].sigma,
-                                                  schedule[i + 1].alpha, schedule[i + 1].sigma))
+            at, st, as_, ss = (
+                float(v) for v in (schedule[i].alpha, schedule[i].sigma, schedule[i + 1].alpha, schedule[i + 1].sigma)
+            )
             std, k = float(stds[i]), at * self.c**2 / (at**2 * self.c**2 + st**2)
             gain = as_ * k + max(ss**2 - std**2, 0) ** 0.5 * (1 - at * k) / st
             variance = gain**2 * variance + std**2

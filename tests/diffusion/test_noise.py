@@ -25,7 +25,10 @@ def philox4x64(counter: list[int], key: list[int]) -> list[int]:
 
 def test_the_reference_philox_knows_the_published_answer() -> None:
     assert philox4x64([0] * 4, [0] * 2) == [
-        0x16554D9ECA36314C, 0xDB20FE9D672D0FDC, 0xD7E772CEE186176B, 0x7E68B68AEC7BA23B,
+        0x16554D9ECA36314C,
+        0xDB20FE9D672D0FDC,
+        0xD7E772CEE186176B,
+        0x7E68B68AEC7BA23B,
     ]
 
 
@@ -49,7 +52,8 @@ def test_normals_are_box_muller_of_the_bits() -> None:
     u = [int(w) >> 11 for w in noise.bits(6, Stream.TRAIN, seed=3)]
     expected = [
         math.sqrt(-2 * math.log(1 - u[i] / 2**53)) * turn(2 * math.pi * u[3 + i] / 2**53)
-        for turn in (math.cos, math.sin) for i in range(3)
+        for turn in (math.cos, math.sin)
+        for i in range(3)
     ]
     np.testing.assert_allclose(noise.normal(5, Stream.TRAIN, seed=3), expected[:5], rtol=1e-6)
 
@@ -80,8 +84,19 @@ def test_every_id_gives_other_numbers() -> None:
 
 def test_stream_numbers_never_change() -> None:
     assert [s.name for s in sorted(Stream)][:13] == [
-        "TRAIN", "VALIDATION", "HELD_OUT", "SEARCH", "EXPLORATION", "MINIBATCH", "CONDITION", "RESAMPLE",
-        "TEACHER_DATA", "TEACHER_LEVEL", "TEACHER_NOISE", "TEACHER_DROPOUT", "CALIBRATION",
+        "TRAIN",
+        "VALIDATION",
+        "HELD_OUT",
+        "SEARCH",
+        "EXPLORATION",
+        "MINIBATCH",
+        "CONDITION",
+        "RESAMPLE",
+        "TEACHER_DATA",
+        "TEACHER_LEVEL",
+        "TEACHER_NOISE",
+        "TEACHER_DROPOUT",
+        "CALIBRATION",
     ]
     assert sorted(Stream) == list(range(len(Stream)))
 

@@ -48,9 +48,15 @@ def test_siblings_take_their_first_step_from_one_prediction(last_step: bool, gui
     repeated = condition.repeat_interleave(siblings)
     plain = rollout(network(repeated, plain_seen), x, schedule, stds, draw, **options)
     shared = rollout(
-        network(repeated, shared_seen), x, schedule, stds, draw, once=network(condition, shared_seen),
-        siblings=siblings, **options,
-    )  # fmt: skip
+        network(repeated, shared_seen),
+        x,
+        schedule,
+        stds,
+        draw,
+        once=network(condition, shared_seen),
+        siblings=siblings,
+        **options,
+    )
     assert plain_seen == [rows] * 3 and shared_seen == [groups, rows, rows]
     for field in ("latents", "means", "log_probs"):
         torch.testing.assert_close(getattr(shared, field), getattr(plain, field), rtol=0, atol=1e-6)
@@ -75,9 +81,15 @@ def test_siblings_are_one_until_the_step_that_explores_alone(step: int) -> None:
     repeated = condition.repeat_interleave(siblings)
     plain = rollout(network(repeated, plain_seen), x, schedule, stds, draw)
     shared = rollout(
-        network(repeated, shared_seen), x, schedule, stds, draw, once=network(condition, shared_seen),
-        shared=step + 1, siblings=siblings,
-    )  # fmt: skip
+        network(repeated, shared_seen),
+        x,
+        schedule,
+        stds,
+        draw,
+        once=network(condition, shared_seen),
+        shared=step + 1,
+        siblings=siblings,
+    )
     assert plain_seen == [rows] * 3 and shared_seen == [groups] * (step + 1) + [rows] * (2 - step)
     for field in ("latents", "means", "log_probs"):
         torch.testing.assert_close(getattr(shared, field), getattr(plain, field), rtol=0, atol=1e-6)

@@ -16,7 +16,9 @@ from redif_ray.diffusion.schedules import AYS, NAMES, Schedule, build, explicit,
 
 F64 = torch.float64
 APPLIES = [
-    (process, name) for process in PROCESSES for name in NAMES
+    (process, name)
+    for process in PROCESSES
+    for name in NAMES
     if not (process == "ve" and name.startswith("uniform"))
     and not (process == "flow" and name == "uniform_leading")
     and name != "ays_svd"  # only for processes as wide as it is: see below
@@ -76,9 +78,14 @@ def test_zero_logits_are_the_base() -> None:
             warp(falls, torch.ones(3))
 
 
-@pytest.mark.parametrize("name, tilt, bow, error", [
-    ("ays_sd15", -0.26, 1.30, 0.05), ("ays_sdxl", -0.45, 0.65, 0.07), ("ays_svd", -0.88, 1.27, 0.24),
-])
+@pytest.mark.parametrize(
+    "name, tilt, bow, error",
+    [
+        ("ays_sd15", -0.26, 1.30, 0.05),
+        ("ays_sdxl", -0.45, 0.65, 0.07),
+        ("ays_svd", -0.88, 1.27, 0.24),
+    ],
+)
 def test_tilt_and_bow_of_karras_reach_ays(name: str, tilt: float, bow: float, error: float) -> None:
     """Fits made elsewhere, over Karras' grid of the table's ten evaluated levels, sigma_max to the tenth sigma."""
     table = torch.tensor(AYS[name][:-1], dtype=F64)
@@ -98,11 +105,14 @@ def test_build_bends_by_tilt_and_bow_at_midpoints(tilt: float, bow: float) -> No
     assert bent[0].sigma == base[0].sigma == 80
 
 
-@pytest.mark.parametrize("name, table, timesteps", [
-    ("ays_sd15", "StableDiffusionSigmas", "StableDiffusionTimesteps"),
-    ("ays_sdxl", "StableDiffusionXLSigmas", "StableDiffusionXLTimesteps"),
-    ("ays_svd", "StableDiffusionVideoSigmas", None),
-])
+@pytest.mark.parametrize(
+    "name, table, timesteps",
+    [
+        ("ays_sd15", "StableDiffusionSigmas", "StableDiffusionTimesteps"),
+        ("ays_sdxl", "StableDiffusionXLSigmas", "StableDiffusionXLTimesteps"),
+        ("ays_svd", "StableDiffusionVideoSigmas", None),
+    ],
+)
 def test_ays_tables_are_the_published_ones(name: str, table: str, timesteps: str | None) -> None:
     assert list(AYS[name][:-1]) == AysSchedules[table][:-1]  # diffusers keeps 0 in place of the last
     process = VarianceExploding(AYS[name][-1], AYS[name][0])
@@ -162,15 +172,18 @@ def test_levels_that_round_alike_move_apart() -> None:
         assert bool((times.diff() <= -1).all()) and times[0] == 999 and times[-1] >= 0
 
 
-@pytest.mark.parametrize("process, steps, name, message", [
-    (stable_diffusion(), 4, "karas", "expected one of uniform_trailing"),
-    (stable_diffusion(), 0, "karras", "steps=0"),
-    (stable_diffusion(), 1001, "karras", "steps=1001"),
-    (VarianceExploding(), 4, "uniform_trailing", "use karras"),
-    (FlowMatching(), 4, "uniform_leading", "uniform_trailing"),
-    (stable_diffusion(), 10, "ays_svd", "made for another process"),
-    (VarianceExploding(0.2, 10), 10, "ays_sd15", "made for another process"),
-])
+@pytest.mark.parametrize(
+    "process, steps, name, message",
+    [
+        (stable_diffusion(), 4, "karas", "expected one of uniform_trailing"),
+        (stable_diffusion(), 0, "karras", "steps=0"),
+        (stable_diffusion(), 1001, "karras", "steps=1001"),
+        (VarianceExploding(), 4, "uniform_trailing", "use karras"),
+        (FlowMatching(), 4, "uniform_leading", "uniform_trailing"),
+        (stable_diffusion(), 10, "ays_svd", "made for another process"),
+        (VarianceExploding(0.2, 10), 10, "ays_sd15", "made for another process"),
+    ],
+)
 def test_what_cannot_be_built_says_so(process, steps: int, name: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build(process, steps, name)
@@ -186,8 +199,12 @@ def test_explicit_levels() -> None:
     with pytest.raises(ValueError, match="N >= 1"):
         explicit(FlowMatching(), [])
     with pytest.raises(ValueError, match="levels 2 and 3"):  # the terminal level is t = 0 already
-        explicit(VariancePreserving(stable_diffusion().alphas_cumprod,
-                                    final_alpha_cumprod=float(stable_diffusion().alphas_cumprod[0])), [9, 5, 0])
+        explicit(
+            VariancePreserving(
+                stable_diffusion().alphas_cumprod, final_alpha_cumprod=float(stable_diffusion().alphas_cumprod[0])
+            ),
+            [9, 5, 0],
+        )
 
 
 def test_a_level_that_is_not_a_number_is_refused() -> None:

@@ -72,8 +72,9 @@ def test_heun_stays_bounded_where_alpha_nearly_vanishes() -> None:
 
 @pytest.mark.parametrize("alpha_one", [True, False])
 def test_euler_is_ddim_over_a_whole_run(alpha_one: bool) -> None:
-    scheduler = DDIMScheduler(beta_schedule="squaredcos_cap_v2", clip_sample=False, set_alpha_to_one=alpha_one,
-                              timestep_spacing="trailing")
+    scheduler = DDIMScheduler(
+        beta_schedule="squaredcos_cap_v2", clip_sample=False, set_alpha_to_one=alpha_one, timestep_spacing="trailing"
+    )
     scheduler.alphas_cumprod = scheduler.alphas_cumprod.double()
     scheduler.final_alpha_cumprod = torch.tensor(1.0, dtype=F64) if alpha_one else scheduler.alphas_cumprod[0]
     scheduler.set_timesteps(8)
@@ -86,13 +87,26 @@ def test_euler_is_ddim_over_a_whole_run(alpha_one: bool) -> None:
     torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("timesteps", [
-    [999, 749, 499, 249], [999, 900, 640, 333, 100, 20], [700, 300], [500], list(range(980, 0, -49)),
-])
+@pytest.mark.parametrize(
+    "timesteps",
+    [
+        [999, 749, 499, 249],
+        [999, 900, 640, 333, 100, 20],
+        [700, 300],
+        [500],
+        list(range(980, 0, -49)),
+    ],
+)
 def test_dpmpp_2m_is_diffusers(timesteps: list[int]) -> None:
     scheduler = DPMSolverMultistepScheduler(
-        beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, algorithm_type="dpmsolver++", solver_order=2,
-        use_lu_lambdas=False, final_sigmas_type="zero", solver_type="midpoint",
+        beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=0.012,
+        algorithm_type="dpmsolver++",
+        solver_order=2,
+        use_lu_lambdas=False,
+        final_sigmas_type="zero",
+        solver_type="midpoint",
     )
     scheduler.set_timesteps(timesteps=timesteps)
     schedule, network = explicit(stable_diffusion(), timesteps), Bent(0.6)
@@ -130,8 +144,10 @@ def test_initial_is_the_noise_of_the_first_level() -> None:
 
 
 def test_unknown_solvers_are_named() -> None:
-    for call in (lambda: solvers.network_calls("ddim", 4),
-                 lambda: solvers.sample("ddim", Gaussian(1), normals(1, 1), build(FlowMatching(), 1, "karras"))):
+    for call in (
+        lambda: solvers.network_calls("ddim", 4),
+        lambda: solvers.sample("ddim", Gaussian(1), normals(1, 1), build(FlowMatching(), 1, "karras")),
+    ):
         with pytest.raises(ValueError, match="'ddim' is unknown; expected one of euler, heun, dpmpp_2m"):
             call()
 

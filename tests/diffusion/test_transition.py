@@ -28,8 +28,13 @@ def normals(*shape: int, seed: int = 0) -> torch.Tensor:
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
 def test_posterior_is_ddim(eta: float, alpha_one: bool, kind: str) -> None:
     """diffusers' DDIMScheduler.step, on grids where its stride T // N is exact."""
-    scheduler = DDIMScheduler(beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=alpha_one,
-                              timestep_spacing="trailing", prediction_type=kind)
+    scheduler = DDIMScheduler(
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=alpha_one,
+        timestep_spacing="trailing",
+        prediction_type=kind,
+    )
     scheduler.alphas_cumprod = scheduler.alphas_cumprod.double()
     scheduler.final_alpha_cumprod = scheduler.alphas_cumprod[0] if not alpha_one else torch.tensor(1.0, dtype=F64)
     scheduler.set_timesteps(5)
@@ -75,8 +80,13 @@ def test_cps_is_flow_cps(eta: float) -> None:
 
 
 @settings(deadline=None)
-@given(st.sampled_from(sorted(PROCESSES)), st.floats(0, 1), st.floats(0, 1), st.floats(0, 1),
-       st.sampled_from(["posterior", "cps"]))
+@given(
+    st.sampled_from(sorted(PROCESSES)),
+    st.floats(0, 1),
+    st.floats(0, 1),
+    st.floats(0, 1),
+    st.sampled_from(["posterior", "cps"]),
+)
 def test_the_true_x0_and_eps_keep_the_marginal(name: str, a: float, b: float, eta: float, kind: str) -> None:
     """mean = alpha_s x0 + c eps with c^2 + S^2 = sigma_s^2, so the noise is level s's for any two levels."""
     process = PROCESSES[name]
@@ -104,11 +114,14 @@ def test_the_variance_of_gaussian_data_follows_its_recursion(name: str, eta: flo
     assert float(x.std()) == pytest.approx(expected, rel=4 / math.sqrt(2 * n))  # four standard errors
 
 
-@pytest.mark.parametrize("schedule, share", [
-    (build(stable_diffusion(), 4, "uniform_trailing"), 0.54),
-    (build(VarianceExploding(), 4, "karras"), 0.47),
-    (explicit(FlowMatching(), [1000, 900, 750, 500]), 0.42),  # uniform, shifted by 3
-])
+@pytest.mark.parametrize(
+    "schedule, share",
+    [
+        (build(stable_diffusion(), 4, "uniform_trailing"), 0.54),
+        (build(VarianceExploding(), 4, "karras"), 0.47),
+        (explicit(FlowMatching(), [1000, 900, 750, 500]), 0.42),  # uniform, shifted by 3
+    ],
+)
 def test_four_deterministic_steps_lose_variance(schedule, share: float) -> None:
     network = Gaussian(0.5)
     assert network.final_std(schedule, torch.zeros(4)) / 0.5 == pytest.approx(share, abs=0.006)
@@ -128,8 +141,9 @@ def test_posterior_converges_to_the_data_and_cps_does_not() -> None:
 def test_no_exploration_is_the_euler_discrete_scheduler() -> None:
     """EulerDiscreteScheduler(timesteps=...) works in x / alpha with sigma / alpha; ours is what gets exported there."""
     timesteps = [999, 740, 480, 133]
-    scheduler = EulerDiscreteScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012,
-                                       timestep_spacing="trailing")
+    scheduler = EulerDiscreteScheduler(
+        beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, timestep_spacing="trailing"
+    )
     scheduler.set_timesteps(timesteps=timesteps)
     schedule, network = explicit(stable_diffusion(), timesteps), Gaussian(0.7)
     ours = schedule[0].sigma * normals(2, 9)

@@ -61,12 +61,15 @@ def test_floor_follows_theory() -> None:
     assert found == pytest.approx((1 / n + 1 / (total - n)) * (d + d * (d + 1) / 4), rel=0.08)
 
 
-@pytest.mark.parametrize(("x", "y", "message"), [
-    (np.zeros((5, 3)), np.zeros((5, 4)), "3-d, the reference 4-d"),
-    (np.zeros((1, 3)), np.zeros((5, 3)), "at least two rows"),
-    (np.full((5, 3), np.nan), np.zeros((5, 3)), "5 of 5 rows hold NaN"),
-    (np.zeros(5), np.zeros((5, 3)), r"shape \(5,\)"),
-])
+@pytest.mark.parametrize(
+    ("x", "y", "message"),
+    [
+        (np.zeros((5, 3)), np.zeros((5, 4)), "3-d, the reference 4-d"),
+        (np.zeros((1, 3)), np.zeros((5, 3)), "at least two rows"),
+        (np.full((5, 3), np.nan), np.zeros((5, 3)), "5 of 5 rows hold NaN"),
+        (np.zeros(5), np.zeros((5, 3)), r"shape \(5,\)"),
+    ],
+)
 def test_refuses_what_is_no_feature_set(x: np.ndarray, y: np.ndarray, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         frechet(x, y)

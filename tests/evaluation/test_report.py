@@ -25,33 +25,60 @@ from redif_ray.evaluation.summary import Summary, schema
 
 def arm(frechet: float, nfe: int = 4) -> dict[str, Any]:
     return {
-        "nfe": nfe, "frechet": frechet, "frechet_ci": [frechet - 1, frechet + 1], "kid": 0.0123, "kid_se": 0.0004,
-        "precision": 0.71, "recall": 0.62, "density": 1.01, "coverage": 0.83, "class_accuracy": 0.9,
+        "nfe": nfe,
+        "frechet": frechet,
+        "frechet_ci": [frechet - 1, frechet + 1],
+        "kid": 0.0123,
+        "kid_se": 0.0004,
+        "precision": 0.71,
+        "recall": 0.62,
+        "density": 1.01,
+        "coverage": 0.83,
+        "class_accuracy": 0.9,
         "caption_cosine": None,
         "paired": {"pixel_mse": 0.0123},
     }
 
 
 RESULT: dict[str, Any] = {
-    "schema": 1, "name": "demo", "student_steps": 4, "seed": 0, "held_out": 2000, "judge": "fashion-mnist-b",
+    "schema": 1,
+    "name": "demo",
+    "student_steps": 4,
+    "seed": 0,
+    "held_out": 2000,
+    "judge": "fashion-mnist-b",
     "reference": "real",
-    "arms": {"teacher_full": arm(10.0, 20), "teacher_few": arm(30.0), "teacher_best": arm(20.0), "warm_start": None,
-             "student": arm(14.0)},
+    "arms": {
+        "teacher_full": arm(10.0, 20),
+        "teacher_few": arm(30.0),
+        "teacher_best": arm(20.0),
+        "warm_start": None,
+        "student": arm(14.0),
+    },
     "limits": {"frechet": 0.4, "precision": 0.9, "recall": 0.91, "density": 1.0, "coverage": 0.97},
     "calibration": {"mse": {"self": 0.0, "other_seed": -0.08, "init": -0.03, "spread": 0.01}},
-    "compute": {"teacher": {"seconds": 12.0, "nfe": 3000.0, "flops": 2e12},
-                "update": {"seconds": 30.0, "nfe": 1000.0, "flops": 3e12}},
-    "policy_version": 120, "weights_sha256": "a" * 64, "mlflow": {"tracking_uri": "sqlite:///x.db", "run_id": "abc"},
+    "compute": {
+        "teacher": {"seconds": 12.0, "nfe": 3000.0, "flops": 2e12},
+        "update": {"seconds": 30.0, "nfe": 1000.0, "flops": 3e12},
+    },
+    "policy_version": 120,
+    "weights_sha256": "a" * 64,
+    "mlflow": {"tracking_uri": "sqlite:///x.db", "run_id": "abc"},
     "notes": {
-        "teacher_best": "euler on karras", "lost": {"rollout": 1},
+        "teacher_best": "euler on karras",
+        "lost": {"rollout": 1},
         "seconds_per_image": {"teacher": 0.0312, "student": 0.0061},
         "workers": {"rollout-0": {"busy": 0.87, "units": 64}},
         "student_gain": {"over the warm start": {"frechet": {"change": -3.61, "low": -4.6, "high": -2.65}}},
     },
 }
 ROWS: list[dict[str, Any]] = [{"round": -1, "phase": "start", "validation/reward": -0.3}] + [
-    {"round": i, "phase": "warm_start" if i < 20 else "policy", "reward/mean": -1 / (i + 5),
-     **({"validation/reward": -0.9 / (i + 5)} if i % 10 == 9 else {})}
+    {
+        "round": i,
+        "phase": "warm_start" if i < 20 else "policy",
+        "reward/mean": -1 / (i + 5),
+        **({"validation/reward": -0.9 / (i + 5)} if i % 10 == 9 else {}),
+    }
     for i in range(80)
 ]
 
@@ -80,11 +107,17 @@ def test_how_images_fit_their_conditions_is_shown_where_it_is_known(tmp_path: Pa
     assert "class accuracy ↑" in text and "caption" not in text and "against its real images" in text
 
 
-@pytest.mark.parametrize(("path", "value", "message"), [
-    (("schema",), 2, "schema"), (("arms", "student", "recall"), 1.2, "recall"),
-    (("arms", "student", "frechet"), float("nan"), "frechet"), (("arms", "student", "fid"), 1.0, "fid"),
-    (("weights_sha256",), "abc", "weights_sha256"), (("arms", "teacher_few"), None, "teacher_few"),
-])
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("schema",), 2, "schema"),
+        (("arms", "student", "recall"), 1.2, "recall"),
+        (("arms", "student", "frechet"), float("nan"), "frechet"),
+        (("arms", "student", "fid"), 1.0, "fid"),
+        (("weights_sha256",), "abc", "weights_sha256"),
+        (("arms", "teacher_few"), None, "teacher_few"),
+    ],
+)
 def test_summary_refuses(path: tuple[str, ...], value: Any, message: str) -> None:
     tree = copy.deepcopy(RESULT)
     node = tree
@@ -112,7 +145,15 @@ def test_report_says_what_the_summary_says(tmp_path: Path) -> None:
     assert "80% of the gap between the untrained student" in text and "60% of the gap" in text
     student = next(line for line in lines if line.startswith("| trained student"))
     assert [cell.strip() for cell in student.strip("|").split("|")] == [
-        "trained student", "4", "14.00 [13.00, 15.00]", "12.30 ± 0.40", "0.710", "0.620", "1.010", "0.830", "0.900",
+        "trained student",
+        "4",
+        "14.00 [13.00, 15.00]",
+        "12.30 ± 0.40",
+        "0.710",
+        "0.620",
+        "1.010",
+        "0.830",
+        "0.900",
     ]
     assert "after warm start" not in text
     assert "| total | 42 | 4,000 | 5e+12 |" in lines

@@ -12,9 +12,14 @@ from redif_ray.evaluation.table import result_table
 
 def arm(frechet: float, nfe: int) -> dict[str, Any]:
     return {
-        "nfe": nfe, "frechet": frechet, "frechet_ci": [0.97 * frechet, 1.03 * frechet], "kid": 0.0807, "kid_se": 0.0063,
-        "recall": 0.641, "paired": {"pixel_mse": 0.01278, "judge_cosine": 0.9},
-    }  # fmt: skip
+        "nfe": nfe,
+        "frechet": frechet,
+        "frechet_ci": [0.97 * frechet, 1.03 * frechet],
+        "kid": 0.0807,
+        "kid_se": 0.0063,
+        "recall": 0.641,
+        "paired": {"pixel_mse": 0.01278, "judge_cosine": 0.9},
+    }
 
 
 def test_it_fits_80_columns() -> None:
@@ -22,8 +27,11 @@ def test_it_fits_80_columns() -> None:
     arms = {"teacher_full": full, "teacher_best": best, "warm_start": None, "student": student}
     seconds = {"teacher": 0.1244, "student": 0.0049}
     summary = {
-        "held_out": 2000, "judge": "fashion-mnist-b", "arms": arms, "notes": {"seconds_per_image": seconds},
-    }  # fmt: skip
+        "held_out": 2000,
+        "judge": "fashion-mnist-b",
+        "arms": arms,
+        "notes": {"seconds_per_image": seconds},
+    }
     console = Console(width=80, file=StringIO())
     console.print(result_table(summary))
     lines = [" ".join(line.split()) for line in console.file.getvalue().splitlines()]  # type: ignore[attr-defined]

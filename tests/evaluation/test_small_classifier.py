@@ -45,14 +45,17 @@ def test_saved_and_loaded_is_the_same(kind: Kind, tmp_path: Path) -> None:
     torch.testing.assert_close(alone, loaded.logits(x))  # rows share nothing
 
 
-@pytest.mark.parametrize(("bad", "message"), [
-    (torch.zeros(2, 28, 28), r"expected float \[batch, 1, 28, 28\]"),
-    (torch.zeros(2, 3, 28, 28), r"\(2, 3, 28, 28\)"),
-    (torch.zeros(2, 1, 28, 28, dtype=torch.uint8), "uint8"),
-    (torch.full((2, 1, 28, 28), -0.5), r"span \[-0.5, -0.5\]"),
-    (torch.full((2, 1, 28, 28), 255.0), "255"),
-    (torch.full((2, 1, 28, 28), float("nan")), "nan"),
-])
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (torch.zeros(2, 28, 28), r"expected float \[batch, 1, 28, 28\]"),
+        (torch.zeros(2, 3, 28, 28), r"\(2, 3, 28, 28\)"),
+        (torch.zeros(2, 1, 28, 28, dtype=torch.uint8), "uint8"),
+        (torch.full((2, 1, 28, 28), -0.5), r"span \[-0.5, -0.5\]"),
+        (torch.full((2, 1, 28, 28), 255.0), "255"),
+        (torch.full((2, 1, 28, 28), float("nan")), "nan"),
+    ],
+)
 def test_refuses_images(bad: torch.Tensor, message: str) -> None:
     with pytest.raises(ClassifierError, match=message):
         Classifier("conv", "tiny", (1, 28, 28), ("a", "b")).eval().embedding(bad)
@@ -64,7 +67,8 @@ def test_refuses_folders(tmp_path: Path) -> None:
     Classifier("conv", "tiny", (1, 8, 8), ("a", "b")).save(tmp_path)
     config = tmp_path / "config.json"
     changes = (
-        ('"conv"', '"vit"', "'vit': expected conv or residual"), ('"conv"', '"residual"', "weights"),
+        ('"conv"', '"vit"', "'vit': expected conv or residual"),
+        ('"conv"', '"residual"', "weights"),
         ('"name"', '"title"', "title"),
     )
     for old, new, message in changes:

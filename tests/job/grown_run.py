@@ -15,11 +15,18 @@ from redif_ray.runs.jsonl import read_rows
 
 NAME, LATE = "grown", {"rollout-1", "reward-1"}
 GROWN = (
-    "ray.address=auto", "rollout.max_workers=2", "reward.max_workers=2", "rollout.min_workers=1",
+    "ray.address=auto",
+    "rollout.max_workers=2",
+    "reward.max_workers=2",
+    "rollout.min_workers=1",
     "reward.min_workers=1",
-    "rollout.labels={role: hand}", "reward.labels={role: hand}", "learner.labels={role: head}", "learner.rounds=60",
-    "validation.every=60", "checkpoint.every=60",
-)  # fmt: skip
+    "rollout.labels={role: hand}",
+    "reward.labels={role: hand}",
+    "learner.labels={role: head}",
+    "learner.rounds=60",
+    "validation.every=60",
+    "checkpoint.every=60",
+)
 
 
 def main(root: Path) -> None:

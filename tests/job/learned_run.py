@@ -21,9 +21,10 @@ def score(student, teacher, conditions):
     return -(student - teacher).square().mean((1, 2, 3))
 """
 TERMS = (
-    "mse: {normalise: std}", "mine: {weight: 0.5, normalise: std, options: {callable: 'only_there:score'}}",
+    "mse: {normalise: std}",
+    "mine: {weight: 0.5, normalise: std, options: {callable: 'only_there:score'}}",
     "discriminator: {normalise: std, options: {lr: 1.0e-2, width: 4}}",
-)  # fmt: skip
+)
 
 
 def learned_run(root: Path, *overrides: str) -> Config:
@@ -33,7 +34,13 @@ def learned_run(root: Path, *overrides: str) -> Config:
     (modules / "only_there.py").write_text(MODULE)
     there = os.pathsep.join([str(modules), *filter(None, [os.environ.get("PYTHONPATH")])])
     return smoke(
-        root / "runs", "learned", f"reward.terms={{{', '.join(TERMS)}}}", "checkpoint.every=1", "checkpoint.keep=4",
-        f"reward.runtime_env.env_vars={{SCORER_TOKEN: null, PYTHONPATH: '{there}'}}", "evaluation.held_out=20",
-        f"tracking.uri=sqlite:///{root}/runs/mlflow.db", *overrides,
-    )  # fmt: skip
+        root / "runs",
+        "learned",
+        f"reward.terms={{{', '.join(TERMS)}}}",
+        "checkpoint.every=1",
+        "checkpoint.keep=4",
+        f"reward.runtime_env.env_vars={{SCORER_TOKEN: null, PYTHONPATH: '{there}'}}",
+        "evaluation.held_out=20",
+        f"tracking.uri=sqlite:///{root}/runs/mlflow.db",
+        *overrides,
+    )

@@ -13,10 +13,17 @@ from ray.util import placement_group_table
 from smoke_runs import rounds, smoke
 
 PLACED = (
-    "ray.address=auto", "rollout.max_workers=2", "reward.max_workers=2", "rollout.resources={hand: 1}",
-    "reward.resources={hand: 1}", "learner.resources={learner: 1}", "rollout.cpus=0", "reward.cpus=0",
-    "learner.rounds=12", "validation.every=12",
-)  # fmt: skip
+    "ray.address=auto",
+    "rollout.max_workers=2",
+    "reward.max_workers=2",
+    "rollout.resources={hand: 1}",
+    "reward.resources={hand: 1}",
+    "learner.resources={learner: 1}",
+    "rollout.cpus=0",
+    "reward.cpus=0",
+    "learner.rounds=12",
+    "validation.every=12",
+)
 
 
 def occupied() -> set[str]:

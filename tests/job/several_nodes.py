@@ -28,12 +28,19 @@ def head(**about: Any) -> Iterator[Cluster]:
     (Path(tempfile.gettempdir()) / "ray").mkdir(exist_ok=True)
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    nodes = Cluster(initialize_head=True, head_node_args={
-        **about, "include_dashboard": True, "dashboard_host": "127.0.0.1", "dashboard_port": port,
-        "object_store_memory": 200 * 10**6,
-    })  # fmt: skip
-    ray.init(address=nodes.address, log_to_driver=False, logging_level="ERROR",
-             runtime_env={"env_vars": connect.ENVIRONMENT})
+    nodes = Cluster(
+        initialize_head=True,
+        head_node_args={
+            **about,
+            "include_dashboard": True,
+            "dashboard_host": "127.0.0.1",
+            "dashboard_port": port,
+            "object_store_memory": 200 * 10**6,
+        },
+    )
+    ray.init(
+        address=nodes.address, log_to_driver=False, logging_level="ERROR", runtime_env={"env_vars": connect.ENVIRONMENT}
+    )
     yield nodes
     ray.shutdown()
     nodes.shutdown()

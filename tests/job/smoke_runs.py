@@ -53,9 +53,16 @@ def last_weights(folder: Path) -> str:
 def start(root: Path, name: str, *options: str) -> subprocess.Popen[bytes]:
     """A run in a process of its own, with a Ray of its own."""
     command = [
-        sys.executable, "-m", "redif_ray.cli", "distill", "smoke",
-        f"run.root={root}", f"run.name={name}", "tracking.uri=off", *options,
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "redif_ray.cli",
+        "distill",
+        "smoke",
+        f"run.root={root}",
+        f"run.name={name}",
+        "tracking.uri=off",
+        *options,
+    ]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 

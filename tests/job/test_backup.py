@@ -55,8 +55,9 @@ def own(run: RunFolder, remote: Remote, outages: list[int], monkeypatch: pytest.
     found.leave()
 
 
-def test_a_copy_has_the_best_of_its_own_round(run: RunFolder, own: Uploader, disk: SlowDisk, remote: Remote,
-                                              tmp_path: Path) -> None:  # fmt: skip
+def test_a_copy_has_the_best_of_its_own_round(
+    run: RunFolder, own: Uploader, disk: SlowDisk, remote: Remote, tmp_path: Path
+) -> None:
     """The disk hangs in the middle of the second copy, after best changed; what is whole is the first."""
     checkpoint(run.path, 2)
     checkpoint(run.path, 1, "best")
@@ -84,8 +85,9 @@ def test_a_copy_is_named_last(run: RunFolder, own: Uploader, disk: SlowDisk) -> 
     assert names.index("copy.json") == len(names) - 1 and len(names) > 4
 
 
-def test_nobody_waits_for_a_disk_that_hangs(run: RunFolder, own: Uploader, disk: SlowDisk, remote: Remote,
-                                            monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:  # fmt: skip
+def test_nobody_waits_for_a_disk_that_hangs(
+    run: RunFolder, own: Uploader, disk: SlowDisk, remote: Remote, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """Checkpoints are pruned and best is replaced meanwhile; of those that wait the newest is uploaded."""
     disk.open.clear()
     disk.entered.clear()
@@ -127,8 +129,9 @@ def test_an_outage_is_told_once_and_training_goes_on(
     assert "the upload goes on: the copy of round 2 is whole" in told[1]
 
 
-def test_one_failure_is_nobodys_business(run: RunFolder, own: Uploader, disk: SlowDisk, remote: Remote,
-                                         outages: list[int]) -> None:  # fmt: skip
+def test_one_failure_is_nobodys_business(
+    run: RunFolder, own: Uploader, disk: SlowDisk, remote: Remote, outages: list[int]
+) -> None:
     disk.fails = 2
     checkpoint(run.path, 2)
     own.hand()

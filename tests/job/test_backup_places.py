@@ -96,19 +96,30 @@ def test_copies_of_another_run_are_left_alone(uploaded: Config, run: RunFolder, 
         prepare(other, resume=True, console=CONSOLE)
 
 
-@pytest.mark.parametrize("uri", ["s3://user:hunter2@bucket/x", "abfs://:hunter2@account/x", "s3://b/x?secret_key=hunter2",
-                                 "abfs://a/x?client_secret=hunter2", "user:hunter2@bucket"])  # fmt: skip
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "s3://user:hunter2@bucket/x",
+        "abfs://:hunter2@account/x",
+        "s3://b/x?secret_key=hunter2",
+        "abfs://a/x?client_secret=hunter2",
+        "user:hunter2@bucket",
+    ],
+)
 def test_a_secret_is_refused_and_not_repeated(uri: str) -> None:
     with pytest.raises(ConfigError, match=r"checkpoint\.upload") as told:
         load(None, [f"checkpoint.upload={uri}"])
     assert "hunter2" not in str(told.value)
 
 
-@pytest.mark.parametrize(("uri", "message"), [
-    ("foo://bucket/x", "checkpoint.upload=foo://bucket/x: ValueError: nothing here knows the scheme foo://"),
-    ("adl://store/x", "the file system of adl:// is not installed"),
-    ("file:///proc/disk", "file:///proc/disk/first cannot be written .*credentials"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("foo://bucket/x", "checkpoint.upload=foo://bucket/x: ValueError: nothing here knows the scheme foo://"),
+        ("adl://store/x", "the file system of adl:// is not installed"),
+        ("file:///proc/disk", "file:///proc/disk/first cannot be written .*credentials"),
+    ],
+)
 def test_where_nothing_can_be_uploaded_nothing_starts(uri: str, message: str, tmp_path: Path) -> None:
     with pytest.raises((ConfigError, UploadError), match=message):
         prepare(configured(tmp_path, f"checkpoint.upload={uri}"), resume=False, console=CONSOLE)

@@ -23,9 +23,17 @@ pytestmark = pytest.mark.slow
 
 
 BASE = [
-    "teacher.steps=2", "student.steps=2", "exploration.eta=0.5",
-    "rollout.groups=2", "rollout.siblings=4", "rollout.unit_groups=1",
-    "learner.rounds=2", "learner.lr=1e-4", "learner.minibatch=4", "learner.clip=0.02", "learner.inner_epochs=2",
+    "teacher.steps=2",
+    "student.steps=2",
+    "exploration.eta=0.5",
+    "rollout.groups=2",
+    "rollout.siblings=4",
+    "rollout.unit_groups=1",
+    "learner.rounds=2",
+    "learner.lr=1e-4",
+    "learner.minibatch=4",
+    "learner.clip=0.02",
+    "learner.inner_epochs=2",
 ]
 SHIPPED = ("classifier", "feature_cosine")  # see Fashion-MNIST's images alone
 
@@ -72,11 +80,17 @@ def test_regularisers(trainer: Trainer) -> None:
 
 
 def test_anchor_guided_groups_and_exploration(trainer: Trainer) -> None:
-    trainer.all_differ([
-        ("learner.anchor.weight=1.0",), ("learner.anchor.weight=1.0", "learner.anchor.loss=l1"), ("rollout.guided=2",),
-        ("exploration.kind=cps",), ("exploration.antithetic=false",), ("exploration.last_step=true",),
-        ("exploration.last_step=true", "exploration.one_step=true"),
-    ])
+    trainer.all_differ(
+        [
+            ("learner.anchor.weight=1.0",),
+            ("learner.anchor.weight=1.0", "learner.anchor.loss=l1"),
+            ("rollout.guided=2",),
+            ("exploration.kind=cps",),
+            ("exploration.antithetic=false",),
+            ("exploration.last_step=true",),
+            ("exploration.last_step=true", "exploration.one_step=true"),
+        ]
+    )
 
 
 def test_staleness(trainer: Trainer) -> None:
@@ -84,10 +98,14 @@ def test_staleness(trainer: Trainer) -> None:
 
 
 def test_methods(trainer: Trainer) -> None:
-    trainer.all_differ([
-        (), ("method=sfd", "warm_start.rounds=2", "warm_start.groups=4"),
-        ("method=draft", "draft.groups=4"), ("method=draft", "draft.groups=4", "draft.last_steps=1"),
-    ])
+    trainer.all_differ(
+        [
+            (),
+            ("method=sfd", "warm_start.rounds=2", "warm_start.groups=4"),
+            ("method=draft", "draft.groups=4"),
+            ("method=draft", "draft.groups=4", "draft.last_steps=1"),
+        ]
+    )
 
 
 @pytest.mark.parametrize("lora", ["student.lora.rank=0", "student.lora.rank=2"])

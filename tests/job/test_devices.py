@@ -84,36 +84,55 @@ def told(root: Path) -> tuple[str, ...]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("overrides", [
-    ("reward.terms={mse: {}, gradient_mse: {}, blurred_mse: {}, feature_cosine: {normalise: std}, classifier: {}}",),
-    ("exploration.one_step=true", "learner.anchor.weight=0", "exploration.last_step=true", "learner.microbatch=3"),
-    ("learner.regulariser={kind: mse, weight: 0.1}", "rollout.guided=1", "learner.inner_epochs=2"),
-    ("learner.anchor={gated: true, weight: 0.1}", "learner.loss=grpo_guard", "learner.activation_checkpointing=true",
-     "learner.regulariser={kind: js, weight: 0.1}"),
-    ("method=draft", "learner.anchor.weight=0", "draft={groups: 2, minibatch: 1}"),
-], ids=["rewards", "one step", "regulariser", "gate", "draft"])  # fmt: skip
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        (
+            "reward.terms={mse: {}, gradient_mse: {}, blurred_mse: {}, feature_cosine: {normalise: std}, "
+            "classifier: {}}",
+        ),
+        ("exploration.one_step=true", "learner.anchor.weight=0", "exploration.last_step=true", "learner.microbatch=3"),
+        ("learner.regulariser={kind: mse, weight: 0.1}", "rollout.guided=1", "learner.inner_epochs=2"),
+        (
+            "learner.anchor={gated: true, weight: 0.1}",
+            "learner.loss=grpo_guard",
+            "learner.activation_checkpointing=true",
+            "learner.regulariser={kind: js, weight: 0.1}",
+        ),
+        ("method=draft", "learner.anchor.weight=0", "draft={groups: 2, minibatch: 1}"),
+    ],
+    ids=["rewards", "one step", "regulariser", "gate", "draft"],
+)
 def test_rounds(overrides: tuple[str, ...], device: str, tmp_path: Path) -> None:
     teacher = () if "classifier" in overrides[0] else (f"teacher.model={write_dit(tmp_path / 'teacher')}",)
     same_on_both(device, tmp_path, *teacher, *overrides)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("write", "targets", "more"), [
-    (write_sd, "to_v, conv1", ()),
-    pytest.param(write_sdxl, "to_q", (), marks=pytest.mark.long),
-    pytest.param(write_sd3, "to_q, to_v", (), marks=pytest.mark.long),
-    (write_edm, "conv1", ("teacher.solver=heun", "teacher.schedule=karras", "student.schedule=karras")),
-], ids=["sd", "sdxl", "sd3", "edm"])  # fmt: skip
+@pytest.mark.parametrize(
+    ("write", "targets", "more"),
+    [
+        (write_sd, "to_v, conv1", ()),
+        pytest.param(write_sdxl, "to_q", (), marks=pytest.mark.long),
+        pytest.param(write_sd3, "to_q, to_v", (), marks=pytest.mark.long),
+        (write_edm, "conv1", ("teacher.solver=heun", "teacher.schedule=karras", "student.schedule=karras")),
+    ],
+    ids=["sd", "sdxl", "sd3", "edm"],
+)
 def test_families(
     write: Callable[[Path], Path], targets: str, more: tuple[str, ...], device: str, tmp_path: Path
 ) -> None:
     text = ("evaluation.judge=random-features",) if write is write_edm else told(tmp_path)
     loop = same_on_both(
-        device, tmp_path, f"teacher.model={write(tmp_path / 'teacher')}",
-        f"student.lora={{rank: 2, targets: [{targets}]}}", "learner.lr=1e-2", *text, *more,
-    )  # fmt: skip
-    assert all(p.device.type == device for part in loop.reward.teacher.parts.values()
-               for p in part.parameters())
+        device,
+        tmp_path,
+        f"teacher.model={write(tmp_path / 'teacher')}",
+        f"student.lora={{rank: 2, targets: [{targets}]}}",
+        "learner.lr=1e-2",
+        *text,
+        *more,
+    )
+    assert all(p.device.type == device for part in loop.reward.teacher.parts.values() for p in part.parameters())
 
 
 def test_workers_that_take_turns(device: str, tmp_path: Path) -> None:
@@ -121,10 +140,16 @@ def test_workers_that_take_turns(device: str, tmp_path: Path) -> None:
     teacher = write_sd(tmp_path / "teacher")
     text, made = told(tmp_path), []
     for name, more in (("cpu", ()), ("device", ("pipeline.colocate=true", *GPUS))):
-        loop = PlainLoop(smoke(
-            tmp_path / name, name, f"teacher.model={teacher}", "student.lora={rank: 2, targets: [to_v]}",
-            *text, *more,
-        ))  # fmt: skip
+        loop = PlainLoop(
+            smoke(
+                tmp_path / name,
+                name,
+                f"teacher.model={teacher}",
+                "student.lora={rank: 2, targets: [to_v]}",
+                *text,
+                *more,
+            )
+        )
         workers = loop.reward, loop.rollout
         for unit in loop.plan.units(loop.plan.warm_rounds)[:2]:
             for worker in workers:
@@ -166,11 +191,14 @@ def images(count: int, shape: tuple[int, ...], seed: int) -> np.ndarray:
     return np.random.default_rng(seed).random((count, *shape), dtype=np.float32)
 
 
-@pytest.mark.parametrize(("recipe", "terms"), [
-    ("fashion_mnist", "mse psnr ssim gradient_mse blurred_mse feature_cosine classifier jpeg_compressibility"),
-    ("fashion_mnist", "histogram_kl discriminator"),
-    ("emoji_4step", "mse clip text_image histogram_kl"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("recipe", "terms"),
+    [
+        ("fashion_mnist", "mse psnr ssim gradient_mse blurred_mse feature_cosine classifier jpeg_compressibility"),
+        ("fashion_mnist", "histogram_kl discriminator"),
+        ("emoji_4step", "mse clip text_image histogram_kl"),
+    ],
+)
 def test_reward_terms(recipe: str, terms: str, device: str) -> None:
     encoder = "{options: {model: emoji_clip_a}}"
     chosen = ", ".join(f"{t}: {encoder if t in ('clip', 'text_image') else '{}'}" for t in terms.split())
@@ -187,9 +215,14 @@ def test_reward_terms(recipe: str, terms: str, device: str) -> None:
         torch.testing.assert_close(value.detach().cpu(), found["cpu"][term].detach(), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(("recipe", "judge"), [
-    ("smoke", "fashion-mnist"), ("smoke", "random-features"), ("emoji_4step", "emoji_clip_b"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("recipe", "judge"),
+    [
+        ("smoke", "fashion-mnist"),
+        ("smoke", "random-features"),
+        ("emoji_4step", "emoji_clip_b"),
+    ],
+)
 def test_the_eyes_of_the_judge(recipe: str, judge: str, device: str, tmp_path: Path) -> None:
     """Where a reward worker has them, in its turn, and where the learner does."""
     overrides = (f"run.root={tmp_path}", f"evaluation.judge={judge}", "pipeline.colocate=true")
@@ -238,9 +271,11 @@ def test_the_learned_reward(device: str, tmp_path: Path) -> None:
 def test_workers_of_a_search(device: str, tmp_path: Path) -> None:
     """Images and terms along a schedule, GITS's costs, the gradient of a schedule, an agent: as on the CPU."""
     overrides = (
-        "search.descent={iterations: 2, batch: 2}", "teacher.steps=2", "search.frechet.weight=0.1",
+        "search.descent={iterations: 2, batch: 2}",
+        "teacher.steps=2",
+        "search.frechet.weight=0.1",
         f"teacher.model={write_dit(tmp_path / 'teacher')}",
-    )  # fmt: skip
+    )
     found = []
     for name, gpus in (("cpu", ()), ("second", GPUS)):
         worker = AdaptiveWorker("search-0", smoke(tmp_path / name, name, *overrides, *gpus))
@@ -253,10 +288,15 @@ def test_workers_of_a_search(device: str, tmp_path: Path) -> None:
         agent = {name: value.detach().numpy() for name, value in policy.state_dict().items()}
         goal = Goal(price=0.0, steps=3, timesteps=times.levels, max_calls=4)
         _, measured = worker.adapted(unit, goal, agent, {"mse": 1.0}, targets)
-        found.append([
-            worker.images(unit, times)[1], *terms.values(), worker.costs(unit)[1],
-            np.array([s.levels for s in schedules]), *measured.values(),
-        ])  # fmt: skip
+        found.append(
+            [
+                worker.images(unit, times)[1],
+                *terms.values(),
+                worker.costs(unit)[1],
+                np.array([s.levels for s in schedules]),
+                *measured.values(),
+            ]
+        )
     for here, there in zip(*found, strict=True):
         np.testing.assert_allclose(there, here, rtol=1e-3, atol=1e-3)
 

@@ -15,13 +15,33 @@ pytestmark = [pytest.mark.cluster, pytest.mark.long, pytest.mark.usefixtures("cl
 
 
 def test_a_short_run_learns_what_the_guided_teacher_draws(root: Path) -> None:
-    config = load("emoji_4step", [
-        f"run.root={root}", "run.name=emoji", "tracking.uri=off", "rollout.max_workers=1", "reward.max_workers=1",
-        "teacher.steps=6", "student.steps=2", "warm_start.rounds=3", "warm_start.groups=16", "warm_start.minibatch=16",
-        "learner.rounds=1", "learner.threads=1", "rollout.groups=2", "rollout.siblings=4", "reward.calibration=8",
-        "validation.groups=8", "guard.recall_floor=0", "evaluation.held_out=30", "evaluation.search=10",
-        "evaluation.batch=10", "evaluation.bootstrap=40", "learner.ema=0",
-    ])  # fmt: skip
+    config = load(
+        "emoji_4step",
+        [
+            f"run.root={root}",
+            "run.name=emoji",
+            "tracking.uri=off",
+            "rollout.max_workers=1",
+            "reward.max_workers=1",
+            "teacher.steps=6",
+            "student.steps=2",
+            "warm_start.rounds=3",
+            "warm_start.groups=16",
+            "warm_start.minibatch=16",
+            "learner.rounds=1",
+            "learner.threads=1",
+            "rollout.groups=2",
+            "rollout.siblings=4",
+            "reward.calibration=8",
+            "validation.groups=8",
+            "guard.recall_floor=0",
+            "evaluation.held_out=30",
+            "evaluation.search=10",
+            "evaluation.batch=10",
+            "evaluation.bootstrap=40",
+            "learner.ema=0",
+        ],
+    )
     folder = distill(config)
     found = summary(folder)
     assert last_weights(folder) != initial_sha256(config)

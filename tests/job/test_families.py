@@ -63,9 +63,15 @@ def test_edm_with_heun_karras_and_adapters(root: Path) -> None:
     """Class-conditional EDM: Heun's teacher, ancestral student, LoRA, a judge without data; what the export holds."""
     teacher = write_edm(root / "edm", channels=3)
     config = smoke(
-        root, "edm-run", f"teacher.model={teacher}", "teacher.solver=heun", "teacher.schedule=karras",
-        "student.schedule=karras", "student.lora={rank: 2, targets: [conv1]}", "evaluation.judge=random-features",
-    )  # fmt: skip
+        root,
+        "edm-run",
+        f"teacher.model={teacher}",
+        "teacher.solver=heun",
+        "teacher.schedule=karras",
+        "student.schedule=karras",
+        "student.lora={rank: 2, targets: [conv1]}",
+        "evaluation.judge=random-features",
+    )
     folder = distill(config)
     found = summary(folder)
     last = last_weights(folder)
@@ -96,9 +102,15 @@ def test_text_to_image(root: Path, name: str, write: Callable[[Path], Path], lor
     captions = root / f"{name}.txt"
     captions.write_text("\n".join(CAPTIONS))
     config = smoke(
-        root, f"{name}-run", f"teacher.model={write(root / name)}", lora, *GUIDED, f"conditions.source={captions}",
-        "conditions.held_out=0.3", "evaluation.judge=random-features",
-    )  # fmt: skip
+        root,
+        f"{name}-run",
+        f"teacher.model={write(root / name)}",
+        lora,
+        *GUIDED,
+        f"conditions.source={captions}",
+        "conditions.held_out=0.3",
+        "evaluation.judge=random-features",
+    )
     if name != WHOLE:
         train(config, until=2)
     folder = distill(config, resume=name != WHOLE)
@@ -119,7 +131,7 @@ def test_text_to_image(root: Path, name: str, write: Callable[[Path], Path], lor
     unit = torch.randn(1, *student.latent_shape, generator=torch.Generator().manual_seed(1))
     encoded, schedule = student.encode(CAPTIONS[3:4]), schedules.explicit(student.process, settings["timesteps"])
     with torch.no_grad():
-        expected = student.decode(solvers.sample(
-            "euler", lambda x, at: student.predict(x, at, encoded, guidance=2.5), unit, schedule
-        ))
+        expected = student.decode(
+            solvers.sample("euler", lambda x, at: student.predict(x, at, encoded, guidance=2.5), unit, schedule)
+        )
     torch.testing.assert_close(images, expected, rtol=0, atol=3e-4)

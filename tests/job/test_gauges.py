@@ -21,8 +21,14 @@ from redif_ray.rewards.base import RewardError
 
 pytestmark = pytest.mark.cluster
 NAMES = {
-    "round", "rounds_per_second", "groups_per_second", "staleness", "stage_seconds", "queue", "in_flight",
-}  # fmt: skip
+    "round",
+    "rounds_per_second",
+    "groups_per_second",
+    "staleness",
+    "stage_seconds",
+    "queue",
+    "in_flight",
+}
 STAGES = {"round", "gather", "fetch", "rollout", "targets", "score", "anchor", "update"}
 REWARD = """
 from pathlib import Path

@@ -24,8 +24,12 @@ RAY = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disab
 PORT = 6379
 HEALTH = {"period_ms": 1000, "timeout_ms": 1000, "failure_threshold": 3}  # after which a node that is silent is gone
 UP_SECONDS, DEADLINE = 60, 300
-ON_TWO = ("rollout.max_workers=2", "rollout.labels={role: hand}", "reward.labels={role: head}",
-          "learner.labels={role: head}")  # fmt: skip
+ON_TWO = (
+    "rollout.max_workers=2",
+    "rollout.labels={role: hand}",
+    "reward.labels={role: head}",
+    "learner.labels={role: head}",
+)
 
 
 @pytest.fixture
@@ -39,12 +43,20 @@ def up(net: list[Machine], *roles: str) -> None:
     """Ray on the head and, by their roles, on the machines that come after it."""
     head = f"{net[0].address}:{PORT}"
     health = json.dumps({f"health_check_{key}": value for key, value in HEALTH.items()})
-    net[0].start(*RAY, "--head", f"--port={PORT}", f"--node-ip-address={net[0].address}", "--num-cpus=0",
-                 "--include-dashboard=false", f"--system-config={health}")
+    net[0].start(
+        *RAY,
+        "--head",
+        f"--port={PORT}",
+        f"--node-ip-address={net[0].address}",
+        "--num-cpus=0",
+        "--include-dashboard=false",
+        f"--system-config={health}",
+    )
     wait(lambda: net[0].runs("raylet"), UP_SECONDS)
     for machine, role in zip(net[1:], roles, strict=True):
-        machine.start(*RAY, f"--address={head}", f"--node-ip-address={machine.address}", "--num-cpus=4",
-                      f"--labels=role={role}")
+        machine.start(
+            *RAY, f"--address={head}", f"--node-ip-address={machine.address}", "--num-cpus=4", f"--labels=role={role}"
+        )
 
 
 def wait(point: Callable[[], bool], seconds: float, run: subprocess.Popen[str] | None = None) -> None:
@@ -57,9 +69,18 @@ def wait(point: Callable[[], bool], seconds: float, run: subprocess.Popen[str] |
 
 def start(net: list[Machine], shared: Path, *overrides: str) -> subprocess.Popen[str]:
     return net[0].start(
-        sys.executable, "-m", "redif_ray.cli", "distill", "smoke", f"ray.address={net[0].address}:{PORT}",
-        f"run.root={shared}", "run.name=run", "tracking.uri=off", "ray.wait=true", *overrides,
-    )  # fmt: skip
+        sys.executable,
+        "-m",
+        "redif_ray.cli",
+        "distill",
+        "smoke",
+        f"ray.address={net[0].address}:{PORT}",
+        f"run.root={shared}",
+        "run.name=run",
+        "tracking.uri=off",
+        "ray.wait=true",
+        *overrides,
+    )
 
 
 def end(run: subprocess.Popen[str]) -> str:

@@ -22,10 +22,18 @@ def config(root: Path, *overrides: str, model: str = "teacher") -> Config:
     (root / "captions.txt").write_text("\n".join(f"a picture of {i}" for i in range(20)))
     if not (root / model).exists():
         (write_sd3 if "3" in model else write_sd)(root / model)
-    found: Config = load("smoke", [
-        f"run.root={root}", f"teacher.model={root / model}", f"conditions.source={root / 'captions.txt'}",
-        "tracking.uri=off", "evaluation.judge=random-features", "teacher.guidance=2.5", *overrides,
-    ])  # fmt: skip
+    found: Config = load(
+        "smoke",
+        [
+            f"run.root={root}",
+            f"teacher.model={root / model}",
+            f"conditions.source={root / 'captions.txt'}",
+            "tracking.uri=off",
+            "evaluation.judge=random-features",
+            "teacher.guidance=2.5",
+            *overrides,
+        ],
+    )
     return found
 
 
@@ -50,9 +58,7 @@ def test_draft_decodes_in_the_learner(tmp_path: Path) -> None:
     assert list(loop.student.parts) == ["vae"]
 
 
-def test_captions_are_encoded_where_the_images_are_known(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_captions_are_encoded_where_the_images_are_known(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Whose store of encodings is gone, or not this node's; who does not find one loads what it takes, and says so."""
     made = config(tmp_path)
     loop = PlainLoop(made)

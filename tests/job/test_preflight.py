@@ -90,9 +90,16 @@ def test_captions_whose_end_is_not_seen_are_counted(tmp_path: Path, caplog: pyte
     captions = tmp_path / "captions.txt"
     captions.write_text("cat\ndog and\na dog and a cat\n")  # 3, 6, 10 characters, a token each; the teacher takes 6
     teacher = write_sd(tmp_path / "teacher")
-    preflight(load("smoke", [
-        f"run.root={tmp_path}/runs", f"teacher.model={teacher}", "evaluation.judge=random-features",
-        f"conditions={{source: {captions}, held_out: 0}}",
-    ]))  # fmt: skip
+    preflight(
+        load(
+            "smoke",
+            [
+                f"run.root={tmp_path}/runs",
+                f"teacher.model={teacher}",
+                "evaluation.judge=random-features",
+                f"conditions={{source: {captions}, held_out: 0}}",
+            ],
+        )
+    )
     assert "1 of 3 captions have more tokens" in caplog.text
     assert caplog.text.rstrip().endswith("the first: a dog and a cat")

@@ -15,9 +15,11 @@ from redif_ray.planning.memory import footprints
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 RECIPES: dict[str, Callable[[Path], Path]] = {
-    "sd15_coco_5step": write_sd, "sdxl_4step_lora": write_sdxl, "sd35_4step_lora": write_sd3,
+    "sd15_coco_5step": write_sd,
+    "sdxl_4step_lora": write_sdxl,
+    "sd35_4step_lora": write_sd3,
     **{f"edm_imagenet64_{n}step": lambda folder: write_edm(folder, channels=3) for n in (4, 8, 16)},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", list(RECIPES))
@@ -26,9 +28,15 @@ def test_a_recipe_suits_its_family(name: str, tmp_path: Path) -> None:
     (tmp_path / "captions.txt").write_text("\n".join(f"a picture of {i}" for i in range(60)))
     clip, teacher = write_clip(tmp_path / "clip"), RECIPES[name](tmp_path / "teacher")
     source = [] if name.startswith("edm") else [f"conditions.source={tmp_path / 'captions.txt'}"]
-    config = load(name, [
-        f"teacher.model={teacher}", f"reward.terms.clip.options.model={clip}", f"evaluation.judge={clip}", *source,
-    ])  # fmt: skip
+    config = load(
+        name,
+        [
+            f"teacher.model={teacher}",
+            f"reward.terms.clip.options.model={clip}",
+            f"evaluation.judge={clip}",
+            *source,
+        ],
+    )
     own = {label: term for label, term in config.reward.terms.items() if label == "clip"}
     here = config.model_copy(update={"reward": config.reward.model_copy(update={"terms": own})})
     drawn = preflight(here)
@@ -38,8 +46,14 @@ def test_a_recipe_suits_its_family(name: str, tmp_path: Path) -> None:
 
 
 def test_no_recipe_is_left_out() -> None:
-    own = {"fashion_mnist", "fashion_mnist_paper", "fashion_mnist_searched", "teacher_fashion_mnist", "emoji_4step",
-           "smoke"}
+    own = {
+        "fashion_mnist",
+        "fashion_mnist_paper",
+        "fashion_mnist_searched",
+        "teacher_fashion_mnist",
+        "emoji_4step",
+        "smoke",
+    }
     assert {path.stem for path in CONFIGS.glob("*.yaml")} - own == set(RECIPES)
 
 

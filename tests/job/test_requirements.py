@@ -21,8 +21,13 @@ from redif_ray.planning import memory
 from redif_ray.planning.memory import Footprint, Footprints, footprints
 
 FAMILIES: dict[str, Callable[[Path], Path]] = {
-    "dit": write_dit, "unet": write_unet, "edm": write_edm, "sd": write_sd, "sdxl": write_sdxl, "sd3": write_sd3,
-}  # fmt: skip
+    "dit": write_dit,
+    "unet": write_unet,
+    "edm": write_edm,
+    "sd": write_sd,
+    "sdxl": write_sdxl,
+    "sd3": write_sd3,
+}
 
 
 def config(teacher: Path | str, *overrides: str) -> Config:
@@ -113,9 +118,10 @@ def test_gradients_are_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """They are part of `training`, so they are there before activations are counted."""
     seen: list[bool] = []
     monkeypatch.setattr(
-        memory, "_train",
+        memory,
+        "_train",
         lambda student, _: seen.extend(p.grad is not None for p in trainable(student).values()),
-    )  # fmt: skip
+    )
     footprints(config("fashion-mnist"))
     assert seen and all(seen)
 
@@ -206,6 +212,7 @@ def test_the_demo_by_measurement() -> None:
 
 def test_a_learned_reward_is_counted() -> None:
     """Its weights at both, its gradients and two moments at the learner, and what a microbatch of it holds."""
+
     def of(*overrides: str) -> dict[str, Footprint]:
         return footprints(load("fashion_mnist", overrides)).roles
 

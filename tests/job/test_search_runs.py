@@ -19,9 +19,15 @@ from redif_ray.search.search import search
 
 pytestmark = pytest.mark.cluster
 SMALL = [
-    "search.steps=[2,3]", "search.rungs=[16,32]", "search.unit_noises=8", "search.shape_trials=3",
+    "search.steps=[2,3]",
+    "search.rungs=[16,32]",
+    "search.unit_noises=8",
+    "search.shape_trials=3",
     "search.refine_trials=2",
-    "search.network_timestep_trials=2", "search.engine=both", "search.descent.iterations=3", "search.descent.batch=8",
+    "search.network_timestep_trials=2",
+    "search.engine=both",
+    "search.descent.iterations=3",
+    "search.descent.batch=8",
 ]
 
 

@@ -16,8 +16,12 @@ from redif_ray.sweep.sweep import sweep
 
 pytestmark = [pytest.mark.cluster, pytest.mark.long, pytest.mark.timeout(1800)]  # whole runs, each with its start-up
 HALVING = [
-    "sweep.space.learner.lr=choice(0.01, 0.02)", "sweep.scheduler=asha", "sweep.rungs=[2]", "sweep.reduction=1.01",
-    "sweep.trials=1", "sweep.repeats=1",
+    "sweep.space.learner.lr=choice(0.01, 0.02)",
+    "sweep.scheduler=asha",
+    "sweep.rungs=[2]",
+    "sweep.reduction=1.01",
+    "sweep.trials=1",
+    "sweep.repeats=1",
 ]
 
 
@@ -66,8 +70,13 @@ def test_killed_and_resumed_it_keeps_what_it_has_and_its_runs_are_those_of_disti
 
 def test_in_a_population_the_worse_takes_up_the_better(cluster: None, root: Path, first: Path) -> None:
     config = smoke(
-        root, "population", "sweep.space.learner.lr=choice(0.01, 0.02)", "sweep.scheduler=pbt", "sweep.trials=2",
-        "sweep.generations=2", "sweep.repeats=0",
+        root,
+        "population",
+        "sweep.space.learner.lr=choice(0.01, 0.02)",
+        "sweep.scheduler=pbt",
+        "sweep.trials=2",
+        "sweep.generations=2",
+        "sweep.repeats=0",
     )
     folder = sweep(config)
     rows = {row["run"]: row for row in read_rows(folder / "trials.jsonl")}

@@ -37,11 +37,13 @@ def meta(worker: str, phase: Phase, stream: Stream, *work: Work) -> Meta:
 
 
 def test_spans_are_named_after_stages() -> None:
-    found = spans([
-        meta("reward-0", "policy", Stream.TRAIN, Work("teacher", 2.0, 1, 12.0), Work("rewards", 1.0, 0, 13.5)),
-        meta("rollout-0", "deploy", Stream.VALIDATION, Work("evaluation", 1.0, 1, 20.0)),
-        meta("rollout-0", "deploy", Stream.HELD_OUT, Work("evaluation", 1.0, 1, 20.0)),
-    ])
+    found = spans(
+        [
+            meta("reward-0", "policy", Stream.TRAIN, Work("teacher", 2.0, 1, 12.0), Work("rewards", 1.0, 0, 13.5)),
+            meta("rollout-0", "deploy", Stream.VALIDATION, Work("evaluation", 1.0, 1, 20.0)),
+            meta("rollout-0", "deploy", Stream.HELD_OUT, Work("evaluation", 1.0, 1, 20.0)),
+        ]
+    )
     assert [span["stage"] for span in found] == ["targets", "score", "validation", "evaluation"]
     assert found[1] == {"row": "reward-0", "stage": "score", "round": 3, "start": 12.5, "seconds": 1.0}
 
@@ -50,10 +52,17 @@ def test_a_row_has_no_overlap_whatever_the_clocks_say() -> None:
     def span(row: str, start: float, seconds: float) -> dict[str, Any]:
         return {"row": row, "stage": "score", "round": 0, "start": start, "seconds": seconds}
 
-    rows = checked(trace([
-        span("reward-10", 5.0, 1.0), span("reward-2", 4.0, 2.0), span("reward-2", 5.5, 1.0),
-        span("reward-2", 5.6, 0.1), span("learner-0", 9.0, 1.0),
-    ]))  # fmt: skip
+    rows = checked(
+        trace(
+            [
+                span("reward-10", 5.0, 1.0),
+                span("reward-2", 4.0, 2.0),
+                span("reward-2", 5.5, 1.0),
+                span("reward-2", 5.6, 0.1),
+                span("learner-0", 9.0, 1.0),
+            ]
+        )
+    )
     assert list(rows) == ["learner-0", "reward-2", "reward-10"]
     assert [(e["ts"], e["dur"]) for e in rows["reward-2"]] == [(0, 2_000_000), (2_000_000, 500_000), (2_500_000, 0)]
     assert json.loads(trace([]))["traceEvents"] == []

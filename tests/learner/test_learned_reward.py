@@ -122,8 +122,10 @@ def test_siblings_that_the_teacher_guided_are_not_the_students() -> None:
 def test_flops_and_metrics_of_a_round() -> None:
     of = learned(config())
     found = of.update(0, *played(config(), of, 0))
-    assert set(found) == {f"discriminator/{name}" for name in (
-        "loss", "penalty", "student_accuracy", "teacher_accuracy", "ranked", "seconds", "flops")}
+    assert set(found) == {
+        f"discriminator/{name}"
+        for name in ("loss", "penalty", "student_accuracy", "teacher_accuracy", "ranked", "seconds", "flops")
+    }
     maps = [(1, 4, 14 * 14), (4, 8, 7 * 7), (8, 16, 4 * 4)]
     forward = 2 * (sum(9 * inputs * outputs * places for inputs, outputs, places in maps) + 16 * 16)
     assert found["discriminator/flops"] == forward * (8 + 4 * (3 * 8 + 6.5 * 2))

@@ -67,7 +67,12 @@ class Tiny(nn.Module):
 
 
 def play(
-    model: Affine | Tiny, x: Tensor, stds: Tensor, *, round: int = 0, anchors: bool = False,
+    model: Affine | Tiny,
+    x: Tensor,
+    stds: Tensor,
+    *,
+    round: int = 0,
+    anchors: bool = False,
     labels: Tensor | None = None,
 ) -> RoundBatch:
     """A round of R rows from x_T = x [R, ...] with random advantages, at the model's present weights."""
@@ -81,14 +86,20 @@ def play(
     episode = rollout(lambda x, level: model.predict(x, level, encoded), x, schedule(steps), stds, draw)
     shift = values(episode.means.numel(), group=7).reshape(episode.means.shape)
     return RoundBatch(
-        rows=torch.arange(rows), total_rows=rows, latents=episode.latents, means=episode.means,
-        log_probs=episode.log_probs, advantages=values(rows, group=9), encoded=encoded,
+        rows=torch.arange(rows),
+        total_rows=rows,
+        latents=episode.latents,
+        means=episode.means,
+        log_probs=episode.log_probs,
+        advantages=values(rows, group=9),
+        encoded=encoded,
         anchors=episode.means + 0.2 * shift if anchors else None,
     )
 
 
-def tiny_round(model: Tiny, *, rows: int = 8, steps: int = 3, round: int = 0, anchors: bool = False,
-               last_step: bool = False) -> tuple[RoundBatch, Tensor]:
+def tiny_round(
+    model: Tiny, *, rows: int = 8, steps: int = 3, round: int = 0, anchors: bool = False, last_step: bool = False
+) -> tuple[RoundBatch, Tensor]:
     stds = schedule(steps).stds(ETA, "posterior", last_step)
     x = values(rows * 6, group=50 + round).reshape(rows, 2, 3)
     return play(model, x, stds, round=round, anchors=anchors), stds

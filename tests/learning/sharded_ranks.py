@@ -37,9 +37,14 @@ from redif_ray.models.student import (
 CASES = {"full": Lora(), "adapters": Lora(rank=2, targets=("to_q", "to_k"))}
 HELD = (torch.tensor([0, 1, 6, 7, 4, 3]), torch.tensor([2, 5]))  # rows of each rank: one has thrice the other's
 CONFIG = Learner(
-    minibatch=7, inner_epochs=2, clip=0.1, microbatch=2, max_grad_norm=1e-4, anchor=Anchor(weight=0.5),
+    minibatch=7,
+    inner_epochs=2,
+    clip=0.1,
+    microbatch=2,
+    max_grad_norm=1e-4,
+    anchor=Anchor(weight=0.5),
     regulariser=Regulariser(kind="kl", weight=0.3),
-)  # fmt: skip
+)
 EMA = 0.9
 
 
@@ -70,10 +75,18 @@ class Run:
         self.versions = [get_weights(self.student)]
         self.stds = schedule(3).stds(ETA, "posterior", False)
         self.updater = Updater(
-            Policy(self.student).predict, self.optimizer, schedule(3), self.stds, CONFIG, ratio_tolerance=1e-3,
-            reference=Policy(teacher).predict, rank=rank, world=world, sharded=world > 1,
+            Policy(self.student).predict,
+            self.optimizer,
+            schedule(3),
+            self.stds,
+            CONFIG,
+            ratio_tolerance=1e-3,
+            reference=Policy(teacher).predict,
+            rank=rank,
+            world=world,
+            sharded=world > 1,
             all_reduce=Ranks(rank, world).all_reduce,
-        )  # fmt: skip
+        )
 
     def round(self, round: int) -> dict[str, float]:
         behaviour = self.versions[max(0, round - 1)]
@@ -90,10 +103,15 @@ class Run:
         rows = HELD[self.rank] if self.world > 1 else torch.arange(8)
         assert batch.anchors is not None
         return RoundBatch(
-            rows=rows, total_rows=8, latents=batch.latents[:, rows], means=batch.means[:, rows],
-            log_probs=batch.log_probs[:, rows], advantages=batch.advantages[rows],
-            encoded={k: v[rows] for k, v in batch.encoded.items()}, anchors=batch.anchors[:, rows],
-        )  # fmt: skip
+            rows=rows,
+            total_rows=8,
+            latents=batch.latents[:, rows],
+            means=batch.means[:, rows],
+            log_probs=batch.log_probs[:, rows],
+            advantages=batch.advantages[rows],
+            encoded={k: v[rows] for k, v in batch.encoded.items()},
+            anchors=batch.anchors[:, rows],
+        )
 
     def state(self) -> dict[str, Tensor]:
         return trained(self.student, self.optimizer, self.average)

@@ -26,8 +26,9 @@ def part(unit: WorkUnit, *, anchors: bool = True, weights: str = "abc") -> tuple
     for array in (latents, grid):
         array.setflags(write=False)  # as Ray hands them over
     trajectories = Trajectories(unit, 5, weights, latents, latents[:3] + 0.25, grid[:3] + 0.5)
-    scored = Scored(unit, {"mse": row}, np.zeros((len(unit.groups), 1, 2, 2), np.float32),
-                    latents[:3] + 0.75 if anchors else None)
+    scored = Scored(
+        unit, {"mse": row}, np.zeros((len(unit.groups), 1, 2, 2), np.float32), latents[:3] + 0.75 if anchors else None
+    )
     return trajectories, scored
 
 
@@ -40,8 +41,14 @@ def encode(conditions: Sequence[Condition]) -> dict[str, Tensor]:
 )
 def test_rows_stay_with_their_values_in_any_order(indices: list[int], rows: Sequence[int]) -> None:
     advantages = torch.arange(10.0).reshape(5, 2)
-    batch = assemble([UNITS[i] for i in (1, 2, 0)], [part(UNITS[i]) for i in indices], weights_sha256="abc",
-                     encode=encode, advantages=advantages, gate=torch.arange(10) % 3 == 0)
+    batch = assemble(
+        [UNITS[i] for i in (1, 2, 0)],
+        [part(UNITS[i]) for i in indices],
+        weights_sha256="abc",
+        encode=encode,
+        advantages=advantages,
+        gate=torch.arange(10) % 3 == 0,
+    )
     row = torch.tensor(list(rows))
     assert batch.total_rows == 10 and torch.equal(batch.rows, row) and batch.dimensions == 3
     grid = 100 * torch.arange(4.0)[:, None] + row

@@ -134,8 +134,9 @@ def test_shares_by_hand() -> None:
     net = network()
     net.head.bias.data -= middle
     found = updater(net, microbatch=5).run(student, teacher, where="here")
-    ranked, crossed = (sum(below[4 * g + k] < top[g] for g in range(3) for k in range(4)) / 12
-                       for top in (above, above[::-1]))
+    ranked, crossed = (
+        sum(below[4 * g + k] < top[g] for g in range(3) for k in range(4)) / 12 for top in (above, above[::-1])
+    )
     assert ranked != crossed and found["ranked"] == pytest.approx(ranked)
     assert found["student_accuracy"] == pytest.approx(sum(x < 0 for x in below) / 12)
     assert found["teacher_accuracy"] == pytest.approx(sum(x > 0 for x in above) / 3)
@@ -177,6 +178,7 @@ def side(count: int, level: float, round: int, group: int) -> Images:
 
 def test_it_learns_to_tell_two_distributions() -> None:
     """On images that it has not seen; of one distribution it learns nothing."""
+
     def accuracies(gap: float) -> list[float]:
         net = Discriminator((1, 8, 8), width=8)
         update, found = updater(net, r1=0.1), []

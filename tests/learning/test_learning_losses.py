@@ -39,8 +39,14 @@ def test_ppo_gradient_at_ratio_one_is_reinforce() -> None:
 @pytest.mark.parametrize(
     ("advantage", "ratio", "loss", "slope"),
     [  # the bound holds only where it forbids to gain by moving on
-        (2.0, 1.00, -2.0, -2.0), (2.0, 1.05, -2.1, -2.0), (2.0, 1.30, -2.2, 0.0), (2.0, 0.70, -1.4, -2.0),
-        (-3.0, 1.00, 3.0, 3.0), (-3.0, 0.95, 2.85, 3.0), (-3.0, 0.70, 2.7, 0.0), (-3.0, 1.30, 3.9, 3.0),
+        (2.0, 1.00, -2.0, -2.0),
+        (2.0, 1.05, -2.1, -2.0),
+        (2.0, 1.30, -2.2, 0.0),
+        (2.0, 0.70, -1.4, -2.0),
+        (-3.0, 1.00, 3.0, 3.0),
+        (-3.0, 0.95, 2.85, 3.0),
+        (-3.0, 0.70, 2.7, 0.0),
+        (-3.0, 1.30, 3.9, 3.0),
     ],
 )
 def test_clip_direction(advantage: float, ratio: float, loss: float, slope: float) -> None:

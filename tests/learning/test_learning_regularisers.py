@@ -19,8 +19,10 @@ STD = torch.tensor([0.7, 0.5], dtype=torch.float64)
 KINDS = ("kl", "chi2", "renyi", "power", "js")
 
 
-@pytest.mark.parametrize(("kind", "order"), [("kl", 0.5), ("chi2", 0.5), ("renyi", 0.3), ("renyi", 1.7), ("power", 0.3),
-                                             ("power", -0.5), ("js", 0.5)])
+@pytest.mark.parametrize(
+    ("kind", "order"),
+    [("kl", 0.5), ("chi2", 0.5), ("renyi", 0.3), ("renyi", 1.7), ("power", 0.3), ("power", -0.5), ("js", 0.5)],
+)
 def test_against_monte_carlo(kind: str, order: float) -> None:
     """Definitions by sampling, over D = 3 dimensions."""
     n = 60_000

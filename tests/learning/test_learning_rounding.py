@@ -34,8 +34,13 @@ def as_it_sees_it(batch: RoundBatch, stds: Tensor) -> RoundBatch:
     return dataclasses.replace(batch, means=means, log_probs=log_probs)
 
 
-def run(batch: RoundBatch, stds: Tensor, config: Learner, behaviour: AbstractContextManager[None] | None = None,
-        **options: Any) -> tuple[Tensor, dict[str, float]]:
+def run(
+    batch: RoundBatch,
+    stds: Tensor,
+    config: Learner,
+    behaviour: AbstractContextManager[None] | None = None,
+    **options: Any,
+) -> tuple[Tensor, dict[str, float]]:
     model = Rounding()
     before = flat(model)
     metrics = updater(model, stds, config, ratio_tolerance=0.02, **options).run(

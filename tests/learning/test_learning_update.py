@@ -203,7 +203,12 @@ def three_rounds(predict_model: Tiny) -> list[dict[str, float]]:
     """Three fresh rounds of real policy, reward and update; AdamW, everything on."""
     model, found = predict_model, []
     config = Learner(
-        inner_epochs=2, minibatch=12, clip=0.02, microbatch=5, step_weight="std", anchor=Anchor(weight=0.5),
+        inner_epochs=2,
+        minibatch=12,
+        clip=0.02,
+        microbatch=5,
+        step_weight="std",
+        anchor=Anchor(weight=0.5),
         regulariser=Regulariser(kind="js", weight=0.2),
     )
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=config.weight_decay)

@@ -20,12 +20,21 @@ from redif_ray.learning.update import Updater
 
 @pytest.mark.parametrize("loss", ["ppo_clip", "grpo_guard"])
 def test_microbatches_change_nothing(loss: str) -> None:
-    config = Learner(loss=loss, clip=0.1, minibatch=9, inner_epochs=2, max_grad_norm=FULL, anchor=Anchor(weight=0.5),
-                     regulariser=Regulariser(kind="js", weight=0.2))
+    config = Learner(
+        loss=loss,
+        clip=0.1,
+        minibatch=9,
+        inner_epochs=2,
+        max_grad_norm=FULL,
+        anchor=Anchor(weight=0.5),
+        regulariser=Regulariser(kind="js", weight=0.2),
+    )
     model = Tiny()
     batch, stds = tiny_round(model, anchors=True)
-    found = [change(Tiny(), batch, stds, config.model_copy(update={"microbatch": m}), reference=Tiny(2).predict)
-             for m in (1, 4, 24)]
+    found = [
+        change(Tiny(), batch, stds, config.model_copy(update={"microbatch": m}), reference=Tiny(2).predict)
+        for m in (1, 4, 24)
+    ]
     assert found[0].norm() > 1e-2
     for other in found[1:]:
         torch.testing.assert_close(found[0], other, rtol=0, atol=1e-6)
@@ -41,8 +50,15 @@ def test_siblings_share_their_first_step(kind: str, microbatch: int) -> None:
     labels = (torch.arange(groups) % 3).repeat_interleave(siblings)
     plain = play(Tiny(), x, stds, anchors=True, labels=labels)
     shared = dataclasses.replace(plain, origin=torch.arange(rows) // siblings * siblings)
-    config = Learner(clip=0.1, minibatch=18, inner_epochs=2, max_grad_norm=FULL, microbatch=microbatch,
-                     anchor=Anchor(weight=0.5), regulariser=Regulariser(kind=kind, weight=0.2))
+    config = Learner(
+        clip=0.1,
+        minibatch=18,
+        inner_epochs=2,
+        max_grad_norm=FULL,
+        microbatch=microbatch,
+        anchor=Anchor(weight=0.5),
+        regulariser=Regulariser(kind=kind, weight=0.2),
+    )
     moved, seen = [], []
     for batch in (plain, shared):
         model, reference, counts = Tiny(), Tiny(2), [0, 0]
@@ -55,8 +71,15 @@ def test_siblings_share_their_first_step(kind: str, microbatch: int) -> None:
             return predict
 
         optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-        metrics = Updater(counting(model, 0), optimizer, schedule(3), stds, config, ratio_tolerance=1e-4,
-                          reference=counting(reference, 1)).run(batch, round=0, seed=0, lr=0.1)
+        metrics = Updater(
+            counting(model, 0),
+            optimizer,
+            schedule(3),
+            stds,
+            config,
+            ratio_tolerance=1e-4,
+            reference=counting(reference, 1),
+        ).run(batch, round=0, seed=0, lr=0.1)
         assert metrics["network_calls_forward"] == sum(counts)
         moved.append(flat(model) - flat(Tiny()))
         seen.append((counts[0], metrics["network_calls_backward"]))
@@ -122,9 +145,14 @@ def two_ranks(
             barrier.wait()
 
         mine = RoundBatch(
-            rows=held[i], total_rows=batch.total_rows, latents=batch.latents[:, held[i]], means=batch.means[:, held[i]],
-            log_probs=batch.log_probs[:, held[i]], advantages=batch.advantages[held[i]],
-            encoded={k: v[held[i]] for k, v in batch.encoded.items()}, anchors=batch.anchors[:, held[i]],
+            rows=held[i],
+            total_rows=batch.total_rows,
+            latents=batch.latents[:, held[i]],
+            means=batch.means[:, held[i]],
+            log_probs=batch.log_probs[:, held[i]],
+            advantages=batch.advantages[held[i]],
+            encoded={k: v[held[i]] for k, v in batch.encoded.items()},
+            anchors=batch.anchors[:, held[i]],
         )
         model = Tiny()
         run = updater(model, stds, config, reference=Tiny(2).predict, rank=i, world=2, all_reduce=all_reduce)
@@ -139,8 +167,15 @@ def two_ranks(
 
 def test_two_ranks_equal_one() -> None:
     """Also where a minibatch has no pair of one rank: minibatches of two pairs make that certain."""
-    config = Learner(minibatch=2, inner_epochs=2, clip=0.1, microbatch=3, max_grad_norm=0.05, anchor=Anchor(weight=0.5),
-                     regulariser=Regulariser(kind="kl", weight=0.3))
+    config = Learner(
+        minibatch=2,
+        inner_epochs=2,
+        clip=0.1,
+        microbatch=3,
+        max_grad_norm=0.05,
+        anchor=Anchor(weight=0.5),
+        regulariser=Regulariser(kind="kl", weight=0.3),
+    )
     model = Tiny()
     batch, stds = tiny_round(model, anchors=True)
     alone = updater(model, stds, config, reference=Tiny(2).predict).run(batch, round=0, seed=0, lr=1.0)

@@ -59,9 +59,9 @@ def grid(model: DiffusionModel) -> Schedule:
 def sampled(model: DiffusionModel, conditions: list[Any], unit: Tensor, schedule: Schedule, guidance: float) -> Tensor:
     encoded = model.encode(conditions)
     with torch.no_grad():
-        return model.decode(solvers.sample(
-            "euler", lambda x, at: model.predict(x, at, encoded, guidance=guidance), unit, schedule
-        ))
+        return model.decode(
+            solvers.sample("euler", lambda x, at: model.predict(x, at, encoded, guidance=guidance), unit, schedule)
+        )
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
@@ -123,8 +123,9 @@ def test_the_ratio_of_a_fresh_rollout_is_one(
     states, actions, densities = [], [], []
     with torch.no_grad():
         for k in range(STEPS - 1):
-            mean = transition_mean(student.predict(x, schedule[k], student.encode(conditions), guidance=guidance),
-                                   schedule[k + 1], stds[k])
+            mean = transition_mean(
+                student.predict(x, schedule[k], student.encode(conditions), guidance=guidance), schedule[k + 1], stds[k]
+            )
             action = mean + float(stds[k]) * normal(*x.shape, seed=7 + k)
             states.append(x), actions.append(action), densities.append(log_prob(action, mean, stds[k]))
             x = action
@@ -132,8 +133,11 @@ def test_the_ratio_of_a_fresh_rollout_is_one(
             steps = torch.arange(STEPS - 1)
             encoded = student.encode([conditions[row]] * len(steps))
             at = torch.stack([s[row] for s in states])
-            mean = transition_mean(student.predict(at, schedule.take(steps), encoded, guidance=guidance),
-                                   schedule.take(steps + 1), stds[steps])
+            mean = transition_mean(
+                student.predict(at, schedule.take(steps), encoded, guidance=guidance),
+                schedule.take(steps + 1),
+                stds[steps],
+            )
             again = log_prob(torch.stack([a[row] for a in actions]), mean, stds[steps])
             torch.testing.assert_close(again, torch.stack([d[row] for d in densities]), rtol=0, atol=1e-4)
 
@@ -201,9 +205,11 @@ def test_networks_of_sixteen_bits_predict_in_float32(name: str, dtype: torch.dty
     for model in (half, adapted, full):
         found = prediction(model)
         assert found.dtype == torch.float32
-        assert 1e-6 < float((found - expected).abs().max()) < (0.05 if dtype == torch.bfloat16 else 0.01) * float(
-            expected.abs().max()
-        )  # fmt: skip
+        assert (
+            1e-6
+            < float((found - expected).abs().max())
+            < (0.05 if dtype == torch.bfloat16 else 0.01) * float(expected.abs().max())
+        )
     assert torch.equal(prediction(half), prediction(adapted))
 
 
@@ -359,17 +365,35 @@ def edit(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-@pytest.mark.parametrize(("write", "file", "changes", "message"), [
-    (write_sd, "model_index.json", {"text_encoder": ["mycode", "Encoder"]}, r"text_encoder is \[mycode, Encoder\]"),
-    (write_sd, "model_index.json", {"vae": [None, None]}, "has no vae"),
-    (write_sd, "unet/config.json", {"sample_size": None}, "sample_size=None"),
-    (write_sd, "vae/config.json", {"scaling_factor": 0.5, "latent_channels": 3}, "vae"),
-    (write_sd3, "scheduler/scheduler_config.json", {"use_dynamic_shifting": True}, "use_dynamic_shifting=True"),
-    (write_sd3, "scheduler/scheduler_config.json", {"_class_name": "DDIMScheduler"}, "the scheduler is a DDIM"),
-    (write_sd, "scheduler/scheduler_config.json", {"prediction_type": "flow_prediction"}, "expected one of epsilon"),
-    (write_edm, "scheduler/scheduler_config.json", {"prediction_type": "v_prediction"}, "EDMEulerScheduler with eps"),
-    (write_edm, "scheduler/scheduler_config.json", {"_class_name": "DDIMScheduler"}, "DDIM.*; expected an EDMEuler"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("write", "file", "changes", "message"),
+    [
+        (write_sd, "model_index.json", {"text_encoder": ["mycode", "Encoder"]}, r"text_encoder is \[mycode, Encoder\]"),
+        (write_sd, "model_index.json", {"vae": [None, None]}, "has no vae"),
+        (write_sd, "unet/config.json", {"sample_size": None}, "sample_size=None"),
+        (write_sd, "vae/config.json", {"scaling_factor": 0.5, "latent_channels": 3}, "vae"),
+        (write_sd3, "scheduler/scheduler_config.json", {"use_dynamic_shifting": True}, "use_dynamic_shifting=True"),
+        (write_sd3, "scheduler/scheduler_config.json", {"_class_name": "DDIMScheduler"}, "the scheduler is a DDIM"),
+        (
+            write_sd,
+            "scheduler/scheduler_config.json",
+            {"prediction_type": "flow_prediction"},
+            "expected one of epsilon",
+        ),
+        (
+            write_edm,
+            "scheduler/scheduler_config.json",
+            {"prediction_type": "v_prediction"},
+            "EDMEulerScheduler with eps",
+        ),
+        (
+            write_edm,
+            "scheduler/scheduler_config.json",
+            {"_class_name": "DDIMScheduler"},
+            "DDIM.*; expected an EDMEuler",
+        ),
+    ],
+)
 def test_what_does_not_fit_is_named(
     write: Callable[[Path], Path], file: str, changes: dict[str, Any], message: str, tmp_path: Path
 ) -> None:

@@ -53,8 +53,9 @@ def test_a_true_flow_velocity_gives_back_x0_and_eps(sigma: float) -> None:
     torch.testing.assert_close(found.eps, eps, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize(("kind", "clip"), [*((kind, None) for kind in KINDS), ("epsilon", 0.5), ("v_prediction", 0.5),
-                                            ("sample", 0.05)])
+@pytest.mark.parametrize(
+    ("kind", "clip"), [*((kind, None) for kind in KINDS), ("epsilon", 0.5), ("v_prediction", 0.5), ("sample", 0.05)]
+)
 def test_a_step_is_diffusers_ddim(tmp_path: Path, kind: str, clip: float | None) -> None:
     """The same x0, clipped alike, and the same x_s: eps follows the clipped x0."""
     options = {} if clip is None else {"clip_sample": True, "clip_sample_range": clip}
@@ -150,8 +151,12 @@ def test_a_class_conditional_unet_has_classes_but_nothing_to_guide_by(tmp_path: 
 
 def test_conditions_that_do_not_fit_are_named(dit: DiffusionModel, unet: DiffusionModel) -> None:
     assert dit.encode([1, None])["class_labels"].tolist() == [1, 3] and unet.encode([None]) == {}
-    for model, condition, message in ((dit, 3, r"condition 3: .*0\.\.2"), (dit, "cat", "'cat'"), (dit, -1, "-1"),
-                                      (unet, 0, "unconditional")):
+    for model, condition, message in (
+        (dit, 3, r"condition 3: .*0\.\.2"),
+        (dit, "cat", "'cat'"),
+        (dit, -1, "-1"),
+        (unet, 0, "unconditional"),
+    ):
         with pytest.raises(ModelError, match=message):
             model.encode([condition])
     with pytest.raises(ModelError, match="nothing to guide by"):

@@ -53,13 +53,16 @@ def test_what_train_teacher_writes_can_be_loaded(tmp_path: Path) -> None:
     assert bool(x0.isfinite().all())
 
 
-@pytest.mark.parametrize(("make", "stops"), [
-    (lambda: DDPMScheduler(beta_schedule="squaredcos_cap_v2"), False),
-    (lambda: DDIMScheduler(trained_betas=[0.1, 0.2, 0.3], num_train_timesteps=3), False),
-    (lambda: DDIMScheduler(prediction_type="sample", rescale_betas_zero_snr=True, set_alpha_to_one=False), True),
-    (lambda: PNDMScheduler(beta_schedule="scaled_linear"), True),
-    (lambda: EulerDiscreteScheduler(beta_start=0.001, final_sigmas_type="sigma_min"), True),
-])
+@pytest.mark.parametrize(
+    ("make", "stops"),
+    [
+        (lambda: DDPMScheduler(beta_schedule="squaredcos_cap_v2"), False),
+        (lambda: DDIMScheduler(trained_betas=[0.1, 0.2, 0.3], num_train_timesteps=3), False),
+        (lambda: DDIMScheduler(prediction_type="sample", rescale_betas_zero_snr=True, set_alpha_to_one=False), True),
+        (lambda: PNDMScheduler(beta_schedule="scaled_linear"), True),
+        (lambda: EulerDiscreteScheduler(beta_start=0.001, final_sigmas_type="sigma_min"), True),
+    ],
+)
 def test_noise_processes_are_read_as_diffusers_reads_them(
     unet_folder: Path, tmp_path: Path, make: Callable[[], Any], stops: bool
 ) -> None:
@@ -74,21 +77,27 @@ def test_noise_processes_are_read_as_diffusers_reads_them(
 
 def test_clipping_follows_the_scheduler_class(unet_folder: Path, tmp_path: Path) -> None:
     """DDPM clips unless told otherwise; Euler's scheduler knows no clipping."""
-    for name, scheduler, clip in (("a", DDPMScheduler(), 1.0), ("b", EulerDiscreteScheduler(), None),
-                                  ("c", DDIMScheduler(clip_sample_range=2.0), 2.0)):
+    for name, scheduler, clip in (
+        ("a", DDPMScheduler(), 1.0),
+        ("b", EulerDiscreteScheduler(), None),
+        ("c", DDIMScheduler(clip_sample_range=2.0), 2.0),
+    ):
         folder = copied(unet_folder, tmp_path / name)
         scheduler.save_pretrained(folder / "scheduler")
         assert load_model(folder).clip == clip
 
 
-@pytest.mark.parametrize(("scheduler", "message"), [
-    ({"rescale_betas_zero_snr": True}, "zero terminal SNR"),
-    ({"trained_betas": [0.1, 0.2, 1.0], "num_train_timesteps": 3}, "zero terminal SNR"),
-    ({"prediction_type": "score"}, "prediction_type='score': expected one of epsilon, sample, v_prediction"),
-    ({"thresholding": True}, "thresholding=true"),
-    ({"_class_name": "Model"}, "_class_name='Model' is no scheduler"),
-    ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "no alphas_cumprod"),
-])
+@pytest.mark.parametrize(
+    ("scheduler", "message"),
+    [
+        ({"rescale_betas_zero_snr": True}, "zero terminal SNR"),
+        ({"trained_betas": [0.1, 0.2, 1.0], "num_train_timesteps": 3}, "zero terminal SNR"),
+        ({"prediction_type": "score"}, "prediction_type='score': expected one of epsilon, sample, v_prediction"),
+        ({"thresholding": True}, "thresholding=true"),
+        ({"_class_name": "Model"}, "_class_name='Model' is no scheduler"),
+        ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "no alphas_cumprod"),
+    ],
+)
 def test_schedulers_that_cannot_be_used_say_why(
     unet_folder: Path, tmp_path: Path, scheduler: dict[str, Any], message: str
 ) -> None:
@@ -108,21 +117,30 @@ def _weights(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[P
     return damage
 
 
-@pytest.mark.parametrize(("damage", "message"), [
-    (lambda f: (f / "model_index.json").unlink(), "is not a diffusers pipeline: it has no model_index.json"),
-    (lambda f: (f / "model_index.json").write_text("{"), "not valid JSON"),
-    (lambda f: edit(f / "model_index.json", _class_name=3), "expected a key _class_name"),
-    (lambda f: edit(f / "model_index.json", _class_name="FluxPipeline"),
-     "is a FluxPipeline; expected one of DDIMPipeline, DDPMPipeline, DiTPipeline"),
-    (lambda f: shutil.rmtree(f / "unet"), "no unet/config.json; expected a UNet2DModel"),
-    (lambda f: shutil.rmtree(f / "scheduler"), "no scheduler/scheduler_config.json"),
-    (lambda f: (f / "unet" / "diffusion_pytorch_model.safetensors").rename(f / "unet" / "diffusion_pytorch_model.bin"),
-     "from safetensors"),
-    (lambda f: (f / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"x" * 99), "from safetensors"),
-    (_weights(lambda w: w.pop("conv_in.weight")), r"missing_keys': \['conv_in.weight'\]"),
-    (_weights(lambda w: w.update({"lora_A": torch.zeros(1)})), r"unexpected_keys': \['lora_A'\]"),
-    (lambda f: edit(f / "unet" / "config.json", sample_size=None), "sample_size is null"),
-])
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: (f / "model_index.json").unlink(), "is not a diffusers pipeline: it has no model_index.json"),
+        (lambda f: (f / "model_index.json").write_text("{"), "not valid JSON"),
+        (lambda f: edit(f / "model_index.json", _class_name=3), "expected a key _class_name"),
+        (
+            lambda f: edit(f / "model_index.json", _class_name="FluxPipeline"),
+            "is a FluxPipeline; expected one of DDIMPipeline, DDPMPipeline, DiTPipeline",
+        ),
+        (lambda f: shutil.rmtree(f / "unet"), "no unet/config.json; expected a UNet2DModel"),
+        (lambda f: shutil.rmtree(f / "scheduler"), "no scheduler/scheduler_config.json"),
+        (
+            lambda f: (f / "unet" / "diffusion_pytorch_model.safetensors").rename(
+                f / "unet" / "diffusion_pytorch_model.bin"
+            ),
+            "from safetensors",
+        ),
+        (lambda f: (f / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"x" * 99), "from safetensors"),
+        (_weights(lambda w: w.pop("conv_in.weight")), r"missing_keys': \['conv_in.weight'\]"),
+        (_weights(lambda w: w.update({"lora_A": torch.zeros(1)})), r"unexpected_keys': \['lora_A'\]"),
+        (lambda f: edit(f / "unet" / "config.json", sample_size=None), "sample_size is null"),
+    ],
+)
 def test_folders_that_cannot_be_used_say_why(
     unet_folder: Path, tmp_path: Path, damage: Callable[[Path], object], message: str
 ) -> None:

@@ -31,9 +31,7 @@ def perturb(student: DiffusionModel) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("lora", [Lora(), LORA])
 @pytest.mark.parametrize("family", ["dit", "unet"])
-def test_the_student_starts_as_its_teacher_to_the_bit(
-    family: str, lora: Lora, request: pytest.FixtureRequest
-) -> None:
+def test_the_student_starts_as_its_teacher_to_the_bit(family: str, lora: Lora, request: pytest.FixtureRequest) -> None:
     teacher = request.getfixturevalue(family)
     state = torch.get_rng_state()
     student = make_student(teacher, lora)

@@ -32,10 +32,17 @@ EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 def folder(tmp_path: Path) -> Path:
     with torch.random.fork_rng(devices=[]):
         network = UNet2DModel(
-            sample_size=8, in_channels=1, out_channels=1, block_out_channels=(8, 8), norm_num_groups=4, dropout=0.1,
-            layers_per_block=1, time_embedding_type="fourier", down_block_types=("DownBlock2D",) * 2,
+            sample_size=8,
+            in_channels=1,
+            out_channels=1,
+            block_out_channels=(8, 8),
+            norm_num_groups=4,
+            dropout=0.1,
+            layers_per_block=1,
+            time_embedding_type="fourier",
+            down_block_types=("DownBlock2D",) * 2,
             up_block_types=("UpBlock2D",) * 2,
-        )  # fmt: skip
+        )
     randomise(network)
     ScoreSdeVePipeline(network, ScoreSdeVeScheduler(sigma_min=0.01, sigma_max=50.0)).save_pretrained(tmp_path / "m")
     return tmp_path / "m"
@@ -87,11 +94,23 @@ def test_another_process_finds_it_and_samples_what_was_exported(
 def test_a_run_takes_it_from_a_file(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copyfile(EXAMPLES / "own_family.py", tmp_path / "family.py")
     monkeypatch.chdir(tmp_path)
-    config = absolute(load("smoke", [
-        f"teacher.model={folder}", "teacher.family=family.py:load", "teacher.schedule=karras",
-        "student.schedule=karras", "conditions.kind=none", "run.root=runs", "rollout.groups=2",
-        "rollout.unit_groups=2", "learner.rounds=1", "teacher.steps=3",
-    ]))
+    config = absolute(
+        load(
+            "smoke",
+            [
+                f"teacher.model={folder}",
+                "teacher.family=family.py:load",
+                "teacher.schedule=karras",
+                "student.schedule=karras",
+                "conditions.kind=none",
+                "run.root=runs",
+                "rollout.groups=2",
+                "rollout.unit_groups=2",
+                "learner.rounds=1",
+                "teacher.steps=3",
+            ],
+        )
+    )
     assert config.teacher.family == f"{tmp_path / 'family.py'}:load"
     loop = PlainLoop(config)
     before = loop.checksum()
@@ -102,8 +121,13 @@ def test_a_run_takes_it_from_a_file(folder: Path, tmp_path: Path, monkeypatch: p
     model = load_teacher(config.teacher)
     assert model.family is not None and model.family.name == "family.py:load" and replaced(model) is None
     export_student(
-        model, schedules.build(model.process, 2, "karras"), tmp_path / "student", name="own", guidance=1.0,
-        teacher=folder, summary=None,
+        model,
+        schedules.build(model.process, 2, "karras"),
+        tmp_path / "student",
+        name="own",
+        guidance=1.0,
+        teacher=folder,
+        summary=None,
     )
     card = (tmp_path / "student" / "README.md").read_text()
     assert 'family="family.py:load")' in card and "the file family.py, which" in card and str(tmp_path) not in card
@@ -115,15 +139,22 @@ def test_a_run_takes_it_from_a_file(folder: Path, tmp_path: Path, monkeypatch: p
     assert first != fingerprint(load_teacher(config.teacher))
 
 
-@pytest.mark.parametrize(("name", "text", "message"), [
-    ("absent.py:load", "", "cannot import .*absent.py: FileNotFoundError"),
-    ("mine.py:laod", "def load(folder, dtype):\n    pass\n", ".*mine.py has no function 'laod'"),
-    ("mine.py:load", "def load(folder, dtype):\n    return 3\n", "returned int; expected a DiffusionModel of"),
-    ("mine.py:load", "def load(folder, dtype):\n    return 1 / 0\n", r"failed on .*ZeroDivisionError.*\n.*, in load"),
-    ("mine.py:load", "import torch\ntorch.set_default_dtype(torch.float64)\nload = print\n", "it changed torch"),
-    ("mine.py:load", "import sys\nsys.exit()\n", "cannot import .*mine.py: SystemExit"),
-    ("mine.py", "", "expected package.module:function or path/to/file.py:function"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("absent.py:load", "", "cannot import .*absent.py: FileNotFoundError"),
+        ("mine.py:laod", "def load(folder, dtype):\n    pass\n", ".*mine.py has no function 'laod'"),
+        ("mine.py:load", "def load(folder, dtype):\n    return 3\n", "returned int; expected a DiffusionModel of"),
+        (
+            "mine.py:load",
+            "def load(folder, dtype):\n    return 1 / 0\n",
+            r"failed on .*ZeroDivisionError.*\n.*, in load",
+        ),
+        ("mine.py:load", "import torch\ntorch.set_default_dtype(torch.float64)\nload = print\n", "it changed torch"),
+        ("mine.py:load", "import sys\nsys.exit()\n", "cannot import .*mine.py: SystemExit"),
+        ("mine.py", "", "expected package.module:function or path/to/file.py:function"),
+    ],
+)
 def test_what_is_wrong_with_a_file_is_said(folder: Path, tmp_path: Path, name: str, text: str, message: str) -> None:
     (tmp_path / "mine.py").write_text(text)
     with pytest.raises(ModelError, match=rf"teacher.family={tmp_path / name}(:|) ?{message}"):

@@ -54,9 +54,12 @@ def test_sixteen_bits_predict_a_round_once_more_where_it_makes_several_steps() -
     half = [*base, "networks.precision=bfloat16"]
     states = 3 * 6 * (4 * 2 - 3)  # rounds of 6 groups of 4, 2 steps, of which siblings share the first
     for overrides, calls in (
-        (half, 2.9), ([*base, "learner.minibatch=5"], 2.9), ([*half, "learner.minibatch=5"], 3.9),
-        ([*half, "pipeline.staleness=1"], 3.9), ([*half, "learner.inner_epochs=2"], 2 * 2.9 + 1),
-    ):  # fmt: skip
+        (half, 2.9),
+        ([*base, "learner.minibatch=5"], 2.9),
+        ([*half, "learner.minibatch=5"], 3.9),
+        ([*half, "pipeline.staleness=1"], 3.9),
+        ([*half, "learner.inner_epochs=2"], 2 * 2.9 + 1),
+    ):
         found = estimate(load("smoke", overrides), CLASSES)
         assert found.seconds["policy gradient, update"] / found.forward_ms * 1e3 == pytest.approx(int(states * calls))
 

@@ -14,10 +14,20 @@ from redif_ray.types import WorkUnit
 
 def config(*overrides: str) -> Config:
     """Two warm rounds of 10 groups, then five rounds of 6 groups with 4 siblings, in work units of 2 groups."""
-    found: Config = load(None, [
-        "warm_start.rounds=2", "warm_start.groups=10", "learner.rounds=5", "rollout.groups=6", "rollout.siblings=4",
-        "rollout.unit_groups=2", "draft.groups=7", "evaluation.batch=5", *overrides,
-    ])  # fmt: skip
+    found: Config = load(
+        None,
+        [
+            "warm_start.rounds=2",
+            "warm_start.groups=10",
+            "learner.rounds=5",
+            "rollout.groups=6",
+            "rollout.siblings=4",
+            "rollout.unit_groups=2",
+            "draft.groups=7",
+            "evaluation.batch=5",
+            *overrides,
+        ],
+    )
     return found
 
 
@@ -71,9 +81,7 @@ def test_the_order_of_a_pool_depends_on_the_seed() -> None:
         ("sfd", 1, "warm_start", [8, 2], 1),
     ],
 )
-def test_units_have_one_size_but_the_last(
-    method: str, round: int, phase: str, sizes: list[int], siblings: int
-) -> None:
+def test_units_have_one_size_but_the_last(method: str, round: int, phase: str, sizes: list[int], siblings: int) -> None:
     units = plan(f"method={method}").units(round)
     assert [len(s.groups) for s in units] == [len(s.conditions) for s in units] == sizes
     assert [s.index for s in units] == list(range(len(sizes)))
@@ -104,6 +112,7 @@ def test_deployed_sets_do_not_depend_on_the_pool_or_the_seed() -> None:
 
 def test_a_round_is_a_function_of_the_configuration_alone() -> None:
     """Asked in any order, any number of times, by another object: the same work units."""
+
     def all_rounds(order: list[int]) -> dict[int, list[WorkUnit]]:
         found = plan("conditions.pool=16")
         return {r: found.units(r) for r in order}

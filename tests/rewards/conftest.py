@@ -33,7 +33,10 @@ def pair() -> Callable[..., RewardInputs]:
 @pytest.fixture
 def build() -> Callable[..., Rewards]:
     def make(
-        *names: str, terms: dict[str, Any] | None = None, shape: tuple[int, ...] = (2, 12, 13), num_classes: int = 4,
+        *names: str,
+        terms: dict[str, Any] | None = None,
+        shape: tuple[int, ...] = (2, 12, 13),
+        num_classes: int = 4,
         captions: bool = False,
     ) -> Rewards:
         config = {name: Term() for name in names} | {k: Term(options=v) for k, v in (terms or {}).items()}

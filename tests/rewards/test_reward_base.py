@@ -34,18 +34,21 @@ def test_terms_come_back_by_label_in_the_order_of_the_configuration(pair, build)
 
 
 @pytest.mark.parametrize("role", ["student", "teacher"])
-@pytest.mark.parametrize(("spoil", "message"), [
-    (lambda x: 2 * x - 1, r"span \[-0\.99.*expected \[0, 1\].*\(x \+ 1\) / 2"),
-    (lambda x: x * 255, "expected \\[0, 1\\]"),
-    (lambda x: x.index_fill(0, torch.tensor([1]), float("nan")), "span \\[nan, nan\\]"),
-    (lambda x: x - x.min() - 2e-6, "span \\[-2e-06"),
-    (lambda x: x - x.max() + 1 + 1e-4, r"1\.0001\]; expected \[0, 1\]"),
-    (lambda x: x[:, :1], r"shape \[3, 1, 12, 13\]; expected \[3, 2, 12, 13\]"),
-    (lambda x: x[:2], r"shape \[2, 2, 12, 13\]; expected \[3,"),
-    (lambda x: x[0], "shape"),
-    (lambda x: (x * 255).to(torch.uint8), "torch.uint8; expected float32"),
-    (lambda x: x.half(), "torch.float16; expected float32"),
-])
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda x: 2 * x - 1, r"span \[-0\.99.*expected \[0, 1\].*\(x \+ 1\) / 2"),
+        (lambda x: x * 255, "expected \\[0, 1\\]"),
+        (lambda x: x.index_fill(0, torch.tensor([1]), float("nan")), "span \\[nan, nan\\]"),
+        (lambda x: x - x.min() - 2e-6, "span \\[-2e-06"),
+        (lambda x: x - x.max() + 1 + 1e-4, r"1\.0001\]; expected \[0, 1\]"),
+        (lambda x: x[:, :1], r"shape \[3, 1, 12, 13\]; expected \[3, 2, 12, 13\]"),
+        (lambda x: x[:2], r"shape \[2, 2, 12, 13\]; expected \[3,"),
+        (lambda x: x[0], "shape"),
+        (lambda x: (x * 255).to(torch.uint8), "torch.uint8; expected float32"),
+        (lambda x: x.half(), "torch.float16; expected float32"),
+    ],
+)
 def test_images_that_no_term_may_see(role, spoil, message, pair, build):
     inputs = pair()
     with pytest.raises(RewardError, match=f"{role} images.*{message}"):
@@ -65,15 +68,18 @@ def test_no_images_at_all(build):
         build("mse")(RewardInputs(empty, empty, []))
 
 
-@pytest.mark.parametrize(("value", "message"), [
-    (torch.tensor([0.5, float("nan"), 1.0]), "'score' is nan at row 1"),
-    (torch.tensor([0.5, 1.0, -float("inf")]), "'score' is -inf at row 2"),
-    (torch.ones(3, 1), r"'score' returned shape \[3, 1\]; expected \[3\]"),
-    (torch.tensor(1.0), r"'score' returned shape \[\]; expected \[3\]"),
-    (torch.ones(3, dtype=torch.int64), "'score' returned torch.int64; expected a float tensor"),
-    ([1.0, 1.0, 1.0], "'score' returned list; expected a float tensor"),
-    (None, "'score' returned NoneType"),
-])
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (torch.tensor([0.5, float("nan"), 1.0]), "'score' is nan at row 1"),
+        (torch.tensor([0.5, 1.0, -float("inf")]), "'score' is -inf at row 2"),
+        (torch.ones(3, 1), r"'score' returned shape \[3, 1\]; expected \[3\]"),
+        (torch.tensor(1.0), r"'score' returned shape \[\]; expected \[3\]"),
+        (torch.ones(3, dtype=torch.int64), "'score' returned torch.int64; expected a float tensor"),
+        ([1.0, 1.0, 1.0], "'score' returned list; expected a float tensor"),
+        (None, "'score' returned NoneType"),
+    ],
+)
 def test_values_that_are_no_reward(value, message, pair):
     with pytest.raises(RewardError, match=message):
         Rewards({"score": Constant(value)}, SETTING)(pair())
@@ -146,8 +152,21 @@ def test_an_arm_without_gradients_names_every_term_that_has_none(build):
 def test_names_in_the_table_are_the_terms_own():
     assert all(term.name == name for name, term in TERMS.items())
     assert set(TERMS) == {
-        "mse", "psnr", "ssim", "gradient_mse", "blurred_mse", "feature_cosine", "classifier", "histogram_kl",
-        "jpeg_compressibility", "clip", "text_image", "dino", "perception", "lpips", "aesthetic",
+        "mse",
+        "psnr",
+        "ssim",
+        "gradient_mse",
+        "blurred_mse",
+        "feature_cosine",
+        "classifier",
+        "histogram_kl",
+        "jpeg_compressibility",
+        "clip",
+        "text_image",
+        "dino",
+        "perception",
+        "lpips",
+        "aesthetic",
         "discriminator",
     }
 
@@ -157,18 +176,21 @@ def test_an_unknown_name_lists_the_known_ones_and_the_nearest(build):
         build("gradient_mes")
 
 
-@pytest.mark.parametrize(("name", "options", "message"), [
-    ("mse", {"sigma": 2}, "mse has no option 'sigma'; expected: none"),
-    ("mse", {"callable": "math:sin"}, "mse has no option 'callable'"),
-    ("mse", {"setting": 1}, "mse has no option 'setting'"),
-    ("blurred_mse", {"sigme": 2.0}, "no option 'sigme' \\(did you mean 'sigma'\\?\\); expected: sigma"),
-    ("blurred_mse", {"sigma": 0.0}, "blurred_mse.options.sigma=0.0: .*greater than 0"),
-    ("blurred_mse", {"sigma": "wide"}, "blurred_mse.options.sigma='wide': .*number"),
-    ("discriminator", {"width": 0}, "discriminator.options.width=0: .*greater than 0"),
-    ("discriminator", {"loss": "hinge"}, "no option 'loss'; expected: lr, steps, width, r1, conditional"),
-    ("feature_cosine", {"pooled": "maybe"}, "feature_cosine.options.pooled='maybe'"),
-    ("feature_cosine", {"encoder": "dino"}, "encoder 'dino'; expected one of: classifier-a, efficientnet-lite0"),
-])
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("mse", {"sigma": 2}, "mse has no option 'sigma'; expected: none"),
+        ("mse", {"callable": "math:sin"}, "mse has no option 'callable'"),
+        ("mse", {"setting": 1}, "mse has no option 'setting'"),
+        ("blurred_mse", {"sigme": 2.0}, "no option 'sigme' \\(did you mean 'sigma'\\?\\); expected: sigma"),
+        ("blurred_mse", {"sigma": 0.0}, "blurred_mse.options.sigma=0.0: .*greater than 0"),
+        ("blurred_mse", {"sigma": "wide"}, "blurred_mse.options.sigma='wide': .*number"),
+        ("discriminator", {"width": 0}, "discriminator.options.width=0: .*greater than 0"),
+        ("discriminator", {"loss": "hinge"}, "no option 'loss'; expected: lr, steps, width, r1, conditional"),
+        ("feature_cosine", {"pooled": "maybe"}, "feature_cosine.options.pooled='maybe'"),
+        ("feature_cosine", {"encoder": "dino"}, "encoder 'dino'; expected one of: classifier-a, efficientnet-lite0"),
+    ],
+)
 def test_options_that_do_not_exist_or_do_not_fit(name, options, message, build):
     with pytest.raises(RewardError, match=message):
         build(terms={name: options})

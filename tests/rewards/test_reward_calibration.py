@@ -36,8 +36,12 @@ def test_images_in_the_upper_half_of_the_range_are_refused():
 
 
 def test_table_names_every_number():
-    text = table({"mse": {"self": 0.0, "other_seed": -0.25, "init": -0.125, "spread": 0.5},
-                  "histogram_kl": {"self": 0.0, "other_seed": -3.5, "init": -1.0, "spread": 2.0}})
+    text = table(
+        {
+            "mse": {"self": 0.0, "other_seed": -0.25, "init": -0.125, "spread": 0.5},
+            "histogram_kl": {"self": 0.0, "other_seed": -3.5, "init": -1.0, "spread": 2.0},
+        }
+    )
     head, first, second = text.splitlines()
     assert head.split() == ["term", "self", "other", "seed", "init", "to", "gain", "spread"]
     assert first.split() == ["mse", "0", "-0.25", "-0.125", "0.125", "0.5"]

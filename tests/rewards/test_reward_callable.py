@@ -83,15 +83,18 @@ def test_a_file_that_fails_is_named_with_its_line(tmp_path, build):
         build(terms={"mine": {"callable": f"{tmp_path / 'mine.py'}:score"}})
 
 
-@pytest.mark.parametrize(("target", "message"), [
-    ("no_such_package.mod:score", "cannot import no_such_package.mod: ModuleNotFoundError"),
-    ("no/such/file.py:score", "cannot import no/such/file.py: FileNotFoundError"),
-    ("math:no_such", "math has no function 'no_such'"),
-    ("math:pi", "math has no function 'pi'"),
-    ("math", "expected package.module:function or path/to/file.py:function"),
-    (":score", "expected package.module:function"),
-    ("math:", "expected package.module:function"),
-])
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("no_such_package.mod:score", "cannot import no_such_package.mod: ModuleNotFoundError"),
+        ("no/such/file.py:score", "cannot import no/such/file.py: FileNotFoundError"),
+        ("math:no_such", "math has no function 'no_such'"),
+        ("math:pi", "math has no function 'pi'"),
+        ("math", "expected package.module:function or path/to/file.py:function"),
+        (":score", "expected package.module:function"),
+        ("math:", "expected package.module:function"),
+    ],
+)
 def test_functions_that_cannot_be_had(target, message, build):
     with pytest.raises(RewardError, match=f"reward.terms.mine: callable '{target}': {message}"):
         build(terms={"mine": {"callable": target}})

@@ -17,9 +17,9 @@ B = np.array([0.0, 4.0, 2.0, 2.0, 1.0, 1.0])  # centred -2, 2, 0, 0, 0, 0: std s
 def test_std_is_that_of_the_values_around_their_own_groups_mean():
     assert centred_std(torch.tensor(A), 2) == pytest.approx(1.0)
     assert centred_std(torch.tensor(B), 2) == pytest.approx(np.sqrt(8 / 6))
-    assert centred_std(torch.tensor(A), 3) == pytest.approx(np.sqrt(np.mean(
-        np.concatenate([A[:3] - A[:3].mean(), A[3:] - A[3:].mean()]) ** 2
-    )))
+    assert centred_std(torch.tensor(A), 3) == pytest.approx(
+        np.sqrt(np.mean(np.concatenate([A[:3] - A[:3].mean(), A[3:] - A[3:].mean()]) ** 2))
+    )
 
 
 def test_terms_are_divided_weighted_and_summed():

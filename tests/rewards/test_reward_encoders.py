@@ -37,8 +37,10 @@ def test_feature_cosine_by_hand(pooled, pair, build, classifier_folder):
     if pooled:
         expected = [cosine(a.mean((1, 2)), b.mean((1, 2))) for a, b in zip(x, y, strict=True)]
     else:
-        expected = [np.mean([cosine(a[:, i, j], b[:, i, j]) for i in range(2) for j in range(2)])
-                    for a, b in zip(x, y, strict=True)]
+        expected = [
+            np.mean([cosine(a[:, i, j], b[:, i, j]) for i in range(2) for j in range(2)])
+            for a, b in zip(x, y, strict=True)
+        ]
     np.testing.assert_allclose(rewards(inputs)["feature_cosine"], expected, rtol=1e-5)
 
 
@@ -150,10 +152,13 @@ def test_efficientnet_that_is_not_installed_says_how_to_install_it(build, monkey
         build(terms={"feature_cosine": {"encoder": "efficientnet-lite0"}}, shape=(1, 28, 28))
 
 
-@pytest.mark.parametrize(("options", "shape", "message"), [
-    ({"path": "some/folder"}, (1, 28, 28), "takes no path"),
-    ({}, (2, 28, 28), "takes 1 or 3 channels"),
-])
+@pytest.mark.parametrize(
+    ("options", "shape", "message"),
+    [
+        ({"path": "some/folder"}, (1, 28, 28), "takes no path"),
+        ({}, (2, 28, 28), "takes 1 or 3 channels"),
+    ],
+)
 def test_efficientnet_options(options, shape, message, build):
     with pytest.raises(RewardError, match=message):
         build(terms={"feature_cosine": {"encoder": "efficientnet-lite0", **options}}, shape=shape)

@@ -152,18 +152,21 @@ def test_a_service_that_comes_back_costs_a_pause_only(status: int, server: Serve
     assert time.monotonic() - started < 5
 
 
-@pytest.mark.parametrize(("status", "body", "message", "attempts"), [
-    (500, b"broken inside", "answers 500 .*broken inside", 3),
-    (404, b"no such page", "answers 404 .*no such page", 1),
-    (302, b"elsewhere", "answers 302", 1),
-    (200, b"<html>", r"answers '<html>'.*expected JSON .*3 numbers", 1),
-    (200, b'{"scores": [1, 2, 3]}', "expected JSON", 1),
-    (200, b'{"rewards": [1, true, 3]}', "not a list of numbers", 1),
-    (200, b'{"rewards": [1, "2", 3]}', "not a list of numbers", 1),
-    (200, b'{"rewards": [1, 2]}', "answers 2 rewards for 3 images", 1),
-    (200, b'{"rewards": [1, NaN, 3]}', "'mine' is nan at row 1", 1),
-    (200, b'{"rewards": [1, 2, 3], "more": "' + b"x" * 10**6 + b'"}', "answers more than 4288 bytes", 1),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("status", "body", "message", "attempts"),
+    [
+        (500, b"broken inside", "answers 500 .*broken inside", 3),
+        (404, b"no such page", "answers 404 .*no such page", 1),
+        (302, b"elsewhere", "answers 302", 1),
+        (200, b"<html>", r"answers '<html>'.*expected JSON .*3 numbers", 1),
+        (200, b'{"scores": [1, 2, 3]}', "expected JSON", 1),
+        (200, b'{"rewards": [1, true, 3]}', "not a list of numbers", 1),
+        (200, b'{"rewards": [1, "2", 3]}', "not a list of numbers", 1),
+        (200, b'{"rewards": [1, 2]}', "answers 2 rewards for 3 images", 1),
+        (200, b'{"rewards": [1, NaN, 3]}', "'mine' is nan at row 1", 1),
+        (200, b'{"rewards": [1, 2, 3], "more": "' + b"x" * 10**6 + b'"}', "answers more than 4288 bytes", 1),
+    ],
+)
 def test_answers_that_are_no_rewards_are_named(
     status: int, body: bytes, message: str, attempts: int, server: Server, pair: Any, build: Any
 ) -> None:
@@ -188,17 +191,20 @@ def test_a_service_that_is_away_or_slow_stops_the_run(
     assert build(terms={"mine": slow | {"timeout": 5.0}})(pair())["mine"].tolist() == [0.5] * 3
 
 
-@pytest.mark.parametrize(("options", "message"), [
-    ({"url": "ftp://here/score"}, "expected http://"),
-    ({"url": "localhost:80"}, "expected http://"),
-    ({"url": "http://me:hush@here/score"}, "url holds a password; .*header_env"),
-    ({"url": "https://hush@here/score"}, "url holds a user or token; .*header_env"),
-    ({"url": "https://here/score?api_key=hush"}, r"url holds \?api_key=; .*header_env"),
-    ({"url": "http://here", "format": "pickle"}, "format"),
-    ({"url": "http://here", "batch": 0}, "batch"),
-    ({"url": "http://here", "format": "png"}, "a PNG has 1 or 3 channels"),  # images of two channels
-    ({"url": "http://here", "verify": False}, "no option 'verify'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"url": "ftp://here/score"}, "expected http://"),
+        ({"url": "localhost:80"}, "expected http://"),
+        ({"url": "http://me:hush@here/score"}, "url holds a password; .*header_env"),
+        ({"url": "https://hush@here/score"}, "url holds a user or token; .*header_env"),
+        ({"url": "https://here/score?api_key=hush"}, r"url holds \?api_key=; .*header_env"),
+        ({"url": "http://here", "format": "pickle"}, "format"),
+        ({"url": "http://here", "batch": 0}, "batch"),
+        ({"url": "http://here", "format": "png"}, "a PNG has 1 or 3 channels"),  # images of two channels
+        ({"url": "http://here", "verify": False}, "no option 'verify'"),
+    ],
+)
 def test_options_that_cannot_be_are_named(options: dict[str, Any], message: str, build: Any) -> None:
     with pytest.raises(RewardError, match=message) as error:
         build(terms={"mine": {"format": "npy"} | options})

@@ -124,4 +124,3 @@ def test_a_run_does_not_start_with_a_file_that_exits(tmp_path):
     with pytest.raises(RewardError, match=r"reward.terms.mine: .*SystemExit"):
         distill(config)
     assert not (tmp_path / "runs" / "smoke").exists()
-

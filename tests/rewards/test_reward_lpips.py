@@ -64,8 +64,13 @@ class Package(nn.Module):
 
 @pytest.fixture
 def weights(tmp_path: Path) -> dict[str, Tensor]:
-    shapes = {"features.0.weight": (4, 3, 5, 5), "features.0.bias": (4,), "features.3.weight": (6, 4, 3, 3),
-              "features.3.bias": (6,), "classifier.1.weight": (2, 2)}
+    shapes = {
+        "features.0.weight": (4, 3, 5, 5),
+        "features.0.bias": (4,),
+        "features.3.weight": (6, 4, 3, 3),
+        "features.3.bias": (6,),
+        "classifier.1.weight": (2, 2),
+    }
     found = {name: 0.3 * normal(*shape, seed=70 + i) for i, (name, shape) in enumerate(shapes.items())}
     save_file(found, tmp_path / "backbone.safetensors")
     return found
@@ -113,8 +118,10 @@ def test_lpips_by_hand(batch, term, weights, pair):
 
 def test_small_and_grey_images(term, weights, pair):
     grey = pair(shape=(2, 1, 16, 20), dtype=torch.float32)
-    large = [nn.functional.interpolate(x, (64, 80), mode="bilinear").expand(-1, 3, -1, -1)
-             for x in (grey.student, grey.teacher)]
+    large = [
+        nn.functional.interpolate(x, (64, 80), mode="bilinear").expand(-1, 3, -1, -1)
+        for x in (grey.student, grey.teacher)
+    ]
     np.testing.assert_allclose(term((1, 16, 20))(grey)["lpips"], -by_hand(weights, *large), rtol=1e-4)
 
 
@@ -180,8 +187,11 @@ def test_without_the_package(build):
 def test_lpips_is_the_packages_own(net, pair, build, tmp_path):
     import torchvision
 
-    made = {"alex": torchvision.models.alexnet, "vgg": torchvision.models.vgg16,
-            "squeeze": torchvision.models.squeezenet1_1}[net]()
+    made = {
+        "alex": torchvision.models.alexnet,
+        "vgg": torchvision.models.vgg16,
+        "squeeze": torchvision.models.squeezenet1_1,
+    }[net]()
     save_file(made.state_dict(), tmp_path / "backbone.safetensors")
     options = {"net": net, "weights": str(tmp_path / "backbone.safetensors")}
     rewards, inputs = build(terms={"lpips": options}, shape=(3, 64, 64)), pair((2, 3, 64, 64), torch.float32)

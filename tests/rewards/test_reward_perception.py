@@ -21,9 +21,13 @@ from redif_ray.rewards.base import RewardError
 
 installed = importlib.util.find_spec("timm") is not None
 CONFIG = {
-    "architecture": "vit_pe_core_tiny", "input_size": (3, 6, 6), "interpolation": "bicubic", "mean": [0.5, 0.4, 0.3],
-    "std": [0.5, 0.6, 0.7], "crop_pct": 1.0,
-}  # fmt: skip
+    "architecture": "vit_pe_core_tiny",
+    "input_size": (3, 6, 6),
+    "interpolation": "bicubic",
+    "mean": [0.5, 0.4, 0.3],
+    "std": [0.5, 0.6, 0.7],
+    "crop_pct": 1.0,
+}
 
 
 class Network(nn.Module):
@@ -78,8 +82,11 @@ def test_where_timm_is_told_to_look(timm, build, tmp_path):
     (tmp_path / "model.safetensors").touch()
     for model in (None, "timm/vit_pe_core_base_patch16_224.fb", str(tmp_path)):
         build(terms={"perception": {"model": model} if model else {}}, shape=(3, 8, 8))
-    assert timm.asked == ["vit_pe_core_large_patch14_336.fb", "hf-hub:timm/vit_pe_core_base_patch16_224.fb",
-                          f"local-dir:{tmp_path.resolve()}"]
+    assert timm.asked == [
+        "vit_pe_core_large_patch14_336.fb",
+        "hf-hub:timm/vit_pe_core_base_patch16_224.fb",
+        f"local-dir:{tmp_path.resolve()}",
+    ]
 
 
 def test_models_that_are_not_to_be_had(timm, build, tmp_path, monkeypatch):

@@ -21,13 +21,23 @@ OTHER = Preparation(resize=1, crop=(1, 1), mode="bilinear", mean=(0.1, 0.2, 0.3)
 
 
 @pytest.mark.parametrize("shape", [(3, 16, 16), (3, 40, 40), (3, 21, 34), (3, 45, 29), (3, 9, 7)])
-@pytest.mark.parametrize(("processor", "options"), [
-    (CLIPImageProcessorPil, {"size": {"shortest_edge": 16}, "crop_size": 16}),
-    (BitImageProcessorPil, {"size": {"shortest_edge": 19}, "crop_size": {"height": 14, "width": 12},
-                            "image_mean": IMAGENET_MEAN, "image_std": IMAGENET_STD}),
-    (CLIPImageProcessorPil, {"size": {"height": 18, "width": 15}, "do_center_crop": False, "resample": 2}),
-    (CLIPImageProcessorPil, {"do_resize": False, "crop_size": 7, "do_normalize": False}),
-])
+@pytest.mark.parametrize(
+    ("processor", "options"),
+    [
+        (CLIPImageProcessorPil, {"size": {"shortest_edge": 16}, "crop_size": 16}),
+        (
+            BitImageProcessorPil,
+            {
+                "size": {"shortest_edge": 19},
+                "crop_size": {"height": 14, "width": 12},
+                "image_mean": IMAGENET_MEAN,
+                "image_std": IMAGENET_STD,
+            },
+        ),
+        (CLIPImageProcessorPil, {"size": {"height": 18, "width": 15}, "do_center_crop": False, "resample": 2}),
+        (CLIPImageProcessorPil, {"do_resize": False, "crop_size": 7, "do_normalize": False}),
+    ],
+)
 def test_prepared_images_are_those_of_transformers(processor, options, shape, pair, tmp_path):
     """Up to PIL's rounding to 8 bits, after each of its two passes: one and a half grey levels. Pixels stay away from
     black and white, where PIL also clamps after its first pass.
@@ -84,20 +94,32 @@ def test_keys_that_are_absent_are_the_encoders_own():
     )
 
 
-@pytest.mark.parametrize("spoil", [
-    {"resample": 1}, {"size": {"longest_edge": 8}}, {"size": {"shortest_edge": 8, "longest_edge": 9}}, {"size": "8"},
-    {"crop_size": {"height": 8}}, {"image_mean": [0.5]}, {"image_std": 0.5}, {"rescale_factor": 1 / 127.5},
-    {"do_rescale": False},
-])
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        {"resample": 1},
+        {"size": {"longest_edge": 8}},
+        {"size": {"shortest_edge": 8, "longest_edge": 9}},
+        {"size": "8"},
+        {"crop_size": {"height": 8}},
+        {"image_mean": [0.5]},
+        {"image_std": 0.5},
+        {"rescale_factor": 1 / 127.5},
+        {"do_rescale": False},
+    ],
+)
 def test_processors_that_do_something_else(spoil):
     with pytest.raises(RewardError, match=r"^f: .*expected size \(shortest_edge.*rescale_factor 1/255"):
         read_preparation(spoil, OTHER, "f")
 
 
-@pytest.mark.parametrize(("shape", "message"), [
-    ((2, 8, 8), r"\(2, 8, 8\); the encoder takes 1 or 3 channels"),
-    ((3, 8, 8), r"crop_size \(9, 4\) is larger than the resized image \(8, 8\)"),
-])
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((2, 8, 8), r"\(2, 8, 8\); the encoder takes 1 or 3 channels"),
+        ((3, 8, 8), r"crop_size \(9, 4\) is larger than the resized image \(8, 8\)"),
+    ],
+)
 def test_images_that_cannot_be_prepared(shape, message):
     with pytest.raises(RewardError, match=message):
         Preparation(resize=None, crop=(9, 4)).check(shape)

@@ -199,9 +199,11 @@ def every(build, clip_folder, head_file, tmp_path) -> Callable[..., Any]:
     folder = save(DINO["dinov2_with_registers"], tmp_path / "dino", 0.4)
     BitImageProcessorPil(size={"shortest_edge": 16}, crop_size=16).save_pretrained(folder)
     terms: dict[str, dict[str, Any]] = {
-        "clip": {"model": str(clip_folder)}, "text_image": {"model": f"{clip_folder}/"},
-        "aesthetic": {"model": str(clip_folder), "head": head_file}, "dino": {"model": str(folder)},
-    }  # fmt: skip
+        "clip": {"model": str(clip_folder)},
+        "text_image": {"model": f"{clip_folder}/"},
+        "aesthetic": {"model": str(clip_folder), "head": head_file},
+        "dino": {"model": str(folder)},
+    }
 
     def make(*names: str, shape: tuple[int, ...] = SHAPE, **options: Any) -> Any:
         return build(terms={n: terms[n] | options for n in names or terms}, shape=shape, captions=True)
@@ -289,12 +291,15 @@ def test_grey_images_are_repeated(inputs, every):
         every("clip", shape=(2, 16, 16))
 
 
-@pytest.mark.parametrize(("without", "message"), [
-    ("config.json", "cannot be loaded \\(config.json; the folder\\)"),
-    ("model.safetensors", "CLIPVisionModelWithProjection from safetensors; the folder\\): .*safetensors"),
-    ("preprocessor_config.json", "has no preprocessor_config.json, which says the size"),
-    ("tokenizer.json", "the tokeniser knows 2 tokens, the network 190; copy its tokenizer.json"),
-])
+@pytest.mark.parametrize(
+    ("without", "message"),
+    [
+        ("config.json", "cannot be loaded \\(config.json; the folder\\)"),
+        ("model.safetensors", "CLIPVisionModelWithProjection from safetensors; the folder\\): .*safetensors"),
+        ("preprocessor_config.json", "has no preprocessor_config.json, which says the size"),
+        ("tokenizer.json", "the tokeniser knows 2 tokens, the network 190; copy its tokenizer.json"),
+    ],
+)
 def test_folders_that_lack_a_part(without, message, build, clip_folder, tmp_path):
     folder = Path(shutil.copytree(clip_folder, tmp_path / "clip"))
     (folder / without).unlink()
@@ -330,13 +335,16 @@ def test_a_hub_that_is_away(build, monkeypatch):
         build(terms={"clip": {"model": "nobody/no-such-clip"}}, shape=SHAPE)
 
 
-@pytest.mark.parametrize(("tensors", "message"), [
-    ({"weight": (1, 5), "bias": (1,)}, "takes 5 numbers, model=.* gives 12; set option `model`"),
-    ({"weight": (1, EMBEDDING)}, "expected weight .* and bias"),
-    ({"weight": (2, EMBEDDING), "bias": (2,)}, "end in one number"),
-    ({"0.weight": (3, EMBEDDING), "0.bias": (3,), "1.weight": (1, 4), "1.bias": (1,)}, "that follow each other"),
-    ({}, "expected weight"),
-])
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({"weight": (1, 5), "bias": (1,)}, "takes 5 numbers, model=.* gives 12; set option `model`"),
+        ({"weight": (1, EMBEDDING)}, "expected weight .* and bias"),
+        ({"weight": (2, EMBEDDING), "bias": (2,)}, "end in one number"),
+        ({"0.weight": (3, EMBEDDING), "0.bias": (3,), "1.weight": (1, 4), "1.bias": (1,)}, "that follow each other"),
+        ({}, "expected weight"),
+    ],
+)
 def test_heads_that_do_not_fit(tensors, message, build, clip_folder, tmp_path):
     head = tmp_path / "head.safetensors"
     save_file({name: torch.zeros(shape) for name, shape in tensors.items()}, head)
@@ -344,12 +352,15 @@ def test_heads_that_do_not_fit(tensors, message, build, clip_folder, tmp_path):
         build(terms={"aesthetic": {"model": str(clip_folder), "head": str(head)}}, shape=SHAPE)
 
 
-@pytest.mark.parametrize(("name", "content", "message"), [
-    ("head.pth", b"", "expected a .safetensors file, .*convert it: python -c .*weights_only=True.*save_file"),
-    ("head.bin", b"", "expected a .safetensors file"),
-    ("head.safetensors", None, "no such file"),
-    ("head.safetensors", b"junk", "is not a whole safetensors file"),
-])
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("head.pth", b"", "expected a .safetensors file, .*convert it: python -c .*weights_only=True.*save_file"),
+        ("head.bin", b"", "expected a .safetensors file"),
+        ("head.safetensors", None, "no such file"),
+        ("head.safetensors", b"junk", "is not a whole safetensors file"),
+    ],
+)
 def test_files_that_are_no_safetensors(name, content, message, build, tmp_path):
     if content is not None:
         (tmp_path / name).write_bytes(content)

@@ -46,9 +46,9 @@ def test_the_others_declare_that_they_have_none(name, pair, build):
 def test_a_row_is_scored_by_itself_and_keeps_its_dtype(name, dtype, pair, build):
     rewards, inputs = build(name, shape=(3, 12, 13)), pair(shape=(3, 3, 12, 13), dtype=dtype)
     together = rewards(inputs)[name]
-    alone = torch.cat([
-        rewards(RewardInputs(inputs.student[i : i + 1], inputs.teacher[i : i + 1], [None]))[name] for i in range(3)
-    ])
+    alone = torch.cat(
+        [rewards(RewardInputs(inputs.student[i : i + 1], inputs.teacher[i : i + 1], [None]))[name] for i in range(3)]
+    )
     assert together.dtype == dtype and len(set(together.tolist())) == 3
     torch.testing.assert_close(together, alone)
 
@@ -84,7 +84,10 @@ def test_extremes_reach_the_declared_bounds(build):
     black, white = np.zeros((1, 2, 12, 13)), np.ones((1, 2, 12, 13))
     stripes = np.broadcast_to((np.arange(12)[:, None] + np.arange(13)) % 2, black.shape).astype(float)
     for name, student, teacher in [
-        ("mse", black, white), ("psnr", black, white), ("blurred_mse", black, white), ("histogram_kl", black, white),
+        ("mse", black, white),
+        ("psnr", black, white),
+        ("blurred_mse", black, white),
+        ("histogram_kl", black, white),
         ("gradient_mse", stripes, 1 - stripes),
     ]:
         rewards = build(name)
@@ -115,8 +118,10 @@ def ssim_of_plane(x, y):
 def test_ssim_equals_an_independent_one(pair, build):
     inputs = pair(shape=(3, 2, 17, 14))
     student = (0.5 * inputs.student + 0.5 * inputs.teacher).numpy()
-    expected = [np.mean([ssim_of_plane(x, y) for x, y in zip(a, b, strict=True)])
-                for a, b in zip(student, inputs.teacher.numpy(), strict=True)]
+    expected = [
+        np.mean([ssim_of_plane(x, y) for x, y in zip(a, b, strict=True)])
+        for a, b in zip(student, inputs.teacher.numpy(), strict=True)
+    ]
     got = value(build("ssim", shape=(2, 17, 14)), "ssim", student, inputs.teacher)
     np.testing.assert_allclose(got, expected, rtol=1e-10)
 
@@ -175,8 +180,10 @@ def test_histogram_kl_equals_scipys_entropy(pair, build):
     def smoothed(plane):
         return np.histogram(plane, bins=32, range=(0, 1))[0] / plane.size + 1e-6
 
-    expected = [-sum(stats.entropy(smoothed(t), smoothed(s)) for s, t in zip(a, b, strict=True))  # entropy normalises
-                for a, b in zip(student, teacher, strict=True)]
+    expected = [
+        -sum(stats.entropy(smoothed(t), smoothed(s)) for s, t in zip(a, b, strict=True))  # entropy normalises
+        for a, b in zip(student, teacher, strict=True)
+    ]
     np.testing.assert_allclose(value(build("histogram_kl"), "histogram_kl", student, teacher), expected, rtol=1e-10)
 
 

@@ -129,12 +129,28 @@ def test_where_and_with_how_many_hands_is_free(config: Any, started: Path, tmp_p
     elsewhere.mkdir()
     started.rename(elsewhere / "first")
     changed = config(
-        f"run.root={elsewhere}", "ray.address=auto", "ray.num_cpus=3", "ray.wait=true", "rollout.max_workers=4",
-        "reward.max_workers=2", "rollout.cpus=0.5", "reward.cpus=0.5", "learner.cpus=2", "rollout.resources={spot: 1}",
-        "reward.resources={reward: 0.5}", "learner.resources={learner: 1}", "checkpoint.every=1", "checkpoint.keep=9",
-        "rollout.min_workers=2", "reward.min_workers=1", "rollout.labels={zone: a}", "reward.labels={zone: a}",
-        "learner.labels={b: c}", "tracking.uri=off", "pipeline.colocate=true",
-    )  # fmt: skip
+        f"run.root={elsewhere}",
+        "ray.address=auto",
+        "ray.num_cpus=3",
+        "ray.wait=true",
+        "rollout.max_workers=4",
+        "reward.max_workers=2",
+        "rollout.cpus=0.5",
+        "reward.cpus=0.5",
+        "learner.cpus=2",
+        "rollout.resources={spot: 1}",
+        "reward.resources={reward: 0.5}",
+        "learner.resources={learner: 1}",
+        "checkpoint.every=1",
+        "checkpoint.keep=9",
+        "rollout.min_workers=2",
+        "reward.min_workers=1",
+        "rollout.labels={zone: a}",
+        "reward.labels={zone: a}",
+        "learner.labels={b: c}",
+        "tracking.uri=off",
+        "pipeline.colocate=true",
+    )
     RunFolder.open(changed, resume=True).close()
 
 

@@ -41,9 +41,14 @@ def folder(config: Config) -> RunFolder:
     """Open, so of a run that is at work: 2 of 4 rounds."""
     folder = RunFolder.open(config, resume=False)
     folder.update_state(calibration={})
-    append_rows(folder.path / "metrics.jsonl", [
-        {"round": -1, "phase": "start", **validated(-0.5, 0.5)}, row(0, "warm_start"), row(1, **validated(-0.25, 0.75)),
-    ])  # fmt: skip
+    append_rows(
+        folder.path / "metrics.jsonl",
+        [
+            {"round": -1, "phase": "start", **validated(-0.5, 0.5)},
+            row(0, "warm_start"),
+            row(1, **validated(-0.25, 0.75)),
+        ],
+    )
     append_rows(folder.path / "lost.jsonl", [{"lost": "rollout"}, {"lost": "unit"}, {"lost": "unit"}])
     with (folder.path / "metrics.jsonl").open("a") as file:
         file.write('{"round": 2, "pha')
@@ -134,11 +139,14 @@ def test_a_search(config: Config) -> None:
     folder = RunFolder.open(Config.model_validate(tree), resume=False)
     folder.update_state(trials=30)
     whole = [0.5] * len(config.search.rungs)
-    append_rows(folder.path / TRIALS, [
-        {"number": 0, "steps": 2, "scores": [*whole[1:], 0.25], "error": None},
-        {"number": 1, "steps": 2, "scores": [0.1], "error": None},
-        {"number": 2, "steps": 2, "scores": [], "error": "lost"},
-    ])  # fmt: skip
+    append_rows(
+        folder.path / TRIALS,
+        [
+            {"number": 0, "steps": 2, "scores": [*whole[1:], 0.25], "error": None},
+            {"number": 1, "steps": 2, "scores": [0.1], "error": None},
+            {"number": 2, "steps": 2, "scores": [], "error": "lost"},
+        ],
+    )
     word, lines = status(folder.path)
     assert (word, lines["trials"], lines["failed"]) == ("running", "3 of 30", "1 trials")
     assert lines["best at 2 steps"] == "distance 0.25000, trial 0"
@@ -151,12 +159,15 @@ def test_a_sweep(config: Config) -> None:
     tree["sweep"]["rungs"], tree["sweep"]["scheduler"] = (2,), "asha"
     folder = RunFolder.open(Config.model_validate(tree), resume=False)
     folder.update_state(trials=17)
-    append_rows(folder.path / TRIALS, [
-        {"run": "recipe", "generation": 0, "scores": [-2.0, -1.0], "error": None},
-        {"run": "trial-000", "generation": 0, "scores": [-0.5], "error": None},  # cut
-        {"run": "trial-001", "generation": 0, "scores": [-2.0, -0.75], "error": None},
-        {"run": "trial-002", "generation": 0, "scores": [], "error": "lost"},
-    ])  # fmt: skip
+    append_rows(
+        folder.path / TRIALS,
+        [
+            {"run": "recipe", "generation": 0, "scores": [-2.0, -1.0], "error": None},
+            {"run": "trial-000", "generation": 0, "scores": [-0.5], "error": None},  # cut
+            {"run": "trial-001", "generation": 0, "scores": [-2.0, -0.75], "error": None},
+            {"run": "trial-002", "generation": 0, "scores": [], "error": "lost"},
+        ],
+    )
     _, lines = status(folder.path)
     assert (lines["trials"], lines["failed"]) == ("4 of 17", "1 trials")
     assert lines["best"] == "trial-001, validation/reward -0.75000"

@@ -11,7 +11,9 @@ from redif_ray.search import gradient
 
 BETAS = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
 PROCESSES: list[NoiseProcess] = [
-    VariancePreserving((1 - BETAS).cumprod(0)), VarianceExploding(sigma_max=20), FlowMatching()
+    VariancePreserving((1 - BETAS).cumprod(0)),
+    VarianceExploding(sigma_max=20),
+    FlowMatching(),
 ]
 IDS = ["vp", "ve", "flow"]
 STD = 0.5  # of Gaussian data, whose exact denoiser is known
@@ -92,8 +94,10 @@ def test_the_gradient_of_what_is_told_is_that_of_finite_differences() -> None:
 def test_descent_finds_what_the_network_should_be_told() -> None:
     process = PROCESSES[1]
     base = schedules.build(process, 3, "karras")
-    own, both = (gradient.descend(process, base, missing_shift, iterations=80, lr=0.05, network_timesteps=shifts)[0]
-                 for shifts in (False, True))
+    own, both = (
+        gradient.descend(process, base, missing_shift, iterations=80, lr=0.05, network_timesteps=shifts)[0]
+        for shifts in (False, True)
+    )
     assert own.network_timesteps is None and both.network_timesteps is not None
     assert float(missing_shift(both, 0)) < 0.2 * float(missing_shift(own, 0)) < 0.2 * float(missing_shift(base, 0))
 

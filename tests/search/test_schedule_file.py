@@ -39,10 +39,13 @@ def test_a_run_takes_what_the_network_is_told(tmp_path: Path) -> None:
         load("smoke", ["student.network_timesteps=[960,720,350]"])
 
 
-@pytest.mark.parametrize(("overrides", "message"), [
-    (["student.steps=4"], "has schedules of 3 steps, none of 4"),
-    (["student.steps=3", "student.tilt=0.1"], "leave out levels, tilt, bow"),
-])
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["student.steps=4"], "has schedules of 3 steps, none of 4"),
+        (["student.steps=3", "student.tilt=0.1"], "leave out levels, tilt, bow"),
+    ],
+)
 def test_a_file_that_does_not_fit_is_refused(tmp_path: Path, overrides: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         absolute(load("smoke", [f"student.schedule={written(tmp_path)}", *overrides]))
@@ -74,16 +77,19 @@ def test_a_recipe_whose_learner_is_shared_out_can_be_searched() -> None:
     assert searched(shared).learner.fsdp is False
 
 
-@pytest.mark.parametrize(("override", "message"), [
-    ("search={network_timestep_trials: 5, engine: gradient}", "engine=gradient has no trials"),
-    ("search.rungs=[64,32]", "rising multiples"),
-    ("search.rungs=[50,100]", r"multiples of search.unit_noises=32"),
-    ("search.steps=[1,2]", "search.steps.0=1"),
-    ("search.steps=[2,2]", "each number once"),
-    ("search.sampler=bayes", "search.sampler='bayes'"),
-    ("search.descent.batch=1000", "search.descent.batch=1000"),
-    ("search.frechet={weight: 1, encoder: fashion-mnist}", "is to judge what it did not choose"),
-])
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("search={network_timestep_trials: 5, engine: gradient}", "engine=gradient has no trials"),
+        ("search.rungs=[64,32]", "rising multiples"),
+        ("search.rungs=[50,100]", r"multiples of search.unit_noises=32"),
+        ("search.steps=[1,2]", "search.steps.0=1"),
+        ("search.steps=[2,2]", "each number once"),
+        ("search.sampler=bayes", "search.sampler='bayes'"),
+        ("search.descent.batch=1000", "search.descent.batch=1000"),
+        ("search.frechet={weight: 1, encoder: fashion-mnist}", "is to judge what it did not choose"),
+    ],
+)
 def test_an_invalid_space_is_one_clear_error(override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message) as error:
         load("smoke", [override])

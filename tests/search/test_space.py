@@ -12,7 +12,8 @@ from redif_ray.search import space
 COSINE = torch.cos((torch.linspace(0, 1, 1001, dtype=torch.float64)[1:] + 0.008) / 1.008 * torch.pi / 2) ** 2
 PROCESSES: list[NoiseProcess] = [
     VariancePreserving(COSINE.clamp(min=1e-9 * torch.arange(1000, 0, -1, dtype=torch.float64))),
-    VarianceExploding(), FlowMatching(shift=3.0),
+    VarianceExploding(),
+    FlowMatching(shift=3.0),
 ]
 
 
@@ -39,8 +40,9 @@ def test_every_refinement_rises_strictly_between_exact_ends(
 @given(steps=st.integers(2, 8), values=logits(-50, 50))
 def test_the_network_is_told_the_timesteps_that_the_levels_are_of(steps: int, values: list[float]) -> None:
     process = PROCESSES[0]
-    found = space.refined(process, schedules.build(process, steps, "uniform_trailing"),
-                          {f"z{i}": values[i] for i in range(steps - 1)})
+    found = space.refined(
+        process, schedules.build(process, steps, "uniform_trailing"), {f"z{i}": values[i] for i in range(steps - 1)}
+    )
     times = found.levels.timestep[:-1]
     assert bool((times == times.round()).all())
     again = schedules.explicit(process, times.tolist())

@@ -61,10 +61,14 @@ def population(*overrides: str) -> Population:
     return Population(config, read_space(config))
 
 
-@pytest.mark.parametrize("make", [
-    lambda: selection("sweep.concurrent=4"), lambda: population("sweep.concurrent=3"),
-    lambda: selection("sweep.concurrent=3", "sweep.scheduler=asha", "sweep.rungs=[2]"),
-])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: selection("sweep.concurrent=4"),
+        lambda: population("sweep.concurrent=3"),
+        lambda: selection("sweep.concurrent=3", "sweep.scheduler=asha", "sweep.rungs=[2]"),
+    ],
+)
 def test_the_order_in_which_trials_end_changes_nothing(make: Callable[[], Plan]) -> None:
     assert play(make(), 1) == play(make(), 2)
 
@@ -143,8 +147,14 @@ def test_repeats_run_whole_histories_with_seeds_that_chose_nothing() -> None:
     plan = Repeats(recipe("run.seed=7", "sweep.repeats=2"), [(2, {"learner.lr": 1e-3}), (4, {"learner.lr": 2e-3})])
     rows = play(plan)
     runs = [plan.run(slot) for slot in plan.slots]
-    assert [r["run"] for r in rows] == ["best-seed-8-0", "best-seed-8", "recipe-seed-8",
-                                        "best-seed-9-0", "best-seed-9", "recipe-seed-9"]
+    assert [r["run"] for r in rows] == [
+        "best-seed-8-0",
+        "best-seed-8",
+        "recipe-seed-8",
+        "best-seed-9-0",
+        "best-seed-9",
+        "recipe-seed-9",
+    ]
     assert [run.seed for run in runs] == [8, 8, 8, 9, 9, 9]
     assert [run.finish for run in runs] == [False, True, True] * 2
     assert runs[1].source == "best-seed-8-0" and runs[0].until == 2 and runs[1].until == 4
@@ -176,8 +186,13 @@ def test_a_score_is_that_of_the_student_that_would_be_deployed() -> None:
     def row(round: int, phase: str, reward: float, mse: float) -> dict[str, Any]:
         return {"round": round, "phase": phase, "validation/reward": reward, "validation/mse": mse}
 
-    rows = [row(-1, "start", 9, 9), row(1, "warm_start", 5, 5), {"round": 2, "phase": "policy"},
-            row(3, "policy", 2, -1), row(5, "policy", 1, 8)]
+    rows = [
+        row(-1, "start", 9, 9),
+        row(1, "warm_start", 5, 5),
+        {"round": 2, "phase": "policy"},
+        row(3, "policy", 2, -1),
+        row(5, "policy", 1, 8),
+    ]
     assert score_at(rows, 2, "validation/reward") == 5  # where nothing came after
     assert score_at(rows, 4, "validation/reward") == 2
     assert score_at(rows, 6, "validation/mse") == -1

@@ -16,8 +16,10 @@ def recipe(*overrides: str) -> Config:
 
 def test_a_space_is_read_from_text_lists_and_nested_overrides() -> None:
     config = recipe(
-        "sweep.space.learner.lr=loguniform(1e-6, 1e-4)", "sweep.space.rollout.siblings=[4, 8]",
-        "sweep.space.learner.anchor.weight=uniform(0, 1)", "sweep.space.warm_start.substeps=integer(1, 3)",
+        "sweep.space.learner.lr=loguniform(1e-6, 1e-4)",
+        "sweep.space.rollout.siblings=[4, 8]",
+        "sweep.space.learner.anchor.weight=uniform(0, 1)",
+        "sweep.space.warm_start.substeps=integer(1, 3)",
         "sweep.space.learner.loss=choice(ppo_clip, grpo_guard)",
     )
     assert read_space(config) == {
@@ -36,19 +38,22 @@ def test_settings_change_a_recipe_and_are_read_from_it() -> None:
     assert current(config, space) == {"learner.lr": 1e-3, "learner.clip": None, "reward.terms.mse.weight": 2.0}
 
 
-@pytest.mark.parametrize(("said", "told"), [
-    ("learner.lr=loguniform(0, 1)", "both above 0"),
-    ("learner.lr=uniform(1, 0.1)", "low below high"),
-    ("learner.lr=lognormal(1, 2)", "expected uniform"),
-    ("learner.lr=0.1", "sweep.space.learner.lr"),
-    ("learner.lr=uniform(-1, 1)", "sweep.space.learner.lr: learner.lr=-1"),
-    ("learner.larning_rate=uniform(0, 1)", "unknown key"),
-    ("learner.loss=choice(ppo_clip, ppo)", "learner.loss='ppo'"),
-    ("learner.loss=choice(ppo_clip)", "at least two"),
-    ("run.seed=integer(0, 3)", "sweep.repeats"),
-    ("validation.groups=integer(4, 8)", "judged differently"),
-    ("reward.terms.mse.weight=uniform(0, 1)", "set sweep.metric to one of validation/recall, validation/mse"),
-])
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("learner.lr=loguniform(0, 1)", "both above 0"),
+        ("learner.lr=uniform(1, 0.1)", "low below high"),
+        ("learner.lr=lognormal(1, 2)", "expected uniform"),
+        ("learner.lr=0.1", "sweep.space.learner.lr"),
+        ("learner.lr=uniform(-1, 1)", "sweep.space.learner.lr: learner.lr=-1"),
+        ("learner.larning_rate=uniform(0, 1)", "unknown key"),
+        ("learner.loss=choice(ppo_clip, ppo)", "learner.loss='ppo'"),
+        ("learner.loss=choice(ppo_clip)", "at least two"),
+        ("run.seed=integer(0, 3)", "sweep.repeats"),
+        ("validation.groups=integer(4, 8)", "judged differently"),
+        ("reward.terms.mse.weight=uniform(0, 1)", "set sweep.metric to one of validation/recall, validation/mse"),
+    ],
+)
 def test_a_space_that_cannot_be_used_is_one_clear_error(said: str, told: str) -> None:
     with pytest.raises(ConfigError) as error:
         read_space(recipe(f"sweep.space.{said}"))

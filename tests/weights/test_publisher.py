@@ -68,9 +68,7 @@ def test_a_lost_store_is_given_what_it_had_and_nothing_that_is_on_its_way(handle
     assert all(handle.store.entries[key] == before.entries[key] for key in handle.store.entries)
 
 
-def test_a_publication_that_failed_is_an_error_of_who_waits(
-    handle: Handle, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_publication_that_failed_is_an_error_of_who_waits(handle: Handle, monkeypatch: pytest.MonkeyPatch) -> None:
     publisher = Publisher(handle)
     monkeypatch.setattr(WeightStore, "publish", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
