@@ -155,7 +155,7 @@ class Trial:
         process.start()
         there.close()
         process.join(STAGE_SECONDS)
-        if process.is_alive():
+        if process.is_alive() and process.pid is not None:
             os.killpg(process.pid, signal.SIGKILL)
             process.join()
         try:

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 COMPARISON: dict[type, type] = {
     ast.Lt: ast.LtE,
@@ -74,8 +75,9 @@ def sites(root: Path, path: Path) -> list[Site]:
         nth, numbers = seen[function, text], Counter[str]()
         seen[function, text] += 1
         for kind, node, after in _faults(statement, returns):
-            span = starts[node.lineno - 1] + node.col_offset, starts[node.end_lineno - 1] + node.end_col_offset  # type: ignore
-            place = str(path.relative_to(root)), node.lineno
+            at: Any = node  # every node of a fault has a place, which not every class of nodes declares
+            span = starts[at.lineno - 1] + at.col_offset, starts[at.end_lineno - 1] + at.end_col_offset
+            place = str(path.relative_to(root)), at.lineno
             found.append(Site(*place, function, text, nth, kind, numbers[kind], ast.unparse(node), after, span))
             numbers[kind] += 1
     return found
@@ -197,5 +199,5 @@ def _calls(node: ast.Call) -> Iterator[tuple[str, ast.AST, ast.AST]]:
         other = ast.Attribute(node.func.value, OPPOSITE[node.func.attr])
         yield "min, max", node, ast.Call(other, node.args, node.keywords)
     elif len(node.keywords) == 1 and node.keywords[0].arg in OPPOSITE:
-        other = ast.keyword(OPPOSITE[node.keywords[0].arg], node.keywords[0].value)
-        yield "min, max", node, ast.Call(node.func, node.args, [other])
+        keyword = ast.keyword(OPPOSITE[node.keywords[0].arg], node.keywords[0].value)
+        yield "min, max", node, ast.Call(node.func, node.args, [keyword])
