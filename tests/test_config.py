@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,19 @@ def test_a_shipped_configuration_loads_and_round_trips(path: Path) -> None:
     config = load(path, model=model)
     assert load(path.stem, model=model) == load(f"configs/{path.name}", model=model) == config
     assert validate(yaml.safe_load(dump(config)), model) == config  # what others' parsers read is the same
+
+
+def test_each_key_is_shown_by_a_recipe() -> None:
+    shown = {key for path in SHIPPED for key in _keys_of(yaml.safe_load(path.read_text()))}
+    missing = [key for key in known_keys(Config) if key not in shown and not key.startswith("reward.terms.")]
+    assert not missing
+
+
+def _keys_of(tree: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for name, value in tree.items():
+        yield prefix + name
+        if isinstance(value, dict):
+            yield from _keys_of(value, f"{prefix}{name}.")
 
 
 def test_a_file_that_is_not_there_is_not_replaced_by_a_shipped_one_of_that_name() -> None:
