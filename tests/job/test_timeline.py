@@ -12,7 +12,7 @@ from redif_ray.diffusion.noise import Stream
 from redif_ray.job.metrics_writer import MetricsWriter
 from redif_ray.runs.jsonl import read_rows
 from redif_ray.runs.timeline import SPANS, TRACE, spans, trace
-from redif_ray.types import Meta, Phase, Work, WorkUnit
+from redif_ray.types import Meta, Work, WorkUnit
 
 
 def checked(text: str) -> dict[str, list[dict[str, Any]]]:
@@ -32,7 +32,7 @@ def checked(text: str) -> dict[str, list[dict[str, Any]]]:
     return rows
 
 
-def meta(worker: str, phase: Phase, stream: Stream, *work: Work) -> Meta:
+def meta(worker: str, phase: str, stream: Stream, *work: Work) -> Meta:
     return Meta(WorkUnit(3, 0, phase, stream, (0,), (None,)), worker, work)
 
 
