@@ -16,6 +16,7 @@ from redif_ray.evaluation.features import Draw
 from redif_ray.evaluation.judge import Judge
 from redif_ray.evaluation.summary import Arm
 
+pytestmark = pytest.mark.slow
 Real = tuple[torch.Tensor, list[int]]
 
 

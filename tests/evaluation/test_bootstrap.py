@@ -33,6 +33,7 @@ def test_rows_of_all_arrays_go_together() -> None:
     assert low == high == 0
 
 
+@pytest.mark.slow
 def test_covers_the_expected_frechet_distance_at_this_n() -> None:
     """Nominal 95 %. Percentiles that are not moved miss it almost always here: the bias is several standard errors."""
     distance, n, d = frechet_to(normals(2000, 8, 3) + 0.3), 60, 8

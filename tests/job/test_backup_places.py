@@ -38,6 +38,7 @@ def uploaded(config: Config, run: RunFolder) -> Config:
     return config
 
 
+@pytest.mark.slow
 def test_what_is_uploaded_comes_back(place: str, tmp_path: Path) -> None:
     config = configured(tmp_path / "runs", f"checkpoint.upload={place}")
     remote, fetched = prepare(config, resume=False, console=CONSOLE)

@@ -41,6 +41,7 @@ from redif_ray.rewards.base import RewardInputs
 from redif_ray.types import WorkUnit
 from redif_ray.workers.reward import TeacherRewardWorker
 
+pytestmark = pytest.mark.slow
 SHORT = ("learner.rounds=1", "rollout.groups=2", "warm_start.groups=2", "teacher.steps=2")
 GPUS = tuple(f"{role}.gpus=1" for role in ("rollout", "reward", "learner"))
 
@@ -83,7 +84,6 @@ def told(root: Path) -> tuple[str, ...]:
     return "teacher.guidance=2.5", "student.guidance=2.5", source, "evaluation.judge=random-features"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "overrides",
     [
@@ -108,7 +108,6 @@ def test_rounds(overrides: tuple[str, ...], device: str, tmp_path: Path) -> None
     same_on_both(device, tmp_path, *teacher, *overrides)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("write", "targets", "more"),
     [
@@ -168,12 +167,13 @@ def test_workers_that_take_turns(device: str, tmp_path: Path) -> None:
 
 
 def test_what_a_learner_keeps_comes_back(device: str, tmp_path: Path) -> None:
-    loop, _, weights = rounds(smoke(tmp_path, "kept", "learner.rounds=1", *GPUS))
+    teacher = f"teacher.model={write_dit(tmp_path / 'teacher')}"
+    loop, _, weights = rounds(smoke(tmp_path, "kept", teacher, *SHORT, *GPUS))
     average = ExponentialAverage(trainable(loop.student), 0.9)
     average.update(trainable(loop.student))
     kept = trained(loop.student, loop.optimizer, average)
     assert {type(tensor) for tensor in kept.values()} == {Tensor}
-    again = PlainLoop(smoke(tmp_path, "again", *GPUS))
+    again = PlainLoop(smoke(tmp_path, "again", teacher, *GPUS))
     optimizer = torch.optim.AdamW(trainable(again.student).values())
     other = ExponentialAverage(trainable(again.student), 0.9)
     load_trained(again.student, optimizer, other, kept)
@@ -267,7 +267,6 @@ def test_the_learned_reward(device: str, tmp_path: Path) -> None:
     loop.reward.rewards.learned.load({name: value.cpu() for name, value in learned.weights().items()})
 
 
-@pytest.mark.slow
 def test_workers_of_a_search(device: str, tmp_path: Path) -> None:
     """Images and terms along a schedule, GITS's costs, the gradient of a schedule, an agent: as on the CPU."""
     overrides = (

@@ -32,6 +32,7 @@ print(*({{*sys.modules}} - before))
     return {*subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()}
 
 
+@pytest.mark.long
 def test_two_threads_that_import_do_not_meet() -> None:
     """Where one waits for a package that the other has begun, Python may hand out half of it."""
     ray, job = imports(RAY), imports(JOB)

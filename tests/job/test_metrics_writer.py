@@ -24,6 +24,7 @@ def steps(uri: str, run_id: str) -> list[int]:
     return [m.step for m in MlflowClient(uri).get_metric_history(run_id, "reward/mean")]
 
 
+@pytest.mark.slow
 def test_a_killed_writer_loses_no_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rounds that were in MLflow's buffer when the process died are sent by the next one, from the file."""
     monkeypatch.setattr("redif_ray.tracking.FLUSH_SECONDS", 1e9)
@@ -49,6 +50,7 @@ def test_a_killed_writer_loses_no_round(tmp_path: Path, monkeypatch: pytest.Monk
     assert [r["round"] for r in again.latest(2)] == [3, 4]
 
 
+@pytest.mark.slow
 def test_a_store_that_is_away_when_the_writer_starts(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     store, uri = tmp_path / "mlflow.db", f"sqlite:///{tmp_path}/mlflow.db"
     run_id = Tracker(uri, "tests", "run").run_id

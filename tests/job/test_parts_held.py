@@ -15,6 +15,7 @@ from redif_ray.loop import PlainLoop
 from redif_ray.planning import factory
 from redif_ray.workers.reward import TeacherRewardWorker
 
+pytestmark = pytest.mark.slow
 ENCODERS = {"text_encoder", "text_encoder_2", "text_encoder_3"}
 
 
@@ -31,6 +32,9 @@ def config(root: Path, *overrides: str, model: str = "teacher") -> Config:
             "tracking.uri=off",
             "evaluation.judge=random-features",
             "teacher.guidance=2.5",
+            "teacher.steps=2",
+            "rollout.groups=2",
+            "warm_start.groups=2",
             *overrides,
         ],
     )

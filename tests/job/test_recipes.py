@@ -22,6 +22,7 @@ RECIPES: dict[str, Callable[[Path], Path]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(RECIPES))
 def test_a_recipe_suits_its_family(name: str, tmp_path: Path) -> None:
     """On a machine without GPUs and without the encoders' weights; all else as it stands."""

@@ -39,6 +39,7 @@ def numbers(*networks: Any) -> int:
     return sum(t.numel() * t.element_size() for n in networks for t in (*n.parameters(), *n.buffers()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(FAMILIES))
 def test_weights_are_those_of_the_files(name: str, tmp_path: Path) -> None:
     """Text encoders and VAE are held by reward workers alone, and a VAE by a learner for DRaFT."""
@@ -61,6 +62,7 @@ def test_weights_are_those_of_the_files(name: str, tmp_path: Path) -> None:
     assert averaged == pytest.approx(16 * own / 1e6)
 
 
+@pytest.mark.slow
 def test_no_weight_is_read(tmp_path: Path) -> None:
     folder = write_sd3(tmp_path / "m")
     for path in folder.rglob("*.safetensors"):
@@ -83,6 +85,7 @@ def test_adapters_and_sixteen_bits(tmp_path: Path) -> None:
     assert 0.4 < half.roles["learner"].activations / adapted.roles["learner"].activations < 0.65
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["dit", "unet", "edm", "sd", "sd3"])
 def test_activations_are_what_a_real_backward_pass_holds(name: str, tmp_path: Path) -> None:
     """At least what autograd saves of a real one, and not much more; linear in the pairs; less with checkpointing."""
@@ -204,6 +207,7 @@ def test_what_is_too_little_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not gpus["GPUs"].met and gpus["GPUs"].needed == 64 and gpus["main memory"].met
 
 
+@pytest.mark.slow
 def test_the_demo_by_measurement() -> None:
     """Five workers and five other processes: 5.6 GB at their peak, as `make demo` was measured."""
     demo: Config = load("fashion_mnist")
