@@ -150,7 +150,7 @@ def test_workers_that_take_turns(device: str, tmp_path: Path) -> None:
             )
         )
         workers = loop.reward, loop.rollout
-        for unit in loop.plan.units(loop.plan.warm_rounds)[:2]:
+        for unit in loop.plan.units(loop.plan.phases[-1].first_round)[:2]:
             for worker in workers:
                 worker.offload.wake()
             assert {w.teacher.device.type for w in workers} == {device if name == "device" else "cpu"}
@@ -253,7 +253,7 @@ def test_the_learned_reward(device: str, tmp_path: Path) -> None:
     before = {name: value.cpu() for name, value in learned.weights().items()}
     loop = PlainLoop(config)
     loop.reward._load = lambda *_: None  # type: ignore[method-assign]  # Ray's store
-    unit = replace(loop.plan.units(loop.plan.warm_rounds)[0], index=0)
+    unit = replace(loop.plan.units(loop.plan.phases[-1].first_round)[0], index=0)
     _, targets = loop.reward.targets(unit)
     _, trajectories = loop.rollout.rollout(unit, get_weights(loop.student), "policy-1")
     meta, scored = loop.reward.score(unit, trajectories, targets, learned="discriminator-1")

@@ -50,7 +50,7 @@ def test_rollout_and_update_hold_the_network_alone(model: str, regulariser: str,
     Accounts(loop.config)
     for round in range(3):
         loop.round(round)
-    for network in (loop.student, loop.rollout.student, loop.rollout.teacher, loop.update.teacher):
+    for network in (loop.student, loop.rollout.student, loop.rollout.teacher, loop.learning.teacher):
         assert network is not None and not network.parts
     own = {part for part in loop.reward.teacher.index if part in ENCODERS}
     assert loop.reward.teacher.parts.keys() == {*own, "vae"}
@@ -66,7 +66,7 @@ def test_captions_are_encoded_where_the_images_are_known(tmp_path: Path, caplog:
     """Whose store of encodings is gone, or not this node's; who does not find one loads what it takes, and says so."""
     made = config(tmp_path)
     loop = PlainLoop(made)
-    unit = loop.plan.units(loop.plan.warm_rounds)[0]
+    unit = loop.plan.units(loop.plan.phases[-1].first_round)[0]
     loop.reward.targets(unit)
     store = loop.rollout.teacher.store  # type: ignore[attr-defined]
     kept = {store.path(caption) for caption in (*unit.conditions, None)}
