@@ -1,7 +1,7 @@
-"""The agent's training: PPO (Schulman et al., arXiv 1707.06347) by RLlib, on environments that batch the network.
+"""Training of an agent by RLlib's PPO (Schulman et al., arXiv 1707.06347), on environments that batch network calls.
 
-Episodes are a few steps long and their reward comes at their end, so advantages are whole returns less the critic's
-value (gamma = lambda = 1). The critic, which is not needed at deployment, is told the agreement so far.
+Episodes are a few steps long and most of their reward comes at their end, so an advantage is the whole return minus
+the critic's value (gamma = lambda = 1). The critic also observes the agreement so far; deployment does not need it.
 """
 
 from __future__ import annotations
@@ -39,7 +39,10 @@ EPOCHS, MINIBATCHES = 8, 8
 
 
 class ScheduleModule(TorchRLModule, ValueFunctionAPI):
-    """`Policy` and `Critic`. model_config: the policy's `table` and `steps`, N of the schedule that it starts as."""
+    """RLlib's module around a `Policy` and a `Critic`.
+
+    model_config: `table`, the policy's static table, [max_calls][2] floats; `steps`, N of the initial static schedule.
+    """
 
     def setup(self) -> None:
         size, table = self.observation_space.shape[0] - 1, torch.tensor(self.model_config["table"])
@@ -56,7 +59,11 @@ class ScheduleModule(TorchRLModule, ValueFunctionAPI):
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """What an agent is trained on. conditions: of the noises of its stream; targets: a reference to their images."""
+    """Everything that an environment needs to train one agent.
+
+    weights: by name, the weight of each reward term; conditions: one for each training noise; targets: a Ray reference
+    to the teacher's images of these noises, float32 [M, C, H, W] in [0, 1].
+    """
 
     config: Config
     goal: Goal
@@ -66,9 +73,9 @@ class Training:
 
 
 def make_env(context: Any) -> DenoisingScheduleEnv | DenoisingScheduleVectorEnv:
-    """What RLlib calls in each of its workers, with `num_envs` where it wants many at once.
+    """Build the environment of one RLlib worker; `context` holds `num_envs` where RLlib asks for a vector environment.
 
-    The workers reset theirs by seeds of their own, so that each has other images.
+    RLlib resets the environment of each worker with a seed of its own, so workers see different images.
     """
     t: Training = context["training"]
     torch.set_num_threads(t.config.reward.threads)
@@ -85,8 +92,8 @@ def initial_table(process: NoiseProcess, goal: Goal) -> Tensor:
 
 @contextmanager
 def ppo(training: Training, process: NoiseProcess) -> Iterator[PPO]:
-    """The algorithm, with its workers, for the length of a block."""
-    logging.getLogger("ray.rllib").setLevel(logging.ERROR)  # it praises its new API
+    """Start RLlib's PPO and its workers, yield the algorithm, and stop both at the end of the block."""
+    logging.getLogger("ray.rllib").setLevel(logging.ERROR)  # RLlib's warnings only advertise its new API
     register_env(ENV, make_env)
     config, a = training.config, training.config.search.adaptive
     start = {"table": initial_table(process, training.goal).tolist(), "steps": training.goal.steps}
@@ -130,13 +137,13 @@ def ppo(training: Training, process: NoiseProcess) -> Iterator[PPO]:
 
 
 def weights(algorithm: PPO) -> dict[str, Tensor]:
-    """Of the policy, by the names in `Policy`."""
+    """Return a copy of the policy's parameters and buffers, by their names in `Policy`."""
     state = algorithm.get_module().policy.state_dict()
     return {name: value.detach().clone() for name, value in state.items()}
 
 
 def progress(result: dict[str, Any]) -> dict[str, float]:
-    """Of an iteration: mean return in units of the price, mean calls, and seconds."""
+    """Return an iteration's mean return in units of the price, mean number of actions, and seconds."""
     runners = result["env_runners"]
     return {
         "return": float(runners.get("episode_return_mean", np.nan)),

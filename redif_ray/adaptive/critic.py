@@ -1,4 +1,7 @@
-"""The critic: what an episode is still worth. It is told the agreement so far, and is of no use at deployment."""
+"""The critic, which predicts the reward that an episode still brings.
+
+The critic observes the agreement so far, which is unknown at deployment, so it serves training alone.
+"""
 
 from __future__ import annotations
 
@@ -9,19 +12,20 @@ from torch import Tensor, nn
 from redif_ray.adaptive.observation import BOUND
 from redif_ray.adaptive.policy import mlp
 
-QUICK = 10.0  # what the rows' learning rate is above the network's
+QUICK = 10.0  # factor by which the rows learn faster than the network
 
 
 def squeezed(agreement: np.ndarray) -> np.ndarray:
-    """Agreement in units of the price, any size, as an entry of an observation."""
+    """Compress agreement, in units of the price, to sign(a) log(1 + |a|), clipped to [-BOUND, BOUND] as observed."""
     return np.clip(np.sign(agreement) * np.log1p(np.abs(agreement)), -BOUND, BOUND)
 
 
 class Critic(nn.Module):
-    """From observations [B, size + 1] to values [B], in units of the price.
+    """Map observations [B, size + 1] to values [B], in units of the price.
 
-    By the number of calls, a share of the agreement so far and a constant; the network adds the rest. Whoever stops
-    gets that agreement exactly, so what a decision changes is not drowned by how hard an image is.
+    A value is a share of the agreement so far plus a constant, both by the number of calls, plus the network's output.
+    An agent that stops earns exactly this agreement, so the critic's baseline removes how hard an image is, and the
+    effect of a decision stands out.
     """
 
     def __init__(self, size: int, steps: int, max_calls: int) -> None:
@@ -33,7 +37,7 @@ class Critic(nn.Module):
         nn.init.zeros_(self.network[-1].bias)
 
     def forward(self, observations: Tensor) -> Tensor:
-        calls, told = observations[:, -1 - len(self.rows) : -1], observations[:, -1]
-        agreement = told.sign() * torch.expm1(told.abs())
+        calls, compressed = observations[:, -1 - len(self.rows) : -1], observations[:, -1]
+        agreement = compressed.sign() * torch.expm1(compressed.abs())
         share, constant = (QUICK * calls @ self.rows).unbind(1)
         return share * agreement + constant + self.network(observations).squeeze(1)

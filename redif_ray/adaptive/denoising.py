@@ -1,9 +1,9 @@
-"""Denoising as a decision process: after each network call, how far to go next, or whether to stop.
+"""Denoising as a decision process: after each network call, an agent chooses how far to go next, or stops.
 
-State: B images, each at a level of its own, and what the network said there. Action: the fraction f in (0, 1) of the
-half log-SNR that is left, lambda' = lambda + f (lambda_last - lambda), to the next call; or to stop. A move is the
-deterministic transition (Euler, DDIM); to stop is to take the one to the terminal level, which needs no call. So any
-static schedule of N levels is a policy with N calls, and makes the images of `solvers.euler`.
+State: B images, each at a level of its own, and the network's prediction there. Action: the fraction f in (0, 1) of the
+remaining half log-SNR at which the network is called next, lambda' = lambda + f (lambda_last - lambda); or stop. A move
+is the deterministic transition (Euler, DDIM); stopping is the transition to the terminal level, without a network call.
+So a static schedule of N levels is a policy with N calls, and produces the images of `solvers.euler`.
 """
 
 from __future__ import annotations
@@ -20,15 +20,17 @@ from redif_ray.diffusion.solvers import Predict
 from redif_ray.diffusion.transition import Prediction, transition_mean
 
 LEVEL = ("alpha", "sigma", "timestep")
-NEAR = 1e-6  # of the span of half log-SNR: where a continuous process has nothing left to go
+NEAR = 1e-6  # share of the span of half log-SNR; a continuous process ends this close to the cleanest level
 
 _NO_NOISE = torch.zeros((), dtype=torch.float64)
 
 
 @dataclass(frozen=True, slots=True)
 class Visit:
-    """`x` [B, ...] at `level` [B], where the network is to be called; `before` [B, ...]: x0_hat of the call before, and
-    `calls` int64 [B]: how many there were. At the start there was none: `before` is 0.
+    """Images at which the network is called next.
+
+    x: latents [B, ...]; level: their noise levels [B]; before: x0_hat [B, ...] of the previous call, 0 before the
+    first; calls: network calls so far, int64 [B].
     """
 
     x: Tensor
@@ -39,23 +41,27 @@ class Visit:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """After a network call: at `level` [B] the network predicts `prediction`, `before` it predicted [B, ...]."""
+    """Images after a network call.
+
+    level: noise levels [B] of the call; prediction: the network's, [B, ...]; before: x0_hat [B, ...] of the previous
+    call, 0 at the first.
+    """
 
     level: Level
     prediction: Prediction
     before: Tensor
-    calls: Tensor  # int64 [B], this one included
+    calls: Tensor  # int64 [B], network calls so far, this one included
 
     def take(self, rows: Tensor) -> State:
-        """The images at `rows`, int64 [R]."""
+        """Return the images at `rows`, int64 [R]."""
         prediction = Prediction(self.prediction.x0[rows], self.prediction.eps[rows])
         return State(self.level[rows], prediction, self.before[rows], self.calls[rows])
 
     def put(self, rows: Tensor, new: State) -> State:
-        """These images, with those of `new` [R] at `rows`, int64 [R]."""
+        """Return these images, with the images at `rows`, int64 [R], replaced by `new` [R]."""
 
-        def merged(mine: Tensor, other: Tensor) -> Tensor:
-            return mine.index_copy(0, rows.to(mine.device), other)
+        def merged(old: Tensor, other: Tensor) -> Tensor:
+            return old.index_copy(0, rows.to(old.device), other)
 
         level = Level(*(merged(getattr(self.level, name), getattr(new.level, name)) for name in LEVEL))
         x0, eps = merged(self.prediction.x0, new.prediction.x0), merged(self.prediction.eps, new.prediction.eps)
@@ -63,14 +69,14 @@ class State:
 
 
 def joined(visits: Sequence[Visit]) -> Visit:
-    """All of these as one batch."""
+    """Concatenate visits into one batch."""
     level = Level(*(torch.cat([getattr(v.level, name) for v in visits]) for name in LEVEL))
     x, before, calls = (torch.cat([getattr(v, name) for v in visits]) for name in ("x", "before", "calls"))
     return Visit(x, level, before, calls)
 
 
 def start(unit_noise: Tensor, first: Level) -> Visit:
-    """At the scalar level `first`, from `unit_noise` [B, ...]."""
+    """Return the first visit: `unit_noise` [B, ...] scaled to the scalar level `first`."""
     count = len(unit_noise)
     level = Level(first.alpha.expand(count), first.sigma.expand(count), first.timestep.expand(count))
     x = like(first.sigma, unit_noise) * unit_noise
@@ -78,13 +84,16 @@ def start(unit_noise: Tensor, first: Level) -> Visit:
 
 
 def move(process: NoiseProcess, state: State, fraction: Tensor) -> Visit:
-    """To the next level. fraction: float [B], in (0, 1); of images that are not `exhausted`."""
+    """Take images that are not `exhausted` to their next levels.
+
+    fraction: share of the remaining half log-SNR, float [B] in (0, 1).
+    """
     level = further(process, state.level, fraction)
     return Visit(transition_mean(state.prediction, level, _NO_NOISE), level, state.prediction.x0, state.calls)
 
 
 def call(predict: Predict, visit: Visit) -> State:
-    """One network call for each image. Raises FloatingPointError where a prediction is not finite."""
+    """Call the network once for each image. Raises FloatingPointError where a prediction is not finite."""
     prediction = predict(visit.x, visit.level)
     if not bool(torch.isfinite(prediction.x0).all() and torch.isfinite(prediction.eps).all()):
         times = ", ".join(f"{t:g}" for t in visit.level.timestep.unique().tolist())
@@ -93,24 +102,25 @@ def call(predict: Predict, visit: Visit) -> State:
 
 
 def stop(process: NoiseProcess, state: State) -> Tensor:
-    """The latents [B, ...] of images that stop here."""
+    """Return the latents [B, ...] of images that stop in `state`."""
     return transition_mean(state.prediction, process.terminal(), _NO_NOISE)
 
 
 def further(process: NoiseProcess, level: Level, fraction: Tensor) -> Level:
-    """The level that lies `fraction` of what is left of half log-SNR ahead; on a discrete process, the nearest one to
-    it that is cleaner than `level`, if there is one.
+    """Return the level that lies ahead of `level` by `fraction` of the remaining half log-SNR.
+
+    A discrete process takes the nearest timestep that is cleaner than `level`, if there is one.
     """
     low, high = process.span
-    here = level.half_log_snr.clamp(low, high)
-    found = process.nearest(here + fraction.to(torch.float64) * (high - here))
+    current = level.half_log_snr.clamp(low, high)
+    target = process.nearest(current + fraction.to(torch.float64) * (high - current))
     if isinstance(process, VariancePreserving):
-        found = process.at(torch.minimum(found.timestep, level.timestep - 1).clamp(min=0))
-    return found
+        target = process.at(torch.minimum(target.timestep, level.timestep - 1).clamp(min=0))
+    return target
 
 
 def exhausted(process: NoiseProcess, level: Level) -> Tensor:
-    """Where no level is left to call the network at, bool [B]."""
+    """Tell, as bool [B], at which levels the process has no cleaner level left for a network call."""
     low, high = process.span
     if isinstance(process, VariancePreserving):
         return level.timestep == 0
@@ -118,13 +128,13 @@ def exhausted(process: NoiseProcess, level: Level) -> Tensor:
 
 
 def fractions(process: NoiseProcess, schedule: Schedule) -> Tensor:
-    """The moves that follow a static schedule, float64 [N - 1]."""
+    """Return the fractions, float64 [N - 1], whose moves visit the levels of a static schedule."""
     low, high = process.span
     grid = schedule.levels.half_log_snr[:-1].clamp(low, high)
     return grid.diff() / (high - grid[:-1])
 
 
 def position(process: NoiseProcess, level: Level) -> Tensor:
-    """How far along its finite span of half log-SNR a level is, in [0, 1]."""
+    """Return how far a level lies along the process's finite span of half log-SNR, in [0, 1]."""
     low, high = process.span
     return ((level.half_log_snr - low) / (high - low)).clamp(0, 1)

@@ -1,4 +1,4 @@
-"""An agent at work, without RLlib: many images at once, each until it stops."""
+"""Sampling with a trained agent, without RLlib: a batch of images, each of which stops by itself."""
 
 from __future__ import annotations
 
@@ -12,14 +12,18 @@ from redif_ray.adaptive.policy import Policy
 from redif_ray.diffusion.levels import Level, NoiseProcess
 from redif_ray.diffusion.solvers import Predict
 
-PredictOf = Callable[[Tensor], Predict]  # of the images at these rows, int64 [R]
+PredictOf = Callable[[Tensor], Predict]  # rows of the batch, int64 [R] -> the network under their conditions
 
 
 @torch.no_grad()
 def sample(
     process: NoiseProcess, predict_of: PredictOf, unit_noise: Tensor, first: Level, policy: Policy
 ) -> tuple[Tensor, Tensor]:
-    """Latents [B, ...] from `unit_noise` [B, ...], and the calls of each image, int64 [B]. The policy's mean acts."""
+    """Sample with the policy's mean actions, without exploration.
+
+    unit_noise: [B, ...]; first: scalar level of the first call. Returns latents [B, ...] and the network calls of each
+    image, int64 [B].
+    """
     max_calls = len(policy.table)
     latents, calls = torch.zeros_like(unit_noise), torch.zeros(len(unit_noise), dtype=torch.int64)
     rows, visit = torch.arange(len(unit_noise)), denoising.start(unit_noise, first)

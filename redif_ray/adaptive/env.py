@@ -1,7 +1,7 @@
-"""Gymnasium environments over `Lanes`: one image, or many whose network calls are one batch.
+"""Gymnasium environments over `Lanes`: one image, or many images whose network calls are one batch.
 
-Action: Box(2), (logit of the fraction of half log-SNR that is left, stop if above 0). Observation: see `Task.size`.
-The vector environment resets a finished lane at its next step (gymnasium's next-step mode), as RLlib expects it.
+Action: Box(2), (logit of the fraction of the remaining half log-SNR, stop if above 0). Observation: see `Task.size`.
+The vector environment resets a finished lane at its next step (gymnasium's next-step mode), as RLlib expects.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from redif_ray.adaptive.observation import BOUND, LOGIT
 
 
 def spaces(task: Task) -> tuple[Box, Box]:
-    """Of observations and of actions, of one image."""
+    """Return the observation space and the action space of one image."""
     limit = np.array([LOGIT, LOGIT], dtype=np.float32)
     return Box(-BOUND, BOUND, (task.size,), np.float32), Box(-limit, limit, dtype=np.float32)
 
@@ -30,7 +30,10 @@ def _stepped(lanes: Lanes, actions: np.ndarray) -> Outcome:
 
 
 class DenoisingScheduleEnv(gym.Env[np.ndarray, np.ndarray]):
-    """One image. `reset(seed=s)` starts the images that belong to s; without a seed the next one of them starts."""
+    """An environment with one image.
+
+    `reset(seed=s)` starts the first image of the sequence of s; `reset()` starts the next image of the sequence.
+    """
 
     metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012  # as gymnasium declares it
 
@@ -57,7 +60,7 @@ class DenoisingScheduleEnv(gym.Env[np.ndarray, np.ndarray]):
 
 
 class DenoisingScheduleVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
-    """`num_envs` images."""
+    """An environment with `num_envs` images, one in each lane."""
 
     metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012
 

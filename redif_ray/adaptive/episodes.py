@@ -1,8 +1,8 @@
-"""Episodes of the agent: many images at once, in lanes, each of which starts its next image when one is finished.
+"""Episodes of the agent: many images at once, in lanes; a lane whose image is finished starts its next image.
 
-The reward is -1 for each network call and, when an image is finished, its agreement with the teacher's, both in units
-of the price of a call: an episode's rewards sum to (agreement - price x NFE) / price. Paying for the gain of each call
-as it comes sums to the same; the agreement of the first x0_hat, which it takes away, is noise to the agent.
+The reward is -1 for each network call and, when an image is finished, its agreement with the teacher's image, both in
+units of the price of a call: an episode's rewards sum to (agreement - price x NFE) / price. Rewarding the gain of each
+call would give the same sum minus the agreement of the first x0_hat, which is noise to the agent.
 """
 
 from __future__ import annotations
@@ -23,18 +23,21 @@ from redif_ray.diffusion.noise import Stream
 from redif_ray.models.protocol import DiffusionModel
 from redif_ray.types import Condition
 
-# (images [B, C, H, W], the teacher's, their conditions) -> [B], higher is better
+# (images [B, C, H, W], the teacher's images, their conditions) -> agreement [B], higher is better
 Agreement = Callable[[Tensor, Tensor, list[Condition]], Tensor]
 
 
 @dataclass(frozen=True)
 class Task:
-    """What all episodes share. Their noises are groups 0 to M - 1 of `stream`, a condition and a target each."""
+    """The settings that all episodes share.
+
+    The noises are groups 0 to M - 1 of `stream`; each has an entry in `conditions` and in `targets`.
+    """
 
     model: DiffusionModel
     guidance: float
     agreement: Agreement
-    price: float  # of a network call of one image, in units of agreement
+    price: float  # cost of a network call of one image, in units of agreement
     first: float  # timestep of the first call
     max_calls: int  # at least 2
     stream: Stream
@@ -44,13 +47,16 @@ class Task:
 
     @property
     def size(self) -> int:
-        """Of an observation: what `observation.observe` sees, then the agreement so far, for the critic alone."""
+        """Length of an observation: the entries of `observation.observe`, then the agreement so far for the critic."""
         return observation.size(self.model.latent_shape[0], self.max_calls) + 1
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a step did in each lane: observations [B, F] and rewards [B], float32; whether the image is finished [B]."""
+    """Result of a step, for each lane.
+
+    observations: float32 [B, F]; rewards: float32 [B]; done: bool [B], true where the image is finished.
+    """
 
     observations: np.ndarray
     rewards: np.ndarray
@@ -58,7 +64,7 @@ class Outcome:
 
 
 class Lanes:
-    """`count` images at once. A lane's k-th image is a function of (task.seed, salt, lane, k) alone."""
+    """A batch of `count` lanes. The k-th image of a lane is a function of (task.seed, salt, lane, k) alone."""
 
     def __init__(self, task: Task, count: int) -> None:
         self.task, self.count = task, count
@@ -75,9 +81,9 @@ class Lanes:
         return self.step(np.zeros(self.count), self.done).observations
 
     def step(self, fraction: np.ndarray, stop: np.ndarray) -> Outcome:
-        """Act in every lane; one whose image is finished starts its next instead, with reward 0.
+        """Act in every lane; a lane whose image is finished starts its next image instead, with reward 0.
 
-        fraction: float [B] in (0, 1), of half log-SNR that is left; stop: bool [B].
+        fraction: share of the remaining half log-SNR, float [B] in (0, 1); stop: bool [B].
         """
         fresh = self.done
         stops, goes = ~fresh & stop, ~fresh & ~stop
@@ -89,7 +95,7 @@ class Lanes:
         last |= denoising.exhausted(self.process, self.state.level).numpy()
         self.done = stops | (goes & last)
         rewards = np.where(fresh, 0.0, -self.owed - goes) + np.where(self.done, self.agreed / self.task.price, 0.0)
-        self.owed = fresh.astype(float)  # the first call is paid for with the first action
+        self.owed = fresh.astype(float)  # the first action pays for the first call
         return Outcome(self._observed(), rewards.astype(np.float32), self.done.copy())
 
     def _next_group(self, lane: int) -> int:
@@ -100,7 +106,7 @@ class Lanes:
 
     @torch.no_grad()
     def _call(self, fresh: np.ndarray, goes: np.ndarray, fraction: Tensor) -> None:
-        """One call of the network for the images that start and for those that move on."""
+        """Call the network once, on one batch of the images that start and the images that move on."""
         task, rows = self.task, torch.from_numpy(np.concatenate([fresh, goes]))
         if not len(rows):
             return
@@ -123,6 +129,6 @@ class Lanes:
 
     def _observed(self) -> np.ndarray:
         assert self.state is not None
-        seen = observation.observe(self.process, self.state, self.task.max_calls).numpy()
-        told = squeezed(self.agreed / self.task.price)[:, None]
-        return np.concatenate([seen, told], 1).astype(np.float32)
+        observed = observation.observe(self.process, self.state, self.task.max_calls).numpy()
+        agreement = squeezed(self.agreed / self.task.price)[:, None]
+        return np.concatenate([observed, agreement], 1).astype(np.float32)

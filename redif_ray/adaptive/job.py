@@ -1,6 +1,7 @@
-"""The job behind `redif search --adaptive`: agents against the schedules that a search found, in `<search>/adaptive/`.
+"""The job of `redif search --adaptive`: train agents and compare them with the searched schedules.
 
-An agent is a safetensors file that says what it was trained with; one that is there already is not trained again.
+Results lie in `adaptive/` of the search's folder. An agent is a safetensors file with its training settings in the
+header; an agent whose file has the same settings is not trained again.
 """
 
 from __future__ import annotations
@@ -39,18 +40,20 @@ from redif_ray.search.records import Records
 from redif_ray.search.search import evaluator, search, searched
 
 FOLDER = "adaptive"
-SETTINGS = "settings"  # the key of an agent's file that holds what it was trained with
+SETTINGS = "settings"  # metadata key of an agent's file; its value holds the training settings as JSON
 
 
 @dataclass(slots=True)
 class Job:
+    """Everything that the steps of the job share."""
+
     config: Config
     conditions: Conditions
     folder: RunFolder
     stop: StopRequest
     console: Console
     records: Records
-    weights: dict[str, float]  # of each reward term in the distance
+    weights: dict[str, float]  # by name, the weight of each reward term in the distance
 
     @property
     def path(self) -> Path:
@@ -58,7 +61,7 @@ class Job:
 
 
 def adapt(config: Config, *, resume: bool = False, console: Console | None = None) -> Path:
-    """Search, unless that is done, then train agents and compare them. Returns the folder of the search."""
+    """Search, unless a finished search is resumed, then train agents and compare them. Returns the search's folder."""
     own = searched(config)
     check(own)
     console = console or Console()
@@ -75,51 +78,58 @@ def adapt(config: Config, *, resume: bool = False, console: Console | None = Non
                 _adapt(Job(own, conditions, folder, stop, console, records, weights))
             return folder.path
         except KeyboardInterrupt:  # the second Ctrl-C
-            raise stop.interrupted(f"left at once; trained agents are in {folder.path / FOLDER}") from None
+            raise stop.interrupted(f"the job left at once; trained agents are in {folder.path / FOLDER}") from None
         finally:
             folder.close()
 
 
 def check(config: Config) -> None:
-    """Whether agents can be compared with what this configuration searches. Raises ConfigError."""
+    """Raise ConfigError where agents cannot be compared with the schedules that `config` searches."""
     s, steps = config.search, config.search.steps or (config.student.steps,)
     if len(steps) < 2:
-        raise ConfigError(f"search.steps={list(steps)}: an agent is compared between numbers of steps; expected two")
+        raise ConfigError(f"search.steps={list(steps)}: agents are compared between numbers of steps; give two or more")
     if s.adaptive.max_calls < max(steps):
         raise ConfigError(
-            f"search.adaptive.max_calls={s.adaptive.max_calls}: expected at least {max(steps)}, the most "
+            f"search.adaptive.max_calls={s.adaptive.max_calls}: expected at least {max(steps)}, the largest "
             "of search.steps"
         )
     if s.frechet.weight:
-        raise ConfigError(f"search.frechet.weight={s.frechet.weight:g}: agents are rewarded by the image; expected 0")
+        raise ConfigError(
+            f"search.frechet.weight={s.frechet.weight:g}: agents are rewarded image by image; set it to 0"
+        )
     if s.network_timestep_trials or s.descent.network_timesteps:
         trials = s.network_timestep_trials
         key = f"network_timestep_trials={trials}" if trials else "descent.network_timesteps=true"
-        raise ConfigError(f"search.{key}: agents call the network at the levels that they visit; leave it out")
+        raise ConfigError(f"search.{key}: agents call the network at the levels that they visit; leave this key out")
     if config.reward.runtime_env is not None:
         raise ConfigError(
-            "reward.runtime_env: agents are trained in processes of RLlib, which take no environment; "
-            "leave it out, and install what the rewards need on the nodes"
+            "reward.runtime_env: RLlib, which trains the agents, starts its processes without a runtime environment; "
+            "leave this key out and install the packages of the rewards on the nodes"
         )
     if s.solver != "euler":
-        raise ConfigError(f"search.solver={s.solver}: an agent moves by euler; expected that")
+        raise ConfigError(f"search.solver={s.solver}: agents move by euler; set search.solver=euler")
 
 
-def goals(config: Config, found: dict[int, dict[str, Any]]) -> list[Goal]:
-    """One a price. found: by N, the row of the searched schedule; an agent starts as the one that is best at its price.
+def goals(config: Config, winners: dict[int, dict[str, Any]]) -> list[Goal]:
+    """Return one goal for each price; an agent starts as the searched schedule that is best at its price.
 
-    Without prices, what a call saves on the bank around each N between two others, or between the only two.
+    winners: by N, the row of the searched schedule, with its distance on the bank.
+    Unset prices are the distance that a call saves on the bank around each N that lies between two others, or between
+    the only two. Raises ConfigError where no such price is above 0.
     """
-    bank = {n: float(found[n]["bank"]) for n in sorted(found)}
+    bank = {n: float(winners[n]["bank"]) for n in sorted(winners)}
     steps = list(bank)
     around = list(zip(steps, steps[2:], strict=False)) or [(steps[0], steps[-1])]
     slopes = [(bank[a] - bank[b]) / (b - a) for a, b in around]
     prices = config.search.adaptive.prices or tuple(slope for slope in slopes if slope > 0)
     if not prices:
-        raise ConfigError("more steps save no distance here, so that no price follows; set search.adaptive.prices")
+        raise ConfigError(
+            "search.adaptive.prices: no price can be derived, because more steps save no distance on the bank; "
+            "give prices"
+        )
     best = [min(steps, key=lambda n: bank[n] + price * n) for price in prices]
     return [
-        Goal(price, n, tuple(found[n]["timesteps"]), config.search.adaptive.max_calls)
+        Goal(price, n, tuple(winners[n]["timesteps"]), config.search.adaptive.max_calls)
         for price, n in zip(prices, best, strict=True)
     ]
 
@@ -132,8 +142,8 @@ def _adapt(job: Job) -> None:
     with connect(job.config):
         _train_missing(job, aims)
         job.stop.check()
-        with _evaluator(job) as between:
-            answers = [between.adapted.remote(aim, _arrays(_agent(job, aim)), job.weights) for aim in aims]
+        with _evaluator(job) as actor:
+            answers = [actor.adapted.remote(aim, _arrays(_agent(job, aim)), job.weights) for aim in aims]
             measured = get(answers, job.stop)
     fronts = [
         Front("searched", list(winners.values())),
@@ -141,8 +151,8 @@ def _adapt(job: Job) -> None:
     ]
     e = job.config.evaluation
     agents = [
-        compared(aim, found, fronts[0], resamples=e.bootstrap, seed=job.config.run.seed) | {"file": _file(aim)}
-        for aim, found in zip(aims, measured, strict=True)
+        compared(aim, result, fronts[0], resamples=e.bootstrap, seed=job.config.run.seed) | {"file": _file(aim)}
+        for aim, result in zip(aims, measured, strict=True)
     ]
     factor = load_teacher(job.config.teacher).calls_per_step(job.config.student.guidance)
     write_results(job.path, job.config, agents, [front for front in fronts if front.rows], factor)
@@ -160,31 +170,31 @@ def _train_missing(job: Job, aims: Sequence[Goal]) -> None:
     if not missing:
         return
     with job.records.timed("adaptive"):
-        with _evaluator(job) as between:
-            targets = np.concatenate(ray.get(get(between.training_targets.remote(), job.stop)))
-            conditions = tuple(get(between.training_conditions.remote(), job.stop))
+        with _evaluator(job) as actor:
+            targets = np.concatenate(ray.get(get(actor.training_targets.remote(), job.stop)))
+            conditions = tuple(get(actor.training_conditions.remote(), job.stop))
         reference = ray.put(targets)
         for aim in missing:
             _train(job, aim, conditions, reference)
 
 
 def _train(job: Job, aim: Goal, conditions: tuple[Any, ...], targets: Any) -> None:
-    """Train an agent to its end and keep it."""
-    from redif_ray.adaptive import agent  # RLlib takes seconds to import
+    """Train an agent for all iterations and save it."""
+    from redif_ray.adaptive import agent  # here, because RLlib takes seconds to import
 
     training = agent.Training(job.config, aim, job.weights, conditions, targets)
     count, began = job.config.search.adaptive.iterations, time.monotonic()
     teacher, student = job.config.teacher, job.config.search.student
     process = load_model(student or teacher.model, family=teacher.family).process
     with agent.ppo(training, process) as algorithm:
-        job.stop.listen()  # again: RLlib may have taken the signals
+        job.stop.listen()  # again, because RLlib may have replaced the signal handlers
         for i in range(count):
             job.stop.check()
-            seen = agent.progress(algorithm.train())
+            progress = agent.progress(algorithm.train())
             if (i + 1) % 10 == 0 or i + 1 == count:
                 left = (time.monotonic() - began) / (i + 1) * (count - i - 1)
                 line = f"price {aim.price:.4g}  iteration {i + 1:3d}/{count}  distance + price x calls "
-                line += f"{-seen['return'] * aim.price:.5f}  {left:4.0f} s left"
+                line += f"{-progress['return'] * aim.price:.5f}  {left:4.0f} s left"
                 job.console.print(line, highlight=False, soft_wrap=True)
         trained = agent.weights(algorithm)
     with atomic_file(job.path / _file(aim)) as partial:
@@ -193,8 +203,8 @@ def _train(job: Job, aim: Goal, conditions: tuple[Any, ...], targets: Any) -> No
 
 @contextmanager
 def _evaluator(job: Job) -> Any:
-    with evaluator(job.config, job.conditions, job.folder, job.stop, AdaptiveActor, AdaptiveEvaluator) as between:
-        yield between
+    with evaluator(job.config, job.conditions, job.folder, job.stop, AdaptiveActor, AdaptiveEvaluator) as actor:
+        yield actor
 
 
 def _file(aim: Goal) -> str:
@@ -207,7 +217,7 @@ def _settings(job: Job, aim: Goal) -> str:
 
 
 def _agent(job: Job, aim: Goal) -> dict[str, Tensor] | None:
-    """The policy's parameters, where it was trained with these settings."""
+    """Return the saved policy's parameters, or None if no file has the settings of this job and goal."""
     path = job.path / _file(aim)
     if not path.is_file():
         return None

@@ -1,8 +1,8 @@
-"""What the agent sees of an image: coarse and cheap, the same for every family of models, float32 in [-10, 10].
+"""The agent's observation of an image: coarse, cheap, the same for every family of models, float32 in [-10, 10].
 
-pooled x0_hat, C x 4 x 4; pooled |change of x0_hat since the call before|, C x 4 x 4;
-mean, std and rms gradient of x0_hat (what is undecided is blurred), log10 rms of the change;
-position in [0, 1] along half log-SNR; one-hot of the calls made, 1 to `max_calls`.
+pooled x0_hat, C x 4 x 4; pooled |change of x0_hat since the previous call|, C x 4 x 4;
+mean, std and rms gradient of x0_hat (undecided parts are blurred), log10 rms of the change;
+position in [0, 1] along half log-SNR; one-hot of the number of calls, 1 to `max_calls`.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from redif_ray.adaptive.denoising import State, position
 from redif_ray.diffusion.levels import NoiseProcess
 
 BOUND = 10.0
-LOGIT = 7.0  # of an action: a fraction lies in (0.001, 0.999)
+LOGIT = 7.0  # bound of an action's logit, so that a fraction lies in (0.001, 0.999)
 POOL = 4
 SCALARS = 5
-TINY = 1e-4  # rms below which a change is none
+TINY = 1e-4  # rms below which a change counts as none
 
 
 def size(channels: int, max_calls: int) -> int:
-    """How many numbers an observation has; the last `max_calls` are the one-hot of the calls."""
+    """Return the length of an observation; its last `max_calls` entries are the one-hot of the number of calls."""
     return 2 * channels * POOL**2 + SCALARS + max_calls
 
 
 def observe(process: NoiseProcess, state: State, max_calls: int) -> Tensor:
-    """[B, size] float32 on the CPU, of latents [B, C, H, W]."""
+    """Return the observations of latents [B, C, H, W], [B, size] float32 on the CPU."""
     x0 = state.prediction.x0.float()
     change = x0 - state.before.float()
     slopes = torch.cat([x0.diff(dim=2).flatten(1), x0.diff(dim=3).flatten(1)], 1)

@@ -1,8 +1,8 @@
-"""The agent's network, without RLlib: what is trained, kept as safetensors and used at deployment.
+"""The agent's network, without RLlib; it is trained, saved as safetensors and used at deployment.
 
-The mean of an action is a row of a table, by the number of calls made, plus what is learned in units of exploration: by
-the number of calls, and by a small network of what is seen. Both start at 0 and the table is a static schedule: so is
-the untrained agent.
+The mean of an action is a row of a table, by the number of calls, plus two learned parts in units of exploration: a row
+by the number of calls, and the output of a small network on the observation. Both learned parts start at 0 and the
+table follows a static schedule, so the untrained agent acts as this schedule.
 """
 
 from __future__ import annotations
@@ -16,15 +16,17 @@ from torch import Tensor, nn
 from redif_ray.adaptive.observation import LOGIT
 
 HIDDEN = 64
-SURE, DOUBT = 3.0, 0.5  # standard deviations of exploration that an untrained mean is away from the other decision
-SPREAD = (0.08, 1.0)  # standard deviations of exploration: of the logit of a fraction, of stopping
+# Distance of an untrained agent's mean from the opposite stop decision, in standard deviations of exploration.
+SURE, DOUBT = 3.0, 0.5
+SPREAD = (0.08, 1.0)  # standard deviations of exploration, of a fraction's logit and of stopping
 
 
 def static_table(moves: Sequence[float], max_calls: int) -> Tensor:
-    """Of a static schedule with the fractions `moves` [N - 1], N >= 2: row k - 1, [2], is what it does after k calls.
+    """Return the table of a static schedule, float32 [max_calls, 2]; row k - 1 is the mean action after k calls.
 
-    It doubts whether to make its last call, and whether to stop then: there it explores. Beyond, every move is as the
-    last one.
+    moves: the schedule's fractions [N - 1], N >= 2.
+    The stop entries of row N - 1 (make the last call) and row N (stop) are close to 0, so the agent explores there.
+    Later rows repeat the last move.
     """
     logits = [math.log(fraction / (1 - fraction)) for fraction in moves]
     rows = [[logit, -SURE] for logit in logits] + [[logits[-1], DOUBT]] * (max_calls - len(logits))
@@ -33,10 +35,10 @@ def static_table(moves: Sequence[float], max_calls: int) -> Tensor:
 
 
 class Policy(nn.Module):
-    """From what `observation.observe` sees, [B, size], to actions. table: [max_calls, 2].
+    """Map observations of `observation.observe`, [B, size], to actions. table: float32 [max_calls, 2].
 
-    Exploration is not learned. PPO's ratio is of both parts of an action together, so they have to move at one pace;
-    and it would shrink before it is learned for which images another decision is right.
+    Exploration is not learned. PPO's ratio covers both parts of an action together, so both have to change at one pace;
+    a learned spread would shrink before the policy has learned which images need another decision.
     """
 
     table: Tensor
@@ -51,10 +53,10 @@ class Policy(nn.Module):
         nn.init.zeros_(self.network[-1].weight)
         nn.init.zeros_(self.network[-1].bias)
 
-    def forward(self, seen: Tensor) -> Tensor:
-        """Means of (logit of the fraction, stop if above 0), [B, 2]: the action at deployment."""
-        calls = seen[:, -len(self.table) :]
-        return calls @ self.table + self.spread * (calls @ self.rows + self.network(seen))
+    def forward(self, observations: Tensor) -> Tensor:
+        """Return the means of (logit of the fraction, stop if above 0), [B, 2], which are the actions at deployment."""
+        calls = observations[:, -len(self.table) :]
+        return calls @ self.table + self.spread * (calls @ self.rows + self.network(observations))
 
 
 def mlp(inputs: int, outputs: int) -> nn.Sequential:

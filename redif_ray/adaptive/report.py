@@ -1,7 +1,7 @@
-"""What agents do on held-out noises, beside static schedules at the same mean number of calls.
+"""Comparison of agents with static schedules on held-out noises, at the same mean number of calls.
 
-At a mean of m calls between two searched numbers of steps, what needs no agent is to draw for each image which of both
-schedules makes it: the mixture with mean m, whose distance lies on the line between theirs.
+The baseline at a mean of m calls between two searched numbers of steps is the mixture of both schedules with mean m:
+it draws one of them for each image, needs no agent, and its distance lies on the line between their distances.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from redif_ray.files import atomic_file
 
 @dataclass(frozen=True, slots=True)
 class Front:
-    """Static schedules of one kind. rows: with `steps` and `distances`, one a held-out noise."""
+    """The static schedules of one kind. rows: one for each N, with `steps` and `distances`, one for each noise."""
 
     name: str
     rows: list[dict[str, Any]]
@@ -36,21 +36,24 @@ class Front:
 
     @property
     def distances(self) -> np.ndarray:
-        """[n, number of steps], in the order of `steps`."""
+        """Distances of each held-out noise, [n, len(steps)], in the order of `steps`."""
         return np.array([row["distances"] for row in sorted(self.rows, key=lambda row: row["steps"])]).T
 
     def at(self, calls: float, means: np.ndarray) -> float:
-        """The distance of the mixture with a mean of `calls`. means: of each schedule."""
+        """Return the distance of the mixture with a mean of `calls`. means: mean distance of each of `steps`."""
         return float(np.interp(calls, self.steps, means))
 
 
-def compared(goal: Goal, found: Mapping[str, np.ndarray], front: Front, *, resamples: int, seed: int) -> dict[str, Any]:
-    """An agent's row: itself, the mixture, the change from it, and the same for distance + price x calls.
+def compared(
+    goal: Goal, measured: Mapping[str, np.ndarray], front: Front, *, resamples: int, seed: int
+) -> dict[str, Any]:
+    """Return an agent's row: its distance and calls, the mixture, the change from the mixture, and the objective.
 
-    found: `distance` and `calls` [n] on the noises of the front. Every interval is over noises, drawn alike for all;
-    the mixture of a resample is that of its own mean number of calls.
+    measured: the agent's `distance` and `calls`, each [n], on the noises of the front.
+    The objective is the change of distance + price x calls from the initial schedule. Every interval resamples the same
+    noises; each resample is compared with the mixture at its own mean number of calls.
     """
-    distance, calls, static = found["distance"], found["calls"].astype(float), front.distances
+    distance, calls, static = measured["distance"], measured["calls"].astype(float), front.distances
 
     def change(d: np.ndarray, c: np.ndarray, s: np.ndarray) -> float:
         return float(d.mean()) - front.at(float(c.mean()), s.mean(0))
@@ -88,21 +91,21 @@ def compared(goal: Goal, found: Mapping[str, np.ndarray], front: Front, *, resam
 
 
 def verdict(agent: Mapping[str, Any]) -> str:
-    """Whether an agent beats the static schedules, in a sentence."""
+    """Return a sentence that tells whether an agent beats the static schedules."""
     if not agent["comparable"]:
-        return f"its mean of {agent['calls']:.2f} calls is outside of the numbers that were searched: not comparable"
+        return f"its mean of {agent['calls']:.2f} calls lies outside of the searched numbers of steps: not comparable"
     share = abs(agent["change"] / agent["mixture"])
     if agent["change_high"] < 0:
-        return f"it beats them: {share:.1%} less distance at the same mean number of calls"
+        return f"the agent beats static schedules: {share:.1%} less distance at the same mean number of calls"
     if agent["change_low"] > 0:
-        return f"it is worse than they are: {share:.1%} more distance at the same mean number of calls"
-    return "it does not beat them: the difference is within its interval"
+        return f"the agent is worse than static schedules: {share:.1%} more distance at the same mean number of calls"
+    return "the agent does not beat static schedules: the interval of the difference contains 0"
 
 
 def write_results(
     folder: Path, config: Config, agents: Sequence[dict[str, Any]], fronts: Sequence[Front], calls_per_step: int
 ) -> None:
-    """`adaptive.md`, its picture, and `adaptive.json` last."""
+    """Write `adaptive.png` and `adaptive.md`, and `adaptive.json` last."""
     lines = {front.name: (front.steps, front.distances.mean(0).tolist()) for front in fronts}
     plots.adaptive(folder / "adaptive.png", lines, agents)
     (folder / "adaptive.md").write_text(report(config, agents, fronts, calls_per_step))
@@ -120,8 +123,8 @@ def write_results(
 
 
 def report(config: Config, agents: Sequence[Mapping[str, Any]], fronts: Sequence[Front], calls_per_step: int) -> str:
-    """The text of `adaptive.md`."""
-    twice = "" if calls_per_step == 1 else f" A call is {calls_per_step} of the network, by guidance."
+    """Return the text of `adaptive.md`."""
+    guided = "" if calls_per_step == 1 else f" With guidance, each of these calls is {calls_per_step} network calls."
     rows = [
         [
             f"{a['price']:.4g}",
@@ -145,10 +148,10 @@ def report(config: Config, agents: Sequence[Mapping[str, Any]], fronts: Sequence
     ]
     parts = [
         f"# {config.run.name}: an adaptive schedule",
-        "Agents that see each image as it forms and decide how far to go or to stop, on "
+        "Agents observe each image as it forms and decide how far to go next, or stop. They were measured on "
         f"{config.evaluation.held_out:,} held-out noises, seed {config.run.seed}, with paired 95 % bootstrap intervals "
-        f"over noises.{twice} They are compared with the mixture of the two neighbouring searched schedules at the "
-        "agent's own mean number of calls.",
+        f"over noises.{guided} Each agent is compared with the mixture of the two neighbouring searched schedules at "
+        "its own mean number of calls.",
         *(f"- Price {a['price']:.4g}, {a['calls']:.2f} calls: {verdict(a)}." for a in agents),
         markdown_table(
             [

@@ -1,4 +1,4 @@
-"""The task of an agent, as every process builds it from the configuration and what the search found."""
+"""The task of an agent, which every process builds from the configuration and the results of the search."""
 
 from __future__ import annotations
 
@@ -20,8 +20,10 @@ from redif_ray.types import Condition
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """What one agent is for. price: of a network call, in units of distance; steps and timesteps: of the static
-    schedule that it starts as; max_calls: where every image ends.
+    """The objective and the start of one agent.
+
+    price: cost of a network call, in units of distance; steps, timesteps: N and the timesteps, noisiest first, of the
+    static schedule that the agent starts as; max_calls: number of calls after which every image ends.
     """
 
     price: float
@@ -32,7 +34,7 @@ class Goal:
 
 @dataclass(frozen=True, slots=True)
 class Scorer:
-    """Minus the search's distance: the sum of weights x raw reward terms."""
+    """Agreement with the teacher: the sum of weights x raw reward terms, which is minus the search's distance."""
 
     rewards: Rewards
     weights: dict[str, float]
@@ -43,7 +45,7 @@ class Scorer:
 
 
 def searched_model(config: Config) -> tuple[DiffusionModel, Rewards]:
-    """The network that schedules are for, and the rewards, on the device of the reward role."""
+    """Return the searched network and the rewards, on the device of the reward role."""
     device, student = factory.device(config.reward.gpus), config.search.student
     model = factory.teacher(config, device) if student is None else factory.model(config, student, device)
     return model, factory.rewards(config, model, device)
@@ -52,7 +54,10 @@ def searched_model(config: Config) -> tuple[DiffusionModel, Rewards]:
 def make_task(
     config: Config, goal: Goal, weights: dict[str, float], conditions: Sequence[Condition], targets: np.ndarray
 ) -> Task:
-    """Of training: the noises of the agent's own stream."""
+    """Return the training task of an agent, on the noises of `Stream.ADAPTIVE`.
+
+    conditions, targets: one entry for each training noise; targets: float32 [M, C, H, W] in [0, 1].
+    """
     model, rewards = searched_model(config)
     return Task(
         model,

@@ -1,4 +1,4 @@
-"""The workers and the evaluator of a search, which also sample along an agent."""
+"""The workers and the evaluator of a search, extended by sampling with agents."""
 
 from __future__ import annotations
 
@@ -20,16 +20,20 @@ from redif_ray.search.evaluator import LATER, Evaluator, SearchActor
 from redif_ray.search.worker import SearchWorker
 from redif_ray.types import Meta, Work, WorkUnit
 
-Measured = dict[str, np.ndarray]  # `distance` to the teacher's image and `calls` at as many levels, one a noise
+Measured = dict[str, np.ndarray]  # `distance` to the teacher's image and number of `calls`, one value for each noise
 
 
 class AdaptiveWorker(SearchWorker):
-    """Stateless but for its caches, as every worker."""
+    """A search worker that also samples with agents; its caches are its only state."""
 
     def adapted(
         self, unit: WorkUnit, goal: Goal, agent: dict[str, np.ndarray], weights: dict[str, float], targets: np.ndarray
     ) -> tuple[Meta, Measured]:
-        """What the agent with these parameters makes of a work unit's noises."""
+        """Sample a work unit's noises with an agent and measure the images.
+
+        agent: the policy's parameters by name; weights: by name, the weight of each reward term; targets: the teacher's
+        images, float32 [G, C, H, W] in [0, 1].
+        """
         started, process = time.perf_counter(), self.model.process
         tensors = {name: torch.from_numpy(value.copy()) for name, value in agent.items()}
         policy = Policy(tensors["network.0.weight"].shape[1], tensors["table"])
@@ -57,7 +61,7 @@ class AdaptiveActor(SearchActor):
 
 
 class AdaptiveEvaluator(Evaluator):
-    """Also of the noises that agents are trained on, and of agents on the held-out ones."""
+    """A search's evaluator that also gives targets of the training noises and measures agents on held-out noises."""
 
     def __init__(self, config: Config, conditions: Conditions, workers: list[Any]) -> None:
         super().__init__(config, conditions, workers)
@@ -65,19 +69,19 @@ class AdaptiveEvaluator(Evaluator):
         self.training = plan.deploy(Stream.ADAPTIVE, a.noises, size=config.search.unit_noises)
 
     async def training_targets(self) -> list[Any]:
-        """References to the teacher's images of the training noises."""
+        """Return references to the teacher's images of the training noises, one for each work unit."""
         return list(await asyncio.gather(*(self._target(unit) for unit in self.training)))
 
     async def training_conditions(self) -> list[Any]:
         return [c for unit in self.training for c in unit.conditions]
 
     async def adapted(self, goal: Goal, agent: dict[str, np.ndarray], weights: dict[str, float]) -> Measured:
-        """An agent on the held-out noises."""
+        """Measure an agent on the held-out noises. agent, weights: see `AdaptiveWorker.adapted`."""
 
         async def one(unit: WorkUnit) -> Measured:
             target = await self._target(unit)
-            found: Measured = await self._call(LATER, "adapted", unit, goal, agent, weights, target)
-            return found
+            measured: Measured = await self._call(LATER, "adapted", unit, goal, agent, weights, target)
+            return measured
 
         parts = await asyncio.gather(*(one(unit) for unit in self.held_out))
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

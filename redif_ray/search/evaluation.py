@@ -1,6 +1,6 @@
-"""A trial of the search: a schedule, scored on one rung after the other of the bank.
+"""A trial of the search: one schedule, scored on one rung of the bank after the other.
 
-It is a class that Tune reuses: a process of its own would take longer than its network calls.
+Tune reuses the trial's process for other trials, because starting a process takes longer than a trial's network calls.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from redif_ray.diffusion.schedules import Times
 
 
 class Evaluation(Trainable):
-    """Each step scores the schedule on one rung more."""
+    """A trial for Tune, whose every step scores the schedule on the next rung."""
 
     def setup(self, config: dict[str, Any], evaluator: Any, rungs: tuple[int, ...], weights: dict[str, float]) -> None:
         self.evaluator, self.rungs, self.weights = evaluator, rungs, weights
@@ -35,7 +35,7 @@ class Evaluation(Trainable):
         rung = self.rungs[self.iteration]
         try:
             score = ray.get(self.evaluator.scores.remote(self.times, rung, self.weights))
-        except RayTaskError as error:  # of this schedule; Tune would tell of it only after the trial is forgotten
+        except RayTaskError as error:  # returned, because Tune reports a raised error only after it forgets the trial
             first = cause(error)
             return {"score": math.nan, "error": f"{type(first).__name__}: {first}"}
-        return {"score": score}  # never that it is done: of a last result Tune tells no scheduler
+        return {"score": score}  # without "done", because Tune hides a trial's last result from the scheduler

@@ -1,4 +1,4 @@
-"""The evaluator: one actor between the trials and the workers. It cuts work into units and remembers what it knows."""
+"""The evaluator, one actor between trials and workers, which splits work into work units and caches their results."""
 
 from __future__ import annotations
 
@@ -21,10 +21,12 @@ from redif_ray.search.terms import Terms, score
 from redif_ray.types import WorkUnit
 from redif_ray.workers.actors import TeacherRewardWorker
 
-SOON, LATER = (0, 0), (1, 0)
+SOON, LATER = (0, 0), (1, 0)  # urgency of a call in the pool
 
 
 class SearchActor(TeacherRewardWorker):
+    """A search worker in a process of its own."""
+
     source = "redif_ray.search.worker:SearchWorker"
 
     def terms(self, *arguments: Any) -> Any:
@@ -41,7 +43,7 @@ class SearchActor(TeacherRewardWorker):
 
 
 class Evaluator:
-    """Targets, terms and images on the bank and on held-out noises, whoever computes them."""
+    """An actor that computes targets, reward terms and images of the bank and of held-out noises on its workers."""
 
     def __init__(self, config: Config, conditions: Conditions, workers: list[Any]) -> None:
         self.config, self.lost = config, 0
@@ -54,22 +56,22 @@ class Evaluator:
         self.known: dict[tuple[Any, ...], asyncio.Future[Any]] = {}
 
     async def scores(self, times: Times, rung: int, weights: dict[str, float]) -> float:
-        """The objective on the first `rung` noises of the bank."""
+        """Return the objective on the first `rung` noises of the bank; lower is better."""
         return score(await self.bank_terms(times, rung), weights, self.config.search.frechet.weight)
 
     async def bank_terms(self, times: Times, rung: int) -> Terms:
-        """What `SearchWorker.terms` says of the first `rung` noises."""
+        """Return the terms, as `SearchWorker.terms` gives them, of the first `rung` noises of the bank."""
         return await self._terms(self.bank[: rung // self.config.search.unit_noises], times)
 
     async def images(self, times: Times | None) -> list[Any]:
-        """References to the images of the held-out noises, along a schedule or (None) the teacher's."""
+        """Return references to the images of the held-out noises, by work unit. times: None: the teacher's images."""
         if times is None:
             return list(await asyncio.gather(*(self._target(unit) for unit in self.held_out)))
         answers = await asyncio.gather(*(self.pool.call(LATER, "images", unit, times) for unit in self.held_out))
         return [reference for _, reference in answers]
 
     async def held_out_terms(self, images: list[Any]) -> Terms:
-        """Raw reward terms of what `images` answered, one value a held-out noise."""
+        """Return raw reward terms by name, [held_out] each. images: references that `Evaluator.images` returned."""
 
         async def one(unit: WorkUnit, reference: Any) -> Terms:
             terms: Terms = await self._call(LATER, "compare", unit, reference, await self._target(unit))
@@ -78,29 +80,29 @@ class Evaluator:
         return joined(await asyncio.gather(*(one(*pair) for pair in zip(self.held_out, images, strict=True))))
 
     async def reference(self) -> list[Any]:
-        """References to the teacher's images that a judge without real ones compares with."""
-        found = await asyncio.gather(*(self.pool.call(LATER, "targets", unit) for unit in self.others))
-        return [reference for _, reference in found]
+        """Return references to the teacher's images that a judge without real images compares with."""
+        answers = await asyncio.gather(*(self.pool.call(LATER, "targets", unit) for unit in self.others))
+        return [reference for _, reference in answers]
 
     async def held_out_conditions(self) -> list[Any]:
         return [c for unit in self.held_out for c in unit.conditions]
 
     async def costs(self) -> np.ndarray:
-        """GITS's cost matrix, on the first rung of the bank."""
+        """Return GITS's cost matrix on the first rung of the bank, float64 [M + 1, M + 1]."""
         units = self.bank[: self.config.search.rungs[0] // self.config.search.unit_noises]
         return np.mean(await asyncio.gather(*(self._call(SOON, "costs", unit) for unit in units)), axis=0)
 
     async def descend(self, base: Sequence[float], weights: dict[str, float]) -> list[Times]:
-        """Schedules that back-propagation finds from `base`."""
+        """Return the candidates of `SearchWorker.descend` from `base`, timesteps [N], fitted on the whole bank."""
         groups = tuple(g for unit in self.bank for g in unit.groups)
         conditions = tuple(c for unit in self.bank for c in unit.conditions)
         whole = WorkUnit(0, 0, "deploy", Stream.SEARCH, groups, conditions)
         targets = np.concatenate([await (await self._target(unit)) for unit in self.bank])
-        found: list[Times] = await self._call(LATER, "descend", whole, tuple(base), targets, weights)
-        return found
+        candidates: list[Times] = await self._call(LATER, "descend", whole, tuple(base), targets, weights)
+        return candidates
 
     async def status(self) -> dict[str, Any]:
-        """Busy seconds and calls of each worker, and how often one was lost."""
+        """Return busy seconds and calls of each worker, and how often a worker was lost."""
         return {"busy": dict(self.pool.busy), "calls": dict(self.pool.units), "lost": self.lost}
 
     def _lost(self, _: str) -> None:
@@ -111,7 +113,7 @@ class Evaluator:
         return joined(parts)
 
     async def _unit(self, unit: WorkUnit, times: Times) -> Terms:
-        """Terms of a work unit, asked for once: discrete levels make many proposals alike."""
+        """Return the terms of a work unit, cached by schedule, because discrete levels make many proposals equal."""
         key = (unit.stream, unit.index, times)
         if key not in self.known:
             self.known[key] = asyncio.ensure_future(self._scored(unit, times))
@@ -119,17 +121,20 @@ class Evaluator:
         return terms
 
     async def _scored(self, unit: WorkUnit, times: Times) -> Terms:
-        """Made again where it, or the teacher's images that it is made with, are lost with a node."""
+        """Compute the terms of a work unit, again if they or the teacher's images are lost with a node.
+
+        Raises RayError after `ATTEMPTS` losses.
+        """
         for _ in range(ATTEMPTS):
             try:
                 terms: Terms = await self._call(SOON, "terms", unit, times, await self._target(unit))
                 return terms
             except ObjectLostError:
                 self.known.pop((unit.stream, unit.index), None)
-        raise RayError(f"work unit {unit.index} of {unit.stream.name} was lost {ATTEMPTS} times; are nodes going?")
+        raise RayError(f"work unit {unit.index} of {unit.stream.name} was lost {ATTEMPTS} times; check the nodes")
 
     async def _target(self, unit: WorkUnit) -> Any:
-        """A reference to the teacher's images of a work unit."""
+        """Return a reference to the teacher's images of a work unit."""
         key = (unit.stream, unit.index)
         if key not in self.known:
             self.known[key] = asyncio.ensure_future(self.pool.call(SOON, "targets", unit))

@@ -1,6 +1,6 @@
-"""The end of a search: finalists on held-out noises, before a judge that no reward uses; the table and `schedule.yaml`.
+"""The end of a search: measure finalists on held-out noises with a judge that no reward uses, and write the results.
 
-Which schedule is the result was decided on the bank; what is reported of it was measured on noises that nothing chose.
+The bank alone decides which schedules are the result; reported figures come from held-out noises, which choose nothing.
 """
 
 from __future__ import annotations
@@ -34,7 +34,10 @@ GRID = 10
 
 @dataclass(frozen=True, slots=True)
 class Finalist:
-    """A schedule that is measured. origin: start, tune or gradient; bank: its distance there, where an engine chose."""
+    """A schedule to be measured.
+
+    origin: start, tune or gradient; bank: distance on the bank, None for a start, which no engine chose.
+    """
 
     steps: int
     name: str
@@ -49,7 +52,10 @@ class Finalist:
 
 
 def measure(job: Job, finalists: list[Finalist]) -> list[dict[str, Any]]:
-    """A row each: the finalist, its distance to the teacher with its interval, and every metric of an arm."""
+    """Return a row for each finalist: its fields, its distance to the teacher with an interval, and its arm's metrics.
+
+    Rows that `held_out.jsonl` already holds are not measured again.
+    """
     path = job.folder.path / MEASURED
     rows = read_rows(path)
     known = {(row["steps"], row["name"]) for row in rows}
@@ -95,7 +101,7 @@ def _mean(values: np.ndarray) -> float:
 
 
 def _images(job: Job, times: Times | None) -> list[Any]:
-    """References to the images of the held-out noises, a work unit each."""
+    """Return references to the images of the held-out noises, by work unit. times: None: the teacher's images."""
     references: list[Any] = job.get(job.evaluator.images.remote(times))
     return references
 
@@ -118,18 +124,18 @@ def compare(rows: list[dict[str, Any]], resamples: int, seed: int, conditions: S
         if row["name"] in schedules.NAMES:
             continue
         best = min(named, key=lambda r: r["distance"])
-        mine, other = np.array(row["distances"]), np.array(best["distances"])
-        change = difference(_mean, [mine], [other], resamples=resamples, seed=seed, clusters=captions)
+        own, other = np.array(row["distances"]), np.array(best["distances"])
+        change = difference(_mean, [own], [other], resamples=resamples, seed=seed, clusters=captions)
         row["against"] = {"name": best["name"], "change": change[0], "low": change[1], "high": change[2]}
 
 
 def write_results(job: Job, rows: list[dict[str, Any]]) -> None:
-    """`schedule.yaml`, `report.md` and its pictures; `summary.json` last, so that its presence means a finished job."""
+    """Write `schedule.yaml` and `report.md` with its pictures, then `summary.json`, which marks a finished job."""
     config, folder, process = job.config, job.folder.path, job.model.process
     conditions = job.get(job.evaluator.held_out_conditions.remote())
     compare(rows, config.evaluation.bootstrap, config.run.seed, conditions)
     winners = chosen(rows)
-    found = {
+    entries = {
         n: Found(
             name=f"{row['name']}, {config.search.engine}",
             timesteps=row["timesteps"],
@@ -147,7 +153,7 @@ def write_results(job: Job, rows: list[dict[str, Any]]) -> None:
                 student=config.search.student,
                 solver=config.search.solver,
                 guidance=config.student.guidance,
-                schedules=found,
+                schedules=entries,
             )
         ),
     )
@@ -186,17 +192,17 @@ def write_results(job: Job, rows: list[dict[str, Any]]) -> None:
 
 
 def _plain(name: str) -> str:
-    """As MLflow takes names."""
+    """Replace characters that MLflow does not allow in names."""
     return re.sub(r"[^\w.-]+", "_", name)
 
 
 def chosen(rows: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
-    """By N, the schedule with the least distance on the bank of those that an engine chose."""
-    found: dict[int, dict[str, Any]] = {}
+    """Return, by N, the row with the least distance on the bank among the schedules that an engine chose."""
+    winners: dict[int, dict[str, Any]] = {}
     for row in rows:
-        if row["bank"] is not None and (row["steps"] not in found or row["bank"] < found[row["steps"]]["bank"]):
-            found[row["steps"]] = row
-    return found
+        if row["bank"] is not None and (row["steps"] not in winners or row["bank"] < winners[row["steps"]]["bank"]):
+            winners[row["steps"]] = row
+    return winners
 
 
 def _finite(values: list[float]) -> tuple[float | None, ...]:

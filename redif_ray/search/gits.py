@@ -1,11 +1,12 @@
 """GITS (Chen et al., arXiv 2405.11326): the best N-step path over the teacher's own trajectory, by dynamic programming.
 
-On a fine grid of levels the teacher leaves states x_i. Going from i to j in one Euler step misses x_j by
-c_ij = E ||x_j - Euler(x_i, i -> j)||. A path of N steps from the first level to the last that makes
+The teacher's trajectory passes states x_i on a fine grid of levels. One Euler step from i to j misses x_j by
+c_ij = E ||x_j - Euler(x_i, i -> j)||. Dynamic programming finds the path of N steps from the first level to the last
+that minimises
 
     c_{i0 i1} + gamma (c_{i1 i2} + gamma (c_{i2 i3} + ...))
 
-least is found exactly. gamma above 1 weighs the later steps, whose errors nothing corrects.
+exactly. gamma above 1 gives more weight to later steps, whose errors no further step corrects.
 """
 
 from __future__ import annotations
@@ -25,13 +26,16 @@ GAMMAS = (0.85, 1.0, 1.15)
 
 
 def grid(process: NoiseProcess) -> Schedule:
-    """The levels between which paths are looked for."""
+    """Return the fine grid of levels, whose points the paths connect."""
     return build(process, GRID, "karras" if isinstance(process, VarianceExploding) else "uniform_trailing")
 
 
 @torch.no_grad()
 def costs(predict: Predict, unit_noise: Tensor, levels: Schedule) -> np.ndarray:
-    """c_ij for the trajectories of `unit_noise` [B, ...], [M + 1, M + 1] float64; infinite for j <= i."""
+    """Return c_ij of the trajectories from `unit_noise` [B, ...], float64 [M + 1, M + 1], infinite for j <= i.
+
+    levels: the fine grid, M steps.
+    """
     x, m = solvers.initial(levels, unit_noise), levels.steps
     states, predictions = [x], []
     still = torch.zeros((), dtype=torch.float64)
@@ -48,7 +52,10 @@ def costs(predict: Predict, unit_noise: Tensor, levels: Schedule) -> np.ndarray:
 
 
 def best_path(cost: np.ndarray, steps: int, gamma: float) -> list[int]:
-    """The N = `steps` indices at which the network is called, from 0; the path ends at the last of the grid."""
+    """Return the N = `steps` grid indices of the best path's network calls, from index 0.
+
+    cost: c_ij [M + 1, M + 1]; the path ends at index M. Raises ValueError unless 1 <= N <= M.
+    """
     last = len(cost) - 1
     if not 1 <= steps <= last:
         raise ValueError(f"steps={steps}: expected 1 to {last}, the steps of the grid")

@@ -1,8 +1,9 @@
-"""A schedule by its own gradient: logits of increments, through the sampler (LD3, Tong et al., arXiv 2405.15506).
+"""Fitting a schedule by back-propagation through the sampler (LD3, Tong et al., arXiv 2405.15506).
 
-Levels are continuous while they are fitted, and so is the timestep that a discrete network is told: with a gradient
-through the level alone the increments go the wrong way. In the end levels are rounded as everywhere. As in LD3, what
-the network is told may be fitted apart from the level that is integrated; its soft teacher is left out.
+The fitted parameters are logits of the increments. Levels are continuous during the fit, and so is the timestep that a
+discrete network is called with: a gradient through the level alone moves the increments the wrong way. The results have
+rounded levels, as all schedules. As in LD3, the network's timesteps may be fitted apart from the levels that are
+integrated; LD3's soft teacher is left out.
 """
 
 from __future__ import annotations
@@ -16,11 +17,14 @@ from redif_ray.diffusion.levels import Level, NoiseProcess
 from redif_ray.diffusion.schedules import Schedule, shift_ways, shifted, warp, warped
 from redif_ray.search.space import SHIFT, floor
 
-Loss = Callable[[Schedule, int], Tensor]  # (schedule, iteration) -> what is to be small, with its gradient
+Loss = Callable[[Schedule, int], Tensor]  # (schedule, iteration) -> the scalar to minimise, with its gradient
 
 
 def continuous(process: NoiseProcess, base: Schedule, logits: Tensor, shifts: Tensor | None = None) -> Schedule:
-    """`base` warped by `logits` [N], called at shifts `shifts` [N], without rounding; gradients flow to both."""
+    """Return `base` warped by `logits` [N], without rounding; gradients flow to `logits` and `shifts`.
+
+    shifts: float [N] in (-1, 1) by which the network's timesteps move from the levels; None: network and levels agree.
+    """
     lambdas = warp(base.levels.half_log_snr.clamp(*process.span), logits, floor(process, base))
     inner, ends = process.between(lambdas[1:-1]), base.levels
     first, last = ends[torch.tensor([0])], ends[torch.tensor([base.steps])]
@@ -34,15 +38,16 @@ def continuous(process: NoiseProcess, base: Schedule, logits: Tensor, shifts: Te
 def descend(
     process: NoiseProcess, base: Schedule, loss: Loss, *, iterations: int, lr: float, network_timesteps: bool = False
 ) -> list[Schedule]:
-    """Adam on the logits from 0: the rounded schedules along the way, each quarter's last mean first.
+    """Minimise `loss` by Adam on the logits, from 0, and return rounded candidate schedules.
 
-    network_timesteps: on the shifts, too. The mean of the last quarter of the iterates is less noisy than the last
-    one; all of them are candidates.
+    Each candidate is the mean of a quarter of the iterates, last quarter first; a mean is less noisy than an iterate.
+    network_timesteps: fit the shifts of the network's timesteps, too. Raises FloatingPointError if an iterate is not
+    finite.
     """
     start = torch.full((2 if network_timesteps else 1, base.steps), 1e-9, dtype=torch.float64)
     moving = start.requires_grad_(True)
     optimiser = torch.optim.Adam([moving], lr=lr)
-    seen: list[Tensor] = []
+    iterates: list[Tensor] = []
     for i in range(iterations):
         value = loss(continuous(process, base, moving[0], _bounded(moving[1]) if network_timesteps else None), i)
         optimiser.zero_grad()
@@ -51,17 +56,19 @@ def descend(
         with torch.no_grad():
             moving[0] -= moving[0].mean()
         if not bool(torch.isfinite(moving).all()):
-            raise FloatingPointError(f"the levels' gradient is not finite at iteration {i}; lower search.descent.lr")
-        seen.append(moving.detach().clone())
+            raise FloatingPointError(
+                f"the levels are not finite after iteration {i} of descent; lower search.descent.lr"
+            )
+        iterates.append(moving.detach().clone())
     quarter = max(1, iterations // 4)
-    found = []
+    candidates = []
     for end in range(iterations, 0, -quarter):
-        mean = torch.stack(seen[max(0, end - quarter) : end]).mean(0)
+        mean = torch.stack(iterates[max(0, end - quarter) : end]).mean(0)
         schedule = warped(process, base, mean[0], floor(process, base))
-        found.append(shifted(process, schedule, _bounded(mean[1])) if network_timesteps else schedule)
-    return found
+        candidates.append(shifted(process, schedule, _bounded(mean[1])) if network_timesteps else schedule)
+    return candidates
 
 
 def _bounded(values: Tensor) -> Tensor:
-    """Within the range of shifts that trials look in."""
+    """Map any values to the range of shifts that trials search."""
     return SHIFT[1] * torch.tanh(values)

@@ -17,7 +17,7 @@ from redif_ray.search.records import Records
 
 @dataclass(slots=True)
 class Job:
-    """Hold what the parts of a search share; everything here is rebuilt from the configuration and the run folder."""
+    """The state that the parts of a search share, all of it rebuilt from the configuration and the run folder."""
 
     config: Config
     folder: RunFolder
@@ -26,8 +26,8 @@ class Job:
     stop: StopRequest
     console: Console
     records: Records
-    weights: dict[str, float] = field(default_factory=dict)  # of each reward term in the distance
+    weights: dict[str, float] = field(default_factory=dict)  # by name, the weight of each reward term in the distance
 
     def get(self, reference: Any) -> Any:
-        """Wait for `reference`, as `job.session.get` does, and leave where the search is to stop."""
+        """Wait for `reference` as `job.session.get` does. Raises Interrupted if a stop of the search is requested."""
         return get(reference, self.stop)

@@ -1,7 +1,7 @@
 """The plan of a search (see `trials.plan`).
 
-At each N first come the starts (every named schedule, and GITS), seen on the whole bank; then trials of a base's shape;
-then of single increments around the best, then of what the network is told at the best. Trials of different N
+The trials of each N run in stages: the starts (every named schedule, and GITS), scored on the whole bank; shapes of a
+base; single increments around the best trial; the network's timesteps at the best levels. Trials of different N
 alternate.
 """
 
@@ -27,7 +27,7 @@ STAGES: tuple[Stage, ...] = ("start", "shape", "refine", "network_timesteps")
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """Trial `number`: the `index`-th of its stage at N = `steps`."""
+    """A place for trial `number`, which is the `index`-th of its stage at N = `steps`."""
 
     number: int
     steps: int
@@ -37,7 +37,11 @@ class Slot:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """A trial that is over. scores: mean distance on the first noises of the bank, one a rung; error: why it failed."""
+    """A finished trial.
+
+    timesteps: the schedule's levels [N], noisiest first; scores: the objective on the noises up to each rung; error:
+    the reason of a failure; network_timesteps: [N]; None: the network is called with the levels' own timesteps.
+    """
 
     number: int
     steps: int
@@ -57,7 +61,7 @@ class Trial:
 
 
 class Plan(plan.Plan[Slot, Trial]):
-    """starts: by N, by name."""
+    """The plan of a search. starts: by N, the start schedules by name."""
 
     def __init__(
         self, settings: config.Search, seed: int, process: NoiseProcess, starts: Mapping[int, Mapping[str, Schedule]]
@@ -78,15 +82,15 @@ class Plan(plan.Plan[Slot, Trial]):
         return slot.stage == "start" or super().ready(slot)
 
     def known(self, slot: Slot) -> list[Trial]:
-        """Trials of the same N that did not fail, of which this one may know."""
+        """Return the successful trials of the same N that the trial of `slot` may depend on, by number."""
         before = self.known_before(slot)
         return [t for n, t in sorted(self.trials.items()) if n < before and t.steps == slot.steps and t.error is None]
 
     def proposal(self, slot: Slot) -> dict[str, Any]:
-        """{"params", "timesteps", "network_timesteps"}."""
+        """Return the trial's parameters and schedule under "params", "timesteps" and "network_timesteps"."""
         params, schedule = self._proposed(slot)
-        levels, other = schedule.times
-        return {"params": params, "timesteps": list(levels), "network_timesteps": other}
+        levels, network_timesteps = schedule.times
+        return {"params": params, "timesteps": list(levels), "network_timesteps": network_timesteps}
 
     def _proposed(self, slot: Slot) -> tuple[dict[str, float | str], Schedule]:
         named = self.starts[slot.steps]
@@ -95,20 +99,20 @@ class Plan(plan.Plan[Slot, Trial]):
             return {"start": name}, named[name]
         known, s = self.known(slot), self.settings
         scored = [(t, t.scores[-1] + offset) for t in known for offset in [self._offset(known)[len(t.scores)]]]
-        seen: list[tuple[Params, float]]
+        observed: list[tuple[Params, float]]
         if slot.stage == "shape":
             bases = s.bases or tuple(name for name in named if name in NAMES)
-            seen = [(self._shape(t), value) for t, value in scored if t.params.get("start", bases[0]) in bases]
-            where, budget = space.shape_space(bases, slot.steps), s.shape_trials
+            observed = [(self._shape(t), value) for t, value in scored if t.params.get("start", bases[0]) in bases]
+            domain, budget = space.shape_space(bases, slot.steps), s.shape_trials
         else:
             refine = slot.stage == "refine"
-            where, budget = space.refine_space(slot.steps), s.refine_trials
+            domain, budget = space.refine_space(slot.steps), s.refine_trials
             if not refine:
-                where, budget = space.shift_space(slot.steps), s.network_timestep_trials
-            seen = [(dict.fromkeys(where, 0.0), self._centre(slot).scores[-1])]
-            seen += [(t.params, value) for t, value in scored if t.stage == slot.stage]
+                domain, budget = space.shift_space(slot.steps), s.network_timestep_trials
+            observed = [(dict.fromkeys(domain, 0.0), self._centre(slot).scores[-1])]
+            observed += [(t.params, value) for t, value in scored if t.stage == slot.stage]
         params = dict(
-            propose(s.sampler, where, seen, seed=self.seed, number=slot.number, index=slot.index, budget=budget)
+            propose(s.sampler, domain, observed, seed=self.seed, number=slot.number, index=slot.index, budget=budget)
         )
         if slot.stage == "shape":
             return params, space.shaped(self.process, slot.steps, params)
@@ -117,7 +121,7 @@ class Plan(plan.Plan[Slot, Trial]):
 
     @staticmethod
     def _shape(trial: Trial) -> Params:
-        """A trial as a point of the shape's space."""
+        """Return the point of the shape's space that a trial stands for; a start is its own base, unwarped."""
         return trial.params if trial.stage == "shape" else {"base": str(trial.params["start"]), "tilt": 0.0, "bow": 0.0}
 
     def over(self, slot: Slot, proposal: Mapping[str, Any], scores: list[float], error: str | None) -> Trial:
@@ -129,20 +133,25 @@ class Plan(plan.Plan[Slot, Trial]):
         return Trial(**row)
 
     def _centre(self, slot: Slot) -> Trial:
-        """What is refined: the best of the stages before."""
+        """Return the trial that `slot` varies: the best of the stages before."""
         before = STAGES[: STAGES.index(slot.stage)]
         return self._best([t for t in self.known(slot) if t.stage in before], slot.steps)
 
     def _offset(self, known: list[Trial]) -> dict[int, float]:
-        """By rungs seen, what the best start's score on the whole bank exceeds that on its first noises by.
+        """Return, by number of rungs, the best start's score on the whole bank minus its score on these rungs.
 
-        All trials see the same noises, so that what a trial saw of the bank is compared with the whole by it.
+        All trials see the same noises in the same order, so adding the offset makes a score on the first rungs
+        comparable with a score on the whole bank.
         """
         start = self._best([t for t in known if t.stage == "start"], known[0].steps if known else 0)
         return {i + 1: start.scores[-1] - score for i, score in enumerate(start.scores)}
 
     def goes_on(self, slot: Slot, scores: list[float]) -> bool:
-        """Whether a trial with these scores is among the best 1 / `reduction` of those known at its rung."""
+        """Tell whether a trial continues after the last of `scores`.
+
+        A start continues to the last rung. Another trial continues if its score is among the best 1 / `reduction` of
+        the scores at its rung of all trials that it may depend on.
+        """
         if len(scores) == len(self.settings.rungs):
             return False
         if slot.stage == "start":
@@ -151,9 +160,9 @@ class Plan(plan.Plan[Slot, Trial]):
         return scores[-1] <= float(np.quantile(others, 1 / self.settings.reduction))
 
     def best(self, steps: int, *, other: bool = False) -> Trial:
-        """The best on the whole bank at N = `steps`. Raises ValueError if there is none.
+        """Return the best trial on the whole bank at N = `steps`. Raises ValueError if there is none.
 
-        other: of those whose network timesteps are not those of the levels.
+        other: consider trials with network timesteps of their own; False: the trials without.
         """
         return self._best([t for t in self.trials.values() if (t.network_timesteps is not None) == other], steps)
 

@@ -1,4 +1,4 @@
-"""What a search keeps in its folder and tells MLflow while it runs."""
+"""The records of a running search, in its folder and in MLflow."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from redif_ray.trials import records
 
 
 class Records(records.Records):
-    """With a nested run a trial, and what the levels' own gradient has found."""
+    """Records with a nested MLflow run for each trial, and with the results of gradient descent."""
 
     def trial(self, trial: Trial) -> None:
+        """Log a finished trial as a nested run of MLflow, if tracking is on."""
         if self.tracker is None:
             return
         name = f"N={trial.steps} {trial.stage} {trial.number}"
@@ -28,12 +29,13 @@ class Records(records.Records):
         self.thread.submit(self.tracker.child, name, params, metrics, status)
 
     def descent(self, steps: int) -> tuple[float, Times] | None:
-        """(score on the bank, times) of the gradient's schedule, where a search that was cut short had found it."""
-        known: dict[str, Any] = self.folder.state.get("descents", {})
-        if str(steps) not in known:
+        """Return the kept (score on the bank, times) of gradient descent at N = `steps`, or None if there is none."""
+        kept: dict[str, Any] = self.folder.state.get("descents", {})
+        if str(steps) not in kept:
             return None
-        score, levels, network_timesteps = known[str(steps)]
+        score, levels, network_timesteps = kept[str(steps)]
         return score, Times(tuple(levels), None if network_timesteps is None else tuple(network_timesteps))
 
     def keep_descent(self, steps: int, score: float, times: Times) -> None:
+        """Keep the result of gradient descent at N = `steps`, so that a resumed search does not repeat the descent."""
         self.folder.update_state(descents={**self.folder.state.get("descents", {}), str(steps): (score, *times)})

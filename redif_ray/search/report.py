@@ -14,7 +14,7 @@ HEAD = ["schedule", "distance ↓", "95 %", "Fréchet ↓", "recall ↑"]
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """In the 80 columns of a terminal."""
+    """Return the table of measured schedules, which fits the 80 columns of a terminal."""
     view = Table(title="held-out noises", title_justify="left", box=None, padding=(0, 1), pad_edge=False)
     for column in ("N", *HEAD):
         view.add_column(column, justify="left" if column == "schedule" else "right", no_wrap=True)
@@ -35,7 +35,7 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
 
 
 def report(summary: Mapping[str, Any], config: Config) -> str:
-    """The text of `report.md`."""
+    """Return the text of `report.md`."""
     rows, s = summary["schedules"], config.search
     seconds = ", ".join(f"{name} {taken:.0f} s" for name, taken in summary["seconds"].items())
     searched = s.student or config.teacher.model
@@ -45,11 +45,11 @@ def report(summary: Mapping[str, Any], config: Config) -> str:
         chosen += f", by it + {s.frechet.weight:g} x the Fréchet distance to the teacher's images ({s.frechet.encoder})"
     parts = [
         f"# {summary['name']}: schedules for {', '.join(sorted({str(r['steps']) for r in rows}, key=int))} steps",
-        f"For `{searched}` by {s.solver}. Distance to the teacher's image of the same noise ({config.teacher.steps} "
-        f"steps of {config.teacher.solver}): {terms}. Schedules were chosen {chosen}; "
-        f"this is what they do on {summary['held_out']:,} held-out ones, seed {summary['seed']}, with 95 % bootstrap "
-        "intervals; Fréchet distance (not FID) and recall before the judge "
-        f"`{config.evaluation.judge}`. Search took: {seconds}, on {config.reward.max_workers} workers.",
+        f"Schedules for `{searched}` with the solver {s.solver}. The distance to the teacher's image of the same noise "
+        f"({config.teacher.steps} steps of {config.teacher.solver}) is {terms}. Schedules were chosen {chosen}; the "
+        f"tables show them on {summary['held_out']:,} held-out noises, seed {summary['seed']}, with 95 % bootstrap "
+        "intervals. Fréchet distance (not FID) and recall are in the features of the judge "
+        f"`{config.evaluation.judge}`. The search took {seconds}, on at most {config.reward.max_workers} workers.",
     ]
     for n in sorted({row["steps"] for row in rows}):
         own = [row for row in rows if row["steps"] == n]

@@ -1,4 +1,4 @@
-"""The job: from a configuration to `schedule.yaml`, the best schedule that was found for each number of steps."""
+"""The job of `redif search`: from a configuration to `schedule.yaml`, the best schedule for each number of steps."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ from redif_ray.trials.journal import Journal
 from redif_ray.trials.names import SEARCH, TRIALS
 from redif_ray.trials.tuning import TRIAL, run_trials
 
-# By their names in the table: whether the network's timesteps are not those of the levels.
+# Names of the searched schedules in the table -> whether the network's timesteps differ from those of the levels.
 KINDS = {"searched": False, "searched, network timesteps": True}
 
 
 def search(config: Config, *, resume: bool = False, console: Console | None = None) -> Path:
-    """Run the job to its end and return its folder, `<run.root>/<run.name>-search`. Raises what `distill` raises."""
+    """Run the search to its end and return its folder, `<run.root>/<run.name>-search`. Raises errors as `distill`."""
     with stop_requests() as stop:
         config = searched(config)
         conditions = preflight(config)
@@ -67,15 +67,16 @@ def search(config: Config, *, resume: bool = False, console: Console | None = No
             folder.keep_failure(error)
             raise
         except KeyboardInterrupt:  # the second Ctrl-C
-            raise stop.interrupted(f"left at once; the trials that were over are in {folder.path}") from None
+            raise stop.interrupted(f"the search left at once; finished trials are in {folder.path}") from None
         finally:
             folder.close()
 
 
 def searched(config: Config) -> Config:
-    """The configuration of the search for a recipe: reward workers do all of it, and a learned reward has no say.
+    """Return the configuration of the search for a recipe.
 
-    A file that `student.schedule` names may be the one that this search is to write; nothing here needs it.
+    Reward workers do all of the work, so rollout and learner get no resources; a learned reward term is left out. A
+    file that `student.schedule` names is replaced by the default schedule: it may be the file that this search writes.
     """
     refuse(config, "search")
     if config.student.schedule not in schedules.NAMES:
@@ -94,10 +95,12 @@ def searched(config: Config) -> Config:
 
 
 def _student(path: Path) -> Path:
-    """The exported student of a run, or the folder itself."""
+    """Return the exported student in a run's folder, or `path` itself if it is an exported student."""
     folder = path / "student" if (path / "config.yaml").is_file() else path
     if not (folder / "model_index.json").is_file():
-        raise ConfigError(f"search.student={path}: expected a finished run, or the folder of an exported student")
+        raise ConfigError(
+            f"search.student={path}: no model_index.json in {folder}; give a finished run or an exported student"
+        )
     return folder
 
 
@@ -105,7 +108,7 @@ def _search(
     config: Config, conditions: Conditions, folder: RunFolder, records: Records, stop: StopRequest, console: Console
 ) -> None:
     model = load_model(config.search.student or config.teacher.model, family=config.teacher.family)
-    model.parts_sha256(factory.digests(config))  # once, before all workers ask for them
+    model.parts_sha256(factory.digests(config))  # computed once, before every worker asks for the digests
     with connect(config), evaluator(config, conditions, folder, stop) as actor:
         job = Job(config, folder, model, actor, stop, console, records)
         steps = config.search.steps or (config.student.steps,)
@@ -131,50 +134,58 @@ def evaluator(
     worker: type = SearchActor,
     kind: type = Evaluator,
 ) -> Iterator[Any]:
-    """The workers, behind their evaluator, until the end of the block."""
-    stop.listen()  # again: Ray took SIGTERM for itself
+    """Start the workers and their evaluator, yield the evaluator's handle, and stop all actors at the end of the block.
+
+    worker, kind: the actor class of the workers, and the class of the evaluator.
+    """
+    stop.listen()  # again, because Ray replaced the handler of SIGTERM
     torch.set_num_threads(1)
     with reserved({"search": config.reward}, None, stop) as places, folder.token() as token:
         hired = partial(workers, worker, "search", config.reward, config=config, token=token, places=places)
         first, more = (list(hired(later=later).values()) for later in (False, True))
-        between = beside_driver(kind, max_concurrency=1000).remote(config, conditions, [*first, *more])
+        handle = beside_driver(kind, max_concurrency=1000).remote(config, conditions, [*first, *more])
         try:
             all_ready(first, stop)
-            yield between
+            yield handle
         finally:
-            for actor in (*first, *more, between):
+            for actor in (*first, *more, handle):
                 ray.kill(actor)
 
 
 def _starts(job: Job, steps: tuple[int, ...]) -> dict[int, dict[str, Schedule]]:
-    """Every named schedule, and GITS for each of its discounts, at each N."""
+    """Return, by N and name, every named schedule and the GITS schedule of each discount."""
     process, levels = job.model.process, gits.grid(job.model.process)
     for base in job.config.search.bases or ():
         schedules.build(process, steps[0], base)  # raises where the process has no such schedule
     cost = job.get(job.evaluator.costs.remote())
-    found: dict[int, dict[str, Schedule]] = {}
+    starts: dict[int, dict[str, Schedule]] = {}
     for n in steps:
-        found[n] = schedules.named(process, n)
+        starts[n] = schedules.named(process, n)
         for gamma in gits.GAMMAS:
             times = levels.levels.timestep[gits.best_path(cost, n, gamma)].tolist()
-            found[n][f"gits {gamma:g}"] = schedules.explicit(process, times, f"gits {gamma:g}")
-    return found
+            starts[n][f"gits {gamma:g}"] = schedules.explicit(process, times, f"gits {gamma:g}")
+    return starts
 
 
 def _weights(job: Job, reference: Schedule) -> dict[str, float]:
-    """Of each term; one that is normalised counts in units of its std over the bank, with the first start's images."""
+    """Return the weight of each reward term in the distance.
+
+    The weight of a normalised term is divided by the term's std over the bank, on the images of `reference`.
+    """
     terms = job.get(job.evaluator.bank_terms.remote(reference.times, job.config.search.rungs[-1]))
     weights = {}
     for name, term in job.config.reward.terms.items():
         spread = float(np.std(terms[name])) if term.normalise == "std" else 1.0
         if spread == 0:
-            raise UserError(f"reward.terms.{name} is the same for all noises of the bank; nothing to normalise by")
+            raise UserError(
+                f"reward.terms.{name}.normalise=std: the term is constant over the bank; set normalise=none"
+            )
         weights[name] = term.weight / spread
     return weights
 
 
 def _tuned(job: Job, starts: dict[int, dict[str, Schedule]]) -> list[Finalist]:
-    """The best that Ray Tune's trials find at each N."""
+    """Run the trials in Ray Tune and return the best finished ones at each N."""
     config = job.config
     plan = Plan(config.search, config.run.seed, job.model.process, starts)
     total, began = len(plan.slots), time.monotonic()
@@ -185,23 +196,23 @@ def _tuned(job: Job, starts: dict[int, dict[str, Schedule]]) -> list[Finalist]:
             job.console.print(f"trial {trial.number} at {trial.steps} steps failed: {trial.error}", highlight=False)
         done = len(plan.trials)
         if done % 20 == 0 or done == total:
-            left = (time.monotonic() - began) / max(1, done - known) * (total - done)
+            left = (time.monotonic() - began) / max(1, done - restored) * (total - done)
             best = "  ".join(f"N={n} {_best_so_far(plan, n)}" for n in starts)
             line = f"trial {done:4d}/{total}  best {best}  {left:4.0f} s left"
             job.console.print(line, highlight=False, soft_wrap=True)
 
     journal = Journal(plan, job.folder.path / TRIALS, report)
-    known = len(plan.trials)
+    restored = len(plan.trials)
     job.folder.update_state(trials=total)
     with job.records.timed("tune"):
-        given = tune.with_parameters(
+        trainable = tune.with_parameters(
             Evaluation, evaluator=job.evaluator, rungs=config.search.rungs, weights=job.weights
         )
-        run_trials(journal, given, job.stop, resources=TRIAL, concurrent=config.search.concurrent, reuse=True)
+        run_trials(journal, trainable, job.stop, resources=TRIAL, concurrent=config.search.concurrent, reuse=True)
     job.stop.check()
     failed = [t for t in plan.trials.values() if t.error is not None]
     if len(failed) == total:
-        raise UserError(f"all {total} trials failed; the first: {failed[0].error}")
+        raise UserError(f"all {total} trials of the search failed; the first error: {failed[0].error}")
     best = [(name, _best(plan, n, other)) for n in starts for name, other in KINDS.items()]
     return [
         Finalist(t.steps, name, t.times.levels, "tune", t.scores[-1], t.times.network_timesteps)
@@ -216,7 +227,10 @@ def _best_so_far(plan: Plan, steps: int) -> str:
 
 
 def _best(plan: Plan, steps: int, other: bool) -> Trial | None:
-    """None where none has seen the whole bank: all that were told something else may be worse, and cut."""
+    """Return the best trial on the whole bank, or None if there is none.
+
+    There is none with network timesteps of their own where all these trials were worse and cut.
+    """
     try:
         return plan.best(steps, other=other)
     except ValueError:
@@ -224,7 +238,7 @@ def _best(plan: Plan, steps: int, other: bool) -> Trial | None:
 
 
 def _descended(job: Job, starts: dict[int, dict[str, Schedule]]) -> list[Finalist]:
-    """The best on the bank of what back-propagation finds from the best start, the start included."""
+    """Return, by N, the best schedule on the bank among the best start and the results of gradient descent from it."""
     missing = [n for n in starts if job.records.descent(n) is None]
     with job.records.timed("gradient"):
         bases = {n: min((_score(job, s.times), s.times.levels) for s in starts[n].values())[1] for n in missing}
@@ -235,10 +249,10 @@ def _descended(job: Job, starts: dict[int, dict[str, Schedule]]) -> list[Finalis
             best = min(scores)
             job.records.keep_descent(n, best, candidates[scores.index(best)])
             job.console.print(f"gradient  N={n} {best:.5f}", highlight=False)
-    found = {n: known for n in starts if (known := job.records.descent(n))}
+    kept = {n: result for n in starts if (result := job.records.descent(n))}
     return [
         Finalist(n, "searched by gradient", times.levels, "gradient", score, times.network_timesteps)
-        for n, (score, times) in found.items()
+        for n, (score, times) in kept.items()
     ]
 
 

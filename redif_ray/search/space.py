@@ -1,9 +1,9 @@
-"""What is searched: a named base warped by tilt and bow, then single increments around the best (`schedules.warp`).
+"""The spaces of a search's stages (see `schedules.warp`).
 
-shape:   z = tilt u + bow u^2 on the increments of a named schedule; two numbers reach every published optimum of
+shape:   z = tilt u + bow u^2 on the increments of a named schedule; these two numbers reach every published optimum for
          images to a few per cent, whatever N is
-refine:  N - 1 free logits, of all increments but the last, around the best that is known
-network timesteps: N shifts, at the best levels, of what the network is told (`schedules.shifted`)
+refine:  N - 1 free logits, of all increments but the last, around the best schedule so far
+network timesteps: N shifts of the network's timesteps, at the best levels (`schedules.shifted`)
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from redif_ray.diffusion.levels import NoiseProcess
 from redif_ray.diffusion.schedules import Schedule
 from redif_ray.trials.space import Choice, Params, Range, Space
 
-FLOOR = 0.02  # of the span of half log-SNR, that an increment keeps where its base has as much
+FLOOR = 0.02  # least share of the span of half log-SNR for an increment, unless the base has a smaller one
 TILT, BOW, LOGIT, SHIFT = (-1.5, 1.5), (-1.5, 2.5), (-0.8, 0.8), (-0.9, 0.9)
 
 
 def shape_space(bases: Sequence[str], steps: int) -> Space:
-    """Of two increments a bow changes nothing: u^2 is the same at both."""
+    """Return the space of the shape stage; N = 2 has no bow, because u^2 is the same at both increments."""
     space: Space = {"base": Choice(tuple(bases)), "tilt": Range(*TILT)}
     return space if steps == 2 else space | {"bow": Range(*BOW)}
 
@@ -50,6 +50,6 @@ def shifted(process: NoiseProcess, centre: Schedule, params: Params) -> Schedule
 
 
 def floor(process: NoiseProcess, centre: Schedule) -> float:
-    """The least share of the span for an increment of a schedule around `centre`."""
+    """Return the least share of the span of half log-SNR that an increment of a schedule around `centre` keeps."""
     grid = centre.levels.half_log_snr.clamp(*process.span)
     return min(FLOOR, float((grid.diff() / (grid[-1] - grid[0])).min()))

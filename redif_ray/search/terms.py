@@ -1,4 +1,4 @@
-"""The objective of a search: what workers say of images, and the one number that it makes."""
+"""The objective of a search: the terms that workers compute of images, and the scalar that a search minimises."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import numpy as np
 
 from redif_ray.evaluation.frechet import frechet
 
-Terms = dict[str, np.ndarray]  # raw values by name, one a noise
-FEATURES, TARGETS = "features", "targets"  # among them, [noises, D]: of the images, and of the teacher's
+Terms = dict[str, np.ndarray]  # raw reward terms by name, [noises], and with a Fréchet distance the two entries below
+FEATURES, TARGETS = "features", "targets"  # features [noises, D] of the images, and of the teacher's images
 
 
 def score(terms: Mapping[str, np.ndarray], weights: Mapping[str, float], frechet_weight: float) -> float:
-    """-sum(weights x mean terms) + frechet_weight x the Fréchet distance between images and the teacher's: to be small.
+    """Return -sum(weights x mean terms) + frechet_weight x Fréchet distance to the teacher's images; lower is better.
 
-    The latter is biased by the number of noises, alike for all schedules that see the same ones.
+    The Fréchet distance is biased by the number of noises, equally for all schedules scored on the same noises.
     """
     distance = -sum(weight * float(terms[name].mean(dtype=np.float64)) for name, weight in weights.items())
     return distance + frechet_weight * frechet(terms[FEATURES], terms[TARGETS]) if frechet_weight else distance

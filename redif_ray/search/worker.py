@@ -1,4 +1,4 @@
-"""SearchWorker: a reward worker that samples the searched network along any schedule."""
+"""The worker of a search, which samples the searched network along any schedule and scores the images."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from redif_ray.workers import reward
 
 
 class SearchWorker(reward.TeacherRewardWorker):
-    """Stateless but for its caches, as every worker."""
+    """A reward worker that also samples the searched network; its caches are its only state."""
 
     def __init__(self, name: str, config: Config) -> None:
         super().__init__(name, config)
@@ -36,9 +36,10 @@ class SearchWorker(reward.TeacherRewardWorker):
 
     @torch.no_grad()
     def terms(self, unit: WorkUnit, times: Times, targets: np.ndarray) -> tuple[Meta, dict[str, Any]]:
-        """Raw reward terms of the images along the schedule `times`, [G] each by name.
+        """Return raw reward terms by name, [G] each, of the images along the schedule `times`.
 
-        Where the Fréchet distance is asked for, also the images' features and the teacher's, [G, D].
+        A search with a Fréchet distance gets also the features of the images and of the teacher's images, [G, D].
+        targets: the teacher's images, float32 [G, C, H, W] in [0, 1].
         """
         started = time.perf_counter()
         images, calls = self._along(unit, times)
@@ -52,13 +53,13 @@ class SearchWorker(reward.TeacherRewardWorker):
 
     @torch.no_grad()
     def images(self, unit: WorkUnit, times: Times) -> tuple[Meta, np.ndarray]:
-        """The images themselves, [G, C, H, W] float32 in [0, 1]."""
+        """Return the images along the schedule `times`, float32 [G, C, H, W] in [0, 1]."""
         started = time.perf_counter()
         images, calls = self._along(unit, times)
         return Meta(unit, self.name, (Work("evaluation", time.perf_counter() - started, calls),)), images.cpu().numpy()
 
     def costs(self, unit: WorkUnit) -> tuple[Meta, np.ndarray]:
-        """The cost matrix of GITS on the trajectories of a work unit."""
+        """Return GITS's cost matrix on the trajectories of a work unit, float64 [M + 1, M + 1]."""
         started = time.perf_counter()
         levels = gits.grid(self.model.process)
         predict = self.model.predictor(self.model.encode(unit.conditions), self.guidance)
@@ -69,7 +70,10 @@ class SearchWorker(reward.TeacherRewardWorker):
     def descend(
         self, bank: WorkUnit, base: Sequence[float], targets: np.ndarray, weights: dict[str, float]
     ) -> tuple[Meta, list[Times]]:
-        """Schedules that the gradient of -sum(weights x terms) on the noises of `bank` leads to from `base`."""
+        """Minimise -sum(weights x terms) on the noises of `bank` from the schedule `base`; return the candidates.
+
+        base: timesteps [N]; targets: the teacher's images of the bank, float32 [B, C, H, W] in [0, 1].
+        """
         started, d = time.perf_counter(), self.config.search.descent
         self.rewards.require_differentiable(f"search.engine={self.config.search.engine}")
         self.model.network.requires_grad_(False)
@@ -97,19 +101,19 @@ class SearchWorker(reward.TeacherRewardWorker):
             return -sum((w * terms[name].mean() for name, w in weights.items()), torch.zeros(()))
 
         start = schedules.explicit(process, base)
-        found = gradient.descend(
+        candidates = gradient.descend(
             process, start, loss, iterations=d.iterations, lr=d.lr, network_timesteps=d.network_timesteps
         )
         calls = d.iterations * d.batch * self.model.calls_per_step(self.guidance)
         calls *= solvers.network_calls(self.config.search.solver, len(base))
         meta = Meta(bank, self.name, (Work("descent", time.perf_counter() - started, calls),))
-        return meta, [schedule.times for schedule in found]
+        return meta, [schedule.times for schedule in candidates]
 
     @property
     def guidance(self) -> float:
         return self.config.student.guidance
 
     def _along(self, unit: WorkUnit, times: Times) -> tuple[Tensor, int]:
-        """Images of the searched network along the schedule `times`, and the network calls that they took."""
+        """Return images of the searched network along the schedule `times`, and the number of network calls."""
         schedule = schedules.explicit(self.model.process, times.levels, network_timesteps=times.network_timesteps)
         return self._sampled(self.model, unit, self.config.search.solver, schedule, self.guidance)

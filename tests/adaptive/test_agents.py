@@ -53,10 +53,10 @@ def test_an_untrained_agent_makes_the_images_of_its_schedule(task: Task) -> None
 
 
 class Fickle(Policy):
-    def forward(self, seen: torch.Tensor) -> torch.Tensor:
+    def forward(self, observations: torch.Tensor) -> torch.Tensor:
         """Stops by what it sees of a corner of the image, which comes down to chance."""
-        stop = (seen[:, 0] * 50).floor() % 3 - 1.5
-        return torch.stack([seen[:, 1] - 1, stop], 1)
+        stop = (observations[:, 0] * 50).floor() % 3 - 1.5
+        return torch.stack([observations[:, 1] - 1, stop], 1)
 
 
 def test_images_stop_each_in_its_own_time_and_alike_in_any_batch(task: Task) -> None:
@@ -72,9 +72,9 @@ def test_images_stop_each_in_its_own_time_and_alike_in_any_batch(task: Task) -> 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["search.steps=[3]"], "compared between numbers of steps; expected two"),
+        (["search.steps=[3]"], "compared between numbers of steps; give two or more"),
         (["search.adaptive.max_calls=3"], "search.adaptive.max_calls=3: expected at least 4"),
-        (["search.solver=heun"], "search.solver=heun: an agent moves by euler"),
+        (["search.solver=heun"], "search.solver=heun: agents move by euler"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(overrides: list[str], message: str) -> None:
@@ -90,7 +90,7 @@ def test_prices_follow_from_what_a_call_saves() -> None:
     assert [g.steps for g in goals(searching("search.adaptive.prices=[0.3,0.01]"), found)] == [2, 4]
     (goal,) = goals(searching(), {n: found[n] for n in (2, 4)})
     assert goal.price == pytest.approx(0.15)
-    with pytest.raises(ConfigError, match="no price follows"):
+    with pytest.raises(ConfigError, match="no price can be derived"):
         goals(searching(), {2: found[4], 3: found[3], 4: found[2]})
 
 
@@ -110,13 +110,13 @@ def test_an_agent_is_compared_at_its_own_mean_number_of_calls(tmp_path: Path) ->
     assert same["objective"] == pytest.approx(0.3 + 3 * 0.05 - 0.4 - 2 * 0.05)
     better, worse = row(np.full(100, 0.25), calls, [0.4, 0.2]), row(np.full(100, 0.35), calls, [0.4, 0.2])
     assert better["change"] == pytest.approx(-0.05)
-    assert "it beats them" in verdict(better)
-    assert "it is worse" in verdict(worse)
+    assert "the agent beats static schedules" in verdict(better)
+    assert "the agent is worse" in verdict(worse)
     assert "not comparable" in verdict(row(np.full(100, 0.25), np.full(100, 5), [0.4, 0.2]))
     front = Front("searched", [{"steps": s, "distances": [d] * 100} for s, d in ((2, 0.4), (4, 0.2))])
     write_results(tmp_path, searching(), [better, worse], [front], 2)
     assert json.loads((tmp_path / "adaptive.json").read_text())["static"]["searched"]["4"] == pytest.approx(0.2)
-    assert "2 of the network, by guidance" in report(searching(), [better], [front], 2)
+    assert "each of these calls is 2 network calls" in report(searching(), [better], [front], 2)
     assert (tmp_path / "adaptive.png").stat().st_size > 1000
 
 
