@@ -7,12 +7,12 @@ the critic's value (gamma = lambda = 1). The critic also observes the agreement 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import ray
 import torch
 from ray.rllib.algorithms.ppo import PPO, PPOConfig
@@ -26,7 +26,7 @@ from torch import Tensor
 
 from redif_ray.adaptive import denoising
 from redif_ray.adaptive.critic import Critic
-from redif_ray.adaptive.env import DenoisingScheduleEnv, DenoisingScheduleVectorEnv
+from redif_ray.adaptive.env import DenoisingScheduleVectorEnv
 from redif_ray.adaptive.policy import Policy, static_table
 from redif_ray.adaptive.tasks import Goal, make_task
 from redif_ray.config import Config
@@ -34,7 +34,7 @@ from redif_ray.diffusion import schedules
 from redif_ray.diffusion.levels import NoiseProcess
 from redif_ray.types import Condition
 
-ENV = "DenoisingScheduleEnv"
+ENV = "DenoisingScheduleVectorEnv"
 EPOCHS, MINIBATCHES = 8, 8
 
 
@@ -72,22 +72,15 @@ class Training:
     targets: Any
 
 
-def make_env(context: Any) -> DenoisingScheduleEnv | DenoisingScheduleVectorEnv:
-    """Build the environment of one RLlib worker; `context` holds `num_envs` where RLlib asks for a vector environment.
+def make_env(context: Any) -> DenoisingScheduleVectorEnv:
+    """Build the vector environment of one RLlib worker. context: RLlib's, with our `training` and its `num_envs`.
 
     RLlib resets the environment of each worker with a seed of its own, so workers see different images.
     """
     t: Training = context["training"]
     torch.set_num_threads(t.config.reward.threads)
     task = make_task(t.config, t.goal, t.weights, t.conditions, ray.get(t.targets))
-    if "num_envs" in context:
-        return DenoisingScheduleVectorEnv(task, context["num_envs"])
-    return DenoisingScheduleEnv(task)
-
-
-def initial_table(process: NoiseProcess, goal: Goal) -> Tensor:
-    schedule = schedules.explicit(process, goal.timesteps)
-    return static_table(denoising.fractions(process, schedule).tolist(), goal.max_calls)
+    return DenoisingScheduleVectorEnv(task, context["num_envs"])
 
 
 @contextmanager
@@ -95,8 +88,9 @@ def ppo(training: Training, process: NoiseProcess) -> Iterator[PPO]:
     """Start RLlib's PPO and its workers, yield the algorithm, and stop both at the end of the block."""
     logging.getLogger("ray.rllib").setLevel(logging.ERROR)  # RLlib's warnings only advertise its new API
     register_env(ENV, make_env)
-    config, a = training.config, training.config.search.adaptive
-    start = {"table": initial_table(process, training.goal).tolist(), "steps": training.goal.steps}
+    config, goal, a = training.config, training.goal, training.config.search.adaptive
+    moves = denoising.fractions(process, schedules.explicit(process, goal.timesteps)).tolist()
+    start = {"table": static_table(moves, goal.max_calls).tolist(), "steps": goal.steps}
     algorithm = (
         PPOConfig()
         .environment(ENV, env_config={"training": training}, normalize_actions=False, clip_actions=True)
@@ -142,11 +136,6 @@ def weights(algorithm: PPO) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in state.items()}
 
 
-def progress(result: dict[str, Any]) -> dict[str, float]:
-    """Return an iteration's mean return in units of the price, mean number of actions, and seconds."""
-    runners = result["env_runners"]
-    return {
-        "return": float(runners.get("episode_return_mean", np.nan)),
-        "actions": float(runners.get("episode_len_mean", np.nan)),
-        "seconds": float(result["time_this_iter_s"]),
-    }
+def mean_return(result: dict[str, Any]) -> float:
+    """Return an iteration's mean return, in units of the price; NaN before an episode has ended."""
+    return float(result["env_runners"].get("episode_return_mean", math.nan))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -190,21 +190,19 @@ def _train(job: Job, aim: Goal, conditions: tuple[Any, ...], targets: Any) -> No
         job.stop.listen()  # again, because RLlib may have replaced the signal handlers
         for i in range(count):
             job.stop.check()
-            progress = agent.progress(algorithm.train())
+            mean_return = agent.mean_return(algorithm.train())
             if (i + 1) % 10 == 0 or i + 1 == count:
                 left = (time.monotonic() - began) / (i + 1) * (count - i - 1)
                 line = f"price {aim.price:.4g}  iteration {i + 1:3d}/{count}  distance + price x calls "
-                line += f"{-progress['return'] * aim.price:.5f}  {left:4.0f} s left"
+                line += f"{-mean_return * aim.price:.5f}  {left:4.0f} s left"
                 job.console.print(line, highlight=False, soft_wrap=True)
         trained = agent.weights(algorithm)
     with atomic_file(job.path / _file(aim)) as partial:
         save_file(trained, partial, metadata={SETTINGS: _settings(job, aim)})
 
 
-@contextmanager
-def _evaluator(job: Job) -> Any:
-    with evaluator(job.config, job.conditions, job.folder, job.stop, AdaptiveActor, AdaptiveEvaluator) as actor:
-        yield actor
+def _evaluator(job: Job) -> AbstractContextManager[Any]:
+    return evaluator(job.config, job.conditions, job.folder, job.stop, AdaptiveActor, AdaptiveEvaluator)
 
 
 def _file(aim: Goal) -> str:

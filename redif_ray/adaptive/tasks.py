@@ -11,7 +11,6 @@ from torch import Tensor
 from redif_ray.adaptive.episodes import Task
 from redif_ray.config import Config
 from redif_ray.diffusion.noise import Stream
-from redif_ray.models.protocol import DiffusionModel
 from redif_ray.planning import factory
 from redif_ray.rewards.base import RewardInputs, Rewards
 from redif_ray.rewards.combine import weighted_sum
@@ -44,25 +43,19 @@ class Scorer:
         return weighted_sum({name: value.double() for name, value in terms.items()}, self.weights)
 
 
-def searched_model(config: Config) -> tuple[DiffusionModel, Rewards]:
-    """Return the searched network and the rewards, on the device of the reward role."""
-    device, student = factory.device(config.reward.gpus), config.search.student
-    model = factory.teacher(config, device) if student is None else factory.model(config, student, device)
-    return model, factory.rewards(config, model, device)
-
-
 def make_task(
     config: Config, goal: Goal, weights: dict[str, float], conditions: Sequence[Condition], targets: np.ndarray
 ) -> Task:
-    """Return the training task of an agent, on the noises of `Stream.ADAPTIVE`.
+    """Return the training task of an agent, on the noises of `Stream.ADAPTIVE` and the device of the reward role.
 
     conditions, targets: one entry for each training noise; targets: float32 [M, C, H, W] in [0, 1].
     """
-    model, rewards = searched_model(config)
+    device, student = factory.device(config.reward.gpus), config.search.student
+    model = factory.teacher(config, device) if student is None else factory.model(config, student, device)
     return Task(
         model,
         config.student.guidance,
-        Scorer(rewards, weights),
+        Scorer(factory.rewards(config, model, device), weights),
         goal.price,
         goal.timesteps[0],
         goal.max_calls,

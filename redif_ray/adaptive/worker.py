@@ -15,7 +15,6 @@ from redif_ray.adaptive.tasks import Goal, Scorer
 from redif_ray.config import Config
 from redif_ray.data.conditions import Conditions
 from redif_ray.diffusion.noise import Stream
-from redif_ray.planning.rounds import RoundPlan
 from redif_ray.search.evaluator import LATER, Evaluator, SearchActor
 from redif_ray.search.worker import SearchWorker
 from redif_ray.types import Meta, Work, WorkUnit
@@ -65,8 +64,8 @@ class AdaptiveEvaluator(Evaluator):
 
     def __init__(self, config: Config, conditions: Conditions, workers: list[Any]) -> None:
         super().__init__(config, conditions, workers)
-        plan, a = RoundPlan(config, conditions), config.search.adaptive
-        self.training = plan.deploy(Stream.ADAPTIVE, a.noises, size=config.search.unit_noises)
+        search = config.search
+        self.training = self.plan.deploy(Stream.ADAPTIVE, search.adaptive.noises, size=search.unit_noises)
 
     async def training_targets(self) -> list[Any]:
         """Return references to the teacher's images of the training noises, one for each work unit."""

@@ -48,11 +48,10 @@ class Evaluator:
     def __init__(self, config: Config, conditions: Conditions, workers: list[Any]) -> None:
         self.config, self.lost = config, 0
         self.pool = Pool("search", workers, self._lost, least=config.reward.min_workers or 1)
-        plan = RoundPlan(config, conditions)
-        search = config.search
-        self.bank = plan.deploy(Stream.SEARCH, search.rungs[-1], size=search.unit_noises)
-        self.held_out = plan.deploy(Stream.HELD_OUT, config.evaluation.held_out)
-        self.others = plan.deploy(Stream.REFERENCE, config.evaluation.held_out)
+        self.plan, search = RoundPlan(config, conditions), config.search
+        self.bank = self.plan.deploy(Stream.SEARCH, search.rungs[-1], size=search.unit_noises)
+        self.held_out = self.plan.deploy(Stream.HELD_OUT, config.evaluation.held_out)
+        self.others = self.plan.deploy(Stream.REFERENCE, config.evaluation.held_out)
         self.known: dict[tuple[Any, ...], asyncio.Future[Any]] = {}
 
     async def scores(self, times: Times, rung: int, weights: dict[str, float]) -> float:
@@ -61,7 +60,8 @@ class Evaluator:
 
     async def bank_terms(self, times: Times, rung: int) -> Terms:
         """Return the terms, as `SearchWorker.terms` gives them, of the first `rung` noises of the bank."""
-        return await self._terms(self.bank[: rung // self.config.search.unit_noises], times)
+        units = self.bank[: rung // self.config.search.unit_noises]
+        return joined(await asyncio.gather(*(self._unit(unit, times) for unit in units)))
 
     async def images(self, times: Times | None) -> list[Any]:
         """Return references to the images of the held-out noises, by work unit. times: None: the teacher's images."""
@@ -107,10 +107,6 @@ class Evaluator:
 
     def _lost(self, _: str) -> None:
         self.lost += 1
-
-    async def _terms(self, units: list[WorkUnit], times: Times) -> Terms:
-        parts = await asyncio.gather(*(self._unit(unit, times) for unit in units))
-        return joined(parts)
 
     async def _unit(self, unit: WorkUnit, times: Times) -> Terms:
         """Return the terms of a work unit, cached by schedule, because discrete levels make many proposals equal."""

@@ -29,7 +29,6 @@ from redif_ray.search.terms import Terms
 from redif_ray.types import Condition
 
 MEASURED = "held_out.jsonl"
-GRID = 10
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 import torch
 from adaptive_tasks import minus_mse, tiny_task
-from gymnasium.utils.env_checker import check_env
 
 from redif_ray.adaptive import denoising
-from redif_ray.adaptive.env import DenoisingScheduleEnv, DenoisingScheduleVectorEnv
+from redif_ray.adaptive.env import DenoisingScheduleVectorEnv
 from redif_ray.adaptive.episodes import Lanes, Task
 from redif_ray.adaptive.observation import LOGIT
 from redif_ray.adaptive.policy import Policy, static_table
@@ -21,22 +20,25 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> Task:
     return tiny_task(tmp_path_factory.mktemp("tiny"))
 
 
-def test_gymnasium_finds_nothing_wrong(task: Task) -> None:
-    check_env(DenoisingScheduleEnv(task))
+def acted(env: DenoisingScheduleVectorEnv, logit: float, stop: float) -> tuple[float, bool]:
+    """Act in the only lane of `env`; return the reward and whether the image is finished."""
+    _, rewards, done, truncated, _ = env.step(np.array([[logit, stop]], dtype=np.float32))
+    assert not truncated.any()
+    return float(rewards[0]), bool(done[0])
 
 
 @torch.no_grad()
 def test_rewards_sum_to_the_agreement_less_the_price_of_the_calls(task: Task) -> None:
     schedule = schedules.build(task.model.process, 4, "uniform_trailing")
     moves = denoising.fractions(task.model.process, schedule).numpy()
-    env = DenoisingScheduleEnv(task)
+    env = DenoisingScheduleVectorEnv(task, 1)
     for seed in range(3):
         env.reset(seed=seed)
         group = env.lanes.groups[0]
-        rewards = [env.step(np.array([np.log(f / (1 - f)), -1], dtype=np.float32))[1] for f in moves]
+        rewards = [acted(env, np.log(f / (1 - f)), -1)[0] for f in moves]
         assert rewards == [-2, -1, -1]
-        _, last, done, truncated, _ = env.step(np.array([0, 1], dtype=np.float32))
-        assert done and not truncated
+        last, done = acted(env, 0, 1)
+        assert done
         unit = noise.initial_noise([group], task.model.latent_shape, seed=task.seed, stream=task.stream)
         condition = [task.conditions[group]]
         predict = task.model.predictor(task.model.encode(condition), 1.0)
@@ -46,25 +48,22 @@ def test_rewards_sum_to_the_agreement_less_the_price_of_the_calls(task: Task) ->
 
 
 def test_it_stops_by_itself_at_the_last_call_and_at_the_last_level(task: Task) -> None:
-    env = DenoisingScheduleEnv(replace(task, max_calls=3))
+    env = DenoisingScheduleVectorEnv(replace(task, max_calls=3), 1)
     env.reset(seed=0)
-    small = np.array([-2, -1], dtype=np.float32)
-    assert [env.step(small)[2] for _ in range(2)] == [False, True]
-    with pytest.raises(RuntimeError, match="call reset"):
-        env.step(small)
-    env = DenoisingScheduleEnv(task)
+    assert [acted(env, -2, -1)[1] for _ in range(2)] == [False, True]
+    env = DenoisingScheduleVectorEnv(task, 1)
     env.reset(seed=0)
-    assert env.step(np.array([LOGIT, -1], dtype=np.float32))[2]  # timestep 0
-    env.reset()
-    _, reward, done, _, _ = env.step(np.array([0, 1], dtype=np.float32))  # the first x0_hat: one call
+    assert acted(env, LOGIT, -1)[1]  # timestep 0
+    assert acted(env, 0, -1) == (0, False)  # the next image starts
+    reward, done = acted(env, 0, 1)  # the first x0_hat: one call
     assert done and reward < -1
 
 
-def test_the_vector_env_is_many_single_ones(task: Task) -> None:
+def test_lanes_do_not_depend_on_each_other(task: Task) -> None:
     """Lane 0 of both sees the same images; finished lanes start again at the next step, with reward 0."""
-    vector, single = DenoisingScheduleVectorEnv(task, 5), DenoisingScheduleEnv(task)
+    vector, single = DenoisingScheduleVectorEnv(task, 5), DenoisingScheduleVectorEnv(task, 1)
     seen, _ = vector.reset(seed=3)
-    assert np.allclose(seen[0], single.reset(seed=3)[0], atol=1e-5)
+    assert np.allclose(seen[0], single.reset(seed=3)[0][0], atol=1e-5)
     assert len({tuple(row) for row in seen.round(4)}) > 1
     done, ends = np.zeros(5, dtype=bool), 0
     for i in range(12):
@@ -73,10 +72,10 @@ def test_the_vector_env_is_many_single_ones(task: Task) -> None:
         seen, rewards, done, truncated, _ = vector.step(actions)
         assert vector.observation_space.contains(seen) and not truncated.any()
         assert (rewards[before] == 0).all() and not done[before].any()
-        mine = (single.reset()[0], 0.0, False) if before[0] else single.step(actions[0])[:3]
-        assert np.allclose(seen[0], mine[0], atol=1e-4)
-        assert rewards[0] == pytest.approx(mine[1], abs=1e-4)
-        assert done[0] == mine[2]
+        one = single.step(actions[:1])
+        assert np.allclose(seen[0], one[0][0], atol=1e-4)
+        assert rewards[0] == pytest.approx(one[1][0], abs=1e-4)
+        assert done[0] == one[2][0]
         ends += done.sum()
     assert ends > 5
 
