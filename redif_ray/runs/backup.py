@@ -1,4 +1,4 @@
-"""A run and its copies at `checkpoint.upload`: found or fetched before it starts, brought up to date at its end."""
+"""The copies of a run at `checkpoint.upload`: found or fetched before the run starts, completed when it ends."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from redif_ray.runs.folder import RunError, RunFolder, latest_checkpoint, round_
 
 
 def refuse(config: Config, command: str) -> None:
-    """Raises ConfigError where somebody would wait in vain for an upload."""
+    """Raise ConfigError where `checkpoint.upload` is set for a command that uploads nothing."""
     if config.checkpoint.upload is not None:
         raise ConfigError(
             f"checkpoint.upload={config.checkpoint.upload}: redif {command} uploads nothing, only redif distill does; "
@@ -27,9 +27,10 @@ def refuse(config: Config, command: str) -> None:
 
 
 def prepare(config: Config, *, resume: bool, console: Console) -> tuple[Remote | None, bool]:
-    """Where the run is uploaded, found to be writable; and whether its folder was fetched from there just now.
+    """Return the remote of the run, or None without `checkpoint.upload`, and whether the run folder was just fetched.
 
-    Raises UserError where the copies there are another run's, or newer than what is here.
+    The remote is checked to be writable. Raises UserError where the remote holds copies of another run, or a copy that
+    is newer than the run folder.
     """
     if config.checkpoint.upload is None:
         return None, False
@@ -47,20 +48,20 @@ def prepare(config: Config, *, resume: bool, console: Console) -> tuple[Remote |
         remote.fetch(newest, path)
         return remote, True
     if not (path / "config.yaml").exists():
-        raise RunError(f"{path} holds no run and {remote.uri} does; move {path} away to have it fetched")
+        raise RunError(f"{path} holds no run and {remote.uri} does; move {path} away to have the run fetched")
     if claimed(path).get("run") != newest.run:
         raise RunError(f"{remote.uri} holds another run than {path}; choose another checkpoint.upload")
     local = latest_checkpoint(path / "checkpoints")
-    if (here := round_of(local) if local else 0) < newest.round:
+    if (local_round := round_of(local) if local else 0) < newest.round:
         raise RunError(
-            f"{remote.uri} is newer, at round {newest.round}, than {path}, at round {here}; move {path} away to go on "
-            "from there, or set another checkpoint.upload to go on from here"
+            f"{remote.uri} is newer, at round {newest.round}, than {path}, at round {local_round}; move {path} away to "
+            "go on from the copy, or set another checkpoint.upload to go on from the folder"
         )
     return remote, False
 
 
 def claim(remote: Remote, folder: RunFolder) -> None:
-    """Make this start of the run the one that writes there. An older one that still lives is refused from now on."""
+    """Make this start of the run the only one that may write to `remote`; uploads of older starts fail from now on."""
     kept = {"run": folder.state.get("upload", {}).get("run") or uuid.uuid4().hex, "writer": uuid.uuid4().hex}
     folder.update_state(upload=kept)
     remote.write(WRITER, kept["writer"].encode())
@@ -68,9 +69,9 @@ def claim(remote: Remote, folder: RunFolder) -> None:
 
 @contextmanager
 def uploading(config: Config, folder: RunFolder, remote: Remote | None, console: Console) -> Iterator[Uploader | None]:
-    """For a block that trains: what it leaves, however it ends, is uploaded before this ends.
+    """Upload the state of the run after a block that trains, however the block ends; the uploader is yielded.
 
-    Raises UploadError where it is not, unless the block raises: then that is only said.
+    Raises UploadError where the upload fails. Where the block raised, the failed upload is printed instead.
     """
     if remote is None:
         yield None
@@ -87,9 +88,10 @@ def uploading(config: Config, folder: RunFolder, remote: Remote | None, console:
                 own.wait()
                 if own.uploaded:
                     console.print(f"uploaded     {remote.uri}", highlight=False, soft_wrap=True)
-            except UserError as error:  # it must not hide the one that ended the block
+            except UserError as error:  # must not hide the error that ended the block
                 console.print(
-                    f"[bold red]not uploaded[/] to {remote.uri}: {escape(str(error))}; all of it is in {folder.path}",
+                    f"[bold red]not uploaded[/] to {remote.uri}: {escape(str(error))}; the whole run is in "
+                    f"{folder.path}",
                     highlight=False,
                     soft_wrap=True,
                 )
@@ -105,14 +107,14 @@ def _finish(own: Uploader, path: Path, remote: Remote, console: Console) -> None
         own.wait()
     except UploadError as error:
         raise UploadError(
-            f"{remote.uri} lacks the end of this run ({error}). Nothing is lost: all of it is in {path}. The same "
-            "command with --resume uploads what is missing"
+            f"{remote.uri} lacks the end of this run ({error}). Nothing is lost: the whole run is in {path}. Run "
+            "the same command with --resume to upload what is missing"
         ) from error
     console.print(f"uploaded     {remote.uri}", highlight=False, soft_wrap=True)
 
 
 def complete(config: Config, remote: Remote, console: Console) -> None:
-    """Upload what a finished run's copy lacks. Raises UploadError."""
+    """Upload a finished run whose newest copy is not of the finished run. Raises UploadError."""
     if any(copy.finished for copy in remote.copies()[:1]):
         return
     with RunFolder.reopen(Path(config.run.root).resolve() / config.run.name) as folder:

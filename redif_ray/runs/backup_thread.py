@@ -1,9 +1,9 @@
 """The thread that copies checkpoints to `checkpoint.upload` while training goes on.
 
-The learner's first rank hands each checkpoint over and does not wait; a thread copies it. One copy is on its way and
-one waits at most: a newer one takes the place of one that waits, since it holds all that a resume needs. What is
-handed over keeps a second name until it is copied, for `best` is replaced and old checkpoints are pruned meanwhile. At
-the end the driver does the rest.
+The learner's first rank hands each checkpoint to the thread and does not wait. At most one copy is being made and one
+checkpoint waits; a newer checkpoint replaces the waiting one, since the newest holds all that a resume needs. Each
+handed checkpoint has hard links in a folder of its own until it is copied, because training replaces `best` and prunes
+old checkpoints meanwhile. At the end of the run the driver uploads the rest.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from redif_ray.runs.backup_store import WRITER, Copy, Remote, UploadError
 from redif_ray.runs.folder import UPLOADED, latest_checkpoint, round_of
 
 log = logging.getLogger(__name__)
-ATTEMPTS = 4  # at a copy, before anybody hears of it
-AGAIN_SECONDS = (1.0, 4.0, 16.0, 60.0)  # between them; the last for as long as it takes
-STALLED_SECONDS = 120.0  # without a byte, after which nobody waits for an upload any longer
+ATTEMPTS = 4  # failures in a row before an outage is reported
+AGAIN_SECONDS = (1.0, 4.0, 16.0, 60.0)  # pauses between attempts; the last one repeats
+STALLED_SECONDS = 120.0  # `Uploader.wait` gives up after this time without progress
 LEAVE_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class Handed:
-    """A checkpoint to copy, which is with best and warm start in `folder`, or is not, for `error`.
+    """A checkpoint to copy. folder: holds it with `best` and `warm_start`; error: why the folder could not be filled.
 
-    ready: waits until the run folder's other files are as far as the checkpoint is.
+    finished: the run is finished; ready: waits until the other files of the run folder have caught up with `round`.
     """
 
     folder: Path
@@ -49,11 +49,15 @@ class Handed:
 
 
 class Left(Exception):
-    """The thread is to end in the middle of a copy."""
+    """The uploader was told to leave while a copy was being made."""
 
 
 class Uploader:
-    """connect: opens the remote, in the thread; run, writer: what `claim` gave; lost: called once an outage."""
+    """The thread that uploads one run folder.
+
+    connect: opens the remote, called in the thread; claim: (run id, writer id) of `backup.claim`; keep: number of
+    rounds whose copies stay; lost: called once for each outage.
+    """
 
     def __init__(
         self,
@@ -67,11 +71,11 @@ class Uploader:
         self.run, self.writer = claim
         self.remote: Remote | None = None
         self.aside = folder / ".upload"
-        shutil.rmtree(self.aside, ignore_errors=True)  # of a process that was killed
-        self.pending: Handed | None = None  # the newest, until it is there
-        self.sending: Handed | None = None  # it or an older one
-        self.uploaded: dict[str, float] = {}  # round and time of the last whole copy
-        self.failures, self.error, self.told = 0, "", False
+        shutil.rmtree(self.aside, ignore_errors=True)  # left by a process that was killed
+        self.pending: Handed | None = None  # the newest checkpoint, until it is uploaded
+        self.sending: Handed | None = None  # the checkpoint being copied: the pending one or an older one
+        self.uploaded: dict[str, float] = {}  # round and time, in seconds since 1970, of the last complete copy
+        self.failures, self.error, self.reported = 0, "", False
         self.moved = time.monotonic()
         self.left = False
         self._changed = threading.Condition()
@@ -79,9 +83,10 @@ class Uploader:
         self._thread.start()
 
     def hand(self, *, finished: bool = False, ready: Callable[[], object] = lambda: None) -> None:
-        """Have the newest checkpoint copied, with best, warm start and the folder's other files; returns at once.
+        """Queue the newest checkpoint with `best`, `warm_start` and the other files of the run folder, without waiting.
 
-        finished: also what a finished run leaves. Where there are no links, the checkpoint is copied aside first.
+        finished: the run is finished, so that its student is copied too; ready: see `Handed`. The checkpoint is hard
+        linked, or copied where the file system has no hard links.
         """
         checkpoints = self.folder / "checkpoints"
         newest = latest_checkpoint(checkpoints)
@@ -90,8 +95,8 @@ class Uploader:
         aside, failed = self.aside / uuid.uuid4().hex[:8], None
         try:
             for name in (newest.name, "best", "warm_start"):
-                if (found := find_checkpoint(checkpoints / name)) is not None:
-                    shutil.copytree(found, aside / "checkpoints" / name, copy_function=_link)
+                if (checkpoint := find_checkpoint(checkpoints / name)) is not None:
+                    shutil.copytree(checkpoint, aside / "checkpoints" / name, copy_function=_link)
         except OSError as error:
             failed = error
         with self._changed:
@@ -101,7 +106,7 @@ class Uploader:
             self._changed.notify_all()
 
     def wait(self) -> None:
-        """Until all that was handed over is there. Raises UploadError where it cannot be brought there."""
+        """Wait until all that was handed over is uploaded. Raises UploadError after repeated failures or a stall."""
         with self._changed:
             self.failures, self.moved = 0, time.monotonic()
             self._changed.notify_all()
@@ -113,7 +118,7 @@ class Uploader:
                 self._changed.wait(0.2)
 
     def leave(self) -> None:
-        """Let go of what is not there yet. A file system that hangs is left hanging."""
+        """Stop the thread and drop what is not uploaded yet. A thread that hangs in the file system is left behind."""
         with self._changed:
             self.left = True
             self._changed.notify_all()
@@ -128,9 +133,9 @@ class Uploader:
                 self._send(handed)
             except Left:
                 return
-            except Exception as failure:  # whatever a file system raises, training goes on
+            except Exception as failure:  # training goes on whatever the file system raises
                 error = f"{type(failure).__name__}: {failure}"
-            self._tell(handed, error)
+            self._report(handed, error)
             self._settle(handed, error)
 
     def _next(self) -> Handed | None:
@@ -145,8 +150,8 @@ class Uploader:
         handed.ready()
         self.remote = remote = self.remote or self.connect()
         self._check_writer(remote)
-        there = [copy for copy in remote.copies() if copy.round == handed.round]
-        if not any(copy.finished or not handed.finished for copy in there):  # else it is handed over once more
+        same_round = [copy for copy in remote.copies() if copy.round == handed.round]
+        if not any(copy.finished or not handed.finished for copy in same_round):  # else there is such a copy already
             copy = Copy(f"round-{handed.round:06d}-{handed.folder.name}", handed.round, self.run, handed.finished, {})
             for name, path in self._files(handed):
                 copy.sha256[name] = remote.put(path, f"{copy.name}/{name}", self._block)
@@ -157,20 +162,20 @@ class Uploader:
         remote.prune(self.keep)
 
     def _files(self, handed: Handed) -> list[tuple[str, Path]]:
-        """Return what belongs to a copy: paths in the run folder, and where the content lies."""
+        """Return the files of a copy, sorted: path in the run folder, and path of the content on disk."""
         for path in self.folder.iterdir():
             if path.is_file() and not path.name.startswith(".") and path.name != UPLOADED:
-                shutil.copyfile(path, handed.folder / path.name)  # lines are added to some of them
-        found = [(path, handed.folder) for path in handed.folder.rglob("*")]
+                shutil.copyfile(path, handed.folder / path.name)  # rows may be appended to the original meanwhile
+        files = [(path, handed.folder) for path in handed.folder.rglob("*")]
         if handed.finished:
-            found += [(path, self.folder) for path in (self.folder / "student").rglob("*")]
-        return sorted((path.relative_to(root).as_posix(), path) for path, root in found if path.is_file())
+            files += [(path, self.folder) for path in (self.folder / "student").rglob("*")]
+        return sorted((path.relative_to(root).as_posix(), path) for path, root in files if path.is_file())
 
     def _check_writer(self, remote: Remote) -> None:
         if remote.read(WRITER) != self.writer.encode():
             raise UploadError(
-                f"{remote.uri}, as node {socket.gethostname()} sees it, is not what the driver of this run claimed: it "
-                "is another disk, or another start of the run writes there now"
+                f"{remote.uri}, as node {socket.gethostname()} sees it, lacks the claim of this run's driver: the node "
+                "sees another disk, or another start of the run writes there now"
             )
 
     def _block(self) -> None:
@@ -178,19 +183,19 @@ class Uploader:
         if self.left:
             raise Left
 
-    def _tell(self, handed: Handed, error: str) -> None:
-        """Say how an attempt ended, in the run folder and, at the start and the end of an outage, in the log."""
+    def _report(self, handed: Handed, error: str) -> None:
+        """Note the result of an attempt in the run folder; log the start and the end of an outage."""
         self.error = error
         if not error:
             self._note()
-            if self.told:
-                log.warning("the upload goes on: the copy of round %d is whole", handed.round)
-            self.told = False
-        elif self.failures + 1 >= ATTEMPTS and not self.told:
-            self.told = True
+            if self.reported:
+                log.warning("the upload works again: the copy of round %d is complete", handed.round)
+            self.reported = False
+        elif self.failures + 1 >= ATTEMPTS and not self.reported:
+            self.reported = True
             log.warning(
-                "the checkpoint of round %d is not uploaded (%s); training goes on, checkpoints are in %s, and it is "
-                "tried again",
+                "the checkpoint of round %d is not uploaded (%s); training goes on, checkpoints are in %s, and the "
+                "upload is tried again",
                 handed.round,
                 error,
                 self.folder,
@@ -199,7 +204,7 @@ class Uploader:
             self._note()
 
     def _settle(self, handed: Handed, error: str) -> None:
-        """Take up the newest next: after a pause where there was an error."""
+        """Drop `handed` if it is copied or outdated, and pause after an error before the next attempt."""
         with self._changed:
             self.sending = None
             if self.pending is handed and not error:
@@ -217,9 +222,9 @@ class Uploader:
             shutil.rmtree(handed.folder, ignore_errors=True)
 
     def _note(self) -> None:
-        told = {"uri": self.remote.uri if self.remote else "", **self.uploaded, "error": self.error}
-        with suppress(OSError), atomic_file(self.folder / UPLOADED) as partial:  # else an older state, with its time
-            partial.write_text(json.dumps(told))
+        state = {"uri": self.remote.uri if self.remote else "", **self.uploaded, "error": self.error}
+        with suppress(OSError), atomic_file(self.folder / UPLOADED) as partial:  # the older state, with its time, stays
+            partial.write_text(json.dumps(state))
 
 
 def _link(file: str, to: str) -> None:
@@ -231,14 +236,14 @@ def _link(file: str, to: str) -> None:
 
 
 def claimed(path: Path) -> dict[str, str]:
-    """The run's id and the start of it that may write, as its folder has them; nothing before `upload.claim`."""
+    """Return {"run": id of the run, "writer": id of the start that may write}, or {} before `backup.claim`."""
     kept = path / "run.json"
     found: dict[str, str] = json.loads(kept.read_text()).get("upload", {}) if kept.exists() else {}
     return found
 
 
 def uploader(config: Config, folder: Path, lost: Callable[[], object]) -> Uploader | None:
-    """Of the process that calls; None where nothing is uploaded."""
+    """Return a new uploader of the run folder `folder`, or None where `checkpoint.upload` is unset."""
     if config.checkpoint.upload is None:
         return None
     kept = claimed(folder)

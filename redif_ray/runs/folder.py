@@ -1,4 +1,4 @@
-"""The run folder: what lies where, who may write it, and what `--resume` may change."""
+"""The run folder: its files, its lock, and the checks of `--resume`."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ from redif_ray.files import PARTIAL, atomic_file
 from redif_ray.runs.lock import LOCK, Lock
 
 TOKEN = ".seen-"
-UPLOADED = "upload.json"  # what `checkpoint.upload` holds of the run, and what went wrong since
+UPLOADED = "upload.json"  # state of the copies at `checkpoint.upload`: the last complete one, and the error since
 
 
 class RunError(UserError, RuntimeError):
-    """A run folder that cannot be used as asked; the message says what to do."""
+    """A run folder cannot be used as asked; the message says what to do."""
 
 
 class RunFinished(Notice):
-    """There is nothing to resume: the run has its summary."""
+    """The run has its summary, so there is nothing to resume."""
 
 
 class RunFolder:
-    """`<root>/<name>/`, locked for this process while it is open."""
+    """The folder `<root>/<name>/` of a run, locked for this process while it is open."""
 
     def __init__(self, path: Path, lock: Lock) -> None:
         self.path, self._lock = path, lock
 
     @classmethod
     def open(cls, config: Config, *, resume: bool, finished: bool = False) -> RunFolder:
-        """Create the folder, or take up an unfinished one; one that is `finished` too, where more is to be added.
+        """Create the folder of a new run, or open the folder of a run to resume. Nothing that exists is overwritten.
 
-        Raises RunError; nothing that exists is overwritten.
+        finished: a finished run may be opened too, to add to it. Raises RunError, RunFinished and ConfigError.
         """
         path = cls.place(config, resume=resume)
         try:
@@ -64,7 +64,7 @@ class RunFolder:
 
     @staticmethod
     def place(config: Config, *, resume: bool) -> Path:
-        """Where the folder is or will be. Raises RunError for one that is in the way, or not there to be resumed."""
+        """Return the folder's path. Raises RunError where a new run's folder exists, or a run to resume does not."""
         path = Path(config.run.root).resolve() / config.run.name
         if not resume and path.exists() and not _only_begun(path):
             raise RunError(f"{path} exists; continue it with --resume, or choose another run.name")
@@ -75,7 +75,7 @@ class RunFolder:
     @classmethod
     @contextmanager
     def reopen(cls, path: Path) -> Iterator[RunFolder]:
-        """An existing folder, whatever its state, locked for the length of a block."""
+        """Open an existing folder in any state, locked for the length of a block."""
         folder = cls(path, _locked(path))
         try:
             yield folder
@@ -107,19 +107,19 @@ class RunFolder:
             raise RunError(f"cannot write {self.path / name}: {error}; free space and try again") from error
 
     def keep_conditions(self, conditions: Conditions) -> None:
-        """Write down what the run draws, or find that a resumed run draws the same. Raises RunError."""
-        known = self.conditions()
-        if known is None:
+        """Store the conditions that the run draws. Raises RunError where a resumed run would draw other ones."""
+        stored = self.conditions()
+        if stored is None:
             self.write(CONDITIONS, conditions.to_json())
-        elif known != conditions:
+        elif stored != conditions:
             raise RunError(
-                f"the conditions are not those that {self.path} was started with, which are kept in {CONDITIONS}: "
+                f"the conditions differ from those that {self.path} was started with, which are kept in {CONDITIONS}: "
                 f"{len(conditions.training)} for training and {len(conditions.held_out)} held out now, "
-                f"{len(known.training)} and {len(known.held_out)} then; restore conditions.source as it was"
+                f"{len(stored.training)} and {len(stored.held_out)} then; restore conditions.source as it was"
             )
 
     def conditions(self) -> Conditions | None:
-        """What the run draws; None where nothing is written down yet."""
+        """Return the stored conditions of the run, or None where none are stored yet. Raises RunError."""
         path = self.path / CONDITIONS
         try:
             return Conditions.from_json(path.read_text()) if path.exists() else None
@@ -128,7 +128,7 @@ class RunFolder:
 
     @property
     def state(self) -> dict[str, Any]:
-        """What a resumed run must find again besides the checkpoint: the MLflow run and the calibration."""
+        """Return `run.json`: what a resume needs besides the checkpoint, such as the MLflow run and the calibration."""
         path = self.path / "run.json"
         try:
             return json.loads(path.read_text()) if path.exists() else {}
@@ -137,11 +137,11 @@ class RunFolder:
 
     @contextmanager
     def token(self) -> Iterator[Path]:
-        """A file by which workers find out, for the length of a block, whether their node sees this folder.
+        """Create a file, for the length of a block, by which workers check that their node sees this folder.
 
-        Its name is new each time: a network file system may remember for a while that a name was not there.
+        The file has a new name each time, since a network file system may cache for a while that a name is missing.
         """
-        for old in self.path.glob(f"{TOKEN}*"):  # of a driver that was killed
+        for old in self.path.glob(f"{TOKEN}*"):  # left by a driver that was killed
             old.unlink(missing_ok=True)
         path = self.path / f"{TOKEN}{uuid.uuid4().hex}"
         try:
@@ -154,19 +154,19 @@ class RunFolder:
             path.unlink(missing_ok=True)
 
     def keep_failure(self, error: BaseException | None) -> None:
-        """Say, to those who look, what error ended this start of the run. A full disk must not hide it."""
-        told = None if error is None else f"{type(error).__name__}: {error}"
-        if self.state.get("failure") != told:
+        """Note, for `redif status`, the error that ended this start of the run. A full disk must not hide the error."""
+        failure = None if error is None else f"{type(error).__name__}: {error}"
+        if self.state.get("failure") != failure:
             with suppress(RunError):
-                self.update_state(failure=told)
+                self.update_state(failure=failure)
 
     def update_state(self, **values: Any) -> None:
         self.write("run.json", json.dumps({**self.state, **values}, indent=1) + "\n")
 
 
 def check_seen(token: Path) -> None:
-    """Whether this node sees the run folder that the driver put `token` in. Raises RunError."""
-    if not os.path.exists(token):  # noqa: PTH110  # Path.exists raises where a folder may not be read
+    """Raise RunError where this node does not see the file `token`, which the driver put into the run folder."""
+    if not os.path.exists(token):  # noqa: PTH110  # Path.exists raises for an unreadable folder
         folder = token.parent
         raise RunError(
             f"node {socket.gethostname()} does not see the run folder {folder}: run.root={folder.parent} is not "
@@ -198,7 +198,7 @@ def _differences(old: Any, new: Any, prefix: str = "") -> list[tuple[str, Any, A
 
 
 def stored_config(path: Path) -> Config:
-    """What the run in a folder was started with. Raises RunError for the folder of an earlier version."""
+    """Return the configuration of the run in `path`. Raises RunError for no run, or a folder of an older version."""
     if not (path / "config.yaml").is_file():
         raise RunError(f"{path} is not a run folder: it has no config.yaml")
     try:
@@ -212,7 +212,7 @@ def stored_config(path: Path) -> Config:
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
-    """The newest `round-*` checkpoint, or None. Raises where the newest one has no manifest."""
+    """Return the newest `round-*` checkpoint, or None. Raises CheckpointError where the newest has no manifest."""
     rounds = sorted(folder.glob("round-*"))
     if not rounds:
         return None
@@ -222,7 +222,7 @@ def latest_checkpoint(folder: Path) -> Path | None:
 
 
 def round_of(checkpoint: Path) -> int:
-    """Rounds that a `round-*` checkpoint is after."""
+    """Return the number of rounds done before a `round-*` checkpoint."""
     return int(checkpoint.name.removeprefix("round-"))
 
 

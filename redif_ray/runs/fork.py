@@ -1,4 +1,4 @@
-"""A run that begins with another's state: its newest checkpoint, its best student, what it has measured."""
+"""A run that starts from the state of another run: the newest checkpoint, the best student and the metrics."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from redif_ray.runs.folder import RunError, latest_checkpoint
 
 
 def fork(source: Path, config: Config) -> None:
-    """Make the folder of `config`, which must not exist, one that `--resume` takes up where `source` is.
+    """Create the run folder of `config`, which must not exist, so that `--resume` continues from the state of `source`.
 
-    It is there whole or not at all. Its MLflow run is one of its own. Raises RunError.
+    The folder is created whole or not at all, and gets an MLflow run of its own. Raises RunError.
     """
     config = absolute(config)
     path = Path(config.run.root) / config.run.name
     newest = latest_checkpoint(source / "checkpoints")
     if newest is None:
-        raise RunError(f"{source} has no checkpoint for {path} to begin with")
+        raise RunError(f"{source} has no checkpoint that {path} could start from")
     try:
         with atomic_folder(path) as partial:
             for kept in (newest, source / "checkpoints" / "best", source / "checkpoints" / "warm_start"):
@@ -34,4 +34,4 @@ def fork(source: Path, config: Config) -> None:
             (partial / "run.json").write_text(json.dumps({"calibration": state["calibration"]}, indent=1) + "\n")
             (partial / "config.yaml").write_text(dump(config))
     except OSError as error:
-        raise RunError(f"cannot begin {path} with the state of {source}: {error}") from error
+        raise RunError(f"cannot create {path} from the state of {source}: {error}") from error

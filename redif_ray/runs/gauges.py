@@ -1,7 +1,7 @@
-"""What Ray's dashboard and Prometheus see of a run: metrics `ray_redif_...`, each with the tag `run`.
+"""The metrics `ray_redif_...` of a run for Ray's dashboard and Prometheus, each with the tag `run`.
 
-Setting one costs microseconds and waits for nobody; the node's agent collects them. Without Ray's dashboard they go
-nowhere.
+Setting a metric takes microseconds and never blocks; the node's agent collects the values. Without Ray's dashboard the
+values are dropped.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from ray.util.metrics import Counter, Gauge
 
 from redif_ray.runs.timeline import Span
 
-WAITS = {"round": "seconds/round", "gather": "seconds/gather", "fetch": "seconds/fetch"}  # stages that are no work
+WAITS = {"round": "seconds/round", "gather": "seconds/gather", "fetch": "seconds/fetch"}  # stages without work
 
 
 class RoundGauges:
-    """The learner's."""
+    """The metrics that the learner sets after each round."""
 
     def __init__(self, run: str) -> None:
         self.round = _gauge(run, "round", "rounds done")
@@ -25,11 +25,13 @@ class RoundGauges:
         self.groups = _gauge(run, "groups_per_second", "groups of the last round, a second")
         self.staleness = _gauge(run, "staleness", "policy versions between rollout and update of the last round")
         self.seconds = _gauge(run, "stage_seconds", "seconds of a stage in the last round, sums over workers", "stage")
-        self.memory = _gauge(run, "gpu_memory_bytes", "of the learner's first rank, as torch counts it", "kind")
+        self.memory = _gauge(
+            run, "gpu_memory_bytes", "GPU memory of the learner's first rank, as torch counts it", "kind"
+        )
 
     def set(self, row: Mapping[str, Any], spans: Iterable[Span]) -> None:
-        """row: of metrics.jsonl. spans: what was worked for it."""
-        import torch  # the coordinator, which has the other gauges, does without
+        """Set the metrics of a round. row: the round's row of metrics.jsonl; spans: the work done for the round."""
+        import torch  # the coordinator, which uses this module too, does not need torch
 
         self.round.set(row["round"] + 1)
         self.rounds.set(1 / row["seconds/round"])
@@ -46,13 +48,13 @@ class RoundGauges:
 
 
 class PoolGauges:
-    """The coordinator's."""
+    """The metrics that the coordinator sets for each role."""
 
     def __init__(self, run: str) -> None:
         self.queue = _gauge(run, "queue", "work units that wait for a worker", "role")
         self.busy = _gauge(run, "in_flight", "work units that a worker has", "role")
-        self.workers = _gauge(run, "workers", "workers that are there", "role")
-        self.lost = Counter("redif_lost", "work units done again, and workers lost, by what was lost", ("run", "what"))
+        self.workers = _gauge(run, "workers", "running workers", "role")
+        self.lost = Counter("redif_lost", "repeated work units and lost workers, by what was lost", ("run", "what"))
         self.lost.set_default_tags({"run": run})
 
     def set(self, role: str, waiting: int, busy: int, workers: int) -> None:

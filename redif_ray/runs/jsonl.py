@@ -1,4 +1,4 @@
-"""Files of rows: JSON lines, each there whole or not at all, whatever was killed or ran full while it was written."""
+"""Files of JSON lines, each written whole or not at all, even where the writer is killed or the disk is full."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from redif_ray.errors import UserError
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The complete lines of a file; a last line that was cut short by a kill is left out, a file need not be there."""
+    """Return the complete lines of a file, [] without one. A last line that was cut short by a kill is left out.
+
+    Raises UserError for a line that is not JSON.
+    """
     if not path.exists():
         return []
     rows = []
@@ -21,24 +24,24 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
             if line:
                 rows.append(json.loads(line))
         except ValueError as error:
-            raise UserError(f"{path}: line {number} is no JSON ({error}); take that line out and try again") from error
+            raise UserError(f"{path}: line {number} is not JSON ({error}); delete the line and try again") from error
     return rows
 
 
 def append_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Add a line for each row, all of them or, where the disk does not take them, none. Raises UserError.
+    """Append a line for each row: all rows or, where the disk does not take them, none. Raises UserError.
 
-    They come after the last complete line: one that was cut short goes.
+    A last line that was cut short is removed first.
     """
-    left = memoryview("".join(json.dumps(row) + "\n" for row in rows).encode())
+    unwritten = memoryview("".join(json.dumps(row) + "\n" for row in rows).encode())
     try:
-        with path.open("ab+", buffering=0) as file:  # a buffer would be written again when the file is closed
+        with path.open("ab+", buffering=0) as file:  # closing the file would write a buffer again
             end = _complete(file)
             try:
                 file.truncate(end)
-                while left:
-                    left = left[file.write(left) :]
-                os.fsync(file.fileno())  # some file systems say only here that they are full
+                while unwritten:
+                    unwritten = unwritten[file.write(unwritten) :]
+                os.fsync(file.fileno())  # some file systems report only here that they are full
             except OSError:
                 file.truncate(end)
                 raise
@@ -47,7 +50,7 @@ def append_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def _complete(file: BinaryIO) -> int:
-    """The length of the complete lines of a file."""
+    """Return the length of the complete lines of a file, in bytes."""
     length = file.seek(0, os.SEEK_END)
     if not length:
         return 0

@@ -1,6 +1,7 @@
-"""Who works in a run folder, for those who only look: they must not try its lock, and may be on another machine.
+"""The lock of a run folder, and its holder for readers, which must not try the lock and may run on another machine.
 
-The lock file names the process that holds the lock, which touches it every few seconds and empties it when it leaves.
+The lock file names the process that holds the lock. This process touches the file every few seconds and empties it
+when it leaves.
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ import psutil
 
 LOCK = ".lock"
 TOUCH_SECONDS = 10.0
-SILENT_SECONDS = 60.0  # after which a process on another machine counts as gone
+SILENT_SECONDS = 60.0  # a process on another machine that did not touch the file for so long counts as gone
 
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """since: seconds since 1970."""
+    """The process that holds a lock. since: time at which it took the lock, in seconds since 1970."""
 
     host: str
     pid: int
@@ -34,10 +35,10 @@ class Holder:
 
 
 class Lock:
-    """The lock of a folder, held until it is closed. Raises BlockingIOError where another process has it."""
+    """The lock of a folder, held until `close`. Construction raises BlockingIOError if another process holds it."""
 
     def __init__(self, folder: Path) -> None:
-        self._file = (folder / LOCK).open("a")  # not "w": it may be another's
+        self._file = (folder / LOCK).open("a")  # not "w", which would empty the file of another holder
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._file.truncate(0)
@@ -63,16 +64,16 @@ class Lock:
 
 
 def holder(folder: Path) -> tuple[Holder, bool] | None:
-    """The process that works in a folder, or died in it, and whether it lives; None where the last one left it."""
+    """Return the process that took the lock and whether it is alive, or None where the last holder released it."""
     path = folder / LOCK
     try:
-        found, touched = Holder(**json.loads(path.read_text())), path.stat().st_mtime
-    except (OSError, ValueError, TypeError):  # none, or one that comes or goes just now
+        process, touched = Holder(**json.loads(path.read_text())), path.stat().st_mtime
+    except (OSError, ValueError, TypeError):  # no holder, or the file is being written
         return None
-    if found.host == socket.gethostname():
-        try:
-            lives = psutil.Process(found.pid).create_time() <= found.since + 1
+    if process.host == socket.gethostname():
+        try:  # a process that is younger than the lock has only the same number
+            alive = psutil.Process(process.pid).create_time() <= process.since + 1
         except psutil.NoSuchProcess:
-            lives = False
-        return found, lives
-    return found, time.time() - touched < SILENT_SECONDS
+            alive = False
+        return process, alive
+    return process, time.time() - touched < SILENT_SECONDS

@@ -1,4 +1,4 @@
-"""`redif status`: what a run's folder tells of it, running or over. Nothing is written, locked, or asked of Ray."""
+"""`redif status` of a run, running or over. It only reads the run folder: it locks nothing and does not use Ray."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from redif_ray.runs.folder import UPLOADED, RunError, stored_config
 from redif_ray.runs.jsonl import read_rows
 from redif_ray.runs.lock import holder
 
-RECENT = 20  # rounds that the pace is taken from
-Lines = dict[str, str]  # of the table: what a line is called, and what it says
+RECENT = 20  # number of rounds that the speed is averaged over
+Lines = dict[str, str]  # label and text of each line of the table
 
 
 def status(path: Path) -> tuple[str, Lines]:
-    """(running, finished, failed or stopped; lines for people). Raises RunError for a folder that is no run."""
+    """Return the state (running, finished, failed or stopped) and the lines to print. Raises RunError without a run."""
     config, kept = stored_config(path), state(path)
-    word, told = life(path, kept)
-    lines = {"state": told} | _progress(config, kept, read_rows(path / "metrics.jsonl"), word)
+    word, text = life(path, kept)
+    lines = {"state": text} | _progress(config, kept, read_rows(path / "metrics.jsonl"), word)
     if (checkpoint := _checkpoint(path / "checkpoints")) is not None:
         lines["checkpoint"] = checkpoint
     if (uploaded := _upload(path / UPLOADED)) is not None:
@@ -35,7 +35,7 @@ def status(path: Path) -> tuple[str, Lines]:
 
 
 def state(path: Path) -> dict[str, Any]:
-    """What `RunFolder.state` keeps."""
+    """Return `run.json`, as `RunFolder.state` does, or {} without one. Raises RunError."""
     try:
         kept: dict[str, Any] = json.loads((path / "run.json").read_text())
     except FileNotFoundError:
@@ -46,7 +46,7 @@ def state(path: Path) -> dict[str, Any]:
 
 
 def life(path: Path, kept: Mapping[str, Any]) -> tuple[str, str]:
-    """(running, finished, failed or stopped; the same with the reasons)."""
+    """Return the state (running, finished, failed or stopped), and the same as a text with the reasons."""
     held = holder(path)
     if (path / "summary.json").exists():
         return "finished", f"finished; in use by {held[0]}" if held and held[1] else "finished"
@@ -59,7 +59,7 @@ def life(path: Path, kept: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def places(path: Path, config: Config, kept: Mapping[str, Any]) -> Lines:
-    """Where the results are."""
+    """Return the lines that say where the results are."""
     names = ("report.md", "schedule.yaml", "student", "timeline.json")
     lines = {"results": ", ".join(name for name in names if (path / name).exists()) or "none yet", "folder": str(path)}
     if (run_id := kept.get("mlflow_run_id")) is not None:
@@ -89,7 +89,7 @@ def _progress(config: Config, kept: Mapping[str, Any], rows: Sequence[Mapping[st
 
 
 def _left(plan: Phases, trained: Sequence[Mapping[str, Any]], done: int) -> float:
-    """Seconds of the rounds to come, at the pace of the last ones of their phase, or else of any."""
+    """Return the seconds of the remaining rounds, at the pace of the last rounds of their phase, else of any phase."""
     paces = {}
     for phase in {plan.phase(r).name for r in range(done, plan.rounds)}:
         own = [row["seconds/round"] for row in trained if row["phase"] == phase] or [trained[-1]["seconds/round"]]
@@ -98,20 +98,20 @@ def _left(plan: Phases, trained: Sequence[Mapping[str, Any]], done: int) -> floa
 
 
 def _validation(rows: Sequence[Mapping[str, Any]]) -> Lines:
-    """The last validation, beside that of the untrained student."""
+    """Return the line of the last validation, beside the validation of the untrained student."""
     validated = [row for row in rows if "validation/reward" in row]
     if not validated:
         return {}
     start, last = validated[0], validated[-1]
-    told = [
+    metrics = [
         f"{name} {last[key]:.4g} (start {start[key]:.4g})"
         for name, key in (("reward", "validation/reward"), ("recall", "validation/recall"))
     ]
-    return {"validation": f"{', '.join(told)}, after round {last['round'] + 1}"}
+    return {"validation": f"{', '.join(metrics)}, after round {last['round'] + 1}"}
 
 
 def _checkpoint(folder: Path) -> str | None:
-    """The newest that is whole, and its age. The run may take it away just now."""
+    """Return the name and age of the newest complete checkpoint. The run may prune checkpoints meanwhile."""
     for path in sorted(folder.glob("round-*"), reverse=True):
         try:
             return f"{path.name}, {duration(time.time() - (path / MANIFEST).stat().st_mtime)} ago"
@@ -121,17 +121,17 @@ def _checkpoint(folder: Path) -> str | None:
 
 
 def _upload(path: Path) -> str | None:
-    """The last copy that is whole, and what went wrong since."""
+    """Return the last complete copy and the error since, or None where nothing was uploaded."""
     if not path.exists():
         return None
-    found = json.loads(path.read_text())
-    age = duration(time.time() - found["time"]) if "time" in found else ""
-    last = f"round {found['round']}, {age} ago, at {found['uri']}" if age else "nothing yet"
-    return f"{last}; fails: {found['error']}" if found["error"] else last
+    upload = json.loads(path.read_text())
+    age = duration(time.time() - upload["time"]) if "time" in upload else ""
+    last = f"round {upload['round']}, {age} ago, at {upload['uri']}" if age else "nothing yet"
+    return f"{last}; fails: {upload['error']}" if upload["error"] else last
 
 
 def duration(seconds: float) -> str:
-    """As people say it."""
+    """Return a duration as text in its largest fitting unit, such as "2.5 h"."""
     for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
         if seconds >= size * 1.5:
             return f"{seconds / size:.1f} {unit}"

@@ -1,7 +1,7 @@
-"""The timeline of a run: who was busy with what, and when, as a trace that Perfetto and chrome://tracing open.
+"""The timeline of a run: the busy times of the learner and of each worker, as a trace for Perfetto and chrome://tracing.
 
-Workers say with each piece of work how long it took and when it ended; the metrics writer keeps that, span by span, in
-`timeline.jsonl`. `timeline.json` is made of it at the end of each start of a run.
+Workers report the duration and the end of each piece of work; the metrics writer appends them as spans to
+`timeline.jsonl`. At the end of each start of a run `timeline.json` is made from that file.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from redif_ray.types import Meta
 
 log = logging.getLogger(__name__)
 SPANS, TRACE = "timeline.jsonl", "timeline.json"
-STAGES = {"teacher": "targets", "rewards": "score"}  # the stage of a worker's component, where they differ
-DEPLOYED = {Stream.VALIDATION: "validation", Stream.CALIBRATION: "calibration"}  # and else the evaluation
+STAGES = {"teacher": "targets", "rewards": "score"}  # stage by component, where the names differ
+DEPLOYED = {Stream.VALIDATION: "validation", Stream.CALIBRATION: "calibration"}  # any other stream is the evaluation
 Span = dict[str, Any]  # {"row", "stage", "round", "start": seconds since 1970, "seconds"}
 
 
 def spans(metas: Iterable[Meta]) -> list[Span]:
-    """What workers did."""
+    """Return the work of the workers as spans, one for each piece of work."""
     return [
         {
             "row": meta.worker,
@@ -48,7 +48,7 @@ def _stage(meta: Meta, component: str) -> str:
 
 
 class Stages:
-    """The spans of one row, noted as they pass."""
+    """The recorder of the spans of one row. writer: actor handle of the metrics writer."""
 
     def __init__(self, row: str, writer: Any) -> None:
         self.row, self.writer = row, writer
@@ -56,7 +56,7 @@ class Stages:
 
     @contextmanager
     def stage(self, name: str, round: int) -> Iterator[None]:
-        """The block is a span."""
+        """Record the block as a span of stage `name`."""
         start, began = time.time(), time.perf_counter()
         try:
             yield
@@ -65,25 +65,28 @@ class Stages:
             self.passed.append({"row": self.row, "stage": name, "round": round, "start": start, "seconds": seconds})
 
     def send(self) -> None:
-        """To the metrics writer; nobody waits for it."""
+        """Send the recorded spans to the metrics writer, without waiting."""
         if self.passed:
             self.writer.spans.remote(self.passed)
             self.passed = []
 
 
 def draw(folder: RunFolder) -> None:
-    """Write the trace of all starts of a run so far. It must not hide the error that ended one."""
+    """Write the trace of all starts of a run. A failure is only logged, so that it hides no error of the run."""
     if (folder.path / SPANS).exists():
         try:
             folder.write(TRACE, trace(read_rows(folder.path / SPANS)))
         except UserError as error:
-            log.warning("no %s: %s", TRACE, error)
+            log.warning("%s is not written: %s", TRACE, error)
 
 
-def trace(found: Iterable[Span]) -> str:
-    """Spans as Chrome's trace events, in a row each. Clocks of a node may step back: a row's spans never overlap."""
+def trace(recorded: Iterable[Span]) -> str:
+    """Return spans as the JSON of Chrome's trace events, with a thread for each row.
+
+    A node's clock may step back; so a span is moved to start where the one before it in its row ends.
+    """
     rows: dict[str, list[Span]] = {}
-    for span in sorted(found, key=lambda span: span["start"]):
+    for span in sorted(recorded, key=lambda span: span["start"]):
         rows.setdefault(span["row"], []).append(span)
     first = min((own[0]["start"] for own in rows.values()), default=0.0)
     events: list[Mapping[str, Any]] = []
@@ -116,6 +119,6 @@ def _about(name: str, number: int, arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def _order(row: str) -> tuple[bool, str, int]:
-    """The learner, then the workers of a role in order of their numbers."""
+    """Return a sort key: the learner first, then each role's workers by number."""
     role, _, number = row.rpartition("-")
     return (role != "learner", role, int(number))

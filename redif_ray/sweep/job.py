@@ -14,7 +14,7 @@ from redif_ray.trials.records import Records
 
 @dataclass(slots=True)
 class Job:
-    """Hold what the parts of a sweep share. recipe: the configuration of the sweep's runs."""
+    """The objects that the parts of a sweep share. recipe: configuration of the sweep's runs before their settings."""
 
     config: Config
     recipe: Config

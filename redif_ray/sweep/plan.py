@@ -1,4 +1,4 @@
-"""The base of a sweep's plans. A trial is a run, or the part of one from a generation to the next."""
+"""The base of a sweep's plans. A trial is a run, or the part of a run between two generations."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from redif_ray.trials import plan
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """Trial `number`: the `index`-th of its stage, in `generation`."""
+    """The slot of trial `number`: number `index` of its stage, from 0, in `generation`."""
 
     number: int
     stage: str
@@ -21,10 +21,10 @@ class Slot:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What a trial does: the run folder `name`, with `settings` on top of the recipe, up to round `until`.
+    """The task of a trial: to train the run `name`, with `settings` on top of the recipe, up to round `until`.
 
-    source: the run folder whose state it begins with; None: from the start. rungs: rounds after which it is scored,
-    `until` the last of them. finish: whether the student is evaluated and exported in the end.
+    source: name of the run whose state this run starts from; None: from the beginning. rungs: rounds after which the
+    run is scored, the last of which is `until`. finish: evaluate and export the student at the end.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """A trial that is over. scores: the sweep's metric after each rung; error: why it failed."""
+    """A finished trial. scores: the sweep's metric after each rung; error: why the trial failed; None: success."""
 
     number: int
     stage: str
@@ -60,10 +60,10 @@ class Trial:
 
 
 class Plan(plan.Plan[Slot, Trial]):
-    """A plan of runs."""
+    """The base of plans whose trials are runs."""
 
     def run(self, slot: Slot) -> Run:
-        """What a trial does; see `proposal`."""
+        """Return the task of a trial. The slot must be ready."""
         raise NotImplementedError
 
     def proposal(self, slot: Slot) -> dict[str, Any]:
@@ -90,5 +90,5 @@ class Plan(plan.Plan[Slot, Trial]):
         return Trial(**row)
 
     def finished(self) -> list[Trial]:
-        """Trials that did not fail, by number."""
+        """Return the trials that did not fail, in order of their numbers."""
         return [trial for _, trial in sorted(self.trials.items()) if trial.error is None]

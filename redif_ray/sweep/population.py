@@ -1,8 +1,8 @@
 """Population based training (Jaderberg et al., arXiv 1711.09846): settings change while runs train.
 
-A population trains for a generation; then each of its worst quarter takes up the checkpoint of one of the best quarter,
-with settings moved a little. A generation waits for all of the one before, so that who copies whom depends on nothing
-but scores and the seed. Every member of every generation is a run folder of its own, which nothing overwrites.
+A population trains for a generation; then each member of the worst quarter continues from the checkpoint of a member of
+the best quarter, with slightly changed settings. A generation waits for all of the generation before, so that the
+copies depend only on scores and the seed. Each member of each generation has a run folder, which is never overwritten.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ MEMBER = "member"
 
 
 class Population(Plan):
-    """`sweep.trials` members; member 0 begins with the recipe as it is."""
+    """A population of `sweep.trials` members. Member 0 starts with the unchanged recipe."""
 
     def __init__(self, config: Config, space: Space) -> None:
         for key in space:
             if not key.startswith("learner.") or key == "learner.rounds":
                 raise ConfigError(
-                    f"sweep.space.{key}: sweep.scheduler=pbt changes settings of a run that goes on, which only those "
-                    "of its learner may; expected keys below learner., and not learner.rounds"
+                    f"sweep.space.{key}: sweep.scheduler=pbt changes settings in the middle of a run, when only those "
+                    "of the learner may change; expected keys below learner., except learner.rounds"
                 )
         if config.sweep.trials < 2:
             raise ConfigError(f"sweep.trials={config.sweep.trials}: sweep.scheduler=pbt needs at least 2 members")
@@ -38,7 +38,7 @@ class Population(Plan):
         size, generations = config.sweep.trials, config.sweep.generations
         rounds = Phases(config).rounds
         if generations > rounds:
-            raise ConfigError(f"sweep.generations={generations}: expected at most the rounds of a run, {rounds}")
+            raise ConfigError(f"sweep.generations={generations}: expected at most {rounds}, the rounds of a run")
         self.ends = [round(rounds * (g + 1) / generations) for g in range(generations)]
         super().__init__(
             [Slot(g * size + i, f"{MEMBER} {g}", i, g) for g in range(generations) for i in range(size)],
@@ -70,14 +70,18 @@ class Population(Plan):
         return Run(name, seed, self._moved(donor, luck[1:]), end, (end,), donor.run)
 
     def _ranked(self, generation: int) -> list[Trial]:
-        """Those of a generation that did not fail, best first. Raises ValueError where all failed."""
-        found = [t for t in self.finished() if t.generation == generation]
-        if not found:
+        """Return the trials of a generation that did not fail, best first. Raises ValueError where all failed."""
+        trials = [t for t in self.finished() if t.generation == generation]
+        if not trials:
             raise ValueError(f"all runs of generation {generation} failed")
-        return sorted(found, key=lambda t: (-t.score, t.number))
+        return sorted(trials, key=lambda t: (-t.score, t.number))
 
     def _moved(self, donor: Trial, luck: list[float]) -> dict[str, object]:
-        """A donor's settings: numbers times one of `FACTORS`, choices to a neighbour; where it has none, anew."""
+        """Return the changed settings of a donor.
+
+        A number is multiplied by one of `FACTORS`, and a choice moves to a neighbour. A setting without a number yet is
+        sampled from its range. luck: two uniform numbers in [0, 1) for each name of the space.
+        """
         values, moved = current(self.config, self.space) | donor.settings, dict[str, object]()
         for i, (name, part) in enumerate(self.space.items()):
             value, up = values[name], luck[2 * i] >= 0.5
@@ -92,15 +96,15 @@ class Population(Plan):
         return moved
 
     def best(self) -> Trial:
-        """Raises ValueError where none reached the end."""
+        """Return the best trial of the last generation. Raises ValueError where all failed."""
         return self._ranked(self.settings.generations - 1)[0]
 
     def history(self) -> list[tuple[int, dict[str, object]]]:
-        """(round, settings until then) of the best, along the runs that it grew out of."""
+        """Return (last round, settings) of each part of the best trial's lineage, in order."""
         by_name = {t.run: t for t in self.finished()}
         trial: Trial | None = self.best()
-        found: list[tuple[int, dict[str, object]]] = []
+        parts: list[tuple[int, dict[str, object]]] = []
         while trial is not None:
-            found.insert(0, (self.ends[trial.generation], dict(trial.settings)))
+            parts.insert(0, (self.ends[trial.generation], dict(trial.settings)))
             trial = by_name[trial.source] if trial.source else None
-        return found
+        return parts

@@ -1,6 +1,7 @@
-"""The best settings and the recipe as it is, each with other seeds: is the best better, or was it lucky?
+"""Repeats of the best settings and of the unchanged recipe with other seeds, which tell improvement from luck.
 
-Seeds are none that chose it. Each of these runs is evaluated on held-out noises and exported, as `redif distill` does.
+The seeds had no part in choosing the settings. Each run is evaluated on held-out noises and exported, as by
+`redif distill`.
 """
 
 from __future__ import annotations
@@ -10,11 +11,11 @@ from redif_ray.planning.rounds import Phases
 from redif_ray.sweep.plan import Plan, Run, Slot
 
 BEST, RECIPE = "best", "recipe"
-History = list[tuple[int, dict[str, object]]]  # (round, settings until then)
+History = list[tuple[int, dict[str, object]]]  # (last round, settings) of each part of a run
 
 
 class Repeats(Plan):
-    """`sweep.repeats` seeds of each; where the best is the recipe itself, of that alone."""
+    """Runs of the best settings and of the recipe with `sweep.repeats` seeds; of the recipe alone if it is the best."""
 
     def __init__(self, config: Config, best: History) -> None:
         self.config = config
@@ -30,7 +31,7 @@ class Repeats(Plan):
         super().__init__([Slot(n, *w) for n, w in enumerate(wanted)], config.sweep.concurrent)
 
     def ready(self, slot: Slot) -> bool:
-        """A part of a run waits for the part before it, and for nothing else."""
+        """Tell whether the part before is recorded; a part of a run waits for nothing else."""
         return slot.generation == 0 or slot.number - 1 in self.trials
 
     def run(self, slot: Slot) -> Run:

@@ -1,4 +1,4 @@
-"""A sweep's results: every trial, and the best settings beside the recipe over seeds that chose nothing."""
+"""The results of a sweep: all trials, and the best settings beside the recipe on seeds that did not choose them."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from redif_ray.sweep.repeats import BEST, RECIPE, Repeats
 from redif_ray.sweep.selection import Selection
 from redif_ray.sweep.space import current
 
-Spread = dict[str, float]  # mean, low and high of its 95 % interval
+Spread = dict[str, float]  # "mean", and "low" and "high" of its 95 % interval
 
 
 def write_results(job: Job, plan: Selection | Population, repeats: Repeats) -> None:
-    """`report.md`, `trials.png`; `summary.json` last, so that its presence means a finished job."""
+    """Write `report.md`, `trials.png` and last `summary.json`, whose presence means that the job is finished."""
     folder = job.folder.path
     trials = sorted(plan.finished(), key=lambda t: (-len(t.scores), -t.score))
     recipe = current(job.recipe, plan.space)
@@ -61,8 +61,8 @@ def write_results(job: Job, plan: Selection | Population, repeats: Repeats) -> N
     (folder / "report.md").write_text(report(summary))
     final = {
         f"final/{kind}/{name}": values["mean"]
-        for kind, found in summary["spread"].items()
-        for name, values in found.items()
+        for kind, spreads in summary["spread"].items()
+        for name, values in spreads.items()
     }
     job.records.summary(final, [folder / "report.md", folder / "best.yaml", *folder.glob("*.png")])
     job.folder.write("summary.json", json.dumps(summary, indent=1) + "\n")
@@ -75,21 +75,21 @@ def write_results(job: Job, plan: Selection | Population, repeats: Repeats) -> N
 
 
 def _held_out(run: Path) -> dict[str, float]:
-    """What a whole run measured of its student."""
-    found = Summary.model_validate(json.loads((run / "summary.json").read_text()))
-    student = found.arms.student
-    return {"seed": found.seed, "frechet": student.frechet, "recall": student.recall, **student.paired}
+    """Return the held-out figures of a finished run's student."""
+    summary = Summary.model_validate(json.loads((run / "summary.json").read_text()))
+    student = summary.arms.student
+    return {"seed": summary.seed, "frechet": student.frechet, "recall": student.recall, **student.paired}
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Mean over seeds and its 95 % interval by Student's t; as wide as can be where there is one seed."""
+    """Return the mean over seeds and its 95 % interval by Student's t, which is infinite for one seed."""
     mean, n = float(np.mean(values)), len(values)
     half = float(student_t.ppf(0.975, n - 1) * np.std(values, ddof=1) / np.sqrt(n)) if n > 1 else float("inf")
     return {"mean": mean, "low": mean - half, "high": mean + half}
 
 
 def _gain(held_out: Mapping[str, list[dict[str, float]]]) -> dict[str, Spread]:
-    """Best minus recipe, paired by seed: both see the same noises there."""
+    """Return best minus recipe, paired by seed, since runs of one seed are evaluated on the same noises."""
     recipe = {row["seed"]: row for row in held_out.get(RECIPE, [])}
     pairs = [(row, recipe[row["seed"]]) for row in held_out.get(BEST, []) if row["seed"] in recipe]
     if not pairs:
@@ -104,7 +104,7 @@ def _cell(value: Spread) -> str:
 
 
 def _rows(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Held-out figures as a table: a line a metric."""
+    """Return the head and the rows of the table of held-out figures, with a row for each metric."""
     kinds = list(summary["spread"])
     names = list(summary["spread"][kinds[0]]) if kinds else []
     head = ["held out", *kinds, *(["best - recipe"] if summary["gain"] else [])]
@@ -134,7 +134,7 @@ def _seeds(summary: Mapping[str, Any]) -> str:
 
 
 def report(summary: Mapping[str, Any]) -> str:
-    """The text of `report.md`."""
+    """Return the text of `report.md`."""
     trials, metric = summary["trials"], summary["metric"]
     keys = list(trials[0]["settings"]) if trials else []
     whole = max((len(t["scores"]) for t in trials), default=1)
@@ -146,19 +146,20 @@ def report(summary: Mapping[str, Any]) -> str:
     if summary["spread"]:
         head, rows = _rows(summary)
         what = (
-            "The best settings and the recipe as it is"
+            "The best settings and the unchanged recipe"
             if summary["gain"]
-            else ("No settings were better than the recipe as it is")
+            else ("No settings were better than the unchanged recipe")
         )
         parts += [
             "## Is the best better?",
-            f"{what}, run with seeds {_seeds(summary)}, which chose nothing; held-out noises, mean over seeds with its "
-            "95 % interval (Student's t), differences paired by seed. An interval that holds 0 is no improvement.",
+            f"{what}, run with seeds {_seeds(summary)}, which had no part in choosing the settings. The figures are on "
+            "held-out noises: means over seeds with their 95 % intervals (Student's t), differences paired by seed. "
+            "An interval that contains 0 shows no improvement.",
             markdown_table(head, rows),
         ]
     if len(summary["best"]) > 1:
         parts.append(
-            "Settings of the best over its course: "
+            "Settings of the best run, part by part: "
             + "; ".join(f"until round {until}: {_settings(settings)}" for until, settings in summary["best"])
             + "."
         )

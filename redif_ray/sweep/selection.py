@@ -1,7 +1,7 @@
-"""The recipe as it is, and trials around it: proposed by a sampler, cut where they fall behind.
+"""The unchanged recipe and trials with other settings, proposed by a sampler and cut where they fall behind.
 
-Cuts are those of successive halving (ASHA, Li et al., arXiv 1810.05934): after each rung a trial goes on where it is
-among the best 1 / `sweep.reduction` of those known there.
+Cuts are those of successive halving (ASHA, Li et al., arXiv 1810.05934): after each rung a trial continues if it is
+among the best 1 / `sweep.reduction` of the trials known at this rung.
 """
 
 from __future__ import annotations
@@ -23,12 +23,15 @@ LENGTHS = ("learner.rounds", "warm_start.rounds", "method")
 
 
 class Selection(Plan):
-    """The best of all is `best()`: never worse, by the metric, than the recipe."""
+    """A plan of the recipe and `sweep.trials` trials. The best trial is never worse than the recipe, which competes."""
 
     def __init__(self, config: Config, space: Space) -> None:
         self.config, self.space, self.settings = config, space, config.sweep
         if config.sweep.rungs and (length := next((key for key in space if key in LENGTHS), None)):
-            raise ConfigError(f"sweep.space.{length}: trials that sweep.rungs cuts must be of equal length")
+            raise ConfigError(
+                f"sweep.space.{length}: trials that sweep.rungs cuts must be of equal length, which this key changes; "
+                "take it out of sweep.space, or set sweep.scheduler=none and sweep.rungs=[]"
+            )
         if config.sweep.rungs and config.sweep.rungs[-1] >= Phases(config).rounds:
             raise ConfigError(
                 f"sweep.rungs={list(config.sweep.rungs)}: expected rounds below those of a run, {Phases(config).rounds}"
@@ -64,9 +67,9 @@ class Selection(Plan):
         return [t for t in self.finished() if t.number < before and t.scores]
 
     def _seen(self, slot: Slot) -> list[tuple[Params, float]]:
-        """Trials as the sampler is told them: minus the last score, or minus what a cut trial's would have been.
+        """Return the known trials for the sampler: (settings, minus the score at the end of the run).
 
-        What the recipe gained from a rung to its end is what a cut trial is credited with.
+        A cut trial's score at the end is estimated as its last score plus the recipe's gain from that rung to the end.
         """
         known = self.known(slot)
         recipe = next((t.scores for t in known if t.stage == RECIPE), None)
@@ -87,11 +90,11 @@ class Selection(Plan):
         return scores[-1] >= float(np.quantile(others, 1 - 1 / self.settings.reduction))
 
     def best(self) -> Trial:
-        """The highest score of those that ran to the end. Raises ValueError where none did."""
+        """Return the best trial among those that ran to the end. Raises ValueError where no trial did."""
         whole = [t for t in self.finished() if len(t.scores) > len(self.settings.rungs)]
         return max(whole, key=lambda t: (t.score, -t.number))
 
     def history(self) -> list[tuple[int, dict[str, object]]]:
-        """(round, settings until then) of the best."""
+        """Return [(last round, settings)] of the best trial, which is one part."""
         settings = dict(self.best().settings)
         return [(self._rounds(settings), settings)]

@@ -1,4 +1,4 @@
-"""The space of a sweep: what the configuration says of it, checked against the configuration tree."""
+"""The space of a sweep: read from `sweep.space` and checked against the configuration."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ KINDS = {
     "choice": "choice(a, b, ...)",
 }
 FORBIDDEN = {
-    "run": "names and seeds of trials are the sweep's own; sweep.repeats runs other seeds",
-    "ray": "it changes nothing that is computed",
-    "tracking": "it changes nothing that is computed",
-    "checkpoint": "it changes nothing that is computed",
-    "sweep": "a sweep does not sweep itself",
-    "search": "see `redif search`",
+    "run": "the sweep sets the names and seeds of its runs; sweep.repeats runs other seeds",
+    "ray": "this key changes no result",
+    "tracking": "this key changes no result",
+    "checkpoint": "this key changes no result",
+    "sweep": "a sweep cannot vary its own settings",
+    "search": "runs do not use this key; `redif search` does",
     "validation": "trials would be judged differently",
     "evaluation": "trials would be judged differently",
 }
 
 
 def read_space(config: Config) -> Space:
-    """The space of `sweep.space`. Raises ConfigError: each bound and each option must be a value that its key takes."""
+    """Return the space of `sweep.space`. Raises ConfigError where a key does not take a bound or an option."""
     if not config.sweep.space:
         raise ConfigError(
-            "sweep.space is empty; name what is to vary, such as sweep.space.learner.lr='loguniform(1e-6, 1e-4)'"
+            "sweep.space is empty; name the keys to vary, such as sweep.space.learner.lr='loguniform(1e-6, 1e-4)'"
         )
     space = {key: _part(key, text) for key, text in config.sweep.space.items()}
     for key, part in space.items():
@@ -50,56 +50,58 @@ def read_space(config: Config) -> Space:
 
 
 def configured(config: Config, settings: Mapping[str, Any]) -> Config:
-    """The configuration with other values at some dotted keys."""
+    """Return the configuration with the values of `settings` at their dotted keys. Raises ConfigError."""
     tree = config.model_dump()
     for key, value in settings.items():
         assign(tree, key.split("."), value)
-    found: Config = validate(tree)
-    return found
+    changed: Config = validate(tree)
+    return changed
 
 
 def current(config: Config, space: Space) -> dict[str, Any]:
-    """What a configuration says at the keys of a space; None where it says nothing."""
-    found = {}
+    """Return the values of a configuration at the keys of a space, None for a key that the configuration lacks."""
+    values = {}
     for key in space:
         node: Any = config.model_dump()
         for part in key.split("."):
             node = node.get(part) if isinstance(node, dict) else None
-        found[key] = node
-    return found
+        values[key] = node
+    return values
 
 
-def _part(key: str, said: Any) -> Range | Choice:
-    """`said` is text such as loguniform(1e-6, 1e-4), or a list of options."""
-    if isinstance(said, list | tuple):
-        return _choice(key, list(said))
-    match = re.fullmatch(r"\s*(\w+)\((.*)\)\s*", said) if isinstance(said, str) else None
+def _part(key: str, spec: Any) -> Range | Choice:
+    """Return the part of the space that `spec` names: a text such as loguniform(1e-6, 1e-4), or a list of options."""
+    if isinstance(spec, list | tuple):
+        return _choice(key, list(spec))
+    match = re.fullmatch(r"\s*(\w+)\((.*)\)\s*", spec) if isinstance(spec, str) else None
     kind, values = (match[1], yaml.load(f"[{match[2]}]", Loader)) if match else ("", [])
     if kind == "choice":
         return _choice(key, values)
     numbers = len(values) == 2 and all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
     if kind not in KINDS or not numbers:
         expected = KINDS.get(kind) or ", ".join(KINDS.values())
-        raise ConfigError(f"sweep.space.{key}={said!r}: expected {expected}")
+        raise ConfigError(f"sweep.space.{key}={spec!r}: expected {expected}")
     low, high = values
     whole = kind == "integer"
     if not low < high or (kind == "loguniform" and low <= 0) or (whole and (low % 1 or high % 1)):
-        raise ConfigError(f"sweep.space.{key}={said!r}: expected {KINDS[kind]}, with low below high")
+        raise ConfigError(f"sweep.space.{key}={spec!r}: expected {KINDS[kind]}, with low below high")
     return Range(low, high, log=kind == "loguniform", whole=whole)
 
 
 def _choice(key: str, options: list[Any]) -> Choice:
     if len(options) < 2 or not all(isinstance(o, str | int | float | bool) for o in options):
-        raise ConfigError(f"sweep.space.{key}={options!r}: expected at least two of texts, numbers and booleans")
+        raise ConfigError(
+            f"sweep.space.{key}={options!r}: expected at least two options, each a text, a number or a boolean"
+        )
     return Choice(tuple(options))
 
 
 def _check_metric(config: Config, space: Space) -> None:
-    """Trials are compared by one validation metric: it must exist, and mean the same in each."""
+    """Raise ConfigError where `sweep.metric` does not exist, or where trials would differ in what it measures."""
     metric, terms = config.sweep.metric, config.reward.fixed
-    known = ["validation/reward", "validation/recall", *(f"validation/{name}" for name in terms)]
-    if metric not in known:
-        raise ConfigError(f"sweep.metric={metric}: expected one of {', '.join(known)}")
+    metrics = ["validation/reward", "validation/recall", *(f"validation/{name}" for name in terms)]
+    if metric not in metrics:
+        raise ConfigError(f"sweep.metric={metric}: expected one of {', '.join(metrics)}")
     if metric != "validation/reward":
         return
     normalised = any(term.normalise == "std" for term in terms.values())
@@ -107,5 +109,5 @@ def _check_metric(config: Config, space: Space) -> None:
         if key.startswith("reward.") or (normalised and key.startswith(("student.", "teacher."))):
             raise ConfigError(
                 f"sweep.space.{key} changes what validation/reward measures, so it cannot compare trials; set "
-                f"sweep.metric to one of {', '.join(known[1:])}"
+                f"sweep.metric to one of {', '.join(metrics[1:])}"
             )

@@ -1,4 +1,4 @@
-"""The job: from a configuration with a space to the settings that are best, and whether they are better than luck."""
+"""The job of `redif sweep`: runs with settings from a space, then repeats that compare the best with the recipe."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ from redif_ray.trials.tuning import TRIAL, run_trials
 from redif_ray.workers.runtime_env import handed_over
 
 RUNS, REPEATS = "trials", "repeats.jsonl"
-RETRIES = 3  # of a trial whose process is lost; its run goes on from its checkpoint
+RETRIES = 3  # restarts of a trial whose process is lost; the run resumes from its checkpoint
 POLL_SECONDS = 0.5
 
 
 def sweep(config: Config, *, resume: bool = False, console: Console | None = None) -> Path:
-    """Run the job to its end and return its folder, `<run.root>/<run.name>-sweep`. Raises what `distill` raises."""
+    """Run the job to its end and return its folder, `<run.root>/<run.name>-sweep`. Raises the errors of `distill`."""
     with stop_requests() as stop:
         refuse(config, "sweep")
         config = absolute(config)
@@ -64,13 +64,13 @@ def sweep(config: Config, *, resume: bool = False, console: Console | None = Non
                 _sweep(Job(config, recipe, folder, records, stop, console or Console()), plan)
             return folder.path
         except KeyboardInterrupt:  # the second Ctrl-C
-            raise stop.interrupted(f"left at once; the trials that were over are in {folder.path}") from None
+            raise stop.interrupted(f"stopped at once; the finished trials are in {folder.path}") from None
         finally:
             folder.close()
 
 
 def _cpus(config: Config) -> dict[str, Any]:
-    """A private cluster has room for all trials that run at once."""
+    """Return the setting by which a private cluster has CPUs for all concurrent trials, or {} for any other cluster."""
     if config.ray.address != "local" or config.ray.num_cpus is not None:
         return {}
     from os import cpu_count
@@ -112,17 +112,17 @@ def _run(job: Job, plan: Plan, journal_name: str) -> None:
 
     def report(trial: Trial) -> None:
         done = len(plan.trials)
-        left = (time.monotonic() - began) / max(1, done - known) * (total - done)
-        what = f"failed: {trial.error}" if trial.error else f"{trial.score:+.5f}"
+        left = (time.monotonic() - began) / max(1, done - restored) * (total - done)
+        result = f"failed: {trial.error}" if trial.error else f"{trial.score:+.5f}"
         settings = " ".join(f"{key}={_short(value)}" for key, value in trial.settings.items()) or "the recipe"
         job.console.print(
-            f"{done:3d}/{total}  {trial.run:<14} {what}  {settings}  {left:4.0f} s left",
+            f"{done:3d}/{total}  {trial.run:<14} {result}  {settings}  {left:4.0f} s left",
             highlight=False,
             soft_wrap=True,
         )
 
     journal = Journal(plan, job.folder.path / journal_name, report)
-    known = len(plan.trials)
+    restored = len(plan.trials)
     runs = job.folder.path / RUNS
     runs.mkdir(exist_ok=True)
     tracker = job.records.tracker
@@ -141,12 +141,12 @@ def _run(job: Job, plan: Plan, journal_name: str) -> None:
     job.stop.check()
     failed = [t for t in plan.trials.values() if t.error is not None]
     if total and len(failed) == total:
-        raise UserError(f"all {total} runs failed; the first: {failed[0].error}")
+        raise UserError(f"all {total} runs failed; the first one with {failed[0].error}")
 
 
 @contextmanager
 def _board(stop: StopRequest) -> Iterator[Any]:
-    """Where trials see that the user asked to stop; Tune itself waits for them."""
+    """Start the board that tells trials that the user asked to stop; Tune itself would wait for them."""
     board, over = beside_driver(Board).remote(), threading.Event()
 
     def watch() -> None:
@@ -165,16 +165,19 @@ def _board(stop: StopRequest) -> Iterator[Any]:
 
 
 def _bundles(config: Config) -> Any:
-    """A trial's placement group: the rollout and reward workers it starts with. Ray Train makes one of the ranks."""
+    """Return the placement group of a trial and its rollout and reward workers. Ray Train makes one for the ranks."""
     asked, labels = bundles((config.rollout, config.reward))
     return tune.PlacementGroupFactory([dict(TRIAL), *asked], bundle_label_selector=[{}, *labels])
 
 
 def _room(job: Job) -> int:
-    """How many trials may run at once: as many as have room for all of their roles, so that none waits for a learner
-    while it keeps its workers from another. What a trial knows of the others does not depend on it."""
-    have = ray.cluster_resources()
-    fits = [int((have.get(kind, 0) + 1e-6) // need) for kind, need in needed(job.recipe).items() if need]
+    """Return the number of trials to run at once: as many as the cluster has room for with all of their roles.
+
+    Otherwise a trial could wait for its learner while its workers hold the room of another trial. The known trials of a
+    proposal do not depend on this number.
+    """
+    resources = ray.cluster_resources()
+    fits = [int((resources.get(kind, 0) + 1e-6) // need) for kind, need in needed(job.recipe).items() if need]
     return max(1, min([job.config.sweep.concurrent, *fits]))
 
 

@@ -1,4 +1,4 @@
-"""A trial as Ray Tune sees it: a whole run in a thread of the trial's process, and a score after each rung.
+"""A trial of Ray Tune: a run in a thread of the trial's process, with a score after each rung.
 
 The run's workers are children of the trial's actor, so that Ray places them in the trial's placement group.
 """
@@ -29,11 +29,11 @@ from redif_ray.sweep.plan import Run
 from redif_ray.sweep.space import configured
 
 POLL_SECONDS = 0.5
-LEAVE_SECONDS = 300  # that a run which is cut gets to finish its round and keep a checkpoint
+LEAVE_SECONDS = 300  # time for a stopped run to finish its round and write a checkpoint
 
 
 class Board:
-    """Where the driver says that trials are to stop."""
+    """The actor by which the driver tells all trials to stop."""
 
     def __init__(self) -> None:
         self.stopping = False
@@ -46,7 +46,11 @@ class Board:
 
 
 class RunTrial(Trainable):
-    """root: of the trials' run folders; parent: the sweep's MLflow run; variables: for the runs to hand over."""
+    """A trial of a sweep.
+
+    recipe: configuration of the runs before their settings; root: folder of the run folders; board: actor handle of
+    `Board`; parent: id of the sweep's MLflow run; variables: environment variables for reward workers.
+    """
 
     def setup(
         self,
@@ -62,7 +66,7 @@ class RunTrial(Trainable):
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """The next trial in this process, which has imported all that it needs."""
+        """Start the next trial in this process, which saves the imports."""
         if hasattr(self, "thread"):
             self.cleanup()
         self.run = Run(**new_config)
@@ -74,7 +78,7 @@ class RunTrial(Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
-        """Wait for the next rung: {"score"}, {"error"} or {"left"}."""
+        """Wait for the next rung and return {"score"}, {"error"} or {"left"}, see `trials.tuning`."""
         rung = self.run.rungs[self.iteration]
         while True:
             alive = self.thread.is_alive()
@@ -88,7 +92,7 @@ class RunTrial(Trainable):
             self.thread.join(POLL_SECONDS)
 
     def cleanup(self) -> None:
-        """Also of a trial that is cut: its run keeps a checkpoint and leaves."""
+        """Stop the run, also that of a cut trial; the run writes a checkpoint first."""
         self.halt.requested = True
         self.thread.join(LEAVE_SECONDS)
 
@@ -111,19 +115,19 @@ class RunTrial(Trainable):
                 return
             except UserError as error:
                 self.error = f"{type(error).__name__}: {error}"
-            except BaseException as error:  # the trial's failure, whatever it is; the sweep goes on
+            except BaseException as error:  # any failure is the trial's alone; the sweep goes on
                 traceback.print_exc(file=log)
                 self.error = f"{type(error).__name__}: {error}; see {log.name}"
             console.print(time.strftime("%F %T"), self.error, highlight=False, markup=False)
 
 
 def score_at(rows: Sequence[Mapping[str, Any]], rung: int, metric: str) -> float | None:
-    """The metric of the student that a run would deploy after round `rung`: its best by validation reward.
+    """Return the metric of the student that a run would deploy after round `rung`: the best by validation reward.
 
-    As in the learner, the warm start's students count only where nothing came after. None: not yet validated.
+    As in the learner, students of the warm start count only where none came after. None: `rung` is not validated yet.
     """
-    seen = [row for row in rows if "validation/reward" in row and 0 <= row["round"] < rung]
-    if not seen or max(row["round"] for row in seen) < rung - 1:
+    validated = [row for row in rows if "validation/reward" in row and 0 <= row["round"] < rung]
+    if not validated or max(row["round"] for row in validated) < rung - 1:
         return None
-    own = [row for row in seen if row["phase"] != "warm_start"] or seen
-    return float(max(own, key=lambda row: row["validation/reward"])[metric])
+    candidates = [row for row in validated if row["phase"] != "warm_start"] or validated
+    return float(max(candidates, key=lambda row: row["validation/reward"])[metric])

@@ -1,4 +1,4 @@
-"""The journal of a plan: a line a trial that is over, synced to disk, and what is running."""
+"""The journal of a plan: a file with a line for each finished trial, synced to disk, and the running trials."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from redif_ray.trials.plan import Plan
 
 
 class Journal:
-    """What is in `path` is taken up; `report` is told of each trial that ends from here on."""
+    """The journal of `plan` in the file `path`, whose trials are restored. report: called with each finished trial."""
 
     def __init__(self, plan: Plan[Any, Any], path: Path, report: Callable[[Any], None]) -> None:
         self.plan, self.path, self.report = plan, path, report
@@ -21,11 +21,11 @@ class Journal:
         self.pending = plan.missing()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Tune pickles what it is given, to restore it; here nothing is restored but from the file."""
+        """Return no state: Tune pickles its search algorithm to restore it, but a journal is restored from its file."""
         return {}
 
     def start(self, trial_id: str) -> dict[str, Any] | None:
-        """What the next trial tries; None where it must wait for others."""
+        """Return the proposal of the next trial, or None where the trial must wait for others."""
         slot = self.pending[0]
         if not self.plan.ready(slot):
             return None
@@ -35,13 +35,16 @@ class Journal:
         return proposal
 
     def scored(self, trial_id: str, place: int, score: float) -> bool:
-        """Note the `place`-th score of a trial, once more where its process was lost; whether the trial goes on."""
+        """Note score number `place`, from 0, of a trial and return whether the trial continues.
+
+        A trial whose process was lost reports its scores again; so later scores than `place` are dropped.
+        """
         slot, _, scores = self.running[trial_id]
         scores[place:] = [score]
         return self.plan.goes_on(slot, scores)
 
     def over(self, trial_id: str, error: str | None = None) -> None:
-        """Keep what came of a trial."""
+        """Append a finished trial to the file. error: why the trial failed; None: success."""
         slot, proposal, scores = self.running.pop(trial_id)
         trial = self.plan.over(slot, proposal, scores, error)
         append_rows(self.path, [trial.row()])
@@ -49,5 +52,5 @@ class Journal:
         self.report(trial)
 
     def drop(self, trial_id: str) -> None:
-        """Forget a trial that was asked to stop: it is done again when the plan goes on."""
+        """Forget a trial that was asked to stop; the trial runs again when the plan is resumed."""
         self.running.pop(trial_id)

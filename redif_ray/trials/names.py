@@ -1,4 +1,4 @@
-"""By which the folders of jobs of trials are known, to those who need nothing else of them."""
+"""The names of folders and files of searches and sweeps, for modules that need nothing else of them."""
 
-SEARCH, SWEEP = "-search", "-sweep"  # after the name of the run
-TRIALS = "trials.jsonl"  # a line each trial that is over
+SEARCH, SWEEP = "-search", "-sweep"  # suffixes of the folder, after run.name
+TRIALS = "trials.jsonl"  # a line for each finished trial

@@ -1,8 +1,8 @@
-"""The plan of a set of trials: which there are, what each tries, which go on; no Ray, no network.
+"""The plan of a set of trials: the list of trials, their proposals and their cuts, without Ray or a network.
 
-Trials are numbered, and run in stages. What trial n tries, and whether it goes on after a score, depends on the trials
-before n - `concurrent` and on whole stages that are over: on nothing that is still running, however many trials run at
-once and whoever runs them. So a plan that was cut short goes on as if it had not been.
+Trials are numbered and run in stages. The proposal of trial n, and whether trial n continues after a score, depend only
+on the trials up to n - `concurrent` and on finished stages, never on running trials, however many trials run at once
+and whatever runs them. So a plan that is interrupted and resumed gives the same trials.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Slot(Protocol):
 
 
 class Trial(Protocol):
-    """A trial that is over. error: why it failed."""
+    """A finished trial. error: why the trial failed; None: success."""
 
     @property
     def number(self) -> int: ...
@@ -32,7 +32,7 @@ class Trial(Protocol):
     def error(self) -> str | None: ...
 
     def row(self) -> dict[str, Any]:
-        """As a line of the journal."""
+        """Return the trial as a row of the journal."""
         ...
 
 
@@ -41,7 +41,10 @@ T = TypeVar("T", bound=Trial)
 
 
 class Plan(ABC, Generic[S, T]):
-    """slots: in the order in which they start; a stage's stand together. Trials are recorded in any order."""
+    """The base of plans. Trials are recorded in any order.
+
+    slots: all slots in the order in which they start, stage after stage; concurrent: the most trials that run at once.
+    """
 
     def __init__(self, slots: Sequence[S], concurrent: int) -> None:
         self.slots, self.concurrent = list(slots), concurrent
@@ -57,25 +60,25 @@ class Plan(ABC, Generic[S, T]):
         return [slot for slot in self.slots if slot.number not in self.trials]
 
     def known_before(self, slot: S) -> int:
-        """All trials below this number are known to `slot`."""
+        """Return the number below which all trials are known to `slot`."""
         return max(self._first[slot.stage], slot.number - self.concurrent + 1)
 
     def ready(self, slot: S) -> bool:
-        """Whether all that the trial may know is there."""
+        """Tell whether all trials that are known to `slot` are recorded."""
         return all(number in self.trials for number in range(self.known_before(slot)))
 
     @abstractmethod
     def proposal(self, slot: S) -> dict[str, Any]:
-        """What a trial tries, as its process is told; asked once it is ready."""
+        """Return the settings that are sent to the process of a trial. The slot must be ready."""
 
     @abstractmethod
     def goes_on(self, slot: S, scores: list[float]) -> bool:
-        """Whether a trial goes on after the last of these scores."""
+        """Tell whether a trial continues after the last of `scores`."""
 
     @abstractmethod
     def over(self, slot: S, proposal: Mapping[str, Any], scores: list[float], error: str | None) -> T:
-        """The trial that was a slot."""
+        """Return the finished trial of a slot."""
 
     @abstractmethod
     def restored(self, row: Mapping[str, Any]) -> T:
-        """A trial from its line of the journal."""
+        """Return a trial from its row of the journal."""

@@ -1,4 +1,4 @@
-"""What a job of trials keeps in its folder and tells MLflow of itself."""
+"""The records of a search or a sweep: the state in its folder, and its MLflow run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from redif_ray.tracking import Tracker, flatten
 
 
 class Records:
-    """The state of the folder, and an MLflow run that trials are nested in, written to by a thread of its own."""
+    """The state of the folder and the MLflow run that trials are nested in. thread: writes trials to MLflow."""
 
     def __init__(self, folder: RunFolder, tracker: Tracker | None) -> None:
         self.folder, self.tracker = folder, tracker
@@ -24,12 +24,12 @@ class Records:
     @classmethod
     @contextmanager
     def open(cls, config: Config, folder: RunFolder) -> Iterator[Self]:
-        """Records for the length of a block, whose end decides the status of the MLflow run."""
+        """Open the records for the length of a block. The end of the block decides the status of the MLflow run."""
         uri, tracker = config.tracking_uri, None
         if uri is not None:
-            known = folder.state.get("mlflow_run_id")
-            tracker = Tracker(uri, config.tracking.experiment, config.run.name, known)
-            if known is None:
+            run_id = folder.state.get("mlflow_run_id")
+            tracker = Tracker(uri, config.tracking.experiment, config.run.name, run_id)
+            if run_id is None:
                 folder.update_state(mlflow_run_id=tracker.run_id)
                 tracker.params(flatten(config))
         records = cls(folder, tracker)
@@ -46,7 +46,7 @@ class Records:
                 tracker.finish(status)
 
     def summary(self, values: dict[str, float], files: list[Path]) -> None:
-        """The job's own numbers, and its files as artifacts."""
+        """Log the job's own numbers, and its files as artifacts."""
         if self.tracker is not None:
             self.tracker.summary(values)
             for path in files:
@@ -54,7 +54,7 @@ class Records:
 
     @contextmanager
     def timed(self, what: str) -> Iterator[None]:
-        """Add the seconds of a block to those that `what` has taken, over restarts."""
+        """Add the seconds of a block to the total of `what`, which is kept over restarts."""
         began = time.monotonic()
         try:
             yield

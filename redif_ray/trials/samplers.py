@@ -1,7 +1,7 @@
-"""Where to look next: a pure function of what is known, so that a search is repeated and resumed exactly.
+"""The proposals of samplers, as a pure function of the known trials, so that a search is repeated and resumed exactly.
 
-Optuna keeps the state of its samplers in objects; here a study is made anew for each question, of the known trials,
-with a sampler that is seeded by the question's number. CMA-ES (Hansen, arXiv 1604.00772) is replayed by generation.
+Optuna keeps the state of its samplers in objects; so each proposal makes a new study of the known trials, with a
+sampler that is seeded by the proposal's number. CMA-ES (Hansen, arXiv 1604.00772) is replayed generation by generation.
 """
 
 from __future__ import annotations
@@ -20,23 +20,25 @@ from redif_ray.diffusion import noise
 from redif_ray.diffusion.noise import Stream
 from redif_ray.trials.space import Choice, Params, Range, Space
 
-Seen = Sequence[tuple[Params, float]]  # of a space, with the value that is to be small
-RANDOM_FIRST = 8  # trials before a model of the values is of use
-SPREAD = 0.25  # CMA-ES: first standard deviation, in units of a range
+Seen = Sequence[tuple[Params, float]]  # points of a space, each with its value; smaller is better
+RANDOM_FIRST = 8  # random trials before a sampler models the values
+SPREAD = 0.25  # initial standard deviation of CMA-ES, as a fraction of a range
 
 
 def propose(
     sampler: str, space: Space, seen: Seen, *, seed: int, number: int, index: int, budget: int, noisy: bool = False
 ) -> Params:
-    """A point of `space`, question `index` of `budget`; `number` is unlike that of any other question of this seed.
+    """Return a point of `space`.
 
-    noisy: the same point has another value each time, as a training run has by its seed; gp allows for it.
+    sampler: grid, random, tpe, gp or cmaes; seen: the known points; number: unique among the proposals of this seed;
+    index: number of the proposal among the `budget` proposals of its stage, from 0; noisy: the values have noise, as
+    those of training runs with other seeds have, which gp then models.
     """
     if sampler == "grid":
         return _grid(space, seed, index, budget)
     own = int(noise.bits(1, Stream.PROPOSAL, seed=seed, group=number)[0] >> np.uint64(33))
     if sampler == "cmaes" and (ranges := {k: v for k, v in space.items() if isinstance(v, Range)}):
-        # CMA-ES knows ranges only, and needs one generation of independent points: categories come from TPE
+        # CMA-ES samples ranges only and needs generations of independent points, so choices come from TPE
         chosen = _optuna("tpe", {k: v for k, v in space.items() if k not in ranges}, seen, own, noisy)
         near = [(p, v) for p, v in seen if all(p[k] == c for k, c in chosen.items())]
         return {**chosen, **_evolve(ranges, near, own)}
@@ -74,10 +76,10 @@ def _sampler(name: str, seed: int, noisy: bool) -> BaseSampler:
 
 
 def _evolve(ranges: dict[str, Range], seen: Seen, seed: int) -> Params:
-    """One point around the best known ones: CMA-ES told them in generations, in the unit cube."""
+    """Return a point from CMA-ES, which is given the known points generation by generation, in the unit cube."""
     points = [(np.array([r.place(p[k]) for k, r in ranges.items()]), v) for p, v in seen]
     start = points[0][0] if points else np.full(len(ranges), 0.5)
-    if len(ranges) == 1:  # of one number CMA-ES makes nothing
+    if len(ranges) == 1:  # CMA-ES needs two dimensions
         return _optuna("tpe", dict(ranges), seen, seed, True)
     bounds = np.array([[0.0, 1.0]] * len(ranges))
     search = CMA(np.clip(start, 0.01, 0.99), SPREAD, bounds=bounds, seed=seed)
@@ -88,7 +90,7 @@ def _evolve(ranges: dict[str, Range], seen: Seen, seed: int) -> Params:
 
 
 def _grid(space: Space, seed: int, index: int, budget: int) -> Params:
-    """Cell `index`, in an order of its own, of a grid with about `budget` cells."""
+    """Return cell `index`, in a shuffled order, of a grid with about `budget` cells."""
     choices = int(np.prod([len(part.options) for part in space.values() if isinstance(part, Choice)]))
     numbers = sum(isinstance(part, Range) for part in space.values())
     each = max(2, int((budget / choices) ** (1 / max(1, numbers)) + 1e-9))

@@ -1,4 +1,4 @@
-"""A space of parameters: ranges and choices by name, and the unit cube that ranges are seen in."""
+"""A space of parameters: ranges and choices by name, and the map of ranges to the unit interval."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Params = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """Numbers from `low` to `high`, both included; log: even in their logarithm; whole: integers."""
+    """A range of numbers from `low` to `high`, both included. log: sampled in the logarithm; whole: integers only."""
 
     low: float
     high: float
@@ -20,7 +20,7 @@ class Range:
     whole: bool = False
 
     def at(self, place: float) -> float:
-        """The value at `place` in [0, 1]."""
+        """Return the value at `place` in [0, 1]."""
         if self.log:
             value = math.exp(math.log(self.low) + place * math.log(self.high / self.low))
         else:
@@ -29,7 +29,7 @@ class Range:
         return round(value) if self.whole else value
 
     def place(self, value: float) -> float:
-        """Where in [0, 1] a value lies."""
+        """Return the place of a value in [0, 1]."""
         if self.log:
             return math.log(value / self.low) / math.log(self.high / self.low)
         return (value - self.low) / (self.high - self.low)
@@ -37,7 +37,7 @@ class Range:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One of some values: text, numbers or booleans."""
+    """A choice among some texts, numbers or booleans."""
 
     options: tuple[Any, ...]
 
@@ -46,7 +46,7 @@ Space = dict[str, Range | Choice]
 
 
 def inside(space: Space, params: Params) -> bool:
-    """Whether `params` has a value of the space under each of its names."""
+    """Tell whether `params` has a value of the space for each name of the space."""
     return all(
         name in params
         and (

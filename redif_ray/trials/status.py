@@ -1,4 +1,4 @@
-"""`redif status` of a search or a sweep, and which of these, or a run, a folder holds."""
+"""`redif status` of a folder, which may hold a run, a search or a sweep."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def show(path: Path, console: Console) -> None:
 
 
 def follow(path: Path, console: Console) -> None:
-    """Until the run is over, or Ctrl-C."""
+    """Print the status until the run is over or the user presses Ctrl-C."""
     with Live(console=console, auto_refresh=False) as live, suppress(KeyboardInterrupt):
         while True:
             word, table = _table(path)
@@ -40,25 +40,26 @@ def follow(path: Path, console: Console) -> None:
 def _table(path: Path) -> tuple[str, Table]:
     word, lines = status(path)
     table = Table(title=path.resolve().name, title_justify="left", show_header=False, box=None, pad_edge=False)
-    for name, told in lines.items():
-        table.add_row(name, Text(told, overflow="fold"))
+    for label, text in lines.items():
+        table.add_row(label, Text(text, overflow="fold"))
     return word, table
 
 
 def status(path: Path) -> tuple[str, run.Lines]:
-    """See `runs.status.status`; for the folder of a run, a search or a sweep."""
+    """Return the state and the lines to print, as `runs.status.status` does, of a run, a search or a sweep."""
     config = stored_config(path)
-    of = next((of for suffix, of in ((SEARCH, _search), (SWEEP, _sweep)) if config.run.name.endswith(suffix)), None)
-    if of is None or (path / "metrics.jsonl").exists():
+    kinds = ((SEARCH, _search), (SWEEP, _sweep))
+    best = next((best for suffix, best in kinds if config.run.name.endswith(suffix)), None)
+    if best is None or (path / "metrics.jsonl").exists():
         return run.status(path)
     kept = run.state(path)
-    word, told = run.life(path, kept)
+    word, text = run.life(path, kept)
     trials = read_rows(path / TRIALS)
-    lines = {"state": told, "trials": f"{len(trials)} of {kept.get('trials', '?')}"}
+    lines = {"state": text, "trials": f"{len(trials)} of {kept.get('trials', '?')}"}
     if failed := sum(trial["error"] is not None for trial in trials):
         lines["failed"] = f"{failed} trials"
     done = [trial for trial in trials if trial["error"] is None and trial["scores"]]
-    return word, lines | of(config, done, kept) | run.places(path, config, kept)
+    return word, lines | best(config, done, kept) | run.places(path, config, kept)
 
 
 def _search(config: Config, trials: list[dict[str, Any]], kept: Mapping[str, Any]) -> run.Lines:

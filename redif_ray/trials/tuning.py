@@ -1,7 +1,7 @@
-"""The trials of a `Plan` through Ray Tune: it starts them, bounds them, sees them fail; the plan decides.
+"""The trials of a `Plan` run by Ray Tune, which starts trials, limits their number and detects failures.
 
-A trial answers each of its steps with {"score": s}, {"error": text} or {"left": True}, the last where it was asked to
-stop before it had a score.
+The plan decides on proposals and cuts. Each step of a trial returns {"score": s}, {"error": text} or {"left": True};
+the last means that the trial was asked to stop before it had a score.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import os
 from typing import Any
 
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # whose verbosity 0 is not silent
-os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # the job has its own
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new output is not silent at verbosity 0
+os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # the job handles SIGINT itself
 os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
 
 from ray import tune
@@ -21,7 +21,7 @@ from ray.tune.search import Searcher
 from redif_ray.interrupt import StopRequest
 from redif_ray.trials.journal import Journal
 
-# A trial only waits for workers, but Tune places none that asks for nothing: a byte is what workers leave on any node.
+# A trial only waits for workers, but Tune places no trial without resources; a byte of memory is free on every node.
 TRIAL = {"memory": 1}
 
 
@@ -43,10 +43,10 @@ class _Proposals(Searcher):
         self.journal.over(trial_id, lost or (result or {}).get("error"))
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: all state is in the journal."""
+        """Save nothing: all state is in the journal."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing, likewise."""
+        """Restore nothing: all state is in the journal."""
 
 
 class _Cuts(FIFOScheduler):
@@ -71,10 +71,11 @@ def run_trials(
     reuse: bool,
     retries: int = 0,
 ) -> None:
-    """Run what is missing of the plan. A trial that fails is recorded with its error.
+    """Run the trials that the plan still lacks. A trial that fails is recorded with its error.
 
-    resources: of one trial, as Tune takes them; reuse: whether trials share processes one after the other;
-    retries: how often a trial whose process is lost begins again.
+    resources: the resources of one trial, as `tune.with_resources` takes them; concurrent: the most trials at once;
+    reuse: one process may run several trials, one after the other; retries: the most restarts of a trial whose process
+    is lost.
     """
     if not journal.pending:
         return

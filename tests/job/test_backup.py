@@ -126,7 +126,7 @@ def test_an_outage_is_told_once_and_training_goes_on(
     assert outages == [1] and rounds_of(remote) == [2]
     told = [record.getMessage() for record in caplog.records]
     assert len(told) == 2 and "round 2 is not uploaded (OSError: the bucket is away)" in told[0]
-    assert "the upload goes on: the copy of round 2 is whole" in told[1]
+    assert "the upload works again: the copy of round 2 is complete" in told[1]
 
 
 def test_one_failure_is_nobodys_business(
@@ -155,7 +155,7 @@ def test_the_end_of_a_run_is_uploaded_or_an_error(
     monkeypatch.setattr(backup_thread, "AGAIN_SECONDS", (0.01,))
     monkeypatch.setattr(Remote, "connect", lambda config: remote)
     console = Console(record=True, width=300)
-    go_on = f"all of it is in {run.path}. The same command with --resume uploads"
+    go_on = f"the whole run is in {run.path}. Run the same command with --resume to upload"
     with pytest.raises(UploadError, match=go_on) as told, uploading(config, run, remote, console):
         checkpoint(run.path, 2)
         (run.path / "report.md").write_text("report")
@@ -290,7 +290,7 @@ def test_only_what_is_whole_comes_back(
         manifest = place / newest.name / "copy.json"
         manifest.write_text(manifest.read_text()[:300])
         remote.fetch(remote.copies()[0], tmp_path / "fetched")
-        assert f"{remote.uri}/{newest.name}/copy.json is corrupt; that copy is left out" in caplog.text
+        assert f"{remote.uri}/{newest.name}/copy.json is corrupt; this copy is ignored" in caplog.text
         assert value(tmp_path / "fetched", "round-000002") == 2
         return
     if part == "missing":
@@ -311,6 +311,6 @@ def test_a_copy_cannot_name_files_elsewhere(run: RunFolder, own: Uploader, remot
     own.wait()
     copy = remote.copies()[0]
     strange = replace(copy, sha256={"../stolen": copy.sha256["config.yaml"]})
-    with pytest.raises(UploadError, match=r"names \.\./stolen, which is no file of a run folder"):
+    with pytest.raises(UploadError, match=r"names \.\./stolen, which lies outside of the run folder"):
         remote.fetch(strange, tmp_path / "fetched")
     assert not (tmp_path / "stolen").exists()

@@ -116,7 +116,7 @@ def test_a_secret_is_refused_and_not_repeated(uri: str) -> None:
 @pytest.mark.parametrize(
     ("uri", "message"),
     [
-        ("foo://bucket/x", "checkpoint.upload=foo://bucket/x: ValueError: nothing here knows the scheme foo://"),
+        ("foo://bucket/x", "checkpoint.upload=foo://bucket/x: ValueError: the scheme foo:// is unknown"),
         ("adl://store/x", "the file system of adl:// is not installed"),
         ("file:///proc/disk", "file:///proc/disk/first cannot be written .*credentials"),
     ],
@@ -129,7 +129,7 @@ def test_where_nothing_can_be_uploaded_nothing_starts(uri: str, message: str, tm
 
 @pytest.mark.parametrize("below", ["", "/first/x"])
 def test_a_run_is_not_uploaded_into_itself(below: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"that is where the run folder .* is"):
+    with pytest.raises(ConfigError, match=r"overlaps the run folder .*; choose a place outside"):
         prepare(configured(tmp_path, f"checkpoint.upload={tmp_path.as_uri()}{below}"), resume=False, console=CONSOLE)
 
 

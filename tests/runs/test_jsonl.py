@@ -56,7 +56,7 @@ def test_a_full_disk_leaves_what_was_there(path: Path) -> None:
 
 def test_a_spoilt_line_is_named(path: Path) -> None:
     path.write_text('{"a": 1}\n{"a": 2{"a": 3}\n{"a": 4}\n')
-    with pytest.raises(UserError, match=f"{path}: line 2 is no JSON"):
+    with pytest.raises(UserError, match=f"{path}: line 2 is not JSON"):
         read_rows(path)
 
 
