@@ -25,7 +25,7 @@ from redif_ray.checkpoint import find_checkpoint
 from redif_ray.config import Config
 from redif_ray.files import atomic_file
 from redif_ray.runs.backup_store import WRITER, Copy, Remote, UploadError
-from redif_ray.runs.folder import UPLOADED, latest_checkpoint, round_of
+from redif_ray.runs.folder import UPLOADED, latest_checkpoint, round_of, stored_state
 
 log = logging.getLogger(__name__)
 ATTEMPTS = 4  # failures in a row before an outage is reported
@@ -237,9 +237,8 @@ def _link(file: str, to: str) -> None:
 
 def claimed(path: Path) -> dict[str, str]:
     """Return {"run": id of the run, "writer": id of the start that may write}, or {} before `backup.claim`."""
-    kept = path / "run.json"
-    found: dict[str, str] = json.loads(kept.read_text()).get("upload", {}) if kept.exists() else {}
-    return found
+    claim: dict[str, str] = stored_state(path).get("upload", {})
+    return claim
 
 
 def uploader(config: Config, folder: Path, lost: Callable[[], object]) -> Uploader | None:

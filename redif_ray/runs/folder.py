@@ -128,12 +128,8 @@ class RunFolder:
 
     @property
     def state(self) -> dict[str, Any]:
-        """Return `run.json`: what a resume needs besides the checkpoint, such as the MLflow run and the calibration."""
-        path = self.path / "run.json"
-        try:
-            return json.loads(path.read_text()) if path.exists() else {}
-        except ValueError as error:
-            raise RunError(f"{path} is corrupt ({error}); start the run again under another run.name") from error
+        """Return what a resume needs besides the checkpoint, such as the MLflow run and the calibration."""
+        return stored_state(self.path)
 
     @contextmanager
     def token(self) -> Iterator[Path]:
@@ -209,6 +205,17 @@ def stored_config(path: Path) -> Config:
             "use that version, or start the run again under another run.name"
         ) from error
     return config
+
+
+def stored_state(path: Path) -> dict[str, Any]:
+    """Return `RunFolder.state` of the run in `path`, which is kept in `run.json`; {} without one. Raises RunError."""
+    try:
+        state: dict[str, Any] = json.loads((path / "run.json").read_text())
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise RunError(f"{path / 'run.json'} is corrupt ({error}); start again under another run.name") from error
+    return state
 
 
 def latest_checkpoint(folder: Path) -> Path | None:

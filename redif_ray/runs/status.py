@@ -12,7 +12,7 @@ from typing import Any
 from redif_ray.checkpoint import MANIFEST
 from redif_ray.config import Config
 from redif_ray.planning.rounds import Phases
-from redif_ray.runs.folder import UPLOADED, RunError, stored_config
+from redif_ray.runs.folder import UPLOADED, stored_config, stored_state
 from redif_ray.runs.jsonl import read_rows
 from redif_ray.runs.lock import holder
 
@@ -22,7 +22,7 @@ Lines = dict[str, str]  # label and text of each line of the table
 
 def status(path: Path) -> tuple[str, Lines]:
     """Return the state (running, finished, failed or stopped) and the lines to print. Raises RunError without a run."""
-    config, kept = stored_config(path), state(path)
+    config, kept = stored_config(path), stored_state(path)
     word, text = life(path, kept)
     lines = {"state": text} | _progress(config, kept, read_rows(path / "metrics.jsonl"), word)
     if (checkpoint := _checkpoint(path / "checkpoints")) is not None:
@@ -32,17 +32,6 @@ def status(path: Path) -> tuple[str, Lines]:
     lost = Counter(row["lost"] for row in read_rows(path / "lost.jsonl"))
     lines["lost"] = ", ".join(f"{count} {what}" for what, count in lost.items()) or "nothing"
     return word, lines | places(path, config, kept)
-
-
-def state(path: Path) -> dict[str, Any]:
-    """Return `run.json`, as `RunFolder.state` does, or {} without one. Raises RunError."""
-    try:
-        kept: dict[str, Any] = json.loads((path / "run.json").read_text())
-    except FileNotFoundError:
-        return {}
-    except ValueError as error:
-        raise RunError(f"{path / 'run.json'} is corrupt ({error})") from error
-    return kept
 
 
 def life(path: Path, kept: Mapping[str, Any]) -> tuple[str, str]:

@@ -208,7 +208,7 @@ def _tuned(job: Job, starts: dict[int, dict[str, Schedule]]) -> list[Finalist]:
         trainable = tune.with_parameters(
             Evaluation, evaluator=job.evaluator, rungs=config.search.rungs, weights=job.weights
         )
-        run_trials(journal, trainable, job.stop, resources=TRIAL, concurrent=config.search.concurrent, reuse=True)
+        run_trials(journal, trainable, job.stop, resources=TRIAL, concurrent=config.search.concurrent)
     job.stop.check()
     failed = [t for t in plan.trials.values() if t.error is not None]
     if len(failed) == total:

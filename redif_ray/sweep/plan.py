@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -62,9 +63,9 @@ class Trial:
 class Plan(plan.Plan[Slot, Trial]):
     """The base of plans whose trials are runs."""
 
+    @abstractmethod
     def run(self, slot: Slot) -> Run:
         """Return the task of a trial. The slot must be ready."""
-        raise NotImplementedError
 
     def proposal(self, slot: Slot) -> dict[str, Any]:
         return asdict(self.run(slot))

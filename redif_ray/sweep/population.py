@@ -19,7 +19,6 @@ from redif_ray.trials.samplers import propose
 from redif_ray.trials.space import Choice, Space
 
 FACTORS = (0.8, 1.25)
-MEMBER = "member"
 
 
 class Population(Plan):
@@ -41,7 +40,7 @@ class Population(Plan):
             raise ConfigError(f"sweep.generations={generations}: expected at most {rounds}, the rounds of a run")
         self.ends = [round(rounds * (g + 1) / generations) for g in range(generations)]
         super().__init__(
-            [Slot(g * size + i, f"{MEMBER} {g}", i, g) for g in range(generations) for i in range(size)],
+            [Slot(g * size + i, f"member {g}", i, g) for g in range(generations) for i in range(size)],
             config.sweep.concurrent,
         )
 

@@ -160,7 +160,7 @@ def report(summary: Mapping[str, Any]) -> str:
     if len(summary["best"]) > 1:
         parts.append(
             "Settings of the best run, part by part: "
-            + "; ".join(f"until round {until}: {_settings(settings)}" for until, settings in summary["best"])
+            + "; ".join(f"until round {until}: {settings_text(settings)}" for until, settings in summary["best"])
             + "."
         )
     parts += [
@@ -173,7 +173,8 @@ def report(summary: Mapping[str, Any]) -> str:
     if keys:
         parts.append("![The metric by each setting.](trials.png)")
     if summary["failed"]:
-        parts += ["## Failed", *(f"- `{t['run']}` {_settings(t['settings'])}: {t['error']}" for t in summary["failed"])]
+        failed = (f"- `{t['run']}` {settings_text(t['settings'])}: {t['error']}" for t in summary["failed"])
+        parts += ["## Failed", *failed]
     return "\n\n".join(parts) + "\n"
 
 
@@ -181,8 +182,9 @@ def _scored(scores: Sequence[float], whole: int) -> str:
     return f"{scores[-1]:+.5f}" + ("" if len(scores) == whole else f" (cut at rung {len(scores)})")
 
 
-def _settings(settings: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key}={_value(value)}" for key, value in settings.items()) or "the recipe's"
+def settings_text(settings: Mapping[str, Any]) -> str:
+    """Return the settings of a run as text."""
+    return ", ".join(f"{key}={_value(value)}" for key, value in settings.items()) or "the recipe"
 
 
 def _value(value: Any) -> str:

@@ -40,14 +40,13 @@ class Selection(Plan):
         super().__init__(slots, config.sweep.concurrent)
 
     def run(self, slot: Slot) -> Run:
-        seed = self.config.run.seed
         if slot.stage == RECIPE:
             return self._run(RECIPE, {})
         settings = propose(
             self.settings.sampler,
             self.space,
             self._seen(slot),
-            seed=seed,
+            seed=self.config.run.seed,
             number=slot.number,
             index=slot.index,
             budget=self.settings.trials,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
 import threading
 import time
@@ -29,7 +30,7 @@ from redif_ray.sweep.job import Job
 from redif_ray.sweep.plan import Plan, Trial
 from redif_ray.sweep.population import Population
 from redif_ray.sweep.repeats import Repeats
-from redif_ray.sweep.report import write_results
+from redif_ray.sweep.report import settings_text, write_results
 from redif_ray.sweep.selection import Selection
 from redif_ray.sweep.space import configured, read_space
 from redif_ray.sweep.trial import Board, RunTrial
@@ -73,9 +74,7 @@ def _cpus(config: Config) -> dict[str, Any]:
     """Return the setting by which a private cluster has CPUs for all concurrent trials, or {} for any other cluster."""
     if config.ray.address != "local" or config.ray.num_cpus is not None:
         return {}
-    from os import cpu_count
-
-    return {"ray.num_cpus": max(cpu_count() or 1, math.ceil(config.sweep.concurrent * needed(config)["CPU"]))}
+    return {"ray.num_cpus": max(os.cpu_count() or 1, math.ceil(config.sweep.concurrent * needed(config)["CPU"]))}
 
 
 def _sweep(job: Job, plan: Selection | Population) -> None:
@@ -114,9 +113,8 @@ def _run(job: Job, plan: Plan, journal_name: str) -> None:
         done = len(plan.trials)
         left = (time.monotonic() - began) / max(1, done - restored) * (total - done)
         result = f"failed: {trial.error}" if trial.error else f"{trial.score:+.5f}"
-        settings = " ".join(f"{key}={_short(value)}" for key, value in trial.settings.items()) or "the recipe"
         job.console.print(
-            f"{done:3d}/{total}  {trial.run:<14} {result}  {settings}  {left:4.0f} s left",
+            f"{done:3d}/{total}  {trial.run:<14} {result}  {settings_text(trial.settings)}  {left:4.0f} s left",
             highlight=False,
             soft_wrap=True,
         )
@@ -135,9 +133,7 @@ def _run(job: Job, plan: Plan, journal_name: str) -> None:
             parent=tracker.run_id if tracker else None,
             variables=handed_over(job.recipe.reward),
         )
-        run_trials(
-            journal, trial, job.stop, resources=_bundles(job.recipe), concurrent=_room(job), reuse=True, retries=RETRIES
-        )
+        run_trials(journal, trial, job.stop, resources=_bundles(job.recipe), concurrent=_room(job), retries=RETRIES)
     job.stop.check()
     failed = [t for t in plan.trials.values() if t.error is not None]
     if total and len(failed) == total:
@@ -179,7 +175,3 @@ def _room(job: Job) -> int:
     resources = ray.cluster_resources()
     fits = [int((resources.get(kind, 0) + 1e-6) // need) for kind, need in needed(job.recipe).items() if need]
     return max(1, min([job.config.sweep.concurrent, *fits]))
-
-
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

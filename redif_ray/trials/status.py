@@ -15,7 +15,7 @@ from rich.text import Text
 
 from redif_ray.config import Config
 from redif_ray.runs import status as run
-from redif_ray.runs.folder import stored_config
+from redif_ray.runs.folder import stored_config, stored_state
 from redif_ray.runs.jsonl import read_rows
 from redif_ray.trials.names import SEARCH, SWEEP, TRIALS
 
@@ -52,7 +52,7 @@ def status(path: Path) -> tuple[str, run.Lines]:
     best = next((best for suffix, best in kinds if config.run.name.endswith(suffix)), None)
     if best is None or (path / "metrics.jsonl").exists():
         return run.status(path)
-    kept = run.state(path)
+    kept = stored_state(path)
     word, text = run.life(path, kept)
     trials = read_rows(path / TRIALS)
     lines = {"state": text, "trials": f"{len(trials)} of {kept.get('trials', '?')}"}

@@ -68,14 +68,13 @@ def run_trials(
     *,
     resources: Any,
     concurrent: int,
-    reuse: bool,
     retries: int = 0,
 ) -> None:
     """Run the trials that the plan still lacks. A trial that fails is recorded with its error.
 
+    A process runs several trials, one after the other.
     resources: the resources of one trial, as `tune.with_resources` takes them; concurrent: the most trials at once;
-    reuse: one process may run several trials, one after the other; retries: the most restarts of a trial whose process
-    is lost.
+    retries: the most restarts of a trial whose process is lost.
     """
     if not journal.pending:
         return
@@ -86,7 +85,7 @@ def run_trials(
             scheduler=_Cuts(journal),
             num_samples=len(journal.pending),
             max_concurrent_trials=concurrent,
-            reuse_actors=reuse,
+            reuse_actors=True,
         ),
         run_config=tune.RunConfig(
             name="tune",
