@@ -3,8 +3,8 @@
     <folder>/state.safetensors    tensors by name
     <folder>/manifest.json        {"format": 1, "meta": {...}, "sha256": {file: digest}}
 
-A reader sees the old one or the new one, never a part. One that is being replaced stands at `.<name>.old` for an
-instant; whoever dies just then leaves it there, and it is read from there. Nothing is pickled.
+A reader sees the old checkpoint or the new one, never a part. While a checkpoint is replaced, the old one is named
+`.<name>.old` for an instant; if the process dies just then, `find_checkpoint` returns that one. Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from redif_ray.errors import UserError
 from redif_ray.files import aside, atomic_folder
 
-if TYPE_CHECKING:  # processes that only name checkpoints hold no tensor, and torch takes seconds to import
+if TYPE_CHECKING:  # torch takes seconds to import, and processes that only name checkpoints need no tensor
     import torch
 
 FORMAT = 1
@@ -41,7 +41,7 @@ def file_sha256(path: Path) -> str:
 
 
 def weights_sha256(weights: Mapping[str, torch.Tensor | np.ndarray]) -> str:
-    """One checksum of named arrays: over sorted names, dtypes, shapes and bytes."""
+    """Return one checksum of named arrays, over sorted names, dtypes, shapes and bytes."""
     digest = hashlib.sha256()
     for name in sorted(weights):
         value = weights[name]
@@ -58,7 +58,7 @@ def weights_sha256(weights: Mapping[str, torch.Tensor | np.ndarray]) -> str:
 def save_checkpoint(folder: str | Path, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any]) -> None:
     """Write a checkpoint atomically. An existing folder of that name is replaced only once the new one is complete.
 
-    meta: JSON values. Raises `CheckpointError` where the disk does not take it; what was there is intact then.
+    meta: JSON values. Raises `CheckpointError` if the disk fails; the existing folder is intact then.
     """
     from safetensors.torch import save_file
 
@@ -73,13 +73,13 @@ def save_checkpoint(folder: str | Path, tensors: Mapping[str, torch.Tensor], met
 
 
 def find_checkpoint(folder: str | Path) -> Path | None:
-    """Where the checkpoint of that name stands, even if its replacement was cut short; None where there is none."""
+    """Return the folder of the checkpoint, even if its replacement was cut short; None if there is no checkpoint."""
     folder = Path(folder)
     return next((place for place in (folder, aside(folder)) if place.exists()), None)
 
 
 def load_checkpoint(folder: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Read (tensors, meta), the tensors checked against their checksum. Raises `CheckpointError`."""
+    """Return (tensors, meta) after checking the tensors against their checksum. Raises `CheckpointError`."""
     from safetensors.torch import load_file
 
     folder = find_checkpoint(folder) or Path(folder)
@@ -104,13 +104,13 @@ def pack(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Te
 
 
 def unpack(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The entries under `prefix`, without it."""
+    """Return the entries under `prefix`, without the prefix."""
     start = f"{prefix}/"
     return {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Iterable[str]) -> dict[str, torch.Tensor]:
-    """AdamW's state by parameter name (parameters in the order of `names`)."""
+    """Return AdamW's state by parameter name. names: of the parameters, in the optimiser's order."""
     import torch
 
     state = optimizer.state_dict()["state"]
@@ -122,7 +122,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Iterable[str]) ->
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, names: Iterable[str], tensors: Mapping[str, torch.Tensor]) -> None:
-    """Inverse of `optimizer_tensors`."""
+    """Load the state that `optimizer_tensors` returned into the optimiser."""
     state: dict[int, dict[str, torch.Tensor]] = {}
     for index, name in enumerate(names):
         entry = unpack(name, tensors)

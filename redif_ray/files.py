@@ -1,7 +1,7 @@
 """Files and folders that are written whole or not at all.
 
-Each is written under a temporary name beside its final one, flushed to disk and renamed: a reader, also one after a
-power cut, sees what stood there before or all of the new, never a part.
+Each is written under a temporary name beside its final one, flushed to disk and renamed: a reader, even after a power
+cut, sees all of the old content or all of the new, never a part.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-PARTIAL = ".partial"  # ends every temporary name; a killed process may leave one behind
+PARTIAL = ".partial"  # suffix of temporary names; a killed process may leave such a file behind
 
 
 @contextmanager
@@ -36,13 +36,13 @@ def atomic_file(path: Path) -> Iterator[Path]:
 def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     """Yield a new empty folder to fill, which takes the name `path` when the block ends without an error.
 
-    Only one process may write `path` at a time; parents are made. Raises OSError where `path` exists, unless `replace`:
+    Only one process may write `path` at a time; parents are created. Raises OSError if `path` exists, unless `replace`:
     then the old folder stands at `aside(path)` between two renames and goes once the new one has its name.
     """
     if path.exists() and not replace:
         raise FileExistsError(f"{path} exists; move it away, or choose another name")
     partial = path.with_name(f".{path.name}{PARTIAL}")
-    shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
+    shutil.rmtree(partial, ignore_errors=True)  # left by a process that was killed
     partial.mkdir(parents=True)
     try:
         yield partial

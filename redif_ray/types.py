@@ -1,4 +1,4 @@
-"""What flows between the rooms.
+"""The data that the coordinator, the workers and the learner exchange.
 
 Arrays are numpy, C-contiguous and float32 unless said otherwise: Ray hands them over without a copy (read-only).
 Rows are group-major: row = group position * siblings + sibling. N = student steps, R = rows of a work unit.
@@ -21,7 +21,7 @@ Condition = int | str | None  # a class label, a caption, or nothing
 
 @dataclass(frozen=True, slots=True)
 class WorkUnit:
-    """A unit of work: some groups of one round. A pure function of (config, round, index), so any worker can do it.
+    """A unit of work: some groups of one round. It is a function of (config, round, index), so any worker can do it.
 
     phase: the name of a `redif_ray.methods.Phase`, which says what each process does with the unit.
     """
@@ -31,7 +31,7 @@ class WorkUnit:
     phase: str
     stream: Stream
     groups: tuple[int, ...]
-    conditions: tuple[Condition, ...]  # one a group
+    conditions: tuple[Condition, ...]  # one for each group
     siblings: int = 1
 
     @property
@@ -39,11 +39,11 @@ class WorkUnit:
         return len(self.groups) * self.siblings
 
     def predictions(self, steps: int, shared: int = 1) -> int:
-        """States that a network sees along `steps` steps of all rows: siblings share the first `shared`."""
+        """Count the states that a network sees in `steps` steps of all rows; siblings share the first `shared`."""
         return shared * len(self.groups) + (steps - shared) * self.rows
 
     def per_row(self) -> tuple[list[int], list[int], list[Condition]]:
-        """Group id, sibling and condition of each row."""
+        """Return the group, sibling and condition of each row."""
         groups = [g for g in self.groups for _ in range(self.siblings)]
         siblings = [k for _ in self.groups for k in range(self.siblings)]
         return groups, siblings, [c for c in self.conditions for _ in range(self.siblings)]
@@ -51,7 +51,7 @@ class WorkUnit:
 
 @dataclass(frozen=True, slots=True)
 class Trajectories:
-    """What a rollout worker makes of a work unit with the weights of `policy_version`."""
+    """A rollout worker's results for a work unit, made with the weights of `policy_version`."""
 
     unit: WorkUnit
     policy_version: int
@@ -63,33 +63,33 @@ class Trajectories:
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """What a reward worker adds to a work unit."""
+    """A reward worker's results for a work unit."""
 
     unit: WorkUnit
-    terms: dict[str, np.ndarray]  # [R] each, raw; none in the warm start
-    targets: np.ndarray | None  # [G, C, H, W] in [0, 1]: the teacher's image of each group; None in the warm start
-    anchors: np.ndarray | None  # [N, R, *latent]: the teacher's jump from each visited state; None where no loss asks
-    images: np.ndarray | None = None  # [R, C, H, W] in [0, 1]: the student's, deployed or for a reward that learns
-    teacher_terms: dict[str, np.ndarray] | None = None  # [R] each: of the teacher's image in the student's place
+    terms: dict[str, np.ndarray]  # [R] each, raw; empty in the warm start
+    targets: np.ndarray | None  # [G, C, H, W] in [0, 1]: the teacher's image of each group, if the phase uses it
+    anchors: np.ndarray | None  # [N, R, *latent]: the teacher's jump from each visited state, if a loss uses it
+    images: np.ndarray | None = None  # [R, C, H, W] in [0, 1]: the student's, if a phase or reward uses them
+    teacher_terms: dict[str, np.ndarray] | None = None  # [R] each: terms of the teacher's image in the student's place
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What a call cost, by component: seconds of its worker and per-image network calls (guided ones count twice)."""
+    """The cost of one component of a call: a worker's seconds and per-image network calls (guided ones count twice)."""
 
     component: str
     seconds: float
     network_calls: int
-    ended: float = field(default_factory=time.time)  # seconds since 1970, by the clock of the worker's node
+    ended: float = field(default_factory=time.time)  # seconds since 1970 by the clock of the worker's node
 
 
 @dataclass(frozen=True, slots=True)
 class Meta:
-    """The small part of a worker's answer, all that the coordinator reads."""
+    """The small part of a worker's result, which is all that the coordinator reads."""
 
     unit: WorkUnit
     worker: str
     work: tuple[Work, ...]
     terms: dict[str, np.ndarray] | None = None
-    teacher_terms: dict[str, np.ndarray] | None = None  # the teacher's image in the student's place
-    learned_sha256: str | None = None  # of the weights of the learned reward among the terms
+    teacher_terms: dict[str, np.ndarray] | None = None  # of the teacher's image in the student's place
+    learned_sha256: str | None = None  # of the learned reward's weights, if `terms` has one

@@ -1,7 +1,7 @@
-"""Code that a user brings, a reward's function or a family of models: found by its name, and kept from changing torch.
+"""Import of user code, a reward's function or a family of models, and protection of torch's settings from it.
 
-Libraries that such code imports set global state of torch in passing. A default dtype of float64 or a disabled grad
-mode would then change the results of everything else in the process, silently.
+Libraries that user code imports may set global state of torch. A default dtype of float64 or a disabled grad mode would
+then change the results of everything else in the process, silently.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from redif_ray.errors import UserError
 
 
 class UserCodeError(UserError, RuntimeError):
-    """Code of the user's that cannot be had, or changes what is not its own; whoever asked for it says which."""
+    """User code that cannot be imported or changes torch's settings; the caller adds the name of the code."""
 
 
 def import_function(target: str) -> Callable[..., Any]:
-    """The function or class named by `package.module:name` or `path/to/file.py:name`. Raises `UserCodeError`."""
+    """Import the function or class named `package.module:name` or `path/to/file.py:name`. Raises `UserCodeError`."""
     source, separator, name = target.rpartition(":")
     if not separator or not source or not name:
         raise UserCodeError("expected package.module:function or path/to/file.py:function")
@@ -45,14 +45,14 @@ def import_function(target: str) -> Callable[..., Any]:
     return function
 
 
-def source_sha256(*found: Any) -> tuple[str, ...]:
-    """sha256 of the files that functions or classes outside of this package are written in, each once, in order."""
-    files = {getattr(sys.modules.get(one.__module__), "__file__", None) for one in found}
+def source_sha256(*objects: Any) -> tuple[str, ...]:
+    """Return the sha256 of each file outside of this package that defines one of these functions or classes, sorted."""
+    files = {getattr(sys.modules.get(one.__module__), "__file__", None) for one in objects}
     return tuple(sorted(file_sha256(Path(f)) for f in files if f and not _ours(f)))
 
 
 def described(error: BaseException) -> str:
-    """What was raised, and where: no traceback comes with the message from another process."""
+    """Return an error's text and its place in user code: a message from another process has no traceback."""
     frames = [f for f in traceback.extract_tb(error.__traceback__) if f.line and not _ours(f.filename)]
     where = "".join(f"\n  {f.filename}:{f.lineno}, in {f.name}: {f.line}" for f in frames)
     return f"{type(error).__name__}: {error}{where}"
@@ -63,17 +63,17 @@ def _ours(filename: str) -> bool:
 
 
 def _load_file(path: Path) -> ModuleType:
-    name = f"redif_file:{path.resolve()}"  # no import statement can name it, so it hides no package
+    name = f"redif_file:{path.resolve()}"  # no import statement can spell this, so it hides no package
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None  # the name ends in .py
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses and pickling look their module up
+    sys.modules[name] = module  # dataclasses and pickling look up their module here
     spec.loader.exec_module(module)
     return module
 
 
 def _set_default_device(device: torch.device) -> None:
-    torch.set_default_device(None if device.type == "cpu" else device)  # "cpu" itself would cost every call a mode
+    torch.set_default_device(None if device.type == "cpu" else device)  # "cpu" would add a mode to every call
 
 
 def _set_cudnn(name: str) -> Callable[[bool], None]:
@@ -94,16 +94,16 @@ SETTINGS: dict[str, tuple[Callable[[], Any], Callable[[Any], None]]] = {  # name
 
 @contextmanager
 def settings_kept() -> Iterator[None]:
-    """Put back what the body changes of torch's global settings, and raise `UserCodeError` that names each of them."""
+    """Restore torch's global settings after the block, and raise `UserCodeError` naming each one that it changed."""
     before = {name: read() for name, (read, _) in SETTINGS.items()}
     changed = []
     try:
         yield
     finally:
         for name, (read, write) in SETTINGS.items():
-            if (found := read()) != before[name]:
+            if (after := read()) != before[name]:
                 write(before[name])
-                changed.append(f"{name} from {before[name]} to {found}")
+                changed.append(f"{name} from {before[name]} to {after}")
     if changed:
         raise UserCodeError(
             f"it changed torch's {' and '.join(changed)} for the whole process; code of your own must leave global "

@@ -1,4 +1,4 @@
-"""YAML as its writers mean it: version 1.2's numbers and truth values on PyYAML, nothing constructed but plain data."""
+"""PyYAML with the numbers and truth values of YAML 1.2; it constructs plain data only."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import yaml
 
 
 class Loader(yaml.SafeLoader):
-    """YAML 1.2's scalars, where 1e-5 is a number and `off` a word; a key given twice is an error."""
+    """A safe loader of YAML 1.2's scalars, where 1e-5 is a number and `off` a text; a repeated key is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         names = [key.value for key, _ in node.value]
@@ -21,7 +21,7 @@ class Loader(yaml.SafeLoader):
 
 
 class Dumper(yaml.SafeDumper):
-    """Quotes the text that `Loader` would read as something else."""
+    """A safe dumper that quotes text which `Loader` would read as another type."""
 
 
 def _scalars_of_yaml_1_2() -> None:

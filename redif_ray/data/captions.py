@@ -1,4 +1,4 @@
-"""Captions and labels from files: text, JSON lines, Parquet, a folder of these, on this machine or behind a URI."""
+"""Captions and labels read from files: text, JSON lines, Parquet or a folder of these, local or behind a URI."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from redif_ray.config import ConfigError
 
 Value = TypeVar("Value", str, int)
 SHIPPED = Path(__file__).parents[1] / "assets" / "captions"
-PROMPTS = "prompts"  # of the shipped lists: what a text-to-image model is asked for where nothing is said
+PROMPTS = "prompts"  # the shipped list that is used if conditions.source is unset
 COLUMNS: dict[type, Sequence[str]] = {str: ("caption", "text", "prompt"), int: ("label", "class")}
 FORMATS = {".parquet": "parquet", ".jsonl": "json", ".ndjson": "json"}
-METADATA = ("metadata.parquet", "metadata.jsonl")  # of an image folder, as the datasets library lays it out
+METADATA = ("metadata.parquet", "metadata.jsonl")  # an image folder's table in the datasets library
 
 
 def read_column(source: str, column: str | None, kind: type[Value]) -> list[Value]:
-    """All values of `kind` in `source`, in its order.
+    """Return all values of `kind` in `source`, in its order.
 
-    source: a shipped list's name; a .txt file, one a line; .jsonl or .parquet, in their column `column`, or the first
-        of `COLUMNS[kind]` that is there, a list of values counting as several; a folder with a `metadata` file of
-        these, of .parquet or .jsonl files, or of .txt files, one caption each; or the URI of .parquet or .jsonl.
+    source: the name of a shipped list; a .txt file with one value a line; a .jsonl or .parquet file, or the URI of one;
+        or a folder with `metadata.parquet` or `metadata.jsonl`, with such tables, or with .txt files of one caption.
+    column: the column of a table; None: the first of `COLUMNS[kind]` that exists. A cell may be a list of values.
     Raises ConfigError naming `conditions.source`.
     """
     where = f"conditions.source={source}"
@@ -80,7 +80,7 @@ def _lines(path: Path, kind: type, where: str) -> list[Any]:
 def _table(
     paths: list[str], column: str | None, kind: type, where: str, filesystem: fs.FileSystem | None = None
 ) -> list[Any]:
-    import pyarrow.dataset as ds  # with it comes pandas
+    import pyarrow.dataset as ds  # imports pandas too
 
     suffix = Path(paths[0]).suffix
     if suffix not in FORMATS:

@@ -1,7 +1,7 @@
-"""What the student is told to draw: classes in turn, or captions in an order that the noise recipe draws.
+"""The conditions of a run's images: classes in turn, or captions in an order drawn by `redif_ray.diffusion.noise`.
 
-Captions are split by the hash of their text. The held-out ones are drawn for the final evaluation and nothing else, in
-this run and in every other one with the same share.
+Captions are split by the hash of their text. Held-out captions serve the final evaluation and nothing else, in this run
+and in every other run with the same share.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from redif_ray.diffusion import noise
 from redif_ray.diffusion.noise import Stream
 from redif_ray.types import Condition
 
-CONDITIONS = "conditions.json"  # the file of a run folder that keeps them
-REPORTED = (Stream.HELD_OUT, Stream.REFERENCE)  # the streams of the final evaluation and of what it compares with
+CONDITIONS = "conditions.json"  # the file in a run folder
+REPORTED = (Stream.HELD_OUT, Stream.REFERENCE)  # streams of the final evaluation and its reference
 
 
 @dataclass(frozen=True, slots=True)
 class Conditions:
-    """`training` and `held_out`, at least one each; `seed`: of their order, None draws them in turn."""
+    """The training and the held-out conditions, at least one each. seed: of their order; None: in turn."""
 
     training: tuple[Condition, ...]
     held_out: tuple[Condition, ...]
     seed: int | None = None
 
     def of(self, stream: Stream, group: int) -> Condition:
-        """The condition of a group: every `len(training)` groups have each one once."""
+        """Return the condition of a group; each of n conditions occurs once in the groups k n to (k + 1) n - 1."""
         values = self.held_out if stream in REPORTED else self.training
         epoch, offset = divmod(group, len(values))
         return values[offset if self.seed is None else _order(len(values), self.seed, stream, epoch)[offset]]
@@ -44,41 +44,42 @@ class Conditions:
 
     @classmethod
     def from_json(cls, text: str) -> Conditions:
-        """What `to_json` wrote. Raises ValueError."""
-        found = json.loads(text)
-        return cls(tuple(found["training"]), tuple(found["held_out"]), found["seed"])
+        """Read the text that `to_json` returned. Raises ValueError."""
+        fields = json.loads(text)
+        return cls(tuple(fields["training"]), tuple(fields["held_out"]), fields["seed"])
 
 
 @lru_cache(maxsize=8)
 def _order(count: int, seed: int, stream: Stream, epoch: int) -> np.ndarray:
-    # group 0 of this stream is the order of a noise pool
+    # group 0 of this stream orders the noise pool
     return noise.permutation(count, Stream.CONDITION, seed=seed, round=epoch, group=1 + int(stream))
 
 
 def share(caption: str) -> float:
-    """Where the hash of a caption lies in [0, 1)."""
+    """Return the hash of a caption as a number in [0, 1)."""
     return int.from_bytes(hashlib.sha256(caption.encode()).digest()[:8]) / 2**64
 
 
 def load_conditions(
     wanted: config.Conditions, *, num_classes: int | None, captions: bool, seed: int, given: Sequence[str] | None = None
 ) -> Conditions:
-    """The conditions of a run for a model of `num_classes` (None: it knows none) that is told `captions`, or not.
+    """Return the conditions of a run. Raises ConfigError naming the key.
 
-    given: captions instead of those of `wanted.source`. Raises ConfigError naming the key.
+    num_classes: of the model; None: the model has no classes. captions: whether the model takes captions. given:
+    captions in place of those of `wanted.source`; None: read the source.
     """
     kind = wanted.kind
     if kind == "auto":
         kind = "text" if captions else "none" if num_classes is None else "class"
     if kind == "text":
         if not captions:
-            known = "none" if num_classes is None else "class"
-            raise ConfigError(f"conditions.kind=text: this teacher is told no text; expected auto or {known}")
+            possible = "none" if num_classes is None else "class"
+            raise ConfigError(f"conditions.kind=text: this teacher takes no captions; expected auto or {possible}")
         _refuse(wanted, "classes", "a text-to-image teacher has no classes")
-        found = given if given is not None else read_column(wanted.source or PROMPTS, wanted.column, str)
-        return split(found, wanted.held_out, seed)
+        texts = given if given is not None else read_column(wanted.source or PROMPTS, wanted.column, str)
+        return split(texts, wanted.held_out, seed)
     if given is not None:
-        raise ConfigError(f"captions were given; this run is sampled with conditions.kind={kind}")
+        raise ConfigError(f"captions were given, but conditions.kind={kind} in this run; leave the captions out")
     if kind == "none":
         _refuse(wanted, "classes", "the model is sampled without classes", "class")
         _refuse(wanted, "source", "the model is sampled without conditions", "class or text")
@@ -89,7 +90,7 @@ def load_conditions(
 
 
 def split(captions: Sequence[str], held_out: float, seed: int) -> Conditions:
-    """Each caption once, those whose hash lies below `held_out` apart; 0 draws all of them for both."""
+    """Split the unique captions into training and held-out ones, whose `share` is below `held_out`; 0: all are both."""
     unique = list(dict.fromkeys(captions))
     if held_out == 0:
         return Conditions(tuple(unique), tuple(unique), seed)
@@ -99,14 +100,14 @@ def split(captions: Sequence[str], held_out: float, seed: int) -> Conditions:
         raise ConfigError(
             f"conditions.held_out={held_out:g} of {len(unique)} captions leaves {len(training)} for training and "
             f"{len(apart)} for the evaluation; expected at least one each: give more captions, or another share "
-            "(0 evaluates on those of the training, from other noises)"
+            "(0 evaluates on the training captions, from other noises)"
         )
     return Conditions(training, apart, seed)
 
 
 def _classes(wanted: config.Conditions, num_classes: int, seed: int) -> Conditions:
     if wanted.source is not None:
-        _refuse(wanted, "classes", "conditions.source says which")
+        _refuse(wanted, "classes", "conditions.source names the classes")
         labels = tuple(read_column(wanted.source, wanted.column, int))
         _check(labels, num_classes, f"conditions.source={wanted.source}")
         return Conditions(labels, labels, seed)
@@ -118,7 +119,7 @@ def _classes(wanted: config.Conditions, num_classes: int, seed: int) -> Conditio
 def _check(labels: Sequence[int], num_classes: int, where: str) -> None:
     bad = list(dict.fromkeys(c for c in labels if not 0 <= c < num_classes))
     if bad:
-        raise ConfigError(f"{where}: {bad[:5]} are no classes of this teacher; expected values in 0..{num_classes - 1}")
+        raise ConfigError(f"{where}: {bad[:5]} are not classes of the teacher; expected values in 0..{num_classes - 1}")
 
 
 def _refuse(wanted: config.Conditions, key: str, reason: str, kind: str | None = None) -> None:
@@ -126,4 +127,4 @@ def _refuse(wanted: config.Conditions, key: str, reason: str, kind: str | None =
     if value is not None:
         shown = list(value) if isinstance(value, tuple) else value
         other = f" or set conditions.kind={kind}" if kind else ""
-        raise ConfigError(f"conditions.{key}={shown}: {reason}; remove it{other}")
+        raise ConfigError(f"conditions.{key}={shown}: {reason}; remove conditions.{key}{other}")

@@ -1,9 +1,9 @@
 """The store of encoded captions: one safetensors file a caption, found by the hash of its text.
 
-    <root>/<hash of what encodes>/<sha256 of the caption>.safetensors
+    <root>/<hash of the encoders>/<sha256 of the caption>.safetensors
 
-A caption is encoded once, by whichever worker meets it first, and every other reads the same bytes. Files are written
-whole or not at all.
+The first worker that needs a caption encodes it, and all others read the same bytes. Files are written whole or not at
+all.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ class EncodingStoreError(UserError, RuntimeError):
 
 
 class EncodingStore:
-    """Tensors by name of each caption, or of None, which stands for no caption."""
+    """A store of tensors by name for each caption; the caption None stands for no caption."""
 
     def __init__(self, root: str | Path, identity: str) -> None:
-        """identity: a hash of all that decides an encoding, which names the folder."""
+        """Create the folder, named by `identity`, a hash of all that decides an encoding. Raises EncodingStoreError."""
         self.folder = Path(root) / identity[:16]
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -43,7 +43,7 @@ class EncodingStore:
         return self.folder / f"{name}.safetensors"
 
     def get(self, caption: str | None) -> dict[str, Tensor] | None:
-        """On the CPU; None where nothing has encoded it yet. Raises EncodingStoreError."""
+        """Return a caption's tensors on the CPU, or None if none are stored yet. Raises EncodingStoreError."""
         path = self.path(caption)
         try:
             return load_file(path) if path.exists() else None
@@ -51,7 +51,7 @@ class EncodingStore:
             raise EncodingStoreError(f"{path} is corrupt ({error}); delete it, and it is encoded again") from error
 
     def put(self, caption: str | None, tensors: Mapping[str, Tensor]) -> None:
-        """Raises EncodingStoreError where the disk refuses."""
+        """Store a caption's tensors. Raises EncodingStoreError if the disk fails."""
         path = self.path(caption)
         try:
             with atomic_file(path) as partial:

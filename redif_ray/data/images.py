@@ -1,6 +1,6 @@
-"""Image sets: what `train-teacher` learns from and what evaluation compares with.
+"""Image sets for the training of teachers and the evaluation.
 
-One loader, four layouts: IDX files (the MNIST family), a folder of images (class = folder name), Parquet, npz.
+`load_images` reads four layouts: IDX files (the MNIST family), a folder of images (class = folder name), Parquet, npz.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from PIL import Image, UnidentifiedImageError
 from redif_ray.errors import UserError
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif"}
-CLASSES = b"redif.classes"  # where a Parquet file that we wrote names its classes
+CLASSES = b"redif.classes"  # metadata key of a Parquet file for the names of its classes
 
 FASHION_MNIST_CLASSES = (
     "T-shirt",
@@ -50,7 +50,10 @@ class ImageSetError(UserError, ValueError):
 
 @dataclass(frozen=True, slots=True)
 class ImageSet:
-    """`images` uint8 [n, channels, height, width]; `labels` int64 [n], or None; `classes` names the labels."""
+    """Images, with or without labels. Raises ImageSetError.
+
+    images: uint8 [n, 1 or 3, height, width]. labels: int64 [n], or None. classes: names of the labels.
+    """
 
     images: np.ndarray
     labels: np.ndarray | None
@@ -81,8 +84,8 @@ def load_images(source: str | Path, *, split: str = "train", size: int | None = 
         class, a Parquet file (columns `image`: encoded bytes, or a struct with `bytes`; optional `label`), or an npz
         (arrays `images` [n, h, w], [n, h, w, c] or [n, c, h, w] uint8 and optional `labels`; never unpickled).
     split: `train` or `test`, for IDX folders that hold both.
-    size: edge in pixels; other images are centre-cropped to a square and resized (box filter). None keeps them, and
-        then all must agree.
+    size: edge in pixels; other images are centre-cropped to a square and resized (box filter). None keeps the images,
+        which must then have one size.
 
     Grey images stay grey, all others become RGB; transparency is dropped. Raises ImageSetError.
     """
@@ -113,7 +116,7 @@ def _read_idx(folder: Path, split: str) -> ImageSet:
 
 
 def _numbered(labels: np.ndarray) -> tuple[str, ...]:
-    """Names for classes that have none: 0 to the largest label."""
+    """Return names for classes without names: 0 to the largest label."""
     return tuple(str(i) for i in range(int(labels.max(initial=-1)) + 1))
 
 
@@ -134,7 +137,7 @@ def _is_fashion_mnist(folder: Path, prefix: str) -> bool:
 
 
 def _idx_array(folder: Path, name: str, ndim: int) -> np.ndarray:
-    """IDX: two zero bytes, 0x08 for uint8, the number of dimensions, each as big-endian uint32, then the data."""
+    """Read IDX: two zero bytes, 0x08 for uint8, the number of dimensions, each as big-endian uint32, then the data."""
     raw, start = _idx_bytes(folder, name), 4 + 4 * ndim
     if len(raw) < start or raw[:4] != bytes([0, 0, 8, ndim]):
         raise ImageSetError(f"{folder / name} is not an IDX file of unsigned bytes in {ndim} dimensions")
@@ -155,7 +158,7 @@ def check_fashion_mnist(folder: str | Path) -> None:
 
 
 def _decode(data: bytes, size: int | None, where: str) -> np.ndarray:
-    """uint8 [1 or 3, height, width]."""
+    """Return the image as uint8 [1 or 3, height, width]. where: the image's name in errors."""
     try:
         with Image.open(io.BytesIO(data)) as opened:
             if opened.mode.startswith("I;16"):  # Pillow would clip sixteen bits, not scale them
@@ -168,14 +171,14 @@ def _decode(data: bytes, size: int | None, where: str) -> np.ndarray:
 
 
 def _square(image: Image.Image, size: int) -> Image.Image:
-    """The largest square in the middle, `size` pixels wide."""
+    """Return the largest central square, resized to an edge of `size` pixels."""
     edge = min(image.size)
     left, top = (image.width - edge) // 2, (image.height - edge) // 2
     return image.resize((size, size), Image.Resampling.BOX, box=(left, top, left + edge, top + edge))
 
 
 def picture(array: np.ndarray) -> Image.Image:
-    """uint8 [1 or 3, height, width] as Pillow has it."""
+    """Return uint8 [1 or 3, height, width] as a Pillow image."""
     return Image.fromarray(array[0] if array.shape[0] == 1 else np.ascontiguousarray(array.transpose(1, 2, 0)))
 
 

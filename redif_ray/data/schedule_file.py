@@ -12,13 +12,13 @@ from redif_ray.diffusion.schedules import Times
 
 
 class Found(Strict):
-    """One schedule. distance: the objective's on held-out noises, where that was measured."""
+    """A schedule that a search found. distance: the objective on held-out noises; None: not measured."""
 
     name: str
     timesteps: tuple[float, ...]
     half_log_snr: tuple[float | None, ...]  # None: pure noise
     distance: float | None = None
-    network_timesteps: tuple[float, ...] | None = None  # the network is called with these; None: with `timesteps`
+    network_timesteps: tuple[float, ...] | None = None  # for the network's calls; None: `timesteps`
 
 
 class ScheduleFile(Strict):
@@ -36,10 +36,10 @@ def write_schedules(found: ScheduleFile) -> str:
 
 
 def read_times(path: Path, steps: int) -> Times:
-    """The schedule found for N = `steps`. Raises ConfigError."""
+    """Return the schedule of N = `steps` levels in the file `path`. Raises ConfigError."""
     if not path.is_file():
-        known = f"{', '.join(schedules.NAMES)}, or a file that `redif search` has written"
-        raise ConfigError(f"schedule {str(path)!r} is unknown; expected one of {known}")
+        possible = f"{', '.join(schedules.NAMES)}, or a file that `redif search` has written"
+        raise ConfigError(f"schedule {str(path)!r} is unknown; expected one of {possible}")
     tree: Mapping[str, Any] = read_yaml(path)
     try:
         file: ScheduleFile = validate(tree, ScheduleFile)
@@ -49,15 +49,15 @@ def read_times(path: Path, steps: int) -> Times:
         have = ", ".join(map(str, sorted(file.schedules)))
         raise ConfigError(f"{path} has schedules of {have} steps, none of {steps}; search with search.steps=[{steps}]")
     if file.solver != "euler":
-        raise ConfigError(f"{path} was found for {file.solver}, students are sampled by euler; set search.solver=euler")
+        raise ConfigError(f"{path} was found for {file.solver}, students use euler; search with search.solver=euler")
     found = file.schedules[steps]
     return Times(found.timesteps, found.network_timesteps)
 
 
 def found_schedule(student: Student) -> Times | None:
-    """What the file that `student.schedule` names holds; None where it is a name. Raises ConfigError."""
+    """Return the schedule in the file `student.schedule`; None if that is a named schedule. Raises ConfigError."""
     if student.schedule in schedules.NAMES:
         return None
     if student.levels is not None or student.tilt or student.bow:
-        raise ConfigError(f"student.schedule={student.schedule}: a file stands for itself; leave out levels, tilt, bow")
+        raise ConfigError(f"student.schedule={student.schedule}: a file holds the levels; leave out levels, tilt, bow")
     return read_times(Path(student.schedule), student.steps)

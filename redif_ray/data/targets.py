@@ -1,12 +1,12 @@
-"""The store of teacher targets: one Parquet file a work unit, found by the hash of what it holds.
+"""The store of teacher targets: one Parquet file for each work unit, found by the hash of its rows.
 
-    <root>/<fingerprint>/about.json           what the fingerprint stands for
+    <root>/<fingerprint>/about.json           settings that the fingerprint hashes
     <root>/<fingerprint>/<sha256 of rows>.parquet
     <root>/<fingerprint>/<encoder>/<sha256 of rows>.safetensors      features of these images, for rewards
 
-A file's name is the hash of its (stream, group, condition) rows, its folder that of everything else that decides an
-image (teacher weights, solver, steps, schedule, guidance, seed). So a run finds the targets that another has made, and
-never takes one that differs in anything. Files are written whole or not at all; pages carry checksums.
+A file's name is the hash of its (stream, group, condition) rows, and its folder's name the hash of everything else that
+decides an image (teacher weights, solver, steps, schedule, guidance, seed). So a run reuses the targets of another run,
+but only if all of these agree. Files are written whole or not at all; pages carry checksums.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ class TargetStoreError(UserError, RuntimeError):
 
 
 def content_hash(value: Any) -> str:
-    """sha256 of a JSON value, keys sorted."""
+    """Return the sha256 of a JSON value with sorted keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 class TargetStore:
-    """Teacher images by (stream, group, condition), float32 [C, H, W] in [0, 1], kept bit for bit."""
+    """A store of teacher images by (stream, group, condition), float32 [C, H, W] in [0, 1], kept bit for bit."""
 
     def __init__(self, root: str | Path, identity: Mapping[str, Any]) -> None:
-        """identity: everything besides the rows that decides an image; its hash names the folder."""
+        """Create the folder. identity: everything beside the rows that decides an image; its hash names the folder."""
         self.folder = Path(root) / content_hash(identity)[:16]
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -57,7 +57,7 @@ class TargetStore:
             ) from error
 
     def features(self, stream: Stream, groups: Sequence[int], conditions: Sequence[Condition]) -> KeptFeatures:
-        """What encoders have made of these images."""
+        """Return the store of encoders' features of these images."""
         return KeptFeatures(self, self.path(stream, groups, conditions).stem)
 
     def path(self, stream: Stream, groups: Sequence[int], conditions: Sequence[Condition]) -> Path:
@@ -65,29 +65,29 @@ class TargetStore:
         return self.folder / f"{content_hash(rows)}.parquet"
 
     def get(self, stream: Stream, groups: Sequence[int], conditions: Sequence[Condition]) -> np.ndarray | None:
-        """[G, C, H, W] float32, or None where no run has made them yet. Raises TargetStoreError."""
+        """Return images [G, C, H, W] float32, or None if no run has stored them yet. Raises TargetStoreError."""
         path = self.path(stream, groups, conditions)
         if not path.exists():
             return None
         try:
             table = pq.read_table(path, page_checksum_verification=True)
             shape = json.loads(table.schema.metadata[b"shape"])
-            found = table["group"].to_pylist()
+            stored = table["group"].to_pylist()
             image = np.frombuffer(b"".join(table["image"].to_pylist()), np.float32).reshape(-1, *shape)
         except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
             raise TargetStoreError(f"{path} is corrupt ({error}); delete it, and it is computed again") from error
-        if found != list(groups) or len(image) != len(groups):
+        if stored != list(groups) or len(image) != len(groups):
             raise TargetStoreError(
-                f"{path} holds {len(image)} images of groups {found[:4]}..., expected {list(groups)[:4]}...; delete it"
+                f"{path} holds {len(image)} images of groups {stored[:4]}..., expected {list(groups)[:4]}...; delete it"
             )
         return image
 
     def put(self, stream: Stream, groups: Sequence[int], conditions: Sequence[Condition], images: np.ndarray) -> None:
-        """Store float32 [G, C, H, W]. Raises ValueError on other images, TargetStoreError where the disk refuses."""
+        """Store images, float32 [G, C, H, W]. Raises ValueError for others, TargetStoreError if the disk fails."""
         if images.dtype != np.float32 or len(images) != len(groups):
             raise ValueError(f"targets are {images.dtype} {images.shape}; expected float32 [{len(groups)}, C, H, W]")
         if not np.isfinite(images).all():
-            raise ValueError(f"targets of groups {list(groups)[:4]}... are not finite; they are not stored")
+            raise ValueError(f"targets of groups {list(groups)[:4]}... are not finite; check the teacher's weights")
         table = pa.table(
             {
                 "stream": pa.array([int(stream)] * len(groups), pa.int64()),
@@ -101,7 +101,7 @@ class TargetStore:
         self.write(self.path(stream, groups, conditions), sink.getvalue().to_pybytes())
 
     def write(self, path: Path, data: bytes) -> None:
-        """Raises TargetStoreError where the disk refuses."""
+        """Write `data` to the file `path` of the store. Raises TargetStoreError if the disk fails."""
         try:
             path.parent.mkdir(exist_ok=True)
             with atomic_file(path) as partial:
@@ -113,7 +113,7 @@ class TargetStore:
 
 
 class KeptFeatures:
-    """Features of the images of one file of the store, [G, ...] float32, by encoder."""
+    """A store of features [G, ...] float32, by encoder, of the images in one file of the target store."""
 
     def __init__(self, store: TargetStore, name: str) -> None:
         self.store, self.name = store, name
@@ -122,7 +122,7 @@ class KeptFeatures:
         return self.store.folder / encoder[:16] / f"{self.name}.safetensors"
 
     def get(self, encoder: str) -> np.ndarray | None:
-        """None where nothing is kept yet. Raises TargetStoreError."""
+        """Return the features, or None if none are stored yet. Raises TargetStoreError."""
         path = self.path(encoder)
         try:
             return load_file(path)["features"] if path.exists() else None

@@ -1,8 +1,8 @@
 """Noise levels: x = alpha x0 + sigma eps, for every family of models.
 
-A `Level` is one point of a noise process; a process knows its (alpha, sigma) at the timestep a network is told, and its
-finite range of half log-SNR, lambda = ln(alpha / sigma) (Kingma et al., arXiv 2107.00630). All level arithmetic is
-float64; it is cast to the latent's dtype where it meets one.
+A `Level` is one point of a noise process. A process gives (alpha, sigma) at each timestep of the network and the finite
+range of its half log-SNR, lambda = ln(alpha / sigma) (Kingma et al., arXiv 2107.00630). All level arithmetic is
+float64; values are cast to a latent's dtype when they multiply it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """`alpha`, `sigma` >= 0 and `timestep` (what the network is told), float64, all of shape [] or [B]."""
+    """A noise level: `alpha`, `sigma` >= 0 and the network's `timestep`, float64, all of shape [] or [B]."""
 
     alpha: Tensor
     sigma: Tensor
@@ -33,36 +33,36 @@ class Level:
 
 
 def like(value: Tensor, x: Tensor) -> Tensor:
-    """`value` ([] or [B]) in the dtype and on the device of `x` [B, ...], shaped to multiply it."""
+    """Return `value` ([] or [B]) in the dtype and on the device of `x` [B, ...], shaped to multiply it."""
     return value.to(device=x.device, dtype=x.dtype).reshape(value.shape + (1,) * (x.ndim - value.ndim))
 
 
 class NoiseProcess(Protocol):
-    """(alpha, sigma) along a family's path from noise to data."""
+    """A family's path from noise to data: (alpha, sigma) at each timestep."""
 
     @property
     def span(self) -> tuple[float, float]:
-        """Half log-SNR of the noisiest and of the cleanest level a network is evaluated at; both finite."""
+        """The half log-SNR of the noisiest and of the cleanest level at which the network is called; both finite."""
         ...
 
     def at(self, timestep: Tensor) -> Level:
-        """The level at these timesteps. Raises ValueError where the network has none."""
+        """Return the level at these timesteps. Raises ValueError for a timestep that the network does not accept."""
         ...
 
     def nearest(self, half_log_snr: Tensor) -> Level:
-        """The level at, or nearest to, this half log-SNR that the network can be told exactly."""
+        """Return the level nearest to this half log-SNR among those with a timestep that the network accepts."""
         ...
 
     def between(self, half_log_snr: Tensor) -> Level:
-        """The level at exactly this half log-SNR, timesteps interpolated; gradients flow through all of it."""
+        """Return the level at exactly this half log-SNR, its timestep interpolated; gradients flow through it."""
         ...
 
     def noisiest(self) -> Level:
-        """Where sampling starts: exact, even where its half log-SNR is infinite."""
+        """Return the level where sampling starts; it is exact even if its half log-SNR is infinite."""
         ...
 
     def terminal(self) -> Level:
-        """Where sampling ends; no network call happens there."""
+        """Return the level where sampling ends; the network is not called there."""
         ...
 
 
@@ -71,7 +71,7 @@ def _level(alpha: float, sigma: float, timestep: float) -> Level:
 
 
 class VariancePreserving:
-    """DDPM's discrete process: alpha^2 = alphas_cumprod[t], sigma^2 = 1 - alpha^2, integer t in [0, T)."""
+    """The discrete process of DDPM: alpha^2 = alphas_cumprod[t], sigma^2 = 1 - alpha^2, integer t in [0, T)."""
 
     def __init__(self, alphas_cumprod: Tensor, *, final_alpha_cumprod: float = 1.0) -> None:
         table = alphas_cumprod.to(torch.float64)
@@ -117,7 +117,7 @@ class VariancePreserving:
 
 
 class VarianceExploding:
-    """EDM (Karras et al., arXiv 2206.00364): alpha = 1 and sigma itself is the timestep, in [sigma_min, sigma_max]."""
+    """EDM (Karras et al., arXiv 2206.00364): alpha = 1, and sigma in [sigma_min, sigma_max] is the timestep."""
 
     def __init__(self, sigma_min: float = 0.002, sigma_max: float = 80.0) -> None:
         if not 0 < sigma_min < sigma_max:
@@ -149,8 +149,8 @@ class VarianceExploding:
 class FlowMatching:
     """Rectified flow (Liu et al., arXiv 2209.03003): alpha = 1 - sigma, timestep = `scale` sigma, sigma in (0, 1].
 
-    shift: a network for larger images was trained on noisier levels (Esser et al., arXiv 2403.03206, eq. 23); levels
-    that are uniform by name are spread so too, sigma = shift u / (1 + (shift - 1) u) for uniform u.
+    shift: a network for larger images was trained on noisier levels (Esser et al., arXiv 2403.03206, eq. 23); uniform
+    schedules are shifted alike, sigma = shift u / (1 + (shift - 1) u) for uniform u.
     """
 
     def __init__(self, *, scale: float = 1000.0, sigma_min: float = 1e-3, shift: float = 1.0) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:  # processes that hand out ids draw no tensor, and torch takes seconds to import
+if TYPE_CHECKING:  # torch takes seconds to import, and processes that only draw ids need no tensor
     import torch
 
 
@@ -34,19 +34,19 @@ class Stream(IntEnum):
     TEACHER_NOISE = 10  # train-teacher: noise on images
     TEACHER_DROPOUT = 11  # train-teacher: label dropout
     CALIBRATION = 12  # x_T of the reward calibration
-    REFERENCE = 13  # x_T of the teacher's images that a judge without real ones compares with
+    REFERENCE = 13  # x_T of the teacher's images that are the reference of a judge without real images
     JUDGE = 14  # weights of random features
     DISCRIMINATOR = 15  # weights of the learned reward's network
-    PROPOSAL = 16  # where a search looks next
-    DESCENT = 17  # order of the noises that a schedule is fitted on
+    PROPOSAL = 16  # proposals of a search or sweep
+    DESCENT = 17  # order of x_T in the fit of a schedule by gradient
     ADAPTIVE = 18  # x_T on which the adaptive schedule agent is trained
-    EPISODE = 19  # which of them its next episode starts from
+    EPISODE = 19  # choice among those x_T for the agent's next episode
 
 
 def bits(
     count: int, stream: Stream, *, seed: int, round: int = 0, group: int = 0, sibling: int = 0, step: int = 0
 ) -> np.ndarray:
-    """`count` uniform uint64 words for these ids, each id in [0, 2^64), the round in [0, 2^32)."""
+    """Return `count` uniform uint64 words for these ids, each in [0, 2^64), but the round in [0, 2^32)."""
     for name, value, limit in (
         ("round", round, 32),
         ("sibling", sibling, 64),
@@ -64,12 +64,12 @@ def bits(
 
 
 def uniform(count: int, stream: Stream, **ids: int) -> np.ndarray:
-    """`count` float64 in [0, 1), 53 bits each."""
+    """Return `count` uniform float64 in [0, 1), with 53 random bits each."""
     return (bits(count, stream, **ids) >> np.uint64(11)) * 2.0**-53
 
 
 def normal(count: int, stream: Stream, **ids: int) -> np.ndarray:
-    """`count` standard normals, float32. Box-Muller: sqrt(-2 ln u1) (cos, sin)(2 pi u2)."""
+    """Return `count` standard normals, float32, by Box-Muller: sqrt(-2 ln u1) (cos, sin)(2 pi u2)."""
     pairs = (count + 1) // 2
     u = uniform(2 * pairs, stream, **ids)
     radius = np.sqrt(-2.0 * np.log(1.0 - u[:pairs]))  # 1 - u lies in (0, 1]
@@ -79,14 +79,14 @@ def normal(count: int, stream: Stream, **ids: int) -> np.ndarray:
 
 
 def permutation(count: int, stream: Stream, **ids: int) -> np.ndarray:
-    """A permutation of range(count), int64."""
+    """Return a permutation of range(count), int64."""
     return np.argsort(bits(count, stream, **ids), kind="stable")
 
 
 def initial_noise(
     groups: Sequence[int], shape: Sequence[int], *, seed: int, stream: Stream = Stream.TRAIN
 ) -> torch.Tensor:
-    """Unit noise of each group, [len(groups), *shape] float32. No round: a revisited group starts alike."""
+    """Return unit noise of each group, [len(groups), *shape] float32, which is the same in every round."""
     import torch
 
     size = int(np.prod(shape))
@@ -104,9 +104,9 @@ def exploration_noise(
     step: int,
     antithetic: bool = False,
 ) -> torch.Tensor:
-    """The policy's z for each (group, sibling) row, [rows, *shape] float32.
+    """Return the policy's z for each (group, sibling) row, [rows, *shape] float32.
 
-    With `antithetic`, sibling 2k + 1 uses minus the noise of sibling 2k.
+    antithetic: sibling 2k + 1 uses minus the noise of sibling 2k.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""The student's episode: N transitions of the Gaussian policy, with the density of each action."""
+"""The student's rollout: N transitions of the Gaussian policy, with the density of each action."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ Guide = Callable[[Tensor, int], Tensor]  # (x, step) -> the teacher's mean for s
 
 @dataclass(frozen=True, slots=True)
 class Episode:
-    """`latents` [N + 1, R, ...], `means` [N, R, ...] and `log_probs` [N, R] (0 at deterministic steps), float32."""
+    """The trajectories of R rows, float32.
+
+    latents: [N + 1, R, ...]. means: [N, R, ...]. log_probs: [N, R], 0 at deterministic steps.
+    """
 
     latents: Tensor
     means: Tensor
@@ -41,11 +44,12 @@ def rollout(
 ) -> Episode:
     """Follow the policy from x = x_T [R, ...]: x_{k+1} = mean_k + S_k z_k, with z_k = noise(k) and S = stds [N].
 
-    once, shared, siblings: rows are group-major, and the `siblings` of a group share x_T and condition and explore
-    from step `shared` - 1 on, so that `once` predicts their first `shared` steps [R / siblings, ...]; without it,
-    `predict` does for every row.
+    once, shared, siblings: rows are group-major; the `siblings` of a group share x_T and condition and explore from
+    step `shared` - 1 on, so `once` predicts the first `shared` steps for one row a group, [R / siblings, ...]. None:
+    `predict` predicts every row.
     guide, guided: rows marked in `guided` [R] bool take guide(x, k) + S_k z_k instead (teacher-guided siblings); their
-    stored mean and density stay the policy's, so that a ratio at the behaviour weights is 1 for them too.
+    stored mean and density stay the policy's, so that the ratio at the behaviour weights is 1 for these rows too.
+    Raises FloatingPointError if a latent is not finite.
     """
     latents, means, log_probs = [x], [], []
     for k in range(schedule.steps):

@@ -1,4 +1,4 @@
-"""Step schedules: which N noise levels a sampler visits before the terminal one.
+"""Step schedules: the N noise levels that a sampler visits before the terminal one.
 
 A grid lives on half log-SNR, lambda = ln(alpha / sigma), as N + 1 points over the process's finite span; its last point
 then becomes the terminal level and its first the noisiest one, exactly. A warp by logits z of the N increments d,
@@ -7,8 +7,8 @@ then becomes the terminal level and its first the noisiest one, exactly. A warp 
 
 is valid for any finite z; two numbers give z = tilt u + bow u^2 at the increments' midpoints u in (-1, 1).
 
-A network may be told another level than the one that is integrated (LD3, Tong et al., arXiv 2405.15506): with few steps
-x is not quite what its level says.
+The network may be called with another timestep than that of the integrated level (LD3, Tong et al., arXiv 2405.15506):
+with few steps the noise in x is not exactly that of its level.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from torch import Tensor
 from redif_ray.diffusion.levels import FlowMatching, Level, NoiseProcess, VarianceExploding, VariancePreserving
 from redif_ray.diffusion.transition import ExplorationKind, exploration_std
 
-LAST_STEP_STD = 0.05  # of data with unit scale: above float32's noise in log_prob, below what the eye sees as grain
-SMALLEST_SHARE = 1e-6  # of the span, of one increment: keeps levels apart in float64 under any logits
+LAST_STEP_STD = 0.05  # for data of unit scale: above float32's noise in log_prob, below visible grain
+SMALLEST_SHARE = 1e-6  # of an increment in the span: keeps levels apart in float64 under any logits
 AYS = {  # sigma / alpha; Align Your Steps (Sabour et al., arXiv 2404.14507), the published ten-step tables
     "ays_sd15": (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029),
     "ays_sdxl": (14.615, 6.315, 3.771, 2.181, 1.342, 0.862, 0.555, 0.380, 0.234, 0.113, 0.029),
@@ -34,7 +34,7 @@ AYS = {  # sigma / alpha; Align Your Steps (Sabour et al., arXiv 2404.14507), th
 
 
 class Times(NamedTuple):
-    """A schedule by its timesteps [N], noisiest first; see `Schedule.network_timesteps`."""
+    """The timesteps of a schedule, [N], noisiest first; see `Schedule.network_timesteps`."""
 
     levels: tuple[float, ...]
     network_timesteps: tuple[float, ...] | None = None
@@ -42,11 +42,11 @@ class Times(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """`levels`, stacked [N + 1], from noise to data; no network call happens at the last one, the terminal level.
+    """A step schedule. Raises ValueError unless half log-SNR rises strictly and is finite between the two ends.
 
-    network_timesteps: float64 [N], with which the network is called in place of the levels' own; None: those. `levels`
-    are where x is; what is indexed, or taken, is what a network is to be called at.
-    Raises ValueError unless half log-SNR rises strictly and is finite between the two ends.
+    levels: levels of x, stacked [N + 1], from noise to data; the network is not called at the last, terminal level.
+    network_timesteps: float64 [N], timesteps for the network's calls; None: those of `levels`. Indexing a schedule
+    gives the levels with the timesteps for the network's calls.
     """
 
     levels: Level
@@ -54,14 +54,14 @@ class Schedule:
     network_timesteps: Tensor | None = None
 
     def __post_init__(self) -> None:
-        rising, times = self.levels.half_log_snr.detach(), self.levels.timestep
-        if rising.ndim != 1 or len(rising) < 2:
-            raise ValueError(f"schedule {self.name}: levels of shape {list(rising.shape)}; expected [N + 1], N >= 1")
-        for i in range(len(rising) - 1):
-            if not rising[i] < rising[i + 1] or (i > 0 and not math.isfinite(rising[i])):
+        lambdas, times = self.levels.half_log_snr.detach(), self.levels.timestep
+        if lambdas.ndim != 1 or len(lambdas) < 2:
+            raise ValueError(f"schedule {self.name}: levels of shape {list(lambdas.shape)}; expected [N + 1], N >= 1")
+        for i in range(len(lambdas) - 1):
+            if not lambdas[i] < lambdas[i + 1] or (i > 0 and not math.isfinite(lambdas[i])):
                 raise ValueError(
                     f"schedule {self.name}: levels {i} and {i + 1} (timesteps {times[i]:g} and {times[i + 1]:g}) have "
-                    f"half log-SNR {rising[i]:.6g} and {rising[i + 1]:.6g}; expected a strict rise"
+                    f"half log-SNR {lambdas[i]:.6g} and {lambdas[i + 1]:.6g}; expected a strict rise"
                 )
         if self.network_timesteps is not None and len(self.network_timesteps) != self.steps:
             count = len(self.network_timesteps)
@@ -69,7 +69,7 @@ class Schedule:
 
     @property
     def steps(self) -> int:
-        """N, the number of evaluated levels."""
+        """The number N of levels at which the network is called."""
         return len(self.levels.timestep) - 1
 
     @property
@@ -79,24 +79,24 @@ class Schedule:
 
     @property
     def called(self) -> Level:
-        """`levels` with the timesteps that the network is called with."""
+        """The levels, with the timesteps for the network's calls."""
         if self.network_timesteps is None:
             return self.levels
         times = torch.cat([self.network_timesteps, self.levels.timestep[-1:]])
         return Level(self.levels.alpha, self.levels.sigma, times)
 
     def __getitem__(self, index: int) -> Level:
-        """Level `index`, scalar."""
+        """Return level `index`, scalar, with the timestep for the network's call."""
         return self.called[index]
 
     def take(self, indices: Tensor) -> Level:
-        """The levels at `indices`, int64 [B], as one level of shape [B]."""
+        """Return the levels at `indices`, int64 [B], as one level of shape [B]."""
         return self.called[indices]
 
     def stds(self, eta: float, kind: ExplorationKind, last_step: bool) -> Tensor:
-        """Exploration std S of each transition i -> i + 1, float64 [N].
+        """Return the exploration std S of each transition i -> i + 1, float64 [N].
 
-        The last is 0 unless `last_step`. A terminal level without noise leaves no std to split off; there S is
+        The last S is 0 unless `last_step`. A terminal level without noise has no sigma to take S from; there S is
         eta * LAST_STEP_STD and the mean stays x0_hat, so that training and deployment agree in the mean.
         """
         n = self.steps
@@ -109,7 +109,7 @@ class Schedule:
 
 
 def build(process: NoiseProcess, steps: int, name: str, *, tilt: float = 0.0, bow: float = 0.0) -> Schedule:
-    """The named schedule with N = `steps`, warped by (tilt, bow). Raises ValueError if the process has no such one."""
+    """Return the named schedule with N = `steps`, warped by (tilt, bow). Raises ValueError if the process lacks it."""
     if name not in NAMES:
         raise ValueError(f"schedule {name!r} is unknown; expected one of {', '.join(NAMES)}")
     if steps < 1 or (isinstance(process, VariancePreserving) and steps > process.timesteps):
@@ -127,9 +127,9 @@ def explicit(
     name: str = "explicit",
     network_timesteps: Sequence[float] | None = None,
 ) -> Schedule:
-    """The levels at these timesteps, noisiest first, then the terminal one. network_timesteps: see `Schedule`.
+    """Return the schedule of these timesteps, noisiest first, and the terminal level.
 
-    Raises ValueError for a timestep that the network does not know.
+    network_timesteps: see `Schedule`. Raises ValueError for a timestep that the network does not accept.
     """
     schedule = _schedule(process, torch.tensor(timesteps, dtype=torch.float64), name)
     if network_timesteps is None:
@@ -138,34 +138,33 @@ def explicit(
 
 
 def shifted(process: NoiseProcess, base: Schedule, shifts: Tensor) -> Schedule:
-    """`base`, called at levels shifted by `shifts` [N] in (-1, 1) of the half log-SNR to the neighbour.
+    """Return `base` with network timesteps shifted by `shifts` [N], in (-1, 1), of the half log-SNR to the neighbour.
 
-    Above 0: towards the next, cleaner level. The first one has no neighbour before it.
+    A shift above 0 goes towards the next, cleaner level. The first level has no noisier neighbour and cannot go there.
     """
     own, grid = base.levels.timestep[:-1], base.levels.half_log_snr.clamp(*process.span)
-    way = shift_ways(grid, shifts)
-    network_timesteps = torch.where(way == 0, own, process.nearest(grid[:-1] + way).timestep)
+    moves = shift_ways(grid, shifts)
+    network_timesteps = torch.where(moves == 0, own, process.nearest(grid[:-1] + moves).timestep)
     return Schedule(base.levels, f"{base.name}, shifted", network_timesteps)
 
 
 def named(process: NoiseProcess, steps: int) -> dict[str, Schedule]:
-    """Every named schedule that the process has at N = `steps`, each set of levels once."""
-    found: dict[tuple[float, ...], Schedule] = {}
+    """Return each named schedule that the process has at N = `steps`; names with the same levels give one."""
+    unique: dict[tuple[float, ...], Schedule] = {}
     for name in NAMES:
         try:
             schedule = build(process, steps, name)
-        except ValueError:  # made for another noise process, which its message says
+        except ValueError:  # the schedule is for another noise process
             continue
-        found.setdefault(tuple(schedule.levels.timestep.tolist()), schedule)
-    return {schedule.name: schedule for schedule in found.values()}
+        unique.setdefault(tuple(schedule.levels.timestep.tolist()), schedule)
+    return {schedule.name: schedule for schedule in unique.values()}
 
 
 def warp(half_log_snr: Tensor, logits: Tensor, floor: float = SMALLEST_SHARE) -> Tensor:
-    """The finite grid `half_log_snr` [N + 1], its increments reweighted by exp(logits), logits [N]; float64 [N + 1].
+    """Reweight the increments of the grid `half_log_snr` [N + 1] by exp(logits), logits [N]; returns float64 [N + 1].
 
-    Ends stay where they are and zero logits return the grid itself. floor: the least share of the span that an
-    increment keeps. Raises ValueError on logits that are not finite and
-    on a grid that is not finite or falls.
+    Both ends stay, and zero logits return the grid itself. floor: the smallest share of the span that an increment
+    keeps. Raises ValueError on logits that are not finite and on a grid that is not finite or falls.
     """
     grid, logits = half_log_snr.to(torch.float64), logits.to(torch.float64)
     if not bool(torch.isfinite(grid).all()) or bool((grid.diff() < 0).any()):
@@ -180,24 +179,24 @@ def warp(half_log_snr: Tensor, logits: Tensor, floor: float = SMALLEST_SHARE) ->
 
 
 def warped(process: NoiseProcess, base: Schedule, logits: Tensor, floor: float = SMALLEST_SHARE) -> Schedule:
-    """`base` with its half log-SNR warped by `logits` [N]; both ends stay exact. floor: see `warp`."""
+    """Return `base` with its half log-SNR warped by `logits` [N]; both ends stay exact. floor: see `warp`."""
     grid = warp(base.levels.half_log_snr.clamp(*process.span), logits, floor)
     inner = process.nearest(grid[1:-1]).timestep
     return _schedule(process, _apart(process, torch.cat([base.levels.timestep[:1], inner])), f"{base.name}, warped")
 
 
 def shift_ways(half_log_snr: Tensor, shifts: Tensor) -> Tensor:
-    """How far `shifts` [N] go from each point but the last of the grid `half_log_snr` [N + 1], in its units."""
+    """Return the half log-SNR by which `shifts` [N] move each point but the last of the grid `half_log_snr` [N + 1]."""
     ahead = half_log_snr.diff()
     return shifts * torch.where(shifts > 0, ahead, torch.cat([ahead.new_zeros(1), ahead[:-1]]))
 
 
 def sub_schedule(process: NoiseProcess, t: Level, s: Level, std: Tensor, substeps: int) -> Schedule:
-    """At most M = `substeps` evaluated levels from t on, ending at the level of the noise that the mean of x_s carries.
+    """Return a schedule of at most M = `substeps` steps from t to the level d whose noise the mean of x_s carries.
 
-    That level d has sigma_d / alpha_d = sqrt(sigma_s^2 - S^2) / alpha_s; written (alpha_s, sqrt(sigma_s^2 - S^2)) it is
-    d in units where x_d is already multiplied by alpha_s / alpha_d. Levels lie uniformly in timestep, or in
-    half log-SNR for VE, whose timestep is sigma. A discrete process with fewer timesteps on the way gives fewer levels.
+    Level d has sigma_d / alpha_d = sqrt(sigma_s^2 - S^2) / alpha_s; the schedule has it as (alpha_s, sqrt(sigma_s^2 -
+    S^2)), units in which x_d is already multiplied by alpha_s / alpha_d. Levels lie uniformly in timestep, or in half
+    log-SNR for VE, whose timestep is sigma. A discrete process with fewer timesteps on the way gives fewer levels.
     """
     if substeps < 1:
         raise ValueError(f"substeps={substeps}: expected at least 1")
@@ -216,7 +215,7 @@ def sub_schedule(process: NoiseProcess, t: Level, s: Level, std: Tensor, substep
 
 
 def uniform_trailing(process: NoiseProcess, steps: int) -> Tensor:
-    """t = round(T - i T / N) - 1 (arXiv 2305.08891); for flow u = 1 - i / N, shifted. Float64 [N]."""
+    """Return t = round(T - i T / N) - 1 (arXiv 2305.08891), or for flow u = 1 - i / N, shifted; float64 [N]."""
     part = torch.arange(steps, dtype=torch.float64) / steps
     if isinstance(process, VariancePreserving):
         return torch.round(process.timesteps * (1 - part)) - 1
@@ -224,32 +223,32 @@ def uniform_trailing(process: NoiseProcess, steps: int) -> Tensor:
         u = 1 - part
         return process.scale * process.shift * u / (1 + (process.shift - 1) * u)
     raise ValueError(
-        "uniform_trailing: the timestep of a VE process is sigma, in which even steps waste all on noise; "
+        "uniform_trailing: the timestep of a VE process is sigma, and even steps in it spend nearly all on noise; "
         "use karras or log_snr_linear"
     )
 
 
 def uniform_leading(process: NoiseProcess, steps: int, offset: int = 1) -> Tensor:
-    """t = (N - 1 - i) floor(T / N) + offset: diffusers' default, for comparison; it starts below the noisiest level."""
+    """Return t = (N - 1 - i) floor(T / N) + offset, diffusers' default, which starts below the noisiest level."""
     if not isinstance(process, VariancePreserving):
-        raise ValueError("uniform_leading: exists for DDPM's discrete timesteps only; use uniform_trailing or karras")
+        raise ValueError("uniform_leading exists for DDPM's discrete timesteps only; use uniform_trailing or karras")
     return torch.arange(steps - 1, -1, -1, dtype=torch.float64) * (process.timesteps // steps) + offset
 
 
 def _karras(process: NoiseProcess, steps: int) -> Tensor:
-    """sigma / alpha uniform in its seventh root (Karras et al., arXiv 2206.00364, eq. 5 with N + 1 points)."""
+    """Return levels uniform in (sigma / alpha)^(1/7) (Karras et al., arXiv 2206.00364, eq. 5 with N + 1 points)."""
     high, low = (math.exp(-end / 7) for end in process.span)
     return _timesteps(process, -7 * torch.log(torch.linspace(high, low, steps + 1, dtype=torch.float64)), "karras")
 
 
 def _log_snr_linear(process: NoiseProcess, steps: int) -> Tensor:
-    """Uniform in half log-SNR; the same as exponential in sigma / alpha."""
+    """Return levels uniform in half log-SNR, which are exponential in sigma / alpha."""
     return _timesteps(process, torch.linspace(*process.span, steps + 1, dtype=torch.float64), "log_snr_linear")
 
 
 def _align_your_steps(name: str) -> Callable[[NoiseProcess, int], Tensor]:
     def timesteps(process: NoiseProcess, steps: int) -> Tensor:
-        """The table, interpolated linearly in ln(sigma / alpha) to N + 1 points."""
+        """Interpolate the table linearly in ln(sigma / alpha) to N + 1 points."""
         table = -torch.tensor(AYS[name], dtype=torch.float64).log()
         place = torch.linspace(0, len(table) - 1, steps + 1, dtype=torch.float64)
         left = place.long().clamp(max=len(table) - 2)
@@ -259,22 +258,22 @@ def _align_your_steps(name: str) -> Callable[[NoiseProcess, int], Tensor]:
 
 
 def _timesteps(process: NoiseProcess, grid: Tensor, name: str) -> Tensor:
-    """Timesteps [N] of a half log-SNR grid [N + 1]: the noisiest, then those nearest to the inner points."""
+    """Return timesteps [N] of a half log-SNR grid [N + 1]: the noisiest, then those nearest to the inner points."""
     inner, (low, high) = grid[1:-1], process.span
     if bool((inner <= low).any()) or bool((inner >= high).any()):
         raise ValueError(
-            f"schedule {name} with steps={len(grid) - 1}: half log-SNR {inner.min():.3f} to {inner.max():.3f} leaves "
-            f"the process's own {low:.3f} to {high:.3f}; it was made for another process, choose another schedule"
+            f"schedule {name} with steps={len(grid) - 1}: half log-SNR {inner.min():.3f} to {inner.max():.3f} exceeds "
+            f"the process's {low:.3f} to {high:.3f}; it was made for another process, choose another schedule"
         )
     return _apart(process, torch.cat([process.noisiest().timestep[None], process.nearest(inner).timestep]))
 
 
 def _apart(process: NoiseProcess, timesteps: Tensor) -> Tensor:
-    """Where levels round to the same discrete timestep, the later ones move on to the next free one."""
+    """Move levels that round to the same discrete timestep as an earlier one on to the next free timestep."""
     if not isinstance(process, VariancePreserving):
         return timesteps
     i = torch.arange(len(timesteps), dtype=torch.float64)
-    room = torch.maximum(timesteps, len(timesteps) - 1 - i)  # each level leaves one timestep for each after it
+    room = torch.maximum(timesteps, len(timesteps) - 1 - i)  # each level leaves one timestep for each later level
     return torch.cummin(room + i, 0).values - i
 
 

@@ -1,11 +1,12 @@
 """Deterministic solvers: pure functions of (predict, x, schedule), from x = x_T [B, ...] to the terminal level.
 
-All solve d(x / sigma) / d(alpha / sigma) = x0_hat. While x0_hat stays put its solution between levels t and s is exact,
+All solve d(x / sigma) / d(alpha / sigma) = x0_hat. For constant x0_hat the solution between levels t and s is exactly
 
     x_s = (sigma_s / sigma_t) x_t + (alpha_s - sigma_s alpha_t / sigma_t) x0_hat
 
-and the solvers differ in what they put for x0_hat. Nothing divides by alpha: a first level of pure noise needs no care,
-and where alpha_T is tiny but not 0 (cosine schedules) no difference of predictions is multiplied by sigma_T / alpha_T.
+and the solvers differ in the value that they use for x0_hat. No solver divides by alpha: a first level of pure noise is
+no special case, and where alpha_T is tiny but not 0 (cosine schedules) no difference of predictions is multiplied by
+sigma_T / alpha_T.
 """
 
 from __future__ import annotations
@@ -26,40 +27,40 @@ _NO_NOISE = torch.zeros((), dtype=torch.float64)
 
 
 def euler(predict: Predict, x: Tensor, schedule: Schedule) -> Tensor:
-    """First order: the transition with S = 0, which is DDIM (Song et al., arXiv 2010.02502). N network calls."""
+    """Solve to first order by transitions with S = 0: DDIM (Song et al., arXiv 2010.02502). N network calls."""
     for i in range(schedule.steps):
         x = transition_mean(predict(x, schedule[i]), schedule[i + 1], _NO_NOISE)
     return x
 
 
 def heun(predict: Predict, x: Tensor, schedule: Schedule) -> Tensor:
-    """Second order: the mean of x0_hat at both ends of a step. 2 N - 1 network calls.
+    """Solve to second order by the mean of x0_hat at both ends of a step. 2 N - 1 network calls.
 
     Karras et al. (arXiv 2206.00364, algorithm 1) average eps_hat over sigma / alpha instead, which has no finite
-    first step from alpha = 0. As there, the step to the terminal level is Euler's.
+    first step from alpha = 0. As in theirs, the step to the terminal level is an Euler step.
     """
     for i in range(schedule.steps):
         t, s = schedule[i], schedule[i + 1]
-        here = predict(x, t)
-        ahead = transition_mean(here, s, _NO_NOISE)
-        x = ahead if i == schedule.steps - 1 else _advance(x, (here.x0 + predict(ahead, s).x0) / 2, t, s)
+        prediction = predict(x, t)
+        ahead = transition_mean(prediction, s, _NO_NOISE)
+        x = ahead if i == schedule.steps - 1 else _advance(x, (prediction.x0 + predict(ahead, s).x0) / 2, t, s)
     return x
 
 
 def dpmpp_2m(predict: Predict, x: Tensor, schedule: Schedule) -> Tensor:
-    """DPM-Solver++(2M) (Lu et al., arXiv 2211.01095, algorithm 2): x0_hat extrapolated to the step's midpoint.
+    """Solve by DPM-Solver++(2M) (Lu et al., arXiv 2211.01095, algorithm 2): x0_hat is extrapolated to midpoints.
 
-    Second order in half log-SNR; the first step and the one to the terminal level are Euler's. N network calls.
+    The order is 2 in half log-SNR; the first step and the one to the terminal level are Euler steps. N network calls.
     """
     h = schedule.levels.half_log_snr.diff()
     previous: Tensor | None = None
     for i in range(schedule.steps):
         t, s = schedule[i], schedule[i + 1]
         x0 = predict(x, t).x0
-        ahead = x0
+        midpoint = x0
         if previous is not None and i < schedule.steps - 1:
-            ahead = x0 + like(h[i] / (2 * h[i - 1]), x0) * (x0 - previous)
-        x, previous = _advance(x, ahead, t, s), x0
+            midpoint = x0 + like(h[i] / (2 * h[i - 1]), x0) * (x0 - previous)
+        x, previous = _advance(x, midpoint, t, s), x0
     return x
 
 
@@ -72,13 +73,13 @@ SOLVERS: dict[str, Solver] = {"euler": euler, "heun": heun, "dpmpp_2m": dpmpp_2m
 
 
 def network_calls(solver: str, steps: int) -> int:
-    """Unguided network calls of a solver over N = `steps` evaluated levels."""
+    """Return the unguided network calls of a solver over N = `steps` levels. Raises ValueError."""
     _solver(solver)
     return 2 * steps - 1 if solver == "heun" else steps
 
 
 def initial(schedule: Schedule, unit_noise: Tensor) -> Tensor:
-    """x_T = sigma_T eps of the schedule's first level, in the noise's shape and dtype."""
+    """Return x_T = sigma_T eps of the schedule's first level, in the noise's shape and dtype."""
     return like(schedule[0].sigma, unit_noise) * unit_noise
 
 
@@ -107,7 +108,7 @@ def sample(solver: str, predict: Predict, unit_noise: Tensor, schedule: Schedule
 
 
 def jump(predict: Predict, x: Tensor, process: NoiseProcess, t: Level, s: Level, std: Tensor, substeps: int) -> Tensor:
-    """The teacher's mean of x_s from x at level t, in at most M = `substeps` Euler steps; S = `std`, scalar levels.
+    """Return the teacher's mean of x_s from x at level t, by at most M = `substeps` Euler steps; S = `std`, all scalar.
 
     The mean carries less noise than level s, so the steps lead to the level d with sigma_d / alpha_d =
     sqrt(sigma_s^2 - S^2) / alpha_s, and the result is x_d alpha_s / alpha_d: a target of the same noise as the policy's

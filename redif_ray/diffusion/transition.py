@@ -1,10 +1,10 @@
-"""The one transition of every sampler here, and its density.
+"""The Gaussian transition of all samplers, and its density.
 
     mean = alpha_s x0_hat + sqrt(sigma_s^2 - S^2) eps_hat            x_s = mean + S z
 
 with S the exploration std. S = 0 is DDIM (Song et al., arXiv 2010.02502), the deterministic solver at deployment;
 `posterior` is DDIM-eta, or the ancestral Euler step where alpha = 1; `cps` is Flow-CPS (arXiv 2509.05952).
-Given the true (x0, eps), x_s has exactly the noise of level s whatever S in [0, sigma_s].
+Given the true (x0, eps), x_s has exactly the noise of level s for every S in [0, sigma_s].
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ ExplorationKind = Literal["posterior", "cps"]
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """A network's belief at one level: `x0` and `eps`, each [B, ...], with x = alpha x0 + sigma eps."""
+    """A network's estimates at one level: `x0` and `eps`, each [B, ...], with x = alpha x0 + sigma eps."""
 
     x0: Tensor
     eps: Tensor
 
 
 def exploration_std(t: Level, s: Level, *, eta: float, kind: ExplorationKind = "posterior") -> Tensor:
-    """S of the step from level t to the cleaner level s, float64, of the levels' shape; eta in [0, 1].
+    """Return S of the step from level t to the cleaner level s, float64, of the levels' shape; eta in [0, 1].
 
     posterior: eta sigma_s sqrt(1 - (alpha_t sigma_s)^2 / (alpha_s sigma_t)^2)
     cps:       sigma_s sin(eta pi / 2)
@@ -44,13 +44,13 @@ def exploration_std(t: Level, s: Level, *, eta: float, kind: ExplorationKind = "
 
 
 def transition_mean(prediction: Prediction, s: Level, std: Tensor) -> Tensor:
-    """Mean of x_s, in the prediction's dtype. `std` is S, shape [] or [B]."""
+    """Return the mean of x_s, in the prediction's dtype. std: S, shape [] or [B]."""
     carried = torch.sqrt((s.sigma**2 - std**2).clamp(min=0))
     return like(s.alpha, prediction.x0) * prediction.x0 + like(carried, prediction.eps) * prediction.eps
 
 
 def log_prob(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Log density of x under N(mean, S^2 I), averaged over the D dimensions of a sample: [B], float32.
+    """Return the log density of x under N(mean, S^2 I), averaged over the D dimensions of a sample: [B], float32.
 
     -(x - mean)^2 / (2 S^2) - ln S - ln(2 pi) / 2, mean over D. This is the field's convention: a ratio of such
     densities is the true ratio to the power 1/D, and clip ranges are small accordingly. S must be above 0.

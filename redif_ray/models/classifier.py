@@ -1,6 +1,7 @@
 """Small image classifiers: one is an encoder for rewards, another, of other shape and other data, judges the results.
 
-A folder of `config.json` and `model.safetensors` (float32). Loaded ones are frozen; images may still carry gradients.
+A classifier is a folder of `config.json` and `model.safetensors` (float32). A loaded classifier is frozen, but
+gradients still flow through it to the images.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class _ResidualBlock(nn.Module):
 
 
 def _conv_body(channels: int) -> nn.Sequential:
-    """Plain strided convolutions with batch normalisation; a quarter of the edge remains."""
+    """Return strided convolutions with batch normalisation, which reduce an image's edge to a quarter."""
     layers: list[nn.Module] = []
     for inputs, outputs, kernel, stride in ((channels, 32, 5, 2), (32, 64, 3, 2), (64, FEATURES, 3, 1)):
         conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
@@ -52,7 +53,7 @@ def _conv_body(channels: int) -> nn.Sequential:
 
 
 def _residual_body(channels: int) -> nn.Sequential:
-    """A stem and two residual blocks; a quarter of the edge remains."""
+    """Return a stem and two residual blocks, which reduce an image's edge to a quarter."""
     return nn.Sequential(
         nn.Conv2d(channels, 32, 5, 2, 2, bias=False),
         _ResidualBlock(32, 64, 2),
@@ -63,10 +64,11 @@ def _residual_body(channels: int) -> nn.Sequential:
 
 
 class Classifier(nn.Module):
-    """Images [B, C, H, W] float in [0, 1] to features, a 64-d embedding and logits.
+    """A network that maps images [B, C, H, W], float in [0, 1], to features, a 64-d embedding and logits.
 
     kind: `conv` (plain convolutions, batch normalisation) or `residual` (pre-activation ResNet, group normalisation).
-    name: how reports call it. image_shape: (C, H, W). classes: what the logits mean. card: facts kept in config.json.
+    name: the classifier's name in reports. image_shape: (C, H, W). classes: names of the logits. card: facts for
+    config.json.
     """
 
     def __init__(
@@ -92,27 +94,27 @@ class Classifier(nn.Module):
         self.head = nn.Linear(EMBEDDING, len(self.classes))
 
     def features(self, images: Tensor) -> Tensor:
-        """The last convolutional map, [B, 64, ceil(H / 4), ceil(W / 4)]."""
+        """Return the last convolutional map, [B, 64, ceil(H / 4), ceil(W / 4)]."""
         check_images(images, self.name, self.image_shape)
         return self.body(images * 2 - 1)
 
     def embedding(self, images: Tensor) -> Tensor:
-        """The penultimate layer before its rectifier, [B, 64]: closer to Gaussian than after it."""
+        """Return the penultimate layer, [B, 64], before its rectifier, where it is closer to Gaussian than after."""
         return self.project(self.features(images).flatten(1))
 
     def logits(self, images: Tensor) -> Tensor:
-        """[B, number of classes]."""
+        """Return the logits of images, [B, number of classes]."""
         return self.logits_of(self.embedding(images))
 
     def logits_of(self, embedding: Tensor) -> Tensor:
-        """Those of images whose embedding this is."""
+        """Return the logits of images with this `embedding` [B, 64]."""
         return self.head(functional.relu(embedding))
 
     def forward(self, images: Tensor) -> Tensor:
         return self.logits(images)
 
     def save(self, folder: str | Path) -> None:
-        """Write `config.json` and `model.safetensors` into `folder`, which is made if it is not there."""
+        """Write `config.json` and `model.safetensors` into `folder`, which is created if necessary."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         config = {"kind": self.kind, "name": self.name, "image_shape": self.image_shape, "classes": self.classes}
@@ -135,7 +137,7 @@ def check_images(images: Tensor, name: str, shape: tuple[int, ...]) -> None:
 
 
 def load_classifier(folder: str | Path) -> Classifier:
-    """The classifier in `folder`, on the CPU, frozen and in eval mode. Raises `ClassifierError`."""
+    """Load the classifier in `folder` onto the CPU, frozen and in eval mode. Raises `ClassifierError`."""
     folder = Path(folder)
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():

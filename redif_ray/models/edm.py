@@ -1,4 +1,4 @@
-"""EDM: networks of pixels that are told sigma and preconditioned (Karras et al., arXiv 2206.00364, section 5).
+"""EDM: preconditioned pixel networks conditioned on sigma (Karras et al., arXiv 2206.00364, section 5).
 
     D(x, sigma) = c_skip x + c_out F(c_in x, c_noise)
 
@@ -24,7 +24,7 @@ from redif_ray.models.protocol import Encoded, ModelError
 
 @dataclass(eq=False, kw_only=True)
 class EDM(PixelUNet):
-    """x0_hat = D(x, sigma); conditional on a class, or unconditional. sigma_data: the std of the data."""
+    """An EDM network, x0_hat = D(x, sigma), conditional on a class or unconditional. sigma_data: std of the data."""
 
     sigma_data: float
 

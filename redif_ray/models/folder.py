@@ -1,4 +1,7 @@
-"""A diffusers folder on disk: its index, its network, its scheduler. safetensors only; nothing is made up."""
+"""Reading of a diffusers folder: its index, its networks, its scheduler.
+
+Weights are read from safetensors only. A missing file is an error; no default takes its place.
+"""
 
 from __future__ import annotations
 
@@ -21,11 +24,11 @@ from redif_ray.models.quiet import quiet
 
 INDEX = "model_index.json"
 _without_weights = ContextVar("without_weights", default=False)
-PREDICTIONS = ("epsilon", "sample", "v_prediction")  # of a variance preserving process
+PREDICTIONS = ("epsilon", "sample", "v_prediction")  # prediction types of variance preserving processes
 
 
 def read_index(folder: Path) -> dict[str, Any]:
-    """`model_index.json`, which names the pipeline's class and its parts. Raises ModelError."""
+    """Return `model_index.json`, which names the pipeline's class and its parts. Raises ModelError."""
     path = folder / INDEX
     if not path.is_file():
         raise ModelError(
@@ -42,22 +45,23 @@ def read_index(folder: Path) -> dict[str, Any]:
 
 
 def load_network(kind: Any, folder: Path, component: str, dtype: torch.dtype, *, read: bool = True) -> Any:
-    """The network of class `kind` in `dtype`, frozen, in eval mode. Raises ModelError unless the file holds exactly its
-    weights; a text encoder's may hold more, as those of old checkpoints do.
+    """Load the network of class `kind` in `dtype`, frozen and in eval mode.
 
-    read=False: all of this but the numbers, which are not read; the network is on the device "meta".
+    read: False checks the files in the same way but does not read the weights; the network is on the device "meta".
+    Raises ModelError unless the file holds exactly the network's weights. Only the file of a text encoder may hold
+    more, as those of old checkpoints do.
     """
     if not (folder / component / "config.json").is_file():
         raise ModelError(f"{folder} has no {component}/config.json; expected a {kind.__name__} there")
     if weightless():
         return _skeleton(kind, folder / component, dtype)
-    theirs = issubclass(kind, PreTrainedModel)
-    options: dict[str, Any] = {"dtype" if theirs else "torch_dtype": dtype}
+    from_transformers = issubclass(kind, PreTrainedModel)
+    options: dict[str, Any] = {"dtype" if from_transformers else "torch_dtype": dtype}
     if not read:
         options["device_map"] = "meta"
     try:
         with quiet():
-            network, found = kind.from_pretrained(
+            network, loading = kind.from_pretrained(
                 folder / component, use_safetensors=True, output_loading_info=True, **options
             )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
@@ -65,7 +69,8 @@ def load_network(kind: Any, folder: Path, component: str, dtype: torch.dtype, *,
             f"{folder / component} cannot be loaded as a {kind.__name__} from safetensors: {error}; write .bin "
             "weights again with save_pretrained(safe_serialization=True), or copy the folder once more"
         ) from error
-    wrong = {name: names for name, names in found.items() if names and not (theirs and name == "unexpected_keys")}
+    allowed = {"unexpected_keys"} if from_transformers else set()
+    wrong = {name: names for name, names in loading.items() if names and name not in allowed}
     if wrong:
         raise ModelError(f"{folder / component}: the weights are not those of its config.json: {wrong}")
     return network.eval().requires_grad_(False)
@@ -73,7 +78,7 @@ def load_network(kind: Any, folder: Path, component: str, dtype: torch.dtype, *,
 
 @contextmanager
 def without_weights() -> Iterator[None]:
-    """Networks that are loaded in here have shapes and dtypes, but no numbers: they are on the device "meta"."""
+    """Make `load_network` return networks on the device "meta" in this block, with shapes and dtypes but no weights."""
     token = _without_weights.set(True)
     try:
         yield
@@ -82,7 +87,7 @@ def without_weights() -> Iterator[None]:
 
 
 def weightless() -> bool:
-    """Whether this is in `without_weights`."""
+    """Tell whether the caller is in a `without_weights` block."""
     return _without_weights.get()
 
 
@@ -96,20 +101,20 @@ def _skeleton(kind: Any, folder: Path, dtype: torch.dtype) -> Any:
 
 
 def load_scheduler(folder: Path) -> Any:
-    """The pipeline's scheduler, of its own class: whichever way its betas are written, diffusers reads them."""
+    """Load the pipeline's scheduler as the diffusers class that it names, which reads its betas. Raises ModelError."""
     path = folder / "scheduler" / "scheduler_config.json"
     if not path.is_file():
-        raise ModelError(f"{folder} has no scheduler/{path.name}; expected that which the network was trained with")
+        raise ModelError(f"{folder} has no scheduler/{path.name}; expected the scheduler of the network's training")
     name = json.loads(path.read_text()).get("_class_name")
     kind: Any = getattr(diffusers, str(name), None)
-    known = isinstance(kind, type) and issubclass(kind, SchedulerMixin)
-    if not known:
-        raise ModelError(f"{path}: _class_name={name!r} is no scheduler of diffusers {diffusers.__version__}")
+    is_scheduler = isinstance(kind, type) and issubclass(kind, SchedulerMixin)
+    if not is_scheduler:
+        raise ModelError(f"{path}: _class_name={name!r} is not a scheduler of diffusers {diffusers.__version__}")
     return kind.from_pretrained(path.parent)
 
 
 def variance_preserving(scheduler: Any) -> dict[str, Any]:
-    """`process`, `prediction_type` and `clip` of a DDPM-like scheduler, for a DiffusionModel. Raises ModelError."""
+    """Return the fields of a DiffusionModel that follow from a DDPM-like scheduler. Raises ModelError."""
     config, name = scheduler.config, type(scheduler).__name__
     if not hasattr(scheduler, "alphas_cumprod"):
         raise ModelError(f"{name} has no alphas_cumprod; expected a DDPM-like scheduler (variance preserving)")
@@ -120,7 +125,7 @@ def variance_preserving(scheduler: Any) -> dict[str, Any]:
     alphas = scheduler.alphas_cumprod
     if config.prediction_type == "epsilon" and (config.get("rescale_betas_zero_snr", False) or alphas[-1] == 0):
         raise ModelError(
-            "zero terminal SNR with prediction_type=epsilon: at alpha = 0 the noise says nothing of x0; "
+            "zero terminal SNR with prediction_type=epsilon: at alpha = 0 the noise does not determine x0; "
             "expected v_prediction or sample, or betas that are not rescaled"
         )
     process = VariancePreserving(alphas, final_alpha_cumprod=_final_alpha_cumprod(scheduler))
@@ -129,15 +134,15 @@ def variance_preserving(scheduler: Any) -> dict[str, Any]:
 
 
 def _final_alpha_cumprod(scheduler: Any) -> float:
-    """alphas_cumprod where sampling ends: 1, or alphas_cumprod[0] if the scheduler stops there."""
-    if hasattr(scheduler, "final_alpha_cumprod"):  # the DDIM kin: set_alpha_to_one
+    """Return alphas_cumprod where sampling ends: 1, or alphas_cumprod[0] if the scheduler stops there."""
+    if hasattr(scheduler, "final_alpha_cumprod"):  # DDIM and its relatives: set_alpha_to_one
         return float(scheduler.final_alpha_cumprod)
-    stops = scheduler.config.get("final_sigmas_type", "zero") == "sigma_min"  # the Euler kin
+    stops = scheduler.config.get("final_sigmas_type", "zero") == "sigma_min"  # Euler and its relatives
     return float(scheduler.alphas_cumprod[0]) if stops else 1.0
 
 
 def flow_matching(scheduler: Any) -> dict[str, Any]:
-    """`process`, `prediction_type` and `clip` of a flow-matching scheduler, for a DiffusionModel. Raises ModelError."""
+    """Return the fields of a DiffusionModel that follow from a flow-matching scheduler. Raises ModelError."""
     config, name = scheduler.config, type(scheduler).__name__
     if not isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
         raise ModelError(f"the scheduler is a {name}; expected a FlowMatchEulerDiscreteScheduler")

@@ -1,6 +1,6 @@
 """Tokenisers, text encoders and VAE of a diffusers folder, each loaded when it is first used.
 
-What is wrong with one is said before: its class, its files, weights that are not those of its config.json.
+Wrong classes, missing files and weights that do not fit their config.json raise an error before any part is loaded.
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from redif_ray.models.folder import INDEX, load_network, weightless, without_weights
 from redif_ray.models.protocol import ModelError
 
-LIBRARIES = {"diffusers": diffusers, "transformers": transformers}  # whose classes an index may name
-WEIGHTS = ("model.safetensors", "diffusion_pytorch_model.safetensors")  # as the libraries name them
+LIBRARIES = {"diffusers": diffusers, "transformers": transformers}  # an index may name classes of these
+WEIGHTS = ("model.safetensors", "diffusion_pytorch_model.safetensors")  # file names of both libraries
 
 
 class Parts:
-    """The parts `names` of a pipeline, of the classes that its index says; an `optional` one may be absent.
+    """The frozen parts of a pipeline, each of the class that the index names.
 
-    Networks are of `dtype`, but a VAE is float32. Raises ModelError for a part that could not be loaded.
+    names: parts that must exist. optional: parts that may be absent. dtype: of the networks; a VAE is float32 instead.
+    Raises ModelError for a part that could not be loaded.
     """
 
     def __init__(
@@ -39,11 +40,11 @@ class Parts:
         names: Sequence[str],
         optional: Sequence[str] = (),
     ) -> None:
-        found = {name: index.get(name) or (None, None) for name in (*names, *optional)}
-        if absent := [name for name in names if found[name][1] is None]:
+        entries = {name: index.get(name) or (None, None) for name in (*names, *optional)}
+        if absent := [name for name in names if entries[name][1] is None]:
             raise ModelError(f"{folder} has no {', '.join(absent)}; expected the whole pipeline")
         self.folder, self.dtype, self.empty = folder, dtype, weightless()
-        self.kinds = {name: _kind(folder, name, *entry) if entry[1] else None for name, entry in found.items()}
+        self.kinds = {name: _kind(folder, name, *entry) if entry[1] else None for name, entry in entries.items()}
         self.loaded: dict[str, Any] = {}
         self.configs = {name: self._network(name, read=False).config for name in self.kinds if self._is_network(name)}
         for name, kind in self.kinds.items():
@@ -51,17 +52,17 @@ class Parts:
                 _check_tokenizer(kind, folder / name)
 
     def get(self, name: str, device: str | torch.device) -> Any:
-        """The part, on `device` if it is a network; None for an optional one that is absent."""
+        """Return the part `name`, on `device` if it is a network; None for an optional part that is absent."""
         if name not in self.loaded and self.kinds[name] is not None:
             self.loaded[name] = self._network(name).to(device) if name in self.configs else self._tokenizer(name)
         return self.loaded.get(name)
 
     def networks(self) -> dict[str, Module]:
-        """Those that are loaded."""
+        """Return the networks that are loaded, by name."""
         return {name: part for name, part in self.loaded.items() if name in self.configs}
 
     def files(self, names: Sequence[str], digest: Callable[[Path], str]) -> dict[str, str]:
-        """`digest` of each file that decides what these parts do, by its path in the folder."""
+        """Return `digest` of each file that decides what the parts `names` do, by its path in the folder."""
         paths = [path for name in names if self.kinds[name] is not None for path in self._files(name)]
         return {str(path.relative_to(self.folder)): digest(path) for path in sorted(paths)}
 
@@ -98,17 +99,17 @@ class Parts:
 
 
 def _kind(folder: Path, name: str, library: Any, kind: Any) -> Any:
-    found: Any = getattr(LIBRARIES.get(str(library)), str(kind), None)
-    if not isinstance(found, type) or not issubclass(found, ModelMixin | PreTrainedModel | PreTrainedTokenizerBase):
+    actual: Any = getattr(LIBRARIES.get(str(library)), str(kind), None)
+    if not isinstance(actual, type) or not issubclass(actual, ModelMixin | PreTrainedModel | PreTrainedTokenizerBase):
         raise ModelError(
             f"{folder / INDEX}: {name} is [{library}, {kind}]; expected a network or tokeniser of "
             "diffusers or transformers"
         )
-    return found
+    return actual
 
 
 def _check_tokenizer(kind: Any, folder: Path) -> None:
-    """That one of the files which hold its words is there."""
+    """Raise ModelError unless at least one vocabulary file exists."""
     names = sorted(set(kind.vocab_files_names.values()))
     if not any((folder / name).is_file() for name in names):
         raise ModelError(

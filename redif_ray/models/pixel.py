@@ -17,15 +17,15 @@ from redif_ray.types import Condition
 
 
 class PixelModel(DiffusionModel):
-    """Images in [-1, 1] are the latents; the only condition is a class label."""
+    """A diffusion model whose latents are images in [-1, 1] and whose only condition is a class label."""
 
     @property
     def null_label(self) -> int | None:
-        """The label that means "no class"; None: the network has none."""
+        """The label that means "no class", or None if the network has none."""
         return None
 
     def encode(self, conditions: Sequence[Condition]) -> Encoded:
-        """{"class_labels": int64 [B]}, or nothing for an unconditional network. None means "no class"."""
+        """Return {"class_labels": int64 [B]}, or {} for an unconditional network. A condition None means "no class"."""
         if self.num_classes is None:
             wrong = [c for c in conditions if c is not None]
             if wrong:
@@ -35,16 +35,16 @@ class PixelModel(DiffusionModel):
 
     def null_conditions(self, batch: int) -> Encoded:
         if self.num_classes is None:
-            raise ModelError("guidance for an unconditional network: there is nothing to guide by; expected guidance=1")
+            raise ModelError("guidance of an unconditional network: there is nothing to guide by; expected guidance=1")
         return self.encode([None] * batch)
 
     def output(self, x: Tensor, timestep: Tensor, encoded: Encoded) -> Tensor:
         return self.call(x, timestep if timestep.requires_grad else timestep.to(torch.int64), encoded)
 
-    def call(self, x: Tensor, told: Tensor, encoded: Encoded) -> Tensor:
-        """The network on x, `told` [B] where it is."""
-        output = self.call_network(x, told, **encoded).sample
-        return output[:, : x.shape[1]]  # the rest, where there is one, is a learned variance
+    def call(self, x: Tensor, timestep: Tensor, encoded: Encoded) -> Tensor:
+        """Call the network with x and `timestep` [B], as the network takes them; the result has the shape of x."""
+        output = self.call_network(x, timestep, **encoded).sample
+        return output[:, : x.shape[1]]  # further channels, if any, are a learned variance
 
     def decode(self, latents: Tensor) -> Tensor:
         return (latents / 2 + 0.5).clamp(0, 1)
@@ -53,7 +53,7 @@ class PixelModel(DiffusionModel):
         if condition is None:
             if self.null_label is None:
                 raise ModelError(
-                    f"{type(self.network).__name__} has no label that means no class, as guidance needs; "
+                    f"{type(self.network).__name__} has no label that means no class, but guidance needs one; "
                     "expected guidance=1 and a class for every image"
                 )
             return self.null_label
@@ -63,7 +63,7 @@ class PixelModel(DiffusionModel):
 
 
 class PixelUNet(PixelModel):
-    """DDPMPipeline and DDIMPipeline: unconditional, or conditional on a class without a "no class" label."""
+    """The UNet of DDPMPipeline or DDIMPipeline: unconditional, or conditional on a class without a "no class" label."""
 
     @classmethod
     def load(cls, folder: Path, dtype: torch.dtype) -> Self:
@@ -71,7 +71,7 @@ class PixelUNet(PixelModel):
 
 
 class PixelDiT(PixelModel):
-    """DiTPipeline without a VAE: conditional on a class, one label beyond the classes means "no class"."""
+    """The transformer of a DiTPipeline without a VAE: conditional on a class; one further label means "no class"."""
 
     @classmethod
     def load(cls, folder: Path, dtype: torch.dtype) -> Self:
@@ -92,13 +92,13 @@ class PixelDiT(PixelModel):
         return self.num_classes
 
     def blocks(self) -> list[Module]:
-        """The network asks its first block for an embedding once more when all are done."""
+        """Return the blocks, and the first block's embedding, which the network calls again after the last block."""
         network: Any = self.network
         return [*super().blocks(), network.transformer_blocks[0].norm1.emb]
 
 
 def load_unet(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
-    """The fields of a model that an UNet2DModel decides. Raises ModelError."""
+    """Load an UNet2DModel and return the fields of a PixelModel that follow from it. Raises ModelError."""
     network = load_network(UNet2DModel, folder, "unet", dtype)
     config = network.config
     if config.class_embed_type is not None or config.time_embedding_type == "fourier":

@@ -1,4 +1,4 @@
-"""Where a model is, as far as can be seen without torch or diffusers, which take seconds to import."""
+"""Location of a model on disk, found without importing torch or diffusers, which takes seconds."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ TEACHERS = Path(__file__).parent.parent / "assets" / "teachers"
 
 
 class ModelError(UserError, ValueError):
-    """A model that cannot be loaded, or is asked for what it cannot do; the message says what was expected."""
+    """A model that cannot be loaded or does not support a request; the message says what was expected."""
 
 
 def local_folder(source: str | Path) -> Path | None:
-    """A local folder, or that of a shipped teacher; None for an "org/name" of the hub. Raises ModelError."""
+    """Return the folder of a path or shipped teacher; None for a hub id (org/name). Raises ModelError."""
     for folder in (Path(source), TEACHERS / source):
         if folder.is_dir():
             return folder
@@ -25,5 +25,6 @@ def local_folder(source: str | Path) -> Path | None:
 
 
 def missing(source: str | Path) -> str:
+    """Return the message of an error for a model that does not exist."""
     shipped = ", ".join(sorted(p.name for p in TEACHERS.glob("*/"))) or "none"
     return f"no model {str(source)!r}: expected a folder, a hub id (org/name), or a shipped teacher ({shipped})"

@@ -1,4 +1,4 @@
-"""From what a network says to what the transition needs: (x0_hat, eps_hat) with x = alpha x0 + sigma eps."""
+"""Conversion of a network's output to the (x0_hat, eps_hat) of a transition, with x = alpha x0 + sigma eps."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ CONVERSIONS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Prediction]] =
 
 
 def to_prediction(kind: str, output: Tensor, x: Tensor, level: Level, clip: float | None = None) -> Prediction:
-    """The prediction behind `output`, of the shape of `x` [B, ...]; `level` scalar or [B].
+    """Return the prediction for a network's `output`, of the shape of `x` [B, ...]; `level` is scalar or [B].
 
-    kind: a key of `CONVERSIONS`, in diffusers' words. clip: x0 is clamped to +-clip and eps follows it, so that
-    x = alpha x0 + sigma eps still holds.
+    kind: diffusers' prediction_type, a key of `CONVERSIONS`. clip: bound to which |x0| is clamped; eps then follows
+    from x = alpha x0 + sigma eps. None: no clamping.
     """
     alpha, sigma = like(level.alpha, x), like(level.sigma, x)
     prediction = CONVERSIONS[kind](x, output, alpha, sigma)

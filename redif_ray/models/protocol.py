@@ -1,4 +1,4 @@
-"""What the rest of the package knows of a diffusion model: encode conditions, predict at a level, decode."""
+"""The interface of a diffusion model: encode conditions, predict at a noise level, decode latents."""
 
 from __future__ import annotations
 
@@ -27,8 +27,10 @@ Encoded = dict[str, Tensor]
 
 @dataclass(frozen=True, slots=True)
 class OwnFamily:
-    """Code of the user's that loaded a model. name: `file.py:load`, without its folder, or `package.module:load`;
-    sha256: of the files that it and the model's class are written in.
+    """The user's code that loaded a model.
+
+    name: `file.py:load`, without its folder, or `package.module:load`. sha256: checksums of the files that define the
+    loader and the model's class.
     """
 
     name: str
@@ -40,25 +42,25 @@ class DiffusionModel(ABC):
     """A denoising network of a diffusers pipeline with its noise process.
 
     The network stays in eval mode: dropout, and DiT's random dropping of labels, would draw from a global generator.
-    It may compute in 16 bits; latents, predictions and what a policy's mean is made of are float32.
+    The network may compute in 16 bits; latents, predictions and all terms of a policy's mean are float32.
     A family implements the four abstract methods.
     """
 
     network: Module  # a diffusers ModelMixin
     process: NoiseProcess
     prediction_type: str  # a key of prediction.CONVERSIONS
-    clip: float | None  # x0_hat is clamped to +-clip; None: it is not
+    clip: float | None  # bound to which |x0_hat| is clamped; None: no clamping
     latent_shape: tuple[int, ...]
     image_shape: tuple[int, ...]
-    num_classes: int | None  # None: unconditional
+    num_classes: int | None  # None: not conditional on a class
     component: str  # the network's folder in the pipeline
     index: dict[str, Any]  # the pipeline's model_index.json
-    scheduler: Any  # the pipeline's (diffusers), for its noise process; nothing here steps with it
+    scheduler: Any  # the pipeline's diffusers scheduler, for its noise process; its `step` is never called
 
-    dtype: torch.dtype = torch.float32  # that the network computes in
-    family: OwnFamily | None = None  # None: one of this package's
+    dtype: torch.dtype = torch.float32  # of the network's computation
+    family: OwnFamily | None = None  # None: a family of this package
 
-    takes_captions: ClassVar[bool] = False  # whether a condition is a text
+    takes_captions: ClassVar[bool] = False  # True: conditions are captions
 
     @property
     def config(self) -> Any:
@@ -67,11 +69,11 @@ class DiffusionModel(ABC):
 
     @property
     def parts(self) -> dict[str, Module]:
-        """Frozen networks beside the denoising one that are loaded, by name: they encode conditions, decode latents."""
+        """The loaded frozen networks beside the denoising one, by name: they encode conditions and decode latents."""
         return {}
 
     def parts_sha256(self, digest: Callable[[Path], str]) -> dict[str, str]:
-        """Checksums of all that decides what the parts do, loaded or not, by name. digest: sha256 of a file."""
+        """Return checksums of all that decides what the parts do, loaded or not, by name. digest: sha256 of a file."""
         return {name: weights_sha256(part.state_dict()) for name, part in self.parts.items()}
 
     def to(self, device: str | torch.device) -> Self:
@@ -85,65 +87,66 @@ class DiffusionModel(ABC):
         return next(self.network.parameters()).device
 
     def blocks(self) -> list[Module]:
-        """Parts of the network, outer ones first, that are gathered one at a time where it is sharded; the rest is for
-        the length of a call. Those that diffusers never splits, else the members of its outermost lists.
+        """Return the modules whose weights are gathered one module at a time when the network is sharded, outer first.
 
-        A network that reaches into a block from outside needs what it reaches for in this list too.
+        All other weights are gathered for the length of a call. The blocks are the modules that diffusers never splits,
+        or else the members of the network's outermost lists. A module inside a block that the network also calls from
+        outside of the block must be in the list too.
         """
-        names = getattr(self.network, "_no_split_modules", None) or ()  # diffusers says it nowhere else
+        names = getattr(self.network, "_no_split_modules", None) or ()  # diffusers has no public name for it
         return [m for m in self.network.modules() if type(m).__name__ in names] or list(_members(self.network))
 
     @abstractmethod
     def encode(self, conditions: Sequence[Condition]) -> Encoded:
-        """Tensors of B rows by name, on the network's device. Raises ModelError naming a condition of no use to it."""
+        """Return tensors of B rows by name, on the network's device. Raises ModelError naming an invalid condition."""
 
     @abstractmethod
     def null_conditions(self, batch: int) -> Encoded:
-        """What `encode` gives for "no condition", `batch` rows. Raises ModelError if the network never learned one."""
+        """Return the encoding of "no condition", `batch` rows. Raises ModelError if the network never learned one."""
 
     def check_guidance(self) -> None:
-        """Raises ModelError where there is nothing to guide by."""
+        """Raise ModelError if the network has no conditions to guide by."""
         self.null_conditions(1)
 
     @property
     def example(self) -> Condition:
-        """A condition that `encode` takes."""
+        """A valid condition for `encode`."""
         return "a caption" if self.takes_captions else 0 if self.num_classes else None
 
     def cut_short(self, captions: Sequence[str]) -> list[str]:
-        """Those that the network is not told to their end."""
+        """Return the captions whose end the network does not see."""
         return []
 
     def blank(self, batch: int) -> Encoded:
-        """Some encoding in the shapes of what `encode` gives, for whoever needs no more of it."""
+        """Return an encoding of `batch` rows with the shapes of `encode`, for callers that need only the shapes."""
         return self.encode([self.example] * batch)
 
     @abstractmethod
     def output(self, x: Tensor, timestep: Tensor, encoded: Encoded) -> Tensor:
-        """The network's raw output for x [B, *latent_shape], in that shape. timestep: float64 [B]."""
+        """Return the network's raw output for x [B, *latent_shape], in the shape of x. timestep: float64 [B]."""
 
     @abstractmethod
     def decode(self, latents: Tensor) -> Tensor:
-        """Images [B, *image_shape], float in [0, 1]."""
+        """Return the images [B, *image_shape], float in [0, 1], of latents [B, *latent_shape]."""
 
     def call_network(self, x: Tensor, timestep: Tensor, **conditions: Any) -> Any:
-        """What the network answers, computed in `dtype`: weights that are kept in more bits are cast as autocast does.
+        """Call the network in `dtype`: weights that are kept in more bits are cast as autocast does.
 
-        timestep: as it is; 999 in bfloat16 would be 1000.
+        timestep: passed on without a cast, since 999 in bfloat16 would be 1000.
         """
         weights = next(self.network.parameters())
         x, conditions = x.to(weights.dtype), _cast(conditions, weights.dtype)
         if weights.dtype == self.dtype:
             return self.network(x, timestep=timestep, **conditions)
-        shared = isinstance(weights, DTensor)  # a cast that is kept would outlive the block that was gathered
-        with torch.autocast(x.device.type, self.dtype, cache_enabled=not shared):
+        sharded = isinstance(weights, DTensor)  # a cached cast would outlive the gathered block
+        with torch.autocast(x.device.type, self.dtype, cache_enabled=not sharded):
             return self.network(x, timestep=timestep, **conditions)
 
     def predict(self, x: Tensor, level: Level, encoded: Encoded, *, guidance: float = 1.0) -> Prediction:
-        """x0_hat and eps_hat, float32, of x [B, *latent_shape] float32 at `level`, scalar or [B].
+        """Return x0_hat and eps_hat, float32, for x [B, *latent_shape] float32 at `level`, scalar or [B].
 
         guidance w: output = uncond + w (cond - uncond) (Ho & Salimans, arXiv 2207.12598), both halves in one call of 2B
-        rows; w = 1 calls with B rows. Raises ModelError where there is nothing to guide by.
+        rows; w = 1 calls with B rows. Raises ModelError if the network has no conditions to guide by.
         """
         self._check(x, level, encoded)
         timestep = level.timestep.to(x.device).expand(len(x))
@@ -161,7 +164,7 @@ class DiffusionModel(ABC):
         return partial(self.predict, encoded=encoded, guidance=guidance)
 
     def calls_per_step(self, guidance: float) -> int:
-        """Network evaluations of one image in one prediction."""
+        """Return the number of network evaluations that one prediction of one image takes."""
         return 1 if guidance == 1 else 2
 
     def _check(self, x: Tensor, level: Level, encoded: Encoded) -> None:
@@ -170,11 +173,11 @@ class DiffusionModel(ABC):
         rows = {"level": level.timestep, **encoded} if level.timestep.ndim else encoded
         for name, value in rows.items():
             if len(value) != len(x):
-                raise ValueError(f"{name} has {len(value)} rows, x has {len(x)}; expected one a row of x")
+                raise ValueError(f"{name} has {len(value)} rows, x has {len(x)}; expected one row for each row of x")
 
 
 def repeated(encoded: Encoded, siblings: int) -> Encoded:
-    """Return the conditions of each row, from those of each group: siblings share them."""
+    """Return the encoded conditions of each row, given those of each group, which its siblings share."""
     return {name: value.repeat_interleave(siblings, 0) for name, value in encoded.items()}
 
 
@@ -187,7 +190,7 @@ def _members(module: Module) -> Iterator[Module]:
 
 
 def _cast(value: Any, dtype: torch.dtype) -> Any:
-    """Floating tensors in `dtype`, those in dicts too."""
+    """Return floating tensors cast to `dtype`, also inside dicts, and other values unchanged."""
     if isinstance(value, dict):
         return {name: _cast(v, dtype) for name, v in value.items()}
     return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value

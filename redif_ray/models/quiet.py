@@ -1,4 +1,4 @@
-"""diffusers and transformers without their progress bars, and without a warning for each caption they cut short."""
+"""Silence for diffusers and transformers: no progress bars, and no warning for each truncated caption."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from transformers.utils import logging as transformers_logging
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Errors alone are logged in here, and no bar is drawn: a run has many processes, and many captions."""
+    """Log only errors and draw no progress bars in this block: a run has many processes and many captions."""
     libraries = (diffusers_logging, transformers_logging)
     before = [(library.get_verbosity(), library.is_progress_bar_enabled()) for library in libraries]
     for library in libraries:

@@ -1,9 +1,9 @@
 """Find a model by folder, shipped name or hub id, and read it with the family that its pipeline class names.
 
-A family of the user's own is a function (folder: Path, dtype: torch.dtype) -> DiffusionModel, whose networks are of
-that dtype. `teacher.family` names it for one run; a package names it for all runs with an entry point in the group
-"redif_ray.models", whose name is the pipeline's `_class_name`. The first that there is decides: `teacher.family`, an
-entry point, a family of this package.
+A user's own family is a function (folder: Path, dtype: torch.dtype) -> DiffusionModel, whose networks have that
+dtype. `teacher.family` names it for one run; a package names it for all runs with an entry point in the group
+"redif_ray.models", whose name is the pipeline's `_class_name`. The first of these that exists
+decides: `teacher.family`, an entry point, a family of this package.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from redif_ray.models.quiet import quiet
 from redif_ray.user_code import UserCodeError, described, import_function, settings_kept, source_sha256
 
 GROUP = "redif_ray.models"
-FAMILIES = {  # imported when asked for: some pipelines take seconds
+FAMILIES = {  # imported on first use: some pipelines take seconds
     "DDPMPipeline": "redif_ray.models.pixel:PixelUNet",
     "DDIMPipeline": "redif_ray.models.pixel:PixelUNet",
     "DiTPipeline": "redif_ray.models.pixel:PixelDiT",
@@ -42,21 +42,24 @@ FAMILIES = {  # imported when asked for: some pipelines take seconds
 def load_model(
     source: str | Path, *, family: str | None = None, device: str = "cpu", dtype: torch.dtype = torch.float32
 ) -> DiffusionModel:
-    """The model at `source` (see `model_folder`) on `device`, frozen, in eval mode. Raises ModelError.
+    """Load the model at `source` (see `model_folder`) onto `device`, frozen and in eval mode. Raises ModelError.
 
-    family: the user's own, as `teacher.family`. dtype: of the weights of its networks, and what they compute in; a VAE
-    stays float32, as some overflow in float16.
+    family: the user's loader, as in `teacher.family`; None: chosen by the pipeline's class. dtype: of the networks'
+    weights and computation; a VAE stays float32, since some overflow in float16.
     """
     return replace(_load(model_folder(source), dtype, family).to(device), dtype=dtype)
 
 
 def load_teacher(teacher: Teacher, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> DiffusionModel:
-    """`load_model` of the configured teacher, by its family."""
+    """Load the configured teacher with its family; see `load_model`."""
     return load_model(teacher.model, family=teacher.family, device=device, dtype=dtype)
 
 
 def model_folder(source: str | Path) -> Path:
-    """A local folder, the name of a shipped teacher, or an "org/name" of the hub, fetched. Raises ModelError."""
+    """Return the folder of a model; a hub id is downloaded. Raises ModelError.
+
+    source: a local folder, the name of a shipped teacher, or a hub id (org/name).
+    """
     if (folder := local_folder(source)) is not None:
         return folder
     try:
@@ -70,7 +73,7 @@ def _load(folder: Path, dtype: torch.dtype, family: str | None) -> DiffusionMode
     if (target := family or _installed(name)) is not None:
         return _own(folder, dtype, target, f"teacher.family={family}" if family else f"entry point {name} = {target}")
     if name in FAMILIES:
-        with quiet():  # transformers says at length which image processors it has not
+        with quiet():  # transformers logs each image processor that is not installed
             loader = resolve_name(FAMILIES[name]).load
         return loader(folder, dtype)
     known = ", ".join(sorted({*FAMILIES, *(point.name for point in entry_points(group=GROUP))}))
@@ -81,18 +84,18 @@ def _load(folder: Path, dtype: torch.dtype, family: str | None) -> DiffusionMode
 
 
 def _installed(name: str) -> str | None:
-    """What packages give as the family `name`, `package.module:load`; None where none does."""
-    found = sorted({f"{point.module}:{point.attr}" for point in entry_points(group=GROUP, name=name)})
-    if len(found) > 1:
+    """Return the `package.module:load` that an installed package registers for the pipeline class `name`, or None."""
+    loaders = sorted({f"{point.module}:{point.attr}" for point in entry_points(group=GROUP, name=name)})
+    if len(loaders) > 1:
         raise ModelError(
-            f"two packages have an entry point {name} in {GROUP}: {', '.join(found)}; uninstall one, or "
-            f"say which with teacher.family={found[0]}"
+            f"two packages have an entry point {name} in {GROUP}: {', '.join(loaders)}; uninstall one, or "
+            f"choose one with teacher.family={loaders[0]}"
         )
-    return found[0] if found else None
+    return loaders[0] if loaders else None
 
 
 def _own(folder: Path, dtype: torch.dtype, target: str, asked: str) -> DiffusionModel:
-    """What the user's `target` makes of `folder`. asked: how it was asked for. Raises ModelError."""
+    """Load `folder` with the user's code `target`. asked: the setting that named it, for errors. Raises ModelError."""
     try:
         with settings_kept():
             loader = import_function(target)
@@ -104,13 +107,13 @@ def _own(folder: Path, dtype: torch.dtype, target: str, asked: str) -> Diffusion
     except (Exception, SystemExit) as error:  # sys.exit would end a worker, or the run, without a word
         raise ModelError(f"{asked} failed on {folder}: {described(error)}") from error
     if not isinstance(model, DiffusionModel):
-        found = type(model).__name__
-        raise ModelError(f"{asked} returned {found}; expected a DiffusionModel of redif_ray.models.protocol")
+        kind = type(model).__name__
+        raise ModelError(f"{asked} returned {kind}; expected a DiffusionModel of redif_ray.models.protocol")
     return replace(model, family=OwnFamily(Path(target).name, source_sha256(loader, type(model))))
 
 
 def replaced(model: DiffusionModel) -> str | None:
-    """A sentence that says so where the user's code loads what a family of this package would load."""
+    """Return a sentence saying that the user's code replaces a family of this package; None if it does not."""
     name = model.index.get("_class_name")
     if model.family is None or name not in FAMILIES:
         return None
@@ -118,8 +121,8 @@ def replaced(model: DiffusionModel) -> str | None:
 
 
 def fingerprint(model: DiffusionModel, digest: Callable[[Path], str] = file_sha256) -> str:
-    """sha256 of all that decides an image: the network's weights, the files of the other parts, architecture, noise
-    process, clipping, code of the user's own. digest: sha256 of a file.
+    """Return the sha256 of all that decides an image: the network's weights, the files of the other parts,
+    architecture, noise process, clipping, the user's code. digest: sha256 of a file.
     """
     config = {k: v for k, v in model.config.items() if not k.startswith("_")}
     settings: list[Any] = [type(model.network).__name__, config, model.prediction_type, model.clip]

@@ -1,6 +1,6 @@
-"""A network in shares: each rank holds a part of every weight, and gathers a block's to compute with it (FSDP2).
+"""A network sharded over ranks (FSDP2): a rank holds a shard of every weight and gathers a block's weights to compute.
 
-What is gathered is what was shared out, bit for bit, so a network computes as it did. Gradients are summed over ranks.
+Gathered weights equal the original ones bit for bit, so the results do not change. Gradients are summed over ranks.
 """
 
 from __future__ import annotations
@@ -18,53 +18,56 @@ from redif_ray.models.protocol import DiffusionModel, ModelError
 
 
 def shard(model: DiffusionModel) -> None:
-    """Share the network's weights out to all ranks of the process group, in place; its parameters are DTensors then.
+    """Shard the network's weights over all ranks of the process group, in place; its parameters become DTensors.
 
-    From here on every rank calls the network, forward and backward, equally often. Raises ModelError.
+    After this call every rank must call the network, forward and backward, equally often. Raises ModelError.
     """
     mesh = init_device_mesh(model.device.type, (dist.get_world_size(),))
     try:
         for unit in units(model):
-            fully_shard(unit, mesh=mesh, reshard_after_forward=True)  # the root too, or it would keep what it gathered
+            fully_shard(unit, mesh=mesh, reshard_after_forward=True)  # the root too, or its weights would stay gathered
     except ValueError as error:
         raise ModelError(f"learner.fsdp=true: {error}; expected false for this network") from error
     for module in model.network.modules():
         if isinstance(module, FSDPModule):
-            module.set_gradient_divide_factor(1.0)  # losses are divided by the count of all ranks
+            module.set_gradient_divide_factor(1.0)  # losses are already divided by the count over all ranks
             module.set_force_sum_reduction_for_comms(True)
 
 
 def units(model: DiffusionModel) -> list[Module]:
-    """What is gathered at a time: blocks, the inner ones first, and the network for what is in none of them."""
+    """Return the modules to gather one at a time: blocks, inner first, then the network for all other weights."""
     return [*reversed(model.blocks()), model.network]
 
 
 def whole(tensors: Mapping[str, Tensor], *, keep: bool = True) -> dict[str, Tensor]:
-    """Copies on the CPU, of shares put together: every rank must ask for the same. keep: False gives none of them."""
-    found = {}
+    """Return full copies on the CPU of tensors that may be sharded.
+
+    Every rank must make this call with the same names. keep: False returns {} on this rank.
+    """
+    copies = {}
     for name, tensor in tensors.items():
         full = tensor.detach().full_tensor() if isinstance(tensor, DTensor) else tensor.detach()
         if keep:
-            found[name] = full.to("cpu", copy=True)
-    return found
+            copies[name] = full.to("cpu", copy=True)
+    return copies
 
 
 def share(value: Tensor, like: Tensor | None) -> Tensor:
-    """This rank's part of `value` where `like`, of its shape, is shared out; else `value`."""
+    """Return this rank's shard of `value` if `like`, of the same shape, is sharded; else `value`."""
     if not isinstance(like, DTensor) or value.shape != like.shape:
         return value
     return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
 
 
 def shares(tensors: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """This rank's part of each of `tensors`, which are named after parameters: `NAME/exp_avg`, `average/NAME`."""
-    found = {}
+    """Return this rank's shard of each tensor; names contain a parameter's: `NAME/exp_avg`, `average/NAME`."""
+    own = {}
     for key, value in tensors.items():
         name = next((part for part in key.split("/") if part in parameters), None)
-        found[key] = share(value, parameters[name] if name else None)
-    return found
+        own[key] = share(value, parameters[name] if name else None)
+    return own
 
 
 def local(tensor: Tensor) -> Tensor:
-    """What this rank holds of it, as a plain tensor of the same memory."""
+    """Return this rank's shard of `tensor` as a plain tensor of the same memory."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor

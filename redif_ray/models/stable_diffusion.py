@@ -16,7 +16,7 @@ from redif_ray.models.text import TextModel, latent_shapes
 
 
 class StableDiffusion(TextModel):
-    """StableDiffusionPipeline: a UNet with cross-attention to one text encoder's states; epsilon or v."""
+    """The UNet of StableDiffusionPipeline: cross-attention to one text encoder's states; it predicts epsilon or v."""
 
     pipeline_kind: ClassVar[Any] = StableDiffusionPipeline
     names: ClassVar[tuple[str, ...]] = ("vae", "tokenizer", "text_encoder")
@@ -27,7 +27,7 @@ class StableDiffusion(TextModel):
         if network.config.time_cond_proj_dim is not None:
             raise ModelError(
                 f"{folder / 'unet'}: time_cond_proj_dim={network.config.time_cond_proj_dim}, a network "
-                "that is told its guidance; expected null, a teacher that is not distilled yet"
+                "that is conditioned on its guidance and so distilled already; expected null"
             )
         index, scheduler = read_index(folder), cls._scheduler(folder)
         frozen = Parts(folder, index, dtype, cls.names)
@@ -46,7 +46,7 @@ class StableDiffusion(TextModel):
     def _scheduler(cls, folder: Path) -> Any:
         scheduler = load_scheduler(folder)
         if scheduler.config.get("clip_sample", False):
-            scheduler.register_to_config(clip_sample=False)  # which this pipeline of diffusers does, too
+            scheduler.register_to_config(clip_sample=False)  # diffusers does so in this pipeline, too
         return scheduler
 
     def make_pipeline(self, **parts: Any) -> Any:
@@ -69,7 +69,7 @@ class StableDiffusion(TextModel):
 
 
 class StableDiffusionXL(StableDiffusion):
-    """StableDiffusionXLPipeline: states of two text encoders, the pooled one of the second, and the image's size."""
+    """The UNet of StableDiffusionXLPipeline: states of two text encoders, one pooled state, the image's size."""
 
     pipeline_kind: ClassVar[Any] = StableDiffusionXLPipeline
     names: ClassVar[tuple[str, ...]] = ("vae", "tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2")
@@ -89,8 +89,8 @@ class StableDiffusionXL(StableDiffusion):
         )
 
     def encode_prompt(self, caption: str | None) -> Encoded:
-        found = self.pipeline.encode_prompt(caption or "", device=self.device, do_classifier_free_guidance=True)
-        states, no_states, pooled, no_pooled = found
+        encodings = self.pipeline.encode_prompt(caption or "", device=self.device, do_classifier_free_guidance=True)
+        states, no_states, pooled, no_pooled = encodings
         _, height, width = self.image_shape
         return {
             "encoder_hidden_states": no_states if caption is None else states,

@@ -21,7 +21,9 @@ T5_TOKENS = 256
 
 
 class StableDiffusion3(TextModel):
-    """StableDiffusion3Pipeline: states of two CLIP encoders and of T5, which may be absent, and CLIP's pooled ones."""
+    """The transformer of StableDiffusion3Pipeline: states of two CLIP encoders, their pooled states, and states of T5,
+    which may be absent.
+    """
 
     pipeline_kind: ClassVar[Any] = StableDiffusion3Pipeline
     token_limits: ClassVar[Mapping[str, int]] = {"tokenizer_3": T5_TOKENS}
@@ -46,8 +48,8 @@ class StableDiffusion3(TextModel):
         return StableDiffusion3Pipeline(
             **parts,
             vae=None,
-            transformer=self.network,
-            scheduler=self.scheduler,  # the network for its width
+            transformer=self.network,  # the pipeline reads its width
+            scheduler=self.scheduler,
         )
 
     def encode_prompt(self, caption: str | None) -> Encoded:

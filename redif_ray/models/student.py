@@ -1,4 +1,4 @@
-"""The student: the teacher's network again, trainable as a whole or by low-rank adapters (LoRA, arXiv 2106.09685)."""
+"""The student: a copy of the teacher's network, trained as a whole or by low-rank adapters (LoRA, arXiv 2106.09685)."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from redif_ray.config import Lora
 from redif_ray.models.protocol import DiffusionModel, ModelError
 from redif_ray.models.sharding import local, share, whole
 
-ADAPTER = "student"  # what peft calls the adapters
+ADAPTER = "student"  # peft's name of the adapters
 ROUNDED_BY_AUTOCAST = (torch.nn.Linear, torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)  # on every device
 
 
 def make_student(teacher: DiffusionModel, lora: Lora) -> DiffusionModel:
-    """A student that predicts as `teacher` does, with its own trainable weights in float32. The teacher is frozen.
+    """Return a student that predicts as `teacher` does, with own trainable float32 weights, and freeze the teacher.
 
-    In float32 the predictions agree bit for bit; in 16 bits, to their rounding. With lora.rank > 0 all other weights
+    In float32 the predictions agree bit for bit; in 16 bits, up to rounding. With lora.rank > 0 all other weights
     are the teacher's own tensors and each target layer W becomes W + (alpha / rank) B A, B = 0 at first.
     Raises ModelError naming targets that match no layer.
     """
@@ -39,7 +39,7 @@ def make_student(teacher: DiffusionModel, lora: Lora) -> DiffusionModel:
 
 
 def _shared_copy(network: Module) -> Any:
-    """Modules of its own around the tensors of `network`."""
+    """Return a copy of the modules that shares the tensors of `network`."""
     tensors = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
     return copy.deepcopy(network, tensors)
 
@@ -55,7 +55,7 @@ def _add_adapters(network: Module, lora: Lora) -> None:
     alpha: Any = lora.alpha or lora.rank  # peft annotates an int and divides a float
     config = LoraConfig(r=lora.rank, lora_alpha=alpha, target_modules=list(lora.targets))
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)  # A is the same in every process; the published weights decide anyhow
+        torch.manual_seed(0)  # A is the same in every process; published weights replace it anyhow
         inject_adapter_in_model(config, network, adapter_name=ADAPTER)
     for parameter in (p for p in network.parameters() if p.requires_grad):
         parameter.data = parameter.data.float()
@@ -67,13 +67,13 @@ def _matches(name: str, target: str) -> bool:
 
 
 def _leaf(name: str) -> str:
-    """The last name of a dotted path, with its index where it is a member of a list: `to_q`, `to_out.0`."""
+    """Return the last name of a dotted path, and the index of a list's member with it: `to_q`, `to_out.0`."""
     head, _, last = name.rpartition(".")
     return f"{head.rpartition('.')[2]}.{last}" if last.isdigit() else last
 
 
 def trained_numbers(network: Module, lora: Lora) -> int:
-    """Count the numbers that a student of `network` trains: all, or those of the adapters, which are not made."""
+    """Count the weights that a student of `network` would train: all, or those of its adapters."""
     if not lora.rank:
         return sum(p.numel() for p in network.parameters())
     adapted = (
@@ -85,7 +85,7 @@ def trained_numbers(network: Module, lora: Lora) -> int:
 def enable_checkpointing(student: DiffusionModel) -> None:
     """Keep few activations and compute the others again in the backward pass (Chen et al., arXiv 1604.06174).
 
-    Raises ModelError for a network that cannot.
+    Raises ModelError for a network that does not support this.
     """
     network: Any = student.network
     try:
@@ -95,16 +95,16 @@ def enable_checkpointing(student: DiffusionModel) -> None:
 
 
 def trainable(student: DiffusionModel) -> dict[str, Parameter]:
-    """What the optimiser updates, by name, in the network's order."""
+    """Return the parameters that the optimiser updates, by name, in the network's order."""
     return {name: p for name, p in student.network.named_parameters() if p.requires_grad}
 
 
 def autocast_weights(student: DiffusionModel) -> list[str]:
-    """Names of the trainable weights that the network only uses rounded to the 16 bits that it computes in.
+    """Return the names of the trainable weights that the network uses only after rounding to 16 bits.
 
-    They are those of plain linear and convolution layers under autocast, which rounds them in every call; no network
-    may switch autocast off around such a layer. Norms, embeddings and what a network keeps outside of such layers are
-    used in float32. So are adapters, since a student with adapters computes without autocast.
+    These are the weights of plain linear and convolution layers under autocast, which rounds them in every call; no
+    network may switch autocast off around such a layer. Norms, embeddings and weights outside of such layers are used
+    in float32. So are adapters, since a student with adapters computes without autocast.
     """
     network = student.network
     if next(network.parameters()).dtype == student.dtype:
@@ -117,27 +117,27 @@ def autocast_weights(student: DiffusionModel) -> list[str]:
 
 
 def get_weights(student: DiffusionModel) -> dict[str, Tensor]:
-    """Copies of the trainable weights on the CPU: all that differs from the teacher.
+    """Return CPU copies of the trainable weights, which are all that differs from the teacher.
 
-    Of a student that is sharded they are whole too, and every rank asks for them.
+    The copies of a sharded student are full tensors, so every rank must make this call.
     """
     return whole(trainable(student))
 
 
 @torch.no_grad()
 def set_weights(student: DiffusionModel, weights: Mapping[str, Tensor]) -> None:
-    """Put `weights`, from `get_weights`, in place. Raises ModelError, changing nothing, unless they fit exactly."""
+    """Load `weights`, from `get_weights`. Raises ModelError, changing nothing, unless they fit exactly."""
     own = trainable(student)
     missing, extra = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
     if missing or extra:
         raise ModelError(
             f"weights of another student: missing {missing[:3]} ({len(missing)}), unknown {extra[:3]} "
-            f"({len(extra)}); expected the {len(own)} trainable ones of this configuration's student.lora"
+            f"({len(extra)}); expected the {len(own)} trainable weights of this configuration's student.lora"
         )
     for name, value in weights.items():
         if value.shape != own[name].shape:
             raise ModelError(f"weight {name} has shape {list(value.shape)}; expected {list(own[name].shape)}")
-        if not bool(torch.isfinite(torch.stack(torch.aminmax(value))).all()):  # 20 times as fast as asking each number
+        if not bool(torch.isfinite(torch.stack(torch.aminmax(value))).all()):  # 20 times as fast as isfinite(value)
             raise ModelError(f"weight {name} is not finite; lower learner.lr and resume from an earlier checkpoint")
     for name, parameter in own.items():
         parameter.copy_(share(weights[name], parameter))
@@ -145,7 +145,7 @@ def set_weights(student: DiffusionModel, weights: Mapping[str, Tensor]) -> None:
 
 @contextmanager
 def with_weights(student: DiffusionModel, weights: Mapping[str, Tensor]) -> Iterator[None]:
-    """`weights`, from `get_weights`, in place for the length of a block."""
+    """Give the student `weights`, from `get_weights`, in this block, and its own weights again after it."""
     own = {name: local(p).detach().to("cpu", copy=True) for name, p in trainable(student).items()}
     set_weights(student, weights)
     try:
@@ -161,7 +161,7 @@ def has_adapters(student: DiffusionModel) -> bool:
 
 
 def merged(student: DiffusionModel) -> Any:
-    """A plain diffusers network of the student's weights, each adapter added to its layer: W + (alpha / rank) B A."""
+    """Return a plain diffusers network with each adapter added to its layer: W + (alpha / rank) B A."""
     network = copy.deepcopy(student.network)
     adapted = [(name, module) for name, module in network.named_modules() if isinstance(module, LoraLayer)]
     for name, module in adapted:

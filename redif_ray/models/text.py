@@ -1,7 +1,7 @@
-"""Networks that a caption tells what to draw, on the latents of a VAE. Each pipeline of diffusers encodes its own.
+"""Text-to-image networks on the latents of a VAE. The family's own diffusers pipeline encodes the captions.
 
-A process holds text encoders once it has a caption to encode, and the VAE once it decodes. Captions that another has
-encoded are read from the store.
+A process loads text encoders when it first has a caption to encode, and the VAE when it first decodes. Captions that
+another process has encoded are read from the store.
 """
 
 from __future__ import annotations
@@ -27,51 +27,51 @@ from redif_ray.models.protocol import DiffusionModel, Encoded, ModelError
 from redif_ray.models.quiet import quiet
 from redif_ray.types import Condition
 
-REMEMBERED = 64 * 2**20  # bytes of encoded captions, on the device: 12 of Stable Diffusion 3, 280 of 1.5
+REMEMBERED = 64 * 2**20  # bytes on the device: 12 encoded captions of Stable Diffusion 3, 280 of 1.5
 VAE = "vae"
 log = logging.getLogger(__name__)
 
 
 @dataclass(eq=False, kw_only=True)
 class TextModel(DiffusionModel):
-    """A condition is a caption; None stands for none, as guidance means it.
+    """A model whose condition is a caption; the condition None means no caption, as in guidance.
 
     frozen: tokenisers, text encoders and VAE. A family implements `load`, `output`, `make_pipeline`, `encode_prompt`.
     """
 
     takes_captions: ClassVar[bool] = True
-    pipeline_kind: ClassVar[Any]  # diffusers' class
-    token_limits: ClassVar[Mapping[str, int]] = {}  # by tokeniser, where it is not what the tokeniser itself says
+    pipeline_kind: ClassVar[Any]  # a class of diffusers
+    token_limits: ClassVar[Mapping[str, int]] = {}  # where the pipeline's limit is not the tokeniser's own
     frozen: Parts
-    known: dict[str | None, Encoded] = field(default_factory=dict, repr=False)  # newest last
-    store: EncodingStore | None = None  # what other processes have encoded
+    known: dict[str | None, Encoded] = field(default_factory=dict, repr=False)  # by caption, newest last
+    store: EncodingStore | None = None  # encodings of all processes
 
     @classmethod
     @abstractmethod
     def load(cls, folder: Path, dtype: torch.dtype) -> Self:
-        """See `registry.Loader`."""
+        """Load the model in `folder`, its networks in `dtype`. Raises ModelError."""
 
     @abstractmethod
     def make_pipeline(self, **parts: Any) -> Any:
-        """`pipeline_kind` of these tokenisers and text encoders, to encode captions with."""
+        """Return a `pipeline_kind` with these tokenisers and text encoders, to encode captions with."""
 
     @abstractmethod
     def encode_prompt(self, caption: str | None) -> Encoded:
-        """What the network is given for one caption, or for none: one row, by `pipeline`."""
+        """Return the network's inputs for one caption, or for none, made by `pipeline`: one row."""
 
     @property
     def parts(self) -> dict[str, Module]:
         return self.frozen.networks()
 
     def part(self, name: str) -> Any:
-        """A tokeniser, text encoder or the VAE, which is loaded to the network's device where it is not there yet."""
+        """Return a tokeniser, text encoder or the VAE, loading it onto the network's device if it is not loaded yet."""
         if self.store and name not in self.frozen.loaded and self.frozen.kinds[name] is not None:
             log.warning("%s is loaded", self.frozen.folder / name)
         return self.frozen.get(name, self.device)
 
     @cached_property
     def pipeline(self) -> Any:
-        """Without a network and a VAE."""
+        """The diffusers pipeline that encodes captions; it has no VAE and does not sample."""
         return self.make_pipeline(**{name: self.part(name) for name in self._encoders})
 
     @property
@@ -86,7 +86,7 @@ class TextModel(DiffusionModel):
         return self.encode([None] * batch)
 
     def check_guidance(self) -> None:
-        """Every network of this kind can be told nothing."""
+        """Do nothing: every text-to-image network can be called without a caption."""
 
     def blank(self, batch: int) -> Encoded:
         empty = self
@@ -97,17 +97,17 @@ class TextModel(DiffusionModel):
         return {name: torch.zeros_like(value, device=self.device) for name, value in encoded.items()}
 
     def cut_short(self, captions: Sequence[str]) -> list[str]:
-        """Those that no tokeniser takes whole."""
-        left = list(captions)
+        """Return the captions that every tokeniser would truncate."""
+        cut = list(captions)
         for name in self._encoders:
-            part = self.part(name) if name not in self.frozen.configs else None
-            if part is None or not left:
+            tokenizer = self.part(name) if name not in self.frozen.configs else None
+            if tokenizer is None or not cut:
                 continue
-            limit = self.token_limits.get(name, part.model_max_length)
+            limit = self.token_limits.get(name, tokenizer.model_max_length)
             with quiet():
-                lengths = [len(ids) for ids in part(left, truncation=False).input_ids]
-            left = [caption for caption, length in zip(left, lengths, strict=True) if length > limit]
-        return left
+                lengths = [len(ids) for ids in tokenizer(cut, truncation=False).input_ids]
+            cut = [caption for caption, length in zip(cut, lengths, strict=True) if length > limit]
+        return cut
 
     def decode(self, latents: Tensor) -> Tensor:
         vae = self.part(VAE)
@@ -120,35 +120,35 @@ class TextModel(DiffusionModel):
 
     @property
     def _options(self) -> dict[str, Any]:
-        """What the index says beside the parts' classes."""
+        """The options in the index, without the classes of the parts."""
         return {k: v for k, v in self.index.items() if not k.startswith("_") and not isinstance(v, list)}
 
     @torch.no_grad()
     def _encoded(self, condition: Condition) -> Encoded:
-        """One caption at a time, so that its encoding does not depend on which others are in the batch."""
+        """Encode one caption at a time, so that its encoding does not depend on the other captions of the batch."""
         if not isinstance(condition, str | None):
             raise ModelError(f"condition {condition!r}: expected a caption, or None for none")
         if condition not in self.known:
-            found = self._stored(condition)
-            room = REMEMBERED // sum(value.nbytes for value in found.values())
-            while self.known and len(self.known) >= room:
+            encoding = self._stored(condition)
+            capacity = REMEMBERED // sum(value.nbytes for value in encoding.values())
+            while self.known and len(self.known) >= capacity:
                 self.known.pop(next(iter(self.known)))
-            self.known[condition] = found
+            self.known[condition] = encoding
         return self.known[condition]
 
     def _stored(self, caption: str | None) -> Encoded:
-        found = self.store.get(caption) if self.store else None
-        if found is None:
+        encoding = self.store.get(caption) if self.store else None
+        if encoding is None:
             with quiet():
-                found = {name: value.float() for name, value in self.encode_prompt(caption).items()}
+                encoding = {name: value.float() for name, value in self.encode_prompt(caption).items()}
             if self.store:
-                self.store.put(caption, found)
-        return {name: value.to(self.device) for name, value in found.items()}
+                self.store.put(caption, encoding)
+        return {name: value.to(self.device) for name, value in encoding.items()}
 
     def keep_encodings(self, root: Path, digest: Callable[[Path], str] = file_sha256) -> None:
-        """Share encodings with other processes through a folder of `root`, named by all that decides them.
+        """Share encodings with other processes through a folder in `root`, named by the hash of all that decides them.
 
-        digest: sha256 of a file, of which those of the text encoders are asked for.
+        digest: sha256 of a file; the files of the text encoders are hashed.
         """
         config = {k: v for k, v in self.config.items() if not k.startswith("_")}
         rules = [type(self).__name__, str(self.dtype), self.image_shape, config, self._options]
@@ -156,15 +156,15 @@ class TextModel(DiffusionModel):
 
 
 def latent_shapes(network: Any, vae: Any, where: Path) -> dict[str, Any]:
-    """`latent_shape` and `image_shape` of a network that works on the latents of a VAE with this config.
+    """Return `latent_shape` and `image_shape` of a network on the latents of a VAE with the config `vae`.
 
-    Raises ModelError.
+    where: the network's folder, for errors. Raises ModelError.
     """
     size, channels = network.config.sample_size, network.config.in_channels
     if size is None or channels != vae.latent_channels:
         raise ModelError(
             f"{where}: sample_size={size}, in_channels={channels}; expected a size, and the "
-            f"{vae.latent_channels} channels of the VAE's latents (inpainting and the like have more)"
+            f"{vae.latent_channels} channels of the VAE's latents (an inpainting network has more)"
         )
     height, width = (size, size) if isinstance(size, int) else size
     scale = 2 ** (len(vae.block_out_channels) - 1)

@@ -44,12 +44,12 @@ def test_classes_in_turn(override: str, classes: int | None, expected: list[int 
     ("overrides", "classes", "pattern"),
     [
         (["kind=class"], None, "conditions.kind=class: .* has no classes; expected auto or none"),
-        (["kind=text"], None, "conditions.kind=text: this teacher is told no text; expected auto or none"),
-        (["kind=text"], 3, "conditions.kind=text: this teacher is told no text; expected auto or class"),
+        (["kind=text"], None, "conditions.kind=text: this teacher takes no captions; expected auto or none"),
+        (["kind=text"], 3, "conditions.kind=text: this teacher takes no captions; expected auto or class"),
         (["classes=[1]"], None, r"conditions.classes=\[1\]: the model is sampled without classes"),
         (["kind=none", "source=x"], 10, "conditions.source=x: the model is sampled without conditions"),
         (["kind=none", "classes=[1]"], 10, r"classes=\[1\]: .* set conditions.kind=class"),
-        (["classes=[1, 10, -1]"], 10, r"conditions.classes: \[10, -1\] are no classes .*; expected values in 0..9"),
+        (["classes=[1, 10, -1]"], 10, r"conditions.classes: \[10, -1\] are not classes .*; expected values in 0..9"),
     ],
 )
 def test_conditions_that_the_teacher_does_not_have(overrides: list[str], classes: int | None, pattern: str) -> None:
@@ -120,7 +120,7 @@ def test_the_shipped_prompts_are_the_default() -> None:
 
 def test_captions_that_are_given_take_the_place_of_the_source() -> None:
     assert set(conditions(given=CAPTIONS).training) <= set(CAPTIONS)
-    with pytest.raises(ConfigError, match=r"captions were given; this run is sampled with conditions.kind=class"):
+    with pytest.raises(ConfigError, match=r"captions were given, but conditions.kind=class in this run"):
         conditions(classes=3, captions=False, given=CAPTIONS)
 
 
@@ -184,9 +184,9 @@ def test_labels_from_a_file_keep_their_shares(name: str, tmp_path: Path) -> None
     path = write(tmp_path / name, [2, 2, 2, 0], "label")
     found = conditions(f"source={path}", classes=3, captions=False)
     assert Counter(found.of(Stream.TRAIN, g) for g in range(40)) == {2: 30, 0: 10}
-    with pytest.raises(ConfigError, match=rf"conditions.source={path}: \[2\] are no classes of this teacher"):
+    with pytest.raises(ConfigError, match=rf"conditions.source={path}: \[2\] are not classes of the teacher"):
         conditions(f"source={path}", classes=2, captions=False)
-    with pytest.raises(ConfigError, match=r"conditions.classes=\[1\]: conditions.source says which; remove it"):
+    with pytest.raises(ConfigError, match=r"conditions.classes=\[1\]: conditions.source names the classes; remove"):
         conditions(f"source={path}", "classes=[1]", classes=3, captions=False)
 
 

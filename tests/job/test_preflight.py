@@ -22,7 +22,7 @@ from redif_ray.job.distill import distill
         ("student.levels=[999, 998]", None),
         ("student.levels=[10, 500]", "expected a strict rise"),
         ("student.lora={rank: 2, targets: [to_x]}", "student.lora.targets=\\['to_x'\\] match no layer"),
-        ("conditions.classes=[10]", "conditions.classes: \\[10\\] are no classes of this .*in 0..9"),
+        ("conditions.classes=[10]", "conditions.classes: \\[10\\] are not classes of the .*in 0..9"),
         ("reward.terms={mes: {}}", "unknown reward term 'mes' \\(did you mean 'mse'"),
         ("reward.terms={mse: {options: {sigma: 1}}}", "mse has no option 'sigma'"),
         ("evaluation.judge=me", "no judge 'me'"),

@@ -94,7 +94,7 @@ def test_clipping_follows_the_scheduler_class(unet_folder: Path, tmp_path: Path)
         ({"trained_betas": [0.1, 0.2, 1.0], "num_train_timesteps": 3}, "zero terminal SNR"),
         ({"prediction_type": "score"}, "prediction_type='score': expected one of epsilon, sample, v_prediction"),
         ({"thresholding": True}, "thresholding=true"),
-        ({"_class_name": "Model"}, "_class_name='Model' is no scheduler"),
+        ({"_class_name": "Model"}, "_class_name='Model' is not a scheduler"),
         ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "no alphas_cumprod"),
     ],
 )
