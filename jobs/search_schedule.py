@@ -3,7 +3,7 @@ r"""`redif search` as a Ray job.
 ray job submit --address http://127.0.0.1:8265 --working-dir . -- \
     python jobs/search_schedule.py configs/fashion_mnist.yaml run.root=/shared/runs search.steps=[2,4]
 
-`--adaptive` and `--resume` go on from there as on the command line.
+Add `--adaptive` or `--resume` as on the command line.
 """
 
 import sys

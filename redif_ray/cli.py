@@ -1,4 +1,4 @@
-"""`redif`: the command line. Every error that a user can cause is one message and exit code 2."""
+"""`redif`, the command line. Every error that a user can cause ends in one message and exit code 2."""
 
 from __future__ import annotations
 
@@ -30,10 +30,12 @@ ConfigFile = Annotated[
 ]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(help="Dotted keys on top of it, such as learner.lr=1e-5 run.name=first.", metavar="[KEY=VALUE]..."),
+    typer.Argument(
+        help="Dotted keys that override it, such as learner.lr=1e-5 run.name=first.", metavar="[KEY=VALUE]..."
+    ),
 ]
 PrintConfig = Annotated[
-    bool, typer.Option("--print-config", help="Print the resolved configuration, explained, and stop.")
+    bool, typer.Option("--print-config", help="Print the resolved configuration with explanations, and stop.")
 ]
 
 
@@ -42,11 +44,11 @@ def distill(
     config: ConfigFile,
     overrides: Overrides = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Continue the run of that name from its last checkpoint.")
+        bool, typer.Option("--resume", help="Continue the run of this name from its last checkpoint.")
     ] = False,
     print_config: PrintConfig = False,
 ) -> None:
-    """Distil a teacher to a few-step student: the main job.
+    """Distil a teacher into a few-step student: the main job.
 
     Example: redif distill configs/fashion_mnist.yaml learner.lr=1e-5 rollout.max_workers=4 run.name=first run.root=DIR
     """
@@ -64,9 +66,10 @@ def search(
     config: ConfigFile,
     overrides: Overrides = None,
     adaptive: Annotated[
-        bool, typer.Option("--adaptive", help="Then train agents that decide for each image, and compare them.")
+        bool,
+        typer.Option("--adaptive", help="After the search, train agents that choose each image's levels, and compare."),
     ] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the search of that name.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the search of this name.")] = False,
     print_config: PrintConfig = False,
 ) -> None:
     """Find the step schedules that bring a teacher, or a trained student, closest to the teacher's images.
@@ -91,10 +94,10 @@ def search(
 def sweep(
     config: ConfigFile,
     overrides: Overrides = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the sweep of that name.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the sweep of this name.")] = False,
     print_config: PrintConfig = False,
 ) -> None:
-    """Try settings of a recipe over whole runs, and find out whether the best are better than luck.
+    """Try settings of a recipe over whole runs, and test whether the best settings beat chance.
 
     Example: redif sweep configs/fashion_mnist.yaml "sweep.space.learner.lr=loguniform(1e-6, 1e-4)" sweep.trials=8
     """
@@ -111,7 +114,7 @@ def sweep(
 def train_teacher(
     config: ConfigFile,
     overrides: Overrides = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue a training that was cut short.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue a training that was interrupted.")] = False,
     print_config: PrintConfig = False,
 ) -> None:
     """Train a small diffusion model on images of your own (a folder, Parquet, npz or IDX files).
@@ -138,9 +141,9 @@ def train_teacher(
 @app.command()
 def status(
     run: Annotated[Path, typer.Argument(help="The folder of a run or of a search.")],
-    follow: Annotated[bool, typer.Option("--follow", help="Go on until the run is over.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", help="Keep printing until the run ends.")] = False,
 ) -> None:
-    """Say how far a run is, from its folder alone: whether it runs, its pace, its last validation, what was lost.
+    """Print the state of a run from its folder alone: progress, speed, last validation and losses.
 
     Example: redif status runs/demo --follow
     """
@@ -172,14 +175,18 @@ def sample(
     out: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("samples.png"),
     count: Annotated[int, typer.Option(min=1)] = 40,
     seed: Annotated[int, typer.Option(min=0)] = 0,
-    label: Annotated[int | None, typer.Option(help="Only this class; without it, classes in turn.")] = None,
-    caption: Annotated[str | None, typer.Option(help="What a text-to-image model is to draw.")] = None,
+    label: Annotated[int | None, typer.Option(help="The only class to draw. Default: all classes in turn.")] = None,
+    caption: Annotated[str | None, typer.Option(help="The caption that a text-to-image model draws.")] = None,
     guidance: Annotated[
-        float | None, typer.Option(min=0, help="Classifier-free guidance; without it, a student's own, or none.")
+        float | None, typer.Option(min=0, help="Classifier-free guidance. Default: the student's own, or none.")
     ] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Levels for a model that carries no schedule of its own.")] = 20,
-    schedule: Annotated[Path | None, typer.Option(help="The schedule.yaml of a search, instead of its own.")] = None,
-    family: Annotated[str | None, typer.Option(help="Your own code that loads the model, as teacher.family.")] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Number of steps of a model that has no schedule of its own.")] = 20,
+    schedule: Annotated[
+        Path | None, typer.Option(help="The schedule.yaml of a search, in place of the model's.")
+    ] = None,
+    family: Annotated[
+        str | None, typer.Option(help="Your own code that loads the model, as in teacher.family.")
+    ] = None,
 ) -> None:
     """Draw images from a student (with its own schedule) or a teacher, as one picture."""
     from redif_ray.sample import sample as draw
@@ -204,9 +211,9 @@ def export(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
     out: Annotated[Path, typer.Argument(help="The diffusers folder to write; must not exist.")],
     checkpoint: Annotated[str, typer.Option(help="best, warm_start, or a folder below checkpoints/.")] = "best",
-    schedule: Annotated[Path | None, typer.Option(help="The schedule.yaml of a search, instead of the run's.")] = None,
+    schedule: Annotated[Path | None, typer.Option(help="The schedule.yaml of a search, in place of the run's.")] = None,
 ) -> None:
-    """Write a checkpoint of a run as a diffusers folder that others load without redif-ray."""
+    """Write a checkpoint of a run as a diffusers folder that loads without redif-ray."""
     from redif_ray.job.export import export_checkpoint
 
     console.print(f"student written to {export_checkpoint(run, out, checkpoint, schedule)}")
@@ -215,11 +222,12 @@ def export(
 @app.command()
 def doctor(
     config: Annotated[
-        str | None, typer.Argument(help="Also: would this configuration's run fit here?", metavar="[CONFIG]")
+        str | None,
+        typer.Argument(help="A configuration whose run is checked against this machine.", metavar="[CONFIG]"),
     ] = None,
     overrides: Overrides = None,
 ) -> None:
-    """Report what this machine can run; with a configuration, what its run needs and whether it is there.
+    """Report what this machine can run; with a configuration, also whether its run fits.
 
     Example: redif doctor configs/fashion_mnist.yaml rollout.max_workers=4
     """
@@ -236,14 +244,14 @@ def doctor(
     if lacking:
         names = ", ".join(need.what for need in lacking)
         raise UserError(
-            f"this run does not fit: too little {names}. Fewer workers need fewer devices; learner.microbatch, "
-            "learner.activation_checkpointing=true, networks.precision=bfloat16, student.lora.rank, "
-            "rollout.unit_groups and evaluation.batch decide how much memory a worker needs"
+            f"this run does not fit: too little {names}. Fewer workers need fewer devices. To reduce the memory of a "
+            "worker, change learner.microbatch, learner.activation_checkpointing=true, networks.precision=bfloat16, "
+            "student.lora.rank, rollout.unit_groups or evaluation.batch"
         )
 
 
 def main() -> None:
-    """The console script."""
+    """Run the console script `redif`."""
     if "--version" in sys.argv[1:2]:
         console.print(__version__)
         return

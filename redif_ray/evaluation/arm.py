@@ -1,4 +1,4 @@
-"""One arm of the comparison: every metric of one way to make images, with its uncertainty."""
+"""One arm of the comparison: every metric of one way to make images, with confidence intervals."""
 
 from __future__ import annotations
 
@@ -27,15 +27,19 @@ def evaluate_arm(
     resamples: int,
     seed: int,
 ) -> dict[str, Any]:
-    """The fields of `summary.Arm` for images as `judge` sees them, made at `nfe` network calls an image.
+    """Return the fields of `summary.Arm` for one arm's images.
 
-    conditions: one an image; class accuracy is None unless all are class indices, the captions' cosine unless all are
-        text.
-    teacher: the full-step teacher's images of the same noises and conditions. Set metrics compare with the judge's
-        reference instead: against its own paired images a student looks far too good.
-    terms: further pair metrics, [n] each by name, beside `pixel_mse`, `pixel_psnr` and `judge_cosine`: a run's reward
-        terms, say.
-    The same seed gives every arm the same reference rows and the same resamples.
+    seen: the arm's n images and the judge's features of them.
+    conditions: one per image. Class accuracy is None unless all conditions are class indices, and the captions' cosine
+        is None unless all conditions are text.
+    nfe: network calls per image.
+    teacher: the full-step teacher's images of the same noises and conditions, for the paired metrics. The set metrics
+        compare with the judge's reference instead, because a student looks far too good against its paired images.
+    terms: {name: values [n]}, further paired metrics beside `pixel_mse`, `pixel_psnr` and `judge_cosine`, such as the
+        reward terms of a run.
+    resamples: number of bootstrap resamples.
+    seed: seed of the resamples and of the reference rows, which every arm with this seed shares.
+    Raises ValueError for inputs of different lengths and for fewer reference images than n.
     """
     images, features = seen.images, seen.features
     n = len(images)
@@ -44,7 +48,7 @@ def evaluate_arm(
         raise ValueError(f"{shapes}, {len(conditions)} conditions; expected one of each")
     reference = judge.reference_features()
     if n > len(reference):
-        raise ValueError(f"{n} images, judge {judge.name} has {len(reference)} reference images; expected no more")
+        raise ValueError(f"{n} images; expected at most the {len(reference)} reference images of judge {judge.name}")
     distance, error = judge.kid(features)
     captions = captions_of(conditions)
     labels = [int(c) for c in conditions if isinstance(c, int | np.integer)]
@@ -62,9 +66,10 @@ def evaluate_arm(
 
 
 def limits(judge: Judge, n: int, seed: int) -> dict[str, float]:
-    """What reference images get at this n: the Fréchet distance's floor and the ceilings of the other set metrics.
+    """Return the scores of real images: the Fréchet distance's floor and the other set metrics' ceilings.
 
-    Both compare disjoint sets of reference images; where there are fewer than 2 n, `n` is half of the reference.
+    n: number of images per arm. Two disjoint sets of n reference images are compared, or the two halves of a reference
+        that holds fewer than 2 n images.
     """
     reference = judge.reference_features()
     count = min(n, len(reference) // 2)

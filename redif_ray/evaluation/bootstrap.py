@@ -1,8 +1,9 @@
 """Bootstrap intervals (Efron & Tibshirani 1993, chapters 10 and 13), resampled by the noise recipe.
 
-Sampling with replacement inflates a Fréchet distance about as much as sampling from the law did: replicates lie around
-the estimate plus its bias. The percentiles are therefore moved until the replicates' mean is the estimate: an interval
-for the expected distance *at this n*, which is what arms are compared by. For an unbiased statistic nothing moves.
+Sampling with replacement inflates a Fréchet distance about as much as sampling from the distribution did: replicates
+lie around the estimate plus its bias. The percentiles are therefore shifted until the replicates' mean is the estimate.
+The interval is then one for the expected distance *at this n*, by which arms are compared. The percentiles of an
+unbiased statistic do not shift.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ Statistic = Callable[..., float]
 
 
 def captions_of(conditions: Sequence[object]) -> list[str] | None:
-    """Return the captions of samples, by which they form clusters; None for other conditions.
+    """Return the samples' captions, the labels of their clusters, or None if any condition is not a caption.
 
-    Captions are drawn from many more; classes are all there are, and are held fixed.
+    Captions are drawn from a larger population, so they are resampled. Classes are the whole population, so they are
+    held fixed.
     """
     captions = [condition for condition in conditions if isinstance(condition, str)]
     return captions if captions and len(captions) == len(conditions) else None
@@ -36,12 +38,14 @@ def interval(
     seed: int,
     clusters: Sequence[Hashable] | None = None,
 ) -> tuple[float, float]:
-    """The central 95 % interval of `statistic(*arrays)`, whose arrays [n, ...] are resampled by common rows.
+    """Return (low, high), the central 95 % interval of `statistic(*arrays)`.
 
-    clusters: a label [n] a row; rows that share one are drawn together, because they are alike (Davison & Hinkley 1997,
-        section 3.8). None: each row is drawn by itself.
-    Anything the statistic closes over (the reference set) is held fixed. Raises ValueError for arrays of different
-    lengths, fewer than 40 resamples (a 2.5 % tail needs one) or a statistic that is not finite.
+    arrays: each [n, ...]; every resample takes the same rows of all arrays.
+    resamples: number of resamples, at least 40, so that a 2.5 % tail holds one.
+    clusters: labels [n], one per row. Rows that share a label are drawn together, because they are alike (Davison &
+        Hinkley 1997, section 3.8). None: each row is drawn by itself.
+    Data that the statistic closes over, such as the reference set, is held fixed. Raises ValueError for arrays of
+    different lengths, fewer than 40 resamples or a statistic that is not finite.
     """
     lengths = {len(array) for array in arrays} | ({len(clusters)} if clusters is not None else set())
     if len(lengths) != 1 or resamples < 40:
@@ -61,11 +65,11 @@ def interval(
 
 
 def _members(labels: Iterable[Hashable]) -> list[np.ndarray]:
-    """List the rows of each label, int64, in the order of the labels' first rows."""
+    """List the row indices of each label, int64, in the order of the labels' first rows."""
     rows: dict[Hashable, list[int]] = {}
     for row, label in enumerate(labels):
         rows.setdefault(label, []).append(row)
-    return [np.array(found, dtype=np.int64) for found in rows.values()]
+    return [np.array(indices, dtype=np.int64) for indices in rows.values()]
 
 
 def difference(
@@ -77,9 +81,10 @@ def difference(
     seed: int,
     clusters: Sequence[Hashable] | None = None,
 ) -> tuple[float, float, float]:
-    """(estimate, low, high) of `statistic(*first) - statistic(*second)` for two arms on the same noises.
+    """Return (estimate, low, high) of `statistic(*first) - statistic(*second)` for two arms on the same noises.
 
-    Row i of both arms belongs together, so both are resampled by the same rows: what they share cancels.
+    first, second: arrays [n, ...] of each arm. Row i of one arm belongs to row i of the other, so every resample takes
+        the same rows of both and their common variation cancels. Other arguments and errors: see `interval`.
     """
 
     def gap(*arrays: np.ndarray) -> float:

@@ -1,4 +1,4 @@
-"""What one arm gains over another on the same noises, with intervals: is a step of a recipe worth it?"""
+"""The gain of one arm over another on the same noises, with intervals, to judge a step of a recipe."""
 
 from __future__ import annotations
 
@@ -24,20 +24,22 @@ def changes(
     seed: int,
     conditions: Sequence[Condition],
 ) -> dict[str, Change]:
-    """`first` minus `second`, n images each of the same noises: a `Change` of "frechet" and of each term.
+    """Return {metric: {"change", "low", "high"}}, `first` minus `second`, for "frechet" and each term.
 
-    terms: per-image values [n] of each arm by name, compared in the mean. Intervals are 95 % paired bootstrap, over
-        noises or, where `conditions` are captions, over captions with all their noises.
+    first, second: n images each, of the same noises.
+    terms: {name: (values [n] of first, values [n] of second)}, of which the means are compared.
+    conditions: one per image. The 95 % paired bootstrap resamples captions with all their noises if the conditions are
+        captions, else single noises.
     """
     draws: dict[str, Any] = {"resamples": resamples, "seed": seed, "clusters": captions_of(conditions)}
 
     def entry(values: tuple[float, float, float]) -> Change:
         return dict(zip(("change", "low", "high"), values, strict=True))
 
-    found = {"frechet": entry(difference(judge.frechet, [first.features], [second.features], **draws))}
-    for name, (mine, other) in terms.items():
-        found[name] = entry(difference(_mean, [mine], [other], **draws))
-    return found
+    result = {"frechet": entry(difference(judge.frechet, [first.features], [second.features], **draws))}
+    for name, (ours, theirs) in terms.items():
+        result[name] = entry(difference(_mean, [ours], [theirs], **draws))
+    return result
 
 
 def _mean(values: np.ndarray) -> float:

@@ -1,6 +1,6 @@
-"""CLIP's embedding as a judge's features: of images, and of how well each fits its caption.
+"""CLIP's image embedding as a judge's features, and its score of how well an image fits a caption.
 
-Jayasumana et al. (arXiv 2401.09603) compare sets of images in it.
+Jayasumana et al. (arXiv 2401.09603) compare sets of images in CLIP's embedding.
 """
 
 from __future__ import annotations
@@ -19,10 +19,12 @@ from redif_ray.rewards.term import Setting
 
 
 class ClipFeatures:
-    """A CLIP that transformers saved, a shipped one's name or a hub id, for images of `image_shape` (C, H, W).
+    """A CLIP model as the encoder of a judge.
 
-    What reads captions is loaded on the CPU, when it is first used. Raises RewardError for what is not a CLIP, or
-    cannot see such images.
+    model: folder that transformers saved, name of a shipped CLIP, or hub id.
+    image_shape: (C, H, W) of the images.
+    device: device of the image network. The text network is loaded on the CPU at its first use.
+    Raises RewardError if the model is not a CLIP or does not take images of this shape.
     """
 
     def __init__(self, model: str, image_shape: Sequence[int], device: str | torch.device = "cpu") -> None:
@@ -36,21 +38,21 @@ class ClipFeatures:
 
     @property
     def network(self) -> Module:
-        """Of images."""
+        """Return the network that embeds images."""
         return self._images.network
 
     @cached_property
     def captions(self) -> ClipCaptions:
-        """Raises RewardError for a CLIP without a tokeniser of its own."""
+        """Load the network that embeds captions. Raises RewardError for a CLIP without a tokeniser of its own."""
         return ClipCaptions(self.model, self._setting("cpu"))
 
     @torch.no_grad()
     def embedding(self, images: Tensor) -> Tensor:
-        """[B, D] of root mean square 1, from [B, C, H, W] float in [0, 1]."""
-        found = functional.normalize(self._images.features(images), dim=1)
-        return found * found.shape[1] ** 0.5
+        """Return features [B, D] of root mean square 1, of images [B, C, H, W] float in [0, 1]."""
+        unit = functional.normalize(self._images.features(images), dim=1)
+        return unit * unit.shape[1] ** 0.5
 
     @torch.no_grad()
     def caption_cosine(self, embedding: Tensor, captions: Sequence[str]) -> Tensor:
-        """[B]: the cosine of each image, whose embedding is given, and its caption."""
+        """Return the cosine [B] between each image's embedding [B, D] and its caption's."""
         return functional.cosine_similarity(embedding, self.captions(captions), dim=1)

@@ -1,6 +1,6 @@
-"""What a run spent: seconds, network calls and FLOPs (2 x multiply-adds) of each component.
+"""The cost of a run: seconds, network calls and FLOPs (2 x multiply-adds) of each component.
 
-Network calls are of one image: a batch of 8 through a guided step is 16.
+Network calls (NFE) are counted per image: a batch of 8 images through one guided step is 16 calls.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from torch.utils.flop_counter import FlopCounterMode
 from redif_ray.models.protocol import DiffusionModel
 
 COMPONENTS = ("student_rollout", "update", "teacher", "rewards", "anchor", "evaluation")
-BACKWARD = {"full": 1.9, "lora": 0.9}  # measured, in forwards: a frozen weight needs no gradient of its own
-RECOMPUTE = 1.0  # activation checkpointing runs the forward once more
+BACKWARD = {"full": 1.9, "lora": 0.9}  # measured, in forward passes: a frozen weight needs no gradient
+RECOMPUTE = 1.0  # activation checkpointing runs the forward pass once more
 
 
 def forward_flops(call: Callable[[], object], images: int) -> float:
-    """FLOPs an image of one call that runs `images` images forward.
+    """Return the FLOPs per image of `call`, which runs a forward pass of `images` images.
 
     Only matrix products, convolutions and attention are counted. Attention is made to run as matrix products, because
-    torch counts CPU's fused attention as 0. Raises ValueError where nothing was counted.
+    torch counts the CPU's fused attention as 0. Raises ValueError if no FLOPs were counted or `images` is below 1.
     """
     if images < 1:
-        raise ValueError(f"images={images}: expected how many images the call runs")
-    eager = torch.compiler.set_stance("force_eager")  # what is compiled is not seen
+        raise ValueError(f"images={images}; expected the number of images that the call runs, 1 or more")
+    eager = torch.compiler.set_stance("force_eager")  # the counter does not see compiled operations
     with torch.no_grad(), eager, sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         call()
     flops = counter.get_total_flops()
@@ -36,19 +36,25 @@ def forward_flops(call: Callable[[], object], images: int) -> float:
 
 
 def prediction_flops(model: DiffusionModel) -> float:
-    """Count the FLOPs of a prediction of one image on a model without weights: it takes no device's time."""
+    """Return the FLOPs of one prediction for one image by a model on the meta device, where nothing is computed."""
     x = torch.empty(1, *model.latent_shape, device="meta")
     encoded = {name: value.to("meta") for name, value in model.blank(1).items()}
     return forward_flops(lambda: model.predict(x, model.process.noisiest(), encoded), 1)
 
 
 def update_factor(*, lora: bool, checkpointing: bool) -> float:
-    """FLOPs of a forward and backward pass, in forwards."""
+    """Return the FLOPs of a forward and backward pass, in units of one forward pass.
+
+    lora: whether only LoRA adapters are trained. checkpointing: whether activation checkpointing is on.
+    """
     return 1 + BACKWARD["lora" if lora else "full"] + RECOMPUTE * checkpointing
 
 
 class ComputeLedger:
-    """Sums by component. Its state goes into the checkpoint, so that a resumed run counts on."""
+    """The sums of each component. The ledger's state is checkpointed, so that a resumed run continues the counts.
+
+    state: return value of `state`, to continue from; None: all sums start at 0.
+    """
 
     def __init__(self, state: Mapping[str, Mapping[str, float]] | None = None) -> None:
         self.entries = {name: {"seconds": 0.0, "nfe": 0.0, "flops": 0.0} for name in COMPONENTS}
@@ -56,7 +62,7 @@ class ComputeLedger:
             self.add(name, **entry)
 
     def add(self, component: str, *, seconds: float = 0.0, nfe: float = 0.0, flops: float = 0.0) -> None:
-        """Add to one of `COMPONENTS`.
+        """Add amounts to the sums of one of `COMPONENTS`.
 
         Raises ValueError for another component and for amounts that are negative or not finite.
         """
@@ -70,5 +76,5 @@ class ComputeLedger:
             self.entries[component][key] += amount
 
     def state(self) -> dict[str, dict[str, float]]:
-        """{component: {"seconds", "nfe", "flops"}}: what the constructor and summary.json take."""
+        """Return {component: {"seconds", "nfe", "flops"}}, the format of the constructor and of summary.json."""
         return {name: dict(entry) for name, entry in self.entries.items()}

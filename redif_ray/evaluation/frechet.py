@@ -1,7 +1,8 @@
 """Fréchet distance between Gaussians fitted to features (Heusel et al., arXiv 1706.08500), squared as FID reports it.
 
-It is called FID only with Inception-v3's features; this one takes any. Its estimate is biased upwards: two samples of
-one law are apart by a floor that grows with dimensions / samples. Compare only at equal n, and print `frechet_floor`.
+The distance is called FID only with Inception-v3's features; this module takes any. The estimate is biased upwards: two
+samples of one distribution are apart by a floor that grows with dimensions / samples. Compare distances only at equal
+n, and print `frechet_floor` beside them.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ from redif_ray.evaluation.features import Draw, as_features, as_pair, shuffled
 
 
 def frechet_to(reference: np.ndarray) -> Callable[[np.ndarray], float]:
-    """The distance to `reference` [n, d], as a function of features [m, d]; what the reference costs is paid once.
+    """Return the function from features [m, d] to their distance to `reference` [n, d].
 
-    d^2 = |m1 - m2|^2 + tr(C1 + C2 - 2 (C2^1/2 C1 C2^1/2)^1/2), all in float64. The matrix in the root is symmetric and
-    not negative, so the trace of its root is the sum of the roots of its eigenvalues, also where one is singular.
+    d^2 = |m1 - m2|^2 + tr(C1 + C2 - 2 (C2^1/2 C1 C2^1/2)^1/2), all in float64. The matrix in the outer root is
+    symmetric and positive semi-definite, so the trace of its root is the sum of the roots of its eigenvalues, even if a
+    covariance is singular. The root of the reference's covariance C2 is computed once.
     """
     reference = as_features(reference, "reference")
     mean2, cov2 = reference.mean(0), _covariance(reference)
@@ -34,12 +36,15 @@ def frechet_to(reference: np.ndarray) -> Callable[[np.ndarray], float]:
 
 
 def frechet(features: np.ndarray, reference: np.ndarray) -> float:
-    """The distance between `features` [m, d] and `reference` [n, d]; not negative but for rounding (1e-9 or so)."""
+    """Return the distance between `features` [m, d] and `reference` [n, d], at least 0 up to rounding (about 1e-9)."""
     return frechet_to(reference)(features)
 
 
 def frechet_floor(reference: np.ndarray, n: int, seed: int) -> float:
-    """The distance of `n` rows of the reference, drawn at random, to the others: what a perfect generator would get."""
+    """Return the distance of `n` random rows of the reference to the other rows: the score of a perfect generator.
+
+    Raises ValueError unless both sets have at least 2 rows.
+    """
     reference = as_features(reference, "reference")
     if not 2 <= n <= len(reference) - 2:
         raise ValueError(f"n={n} of {len(reference)} reference rows; expected 2 to {len(reference) - 2}")

@@ -1,4 +1,4 @@
-"""Many images as one."""
+"""Grids of images as one picture."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-SMALLEST = 64  # edge in pixels below which an image is enlarged, so that a person sees it
+SMALLEST = 64  # edge in pixels below which an image is enlarged, so that details are visible
 
 
 def tile(rows: Sequence[np.ndarray]) -> np.ndarray:
-    """Rows of images, each [n, C, H, W] float in [0, 1], as one picture [height, width, 3] uint8; small ones grow."""
+    """Return rows of images as one picture [height, width, 3] uint8, with small images enlarged.
+
+    rows: each [n, C, H, W], float in [0, 1].
+    """
     images = np.stack(rows)
     scale = max(1, math.ceil(SMALLEST / images.shape[-1]))
     pixels = np.round(images * 255).astype(np.uint8).repeat(scale, -2).repeat(scale, -1)
@@ -24,7 +27,7 @@ def tile(rows: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def write_grid(path: str | Path, images: np.ndarray) -> None:
-    """Images [n, C, H, W] float in [0, 1] as a PNG, about square; the last row is filled up with white."""
+    """Write images [n, C, H, W] float in [0, 1] as a PNG, about square; white fills up the last row."""
     columns = 10 if len(images) % 10 == 0 else math.ceil(math.sqrt(len(images)))
     missing = -len(images) % columns
     filled = np.concatenate([images, np.ones((missing, *images.shape[1:]), images.dtype)])

@@ -1,4 +1,4 @@
-"""The judge: features that no reward uses, and the images that generated ones are compared with."""
+"""The judge: features that no reward uses, and the reference images that generated images are compared with."""
 
 from __future__ import annotations
 
@@ -33,22 +33,24 @@ BATCH = 250
 
 
 class JudgeError(UserError, ValueError):
-    """A judge that cannot be loaded or asked; the message says what was expected."""
+    """Raised for a judge that cannot be loaded or for inputs that it does not take."""
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """Images [n, C, H, W] float in [0, 1], and a judge's `features` of them, [n, D] float64."""
+    """Images [n, C, H, W] float in [0, 1], and their `features` [n, D] float64 by a judge."""
 
     images: Tensor
     features: np.ndarray
 
 
 class Judge:
-    """A frozen encoder and its reference set. The reference's features, and what metrics need of them, are found once.
+    """A frozen encoder and its reference images, whose features and statistics are computed once.
 
-    Knows classes where its encoder is a classifier. device: of the encoder.
-    elsewhere: what the encoder makes of images, where others compute it.
+    device: device of the encoder.
+    elsewhere: function from images [n, C, H, W] to features [n, D] that computes them in other processes; None: the
+        encoder computes them here.
+    Raises JudgeError if the reference images do not have the encoder's shape.
     """
 
     def __init__(
@@ -60,8 +62,8 @@ class Judge:
         elsewhere: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         if reference.images.shape[1:] != encoder.image_shape:
-            found = reference.images.shape[1:]
-            raise JudgeError(f"judge {encoder.name} sees {encoder.image_shape}, its reference images are {found}")
+            shape = reference.images.shape[1:]
+            raise JudgeError(f"reference images are {shape}; judge {encoder.name} expects {encoder.image_shape}")
         self.encoder, self.reference, self.device, self.elsewhere = encoder, reference, device, elsewhere
 
     @property
@@ -69,49 +71,55 @@ class Judge:
         return self.encoder.name
 
     def embed(self, images: Tensor) -> np.ndarray:
-        """The judge's features of `images` [n, C, H, W] float in [0, 1]: [n, D] float64."""
+        """Return the features [n, D] float64 of images [n, C, H, W] float in [0, 1]. Raises JudgeError for others."""
         if images.dtype not in (torch.float32, torch.float64):
             raise JudgeError(f"images are {images.dtype}; expected float in [0, 1]")
-        found = self.elsewhere(images) if self.elsewhere else embedded(self.encoder, images, self.device)
-        return found.double().numpy()
+        features = self.elsewhere(images) if self.elsewhere else embedded(self.encoder, images, self.device)
+        return features.double().numpy()
 
     def see(self, images: Tensor) -> Seen:
         return Seen(images, self.embed(images))
 
     def reference_features(self) -> np.ndarray:
-        """Those of all reference images, [m, D] float64."""
+        """Return the features [m, D] float64 of all reference images."""
         return self._features
 
     def class_accuracy(self, features: np.ndarray, labels: Sequence[int]) -> float | None:
-        """The share of images, by their features, that the judge puts into the class of its label, in [0, classes).
+        """Return the share of images that the judge puts into their labels' classes, or None if it has no classes.
 
-        None where the judge knows no classes.
+        features: features [n, D] of the images. labels: class index of each image, in [0, classes).
+        Raises JudgeError for another number of labels and for labels out of range.
         """
         if not isinstance(self.encoder, Classifier):
             return None
         if len(features) != len(labels) or not len(labels):
-            raise JudgeError(f"{len(features)} images and {len(labels)} labels; expected as many, and at least one")
+            raise JudgeError(
+                f"{len(features)} images and {len(labels)} labels; expected one label per image, and at least one"
+            )
         count = len(self.encoder.classes)
         if not all(0 <= label < count for label in labels):
             raise JudgeError(f"labels span {min(labels)}..{max(labels)}; judge {self.name} knows {count} classes")
         with torch.no_grad():
-            found = self.encoder.logits_of(torch.from_numpy(features).float().to(self.device)).argmax(1)
-        return float((found.cpu() == torch.tensor(labels)).double().mean())
+            predicted = self.encoder.logits_of(torch.from_numpy(features).float().to(self.device)).argmax(1)
+        return float((predicted.cpu() == torch.tensor(labels)).double().mean())
 
     def caption_cosine(self, features: np.ndarray, captions: Sequence[str]) -> float | None:
-        """The mean cosine of images, by their features, and their captions; None where the judge reads none."""
+        """Return the mean cosine of images, given as features [n, D], and their captions; None if not a CLIP."""
         if not isinstance(self.encoder, ClipFeatures):
             return None
         return float(self.encoder.caption_cosine(torch.from_numpy(features).float(), captions).double().mean())
 
     @cached_property
     def frechet(self) -> Callable[[np.ndarray], float]:
-        """`evaluation.frechet` against the reference."""
+        """Return the function from features [n, D] to their Fréchet distance to the reference."""
         return frechet_to(self._features)
 
     @cached_property
     def kid(self) -> Callable[[np.ndarray], tuple[float, float]]:
-        """`evaluation.kid` against the reference, in units of its root mean square: else x . y / d dwarfs the 1."""
+        """Return the function from features [n, D] to (KID, standard error) against the reference.
+
+        All features are divided by the reference's root mean square; otherwise x . y / d dwarfs the kernel's 1.
+        """
         scale = np.sqrt(np.square(self._features).mean())
         distance = kid_to(self._features / scale)
         return lambda features: distance(features / scale)
@@ -123,17 +131,23 @@ class Judge:
 
 @torch.no_grad()
 def embedded(encoder: Encoder, images: Tensor, device: str | torch.device) -> Tensor:
-    """What an encoder on `device` makes of images [n, C, H, W] float in [0, 1]: [n, D] float32 on the CPU."""
+    """Return the features [n, D] float32 on the CPU of images [n, C, H, W] float in [0, 1].
+
+    device: device of the encoder.
+    """
     return torch.cat([encoder.embedding(batch.float().to(device)).cpu() for batch in images.split(BATCH)])
 
 
 def needs_reference(source: str) -> bool:
-    """Whether a judge brings no images of its own, and compares with the teacher's: random features, and CLIP."""
+    """Tell whether a judge has no reference images of its own and needs the teacher's.
+
+    Random features and CLIP have none.
+    """
     return source == NAME or (source not in JUDGES and not (Path(source) / REFERENCE).is_file())
 
 
 def make_encoder(source: str, image_shape: Sequence[int], device: str | torch.device = "cpu") -> Encoder:
-    """The features of a judge that brings no images. Raises JudgeError where it is none."""
+    """Load the encoder of a judge that has no reference images of its own. Raises JudgeError for another name."""
     if source == NAME:
         return RandomFeatures(image_shape).to(device)
     names = f"{', '.join([*JUDGES, NAME])}, a classifier's folder that holds {REFERENCE}, or a CLIP's folder or hub id"
@@ -146,21 +160,21 @@ def make_encoder(source: str, image_shape: Sequence[int], device: str | torch.de
 
 
 def load_encoder(source: str, image_shape: Sequence[int], device: str | torch.device) -> Encoder:
-    """What any judge sees with. Raises JudgeError and the errors of `load_classifier`."""
+    """Load the encoder of any judge. Raises JudgeError and the errors of `load_classifier`."""
     if needs_reference(source):
         return make_encoder(source, image_shape, device)
     return load_classifier(_files(source)[0]).to(device)
 
 
 def networks_of(encoder: Encoder) -> list[Module]:
-    """What embeds images with it."""
+    """Return the networks of an encoder that embed images."""
     return [encoder.network] if isinstance(encoder, ClipFeatures) else [encoder]
 
 
 def judge_of_images(source: str, images: np.ndarray, **options: Any) -> Judge:
-    """A judge that compares with `images` [m, C, H, W] float in [0, 1]: no labels and no data are asked for.
+    """Build a judge whose reference is `images` [m, C, H, W] float in [0, 1]; no labels and no files are needed.
 
-    options: of the Judge.
+    options: keyword arguments of `Judge`.
     """
     pixels = np.rint(255 * images).astype(np.uint8)
     encoder = make_encoder(source, images.shape[1:], options.get("device", "cpu"))
@@ -168,14 +182,16 @@ def judge_of_images(source: str, images: np.ndarray, **options: Any) -> Judge:
 
 
 def load_judge(source: str, **options: Any) -> Judge:
-    """A shipped judge by name, or the folder of a classifier that holds its reference images as `reference.parquet`.
+    """Load a judge that has reference images of its own.
 
-    options: of the Judge. Raises the errors of `load_classifier` and `load_images`.
+    source: name of a shipped judge, or folder of a classifier that also holds `reference.parquet`.
+    options: keyword arguments of `Judge`.
+    Raises the errors of `load_classifier` and `load_images`.
     """
     classifier, reference = _files(source)
     return Judge(load_classifier(classifier).to(options.get("device", "cpu")), load_images(reference), **options)
 
 
 def _files(source: str) -> tuple[Path, Path]:
-    """The folder of a classifier, and the images that it compares with."""
+    """Return the folder of a judge's classifier and the path of its reference images."""
     return JUDGES.get(source, (Path(source), Path(source) / REFERENCE))

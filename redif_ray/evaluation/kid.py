@@ -1,7 +1,7 @@
-"""Kernel distance: unbiased squared maximum mean discrepancy, cubic kernel (Binkowski et al., arXiv 1801.01401).
+"""Kernel distance (KID): unbiased squared MMD with a cubic kernel (Binkowski et al., arXiv 1801.01401).
 
-All pairs are used, in blocks, rather than averages over random subsets: the estimate varies less and its standard error
-is known. (The spread over overlapping subsets, often printed beside KID, is several times that error.)
+All pairs of rows are used, in blocks, instead of averages over random subsets: the estimate varies less, and its
+standard error is known. (The spread over overlapping subsets, often printed beside KID, is several times that error.)
 """
 
 from __future__ import annotations
@@ -16,13 +16,16 @@ BLOCK = 1000  # rows of the kernel matrix in memory at once
 
 
 def kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """k(x, y) = (x . y / d + 1)^3 for x [m, d] and y [n, d]: [m, n]."""
+    """Return k(x, y) = (x . y / d + 1)^3, [m, n], for x [m, d] and y [n, d]."""
     base = x @ y.T / x.shape[1] + 1
     return base * base * base
 
 
 def kid_to(reference: np.ndarray) -> Callable[[np.ndarray], tuple[float, float]]:
-    """`kid` against `reference` [n, d], as a function of features [m, d]; what the reference costs is paid once."""
+    """Return the function from features [m, d] to their `kid` against `reference` [n, d].
+
+    The sums within the reference are computed once.
+    """
     reference = as_features(reference, "reference")
     within2 = _within(reference)
 
@@ -38,25 +41,26 @@ def kid_to(reference: np.ndarray) -> Callable[[np.ndarray], tuple[float, float]]
 
 
 def kid(features: np.ndarray, reference: np.ndarray) -> tuple[float, float]:
-    """(MMD^2, its standard error) of `features` [m, d] against `reference` [n, d].
+    """Return (MMD^2, its standard error) of `features` [m, d] against `reference` [n, d].
 
     MMD^2 = mean over i != j of k(x_i, x_j) + the same for y - 2 mean of k(x_i, y_j): unbiased, so it may be negative.
-    Its standard error is that of the U-statistic's Hoeffding projections (Serfling 1980, section 5.3): each x_i adds
+    The standard error is that of the U-statistic's Hoeffding projections (Serfling 1980, section 5.3): each x_i adds
     2 (mean_j k(x_i, x_j) - mean_j k(x_i, y_j)), each y_j likewise, and a mean of n such terms has their variance / n.
-    For different laws it is exact to first order; for equal ones, where the first order vanishes, it is too large.
+    The error is exact to first order for different distributions. It is too large for equal ones, where the first order
+    vanishes.
     """
     return kid_to(reference)(features)
 
 
 def _within(x: np.ndarray) -> np.ndarray:
-    """Each row's mean kernel value with the other rows, [m]."""
+    """Return each row's mean kernel value with the other rows, [m]."""
     sums = [kernel(x[i : i + BLOCK], x).sum(1) for i in range(0, len(x), BLOCK)]
     itself = (np.square(x).sum(1) / x.shape[1] + 1) ** 3
     return (np.concatenate(sums) - itself) / (len(x) - 1)
 
 
 def _across(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Each row's mean kernel value with the rows of the other set, [m] and [n]."""
+    """Return each row's mean kernel value with the rows of the other set, [m] for x and [n] for y."""
     rows, columns = [], np.zeros(len(y))
     for i in range(0, len(x), BLOCK):
         block = kernel(x[i : i + BLOCK], y)

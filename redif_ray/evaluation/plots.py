@@ -1,6 +1,6 @@
-"""The pictures of a run, as PNG. Figures are objects of their own: no pyplot, no global style.
+"""The plots of a run, as PNG files. Each figure is an object of its own, without pyplot and its global state.
 
-Colours are Okabe and Ito's, told apart by every kind of colour vision; lines differ by marker as well.
+Colours are those of Okabe and Ito, which every kind of colour vision can distinguish; lines differ by marker as well.
 """
 
 from __future__ import annotations
@@ -31,9 +31,10 @@ DPI = 150
 
 
 def reward_curve(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Reward against round, from metrics rows with `round`, `phase` and any of the keys of `CURVES`, to a PNG.
+    """Plot reward against round to a PNG.
 
-    Raises ValueError where no row has a reward.
+    rows: rows of metrics.jsonl, with `round`, `phase` and any of the keys of `CURVES`.
+    Raises ValueError if no row has a reward.
     """
     figure, axes = _figure(7.5, 4.2)
     drawn = 0
@@ -54,8 +55,9 @@ def reward_curve(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def schedule(path: str | Path, own: Schedule, others: Sequence[Schedule] = ()) -> None:
-    """Half log-SNR of the levels at which each schedule calls the network, by step, to a PNG.
+    """Plot the half log-SNR of each schedule's levels against the step to a PNG.
 
+    own: the schedule to emphasise. others: schedules to compare with.
     A first level of pure noise has no finite half log-SNR and is left out.
     """
     figure, axes = _figure(6.5, 4.2)
@@ -80,9 +82,10 @@ def schedule(path: str | Path, own: Schedule, others: Sequence[Schedule] = ()) -
 
 
 def front(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Distance to the teacher against the number of steps, a line a kind of schedule, to a PNG.
+    """Plot the distance to the teacher against the number of steps to a PNG, one line per kind of schedule.
 
-    rows: with `steps`, `name`, `origin` and `distance`; of named schedules, and of GITS, the best at each N is drawn.
+    rows: schedules with `steps`, `name`, `origin` and `distance`. The lines of named schedules and of GITS show the
+        best at each number of steps.
     """
     figure, axes = _figure(6.5, 4.2)
     lines: dict[str, dict[int, float]] = {}
@@ -102,9 +105,12 @@ def front(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
 def scatter(
     path: str | Path, points: Sequence[Mapping[str, Any]], values: Sequence[float], label: str, line: float | None
 ) -> None:
-    """`values` against each number or choice of `points`, a panel a name, to a PNG; `line` to compare them with.
+    """Plot `values` against each setting of `points` to a PNG, one panel per setting.
 
-    Numbers above 0 that span more than a factor of ten are drawn by their logarithm.
+    points: {setting: number or choice}, one per value.
+    label: name of the values.
+    line: value to compare with, drawn as a dashed line; None: no line.
+    Positive numbers that span more than a factor of ten get a logarithmic axis.
     """
     names = list(points[0])
     figure = Figure(figsize=(3.2 * len(names) + 0.8, 3.2), dpi=DPI, layout="constrained")
@@ -126,9 +132,10 @@ def scatter(
 def adaptive(
     path: str | Path, lines: Mapping[str, tuple[Sequence[int], Sequence[float]]], agents: Sequence[Mapping[str, Any]]
 ) -> None:
-    """Distance to the teacher against the mean number of calls, to a PNG: static schedules as lines, agents as points.
+    """Plot the distance to the teacher against the mean number of network calls to a PNG.
 
-    agents: with `calls` and `distance`, and `_low` and `_high` of both.
+    lines: {name: (calls, distances)} of static schedules.
+    agents: points with `calls`, `distance`, and the interval of each, as in `calls_low` and `calls_high`.
     """
     figure, axes = _figure(6.5, 4.2)
     for i, (name, (x, y)) in enumerate(lines.items()):
@@ -152,20 +159,21 @@ def adaptive(
 
 
 def _bars(rows: Sequence[Mapping[str, Any]], name: str) -> np.ndarray:
-    """How far the interval of each row's `name` reaches down and up, [2, rows]."""
+    """Return the distances [2, rows] from each row's `name` down to `name_low` and up to `name_high`."""
     return np.array([[r[name] - r[f"{name}_low"] for r in rows], [r[f"{name}_high"] - r[name] for r in rows]]).clip(0)
 
 
 def side_by_side(path: str | Path, rows: Sequence[tuple[str, np.ndarray | Tensor]]) -> None:
-    """A grid to a PNG: a row an arm (label, images [m, C, H, W] float in [0, 1]), a column the same noise in every arm.
+    """Write a grid of images to a PNG, one row per arm and one column per noise.
 
+    rows: (label, images [m, C, H, W] float in [0, 1]) of each arm, all of the same m noises.
     Raises ValueError for arms whose images differ in shape or number.
     """
     shapes = {tuple(images.shape) for _, images in rows}
     if len(shapes) != 1 or len(next(iter(shapes))) != 4:
         raise ValueError(f"arms hold images of shapes {sorted(shapes)}; expected one shape [m, C, H, W]")
     columns, channels, height, width = shapes.pop()
-    margin, cell, gap = 1.7, 0.7, 0.05  # inches: for the labels, of an image, between rows
+    margin, cell, gap = 1.7, 0.7, 0.05  # inches: width for the labels, width of an image, gap between rows
     tall = cell * height / width + gap
     wide, high = margin + cell * columns + gap, tall * len(rows) + gap
     figure = Figure(figsize=(wide, high), dpi=DPI)
@@ -195,7 +203,7 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
 
 
 def _shade_phases(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Tint the rounds of each phase, named along the upper edge, where there is more than one."""
+    """Tint the rounds of each phase and name it along the upper edge, if there is more than one phase."""
     phases = list(dict.fromkeys(row.get("phase") for row in rows if row["round"] >= 0))
     if len(phases) < 2:
         return

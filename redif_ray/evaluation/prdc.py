@@ -1,7 +1,7 @@
 """Precision and recall (Kynkäänniemi et al., arXiv 1904.06991), density and coverage (Naeem et al., arXiv 2002.09797).
 
-Precision and density fall with artefacts, recall and coverage with lost modes. Not even identical laws reach 1: print
-`ceiling` beside them.
+Precision and density fall with artefacts, recall and coverage with lost modes. Not even samples of identical
+distributions reach 1, so print `ceiling` beside the values.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ BLOCK = 500  # rows of the distance matrix in memory at once
 
 
 def prdc(features: np.ndarray, reference: np.ndarray) -> dict[str, float]:
-    """{"precision", "recall", "density", "coverage"} of `features` [n, d] against `reference` [n, d], with k = 5.
+    """Return {"precision", "recall", "density", "coverage"} of features [n, d] against a reference [n, d], at k = 5.
 
     A ball around each sample reaches to its k-th nearest neighbour in its own set. precision: share of features within
     a reference ball; recall: share of the reference within a feature's ball; density: reference balls around a feature,
@@ -44,7 +44,7 @@ def prdc(features: np.ndarray, reference: np.ndarray) -> dict[str, float]:
 
 
 def ceiling(reference: np.ndarray, n: int, seed: int) -> dict[str, float]:
-    """`prdc` of two disjoint random sets of `n` reference rows: what samples of identical laws get."""
+    """Return the `prdc` of two disjoint random sets of `n` reference rows: the score of a perfect generator."""
     reference = as_features(reference, "reference")
     half = len(reference) // 2
     if not K < n <= half:
@@ -54,7 +54,7 @@ def ceiling(reference: np.ndarray, n: int, seed: int) -> dict[str, float]:
 
 
 def _radii(x: np.ndarray) -> np.ndarray:
-    """Each row's distance to its k-th nearest other row, [n]."""
+    """Return each row's distance to its k-th nearest other row, [n]."""
     radii = np.empty(len(x))
     for i in range(0, len(x), BLOCK):
         distance = cdist(x[i : i + BLOCK], x)

@@ -1,7 +1,8 @@
-"""Features of a network that was never trained: where nothing was trained on such images, or on their classes.
+"""Features of an untrained network, for images of which no trained encoder exists.
 
-Naeem et al. (arXiv 2002.09797, section 4) embed with randomly initialised networks (their R64) and find them more
-reliable than ImageNet's features for images unlike ImageNet's. Distances in them compare only with each other.
+Naeem et al. (arXiv 2002.09797, section 4) embed images with randomly initialised networks (their R64) and find these
+more reliable than ImageNet's features for images unlike ImageNet's. Distances in random features compare only with
+each other.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ from redif_ray.diffusion.noise import Stream
 from redif_ray.models.classifier import EMBEDDING, check_images
 
 NAME = "random-features"
-WIDTHS = (32, 64, 64)  # of the first layers; those after them are as wide as the last
-SMALLEST = 4  # edge at which the last map is projected
+WIDTHS = (32, 64, 64)  # channels of the first layers; later layers are as wide as the last of these
+SMALLEST = 4  # edge of the feature map, in pixels, at which it is projected
 
 
 class RandomFeatures(nn.Module):
-    """Images [B, C, H, W] float in [0, 1] to [B, 64]: strided 3 x 3 convolutions, rectified, and a projection.
+    """Strided 3 x 3 convolutions with ReLU and a projection, from images [B, C, H, W] float in [0, 1] to [B, 64].
 
-    Weights are He-normal and a function of image_shape alone (the noise recipe), so every process has the same.
+    Weights are He-normal and a function of image_shape alone (the noise recipe), so every process has the same weights.
     """
 
     name = NAME

@@ -1,4 +1,4 @@
-"""`report.md`: a run's summary as tables for people, with its pictures."""
+"""`report.md`: the summary of a run as tables, with its plots."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ ARMS = {
     "student": "trained student",
 }
 GAPS = {"teacher_few": "the untrained student", "teacher_best": "the teacher's best named schedule at the same NFE"}
-FITS = {"class_accuracy": "class accuracy ↑", "caption_cosine": "caption cosine ↑"}  # of an image to its condition
+FITS = {
+    "class_accuracy": "class accuracy ↑",
+    "caption_cosine": "caption cosine ↑",
+}  # how well an image fits its condition
 PICTURES = {
     "samples.png": "The same noises in every row.",
     "reward.png": "Reward by round.",
@@ -28,29 +31,30 @@ PICTURES = {
 def write_report(folder: str | Path, summary: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -> Path:
     """Write `report.md` into `folder` and return its path.
 
-    summary: in the format of `evaluation.summary.Summary`, which it is checked against (pydantic's ValidationError).
-    metrics: the rows of metrics.jsonl. Those of `PICTURES` that lie in `folder` are shown.
+    summary: the fields of `evaluation.summary.Summary`. Raises pydantic's ValidationError if they do not fit it.
+    metrics: the rows of metrics.jsonl.
+    The report shows those of `PICTURES` that lie in `folder`.
     """
     folder = Path(folder)
-    found = Summary.model_validate(dict(summary))
+    checked = Summary.model_validate(dict(summary))
     parts = [
-        f"# {found.name}: {found.student_steps} steps",
-        _headline(found),
+        f"# {checked.name}: {checked.student_steps} steps",
+        _headline(checked),
         "## Arms",
-        _arms(found),
-        _fine_print(found),
+        _arms(checked),
+        _fine_print(checked),
         *(f"![{text}]({name})\n\n{text}" for name, text in PICTURES.items() if (folder / name).is_file()),
         "## Pairs",
-        _pairs(found),
+        _pairs(checked),
         "## Reward calibration",
-        _calibration(found),
+        _calibration(checked),
         "## What the student gains",
-        _gains(found),
+        _gains(checked),
         "## Compute",
-        _compute(found),
-        _busy(found),
+        _compute(checked),
+        _busy(checked),
         "## Run",
-        _run(found, metrics),
+        _run(checked, metrics),
     ]
     path = folder / "report.md"
     path.write_text("\n\n".join(part for part in parts if part) + "\n")
@@ -58,7 +62,10 @@ def write_report(folder: str | Path, summary: Mapping[str, Any], metrics: Sequen
 
 
 def gap_closed(summary: Summary, start: str = "teacher_few") -> float | None:
-    """The share of the Fréchet gap from arm `start` to the full teacher that the student closes; None without a gap."""
+    """Return the share of the Fréchet gap between arm `start` and the full teacher that the student closes.
+
+    Return None if the arm was not measured or is no farther from the reference than the full teacher.
+    """
     arms = summary.arms
     first: Arm | None = getattr(arms, start)
     if first is None or first.frechet <= arms.teacher_full.frechet:
@@ -104,17 +111,17 @@ def _arms(summary: Summary) -> str:
 
 
 def _fine_print(summary: Summary) -> str:
-    teachers = summary.reference == "teacher" or summary.judge == NAME  # summaries of old say no reference
+    teachers = summary.reference == "teacher" or summary.judge == NAME  # older summaries have no `reference`
     against = "the teacher's images of as many other noises" if teachers else "its real images"
-    told = summary.arms.student.caption_cosine is not None
-    drawn = "resampled by caption with all its noises" if told else "resampled by noise"
+    captions = summary.arms.student.caption_cosine is not None
+    drawn = "resampled by caption with all its noises" if captions else "resampled by noise"
     text = (
         f"{summary.held_out:,} held-out noises an arm, seed {summary.seed}, exploration off. Features of judge "
         f"`{summary.judge}`, which gives no rewards, against {against}; squared Fréchet distance (not FID) "
-        f"with its 95 % bootstrap interval at this n, {drawn}; unbiased KID ± its standard error, which takes noises "
-        "for independent; precision, recall, density and coverage with k = 5."
+        f"with its 95 % bootstrap interval at this n, {drawn}; unbiased KID ± its standard error, which assumes "
+        "independent noises; precision, recall, density and coverage with k = 5."
     )
-    real = " The last row is what reference images get against other reference images: do not expect more."
+    real = " The last row compares reference images with other reference images; expect no better values."
     return text + (real if summary.limits else "")
 
 
@@ -132,7 +139,7 @@ def _calibration(summary: Summary) -> str:
 
 
 def _gains(summary: Summary) -> str:
-    """Paired differences to the arms it started from, where the run noted them."""
+    """Return the paired differences between the student and the arms that it started from, if the run noted them."""
     rows = [
         [f"{name}, {over}", _number(c["change"]), f"[{_number(c['low'])}, {_number(c['high'])}]"]
         for over, entries in (summary.notes or {}).get("student_gain", {}).items()

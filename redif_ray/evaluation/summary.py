@@ -1,6 +1,6 @@
-"""`summary.json`: the result of a run in one file, for programs. Its JSON Schema is `summary.schema.json` beside this.
+"""`summary.json`: the result of a run in one file, for programs. Its JSON Schema is `summary.schema.json`.
 
-Write the schema anew after a change: python -m redif_ray.evaluation.summary > redif_ray/evaluation/summary.schema.json
+Rewrite the schema after a change: python -m redif_ray.evaluation.summary > redif_ray/evaluation/summary.schema.json
 """
 
 from __future__ import annotations
@@ -14,19 +14,23 @@ from redif_ray.config import Fraction, Positive, Strict
 
 
 class Arm(Strict):
-    """One way to make images from the held-out noises. Distances to the judge's reference images: lower is better."""
+    """One way to make images from the held-out noises. Lower distances to the judge's reference images are better."""
 
-    nfe: Positive = Field(description="network calls an image; a guided step is two")
+    nfe: Positive = Field(description="network calls per image; a guided step is two calls")
     frechet: float = Field(description="squared Fréchet distance in the judge's features; not FID")
     frechet_ci: tuple[float, float] = Field(description="95 % bootstrap interval at this number of images")
     kid: float = Field(description="unbiased squared MMD, cubic kernel")
-    kid_se: float = Field(ge=0, description="its standard error")
+    kid_se: float = Field(ge=0, description="standard error of kid")
     precision: Fraction
     recall: Fraction
     density: float = Field(ge=0)
     coverage: Fraction
-    class_accuracy: Fraction | None = Field(description="share put in the condition's class; null: no classes")
-    caption_cosine: float | None = Field(None, description="mean, image and caption in the judge's eyes; null: none")
+    class_accuracy: Fraction | None = Field(
+        description="share of images that the judge puts into their condition's class; null: no classes"
+    )
+    caption_cosine: float | None = Field(
+        None, description="mean cosine of image and caption by the judge; null: no captions"
+    )
     paired: dict[str, float] = Field(description="means over pairs with the full teacher's image of the same noise")
 
 
@@ -34,17 +38,17 @@ class Arms(Strict):
     teacher_full: Arm = Field(description="the target: the teacher with its own steps and solver")
     teacher_few: Arm = Field(description="the untrained student: the teacher at the student's steps and schedule")
     teacher_best: Arm | None = Field(None, description="the teacher's best named schedule and solver at the same NFE")
-    warm_start: Arm | None = Field(description="after regression, before reinforcement; null where there was none")
+    warm_start: Arm | None = Field(description="after regression, before reinforcement; null: no warm start")
     student: Arm
 
 
 class Calibration(Strict):
-    """One reward term on pairs that need no training."""
+    """The values of one reward term on pairs of images that need no training."""
 
     self: float = Field(description="teacher against itself")
     other_seed: float = Field(description="teacher against the teacher's image of another noise, same condition")
     init: float = Field(description="untrained student against teacher")
-    spread: float | None = Field(None, ge=0, description="standard deviation of the latter over images")
+    spread: float | None = Field(None, ge=0, description="standard deviation of init over images")
 
 
 class Spent(Strict):
@@ -54,7 +58,7 @@ class Spent(Strict):
 
 
 class Limits(Strict):
-    """What the judge's reference images get against each other at this number of images."""
+    """The scores of the judge's reference images against each other at this number of images."""
 
     frechet: float
     precision: Fraction
@@ -75,7 +79,7 @@ class Summary(Strict):
     name: str
     student_steps: Positive
     seed: int = Field(ge=0)
-    held_out: Positive = Field(description="images an arm")
+    held_out: Positive = Field(description="images per arm")
     judge: str
     reference: Literal["real", "teacher"] = Field("real", description="images that the judge compares with")
     arms: Arms
@@ -84,8 +88,8 @@ class Summary(Strict):
     compute: dict[str, Spent]
     policy_version: int = Field(ge=0)
     weights_sha256: str = Field(pattern="^[0-9a-f]{64}$")
-    mlflow: Mlflow | None = Field(None, description="null where tracking was off")
-    notes: dict[str, Any] | None = Field(None, description="what else to know; `workers`: {worker: {busy, units}}")
+    mlflow: Mlflow | None = Field(None, description="null: tracking was off")
+    notes: dict[str, Any] | None = Field(None, description="further facts; `workers`: {worker: {busy, units}}")
 
 
 def schema() -> dict[str, Any]:

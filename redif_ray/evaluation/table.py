@@ -1,4 +1,4 @@
-"""The arms of an evaluation as a table of the terminal."""
+"""The arms of an evaluation as a table for the terminal."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ from redif_ray.evaluation.report import ARMS
 
 
 def result_table(summary: dict[str, Any]) -> Table:
-    """The arms of `summary`, the fields of an evaluation beside its `notes`, in the 80 columns of a terminal."""
+    """Return a table of the arms, at most 80 columns wide.
+
+    summary: the fields of an evaluation, with its `notes`.
+    """
     view = Table(
         title=f"{summary['held_out']} held-out noises, judge {summary['judge']}",
-        caption="ms: an image on one worker. mse: to the teacher's image.",
+        caption="ms: time per image on one worker. mse: distance to the teacher's image.",
         title_justify="left",
         caption_justify="left",
         box=None,
@@ -22,8 +25,8 @@ def result_table(summary: dict[str, Any]) -> Table:
         pad_edge=False,
     )
     seconds = summary["notes"]["seconds_per_image"]
-    told = summary["arms"]["student"].get("caption_cosine") is not None
-    for column in ("", "NFE", "ms", "Fréchet", "caption" if told else "1000 KID", "recall", "mse"):
+    captions = summary["arms"]["student"].get("caption_cosine") is not None
+    for column in ("", "NFE", "ms", "Fréchet", "caption" if captions else "1000 KID", "recall", "mse"):
         view.add_column(column, justify="left" if not column else "right", no_wrap=True)
     for name in ARMS:
         arm = summary["arms"].get(name)
@@ -34,7 +37,7 @@ def result_table(summary: dict[str, Any]) -> Table:
                 str(arm["nfe"]),
                 f"{1e3 * seconds['teacher' if name == 'teacher_full' else 'student']:.1f}",
                 f"{arm['frechet']:.3g} [{low:.3g}, {high:.3g}]",
-                f"{arm['caption_cosine']:.3f}" if told else f"{1e3 * arm['kid']:.1f} ± {1e3 * arm['kid_se']:.1f}",
+                f"{arm['caption_cosine']:.3f}" if captions else f"{1e3 * arm['kid']:.1f} ± {1e3 * arm['kid_se']:.1f}",
                 f"{arm['recall']:.3f}",
                 f"{arm['paired']['pixel_mse']:.5f}",
             )

@@ -1,4 +1,4 @@
-"""Calibration of the rewards on real samples: without it a reward number means nothing."""
+"""Calibration of the rewards on real samples, without which a reward has no scale to compare it with."""
 
 from __future__ import annotations
 
@@ -16,20 +16,24 @@ Calibration = dict[str, dict[str, float]]
 
 
 def calibration(run: Session, console: Console) -> Calibration:
-    """Each term for teacher against itself, against its other seeds, and the untrained student; printed and kept."""
-    known = run.folder.state.get("calibration")
-    if known is None:
-        known = _measure(run)
-        run.folder.update_state(calibration=known)
-    console.print(rewards_calibration.table(known))
-    return known
+    """Return {term: {"self", "other_seed", "init", "spread"}}, print it and keep it in the run folder.
+
+    The teacher is compared with itself, with its images of other noises, and with the untrained student. A resumed run
+    takes the stored values.
+    """
+    result = run.folder.state.get("calibration")
+    if result is None:
+        result = _measure(run)
+        run.folder.update_state(calibration=result)
+    console.print(rewards_calibration.table(result))
+    return result
 
 
 def _measure(run: Session) -> Calibration:
     count = run.config.reward.calibration
     samples = run.sample(Stream.CALIBRATION, count, INITIAL)
     first = run.plan.deploy(Stream.CALIBRATION, count)
-    # The next groups of the stream start from other noises; with the conditions of the first they are "another seed".
+    # The next groups of the stream have other noises; with the conditions of the first groups they are "other seeds".
     units = run.plan.deploy(Stream.CALIBRATION, 2 * count)
     by_group = dict(zip(range(count), samples.conditions, strict=True))
     others = [

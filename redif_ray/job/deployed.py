@@ -12,7 +12,11 @@ from redif_ray.runs.folder import stored_config
 
 
 def deployed(run: Path, checkpoint: str) -> tuple[Config, dict[str, torch.Tensor], int]:
-    """Configuration, deployed weights and policy version of a checkpoint of a run."""
+    """Return the configuration, the deployed weights and the policy version of a checkpoint.
+
+    run: run folder. checkpoint: name of a folder below `checkpoints/`.
+    Raises RunError and CheckpointError.
+    """
     config = stored_config(run)
     tensors, meta = load_checkpoint(run / "checkpoints" / checkpoint)
     weights = unpack("deploy", tensors) or unpack("average/average", tensors) or unpack("student", tensors)

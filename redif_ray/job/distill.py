@@ -34,9 +34,9 @@ def distill(
 ) -> Path:
     """Run the job to its end and return the run folder.
 
-    captions: instead of those of `conditions.source`: texts, or a Ray Data dataset with a column of them.
-    Raises UserError (ConfigError, RunError, CheckpointError and the like) with nothing of the user's lost, and
-    Interrupted after Ctrl-C or SIGTERM.
+    captions: texts, or a Ray Data dataset with a column of texts, that replace those of `conditions.source`.
+    Raises UserError (ConfigError, RunError, CheckpointError and others), which leaves the user's files as they were,
+    and Interrupted after Ctrl-C or SIGTERM.
     """
     with stop_requests() as stop:
         texts = _texts(captions, config.conditions.column or "caption")
@@ -53,10 +53,12 @@ def run_part(
     resume: bool,
     console: Console,
 ) -> Path:
-    """`distill` for a caller that has the signals.
+    """Run `distill` for a caller that handles the signals itself.
 
-    until: leave after this round, with a checkpoint and a validation, and evaluate nothing; None: a whole run.
-    parent: the MLflow run that this one's is nested in.
+    stop: the caller's request to stop.
+    until: round after which to stop with a checkpoint and a validation, but no evaluation; None: a whole run.
+    parent: id of the MLflow run in which this run is nested; None: not nested.
+    texts: captions that replace those of `conditions.source`; None: no replacement.
     """
     config = absolute(config)
     conditions = preflight(config, texts)
@@ -82,8 +84,8 @@ def run_part(
     except Interrupted:
         _close_tracking(config, folder, "KILLED")
         raise
-    except KeyboardInterrupt:  # the second Ctrl-C
-        raise stop.interrupted(f"left at once; {folder.path} is as its last checkpoint left it") from None
+    except KeyboardInterrupt:  # raised by the second Ctrl-C
+        raise stop.interrupted(f"stopped at once; {folder.path} holds the run up to its last checkpoint") from None
     except BaseException as error:
         folder.keep_failure(error)
         _close_tracking(config, folder, "FAILED")
@@ -108,7 +110,9 @@ def _distill(
     own: Uploader | None,
 ) -> None:
     latest_checkpoint(folder.path / "checkpoints")
-    read_rows(folder.path / "metrics.jsonl")  # as the writer will, whose constructor could not say what is wrong
+    read_rows(
+        folder.path / "metrics.jsonl"
+    )  # fails here with a clear error; the metrics writer's constructor could not report it
     expected = cost.estimate(config, conditions)
     console.print(cost.table(expected))
     started = time.monotonic()
@@ -122,26 +126,28 @@ def _distill(
         if outcome.stopped:
             raise stop.interrupted(f"stopped after round {outcome.round} of {run.plan.rounds}; continue with --resume")
         if own is not None:
-            own.hand()  # the learner's own upload ended with it
+            own.hand()  # the learner, whose uploads came before, has ended
         if until is None:
             finish(run, outcome, console)
 
 
 def _open_tracking(config: Config, folder: RunFolder, parent: str | None, fetched: bool) -> None:
-    """Create the MLflow run, or take up the one of the run that is resumed; its id is kept in the run folder.
+    """Create the MLflow run, or reopen that of a resumed run. The run folder keeps its id.
 
-    fetched: from another machine, whose store may have been a file there; then the run gets a new one.
+    parent: id of the MLflow run in which this run is nested; None: not nested.
+    fetched: whether the run folder was fetched from another machine. If the tracking store does not have the MLflow
+        run then, because it was a file on that machine, a new one is created.
     """
     uri = config.tracking_uri
     if uri is None:
         return
     from redif_ray.tracking import Tracker, flatten, git_commit, knows  # MLflow takes seconds to import
 
-    known = folder.state.get("mlflow_run_id")
-    if fetched and known is not None and not knows(uri, known):
-        known = None
-    tracker = Tracker(uri, config.tracking.experiment, config.run.name, known)
-    if known is None:
+    run_id = folder.state.get("mlflow_run_id")
+    if fetched and run_id is not None and not knows(uri, run_id):
+        run_id = None
+    tracker = Tracker(uri, config.tracking.experiment, config.run.name, run_id)
+    if run_id is None:
         folder.update_state(mlflow_run_id=tracker.run_id)
         tracker.params(flatten(config))
         tracker.artifact(folder.path / "config.yaml")
@@ -151,7 +157,7 @@ def _open_tracking(config: Config, folder: RunFolder, parent: str | None, fetche
 
 
 def _close_tracking(config: Config, folder: RunFolder, status: str) -> None:
-    """Say in MLflow how the run ended. A store that is gone by now must not hide the error that ended it."""
+    """Set the final status of the MLflow run. An unreachable store must not hide the error that ended the run."""
     uri, run_id = config.tracking_uri, folder.state.get("mlflow_run_id")
     if uri and run_id:
         from redif_ray.tracking import Tracker, TrackingError
@@ -159,4 +165,4 @@ def _close_tracking(config: Config, folder: RunFolder, status: str) -> None:
         try:
             Tracker(uri, config.tracking.experiment, config.run.name, run_id).finish(status)
         except TrackingError as error:
-            logging.getLogger(__name__).warning("MLflow run %s stays open: %s", run_id, error)
+            logging.getLogger(__name__).warning("MLflow run %s keeps the status RUNNING: %s", run_id, error)

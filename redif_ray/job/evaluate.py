@@ -1,4 +1,4 @@
-"""The arms of the comparison: every way to make images, on the same held-out noises, before the same judge."""
+"""The arms of the comparison: every way to make images, on the same held-out noises, by the same judge."""
 
 from __future__ import annotations
 
@@ -39,12 +39,17 @@ from redif_ray.weights.store import learned_key
 from redif_ray.workers.runtime_env import handed_over
 
 NO_LEARNER = {"workers": 1, "fsdp": False, "cpus": 0, "gpus": 0, "resources": {}, "labels": {}}
-Way = tuple[str, str, int, float]  # to sample the teacher: solver, schedule, steps, guidance
+Way = tuple[str, str, int, float]  # how to sample the teacher: solver, schedule, steps, guidance
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """`fields` of the summary that an evaluation decides, the images of each arm, and what is noted beside them."""
+    """The result of an evaluation.
+
+    fields: the fields of the summary that an evaluation determines.
+    images: (label, images [n, C, H, W] float in [0, 1]) of each arm.
+    notes: further facts for the summary's `notes`.
+    """
 
     fields: dict[str, Any]
     images: list[tuple[str, np.ndarray]]
@@ -52,8 +57,12 @@ class Measured:
 
 
 def evaluate(run: Path, overrides: list[str], *, checkpoint: str, console: Console) -> Path:
-    """`redif evaluate`: the arms of a run once more; writes evaluation-<held_out>.json beside its summary."""
-    run = run.resolve()  # workers have working directories of their own
+    """Run `redif evaluate`: measure the arms of a run again and return the path of evaluation-<held_out>.json.
+
+    run: run folder. overrides: KEY=VALUE texts. checkpoint: name of a folder below `checkpoints/`.
+    Raises UserError, and Interrupted after Ctrl-C or SIGTERM.
+    """
+    run = run.resolve()  # a relative path would mean another folder in the workers' working directories
     config, weights, version = deployed(run, checkpoint)
     config = evaluated(config, overrides)
     handed_over(config.reward)  # raises before Ray starts
@@ -65,32 +74,39 @@ def evaluate(run: Path, overrides: list[str], *, checkpoint: str, console: Conso
             opened.growth.start()
             measured = measure(opened, weights, version, Accounts(config))
         name = f"evaluation-{config.evaluation.held_out}.json"
-        found = {**measured.fields, "notes": measured.notes}
-        folder.write(name, json.dumps(found, indent=1) + "\n")
+        result = {**measured.fields, "notes": measured.notes}
+        folder.write(name, json.dumps(result, indent=1) + "\n")
         timeline.draw(folder)
-    console.print(result_table(found))
+    console.print(result_table(result))
     return run / name
 
 
 def evaluated(config: Config, overrides: list[str]) -> Config:
-    """A run's configuration, for its evaluation: nothing asks for a learner's room. Raises ConfigError."""
+    """Return a run's configuration for its evaluation: with overrides, without tracking and a learner's resources.
+
+    Raises ConfigError for an override of a key that an evaluation may not change.
+    """
     changed = [o for o in overrides if not may_differ(o.partition("=")[0].strip(), "evaluate")]
     if changed:
         raise ConfigError(
-            f"{changed[0]}: an evaluation may change evaluation.*, ray.*, numbers of workers, their resources and "
-            "labels; expected one of these"
+            f"{changed[0]}: an evaluation may change evaluation.*, ray.*, and the numbers, resources and labels of "
+            "workers; leave this override out"
         )
     tree = config.model_dump()
     for text in overrides:
         assign(tree, *parse_override(text))
     tree["tracking"]["uri"] = "off"
     tree["learner"] |= NO_LEARNER
-    found: Config = validate(tree)
-    return found
+    evaluation_config: Config = validate(tree)
+    return evaluation_config
 
 
 def measure(run: Session, weights: dict[str, torch.Tensor], version: int, accounts: Accounts) -> Measured:
-    """Every arm on the same held-out noises, against the same judge."""
+    """Measure every arm on the same held-out noises, with the same judge.
+
+    weights: the student's deployed weights. version: their policy version.
+    accounts: takes the cost of the evaluation.
+    """
     config, count = run.config, run.config.evaluation.held_out
     judge = judge_of(config, run.coordinator, count, accounts, run.get, elsewhere=run.embed)
     _take_learned(run)
@@ -134,7 +150,7 @@ def measure(run: Session, weights: dict[str, torch.Tensor], version: int, accoun
 
 
 def _take_learned(run: Session) -> None:
-    """A learned reward is the last of the run for every arm."""
+    """Publish the run's last learned reward, if it has one, so that every arm is scored with the same reward."""
     if learned_key(run.config, 0) is None:
         return
     run.learned, weights = last_learned(run.folder.path)
@@ -158,7 +174,7 @@ def _held_out(run: Session, key: str, accounts: Accounts) -> Samples:
 
 def _warm_start(run: Session, accounts: Accounts) -> Samples | None:
     path = find_checkpoint(run.folder.path / "checkpoints" / "warm_start")
-    if path is None or len(run.plan.phases) == 1:  # else what it trained is the student itself
+    if path is None or len(run.plan.phases) == 1:  # a run of a single phase: the warm start is the student itself
         return None
     tensors, meta = load_checkpoint(path)
     key = f"warm-{meta['version']}"
@@ -191,13 +207,13 @@ def _gains(
 
 
 def best_teacher(run: Session, accounts: Accounts) -> tuple[str, Way]:
-    """The teacher's best named schedule, solver and guidance at the student's NFE, and what to call it.
+    """Return the teacher's best named schedule, solver and guidance at the student's NFE, with a label.
 
-    Chosen on the search noises by paired mse. Guidance is the student's, or the target's with as many steps as the same
-    NFE has.
+    The best has the least paired mse on the search noises. The candidates have the student's guidance, or the teacher's
+    guidance with as many steps as the same NFE allows.
     """
     config = run.config
-    found = run.sample(Stream.SEARCH, config.evaluation.search, INITIAL)
+    samples = run.sample(Stream.SEARCH, config.evaluation.search, INITIAL)
     units = run.plan.deploy(Stream.SEARCH, config.evaluation.search)
     scores: dict[Way, float] = {}
     for guidance, steps in _guidances(run).items():
@@ -205,25 +221,25 @@ def best_teacher(run: Session, accounts: Accounts) -> tuple[str, Way]:
             for name in schedules.named(run.teacher.process, steps):
                 way = (solver, name, steps, guidance)
                 images = np.concatenate(_teacher_samples(run, units, way, accounts))
-                scores[way] = float(np.square(images - found.targets).mean())
+                scores[way] = float(np.square(images - samples.targets).mean())
     best = min(scores, key=lambda way: scores[way])
     solver, name, steps, guidance = best
-    told = f", {steps} steps at guidance {guidance:g}" if len(_guidances(run)) > 1 else ""
-    return f"{solver} on {name}{told}", best
+    guided = f", {steps} steps at guidance {guidance:g}" if len(_guidances(run)) > 1 else ""
+    return f"{solver} on {name}{guided}", best
 
 
 def _guidances(run: Session) -> dict[float, int]:
-    """Guidance scales to try, and the steps that the student's NFE has with each."""
+    """Return {guidance scale to try: number of steps that the student's NFE allows with it}."""
     student, calls = run.config.student, run.teacher.calls_per_step
     nfe = student.steps * calls(student.guidance)
-    found = {w: nfe // calls(w) for w in (student.guidance, run.config.teacher.guidance)}
-    return {guidance: steps for guidance, steps in found.items() if steps}
+    allowed = {w: nfe // calls(w) for w in (student.guidance, run.config.teacher.guidance)}
+    return {guidance: steps for guidance, steps in allowed.items() if steps}
 
 
 def seconds_per_image(run: Session) -> dict[str, float]:
-    """What an image takes one reward worker, alone, in a batch of `evaluation.batch`: {"teacher", "student"}.
+    """Return {"teacher", "student"}: seconds per image on one otherwise idle reward worker, at `evaluation.batch`.
 
-    The levels make no difference to it, so both are timed on the teacher's schedule.
+    The levels do not change the time, so both are timed on the teacher's schedule.
     """
     config = run.config
     unit = run.plan.deploy(Stream.SEARCH, min(config.evaluation.search, config.evaluation.batch))[0]
@@ -232,15 +248,15 @@ def seconds_per_image(run: Session) -> dict[str, float]:
         "teacher": (unit, teacher.solver, teacher.schedule, teacher.steps, teacher.guidance),
         "student": (unit, "euler", teacher.schedule, student.steps, student.guidance),
     }
-    found = {}
+    seconds = {}
     for name, arguments in sampled.items():
         (meta,), _ = run.ask_reward("sample", [arguments])
-        found[name] = sum(work.seconds for work in meta.work) / unit.rows
-    return found
+        seconds[name] = sum(work.seconds for work in meta.work) / unit.rows
+    return seconds
 
 
 def _teacher_samples(run: Session, units: list[WorkUnit], way: Way, accounts: Accounts) -> list[np.ndarray]:
-    """The teacher's images of each work unit."""
+    """Return the teacher's images of each work unit, [rows, C, H, W]."""
     metas, images = run.ask_reward("sample", [(unit, *way) for unit in units])
     accounts.add_evaluation(metas)
     return images

@@ -1,4 +1,4 @@
-"""A student of a run as a diffusers folder: `redif export`, and the end of a run."""
+"""Export of a run's student as a diffusers folder, by `redif export` and at the end of a run."""
 
 from __future__ import annotations
 
@@ -18,11 +18,15 @@ from redif_ray.planning import factory
 
 
 def export_checkpoint(run: Path, out: Path, checkpoint: str, schedule: Path | None = None) -> Path:
-    """`redif export`: a checkpoint of a run as a diffusers folder. schedule: a file of `redif search`."""
+    """Write a checkpoint of a run as a diffusers folder and return that folder.
+
+    run: run folder. out: folder to write. checkpoint: name of a folder below `checkpoints/`.
+    schedule: schedule.yaml of `redif search`; None: the run's own schedule.
+    """
     config, weights, _ = deployed(run, checkpoint)
     if schedule is not None:
-        found = read_times(schedule, config.student.steps)
-        config = config.model_copy(update={"student": config.student.model_copy(update=found._asdict())})
+        times = read_times(schedule, config.student.steps)
+        config = config.model_copy(update={"student": config.student.model_copy(update=times._asdict())})
     export_weights(load_teacher(config.teacher), config, weights, out, None)
     return out
 
@@ -30,7 +34,10 @@ def export_checkpoint(run: Path, out: Path, checkpoint: str, schedule: Path | No
 def export_weights(
     teacher: DiffusionModel, config: Config, weights: dict[str, torch.Tensor], out: Path, summary: dict[str, Any] | None
 ) -> None:
-    """Deployed `weights` as a diffusers folder that carries the schedule and the teacher's licence."""
+    """Write deployed `weights` to `out`, a diffusers folder with the schedule and the teacher's licence.
+
+    summary: results of the run for the model card; None: a card without results.
+    """
     student = make_student(teacher, config.student.lora)
     set_weights(student, weights)
     export_student(

@@ -1,4 +1,4 @@
-"""The end of a run: every arm measured, the summary, the report, the exported student."""
+"""The end of a run: evaluation of every arm, summary, report and exported student."""
 
 from __future__ import annotations
 
@@ -25,11 +25,14 @@ from redif_ray.models.registry import replaced
 from redif_ray.planning import factory
 from redif_ray.runs.jsonl import read_rows
 
-GRID = 10  # images a row of the side-by-side picture
+GRID = 10  # images per row of the side-by-side picture
 
 
 def finish(run: Session, outcome: Outcome, console: Console) -> None:
-    """Evaluate, export, report; `summary.json` is written last, so that its presence means a finished run."""
+    """Evaluate the run, export its student and write its report.
+
+    `summary.json` is written last, so that its presence means a finished run.
+    """
     config, folder = run.config, run.folder.path
     accounts = Accounts(config)
     accounts.load(outcome.ledger)
@@ -50,7 +53,7 @@ def finish(run: Session, outcome: Outcome, console: Console) -> None:
         "mlflow": {"tracking_uri": config.tracking_uri or "", "run_id": run.folder.state.get("mlflow_run_id") or ""},
         "notes": {**measured.notes, **_work(run), **_family(run)},
     }
-    shutil.rmtree(folder / "student", ignore_errors=True)  # of a run that was cut short between export and summary
+    shutil.rmtree(folder / "student", ignore_errors=True)  # left by a start that was cut short after its export
     export_weights(run.teacher, config, weights, folder / "student", summary)
     run.get(run.writer.flush.remote())
     metrics = read_rows(folder / "metrics.jsonl")
@@ -58,7 +61,7 @@ def finish(run: Session, outcome: Outcome, console: Console) -> None:
     plots.reward_curve(folder / "reward.png", metrics)
     plots.schedule(folder / "schedule.png", factory.student_schedule(run.teacher, config.student))
     write_report(folder, summary, metrics)
-    shutil.rmtree(folder / ".train", ignore_errors=True)  # Ray Train's own notes; the checkpoints are ours
+    shutil.rmtree(folder / ".train", ignore_errors=True)  # Ray Train's own files; the checkpoints are elsewhere
     _track(run, summary)
     run.folder.write("summary.json", json.dumps(summary, indent=1) + "\n")
     console.print(result_table(summary))
@@ -66,7 +69,7 @@ def finish(run: Session, outcome: Outcome, console: Console) -> None:
 
 
 def _work(run: Session) -> dict[str, Any]:
-    """How busy each worker was while it was there, since the coordinator started, and what the run lost in all."""
+    """Return each worker's busy share and work units since the coordinator last started, and all losses of the run."""
     status = ray.get(run.coordinator.status.remote())
     workers = {
         name: {"busy": seconds / status["there"][name], "units": status["units"][name]}
@@ -76,21 +79,21 @@ def _work(run: Session) -> dict[str, Any]:
 
 
 def _family(run: Session) -> dict[str, Any]:
-    """Which code of the user's own loaded the models, if any did."""
+    """Return a note of the user's own code that loaded the models; empty if a built-in family did."""
     family = run.teacher.family
     return {} if family is None else {"family": {**asdict(family), "replaces": replaced(run.teacher)}}
 
 
 def _track(run: Session, summary: dict[str, Any]) -> None:
-    """Final numbers, pictures, the report and the student, into the run's MLflow run."""
+    """Send the final numbers, the plots, the report and the student to the run's MLflow run. Raises TrackingError."""
     uri, folder = run.config.tracking_uri, run.folder.path
     if uri is None:
         return
-    from redif_ray.tracking import Tracker, TrackingError  # as at the start
+    from redif_ray.tracking import Tracker, TrackingError  # MLflow takes seconds to import
 
     tracker = Tracker(uri, run.config.tracking.experiment, run.config.run.name, run.folder.state["mlflow_run_id"])
     if not run.get(run.writer.flush.remote()):
-        raise TrackingError(f"the MLflow store {uri} did not take the run's metrics; bring it back and use --resume")
+        raise TrackingError(f"the MLflow store {uri} did not take the run's metrics; start it again and use --resume")
     for arm, values in summary["arms"].items():
         if values:
             scalars = {k: v for k, v in values.items() if isinstance(v, int | float)}
@@ -108,8 +111,8 @@ def _sentence(text: str, change: Change) -> str:
 
 def _closing_words(run: Session, summary: dict[str, Any]) -> str:
     folder, uri = run.folder.path, run.config.tracking_uri
-    found = Summary.model_validate(summary)
-    shares = {text: gap_closed(found, start) for start, text in GAPS.items()}
+    checked = Summary.model_validate(summary)
+    shares = {text: gap_closed(checked, start) for start, text in GAPS.items()}
     lines = [
         *(f"Fréchet gap closed from {text}: {share:.0%}" for text, share in shares.items() if share is not None),
         *(_sentence(text, change["frechet"]) for text, change in summary["notes"]["student_gain"].items()),

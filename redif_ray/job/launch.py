@@ -1,4 +1,4 @@
-"""`distill` from the command line: imported while Ray starts, as each takes seconds and neither needs the other."""
+"""`redif distill`: imports the job while Ray starts, because each takes seconds and neither needs the other."""
 
 from __future__ import annotations
 
@@ -20,9 +20,12 @@ JOB = "redif_ray.job.distill:distill"
 
 
 def distill(config: Config, *, resume: bool, console: Console) -> None:
-    """Raises what the job raises; what can be seen to be wrong without torch, at once. In the main thread only."""
+    """Run the job from the main thread.
+
+    Raises the errors of the job. Errors of `run.name` and `teacher.model` that need no torch are raised at once.
+    """
     local_folder(config.teacher.model)
-    if config.checkpoint.upload is None:  # else the folder to resume may have to be fetched
+    if config.checkpoint.upload is None:  # with an upload, the folder to resume may have to be fetched first
         RunFolder.place(config, resume=resume)
     with _job(config) as run:
         run(config, resume=resume, console=console)
@@ -30,14 +33,14 @@ def distill(config: Config, *, resume: bool, console: Console) -> None:
 
 @contextmanager
 def _job(config: Config) -> Iterator[Any]:
-    """Imported; with the private cluster that it will find, where the configuration asks for one."""
+    """Yield the imported job, inside a private cluster if the configuration asks for one."""
     if config.ray.address != "local":
         yield imported(JOB)
         return
     with stop_requests() as stop, ThreadPoolExecutor(1) as beside:
         job = beside.submit(imported, JOB)
-        with started(config):  # in this thread, for Ray takes a signal
-            stop.listen()  # again, therefore
+        with started(config):  # in the main thread, because Ray installs a signal handler
+            stop.listen()  # again, because Ray's handler replaced ours
             ready = job.result()
             stop.check()
             yield ready

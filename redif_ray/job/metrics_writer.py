@@ -1,4 +1,4 @@
-"""MetricsWriter: metrics.jsonl and MLflow, one line a round, written once however often a round is replayed."""
+"""The metrics writer: one row per round to metrics.jsonl and MLflow, written once even if a round is replayed."""
 
 from __future__ import annotations
 
@@ -17,26 +17,33 @@ from redif_ray.faults import restarted
 from redif_ray.runs.jsonl import append_rows, read_rows
 from redif_ray.runs.timeline import SPANS, Span
 
-if TYPE_CHECKING:  # a run that is not tracked does without MLflow, which takes seconds to import
+if TYPE_CHECKING:  # MLflow takes seconds to import, which a run without tracking saves
     from redif_ray.tracking import Tracker
 
 log = logging.getLogger(__name__)
-TIMELINE_BYTES = 50 * 2**20  # some 400,000 spans; a browser opens no more
-AGAIN_SECONDS = 10.0  # after which a store that did not answer at the start is asked again
+TIMELINE_BYTES = 50 * 2**20  # about 400,000 spans, the most that a browser opens
+AGAIN_SECONDS = 10.0  # between attempts to reach a store that did not answer at the start
 
 
 class MetricsWriter:
-    """The only process of a running job that talks to MLflow."""
+    """The writer of metrics, losses and the timeline, and the only process of a running job that talks to MLflow.
+
+    folder: run folder. uri: tracking store; None: no tracking. experiment, run_name, run_id: see `Tracker`.
+    """
 
     def __init__(self, folder: str, uri: str | None, experiment: str, run_name: str, run_id: str | None) -> None:
         self.path, self.losses = Path(folder) / "metrics.jsonl", Path(folder) / "lost.jsonl"
         self.timeline = Path(folder) / SPANS
         self.rows = read_rows(self.path)
-        self.written = len(self.rows)  # of `rows`: what the disk did not take waits for the next
+        self.written = len(
+            self.rows
+        )  # number of `rows` on disk; rows that a full disk refused are written with the next
         self.named = (uri, experiment, run_name, run_id) if uri else None
         self.tracker: Tracker | None = None
         self.asked = -math.inf
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # MLflow's 7 take 4 minutes; rows are kept here
+        os.environ.setdefault(
+            "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1"
+        )  # MLflow's default of 7 takes 4 minutes; rows are kept here anyway
         self._store()
         if restarted():
             self.lost("metrics writer")
@@ -45,14 +52,14 @@ class MetricsWriter:
         return "metrics"
 
     def log(self, row: dict[str, Any]) -> None:
-        """Append the row of round `row["round"]`; a round that is already there is left as it is."""
-        if any(row["round"] == known["round"] for known in self.rows):
+        """Append the row of round `row["round"]`, unless that round already has a row."""
+        if any(row["round"] == written["round"] for written in self.rows):
             return
         self.rows.append(row)
         try:
             self._write()
         except UserError as error:
-            log.warning("%s; what it lacks is kept in memory", error)
+            log.warning("%s; rows that are not on disk are kept in memory", error)
         if (tracker := self._store()) is not None:
             self._track(tracker, row)
             tracker.watch_machine()
@@ -63,7 +70,10 @@ class MetricsWriter:
             self.written = len(self.rows)
 
     def _store(self, again: float = AGAIN_SECONDS) -> Tracker | None:
-        """The MLflow run, once its store has answered: that is asked every `again` seconds, then told what it lacks."""
+        """Return the MLflow run, or None while its store does not answer.
+
+        again: seconds after which the store is tried again. Once the store answers, it gets all rows so far.
+        """
         if self.tracker is None and self.named and time.monotonic() - self.asked >= again:
             from redif_ray.tracking import Tracker, TrackingError
 
@@ -71,9 +81,9 @@ class MetricsWriter:
             try:
                 self.tracker = Tracker(*self.named)
             except TrackingError as error:
-                log.warning("%s. It is asked again; metrics are kept", error)
+                log.warning("%s. The store is asked again later; metrics are kept", error)
             else:
-                for row in self.rows:  # the tracker leaves out what the store has
+                for row in self.rows:  # the tracker skips rows that the store has
                     self._track(self.tracker, row)
                 self.tracker.watch_machine()
         return self.tracker
@@ -82,30 +92,33 @@ class MetricsWriter:
         tracker.metrics({k: v for k, v in row.items() if isinstance(v, int | float)}, step=row["round"])
 
     def image(self, key: str, image: np.ndarray, step: int) -> None:
-        """A picture for the run's page; a store that does not take it costs the picture, not the run."""
+        """Send an image to the MLflow run. If the store does not take it, the image is lost and the run goes on.
+
+        image: [H, W, 3] uint8. step: round.
+        """
         if self.tracker:
             try:
                 self.tracker.image(key, image, step)
-            except Exception as error:  # MLflow raises its own, SQLAlchemy's and requests' errors here
+            except Exception as error:  # MLflow lets errors of SQLAlchemy and requests through as well
                 log.warning("MLflow did not take the image %s (%s)", key, type(error).__name__)
 
     def latest(self, after: int) -> list[dict[str, Any]]:
-        """Rows of rounds above `after`."""
+        """Return the rows of rounds above `after`, among the last 200."""
         return [row for row in self.rows[-200:] if row["round"] > after]
 
     def lost(self, what: str) -> None:
-        """Note that a part of the run was lost, for its report; a full disk costs the note."""
+        """Note the loss of a part of the run, such as "learner", for its report. A full disk loses only the note."""
         try:
             append_rows(self.losses, [{"time": time.time(), "lost": what}])
         except UserError as error:
-            log.warning("the loss of a %s is not noted: %s", what, error)
+            log.warning("the loss of the %s is not noted: %s", what, error)
 
     def all_lost(self) -> dict[str, int]:
-        """How often each part was lost, since the run began."""
+        """Return {part: number of its losses since the run began}."""
         return dict(Counter(row["lost"] for row in read_rows(self.losses)))
 
     def spans(self, rows: list[Span]) -> None:
-        """Keep a part of the timeline. What the disk does not take, or nobody could open, is left out."""
+        """Append spans to the timeline. Spans that the disk refuses or that exceed `TIMELINE_BYTES` are dropped."""
         try:
             if not self.timeline.exists() or self.timeline.stat().st_size < TIMELINE_BYTES:
                 append_rows(self.timeline, rows)
@@ -113,7 +126,7 @@ class MetricsWriter:
             log.warning("the timeline has a gap: %s", error)
 
     def flush(self) -> bool:
-        """Write what waits; whether the store took its part. Raises UserError where the disk does not."""
+        """Write all pending rows and tell whether the store took its own. Raises UserError if the disk refuses them."""
         self._write()
         tracker = self._store(again=0)
         return tracker.flush() if tracker else self.named is None

@@ -1,4 +1,4 @@
-"""Everything that can be found wrong with a run before Ray starts and before its folder is made."""
+"""The checks of a run before Ray starts and before the run folder is created."""
 
 from __future__ import annotations
 
@@ -28,10 +28,14 @@ log = logging.getLogger(__name__)
 
 
 def preflight(config: Config, captions: Sequence[str] | None = None) -> Conditions:
-    """Build once what the workers will build; what the run draws is answered. Raises UserError naming the key."""
+    """Build what the workers will build, to find errors early, and return the conditions that the run draws.
+
+    captions: captions that replace those of `conditions.source`; None: no replacement.
+    Raises UserError that names the configuration key.
+    """
     teacher = load_teacher(config.teacher)
-    if (told := replaced(teacher)) is not None:
-        log.warning("%s", told)
+    if (replacement := replaced(teacher)) is not None:
+        log.warning("%s", replacement)
     make_student(teacher, config.student.lora)
     teacher.blank(1)  # raises for a tokeniser that cannot be read
     conditions = factory.conditions(config, teacher, captions)
@@ -46,7 +50,9 @@ def preflight(config: Config, captions: Sequence[str] | None = None) -> Conditio
     _check_export(config, teacher, schedule)
     _check_named_functions(config)
     runtime_env.handed_over(config.reward)
-    if config.reward.runtime_env is None:  # else they can be built by the reward workers only, which say at start
+    if (
+        config.reward.runtime_env is None
+    ):  # otherwise only the reward workers can build them, and report errors at their start
         rewards = factory.rewards(config, teacher, "cpu")
         for phase in phases_of(config):
             phase.check(rewards)
@@ -67,8 +73,7 @@ def _warn_of_long_captions(teacher: DiffusionModel, conditions: Conditions) -> N
     captions = [c for c in dict.fromkeys((*conditions.training, *conditions.held_out)) if isinstance(c, str)]
     if cut := teacher.cut_short(captions):
         log.warning(
-            "%d of %d captions have more tokens than the teacher takes, which does not see how they end; the first: "
-            "%.200s",
+            "%d of %d captions have more tokens than the teacher takes; it ignores their ends. The first: %.200s",
             len(cut),
             len(captions),
             cut[0],
@@ -103,8 +108,8 @@ def _check_judge(config: Config, image_shape: tuple[int, ...]) -> None:
     judge = load_judge(config.evaluation.judge)
     if judge.encoder.image_shape != image_shape:
         raise ConfigError(
-            f"evaluation.judge={config.evaluation.judge}: it sees images of {judge.encoder.image_shape}, the teacher "
-            f"makes {image_shape}; expected a judge of such images, or {NAME}, which needs no data"
+            f"evaluation.judge={config.evaluation.judge}: the judge takes images of {judge.encoder.image_shape}, the "
+            f"teacher makes {image_shape}; choose a judge of such images, or {NAME}, which needs no data"
         )
     count = len(judge.reference)
     if max(config.evaluation.held_out, config.validation.groups) > count:

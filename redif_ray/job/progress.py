@@ -1,4 +1,4 @@
-"""What a person sees while a run trains: a line a round."""
+"""The progress of a training run on the terminal, one line per round."""
 
 from __future__ import annotations
 
@@ -18,25 +18,26 @@ log = logging.getLogger(__name__)
 
 
 def show_progress(run: Session, thread: threading.Thread, expected: Mapping[str, float], console: Console) -> None:
-    """One line a round while `thread` lives: round, groups/s, reward at eta 0, time left.
+    """Print one line per round while `thread` lives: round, groups/s, reward at eta 0, time left.
 
-    Tells the coordinator all along what it must know, and a request to stop.
+    The loop also repeats the calibration to the coordinator, which may have restarted, forwards a request to stop, and
+    warns while the learner waits for room.
 
-    expected: seconds of a round by phase, of which only the proportions matter: phases differ in what a round costs.
+    expected: {phase: estimated seconds of a round}. Only the proportions matter, because the measured pace scales them.
     """
     plan = run.plan
     cost = [expected[plan.phase(r).name] for r in range(plan.rounds)]
     last, began = -1, time.monotonic()
     begin = partial(run.coordinator.begin.remote, run.folder.state["calibration"])
-    told, telling = begin(), Telling()
+    answer, telling = begin(), Telling()
     first: int | None = None
     reward: float | None = None
     while thread.is_alive():
         thread.join(POLL_SECONDS)
-        if ray.wait([told], timeout=0)[0]:
-            if not ray.get(told) and telling.due() and (missing := learner_waits(run.config.learner)):
+        if ray.wait([answer], timeout=0)[0]:
+            if not ray.get(answer) and telling.due() and (missing := learner_waits(run.config.learner)):
                 log.warning("waiting for room for the learner: %s", missing)
-            told = begin()  # once more: the one that knew may be lost
+            answer = begin()  # again, because a restarted coordinator has forgotten the calibration
         run.look_after()
         if run.stop.requested:
             run.coordinator.stop.remote()

@@ -1,4 +1,4 @@
-"""`redif doctor CONFIG`: what a run needs of devices, memory and disk, and whether it is there, before it loads."""
+"""`redif doctor CONFIG`: compare the devices, memory and disk that a run needs with those available."""
 
 from __future__ import annotations
 
@@ -19,13 +19,16 @@ from redif_ray.planning.cost import PROCESS_MB, RAY_MB, workers
 from redif_ray.planning.memory import OVERHEAD_MB, Footprint, Footprints, footprints
 from redif_ray.planning.rounds import Phases
 
-WEIGHT_BYTES = 4  # of an exported one, in float32
-CHECKPOINT_BYTES = 16  # of a trained weight: itself, Adam's two moments, the average
+WEIGHT_BYTES = 4  # an exported weight, in float32
+CHECKPOINT_BYTES = 16  # a trained weight with Adam's two moments and the average, in float32
 
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """What a run needs in one respect, and what there is; None where it cannot be seen from here."""
+    """One need of a run.
+
+    what: name of the resource. needed, available: amounts in `unit`; available None: unknown from this machine.
+    """
 
     what: str
     needed: float
@@ -38,7 +41,10 @@ class Need:
 
 
 def needs(config: Config, found: Footprints) -> list[Need]:
-    """Devices of the cluster, the memory of its fullest GPU, main memory and disk of this machine."""
+    """List the needs of a run: devices of the cluster, memory of the fullest GPU, main memory and disk of this machine.
+
+    found: the footprints of the workers.
+    """
     have, local = resources(config), config.ray.address == "local"
     asked = {kind: amount for kind, amount in needed(config).items() if amount}
     rows = [_devices(kind, amount, have.get(kind, 0), config.ray.wait) for kind, amount in asked.items()]
@@ -48,18 +54,18 @@ def needs(config: Config, found: Footprints) -> list[Need]:
     memory = psutil.virtual_memory().available / 1e6 if local else None
     rows.append(Need("main memory", main_memory_mb(config, found), "MB", memory))
     root = Path(config.run.root).resolve()
-    there = next(path for path in (root, *root.parents) if path.exists())
-    rows.append(Need("disk", disk_mb(config, found), "MB", shutil.disk_usage(there).free / 1e6))
+    existing = next(path for path in (root, *root.parents) if path.exists())
+    rows.append(Need("disk", disk_mb(config, found), "MB", shutil.disk_usage(existing).free / 1e6))
     return rows
 
 
 def _devices(kind: str, asked: float, up: float, wait: bool) -> Need:
-    """What an autoscaler would bring beyond the nodes that are up cannot be seen."""
+    """Return the need of devices. With `ray.wait`, more than is up is unknown, because an autoscaler may add nodes."""
     return Need(f"{kind}s" if kind in ("CPU", "GPU") else kind, asked, "", None if wait and up < asked else up)
 
 
 def report(config: Config) -> tuple[Table, list[Need]]:
-    """Memory of a worker of each role and every need beside what there is; and the needs that are not met."""
+    """Return a table of each role's memory per worker and of every need, and the list of needs that are not met."""
     found = footprints(config)
     rows = needs(config, found)
     view = Table(title=f"{config.run.name}: {config.teacher.model}", title_justify="left", box=None, padding=(0, 1))
@@ -73,14 +79,16 @@ def report(config: Config) -> tuple[Table, list[Need]]:
             view.add_row(f"{role}, as it starts", str(number), "", f"{one.start:,.0f}", "", "")
     view.add_section()
     for need in rows:
-        there = "not seen from here" if need.available is None else f"of {need.available:,.0f} {need.unit}"
-        view.add_row(need.what, f"{need.needed:,.0f}", need.unit, there, "" if need.met else "[bold red]too little[/]")
+        stock = "unknown from here" if need.available is None else f"of {need.available:,.0f} {need.unit}"
+        view.add_row(need.what, f"{need.needed:,.0f}", need.unit, stock, "" if need.met else "[bold red]too little[/]")
     return view, [need for need in rows if not need.met]
 
 
 def fullest_gpu_mb(config: Config, roles: dict[str, Footprint]) -> float:
-    """Workers whose shares fit on one GPU may be put there together; those that lie beside each other are added up, but
-    for a learner and workers that take turns.
+    """Return the memory in MB of the fullest GPU.
+
+    Workers whose shares fit on one GPU may be placed there together, and their memory is added up. With
+    `pipeline.colocate` the learner and the other workers take turns, so only the larger of the two counts.
     """
     shares = [(role, gpus) for role, (number, gpus) in workers(config).items() if gpus for _ in range(number)]
     shares.sort(key=lambda share: -roles[share[0]].total)
@@ -102,8 +110,10 @@ def _together_mb(config: Config, together: list[str], roles: dict[str, Footprint
 
 
 def main_memory_mb(config: Config, found: Footprints) -> float:
-    """Of all processes: those without a GPU hold their tensors there, those that take turns on one what they keep
-    between their turns, and the driver its network in float32.
+    """Return the main memory in MB of all processes.
+
+    Processes without a GPU hold their tensors there, processes that take turns on a GPU hold what they keep between
+    turns, and the driver holds its network in float32.
     """
     total = RAY_MB + 4 * PROCESS_MB + 4 * found.network / 1e6
     for role, (number, gpus) in workers(config).items():
@@ -113,12 +123,15 @@ def main_memory_mb(config: Config, found: Footprints) -> float:
 
 
 def disk_mb(config: Config, found: Footprints) -> float:
-    """Checkpoints, the exported student here and in MLflow, and the teacher's images. Raises ModelError."""
+    """Return the disk space in MB of checkpoints, exported student (and its MLflow copy) and the teacher's images.
+
+    Raises ModelError.
+    """
     images = config.evaluation.held_out + config.validation.groups + Phases(config).teacher_images
     with without_weights():
         teacher = load_teacher(config.teacher, device="meta")
     parts = sum(file.size for file in carried(teacher, model_folder(config.teacher.model)))
     exported = (parts + WEIGHT_BYTES * found.network) * (1 if config.tracking_uri is None else 2)
-    aside = 0 if config.checkpoint.upload is None else 2  # one on its way and one that waits, pruned meanwhile
+    aside = 0 if config.checkpoint.upload is None else 2  # beyond `keep`: one in upload and one that waits
     checkpoints = (config.checkpoint.keep + 3 + aside) * CHECKPOINT_BYTES * found.trained
     return (checkpoints + exported + 4 * images * found.image) / 1e6

@@ -1,4 +1,4 @@
-"""The actors of a run, and what the driver asks of them."""
+"""The actors of a run, and the driver's calls to them."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ from redif_ray.workers.actors import StudentRolloutWorker, TeacherRewardWorker
 
 INITIAL = "initial-0"
 POLL_SECONDS = 0.5
-AT_ONCE = 2  # calls of the driver under way for each reward worker: one at work and one that waits for it
-FLUSH_SECONDS = 5  # that the tracking store gets to take the last metrics of a run that ends
+AT_ONCE = 2  # calls in flight per reward worker: one that runs and one that waits
+FLUSH_SECONDS = 5  # time for the tracking store to take the last metrics at the end
 
 
 @dataclass(slots=True)
 class Session:
-    """Handles of a running job. Everything here is rebuilt from (configuration, run folder)."""
+    """The handles of a running job, all of which are rebuilt from the configuration and the run folder."""
 
     config: Config
     folder: RunFolder
@@ -63,24 +63,24 @@ class Session:
     growth: Growth
     places: Places
     stop: StopRequest
-    token: Path  # by which a process finds out whether its node sees the run folder
-    learned: int = 0  # version of the learned reward that `sample` scores with, where the run has one
+    token: Path  # file by which a process checks that its node sees the run folder
+    learned: int = 0  # version of the learned reward that `sample` scores with, if the run has one
 
     def get(self, references: Any) -> Any:
-        """See `get`."""
+        """Return `get(references)` with the duties of `look_after` meanwhile."""
         return get(references, self.stop, self.look_after)
 
     def look_after(self) -> None:
-        """What whoever waits must do again and again: notice that the weight store was lost, let workers join."""
+        """Refill a restarted weight store and let new workers join. Every loop that waits must call this."""
         self.publisher.look_after()
         self.growth.look_after()
 
     def ready(self) -> None:
-        """`all_ready` of the workers that the run starts with."""
+        """Wait until all workers that the run starts with are ready. Raises as `all_ready`."""
         all_ready(self.started, self.stop, self.look_after)
 
     def ask_reward(self, method: str, calls: Iterable[tuple[Any, ...]]) -> tuple[list[Meta], list[Any]]:
-        """Metas and data of calls to the reward workers; see `ask`."""
+        """Return the metas and data of calls to the reward workers; see `ask`."""
 
         def meanwhile() -> None:
             self.stop.check()
@@ -90,33 +90,39 @@ class Session:
         return ask(self.coordinator, method, calls, at_once=most, get=self.get, meanwhile=meanwhile)
 
     def embed(self, images: torch.Tensor) -> torch.Tensor:
-        """What the judge's encoder makes of images [n, C, H, W] in [0, 1], on the devices of the reward workers."""
+        """Return the judge's features [n, D] of images [n, C, H, W] in [0, 1], computed by the reward workers."""
         batches = images.split(BATCH)
         units = [WorkUnit(0, i, "deploy", Stream.HELD_OUT, (), ()) for i in range(len(batches))]
-        _, found = self.ask_reward("embed", [(s, b.numpy()) for s, b in zip(units, batches, strict=True)])
-        return torch.from_numpy(np.concatenate(found))
+        _, features = self.ask_reward("embed", [(s, b.numpy()) for s, b in zip(units, batches, strict=True)])
+        return torch.from_numpy(np.concatenate(features))
 
     def compared(
         self, units: Sequence[WorkUnit], images: Sequence[np.ndarray], targets: Sequence[np.ndarray]
     ) -> tuple[Terms, list[Meta]]:
-        """Reward terms of images beside the teacher's, both given for each work unit."""
+        """Return the reward terms of images against the teacher's, and the metas of the calls.
+
+        images, targets: one array [rows, C, H, W] per work unit, targets being the teacher's images.
+        """
         store, learned = self.publisher.store, learned_key(self.config, self.learned)
         calls = [(*one, store, learned) for one in zip(units, images, targets, strict=True)]
         metas, terms = self.ask_reward("compare", calls)
         return joined(terms), metas
 
     def sample(self, stream: Stream, count: int, key: str, *, round: int = 0) -> Samples:
-        """The student with weights `key` as deployed, beside the teacher, on the first `count` groups of a stream."""
+        """Sample the deployed student and the teacher on the first `count` groups of a stream.
+
+        key: name of the student's weights in the weight store.
+        """
         learned = learned_key(self.config, self.learned)
         deploy = self.coordinator.deploy
         return collect(fetched(lambda lost: deploy.remote(int(stream), count, round, key, learned, lost), self.get))
 
 
 def get(references: Any, stop: StopRequest, meanwhile: Callable[[], object] = lambda: None) -> Any:
-    """`ray.get` of one reference or a list of them, which notices a request to stop. Raises Interrupted then.
+    """Return `ray.get` of one reference or a list of them, unless the user asks to stop meanwhile.
 
-    meanwhile: called again and again. A user error of a worker is raised as it was there, out of the wrapping that Ray
-    puts around it.
+    meanwhile: function that is called repeatedly during the wait.
+    Raises Interrupted on a request to stop, and the original UserError of a worker, without Ray's wrapper.
     """
     waiting = references if isinstance(references, list) else [references]
     while waiting:
@@ -131,7 +137,7 @@ def get(references: Any, stop: StopRequest, meanwhile: Callable[[], object] = la
 
 
 def all_ready(actors: Iterable[Any], stop: StopRequest, meanwhile: Callable[[], object] = lambda: None) -> None:
-    """Wait until every actor has loaded what it needs; see `get`. Raises what is wrong with one at once."""
+    """Wait until every actor has loaded its data. Raises the error of the first actor that fails, and as `get`."""
     waiting = [actor.ready.remote() for actor in actors]
     while waiting:
         stop.check()
@@ -144,14 +150,16 @@ def all_ready(actors: Iterable[Any], stop: StopRequest, meanwhile: Callable[[], 
 
 @contextmanager
 def session(config: Config, conditions: Conditions, folder: RunFolder, stop: StopRequest) -> Iterator[Session]:
-    """Start the actors of a run where there is room for them, and stop them at the end; waits for that room.
+    """Wait for room in the cluster, start the actors of a run there, and stop them at the end of the block.
 
     The driver must be connected to Ray. The actors load while the caller goes on; see `Session.ready`.
     """
-    stop.listen()  # again: Ray took SIGTERM for itself
+    stop.listen()  # again, because Ray replaced the handler of SIGTERM
     torch.set_num_threads(1)
     teacher = load_teacher(config.teacher)
-    teacher.parts_sha256(factory.digests(config))  # once, before all workers ask for them
+    teacher.parts_sha256(
+        factory.digests(config)
+    )  # computed once here, so that the workers find the digests in the cache
     plan = RoundPlan(config, conditions)
     roles = {"rollout": config.rollout, "reward": config.reward}
     with reserved(roles, config.learner, stop) as places, folder.token() as token:
@@ -168,7 +176,7 @@ def session(config: Config, conditions: Conditions, folder: RunFolder, stop: Sto
             config.run.name,
             folder.state.get("mlflow_run_id"),
         )
-        # Handles are pickled: Ray complains on the terminal of references among what a restartable actor is made from.
+        # Handles are pickled, because Ray warns of references among the arguments of a restartable actor.
         weights = beside_driver(WeightStore, **RESTARTABLE).remote(writer=cloudpickle.dumps(writer))
         rollout = list(hired(StudentRolloutWorker, "rollout", config.rollout).values())
         reward = list(hired(TeacherRewardWorker, "reward", config.reward).values())
@@ -193,9 +201,10 @@ def session(config: Config, conditions: Conditions, folder: RunFolder, stop: Sto
 
 
 def beside_driver(kind: type, **options: Any) -> Any:
-    """The class of an actor that a run has one of: Ray would put it on any node, be it one that may be taken.
+    """Return the actor class `kind`, pinned to the driver's node, for actors of which a run has only one.
 
-    Here its node is lost only with the driver, and the file of an SQLite store has one machine that writes it.
+    Ray might place the actor on a node that is taken away. The driver's node is lost only with the driver. An SQLite
+    store is also written from a single machine then.
     """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     return ray.remote(kind).options(num_cpus=0, scheduling_strategy=here, **options)
@@ -204,9 +213,9 @@ def beside_driver(kind: type, **options: Any) -> Any:
 def workers(
     kind: type, name: str, role: Workers, *, config: Config, token: Path, places: Places, later: bool = False
 ) -> dict[str, Any]:
-    """The actors of a role that a run starts with, by their names, or those that join later.
+    """Create the actors of a role that a run starts with, or those that join later, as {name: actor}.
 
-    Ray starts one that died again, wherever there is room.
+    Ray restarts a dead actor wherever there is room.
     """
     asked: dict[str, Any] = {"num_cpus": role.cpus, "num_gpus": role.gpus, "resources": role.resources, **RESTARTABLE}
     variables = {}

@@ -1,4 +1,4 @@
-"""The driver's side of training: Ray Train starts the learner's ranks, from a thread of the driver."""
+"""The driver's side of training: a thread of the driver in which Ray Train starts the learner's ranks."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from redif_ray.interrupt import Interrupted
 from redif_ray.job.session import Session
 from redif_ray.learner.ray_train import Outcome, train_loop
 
-LEAVE_SECONDS = 60  # that a learner gets to leave a run whose start failed
+LEAVE_SECONDS = 60  # time for the learner to leave a run whose start failed
 
 
 class Fit:
-    """Ray Train at work in `thread`, while the main thread shows progress and takes signals."""
+    """Ray Train in `thread`, while the main thread shows progress and handles signals."""
 
     def __init__(self, trainer: Any) -> None:
         self.result: dict[str, Any] = {}
@@ -31,7 +31,7 @@ class Fit:
             self.result["error"] = error
 
     def outcome(self) -> Outcome:
-        """What the learner answered. Raises its own error, out of the wrapping that Ray puts around it."""
+        """Wait for the learner and return its outcome. Raises the learner's original error, without Ray's wrappers."""
         self.thread.join()
         error = self.result.get("error") or self.result["outcome"].error
         if error is not None:
@@ -41,11 +41,11 @@ class Fit:
 
 @contextmanager
 def training(run: Session, until: int | None, *, wait: bool) -> Iterator[Fit]:
-    """The learner, started; it waits for `Coordinator.begin`. An error in here makes it leave.
+    """Start the learner, which waits for `Coordinator.begin`, and stop it if the block raises an error.
 
-    until: the round after which it leaves; None: the last.
-    wait: for it to leave. It may have to load first, and goes anyway where Ray ends with this process's run; so whoever
-    interrupts a start-up does not wait.
+    until: round after which the learner leaves; None: the last round.
+    wait: whether to wait for the learner to leave after an error. The wait is needless if Ray ends with this run. An
+        interrupted start-up never waits, because the learner may have to load first.
     """
     run.places.let_learner_in()
     fit = Fit(_trainer(run, until))
@@ -99,7 +99,7 @@ def _trainer(run: Session, until: int | None) -> Any:
 
 
 def _noticed(run: Session) -> Any:
-    """A callback of Ray Train's that has each loss of ranks counted, and the coordinator told."""
+    """Return a callback of Ray Train that counts each loss of ranks and tells the coordinator."""
     from ray.train import UserCallback
 
     writer, coordinator = run.writer, run.coordinator
