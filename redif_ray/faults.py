@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import ObjectLostError
+from ray.exceptions import ObjectLostError, RayTaskError
 
 from redif_ray.types import Meta
 
@@ -77,3 +77,10 @@ def restarted() -> bool:
     """Whether this is an actor that Ray started again."""
     context = ray.get_runtime_context() if ray.is_initialized() else None
     return context is not None and context.get_actor_id() is not None and context.was_current_actor_reconstructed
+
+
+def cause(error: BaseException) -> BaseException:
+    """Return the exception that a worker raised, without the wrappers that Ray puts around it."""
+    while isinstance(error, RayTaskError) and error.cause is not None:
+        error = error.cause
+    return error

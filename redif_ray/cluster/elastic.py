@@ -9,7 +9,7 @@ from typing import Any
 import ray
 from ray.exceptions import ActorUnavailableError, RayError
 
-from redif_ray.causes import cause
+from redif_ray.faults import cause
 
 log = logging.getLogger(__name__)
 ANSWER_SECONDS = 2

@@ -17,8 +17,7 @@ from typing import Any
 import ray
 from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
 
-from redif_ray.causes import cause
-from redif_ray.faults import ATTEMPTS
+from redif_ray.faults import ATTEMPTS, cause
 from redif_ray.types import Meta
 
 log = logging.getLogger(__name__)

@@ -16,7 +16,6 @@ from ray import cloudpickle
 from ray.exceptions import RuntimeEnvSetupError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from redif_ray.causes import cause
 from redif_ray.cluster.elastic import Growth
 from redif_ray.cluster.placement import Places, reserved
 from redif_ray.config import LEARNED, Config, ConfigError, Reward, Workers
@@ -26,7 +25,7 @@ from redif_ray.data.conditions import Conditions
 from redif_ray.diffusion.noise import Stream
 from redif_ray.errors import UserError
 from redif_ray.evaluation.judge import BATCH
-from redif_ray.faults import RESTARTABLE, fetched
+from redif_ray.faults import RESTARTABLE, cause, fetched
 from redif_ray.interrupt import StopRequest
 from redif_ray.job.metrics_writer import MetricsWriter
 from redif_ray.learner.samples import Samples, Terms, collect, joined

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from redif_ray.causes import cause
+from redif_ray.faults import cause
 from redif_ray.interrupt import Interrupted
 from redif_ray.job.session import Session
 from redif_ray.learner.ray_train import Outcome, train_loop

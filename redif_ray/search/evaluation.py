@@ -12,8 +12,8 @@ import ray
 from ray.exceptions import RayTaskError
 from ray.tune import Trainable
 
-from redif_ray.causes import cause
 from redif_ray.diffusion.schedules import Times
+from redif_ray.faults import cause
 
 
 class Evaluation(Trainable):
