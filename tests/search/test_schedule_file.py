@@ -87,7 +87,7 @@ def test_a_recipe_whose_learner_is_shared_out_can_be_searched() -> None:
         ("search.steps=[2,2]", "each number once"),
         ("search.sampler=bayes", "search.sampler='bayes'"),
         ("search.descent.batch=1000", "search.descent.batch=1000"),
-        ("search.frechet={weight: 1, encoder: fashion-mnist}", "is to judge what it did not choose"),
+        ("search.frechet={weight: 1, encoder: fashion-mnist}", "a judge must not choose the schedule"),
     ],
 )
 def test_an_invalid_space_is_one_clear_error(override: str, message: str) -> None:
