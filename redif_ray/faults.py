@@ -1,8 +1,8 @@
-"""What of a run may be lost on the way, and how whoever misses it gets it again.
+"""Recovery from lost workers and lost objects.
 
-Ray restarts the actors and repeats the calls that were in flight. What an actor owned is gone with it, and what lay on
-a lost node too: whoever cannot fetch it says so to the coordinator, which has those units done again. Work is a pure
-function of its arguments, so what comes the second time is the same.
+Ray restarts actors and repeats the calls that were in flight. Objects that a dead actor owned, or that lay on a lost
+node, are gone: a process that cannot fetch one reports its id to the coordinator, which has the work unit made again.
+Work is a pure function of its arguments, so the second result is the same as the first.
 """
 
 from __future__ import annotations
@@ -19,39 +19,44 @@ from ray.exceptions import ObjectLostError, RayTaskError
 from redif_ray.types import Meta
 
 log = logging.getLogger(__name__)
-ATTEMPTS = 5  # at one piece of work: what is lost as often is not lost by chance
-RESTARTABLE = {"max_restarts": -1, "max_task_retries": ATTEMPTS}  # of every actor of a run
-References = tuple[tuple[int, tuple[Any, ...]], ...]  # (work unit index, references to what was made of it)
+ATTEMPTS = 5  # for one piece of work; work that is lost five times is not lost by chance
+RESTARTABLE = {"max_restarts": -1, "max_task_retries": ATTEMPTS}  # options of every actor of a run
+References = tuple[tuple[int, tuple[Any, ...]], ...]  # (work unit index, references to its products) of each unit
 
 
 @dataclass(frozen=True, slots=True)
 class RoundData:
-    """A round as a rank sees it: all metas, and (trajectories, scored or targets) references of its own work units."""
+    """One rank's view of a round: the metas of all work units, and references to the products of its own units.
 
-    metas: tuple[tuple[Meta, ...], ...]  # one tuple a work unit, in order of index
+    metas: one tuple for each work unit, in order of its index. references: of trajectories, scores or targets.
+    seconds: the time that the round took to make.
+    """
+
+    metas: tuple[tuple[Meta, ...], ...]
     references: References
     seconds: float
 
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """`RoundData` with its data in place of the references."""
+    """A `RoundData` whose references were replaced by the data."""
 
     metas: tuple[tuple[Meta, ...], ...]
-    parts: dict[int, Any]  # what was made of this rank's work units, by work unit index
+    parts: dict[int, Any]  # products of this rank's work units, by work unit index
     gather_seconds: float
     fetch_seconds: float
 
 
 class Stopping(Exception):
-    """No answer: the run is to stop."""
+    """The coordinator has no answer because the run is to stop."""
 
 
 def fetched(ask: Callable[[tuple[str, ...]], Any], get: Callable[[Any], Any] = ray.get) -> Fetched:
-    """What the coordinator answers, with the data that it refers to.
+    """Return the coordinator's answer with the data that its references stand for.
 
-    ask: calls the coordinator with the ids of the references that were lost since. get: the caller's way to wait.
-    Raises Stopping, and ObjectLostError for what is lost again and again.
+    ask: call of the coordinator with the ids of the references that the last attempt found lost. get: the caller's
+    replacement for `ray.get`, such as one that notices a request to stop. Raises Stopping, and ObjectLostError where
+    an object is lost in every attempt.
     """
     lost: tuple[str, ...] = ()
     for attempt in range(1, ATTEMPTS + 1):
@@ -74,7 +79,7 @@ def fetched(ask: Callable[[tuple[str, ...]], Any], get: Callable[[Any], Any] = r
 
 
 def restarted() -> bool:
-    """Whether this is an actor that Ray started again."""
+    """Tell whether this process is an actor that Ray has restarted."""
     context = ray.get_runtime_context() if ray.is_initialized() else None
     return context is not None and context.get_actor_id() is not None and context.was_current_actor_reconstructed
 

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: noted when they come, acted upon where it is safe.
+"""Ctrl-C and SIGTERM: a handler notes the signal, and the program acts on it where that is safe.
 
 Python raises KeyboardInterrupt between any two instructions of the main thread. In the middle of Ray's or logging's own
 code that can leave a lock taken for good, and the run hangs. So the first signal only sets a flag.
@@ -19,9 +19,9 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(Notice):
-    """The run was asked to stop; what it did is kept and it can be resumed.
+    """The run was asked to stop; its work so far is kept, and the run can be resumed.
 
-    exit_code: 128 and the signal's number, 130 or 143, as shells say it and schedulers that start a job again take it.
+    exit_code: 128 + the signal's number, so 130 or 143, which shells and schedulers read as the end by that signal.
     """
 
     def __init__(self, message: str, number: int) -> None:
@@ -30,35 +30,41 @@ class Interrupted(Notice):
 
 
 class StopRequest:
-    """Whether the user asked to stop, and by which signal. after: what they are told to do then."""
+    """A flag that says whether the user asked to stop, and by which signal.
+
+    after: the advice that ends the message, such as how to continue.
+    """
 
     def __init__(self, after: str = "continue with --resume") -> None:
         self.requested, self.number, self.after = False, int(signal.SIGINT), after
 
     def check(self) -> None:
-        """Raise Interrupted if so."""
+        """Raise Interrupted if the user asked to stop."""
         if self.requested:
             raise self.interrupted(f"stopped; {self.after}")
 
     def interrupted(self, message: str) -> Interrupted:
-        """What a command that was asked to stop ends with."""
+        """Return the exception, with `message`, that ends a command which was asked to stop."""
         return Interrupted(message, self.number)
 
     def listen(self) -> None:
-        """Take the signals: the first is a request, the second a KeyboardInterrupt at once. In the main thread only."""
+        """Install the signal handlers: the first signal is a request to stop, the second a KeyboardInterrupt at once.
+
+        Outside the main thread, which alone may install handlers, and after a request, this does nothing.
+        """
         if threading.current_thread() is threading.main_thread() and not self.requested:
             for number in SIGNALS:
                 signal.signal(number, self._note)
 
     def _note(self, number: int, _: Any) -> None:
         self.requested, self.number = True, number
-        os.write(2, b"\nstopping where it is safe; once more to leave at once\n")
+        os.write(2, b"\nstopping where it is safe; repeat the signal to leave at once\n")
         signal.signal(number, signal.default_int_handler)
 
 
 @contextmanager
 def stop_requests(after: str = "continue with --resume") -> Iterator[StopRequest]:
-    """Listen for the length of a block. after: see StopRequest."""
+    """Listen for signals while the block runs, then restore the previous handlers. after: see StopRequest."""
     previous = {number: signal.getsignal(number) for number in SIGNALS}
     stop = StopRequest(after)
     stop.listen()

@@ -139,7 +139,7 @@ def test_a_secret_is_not_written_into_a_configuration() -> None:
     """Neither is it in the message that says so, whatever its type."""
     for name, value in (("SCORER_TOKEN", "hush"), ("my_api_key", 12345), ("DB_PASSWORD", "[hush]")):
         found = message(f"reward.runtime_env.env_vars.{name}={value}")
-        assert found.startswith(f"reward.runtime_env.env_vars.{name}: its name is that of a secret, and what stands")
+        assert found.startswith(f"reward.runtime_env.env_vars.{name}: its name is that of a secret, and values")
         assert f"expected null, with {name} set in the environment of the driver" in found
         assert "hush" not in found and "12345" not in found
     env_vars = {"SCORER_TOKEN": None, "HF_HOME": "/shared/hf"}

@@ -1,4 +1,4 @@
-"""Joining or starting Ray: what a run started it stops, what it found it leaves."""
+"""Joining or starting a Ray cluster. A run stops the cluster that it started and leaves one that it joined."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ENVIRONMENT = {
 for _name, _value in ENVIRONMENT.items():
     os.environ.setdefault(_name, _value)
 
-import ray  # noqa: E402  # after the environment that it reads
+import ray  # noqa: E402  # reads the environment that was set above
 
 from redif_ray.config import Config, ConfigError, Learner, Workers  # noqa: E402
 
@@ -33,13 +33,13 @@ _started = ContextVar("started", default=False)
 
 
 def bundle(role: Workers | Learner) -> dict[str, float]:
-    """What one worker of a role asks for, by the name of the resource."""
+    """Return the resources that Ray reserves for one worker of a role, by name; zero amounts are left out."""
     asked = {"CPU": role.cpus, "GPU": role.gpus} | role.resources
     return {kind: amount for kind, amount in asked.items() if amount}
 
 
 def needed(config: Config) -> dict[str, float]:
-    """What the workers of all roles that a run starts with ask for together."""
+    """Return the sum of the resources of all workers that a run starts with, by name."""
     total: dict[str, float] = {"CPU": 0, "GPU": 0}
     for role in (config.rollout, config.reward, config.learner):
         for kind, amount in bundle(role).items():
@@ -49,9 +49,10 @@ def needed(config: Config) -> dict[str, float]:
 
 @contextmanager
 def connect(config: Config) -> Iterator[bool]:
-    """Ray for the length of a run; whether it ends with it, and all actors of this process.
+    """Connect to Ray while the block runs; yield whether Ray, with all actors of this process, ends after the block.
 
-    A cluster already joined by this process is used and left as it was; one that was `started` ends with the run.
+    A cluster that this process has joined before is used and left as it was; a cluster of `started` ends with the run.
+    Raises ConfigError where the cluster cannot be joined or has too few resources.
     """
     if ray.is_initialized():
         _check(config)
@@ -70,7 +71,7 @@ def connect(config: Config) -> Iterator[bool]:
 
 @contextmanager
 def started(config: Config) -> Iterator[None]:
-    """A private cluster for the length of a block, with a run in it that connects."""
+    """Start a private cluster while the block runs; a run in the block connects to it."""
     start(config, num_cpus=_private_cpus(config))
     token = _started.set(True)
     try:
@@ -81,8 +82,8 @@ def started(config: Config) -> Iterator[None]:
 
 
 def resources(config: Config) -> dict[str, float]:
-    """What a run would find, by kind: of the cluster at its address, or of the private one that it would start."""
-    import torch  # which takes seconds that other users of this module need not spend
+    """Return the resources, by name, of the cluster at `ray.address`, or of the private one that a run would start."""
+    import torch  # here, since the import takes seconds that other users of this module need not spend
 
     if config.ray.address == "local":
         return {"CPU": _private_cpus(config), "GPU": torch.cuda.device_count()}
@@ -109,20 +110,19 @@ def _join(address: str) -> None:
         )
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise ConfigError(
-            f"ray.address={address}: no Ray cluster there lets this process in ({error}); start one "
-            "with `ray start --head`, or use ray.address=local. Where a cluster asks for a token, as Ray's do "
-            "unless told otherwise, an address other than auto needs RAY_AUTH_MODE=token and the token (see "
-            "`ray get-auth-token`)"
+            f"ray.address={address}: this process cannot join a Ray cluster at that address ({error}); start a cluster "
+            "with `ray start --head`, or use ray.address=local. If the cluster asks for a token, which is Ray's "
+            "default, an address other than auto needs RAY_AUTH_MODE=token and the token (see `ray get-auth-token`)"
         ) from error
 
 
 def start(config: Config, *, num_cpus: int) -> None:
-    """A private cluster of this process, on loopback only.
+    """Start a private cluster of this process, on loopback only.
 
-    Its processes inherit `ENVIRONMENT`: a `runtime_env` that says so too would start Python twice for each worker.
+    Its processes inherit `ENVIRONMENT`, so no `runtime_env` repeats it: Python would start twice for each worker.
     """
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody takes this machine away with notice
-    # Ray's sockets lie below its folder and their paths may not exceed 107 bytes; this one is short.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # this machine is not preemptible
+    # Paths of Ray's sockets, which lie below this folder, may not exceed 107 bytes, so the folder's path is short.
     ray.init(
         address="local",
         num_cpus=num_cpus,
@@ -136,32 +136,30 @@ def start(config: Config, *, num_cpus: int) -> None:
 
 
 def _check(config: Config) -> None:
-    """Say early what a cluster lacks, instead of waiting for it for ever, unless nodes are on their way.
+    """Raise ConfigError if the cluster lacks resources or labels that the run needs; with `ray.wait`, only warn.
 
-    Ray tells nobody what its autoscaler could bring, only what is up; so the user says whether to wait.
+    Ray does not tell which nodes its autoscaler could add, so the user says with `ray.wait` whether to wait for them.
     """
     have = ray.cluster_resources()
     for kind, need in needed(config).items():
         if have.get(kind, 0) >= need:
             continue
-        found = f"this run needs {need:g} of the resource {kind} (all its workers together) and the cluster has "
-        _missing(config, found + f"{have.get(kind, 0):g}", _remedy(kind))
+        problem = f"this run needs {need:g} of the resource {kind} (all its workers together) and the cluster has "
+        _missing(config, problem + f"{have.get(kind, 0):g}", _remedy(kind))
     up = [node["Labels"].items() for node in ray.nodes() if node["Alive"]]
     for name, role in (("rollout", config.rollout), ("reward", config.reward), ("learner", config.learner)):
         if not any(role.labels.items() <= labels for labels in up):
-            found = f"{name}.labels={role.labels}: no node of the cluster has them"
-            _missing(config, found, "change them, or start nodes with `--labels='KEY=VALUE,...'`")
+            problem = f"{name}.labels={role.labels}: no node of the cluster has them"
+            _missing(config, problem, "change them, or start nodes with `--labels='KEY=VALUE,...'`")
 
 
-def _missing(config: Config, found: str, remedy: str) -> None:
+def _missing(config: Config, problem: str, remedy: str) -> None:
     if not config.ray.wait:
-        raise ConfigError(
-            f"{found}; {remedy}. Where an autoscaler brings nodes when they are asked for, set ray.wait=true"
-        )
-    log.warning("%s; waiting for nodes, as ray.wait=true says", found)
+        raise ConfigError(f"{problem}; {remedy}. If an autoscaler adds nodes on demand, set ray.wait=true")
+    log.warning("%s; waiting for nodes, since ray.wait=true", problem)
 
 
 def _remedy(kind: str) -> str:
     if kind in ("CPU", "GPU"):
-        return f"lower workers or {kind.lower()}s, or join a larger cluster"
+        return f"lower the number of workers or their {kind.lower()}s, or join a larger cluster"
     return f"change the resources of rollout, reward and learner, or start nodes with `--resources='{{\"{kind}\": N}}'`"

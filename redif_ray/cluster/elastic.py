@@ -1,4 +1,4 @@
-"""Workers beyond those that a run starts with, which come and go with the nodes that have room for them."""
+"""Workers beyond those that a run starts with, which join and leave with the nodes that have room for them."""
 
 from __future__ import annotations
 
@@ -16,51 +16,58 @@ ANSWER_SECONDS = 2
 
 
 class Growth:
-    """Has Ray look for room for them, and tells the coordinator of them again and again, for it may be lost.
+    """The driver's side of the extra workers: requests them from Ray and reports them to the coordinator.
 
-    They are asked for once the learner has its place, and given up where one that was lost finds none: they must not
-    take the room of what a run cannot do without. Until Ray has room for them they are demand that an autoscaler sees.
+    The extra workers must not take resources from the learner. So they are requested once the learner has its place,
+    and killed where a restarted learner finds no room. Until Ray has room for them, an autoscaler sees them as demand.
 
-    make: the actors, by their names; None where there are none to come.
+    make: creates the actors and returns them by name; None if the run has no extra workers.
     """
 
     def __init__(self, make: Callable[[], dict[str, Any]] | None, coordinator: Any) -> None:
         self.make, self.coordinator = make, coordinator
         self.actors: dict[str, Any] = {}
-        self.coming: dict[Any, str] = {}  # by the answer that they are ready: their names
-        self.told: Any = None  # the coordinator's answer
+        self.coming: dict[Any, str] = {}  # names of the workers that are not ready yet, by the reference to `ready`
+        self.report: Any = None  # the reference to the coordinator's answer to the last report
 
     def start(self) -> None:
+        """Request the extra workers, unless they are requested already."""
         if self.make is not None and not self.actors:
             self.actors = self.make()
             self.coming = {actor.ready.remote(): name for name, actor in self.actors.items()}
 
     def stop(self) -> None:
+        """Kill the extra workers."""
         for actor in self.actors.values():
             ray.kill(actor)
         self.actors, self.coming = {}, {}
-        if self.told is not None:  # a coordinator that goes before it answers is a warning on the terminal
-            ray.wait([self.told], timeout=ANSWER_SECONDS)
+        if self.report is not None:  # Ray prints a warning if the coordinator ends before it answers
+            ray.wait([self.report], timeout=ANSWER_SECONDS)
 
     def look_after(self) -> None:
-        """To be called again and again; returns at once."""
+        """Start or stop the workers as the learner's place asks for, and report them. Call repeatedly; returns at once.
+
+        Each answer of the coordinator is followed by a new report, since a restarted coordinator knows no workers.
+        """
         if self.make is None:
             return
-        if self.told is None or _done([self.told]):
-            placed = None if self.told is None else ray.get(self.told)
+        if self.report is None or _done([self.report]):
+            placed = None if self.report is None else ray.get(self.report)
             if placed:
                 self.start()
             elif placed is False and self.actors:
-                log.warning("the learner finds no room; %d workers that joined later leave it theirs", len(self.actors))
+                log.warning(
+                    "the learner finds no room; %d workers that joined later are stopped for it", len(self.actors)
+                )
                 self.stop()
-            self.told = self.coordinator.grown.remote(self.actors)
+            self.report = self.coordinator.grown.remote(self.actors)
         for answer in _done(list(self.coming)):
             self._came(answer, self.coming.pop(answer))
 
     def _came(self, answer: Any, name: str) -> None:
         try:
             ray.get(answer)
-        except ActorUnavailableError:  # its node went as it came
+        except ActorUnavailableError:  # its node was lost while the worker started; Ray restarts it
             self.coming[self.actors[name].ready.remote()] = name
         except RayError as error:
             log.warning("%s cannot join: %s", name, cause(error))

@@ -1,7 +1,8 @@
-"""Where workers may be, and room for all that a run starts with: all of it or none.
+"""Placement of a run's workers. A run reserves the resources of all workers that it starts with, or none.
 
-A run that held half of a cluster while it waits for the other half could wait for one that does the same. Ray Train
-takes no foreign group for the learner, so the run keeps room for it in a group that it lets go of just before.
+Two runs that each held half of a cluster could wait for each other for ever. Ray Train accepts no placement group of
+others for the learner, so the run holds the learner's resources in a group of its own and removes that group just
+before Ray Train starts.
 """
 
 from __future__ import annotations
@@ -23,19 +24,22 @@ from redif_ray.interrupt import StopRequest
 
 log = logging.getLogger(__name__)
 POLL_SECONDS = 0.5
-NODE = "ray.io/node-id"  # the label that Ray gives each node
-SPLIT_SECONDS = 5  # that groups get to be made of room that was there a moment ago
-FIRST_SECONDS, TELL_SECONDS = 5, 30  # after which a wait is told of, and told of again
-Asked = tuple[list[dict[str, float]], list[dict[str, str]]]  # bundles of a group, and the labels of the node of each
+NODE = "ray.io/node-id"  # label that Ray sets on each node
+SPLIT_SECONDS = 5  # time limit to create two groups from the resources of one that was just removed
+FIRST_SECONDS, TELL_SECONDS = 5, 30  # waiting time before the first message, and between messages
+Asked = tuple[
+    list[dict[str, float]], list[dict[str, str]]
+]  # the bundles of a placement group, and the node labels of each
 
 
 class Telling:
-    """Of a wait: when it is to be told of."""
+    """A timer that says when to log that something is still being waited for."""
 
     def __init__(self) -> None:
         self.at = time.monotonic() + FIRST_SECONDS
 
     def due(self) -> bool:
+        """Tell whether a message is due; if so, the next one is due TELL_SECONDS later."""
         if time.monotonic() < self.at:
             return False
         self.at = time.monotonic() + TELL_SECONDS
@@ -44,40 +48,48 @@ class Telling:
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Where the workers of a run go: into its group, if it has one, and beside it."""
+    """Placement groups of a run, and the actor options that put its workers into them.
+
+    group: of the workers that the run starts with, or None. index: the bundle of each role's first worker.
+    kept: the group that holds the learner's resources, or None.
+    """
 
     group: Any = None
-    index: dict[str, int] = field(default_factory=dict)  # by role: the bundle of its first worker
-    kept: Any = None  # the group that keeps the learner's room
+    index: dict[str, int] = field(default_factory=dict)
+    kept: Any = None
 
     def options(self, name: str, role: Workers, number: int) -> dict[str, Any]:
-        """Of the actor that is a role's worker of this number."""
+        """Return the Ray actor options that place worker `number` of role `name`."""
         labels = {"label_selector": role.labels} if role.labels else {}
-        if number >= role.first:  # in no group, be it one that places its children, whose room is for others
+        if number >= role.first:  # None: not even in a group that captures child tasks, which has no bundle for it
             return labels | {"scheduling_strategy": PlacementGroupSchedulingStrategy(placement_group=None)}
         if self.group is None or not bundle(role):
             return labels
-        mine = self.index[name] + number
-        return {"scheduling_strategy": PlacementGroupSchedulingStrategy(self.group, placement_group_bundle_index=mine)}
+        bundle_index = self.index[name] + number
+        strategy = PlacementGroupSchedulingStrategy(self.group, placement_group_bundle_index=bundle_index)
+        return {"scheduling_strategy": strategy}
 
     def let_learner_in(self) -> None:
-        """Its room is free, for Ray Train to take. Who takes it instead has all that it needs, and comes to its end."""
+        """Release the learner's resources so that Ray Train can claim them.
+
+        Another run that claims them first holds all that it needs, so it finishes: there is no deadlock.
+        """
         if self.kept is not None:
             remove_placement_group(self.kept)
 
 
 def bundles(roles: Iterable[Workers | Learner]) -> Asked:
-    """What the workers that a run starts with ask for, one bundle each, and the labels of its node."""
+    """Return one bundle for each worker that a run starts with and that needs resources, and its node labels."""
     placed = [role for role in roles if bundle(role) for _ in range(role.first)]
     return [bundle(role) for role in placed], [dict(role.labels) for role in placed]
 
 
 @contextmanager
 def reserved(roles: Mapping[str, Workers], learner: Learner | None, stop: StopRequest) -> Iterator[Places]:
-    """Room for the workers that a run starts with, for the length of a block, and for its learner until it is let in;
-    waits for both. Raises Interrupted.
+    """Reserve resources for the workers that a run starts with and for its learner while the block runs.
 
-    In a trial of a sweep that room is in the trial's own group, which Tune made.
+    Waits until both are there; raises Interrupted if the user stops the run meanwhile. `Places.let_learner_in` releases
+    the learner's part early. In a trial of a sweep nothing is reserved: Tune has made a group for the trial.
     """
     ranks = {} if learner is None else {"learner": learner}
     asked, later = bundles(roles.values()), bundles(ranks.values())
@@ -98,20 +110,24 @@ def reserved(roles: Mapping[str, Workers], learner: Learner | None, stop: StopRe
 
 
 def _room(asked: Asked, later: Asked, roles: Mapping[str, Workers | Learner], stop: StopRequest) -> tuple[Any, Any]:
-    """Two groups. While room for both is not there none is held; where others took it meanwhile, it is waited for."""
+    """Return the placement groups of the workers and of the learner (None without ranks); wait for both.
+
+    One group for both is awaited first, so that a run holds nothing while it waits. Then it is removed and two groups
+    are made in its place; if another run takes the resources in between, the wait starts again.
+    """
     while True:
         whole = _group((asked[0] + later[0], asked[1] + later[1]))
         try:
             _wait(whole, roles, stop)
             if not later[0]:
                 return whole, None
-            found = placement_group_table(whole)["bundles_to_node_id"]
-            nodes = [found[len(asked[0]) + rank] for rank in range(len(later[0]))]
+            node_of = placement_group_table(whole)["bundles_to_node_id"]
+            nodes = [node_of[len(asked[0]) + rank] for rank in range(len(later[0]))]
         except BaseException:
             remove_placement_group(whole)
             raise
         remove_placement_group(whole)
-        # Where it was: workers, put first, might take nodes that the learner alone needs.
+        # The learner comes first and on the same nodes: workers could take nodes that only the learner's ranks need.
         groups = _group((later[0], [{NODE: node} for node in nodes])), _group(asked)
         if all(group.wait(SPLIT_SECONDS) for group in groups):
             return groups[1], groups[0]
@@ -125,8 +141,9 @@ def _group(asked: Asked) -> Any:
 
 def _wait(group: Any, roles: Mapping[str, Workers | Learner], stop: StopRequest) -> None:
     telling = Telling()
-    there = group.ready()  # once: each `group.wait` leaves 20 KB in Ray's head, and half a second is none to it
-    while not ray.wait([there], timeout=POLL_SECONDS)[0]:
+    # Not `group.wait`: each call leaves 20 KB in Ray's head and rounds half a second down to none.
+    ready = group.ready()
+    while not ray.wait([ready], timeout=POLL_SECONDS)[0]:
         stop.check()
         if telling.due():
             log.warning(
@@ -135,7 +152,7 @@ def _wait(group: Any, roles: Mapping[str, Workers | Learner], stop: StopRequest)
 
 
 def learner_waits(learner: Learner) -> str:
-    """What Ray Train has too little of for the ranks; empty where it waits for nothing."""
+    """Return the text of `lacking` for the learner while Ray Train waits for resources, an empty one otherwise."""
     asked, _ = bundles((learner,))
     groups = placement_group_table().values()
     if any(group["state"] == "PENDING" and list(group["bundles"].values()) == asked for group in groups):
@@ -144,7 +161,10 @@ def learner_waits(learner: Learner) -> str:
 
 
 def lacking(roles: Mapping[str, Workers | Learner], free: Mapping[str, float]) -> str:
-    """What there is too little of, and for whom. free: what all nodes have left, by resource."""
+    """Return a text that says which resources are too few, and for which roles.
+
+    free: amounts that all nodes together have left, by resource.
+    """
     needs: dict[str, dict[str, float]] = {}
     for name, role in roles.items():
         for kind, amount in bundle(role).items():
@@ -157,10 +177,10 @@ def lacking(roles: Mapping[str, Workers | Learner], free: Mapping[str, float]) -
     ]
     if short:
         return "; ".join(short)
-    each = "; ".join(f"{role.first} {name} with {_said(role)} each" for name, role in roles.items() if bundle(role))
-    return f"enough is free, but not on nodes that one of these fits on: {each}"
+    each = "; ".join(f"{role.first} {name} with {_needs(role)} each" for name, role in roles.items() if bundle(role))
+    return f"enough is free in total, but at least one of these fits on no node: {each}"
 
 
-def _said(role: Workers | Learner) -> str:
+def _needs(role: Workers | Learner) -> str:
     labels = "".join(f", on a node with {key}={value}" for key, value in role.labels.items())
     return ", ".join(f"{amount:g} {kind}" for kind, amount in bundle(role).items()) + labels

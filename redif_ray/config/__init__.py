@@ -1,7 +1,7 @@
-"""The whole configuration as one strict, frozen tree. YAML in, dotted overrides on top; an unknown key is an error.
+"""The configuration of a run: a strict, frozen tree, read from YAML and dotted overrides.
 
-`load(path, overrides)` is the only way in; every message names the key, the value, what was expected and, for a key
-that does not exist, the nearest one that does.
+`load(path, overrides)` reads and validates it. An unknown key is an error. Every error message names the key, its
+value and what was expected, and for an unknown key the nearest known one.
 """
 
 from redif_ray.config.base import ConfigError, Fraction, Positive, Strict, UnknownKeyError

@@ -1,4 +1,4 @@
-"""What all sections of the configuration are made of."""
+"""Types, marks and errors that all sections of the configuration share."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from redif_ray.errors import UserError
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Resources = dict[str, Annotated[float, Field(gt=0)]]
-SECRET = re.compile(  # in the name of a variable, or of what a URI's query holds
+SECRET = re.compile(  # matches the names of variables and of URI query parameters that hold secrets
     r"TOKEN|KEY|SECRET|PASS|CREDENTIAL|AUTH|SIGNATURE|SIG\b|SAS", re.IGNORECASE
 )
 Labels = dict[
@@ -26,9 +26,9 @@ MAY_CHANGE = "may_change"
 
 
 def may_change(*occasions: Occasion) -> dict[str, JsonValue]:
-    """The mark (`json_schema_extra`) of a field that says where or with how many hands work is done, not what is done.
+    """Return the mark (`json_schema_extra`) of a field that may change when a run is resumed, or evaluated again.
 
-    Its value may differ when a run is resumed, or when it is evaluated again (`config.changes`).
+    Such a field says where the work is done or by how many workers, not what is done. See `config.changes`.
     """
     return {MAY_CHANGE: list(occasions)}
 
@@ -38,7 +38,7 @@ ON_RESUME = may_change("resume")
 
 
 def choice(*names: str) -> AfterValidator:
-    """Accept one of `names`, or code of the user's as file.py:name or package.module:name."""
+    """Return a validator that accepts one of `names`, or the user's own code as file.py:name or package.module:name."""
 
     def known(value: str) -> str:
         if value not in names and not re.fullmatch(r".+:[A-Za-z_]\w*", value):
@@ -55,19 +55,21 @@ def choice(*names: str) -> AfterValidator:
 
 
 class ConfigError(UserError, ValueError):
-    """A configuration that cannot be used; the message is complete and meant for the user."""
+    """A configuration is invalid; the message is complete and meant for the user."""
 
 
 class UnknownKeyError(ConfigError):
-    """A configuration with a key that does not exist; the first line of the message names it."""
+    """A configuration has an unknown key, which the first line of the message names."""
 
 
 class Strict(BaseModel):
+    """A section that takes no unknown keys, no infinite numbers, and no truth value in place of a number or text."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     @field_validator("*", mode="before")
     @classmethod
     def _truth_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
         if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
-            raise PydanticCustomError("truth", "true or false is not a value of this key")
+            raise PydanticCustomError("truth", "true and false are not a value of this key")
         return value

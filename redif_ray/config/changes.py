@@ -1,6 +1,6 @@
-"""Which keys of a run's configuration may differ later: when the run is resumed, and when it is evaluated again.
+"""Keys of a run's configuration that may change when the run is resumed, and when it is evaluated again.
 
-A field says so itself (`may_change`); a mark on a section holds for all keys below it.
+A field is marked with `may_change`; the mark of a section holds for all keys below it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from redif_ray.config.tree import Config
 
 
 def changeable(occasion: Occasion, model: type[BaseModel] = Config, prefix: str = "") -> list[str]:
-    """The dotted keys, of sections and of values, whose fields are marked for `occasion`."""
+    """Return the dotted keys, of sections and of values, whose fields are marked for `occasion`."""
     keys: list[str] = []
     for name, field in model.model_fields.items():
         extra = field.json_schema_extra
@@ -25,5 +25,5 @@ def changeable(occasion: Occasion, model: type[BaseModel] = Config, prefix: str 
 
 
 def may_differ(key: str, occasion: Occasion) -> bool:
-    """Whether a dotted key is one of these, or lies below one."""
+    """Tell whether a dotted key, or a section above it, is marked for `occasion`."""
     return any(key == free or key.startswith(f"{free}.") for free in changeable(occasion))

@@ -1,4 +1,4 @@
-"""A configuration from YAML and dotted overrides, and back."""
+"""Reading a configuration from YAML and dotted overrides, and writing it as YAML."""
 
 from __future__ import annotations
 
@@ -21,45 +21,46 @@ UNKNOWN = "extra_forbidden"  # pydantic's name for an unknown key
 
 
 def known_keys(model: type[BaseModel] = Config, prefix: str = "") -> list[str]:
-    """Every dotted key of the tree, its sections too; `*` stands for the name of a mapping's entry."""
+    """Return every dotted key of the tree, sections included; `*` stands for the name of a mapping's entry."""
     return list(descriptions(model, prefix))
 
 
 def descriptions(model: type[BaseModel] = Config, prefix: str = "") -> dict[str, str]:
-    """What each of the known keys means, in a sentence; of a section, its class's."""
-    found: dict[str, str] = {}
+    """Return a sentence for each known key: the description of its field, or the docstring of its section's class."""
+    meanings: dict[str, str] = {}
     for name, field in model.model_fields.items():
         section = field.annotation if isinstance(field.annotation, type) else None
-        spoken = section.__doc__ if section is not None and issubclass(section, BaseModel) else None
-        found[f"{prefix}{name}"] = field.description or spoken or ""
+        docstring = section.__doc__ if section is not None and issubclass(section, BaseModel) else None
+        meanings[f"{prefix}{name}"] = field.description or docstring or ""
         star = "" if isinstance(field.annotation, UnionType) else "*."
         kinds: list[tuple[Any, str]] = [(field.annotation, ""), *((kind, star) for kind in get_args(field.annotation))]
         for kind, star in kinds:
             if isinstance(kind, type) and issubclass(kind, BaseModel):
-                found |= descriptions(kind, f"{prefix}{name}.{star}")
-    return found
+                meanings |= descriptions(kind, f"{prefix}{name}.{star}")
+    return meanings
 
 
 def parse_override(text: str) -> tuple[list[str], Any]:
-    """`a.b=3` as (["a", "b"], 3); values are YAML."""
+    """Parse `a.b=3` into (["a", "b"], 3); the value is YAML. Raises ConfigError."""
     key, separator, value = text.partition("=")
     if not separator or not key.strip():
         raise ConfigError(f"override {text!r}: expected key=value, such as learner.lr=1e-5")
     try:
         return key.strip().split("."), yaml.load(value, Loader)
     except yaml.YAMLError as error:
-        problem = getattr(error, "problem", None) or type(error).__name__  # the rest repeats the value, maybe a secret
+        # The full message of YAML repeats the value, which may be a secret.
+        problem = getattr(error, "problem", None) or type(error).__name__
         raise ConfigError(f"override {key.strip()}: the value is not valid YAML ({problem}); quote it") from None
 
 
 def assign(tree: dict[str, Any], path: Sequence[str], value: Any) -> None:
-    """Put `value` at a dotted key of a tree, in place."""
+    """Set the value of a dotted key in a tree, in place. Raises ConfigError for a key that lies below a value."""
     node = tree
     for i, part in enumerate(path[:-1]):
         child = node.setdefault(part, {})
         if not isinstance(child, dict):
             above = ".".join(path[: i + 1])
-            raise ConfigError(f"override {'.'.join(path)}: {above}={child!r} is a value, it has no keys below it")
+            raise ConfigError(f"override {'.'.join(path)}: {above}={child!r} is a value and has no keys below it")
         node = child
     node[path[-1]] = value
 
@@ -76,7 +77,7 @@ def load(path: str | Path | None, overrides: Sequence[str] = (), model: type[Bas
 
 
 def resolve(path: str | Path) -> Path:
-    """A configuration file: as given, or among those that ship with the package."""
+    """Return the path of a configuration, a file or the name of a shipped one. Raises ConfigError."""
     package = Path(__file__).parent.parent
     shipped = next(f for f in (package / "configs", package.parent / "configs") if f.exists())  # a wheel, or a checkout
     name = Path(path).name if Path(path).parent == Path("configs") else path
@@ -88,6 +89,7 @@ def resolve(path: str | Path) -> Path:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
+    """Return the mapping that a YAML file holds; an empty file is an empty mapping. Raises ConfigError."""
     try:
         tree = yaml.load(path.read_text(), Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -102,7 +104,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def validate(tree: Mapping[str, Any], model: type[BaseModel] = Config) -> Any:
-    """The tree as a `model`. Raises ConfigError with a line for each problem, UnknownKeyError if it has such a key."""
+    """Return the tree as a `model`.
+
+    Raises ConfigError with a line for each problem, or its subclass UnknownKeyError if there is an unknown key.
+    """
     try:
         return model.model_validate(tree)
     except ValidationError as error:
@@ -131,7 +136,7 @@ def _explain(error: Any, model: type[BaseModel]) -> str:
 
 
 def _named(keys: Sequence[str], path: Sequence[str]) -> list[str]:
-    """The keys with each `*` replaced by the name that stands there in `path`."""
+    """Return the keys, each `*` replaced by the name at the same place of `path`."""
     return [
         ".".join(path[i] if part == "*" and i < len(path) else part for i, part in enumerate(key.split(".")))
         for key in keys
@@ -139,12 +144,12 @@ def _named(keys: Sequence[str], path: Sequence[str]) -> list[str]:
 
 
 def dump(config: BaseModel) -> str:
-    """The resolved tree as YAML that `load` reads back to the same configuration."""
+    """Return the configuration as YAML that `load` reads back to the same configuration."""
     return yaml.dump(config.model_dump(mode="json"), Dumper=Dumper, sort_keys=False, allow_unicode=True, width=110)
 
 
 def explained(config: BaseModel) -> str:
-    """`dump`, with what each key means as a comment above it."""
+    """Return the YAML of `dump` with the description of each key as a comment above the key."""
     text, meanings = dump(config), descriptions(type(config))
     lines = text.splitlines()
     for key, mark in reversed(list(_keys(yaml.compose(text, Loader), ""))):
@@ -155,7 +160,7 @@ def explained(config: BaseModel) -> str:
 
 
 def _keys(node: yaml.Node | None, prefix: str) -> Iterator[tuple[str, Any]]:
-    """Each dotted key below a node of YAML, and where it stands; entries of a mapping by their own names."""
+    """Yield each dotted key below a YAML node with its position; an entry of a mapping has its own name, not `*`."""
     for name, value in node.value if isinstance(node, yaml.MappingNode) else ():
         yield f"{prefix}{name.value}", name.start_mark
         yield from _keys(value, f"{prefix}{name.value}.")

@@ -1,4 +1,4 @@
-"""Keys that earlier versions knew by other names. They are errors; the message says what they are called now."""
+"""Keys of earlier versions and their new names. An old key is an error whose message gives the new name."""
 
 RENAMED = {
     "learner.checkpointing": "learner.activation_checkpointing",

@@ -1,4 +1,4 @@
-"""The workers of a run: who samples trajectories, who scores them, and how they and the learner overlap."""
+"""Sections for the workers of a run: rollout, reward, and how they and the learner overlap."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from redif_ray.config.base import ALWAYS, ON_RESUME, SECRET, Labels, Positive, R
 
 
 class Workers(Strict):
-    """What the roles have in common whose workers come and go."""
+    """Settings of the roles rollout and reward, whose workers may join and leave."""
 
     max_workers: Positive = Field(
         1, json_schema_extra=ALWAYS, description="Workers that the run uses at most, at least 1."
@@ -54,7 +54,7 @@ class Workers(Strict):
 
     @property
     def first(self) -> int:
-        """How many of them a run starts with."""
+        """Return the number of workers that a run starts with."""
         return self.min_workers or self.max_workers
 
 
@@ -83,7 +83,7 @@ class Rollout(Workers):
 
 
 class Term(Strict):
-    """One reward term."""
+    """A term of the reward."""
 
     weight: float = Field(
         1.0, description="Factor of the term in the reward. 0 measures the term without training on it."
@@ -96,11 +96,11 @@ class Term(Strict):
     options: dict[str, JsonValue] = Field(default_factory=dict, description="Arguments of the term, by name.")
 
 
-LEARNED = "discriminator"  # the reward term that is trained in the course of a run
+LEARNED = "discriminator"  # the reward term that is trained during a run
 
 
 class RuntimeEnv(Strict):
-    """What reward workers have beyond their node's environment."""
+    """Packages, modules and variables that reward workers have beyond their node's environment."""
 
     pip: tuple[str, ...] = Field(
         (), description="Packages that reward workers have on top of their node's, as pip takes them."
@@ -119,11 +119,11 @@ class RuntimeEnv(Strict):
     @field_validator("env_vars", mode="before")
     @classmethod
     def _no_secrets(cls, given: Any) -> Any:
-        """Their values are not in the message either."""
+        """Refuse variables whose names are those of secrets; the message does not repeat their values either."""
         for name, value in given.items() if isinstance(given, Mapping) else ():
             if value is not None and SECRET.search(str(name)):
                 raise ValueError(
-                    f"reward.runtime_env.env_vars.{name}: its name is that of a secret, and what stands here is "
+                    f"reward.runtime_env.env_vars.{name}: its name is that of a secret, and values given here are "
                     f"logged; expected null, with {name} set in the environment of the driver"
                 )
         return given
@@ -155,7 +155,7 @@ class Reward(Workers):
 
     @property
     def fixed(self) -> dict[str, Term]:
-        """The terms that mean the same throughout a run."""
+        """Return the terms that do not change during a run, by name."""
         return {name: term for name, term in self.terms.items() if name != LEARNED}
 
 

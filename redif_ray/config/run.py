@@ -1,4 +1,4 @@
-"""Where a run lives, what it distils, into what, and what it draws."""
+"""Sections for a run's place, teacher, student, exploration, conditions, checkpoints and tracking."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Ray(Strict):
 
 
 class Teacher(Strict):
-    """The model that is distilled, and how its target images are sampled."""
+    """The model that is distilled, and the sampling of its target images."""
 
     model: str = Field("fashion-mnist", description="A diffusers folder, or the name of a shipped teacher.")
     family: str | None = Field(
@@ -96,11 +96,11 @@ class Teacher(Strict):
 
 
 class Networks(Strict):
-    """How denoising networks compute."""
+    """The precision and the compilation of denoising networks."""
 
     precision: Literal["float32", "bfloat16", "float16"] = Field(
         "float32",
-        description="What networks compute in: float32, bfloat16 or float16. Use 16 bits on GPUs; latents, densities "
+        description="Precision of the networks: float32, bfloat16 or float16. Use 16 bits on GPUs; latents, densities "
         "and trained weights stay float32.",
     )
     compile: bool = Field(
@@ -111,7 +111,7 @@ class Networks(Strict):
 
 
 class Lora(Strict):
-    """Adapters that are trained in place of all weights."""
+    """Adapters (LoRA) that are trained in place of all weights."""
 
     rank: int = Field(
         0,
@@ -202,7 +202,7 @@ class Conditions(Strict):
     """The classes or captions that images are drawn for."""
 
     kind: Literal["auto", "none", "class", "text"] = Field(
-        "auto", description="What images are drawn for: none, class or text. auto is what the teacher takes."
+        "auto", description="Conditions of images: none, class or text. auto is the kind that the teacher takes."
     )
     classes: tuple[int, ...] | None = Field(
         None, min_length=1, description="Class numbers to draw, at least one. null draws all."
@@ -227,7 +227,7 @@ class Conditions(Strict):
 
 
 class Checkpoint(Strict):
-    """When checkpoints are written, and where they are copied to."""
+    """Intervals and number of checkpoints, and the place that they are copied to."""
 
     every: Positive = Field(
         20, description="Rounds between checkpoints, at least 1. Lower it where nodes are lost often."
@@ -250,7 +250,7 @@ class Checkpoint(Strict):
 
 
 class Tracking(Strict):
-    """Where MLflow records a run."""
+    """The MLflow store and experiment that record a run."""
 
     uri: str | None = Field(
         None,

@@ -1,4 +1,4 @@
-"""What is looked for over many trials: step schedules, and settings of a recipe."""
+"""Sections for searches over many trials: of step schedules, and of settings of a recipe."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ class Adaptive(Strict):
     prices: tuple[Annotated[float, Field(gt=0)], ...] | None = Field(
         None,
         min_length=1,
-        description="Distance that a network call must save, above 0, one agent each. null takes what searched "
-        "schedules save around each N that has two neighbours.",
+        description="Distances that a network call must save, each above 0, one agent for each. null takes the "
+        "saving of the searched schedules around each N that has two neighbours.",
     )
     max_calls: int = Field(12, ge=2, le=64, description="Network calls after which an image is finished, from 2 to 64.")
     noises: Positive = Field(
@@ -65,7 +65,7 @@ class Search(Strict):
     steps: tuple[Annotated[int, Field(ge=2, le=64)], ...] | None = Field(
         None,
         min_length=1,
-        description="Numbers of steps N to find a schedule for, each from 2 to 64. null is student.steps.",
+        description="Numbers of steps N for which to find a schedule, each from 2 to 64. null is student.steps.",
     )
     student: str | None = Field(
         None, description="A run or an exported student to find the schedule for. null is the teacher."
@@ -137,7 +137,7 @@ class Sweep(Strict):
     )
     metric: str = Field(
         "validation/reward",
-        description="What trials are compared by, higher is better: validation/reward, validation/recall or "
+        description="Metric by which trials are compared, higher is better: validation/reward, validation/recall or "
         "validation/TERM.",
     )
     rungs: tuple[Positive, ...] = Field(
@@ -159,7 +159,7 @@ class Sweep(Strict):
     @field_validator("space", mode="before")
     @classmethod
     def _flat(cls, space: Any) -> Any:
-        """Nested keys, as dotted overrides give them, become dotted ones."""
+        """Turn nested keys, which dotted overrides give, into dotted ones."""
         return dict(_dotted(space)) if isinstance(space, dict) else space
 
 

@@ -1,4 +1,4 @@
-"""The sections of the configuration, each with its own checks."""
+"""The sections of the configuration, without the checks across sections (`config.conflicts`)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a student is trained, what is measured on the way, and at the end."""
+"""Sections for the training of a student, and for the measurements during and after it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pydantic import Field
 
 from redif_ray.config.base import ON_RESUME, Fraction, Labels, Positive, Resources, Strict, choice
 
-NEIGHBOURS = 5  # that recall and precision look at around each image
+NEIGHBOURS = 5  # nearest neighbours around each image that recall and precision use
 LossName = Annotated[str, choice("ppo_clip", "reinforce", "grpo_guard")]
 AdvantageName = Annotated[str, choice("global_std", "group_std", "mean_only", "running", "batch")]
 DivergenceName = Annotated[str, choice("none", "mse", "kl", "chi2", "renyi", "power", "js")]
@@ -211,7 +211,7 @@ class Learner(Strict):
 
     @property
     def first(self) -> int:
-        """How many ranks a run starts with: all, for none comes later."""
+        """Return the number of ranks that a run starts with: all of them, since no rank joins later."""
         return self.workers
 
 

@@ -1,4 +1,4 @@
-"""The whole configuration: its sections, and whether they go together."""
+"""The whole configuration: its sections, checked for conflicts between them."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from redif_ray.config.sections import Sections
 
 
 class Config(Sections):
+    """The configuration of a run; a conflict between keys is an error."""
+
     @property
     def tracking_uri(self) -> str | None:
-        """The MLflow store: what `tracking.uri` names, SQLite at <root>/mlflow.db by default, None when off."""
+        """Return the URI of the MLflow store: `tracking.uri`, SQLite at <root>/mlflow.db by default, None when off."""
         if self.tracking.uri == "off":
             return None
         return self.tracking.uri or f"sqlite:///{Path(self.run.root).resolve() / 'mlflow.db'}"

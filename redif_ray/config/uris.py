@@ -1,4 +1,4 @@
-"""URIs that a run writes down: into config.yaml, logs, MLflow and reports. They must hold no secret."""
+"""A check for URIs that a run writes into config.yaml, logs, MLflow and reports: they must hold no secret."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from redif_ray.config.base import SECRET
 
 
 def check_public(key: str, uri: str, expected: str) -> str:
-    """Return `uri`, the value of `key`; raise ValueError if it holds a password, a token or a secret of its query.
+    """Return `uri`, the value of `key`; raise ValueError if it holds a password, a token or a secret query parameter.
 
-    expected: where credentials come from instead. The message never repeats the URI.
+    expected: text for the message, which says where credentials come from instead. The message never repeats the URI.
     """
     try:
         parts = urlsplit(uri)
     except ValueError as error:
-        raise ValueError(f"{key} is no URI: {_without(str(error), uri)}") from None
+        raise ValueError(f"{key} is not a valid URI: {_without(str(error), uri)}") from None
     secrets = [name for name, _ in parse_qsl(parts.query) if SECRET.search(name)]
     user = parts.netloc.rpartition("@")[0]
     token = parts.scheme in ("http", "https") and user  # servers take a token as a user without a password
@@ -26,5 +26,5 @@ def check_public(key: str, uri: str, expected: str) -> str:
 
 
 def _without(message: str, uri: str) -> str:
-    """Return the first words of a message of urllib, which may go on with a part of the URI."""
+    """Return a message of urllib without the part of the URI that may follow its first words."""
     return message if "@" not in uri else message.partition(":")[0]

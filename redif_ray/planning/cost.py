@@ -23,20 +23,21 @@ from redif_ray.models.registry import load_teacher
 from redif_ray.models.student import trained_numbers
 from redif_ray.planning.rounds import RoundPlan
 
-Calls = Mapping[str, float]  # by role: network calls on single images that the workers of a role make
-PROCESS_MB = 450  # torch, diffusers and ray in one worker, shared pages divided among their sharers
+Calls = Mapping[str, float]  # network calls on single images that the workers of a role make, by role
+PROCESS_MB = 450  # torch, diffusers and Ray in one worker; shared pages are divided among the processes
 RAY_MB = 900  # Ray's own processes with the dashboard
-LARGEST_TIMED = 5e9  # FLOPs of a prediction of one image that are run to be timed, 0.1 s of a core
-GPU_FLOPS = {"float32": 20e12, "bfloat16": 100e12, "float16": 100e12}  # a second of one GPU: assumed, not measured
+LARGEST_TIMED = 5e9  # most FLOPs of a network call that is timed, 0.1 s of a core
+GPU_FLOPS = {"float32": 20e12, "bfloat16": 100e12, "float16": 100e12}  # FLOP/s of one GPU: assumed, not measured
 START_SECONDS = 35
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """`seconds` by part of the run, `round_seconds` of one round by phase, `memory_mb` of all processes, `disk_mb` of
-    the run folder; `forward_ms`: what a network call on one image takes one core, or one GPU where no role is on CPUs.
+    """The estimated time, memory and disk of a run.
 
-    gpu_flops: of the network calls on GPUs; their seconds assume `GPU_FLOPS` of a GPU, since none is timed.
+    seconds: by part of the run. round_seconds: of one round, by phase. memory_mb: of all processes. disk_mb: of the run
+    folder. forward_ms: time of a network call on one image on one core, or on one GPU where no role computes on CPUs.
+    gpu_flops: FLOPs of the network calls on GPUs; no GPU is timed, so their seconds assume `GPU_FLOPS`.
     """
 
     seconds: dict[str, float]
@@ -48,9 +49,9 @@ class Estimate:
 
 
 def estimate(config: Config, conditions: Conditions) -> Estimate:
-    """Count the run's network calls on a network without weights, and time one only where CPUs run it and it is small.
+    """Return the estimate of a run, in a few seconds for a network of any size.
 
-    It takes a few seconds for a network of any size.
+    Network calls are counted on a network without weights. One is timed if it runs on CPUs and the network is small.
     """
     with without_weights():
         teacher = load_teacher(config.teacher, device="meta")
@@ -64,7 +65,7 @@ def estimate(config: Config, conditions: Conditions) -> Estimate:
     weights = trained_numbers(teacher.network, config.student.lora) * 4 / 1e6
     network = sum(p.numel() for p in teacher.network.parameters()) * 4 / 1e6
     processes = config.rollout.max_workers + config.reward.max_workers + config.learner.workers + 4
-    trained = 1 if config.learner.fsdp else config.learner.workers  # copies of what is trained
+    trained = 1 if config.learner.fsdp else config.learner.workers  # copies of the trained weights
     targets = config.evaluation.held_out + config.validation.groups + plan.teacher_images
     on_gpus = sum(n for calls in work.values() for role, n in calls.items() if workers(config)[role][1])
     return Estimate(
@@ -115,15 +116,18 @@ def workers(config: Config) -> dict[str, tuple[int, float]]:
 
 
 def _cores(config: Config, calls: Calls) -> int:
-    """Return how many cores share the calls of the roles without GPUs; 0 where every role has GPUs."""
+    """Return the number of cores that share the calls of the roles without GPUs; 0 if every role has GPUs."""
     threads = {"learner": config.learner.threads}
-    found = workers(config)
-    widths = [found[role][0] * threads.get(role, 1) for role in calls if not found[role][1]]
+    roles = workers(config)
+    widths = [roles[role][0] * threads.get(role, 1) for role in calls if not roles[role][1]]
     return min(os.cpu_count() or 1, max(widths, default=0))
 
 
 def _seconds(config: Config, calls: Calls, by_core: Mapping[int, float], by_gpu: float) -> float:
-    """Return the seconds of one part of the run. by_core, by_gpu: of one call, on each of so many cores, on one GPU."""
+    """Return the seconds of one part of the run.
+
+    by_core: seconds of one call on a core, by the number of busy cores. by_gpu: seconds of one call on a GPU.
+    """
     cores, roles = _cores(config, calls), workers(config)
     on_cpu = sum(number for role, number in calls.items() if not roles[role][1])
     on_gpu = sum(number for role, number in calls.items() if roles[role][1])
@@ -136,9 +140,10 @@ def _numel(shape: tuple[int, ...]) -> int:
 
 
 def _cpu_seconds(config: Config, flops: float, together: Iterable[int]) -> dict[int, float]:
-    """Measure the seconds of a network call on one image, on each of so many busy cores, which share caches and memory.
+    """Return the seconds of a network call on one image on a core, by the number of busy cores.
 
-    A network too large to be timed at once is taken to reach the rate of a matrix product.
+    Busy cores share caches and memory, so the call is timed on as many threads as each of `together` says. A network
+    of more than LARGEST_TIMED FLOPs is assumed to reach the FLOP/s of a matrix product.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -155,13 +160,13 @@ def _cpu_seconds(config: Config, flops: float, together: Iterable[int]) -> dict[
 
 
 def _product_rate(together: int, size: int = 1024) -> float:
-    """Measure the FLOP/s of float32 matrix products, on each of so many busy cores."""
+    """Return the measured FLOP/s of float32 matrix products on a core while `together` cores are busy."""
     a = torch.ones(size, size)
     return 2 * size**3 / _timed(lambda: a @ a, together)
 
 
 def _timed(call: Callable[[], object], together: int, repeats: int = 5) -> float:
-    """Measure the seconds of a call, of the slowest of `together` threads that make it at the same time."""
+    """Return the measured seconds of a call, on the slowest of `together` threads that make it at the same time."""
 
     @torch.no_grad()
     def one(_: int) -> float:
@@ -176,12 +181,13 @@ def _timed(call: Callable[[], object], together: int, repeats: int = 5) -> float
 
 
 def table(e: Estimate) -> Table:
+    """Return the estimate as a table for the terminal."""
     view = Table(title="Estimate", show_header=False, box=None, padding=(0, 2), title_justify="left")
     parts = ", ".join(f"{name} {_span(s)}" for name, s in e.seconds.items() if s >= 0.5)
     pace = f"at {e.forward_ms:.1f} ms a network call"
     if e.gpu_flops:
         rates = f"{GPU_FLOPS['float32'] / 1e12:.0f} TFLOP/s in float32, {GPU_FLOPS['bfloat16'] / 1e12:.0f} in 16 bits"
-        pace += f"; {e.gpu_flops / 1e12:,.0f} TFLOPs on GPUs, if each reaches {rates} (assumed, not timed)"
+        pace += f"; {e.gpu_flops / 1e12:,.0f} TFLOPs on GPUs, if each GPU reaches {rates} (assumed, not timed)"
     view.add_row("time", f"{_span(sum(e.seconds.values()))} {pace}  ({parts}); decoding and rewards come on top")
     view.add_row("memory", f"{e.memory_mb / 1000:.1f} GB in all processes")
     view.add_row("disk", f"{e.disk_mb:.0f} MB")

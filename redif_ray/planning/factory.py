@@ -1,4 +1,4 @@
-"""What every process of a run builds from the configuration alone."""
+"""Objects that every process of a run builds from the configuration alone."""
 
 from __future__ import annotations
 
@@ -23,34 +23,36 @@ from redif_ray.rewards.discriminator import DiscriminatorTerm
 
 
 def device(gpus: float) -> str:
-    """Where a role computes: the GPU that Ray gave it, or the CPU."""
+    """Return the torch device of a worker: "cuda" (the GPU that Ray gave it), or "cpu" for 0. Raises RuntimeError."""
     if gpus and not torch.cuda.is_available():
-        raise RuntimeError(f"this role asks for {gpus} GPUs but its process sees no CUDA device; set its gpus to 0")
+        raise RuntimeError(f"this role has gpus={gpus:g} but its process sees no CUDA device; set its gpus to 0")
     return "cuda" if gpus else "cpu"
 
 
 def teacher(config: Config, where: str) -> DiffusionModel:
-    """The teacher of a worker on the device `where`."""
+    """Return the teacher on the device `where`, compiled if the configuration says so."""
     return _compiled(model(config, config.teacher.model, where), config)
 
 
 def model(config: Config, source: str, where: str) -> DiffusionModel:
-    """The model at `source` in the run's precision, which shares encoded captions with all processes of the run."""
+    """Return the model at `source` in the run's precision; all processes of a run share its encoded captions."""
     dtype = getattr(torch, config.networks.precision)
-    found = load_model(source, family=config.teacher.family, device=where, dtype=dtype)
-    if isinstance(found, TextModel):
-        found.keep_encodings(_stores(config) / "captions", digests(config))
-    return found
+    loaded = load_model(source, family=config.teacher.family, device=where, dtype=dtype)
+    if isinstance(loaded, TextModel):
+        loaded.keep_encodings(_stores(config) / "captions", digests(config))
+    return loaded
 
 
 def student(config: Config, teacher: DiffusionModel) -> DiffusionModel:
+    """Return a new student that starts with the teacher's weights, compiled if the configuration says so."""
     return _compiled(make_student(teacher, config.student.lora), config)
 
 
 def travelling_dtypes(config: Config, student: DiffusionModel) -> dict[str, torch.dtype]:
-    """Those that trained weights travel in to the workers, by name, where float32 would give the same rollouts.
+    """Return, by name, the 16-bit dtype of the trained weights that are sent to workers in 16 bits.
 
-    None where networks are compiled: a compiler may leave out autocast's rounding, which float32 weights would show.
+    These are weights that autocast rounds anyway, so that float32 would give the same rollouts. The mapping is empty
+    for compiled networks: a compiler may leave out autocast's rounding, and results would differ.
     """
     return {} if config.networks.compile else dict.fromkeys(autocast_weights(student), student.dtype)
 
@@ -62,17 +64,19 @@ def _compiled(model: DiffusionModel, config: Config) -> DiffusionModel:
 
 
 def student_schedule(model: DiffusionModel, student: Student) -> Schedule:
+    """Return the student's schedule: its own levels, or a named schedule with tilt and bow."""
     if student.levels is not None:
         return schedules.explicit(model.process, student.levels, network_timesteps=student.network_timesteps)
     return schedules.build(model.process, student.steps, student.schedule, tilt=student.tilt, bow=student.bow)
 
 
 def teacher_schedule(model: DiffusionModel, config: Config) -> Schedule:
+    """Return the schedule of the teacher's target images."""
     return schedules.build(model.process, config.teacher.steps, config.teacher.schedule)
 
 
 def conditions(config: Config, model: DiffusionModel, captions: Sequence[str] | None = None) -> Conditions:
-    """captions: instead of those that the configuration names."""
+    """Return the classes or captions of the run. captions: captions that replace the configuration's source."""
     return load_conditions(
         config.conditions,
         num_classes=model.num_classes,
@@ -83,6 +87,7 @@ def conditions(config: Config, model: DiffusionModel, captions: Sequence[str] | 
 
 
 def rewards(config: Config, model: DiffusionModel, where: str) -> Rewards:
+    """Return the reward terms, built on the device `where` for images of `model`."""
     channels, height, width = model.image_shape
     return build_terms(
         config.reward.terms,
@@ -95,12 +100,13 @@ def rewards(config: Config, model: DiffusionModel, where: str) -> Rewards:
 
 
 def learned_reward(config: Config, model: DiffusionModel, where: str) -> DiscriminatorTerm | None:
-    """The learned term alone, at version 0; None for a run without one."""
+    """Return the learned reward term alone, at version 0, or None if the run has no learned term."""
     terms = {name: term for name, term in config.reward.terms.items() if name == LEARNED}
     return rewards(config.model_copy(update={"reward": Reward(terms=terms)}), model, where).learned if terms else None
 
 
 def target_store(config: Config, teacher: DiffusionModel) -> TargetStore:
+    """Return the store of teacher targets; its name depends on everything that the targets depend on."""
     t = config.teacher
     identity: dict[str, Any] = {
         "format": 1,
@@ -115,7 +121,7 @@ def target_store(config: Config, teacher: DiffusionModel) -> TargetStore:
 
 
 def digests(config: Config) -> Digests:
-    """Checksums of a model's files, for the names of stores."""
+    """Return the cache of checksums of model files, which are part of the names of stores."""
     return Digests(_stores(config) / "files")
 
 

@@ -1,7 +1,7 @@
-"""How much memory each worker of a run needs on its device, found before anything is loaded.
+"""The memory that each worker of a run needs on its device, computed before anything is loaded.
 
-The networks are built without their numbers, and run on tensors that have none: what is alive at once is counted. What
-a GPU's allocator and libraries take besides is `OVERHEAD_MB`.
+Networks are built and run on the meta device, whose tensors have sizes but no data, and the bytes of the tensors that
+are alive at once are counted. A GPU's allocator and libraries take `OVERHEAD_MB` besides.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from redif_ray.rewards.discriminator import DiscriminatorTerm
 from redif_ray.rewards.pretrained import SHIPPED
 
 OVERHEAD_MB = 1200  # CUDA's context, cuBLAS and cuDNN workspaces, fragments
-ADAM_BYTES = 8  # of a weight: two float32 moments
+ADAM_BYTES = 8  # for each weight: two float32 moments
 
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
     """MB of one worker: `weights` of all networks, `training` (gradients, moments, average), `activations` at most.
 
-    start: while it loads, before it keeps a share of what it loaded.
+    start: MB while the worker loads whole networks, before it keeps only its share of them.
     """
 
     weights: float
@@ -53,12 +53,12 @@ class Footprint:
 
 
 class _Live(TorchDispatchMode):
-    """Bytes of the tensors that are made and still alive, and the most there were at once."""
+    """Counts the bytes of the tensors that operations make: `now`, those still alive, and `peak`, the most at once."""
 
     def __init__(self) -> None:
         super().__init__()
         self.now = self.peak = 0
-        self.known: set[int] = set()
+        self.counted: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         for tensor in _tensors([args, kwargs]):
@@ -70,20 +70,20 @@ class _Live(TorchDispatchMode):
 
     def _add(self, tensor: Tensor, counts: bool = True) -> None:
         storage = tensor.untyped_storage()
-        key, size = id(storage), storage.nbytes() if counts else 0  # tensors of one memory have one storage object
-        if key not in self.known:
-            self.known.add(key)
+        key, size = id(storage), storage.nbytes() if counts else 0  # tensors that share memory share a storage object
+        if key not in self.counted:
+            self.counted.add(key)
             self.now += size
             self.peak = max(self.peak, self.now)
             weakref.finalize(storage, self._free, key, size)
 
     def _free(self, key: int, size: int) -> None:
-        self.known.discard(key)
+        self.counted.discard(key)
         self.now -= size
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
-    """The tensors among the arguments or the results of an operation."""
+    """Yield the tensors among the arguments or the results of an operation."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, list | tuple | dict):
@@ -92,7 +92,7 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 
 class _Attention(torch.autograd.Function):
-    """Attention as a GPU's fused kernels do it: the matrix of weights is never held."""
+    """Attention with the memory of a GPU's fused kernels, which never hold the matrix of attention weights."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -124,7 +124,11 @@ def _peak_mb(call: Callable[[], Any]) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Footprints:
-    """`roles`: of a worker of `rollout`, `reward` and `learner`; numbers of trained weights, the network, an image."""
+    """The footprint of a worker of each role, and sizes.
+
+    roles: by `rollout`, `reward` and `learner`. trained, network: numbers of trained weights and of all weights of the
+    network. image: number of values of an image.
+    """
 
     roles: dict[str, Footprint]
     trained: int
@@ -133,7 +137,7 @@ class Footprints:
 
 
 def footprints(config: Config) -> Footprints:
-    """Raises ModelError for a teacher that cannot be loaded."""
+    """Return the footprints of a run's workers. Raises ModelError for a teacher that cannot be loaded."""
     dtype = getattr(torch, config.networks.precision)
     with without_weights():
         teacher = load_teacher(config.teacher, device="meta", dtype=dtype)
@@ -156,7 +160,7 @@ def footprints(config: Config) -> Footprints:
     reward = max(
         _peak_mb(lambda: _predict(teacher, rows, config.teacher.guidance)), _peak_mb(lambda: _decode(teacher, rows))
     )
-    for parameter in parameters:  # the gradients are part of `training`
+    for parameter in parameters:  # preset, so that the peak leaves out gradients: `training` counts them
         parameter.grad = torch.empty_like(parameter)
     learned = factory.learned_reward(config, teacher, "meta")
     own_learned = _bytes(learned.network) if learned else 0
@@ -177,7 +181,7 @@ def footprints(config: Config) -> Footprints:
 
 
 class _Parts:
-    """Bytes of the networks beside the denoising one: that are held `always`, and more to decode and to encode."""
+    """Bytes of the networks beside the denoising one: `always` held, and added to `decode` and to `encode`."""
 
     def __init__(self, model: DiffusionModel) -> None:
         self.always = _bytes(*model.parts.values())
@@ -188,21 +192,26 @@ class _Parts:
 
 
 def _held(config: Config, teacher: DiffusionModel, student: DiffusionModel) -> int:
-    """Bytes of weights on a rank that holds a share: shares, what it gathers at once, and what it computes of it."""
+    """Return the bytes of weights on an FSDP rank: its shares, the blocks gathered at once, and autocast's copies."""
     shares = _bytes(student.network) + (_bytes(teacher.network) if config.learner.regulariser.kind != "none" else 0)
     held = shares // config.learner.workers + _gathered(student)
     if student.dtype != torch.float32 and not config.student.lora.rank and not config.learner.activation_checkpointing:
-        held += 2 * sum(p.numel() for p in student.network.parameters())  # autocast's, kept for the backward pass
+        held += 2 * sum(
+            p.numel() for p in student.network.parameters()
+        )  # autocast's copies, kept for the backward pass
     return held
 
 
 def _gathered(student: DiffusionModel) -> int:
-    """Bytes of weights and gradients in no block, and of two blocks: the next one comes while one computes."""
-    seen: set[int] = set()
+    """Return the bytes of the gathered weights and gradients: those in no block, and those of the two largest blocks.
+
+    Two blocks are whole at once, because the next one is gathered while one computes.
+    """
+    counted: set[int] = set()
     sizes = []
     for unit in units(student):
-        own = [p for p in unit.parameters() if id(p) not in seen]
-        seen |= {id(p) for p in own}
+        own = [p for p in unit.parameters() if id(p) not in counted]
+        counted |= {id(p) for p in own}
         sizes.append(sum(p.numel() * p.element_size() * (1 + p.requires_grad) for p in own))
     *blocks, rest = sizes
     return rest + sum(sorted(blocks)[-2:])
@@ -213,12 +222,12 @@ def _bytes(*networks: Module) -> int:
 
 
 def _encoders(config: Config) -> int:
-    """Weights of the rewards' own networks, in float32, as their files hold them."""
+    """Return the bytes of the rewards' own networks, which are float32 as in their files."""
     return _on_disk({str(value) for term in config.reward.terms.values() for value in term.options.values()})
 
 
 def _on_disk(values: set[str]) -> int:
-    """Bytes of the weights in those that are folders, or names of shipped models."""
+    """Return the bytes of the weights in the folders among `values`, which may also be names of shipped models."""
     folders = {folder for value in values for folder in (Path(value), SHIPPED / value) if folder.is_dir()}
     return sum(path.stat().st_size for folder in folders for path in folder.rglob("*.safetensors"))
 
@@ -238,7 +247,7 @@ def _train(student: DiffusionModel, config: Config) -> None:
 
 
 def _learn(term: DiscriminatorTerm | None, config: Config) -> None:
-    """A microbatch of the learned reward's training: the teacher's images take the most, for their second gradient."""
+    """Train the learned reward on a microbatch, which peaks at the second gradient of the teacher's images."""
     if term is None:
         return
     rows = min(config.learner.microbatch, config.rollout.groups)
@@ -251,7 +260,7 @@ def _learn(term: DiscriminatorTerm | None, config: Config) -> None:
 
 
 def _forward(model: DiffusionModel, rows: int, guidance: float) -> Tensor:
-    """A prediction, in the dtype that its network computes in: there is no autocast without a device."""
+    """Return a prediction. The network is cast to its dtype of computation, as meta tensors have no autocast."""
     with quiet():
         at_work = replace(model, network=model.network.to(model.dtype))
     with torch.no_grad():

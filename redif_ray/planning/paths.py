@@ -1,4 +1,4 @@
-"""Paths of a configuration, for workers that have working directories of their own."""
+"""Absolute paths for a configuration, since workers have other working directories than the driver."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from redif_ray.data.schedule_file import found_schedule
 
 
 def absolute(config: Config) -> Config:
-    """Make the paths of `config` absolute, and read the file that `student.schedule` may name into the levels."""
+    """Return `config` with absolute paths; a file that `student.schedule` names is read into `student.levels`."""
     tree = config.model_dump()
     tree["run"]["root"] = str(Path(config.run.root).resolve())
     if config.teacher.store:
@@ -37,6 +37,6 @@ def absolute(config: Config) -> Config:
 
 
 def _absolute_code(target: str) -> str:
-    """`path/to/file.py:name` with its path absolute; `package.module:name` as it is."""
+    """Return `path/to/file.py:name` with an absolute path, and `package.module:name` unchanged."""
     path, colon, name = target.rpartition(":")
     return f"{Path(path).resolve()}{colon}{name}" if path and Path(path).exists() else target

@@ -1,4 +1,7 @@
-"""Which groups each round works on: a pure function of the configuration, so that any part can be done again."""
+"""The plan of a run: phases, rounds, groups and work units, as pure functions of the configuration.
+
+Any part of the work can therefore be done again, by any process, with the same result.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from redif_ray.types import WorkUnit
 
 
 class Phases:
-    """The rounds of a run: the warm start first, then the method's own."""
+    """The phases of a run and their rounds: the warm start first, then the method's own phase."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -25,16 +28,16 @@ class Phases:
         return next(phase for phase in reversed(self.phases) if round >= phase.first_round)
 
     def named(self, name: str) -> Phase:
-        """Return the phase of that name."""
+        """Return the phase called `name`."""
         return next(phase for phase in self.phases if phase.name == name)
 
     @property
     def teacher_images(self) -> int:
-        """Return how many of the teacher's images the training rounds ask for."""
+        """Return the number of teacher images that the training rounds need."""
         return sum(phase.rounds * phase.groups for phase in self.phases if phase.teacher_images)
 
     def version(self, round: int) -> int:
-        """Return how many rounds were learned by the policy that rolls out a round, and by its learned reward."""
+        """Return the version, the number of rounds learned, of the policy and learned reward that a round uses."""
         return max(0, round - self.config.pipeline.staleness)
 
 
@@ -53,7 +56,10 @@ class RoundPlan(Phases):
         return self._cut(round, phase.name, Stream.TRAIN, groups, phase.unit_groups, phase.siblings)
 
     def deploy(self, stream: Stream, count: int, *, round: int = 0, size: int | None = None) -> list[WorkUnit]:
-        """Units that sample `count` groups of a stream the way the student is deployed, `evaluation.batch` each."""
+        """Return work units that sample `count` groups of a stream the way the student is deployed.
+
+        size: groups of a work unit; None: `evaluation.batch`.
+        """
         return self._cut(round, Deploy.name, stream, list(range(count)), size or self.config.evaluation.batch, 1)
 
     def _group(self, position: int) -> int:

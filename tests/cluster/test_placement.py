@@ -65,8 +65,8 @@ def test_enough_is_enough(up: dict[str, float]) -> None:
 @pytest.mark.parametrize(
     ("kind", "said"),
     [
-        ("CPU", "lower workers or cpus, or join a larger cluster"),
-        ("GPU", "lower workers or gpus, or join a larger cluster"),
+        ("CPU", "lower the number of workers or their cpus, or join a larger cluster"),
+        ("GPU", "lower the number of workers or their gpus, or join a larger cluster"),
         ("spot", "start nodes with `--resources='{\"spot\": N}'`"),
     ],
 )
@@ -135,7 +135,7 @@ def test_what_a_run_waits_for_is_named() -> None:
         "2 of the resource reward (2 reward), of which 0 is free"
     )
     assert placement.lacking(roles, free | {"CPU": 5.0, "reward": 2.0}) == (
-        "enough is free, but not on nodes that one of these fits on: 3 rollout with 1 CPU, 0.5 GPU, 1 rollout, "
+        "enough is free in total, but at least one of these fits on no node: 3 rollout with 1 CPU, 0.5 GPU, 1 rollout, "
         "0.5 spot, on a node with zone=a each; 2 reward with 1 CPU, 1 reward each"
     )
 
