@@ -28,8 +28,8 @@ def cluster() -> Iterator[None]:
     import ray
 
     from redif_ray.cluster.connect import start
-    from redif_ray.config import Config
+    from redif_ray.config import load
 
-    start(Config(), num_cpus=8)
+    start(load(None, ["ray.num_cpus=8"]))
     yield
     ray.shutdown()

@@ -14,14 +14,12 @@ from redif_ray.config import (
     ConfigError,
     Learner,
     Reward,
-    Run,
     RuntimeEnv,
     Strict,
     Term,
     UnknownKeyError,
     dump,
     explained,
-    known_keys,
     load,
     resolve,
     validate,
@@ -29,6 +27,7 @@ from redif_ray.config import (
 from redif_ray.config.changes import changeable, may_differ
 from redif_ray.config.files import descriptions
 from redif_ray.config.renamed import RENAMED
+from redif_ray.config.run import Run
 from redif_ray.teacher import TeacherConfig
 
 SHIPPED = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
@@ -99,7 +98,7 @@ def test_a_renamed_key_is_unknown_and_its_new_name_is_said(old: str) -> None:
     with pytest.raises(UnknownKeyError) as caught:
         load(None, [f"{old}=1"])
     assert str(caught.value) == f"{old}: unknown key; it is now {RENAMED[old]}"
-    assert RENAMED[old] in known_keys() and old not in known_keys()
+    assert RENAMED[old] in descriptions() and old not in descriptions()
 
 
 def test_an_unknown_key_is_named_before_other_problems() -> None:
@@ -352,13 +351,13 @@ def test_an_explained_configuration_is_the_same(path: Path, write: Any) -> None:
         assert f"  # {descriptions()['learner.max_grad_norm']}\n  max_grad_norm: " in text
 
 
-def test_the_known_keys_are_those_of_the_resolved_tree() -> None:
+def test_the_described_keys_are_those_of_the_resolved_tree() -> None:
     def keys(tree: dict[str, Any], prefix: str = "") -> set[str]:
         below = (keys(v, f"{prefix}{k}.") if isinstance(v, dict) else set() for k, v in tree.items())
         return {f"{prefix}{k}" for k in tree}.union(*below)
 
     whole = Config(reward=Reward(runtime_env=RuntimeEnv())).model_dump()
-    assert {key.replace("*", "mse") for key in known_keys()} == keys(whole) - {"reward.terms.mse"}
+    assert {key.replace("*", "mse") for key in descriptions()} == keys(whole) - {"reward.terms.mse"}
 
 
 WORKERS = {"max_workers", "min_workers", "resources", "labels"}

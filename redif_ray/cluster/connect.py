@@ -59,7 +59,7 @@ def connect(config: Config) -> Iterator[bool]:
         yield _started.get()
         return
     if config.ray.address == "local":
-        start(config, num_cpus=_private_cpus(config))
+        start(config)
     else:
         _join(config.ray.address)
     try:
@@ -72,7 +72,7 @@ def connect(config: Config) -> Iterator[bool]:
 @contextmanager
 def started(config: Config) -> Iterator[None]:
     """Start a private cluster while the block runs; a run in the block connects to it."""
-    start(config, num_cpus=_private_cpus(config))
+    start(config)
     token = _started.set(True)
     try:
         yield
@@ -116,7 +116,7 @@ def _join(address: str) -> None:
         ) from error
 
 
-def start(config: Config, *, num_cpus: int) -> None:
+def start(config: Config) -> None:
     """Start a private cluster of this process, on loopback only.
 
     Its processes inherit `ENVIRONMENT`, so no `runtime_env` repeats it: Python would start twice for each worker.
@@ -125,7 +125,7 @@ def start(config: Config, *, num_cpus: int) -> None:
     # Paths of Ray's sockets, which lie below this folder, may not exceed 107 bytes, so the folder's path is short.
     ray.init(
         address="local",
-        num_cpus=num_cpus,
+        num_cpus=_private_cpus(config),
         object_store_memory=config.ray.object_store_mb * 10**6,
         include_dashboard=True,
         dashboard_host="127.0.0.1",

@@ -9,7 +9,6 @@ from redif_ray.config.files import (
     assign,
     dump,
     explained,
-    known_keys,
     load,
     parse_override,
     read_yaml,
@@ -17,7 +16,7 @@ from redif_ray.config.files import (
     validate,
 )
 from redif_ray.config.roles import LEARNED, Reward, RuntimeEnv, Term, Workers
-from redif_ray.config.run import Conditions, Lora, Networks, Run, Student, Teacher
+from redif_ray.config.run import Conditions, Lora, Networks, Student, Teacher
 from redif_ray.config.searches import Search
 from redif_ray.config.training import NEIGHBOURS, Anchor, Learner, Regulariser, WarmStart
 from redif_ray.config.tree import Config
@@ -36,7 +35,6 @@ __all__ = [
     "Positive",
     "Regulariser",
     "Reward",
-    "Run",
     "RuntimeEnv",
     "Search",
     "Strict",
@@ -49,7 +47,6 @@ __all__ = [
     "assign",
     "dump",
     "explained",
-    "known_keys",
     "load",
     "parse_override",
     "read_yaml",

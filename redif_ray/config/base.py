@@ -40,7 +40,7 @@ ON_RESUME = may_change("resume")
 def choice(*names: str) -> AfterValidator:
     """Return a validator that accepts one of `names`, or the user's own code as file.py:name or package.module:name."""
 
-    def known(value: str) -> str:
+    def check(value: str) -> str:
         if value not in names and not re.fullmatch(r".+:[A-Za-z_]\w*", value):
             close = difflib.get_close_matches(value, names, n=1)
             hint = f" (did you mean {close[0]}?)" if close else ""
@@ -51,7 +51,7 @@ def choice(*names: str) -> AfterValidator:
             )
         return value
 
-    return AfterValidator(known)
+    return AfterValidator(check)
 
 
 class ConfigError(UserError, ValueError):
@@ -71,5 +71,5 @@ class Strict(BaseModel):
     @classmethod
     def _truth_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
         if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
-            raise PydanticCustomError("truth", "true and false are not a value of this key")
+            raise PydanticCustomError("truth", "true or false is not a value of this key")
         return value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Any, get_args
@@ -20,13 +20,11 @@ from redif_ray.yaml12 import Dumper, Loader
 UNKNOWN = "extra_forbidden"  # pydantic's name for an unknown key
 
 
-def known_keys(model: type[BaseModel] = Config, prefix: str = "") -> list[str]:
-    """Return every dotted key of the tree, sections included; `*` stands for the name of a mapping's entry."""
-    return list(descriptions(model, prefix))
-
-
 def descriptions(model: type[BaseModel] = Config, prefix: str = "") -> dict[str, str]:
-    """Return a sentence for each known key: the description of its field, or the docstring of its section's class."""
+    """Return the meaning of every dotted key, sections included: its field's description, or its section's docstring.
+
+    `*` stands for the name of a mapping's entry.
+    """
     meanings: dict[str, str] = {}
     for name, field in model.model_fields.items():
         section = field.annotation if isinstance(field.annotation, type) else None
@@ -122,7 +120,7 @@ def _explain(error: Any, model: type[BaseModel]) -> str:
     if error["type"] == UNKNOWN:
         if model is Config and key in RENAMED:
             return f"{key}: unknown key; it is now {RENAMED[key]}"
-        known = _named(known_keys(model), path)
+        known = _named(descriptions(model), path)
         near = [k for k in known if k.endswith(f".{key}")] or difflib.get_close_matches(key, known, n=1, cutoff=0.3)
         return f"{key}: unknown key" + (f"; did you mean {' or '.join(near)}?" if near else "")
     if error["type"] == "value_error":
@@ -130,12 +128,12 @@ def _explain(error: Any, model: type[BaseModel]) -> str:
     if error["type"] == "missing":
         return f"{key}: missing; set it in the file or with {key}=..."
     if error["type"] == "model_type":
-        below = [k for k in _named(known_keys(model), path) if k.rpartition(".")[0] == key]
+        below = [k for k in _named(descriptions(model), path) if k.rpartition(".")[0] == key]
         return f"{key}={error['input']!r}: expected a section, with keys among {', '.join(below)}"
     return f"{key}={error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}"
 
 
-def _named(keys: Sequence[str], path: Sequence[str]) -> list[str]:
+def _named(keys: Iterable[str], path: Sequence[str]) -> list[str]:
     """Return the keys, each `*` replaced by the name at the same place of `path`."""
     return [
         ".".join(path[i] if part == "*" and i < len(path) else part for i, part in enumerate(key.split(".")))

@@ -9,6 +9,14 @@ from pydantic import Field, JsonValue, field_validator
 
 from redif_ray.config.base import ON_RESUME, Positive, Strict
 
+Sampler = Annotated[
+    Literal["tpe", "gp", "cmaes", "random", "grid"],
+    Field(
+        description="The sampler of proposals: tpe, gp (Gaussian process), cmaes, random or grid. gp needs the fewest "
+        "trials; grid covers few settings evenly."
+    ),
+]
+
 
 class Descent(Strict):
     """The search engine gradient: Adam on the levels of a schedule."""
@@ -76,11 +84,7 @@ class Search(Strict):
     engine: Literal["tune", "gradient", "both"] = Field(
         "tune", description="The engine: tune (trials), gradient (back-propagation to the levels) or both."
     )
-    sampler: Literal["tpe", "gp", "cmaes", "random", "grid"] = Field(
-        "gp",
-        description="The sampler of proposals: tpe, gp (Gaussian process), cmaes, random or grid. gp needs the fewest "
-        "trials; grid covers few settings evenly.",
-    )
+    sampler: Sampler = "gp"
     bases: tuple[str, ...] | None = Field(
         None, min_length=1, description="Named schedules that trials warp, at least one. null is all."
     )
@@ -122,11 +126,7 @@ class Sweep(Strict):
         description="Settings to vary, by dotted key: uniform, loguniform or integer(low, high), choice(a, b) or a "
         "list.",
     )
-    sampler: Literal["tpe", "gp", "cmaes", "random", "grid"] = Field(
-        "gp",
-        description="The sampler of proposals: tpe, gp (Gaussian process), cmaes, random or grid. gp needs the fewest "
-        "trials; grid covers few settings evenly.",
-    )
+    sampler: Sampler = "gp"
     scheduler: Literal["none", "asha", "pbt"] = Field(
         "none",
         description="none runs every trial to its end, asha cuts the worse ones, pbt moves settings between "

@@ -13,6 +13,19 @@ LossName = Annotated[str, choice("ppo_clip", "reinforce", "grpo_guard")]
 AdvantageName = Annotated[str, choice("global_std", "group_std", "mean_only", "running", "batch")]
 DivergenceName = Annotated[str, choice("none", "mse", "kl", "chi2", "renyi", "power", "js")]
 
+JumpLoss = Annotated[
+    Literal["l1", "huber", "mse"],
+    Field(description="The loss of a jump: l1, huber or mse. Huber is less sensitive than mse to a few large errors."),
+]
+HuberDelta = Annotated[
+    float,
+    Field(
+        gt=0,
+        description="The error, in latent units and above 0, at which the huber loss turns from square to linear. "
+        "Other losses ignore it.",
+    ),
+]
+
 
 class Regulariser(Strict):
     """A divergence from the teacher that is added to the policy's loss."""
@@ -48,16 +61,8 @@ class Anchor(Strict):
         description="M, the teacher's Euler steps in a jump, at least 1. More steps are closer to the teacher and "
         "cost more calls.",
     )
-    loss: Literal["l1", "huber", "mse"] = Field(
-        "huber",
-        description="The loss of a jump: l1, huber or mse. Huber is less sensitive than mse to a few large errors.",
-    )
-    delta: float = Field(
-        0.1,
-        gt=0,
-        description="The error, in latent units and above 0, at which the huber loss turns from square to linear. "
-        "Other losses ignore it.",
-    )
+    loss: JumpLoss = "huber"
+    delta: HuberDelta = 0.1
     gated: bool = Field(
         False,
         description="Whether to use the anchor only where the teacher's image scores higher than the student's (RATS).",
@@ -78,16 +83,8 @@ class WarmStart(Strict):
         description="The teacher's Euler steps in a jump, at least 1. More steps are closer to the teacher and cost "
         "more calls.",
     )
-    loss: Literal["l1", "huber", "mse"] = Field(
-        "huber",
-        description="The loss of a jump: l1, huber or mse. Huber is less sensitive than mse to a few large errors.",
-    )
-    delta: float = Field(
-        0.1,
-        gt=0,
-        description="The error, in latent units and above 0, at which the huber loss turns from square to linear. "
-        "Other losses ignore it.",
-    )
+    loss: JumpLoss = "huber"
+    delta: HuberDelta = 0.1
     ema: float = Field(
         0.0,
         ge=0,

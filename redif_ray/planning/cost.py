@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -72,7 +73,7 @@ def estimate(config: Config, conditions: Conditions) -> Estimate:
         seconds,
         _round_seconds(seconds, plan),
         memory_mb=RAY_MB + processes * (PROCESS_MB + 2 * network) + trained * 4 * weights,
-        disk_mb=(config.checkpoint.keep + 1) * 5 * weights + targets * _numel(teacher.image_shape) * 4 / 1e6,
+        disk_mb=(config.checkpoint.keep + 1) * 5 * weights + targets * math.prod(teacher.image_shape) * 4 / 1e6,
         forward_ms=1e3 * (by_core[1] if by_core else by_gpu),
         gpu_flops=on_gpus * flops,
     )
@@ -133,10 +134,6 @@ def _seconds(config: Config, calls: Calls, by_core: Mapping[int, float], by_gpu:
     on_gpu = sum(number for role, number in calls.items() if roles[role][1])
     gpus = max(1.0, sum(count * share for count, share in (roles[role] for role in calls)))
     return (on_cpu * by_core[cores] / cores if cores else 0.0) + on_gpu * by_gpu / gpus
-
-
-def _numel(shape: tuple[int, ...]) -> int:
-    return int(torch.Size(shape).numel())
 
 
 def _cpu_seconds(config: Config, flops: float, together: Iterable[int]) -> dict[int, float]:

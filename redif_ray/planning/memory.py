@@ -6,6 +6,7 @@ are alive at once are counted. A GPU's allocator and libraries take `OVERHEAD_MB
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -177,7 +178,7 @@ def footprints(config: Config) -> Footprints:
         ),
     }
     numbers = sum(p.numel() for p in teacher.network.parameters())
-    return Footprints(roles, trained, numbers, torch.Size(teacher.image_shape).numel())
+    return Footprints(roles, trained, numbers, math.prod(teacher.image_shape))
 
 
 class _Parts:
