@@ -7,17 +7,12 @@ are alive at once are counted. A GPU's allocator and libraries take `OVERHEAD_MB
 from __future__ import annotations
 
 import math
-import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Module
-from torch.utils._python_dispatch import TorchDispatchMode  # private: no public hook sees what each operation makes
 
 from redif_ray.config import Config
 from redif_ray.learning.discriminator import Images, student_loss, teacher_loss
@@ -29,6 +24,7 @@ from redif_ray.models.registry import load_teacher
 from redif_ray.models.sharding import units
 from redif_ray.models.student import enable_checkpointing, make_student, trainable
 from redif_ray.planning import factory
+from redif_ray.planning.peak import peak_mb
 from redif_ray.rewards.discriminator import DiscriminatorTerm
 from redif_ray.rewards.pretrained import SHIPPED
 
@@ -51,76 +47,6 @@ class Footprint:
     @property
     def total(self) -> float:
         return max(self.start, self.weights + self.training + self.activations)
-
-
-class _Live(TorchDispatchMode):
-    """Counts the bytes of the tensors that operations make: `now`, those still alive, and `peak`, the most at once."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self.counted: set[int] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        for tensor in _tensors([args, kwargs]):
-            self._add(tensor, counts=False)  # a view of a weight is no new memory
-        result = func(*args, **(kwargs or {}))
-        for tensor in _tensors(result):
-            self._add(tensor)
-        return result
-
-    def _add(self, tensor: Tensor, counts: bool = True) -> None:
-        storage = tensor.untyped_storage()
-        key, size = id(storage), storage.nbytes() if counts else 0  # tensors that share memory share a storage object
-        if key not in self.counted:
-            self.counted.add(key)
-            self.now += size
-            self.peak = max(self.peak, self.now)
-            weakref.finalize(storage, self._free, key, size)
-
-    def _free(self, key: int, size: int) -> None:
-        self.counted.discard(key)
-        self.now -= size
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    """Yield the tensors among the arguments or the results of an operation."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, list | tuple | dict):
-        for each in value.values() if isinstance(value, dict) else value:
-            yield from _tensors(each)
-
-
-class _Attention(torch.autograd.Function):
-    """Attention with the memory of a GPU's fused kernels, which never hold the matrix of attention weights."""
-
-    @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        output = query.new_empty(*query.shape[:-1], value.shape[-1])
-        ctx.save_for_backward(query, key, value, output)
-        return output
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
-        return tuple(torch.empty_like(tensor) for tensor in ctx.saved_tensors[:3])
-
-
-@contextmanager
-def _fused_attention() -> Iterator[None]:
-    functional, name = torch.nn.functional, "scaled_dot_product_attention"
-    before = getattr(functional, name)
-    setattr(functional, name, lambda query, key, value, *_, **__: _Attention.apply(query, key, value))
-    try:
-        yield
-    finally:
-        setattr(functional, name, before)
-
-
-def _peak_mb(call: Callable[[], Any]) -> float:
-    with _fused_attention(), _Live() as live:
-        call()
-    return live.peak / 1e6
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,16 +83,16 @@ def footprints(config: Config) -> Footprints:
     beside = parts.always + (parts.decode + _encoders(config) if scores else 0)
     held = beside + (_held(config, teacher, student) if config.learner.fsdp else _bytes(teacher.network) + added)
     rows = max(config.rollout.unit_groups * config.rollout.siblings, config.evaluation.batch)
-    rollout = _peak_mb(lambda: _predict(student, rows, config.student.guidance))
+    rollout = peak_mb(lambda: _predict(student, rows, config.student.guidance))
     reward = max(
-        _peak_mb(lambda: _predict(teacher, rows, config.teacher.guidance)), _peak_mb(lambda: _decode(teacher, rows))
+        peak_mb(lambda: _predict(teacher, rows, config.teacher.guidance)), peak_mb(lambda: _decode(teacher, rows))
     )
     for parameter in parameters:  # preset, so that the peak leaves out gradients: `training` counts them
         parameter.grad = torch.empty_like(parameter)
     learned = factory.learned_reward(config, teacher, "meta")
     own_learned = _bytes(learned.network) if learned else 0
     judge = _on_disk({config.evaluation.judge})
-    learner = max(_peak_mb(lambda: _train(student, config)), _peak_mb(lambda: _learn(learned, config)))
+    learner = max(peak_mb(lambda: _train(student, config)), peak_mb(lambda: _learn(learned, config)))
     training = training // (config.learner.workers if config.learner.fsdp else 1) + own_learned * (4 + ADAM_BYTES) // 4
     roles = {
         "rollout": Footprint((network + added) / 1e6, 0.0, rollout),

@@ -19,6 +19,7 @@ from redif_ray.models.registry import load_model
 from redif_ray.models.student import make_student, trainable
 from redif_ray.planning import memory
 from redif_ray.planning.memory import Footprint, Footprints, footprints
+from redif_ray.planning.peak import peak_mb
 
 FAMILIES: dict[str, Callable[[Path], Path]] = {
     "dit": write_dit,
@@ -141,13 +142,13 @@ def test_the_peak_is_of_what_lives_at_once() -> None:
         del second
         torch.cat([third] * 150)
 
-    assert memory._peak_mb(call) == pytest.approx(0.008)
+    assert peak_mb(call) == pytest.approx(0.008)
 
 
 def test_attention_holds_no_matrix_of_weights() -> None:
     query = torch.empty(1, 2, 1000, 8, device="meta", requires_grad=True)
     attend = torch.nn.functional.scaled_dot_product_attention
-    peak = memory._peak_mb(lambda: torch.nn.functional.scaled_dot_product_attention(query, query, query))
+    peak = peak_mb(lambda: torch.nn.functional.scaled_dot_product_attention(query, query, query))
     assert peak < 2 * 1000 * 1000 * 4 / 1e6 / 10
     assert torch.nn.functional.scaled_dot_product_attention is attend
 
