@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from redif_ray.config import ConfigError, Strict, Student, dump, read_yaml, validate
+from redif_ray.config import ConfigError, Strict, Student, read_yaml, validate
 from redif_ray.diffusion import schedules
 from redif_ray.diffusion.schedules import Times
 
@@ -28,11 +28,6 @@ class ScheduleFile(Strict):
     solver: str
     guidance: float
     schedules: dict[int, Found]
-
-
-def write_schedules(found: ScheduleFile) -> str:
-    """The file's text."""
-    return dump(found)
 
 
 def read_times(path: Path, steps: int) -> Times:

@@ -85,13 +85,9 @@ class Schedule:
         times = torch.cat([self.network_timesteps, self.levels.timestep[-1:]])
         return Level(self.levels.alpha, self.levels.sigma, times)
 
-    def __getitem__(self, index: int) -> Level:
-        """Return level `index`, scalar, with the timestep for the network's call."""
+    def __getitem__(self, index: int | Tensor) -> Level:
+        """Return the level at `index`, scalar or int64 [B], of that shape, with timesteps for the network's calls."""
         return self.called[index]
-
-    def take(self, indices: Tensor) -> Level:
-        """Return the levels at `indices`, int64 [B], as one level of shape [B]."""
-        return self.called[indices]
 
     def stds(self, eta: float, kind: ExplorationKind, last_step: bool) -> Tensor:
         """Return the exploration std S of each transition i -> i + 1, float64 [N].
@@ -228,11 +224,11 @@ def uniform_trailing(process: NoiseProcess, steps: int) -> Tensor:
     )
 
 
-def uniform_leading(process: NoiseProcess, steps: int, offset: int = 1) -> Tensor:
-    """Return t = (N - 1 - i) floor(T / N) + offset, diffusers' default, which starts below the noisiest level."""
+def uniform_leading(process: NoiseProcess, steps: int) -> Tensor:
+    """Return t = (N - 1 - i) floor(T / N) + 1, diffusers' default, which starts below the noisiest level."""
     if not isinstance(process, VariancePreserving):
         raise ValueError("uniform_leading exists for DDPM's discrete timesteps only; use uniform_trailing or karras")
-    return torch.arange(steps - 1, -1, -1, dtype=torch.float64) * (process.timesteps // steps) + offset
+    return torch.arange(steps - 1, -1, -1, dtype=torch.float64) * (process.timesteps // steps) + 1
 
 
 def _karras(process: NoiseProcess, steps: int) -> Tensor:

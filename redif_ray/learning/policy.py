@@ -62,8 +62,8 @@ def policy_mean(predict: Predict, batch: RoundBatch, schedule: Schedule, stds: T
     """Mean of the transition from the state of each pair: [P, ...]."""
     rows, steps = seen.rows, seen.steps
     encoded = {name: value[rows] for name, value in batch.encoded.items()}
-    prediction = predict(batch.latents[steps, rows], schedule.take(steps), encoded)
-    return transition_mean(prediction, schedule.take(steps + 1), stds[steps])[seen.of]
+    prediction = predict(batch.latents[steps, rows], schedule[steps], encoded)
+    return transition_mean(prediction, schedule[steps + 1], stds[steps])[seen.of]
 
 
 CHECKED_ROWS = 16  # of a round: what moves a ratio (stale weights, guidance, dropout, dtype) moves every row's

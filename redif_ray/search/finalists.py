@@ -15,7 +15,8 @@ import numpy as np
 import ray
 import torch
 
-from redif_ray.data.schedule_file import Found, ScheduleFile, write_schedules
+from redif_ray.config import dump
+from redif_ray.data.schedule_file import Found, ScheduleFile
 from redif_ray.diffusion import schedules, solvers
 from redif_ray.diffusion.schedules import Times
 from redif_ray.evaluation import plots
@@ -146,7 +147,7 @@ def write_results(job: Job, rows: list[dict[str, Any]]) -> None:
     }
     job.folder.write(
         "schedule.yaml",
-        write_schedules(
+        dump(
             ScheduleFile(
                 teacher=config.teacher.model,
                 student=config.search.student,

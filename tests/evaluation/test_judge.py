@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from image_files import write_parquet
 
-from redif_ray.data.images import ImageSet, load_images, write_parquet
+from redif_ray.data.images import ImageSet, load_images
 from redif_ray.evaluation.frechet import frechet
 from redif_ray.evaluation.judge import JUDGES, Judge, JudgeError, embedded, load_judge, make_encoder
 from redif_ray.evaluation.kid import kid

@@ -134,8 +134,8 @@ def test_the_ratio_of_a_fresh_rollout_is_one(
             encoded = student.encode([conditions[row]] * len(steps))
             at = torch.stack([s[row] for s in states])
             mean = transition_mean(
-                student.predict(at, schedule.take(steps), encoded, guidance=guidance),
-                schedule.take(steps + 1),
+                student.predict(at, schedule[steps], encoded, guidance=guidance),
+                schedule[steps + 1],
                 stds[steps],
             )
             again = log_prob(torch.stack([a[row] for a in actions]), mean, stds[steps])

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from redif_ray.config import ConfigError, load
-from redif_ray.data.schedule_file import Found, ScheduleFile, read_times, write_schedules
+from redif_ray.config import ConfigError, dump, load
+from redif_ray.data.schedule_file import Found, ScheduleFile, read_times
 from redif_ray.models.registry import load_model
 from redif_ray.planning import factory
 from redif_ray.planning.paths import absolute
@@ -17,7 +17,7 @@ FOUND = Found(name="searched", timesteps=(999.0, 700.0, 350.0), half_log_snr=(No
 def written(tmp_path: Path, **values: object) -> Path:
     path = tmp_path / "schedule.yaml"
     fields = {"teacher": "t", "student": None, "solver": "euler", "guidance": 1.0, "schedules": {3: FOUND}, **values}
-    path.write_text(write_schedules(ScheduleFile.model_validate(fields)))
+    path.write_text(dump(ScheduleFile.model_validate(fields)))
     return path
 
 
