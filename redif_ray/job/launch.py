@@ -12,7 +12,7 @@ from rich.console import Console
 from redif_ray.cluster.connect import started
 from redif_ray.config import Config
 from redif_ray.interrupt import stop_requests
-from redif_ray.models.places import local_folder
+from redif_ray.models.locate import local_folder
 from redif_ray.runs.folder import RunFolder
 from redif_ray.workers.lazy_import import imported
 

@@ -19,8 +19,8 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from redif_ray.diffusion.levels import FlowMatching, VariancePreserving
+from redif_ray.models.logging import quiet
 from redif_ray.models.protocol import ModelError
-from redif_ray.models.quiet import quiet
 
 INDEX = "model_index.json"
 _without_weights = ContextVar("without_weights", default=False)

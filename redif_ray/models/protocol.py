@@ -18,7 +18,7 @@ from redif_ray.checkpoint import weights_sha256
 from redif_ray.diffusion.levels import Level, NoiseProcess
 from redif_ray.diffusion.solvers import Predict
 from redif_ray.diffusion.transition import Prediction
-from redif_ray.models.places import ModelError as ModelError
+from redif_ray.models.locate import ModelError as ModelError
 from redif_ray.models.prediction import to_prediction
 from redif_ray.types import Condition
 

@@ -22,9 +22,9 @@ from diffusers import DiffusionPipeline
 from redif_ray.checkpoint import file_sha256, weights_sha256
 from redif_ray.config import Teacher
 from redif_ray.models.folder import read_index
-from redif_ray.models.places import ModelError, local_folder, missing
+from redif_ray.models.locate import ModelError, local_folder, missing
+from redif_ray.models.logging import quiet
 from redif_ray.models.protocol import DiffusionModel, OwnFamily
-from redif_ray.models.quiet import quiet
 from redif_ray.user_code import UserCodeError, described, import_function, settings_kept, source_sha256
 
 GROUP = "redif_ray.models"

@@ -9,8 +9,8 @@ import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
 from torch import Tensor
 
+from redif_ray.models.components import Parts
 from redif_ray.models.folder import load_network, load_scheduler, read_index, variance_preserving
-from redif_ray.models.parts import Parts
 from redif_ray.models.protocol import Encoded, ModelError
 from redif_ray.models.text import TextModel, latent_shapes
 

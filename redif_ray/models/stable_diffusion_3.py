@@ -10,8 +10,8 @@ import torch
 from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
 from torch import Tensor
 
+from redif_ray.models.components import Parts
 from redif_ray.models.folder import flow_matching, load_network, load_scheduler, read_index
-from redif_ray.models.parts import Parts
 from redif_ray.models.protocol import Encoded
 from redif_ray.models.text import TextModel, latent_shapes
 

@@ -21,10 +21,10 @@ from torch.nn import Module
 from redif_ray.checkpoint import file_sha256
 from redif_ray.data.encodings import EncodingStore
 from redif_ray.data.targets import content_hash
+from redif_ray.models.components import Parts
 from redif_ray.models.folder import INDEX, without_weights
-from redif_ray.models.parts import Parts
+from redif_ray.models.logging import quiet
 from redif_ray.models.protocol import DiffusionModel, Encoded, ModelError
-from redif_ray.models.quiet import quiet
 from redif_ray.types import Condition
 
 REMEMBERED = 64 * 2**20  # bytes on the device: 12 encoded captions of Stable Diffusion 3, 280 of 1.5

@@ -18,8 +18,8 @@ from redif_ray.config import Config
 from redif_ray.learning.discriminator import Images, student_loss, teacher_loss
 from redif_ray.methods import phases_of
 from redif_ray.models.folder import without_weights
+from redif_ray.models.logging import quiet
 from redif_ray.models.protocol import DiffusionModel
-from redif_ray.models.quiet import quiet
 from redif_ray.models.registry import load_teacher
 from redif_ray.models.sharding import units
 from redif_ray.models.student import enable_checkpointing, make_student, trainable

@@ -86,7 +86,7 @@ def load_network(kind: str, model: str, config: Any) -> Module:
     """
     import transformers
 
-    from redif_ray.models.quiet import quiet
+    from redif_ray.models.logging import quiet
 
     try:
         with quiet():  # it lists every weight that is left over, in every process

@@ -17,7 +17,7 @@ from tiny_models import normal, write_dit, write_unet
 
 from redif_ray.diffusion.levels import VariancePreserving
 from redif_ray.errors import UserError
-from redif_ray.models import places, registry
+from redif_ray.models import locate, registry
 from redif_ray.models.pixel import PixelUNet
 from redif_ray.models.protocol import DiffusionModel, ModelError
 from redif_ray.models.registry import fingerprint, load_model, model_folder
@@ -166,7 +166,7 @@ def test_a_vae_is_refused(dit_folder: Path, tmp_path: Path) -> None:
 
 
 def test_names_of_shipped_teachers(dit_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(places, "TEACHERS", tmp_path)
+    monkeypatch.setattr(locate, "TEACHERS", tmp_path)
     shipped = copied(dit_folder, tmp_path / "digits")
     assert model_folder("digits") == shipped and load_model("digits").num_classes == 3
     with pytest.raises(ModelError, match=r"no model 'digit': expected a folder, a hub id \(org/name\).*\(digits\)"):
