@@ -1,6 +1,7 @@
-"""`python -m redif_ray.classifiers`: train a small classifier, as a reward's encoder or as the judge of an evaluation.
+"""The command `python -m redif_ray.classifiers`: train a small classifier as a reward's encoder or as a judge.
 
-An encoder and a judge must not share data: each is trained on its own half of a seeded split, which the folder records.
+An encoder and a judge must not share data, so each is trained on its own half of a seeded split, which the folder
+records.
 """
 
 from __future__ import annotations
@@ -31,15 +32,15 @@ A small `{kind}` classifier ({parameters:,} parameters), images {shape} in [0, 1
 
 | | |
 |---|---|
-| test accuracy | {accuracy:.2%} of {test_count:,} images it never saw |
+| test accuracy | {accuracy:.2%} of {test_count:,} images that it was not trained on |
 | trained on | {train_count:,} images: the {half} half of a seeded split of {data} |
 | made by | `{command}` |
 
-It may be used as an encoder or judge of generated images like those it was trained on. It is no general image encoder,
-and distances in its features compare only with each other: they are not FID.
+Use it as an encoder or judge of generated images that are like its training images. It is no general image encoder, and
+distances in its features are comparable only with each other: they are not FID.
 
-An encoder that gives rewards must not judge as well: the two that ship were trained on disjoint halves of the data and
-differ in architecture.
+An encoder of a reward must not also be the judge: the two shipped classifiers were trained on disjoint halves of the
+data and differ in architecture.
 
 {licence}
 """
@@ -48,33 +49,33 @@ FASHION_MNIST_LICENCE = """Weights: the licence of this project. Data: Fashion-M
 
 
 class ClassifierConfig(BaseModel):
-    """What `train_classifier` reads."""
+    """The configuration of `train_classifier`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     data: str = Field(description="labelled images with a train and a test split: a folder of IDX files")
     out: str = Field(description="the folder to write; must not exist")
-    name: str = Field(description="how reports call it")
+    name: str = Field(description="its name in reports")
     kind: Kind = Field("conv", description="plain convolutions or a residual network")
-    half: Literal["first", "second"] = Field("first", description="which half of the split to learn from")
-    split_seed: int = Field(20170825, ge=0, description="of the split; the same for both halves")
+    half: Literal["first", "second"] = Field("first", description="the half of the split to train on")
+    split_seed: int = Field(20170825, ge=0, description="seed of the split; the same for both halves")
     epochs: int = Field(10, gt=0)
     batch: int = Field(128, gt=0)
-    lr: float = Field(3e-3, gt=0, description="peak; linear warm-up over the first tenth, then a cosine to zero")
+    lr: float = Field(3e-3, gt=0, description="peak; linear warm-up over a tenth of the steps, then a cosine to zero")
     weight_decay: float = Field(0.05, ge=0)
-    shift: int = Field(2, ge=0, description="each image moves by up to this many pixels; zeros enter")
+    shift: int = Field(2, ge=0, description="each image is shifted by up to this many pixels, padded with zeros")
     seed: int = Field(0, ge=0)
     threads: int = Field(1, gt=0, description="CPU threads")
 
 
 def split_rows(count: int, half: str, seed: int) -> np.ndarray:
-    """The rows of one half of range(count), int64. The two halves are disjoint and cover everything."""
+    """Return the rows of one half of range(count), int64; the two halves are disjoint and cover all rows."""
     order = noise.permutation(count, Stream.TEACHER_DATA, seed=seed)
     return order[: count // 2] if half == "first" else order[count // 2 :]
 
 
 def shifted(images: np.ndarray, limit: int, *, seed: int, step: int) -> np.ndarray:
-    """Each of `images` [n, C, H, W] moved by dy, dx in -limit..limit, uniform, as a function of (seed, step)."""
+    """Shift each of `images` [n, C, H, W] by uniform dy, dx in -limit..limit, which (seed, step) determine."""
     n, channels, height, width = images.shape
     moves = noise.uniform(2 * n, Stream.TEACHER_NOISE, seed=seed, step=step).reshape(2, n)
     offsets = (moves * (2 * limit + 1)).astype(np.int64)
@@ -92,7 +93,7 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
 
 
 def accuracy(model: Classifier, images: ImageSet) -> float:
-    """Share of `images` whose label has the largest logit."""
+    """Return the share of `images` whose label has the largest logit."""
     assert images.labels is not None
     right = 0
     with torch.no_grad():
@@ -105,7 +106,9 @@ def accuracy(model: Classifier, images: ImageSet) -> float:
 def train_classifier(config: ClassifierConfig, *, report: Callable[[dict[str, float]], None] = lambda _: None) -> Path:
     """Train on one half of the training images, measure on the test images, save with a card; returns the folder.
 
-    `report` gets epoch, loss, seconds and eta_seconds. The same weights every time (CPU, same thread count).
+    report: function that gets epoch, loss, seconds and eta_seconds after every epoch. The weights are the same every
+    time (CPU, same thread count). Raises FileExistsError, ValueError for data without labels or test images, and
+    FloatingPointError for a loss that is not finite.
     """
     out = Path(config.out)
     if out.exists():
@@ -113,7 +116,7 @@ def train_classifier(config: ClassifierConfig, *, report: Callable[[dict[str, fl
     torch.set_num_threads(config.threads)
     images, test = load_images(config.data), load_images(config.data, split="test")
     if images.labels is None or test.labels is None:
-        raise ValueError(f"{config.data} has no labels; a classifier needs them")
+        raise ValueError(f"{config.data} has no labels; expected labelled images")
     if np.array_equal(images.images, test.images):
         raise ValueError(f"{config.data} has no test split of its own; expected a folder of IDX files with both")
     rows = split_rows(len(images), config.half, config.split_seed)
@@ -155,12 +158,12 @@ def train_classifier(config: ClassifierConfig, *, report: Callable[[dict[str, fl
 
 
 def _save(model: Classifier, config: ClassifierConfig, rows: np.ndarray, test: ImageSet) -> None:
-    found = accuracy(model, test)
+    share = accuracy(model, test)
     settings = config.model_dump()
-    given = " ".join(f"{key}={settings[key]}" for key in sorted(config.model_fields_set))
-    command = f"python -m redif_ray.classifiers {given}"
+    overrides = " ".join(f"{key}={settings[key]}" for key in sorted(config.model_fields_set))
+    command = f"python -m redif_ray.classifiers {overrides}"
     model.card = {
-        "test_accuracy": found,
+        "test_accuracy": share,
         "test_images": len(test),
         "train_images": len(rows),
         "training": settings,
@@ -181,7 +184,7 @@ def _save(model: Classifier, config: ClassifierConfig, rows: np.ndarray, test: I
                 parameters=sum(p.numel() for p in model.parameters()),
                 shape=model.image_shape,
                 classes=", ".join(model.classes),
-                accuracy=found,
+                accuracy=share,
                 test_count=len(test),
                 train_count=len(rows),
                 half=config.half,

@@ -1,6 +1,6 @@
-"""The student as an MLflow model, from code.
+"""The student as an MLflow model; MLflow logs this file as the model's code.
 
-`predict` takes rows with a `seed` and, if the student has classes, a `label`, or if it is told captions, a `caption`.
+`predict` takes rows with a `seed` and, if the student has classes, a `label`, or if it takes captions, a `caption`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,10 @@ class Student(mlflow.pyfunc.PythonModel):
         self.pipeline.set_progress_bar_config(disable=True)
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: Any = None) -> np.ndarray:
-        """Images [n, C, H, W] float32 in [0, 1], one a row of a data frame with a column `seed` and the condition's."""
+        """Return images [n, C, H, W] float32 in [0, 1], one per row.
+
+        model_input: a data frame with the column `seed`, and `label` or `caption` where the student takes conditions.
+        """
         generators = [torch.Generator().manual_seed(int(seed)) for seed in model_input["seed"]]
         if self.captions:
             return self._captions(list(model_input["caption"]), generators)
@@ -42,7 +45,7 @@ class Student(mlflow.pyfunc.PythonModel):
         return images
 
     def _captions(self, captions: list[str], generators: list[torch.Generator]) -> np.ndarray:
-        """As the card's lines, by diffusers' own pipeline."""
+        """Sample with diffusers' own pipeline, as the code of the model card does."""
         levels = {"sigmas": self.settings["sigmas"][:-1]} if self.flow else {"timesteps": self.settings["timesteps"]}
         images = self.pipeline(
             captions, generator=generators, guidance_scale=self.settings["guidance"], output_type="np", **levels
@@ -51,12 +54,12 @@ class Student(mlflow.pyfunc.PythonModel):
 
 
 def _sampler(folder: Path) -> Any:
-    """The folder's `sample.py`."""
+    """Import the `sample.py` of an exported student. Raises FileNotFoundError if the folder has none."""
     path = folder / "sample.py"
     if not path.is_file():
         raise FileNotFoundError(
-            f"{path}: a student of a family from elsewhere has none; its own code and redif-ray "
-            "sample it, by the lines of its README.md"
+            f"{path} does not exist, since the student's family comes from another package; sample it with that "
+            "package and redif-ray, as the code in its README.md does"
         )
     spec = importlib.util.spec_from_file_location("student_sample", path)
     assert spec is not None and spec.loader is not None  # the name ends in .py

@@ -1,4 +1,4 @@
-"""`redif sample`: images of a student or a teacher as one picture."""
+"""The command `redif sample`: images of a student or a teacher as one picture."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from redif_ray.models.protocol import DiffusionModel
 from redif_ray.models.registry import load_model
 from redif_ray.types import Condition
 
-BATCH = 50  # images at once, fewer of a large model
-BATCH_NUMBERS = 50_000  # of all their latents together
+BATCH = 50  # images at once, fewer for a large model
+BATCH_NUMBERS = 50_000  # limit of the numbers in the latents of a batch
 
 
 def sample(
@@ -39,15 +39,18 @@ def sample(
 ) -> None:
     """Write `count` images of `model` to the PNG `out`; a student uses the schedule and guidance it was trained for.
 
-    label, caption: what all of them show; without one, classes in turn, or nothing in particular. guidance: instead of
-    the model's own. schedule: a file of `redif search`, of which the one with as many steps as the student's, or
-    `steps`, is used. family: code of the user's own that loads it, as `teacher.family`; None: a run's, where `model` is
-    a run. Raises UserError for what the model has not.
+    label, caption: the condition of all images; None: the classes in turn, or no condition.
+    steps: number of steps for a model without a schedule of its own. guidance: classifier-free guidance; None: the
+        guidance of the student, or 1.
+    schedule: a file of `redif search`, in which the schedule of as many steps as the model's is used; None: the
+        model's own schedule.
+    family: the user's own code that loads the model, as `teacher.family`; None: the family of the run, if `model` is a
+        run. Raises UserError for a condition or guidance that the model does not take.
     """
     source, network, levels, own = _load(model, steps, family)
     if schedule is not None:
-        found = read_times(schedule, levels.steps)
-        levels = schedules.explicit(network.process, found.levels, network_timesteps=found.network_timesteps)
+        times = read_times(schedule, levels.steps)
+        levels = schedules.explicit(network.process, times.levels, network_timesteps=times.network_timesteps)
     conditions = _conditions(network, source, count, label, caption)
     guidance = own if guidance is None else guidance
     if guidance != 1:
@@ -69,7 +72,7 @@ def draw(
     seed: int,
     guidance: float,
 ) -> torch.Tensor:
-    """Images [len(groups), C, H, W] in [0, 1] of these noises, one condition each."""
+    """Return images [B, C, H, W] in [0, 1] from the held-out noises of the groups, with a condition for each."""
     encoded = model.encode(conditions)
     unit = noise.initial_noise(groups, model.latent_shape, seed=seed, stream=Stream.HELD_OUT)
     return model.decode(solvers.sample("euler", model.predictor(encoded, guidance), unit, schedule))
@@ -83,7 +86,7 @@ def _conditions(
         has = "no classes" if classes is None else f"classes 0 to {classes - 1}"
         raise UserError(f"--label {label}: {source} has {has}")
     if caption is not None and not model.takes_captions:
-        raise UserError(f"--caption {caption!r}: {source} is not told what to draw by text; expected --label, or none")
+        raise UserError(f"--caption {caption!r}: {source} takes no captions; leave --caption out, or use --label")
     if classes is None:
         return [caption] * count
     return [label if label is not None else i % classes for i in range(count)]

@@ -1,4 +1,4 @@
-"""`redif train-teacher`: a small diffusion model of one's own images, saved as a diffusers folder.
+"""The command `redif train-teacher`: train a small diffusion model on the user's images, saved as a diffusers folder.
 
 A DiT (Peebles & Xie, arXiv 2212.09748) with v-prediction (Salimans & Ho, arXiv 2202.00512) on the cosine schedule
 (Nichol & Dhariwal, arXiv 2102.09672), trained with label dropout so that it can be guided. One process, CPU or GPU.
@@ -37,15 +37,15 @@ from redif_ray.files import atomic_folder
 
 
 class TeacherError(UserError, RuntimeError):
-    """A teacher that cannot be trained as asked; the message says what to do."""
+    """A teacher cannot be trained as configured; the message says what to do."""
 
 
 class TeacherConfig(Strict):
-    """What `redif train-teacher` reads. The defaults are the shipped Fashion-MNIST teacher's."""
+    """The configuration of `redif train-teacher`. The defaults are those of the shipped Fashion-MNIST teacher."""
 
     data: str = Field(description="images: IDX folder, folder of class folders, .parquet or .npz")
     out: str = Field(description="the diffusers folder to write; must not exist")
-    size: int | None = Field(None, description="edge in pixels; None takes the images' own", gt=0)
+    size: int | None = Field(None, description="edge in pixels; None: the images' own", gt=0)
     patch: int = Field(4, gt=0, description="patch edge; must divide the image's")
     layers: int = Field(6, gt=0)
     heads: int = Field(3, gt=0)
@@ -60,16 +60,19 @@ class TeacherConfig(Strict):
     checkpoint_every: int = Field(500, gt=0)
     seed: int = Field(0, ge=0)
     device: str = "cpu"
-    threads: int = Field(0, ge=0, description="CPU threads; 0 leaves torch's choice")
+    threads: int = Field(0, ge=0, description="CPU threads; 0: torch's default")
     parameterization: Literal["v_prediction", "epsilon"] = "v_prediction"
 
 
 def build_network(config: TeacherConfig, images: ImageSet) -> Any:
-    """A fresh `DiTTransformer2DModel` for these images, its weights a function of the seed. Raises TeacherError."""
+    """Build a `DiTTransformer2DModel` for these images, with weights drawn from the seed alone.
+
+    Raises TeacherError if the images are not square or their edge is no multiple of the patch.
+    """
     edge = images.images.shape[-1]
     if images.images.shape[-2] != edge or edge % config.patch:
         raise TeacherError(
-            f"images are {images.images.shape[-2:]} pixels; expected squares whose edge divides by "
+            f"images are {images.images.shape[-2:]} pixels; expected squares whose edge is a multiple of "
             f"patch={config.patch}; set size, or another patch"
         )
     with torch.random.fork_rng(devices=[]):
@@ -91,7 +94,7 @@ def build_network(config: TeacherConfig, images: ImageSet) -> Any:
 
 
 def zero_gates(network: Any) -> None:
-    """adaLN-zero: blocks start as the identity and the output as zero (diffusers' constructor does not do it)."""
+    """Zero the gates (adaLN-zero): blocks start as the identity and the output as zero, unlike diffusers' default."""
     for block in network.transformer_blocks:
         torch.nn.init.zeros_(block.norm1.linear.weight)
         torch.nn.init.zeros_(block.norm1.linear.bias)
@@ -108,7 +111,7 @@ def learning_rate(step: int, config: TeacherConfig) -> float:
 
 
 class Batches:
-    """Training examples of step i as a pure function of (seed, i): a resumed run sees what the first would have."""
+    """The training examples of step i, a pure function of (seed, i), so that a resumed run gets the same ones."""
 
     def __init__(self, images: ImageSet, config: TeacherConfig, alphas_cumprod: torch.Tensor) -> None:
         self.images, self.config, self.alphas_cumprod = images, config, alphas_cumprod
@@ -125,13 +128,17 @@ class Batches:
         return rows
 
     def __call__(self, step: int) -> dict[str, torch.Tensor]:
-        """x_t [B, C, H, W], t [B] int64, labels [B] int64 (the last index means "no label"), target [B, C, H, W]."""
+        """Return the batch of a step, by name.
+
+        x: noisy images x_t, [B, C, H, W]. t: timesteps, [B] int64. labels: [B] int64; the last index means "no label".
+        target: [B, C, H, W].
+        """
         seed, batch = self.config.seed, self.config.batch
         rows = self.indices(step)
         x0 = torch.from_numpy(self.images.images[rows]).float() / 127.5 - 1
         eps = noise.normal(x0.numel(), Stream.TEACHER_NOISE, seed=seed, round=step)
         noise_image = torch.from_numpy(eps).reshape(x0.shape)
-        # One level in each of B equal slices of [0, T): the same expectation as uniform draws, less variance.
+        # One level in each of B equal slices of [0, T) has the same expectation as uniform draws, and less variance.
         shift = noise.uniform(1, Stream.TEACHER_LEVEL, seed=seed, round=step)
         levels = (np.arange(batch) + shift) / batch
         t = torch.from_numpy((levels * len(self.alphas_cumprod)).astype(np.int64))
@@ -149,9 +156,10 @@ class Batches:
 def train(
     config: TeacherConfig, *, resume: bool = False, report: Callable[[dict[str, float]], None] = lambda _: None
 ) -> Path:
-    """Train and save; returns the diffusers folder. `report` gets step, loss, images_per_second and eta_seconds.
+    """Train and save the teacher; returns the diffusers folder.
 
-    A run that was cut short continues with `resume=True` and ends with the same weights (CPU, same thread count).
+    report: function that gets step, loss, images_per_second and eta_seconds every 50 steps and at the end.
+    An interrupted training continues with `resume=True` and ends with the same weights (CPU, same thread count).
     Raises TeacherError, ImageSetError and CheckpointError.
     """
     out = Path(config.out)
@@ -166,7 +174,7 @@ def train(
     if config.threads:
         torch.set_num_threads(config.threads)
     images = load_images(config.data, size=config.size)
-    network: Any = build_network(config, images).to(config.device).eval()  # eval: labels are dropped by us, seeded
+    network: Any = build_network(config, images).to(config.device).eval()  # eval: `Batches` drops labels, with a seed
     scheduler: Any = DDPMScheduler(
         beta_schedule="squaredcos_cap_v2",
         prediction_type=config.parameterization,
@@ -196,7 +204,7 @@ def train(
         load_optimizer(optimizer, names, unpack("optimizer", tensors))
         first = int(meta["step"])
 
-    started, loss_sum, seen = time.monotonic(), 0.0, 0
+    started, loss_sum, summed = time.monotonic(), 0.0, 0
     for step in range(first, config.steps):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, config)
@@ -213,18 +221,18 @@ def train(
         with torch.no_grad():
             for name, parameter in network.named_parameters():
                 average[name].lerp_(parameter, 1 - decay)
-        loss_sum, seen = loss_sum + loss.item(), seen + 1
-        if seen == 50 or step + 1 == config.steps:
+        loss_sum, summed = loss_sum + loss.item(), summed + 1
+        if summed == 50 or step + 1 == config.steps:
             speed = (step + 1 - first) / (time.monotonic() - started)
             report(
                 {
                     "step": step + 1,
-                    "loss": loss_sum / seen,
+                    "loss": loss_sum / summed,
                     "images_per_second": speed * config.batch,
                     "eta_seconds": (config.steps - step - 1) / speed,
                 }
             )
-            loss_sum, seen = 0.0, 0
+            loss_sum, summed = 0.0, 0
         if (step + 1) % config.checkpoint_every == 0:
             save_checkpoint(
                 work / "last",
@@ -240,7 +248,7 @@ def train(
 
 
 def save_folder(out: Path, network: Any, scheduler: Any, images: ImageSet) -> None:
-    """The layout of diffusers' DiTPipeline, without a VAE: this model works on pixels."""
+    """Write the network in the layout of diffusers' DiTPipeline, without a VAE, since the model works on pixels."""
     with atomic_folder(out) as partial:
         network.to("cpu").save_pretrained(partial / "transformer")
         scheduler.save_pretrained(partial / "scheduler")

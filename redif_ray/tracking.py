@@ -1,8 +1,8 @@
-"""MLflow: the one place that talks to it. SQLite beside the runs by default, any tracking URI otherwise.
+"""The connection to MLflow. The store is SQLite beside the runs by default, and any tracking URI otherwise.
 
-Metrics are buffered and written a batch at a time, one transaction a round at least, so that a run that is cut and
-resumed neither loses nor doubles a step. A server that goes away costs nothing but delay: what could not be written
-stays in the buffer and goes out with the next batch.
+Metrics are buffered and written in batches of whole rounds, so that an interrupted and resumed run neither loses nor
+doubles a step. A server that is away causes only delay: metrics that could not be written stay in the buffer and go out
+with the next batch.
 """
 
 from __future__ import annotations
@@ -36,28 +36,28 @@ from redif_ray.errors import UserError
 log = logging.getLogger(__name__)
 SQLITE = "sqlite:///"
 FLUSH_SECONDS = 2.0
-LOCK_SECONDS = 5.0  # how long another process may hold the file
-BATCH = 1000  # MLflow's limit of metrics a call
+LOCK_SECONDS = 5.0  # another process may hold the SQLite file this long
+BATCH = 1000  # MLflow's limit of metrics per call
 
 
 class TrackingError(UserError, RuntimeError):
-    """The tracking store cannot be used; the message names it and what to do."""
+    """The tracking store cannot be used; the message names the store and says what to do."""
 
 
 def _file(uri: str) -> Path:
-    """The file of an SQLite URI, which may end in ?timeout=..."""
+    """Return the file of an SQLite URI, which may end in ?timeout=..."""
     return Path(uri.removeprefix(SQLITE).partition("?")[0])
 
 
 def _probe(path: Path) -> None:
-    """Open the SQLite file once ourselves: what cannot work fails at once, where MLflow retries for 100 s."""
+    """Open the SQLite file once, so that an unusable one raises at once; MLflow would retry for 100 s."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with closing(sqlite3.connect(path, timeout=LOCK_SECONDS)) as connection:
         connection.execute("PRAGMA schema_version")
 
 
 def knows(uri: str, run_id: str) -> bool:
-    """Whether a store has that run. One that does not answer is for `Tracker` to complain of."""
+    """Tell whether a store has the run; True too where the store does not answer, since `Tracker` reports that."""
     if uri.startswith(SQLITE) and not _file(uri).exists():
         return False
     try:
@@ -68,7 +68,7 @@ def knows(uri: str, run_id: str) -> bool:
 
 
 def flatten(tree: BaseModel | Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Dotted keys to text, for MLflow's parameters."""
+    """Map dotted keys to the text of their values, for MLflow's parameters."""
     items = tree.model_dump(mode="json") if isinstance(tree, BaseModel) else tree
     flat: dict[str, str] = {}
     for key, value in items.items():
@@ -80,7 +80,7 @@ def flatten(tree: BaseModel | Mapping[str, Any], prefix: str = "") -> dict[str, 
 
 
 def git_commit(folder: Path) -> str | None:
-    """The commit of the checkout that holds `folder`, with a mark when it is modified; None outside one."""
+    """Return the commit of the checkout that holds `folder`, with `-dirty` if it is modified; None outside one."""
 
     def git(*words: str) -> str:
         done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, check=True)
@@ -93,7 +93,7 @@ def git_commit(folder: Path) -> str | None:
 
 
 class Sampler(SystemMetricsMonitor):
-    """MLflow's thread that samples a machine, and whether it has left."""
+    """MLflow's thread that samples a machine; `left` becomes True when it ends."""
 
     left = False
 
@@ -105,7 +105,10 @@ class Sampler(SystemMetricsMonitor):
 
 
 class Tracker:
-    """One MLflow run. `run_id` continues an existing one."""
+    """An MLflow run.
+
+    run_id: an existing run to continue; None: a new run. Raises TrackingError if the store cannot be used.
+    """
 
     def __init__(self, uri: str, experiment: str, run_name: str, run_id: str | None = None) -> None:
         logging.getLogger("alembic").setLevel(logging.WARNING)
@@ -120,18 +123,18 @@ class Tracker:
                 self.client.set_terminated(run_id, status=RunStatus.to_string(RunStatus.RUNNING))
             self.run_id = run_id
             self.last_step = self._last_step()
-        except Exception as error:  # MLflow raises its own, SQLAlchemy's and requests' errors here
+        except Exception as error:  # MLflow lets SQLAlchemy's and requests' errors through
             raise TrackingError(
                 f"the MLflow store {uri} cannot be used ({type(error).__name__}: {str(error).splitlines()[0]}); "
-                "set tracking.uri to one that can, or tracking.uri=off"
+                "set tracking.uri to a store that can be used, or tracking.uri=off"
             ) from error
         self.pending: list[Metric] = []
         self.flushed = time.monotonic()
         self.sampler: Sampler | None = None
 
     def _create(self, experiment: str, run_name: str) -> str:
-        found = self.client.get_experiment_by_name(experiment)
-        experiment_id = found.experiment_id if found else self._create_experiment(experiment)
+        existing = self.client.get_experiment_by_name(experiment)
+        experiment_id = existing.experiment_id if existing else self._create_experiment(experiment)
         tags = {"mlflow.source.name": "redif", "mlflow.source.type": "LOCAL"}
         commit = git_commit(Path(__file__).parent)
         if commit:
@@ -144,18 +147,18 @@ class Tracker:
             location = (_file(self.uri).parent / "mlartifacts").resolve().as_uri()
         try:
             return str(self.client.create_experiment(experiment, artifact_location=location))
-        except MlflowException:  # another run made it in the meantime
-            found = self.client.get_experiment_by_name(experiment)
-            if found is None:
+        except MlflowException:  # another run may have created the experiment in the meantime
+            existing = self.client.get_experiment_by_name(experiment)
+            if existing is None:
                 raise
-            return str(found.experiment_id)
+            return str(existing.experiment_id)
 
     def _last_step(self) -> float:
         history = self.client.get_metric_history(self.run_id, "round")
         return max((m.step for m in history), default=-math.inf)  # the untrained student's step is -1
 
     def child(self, name: str, params: Mapping[str, Any], metrics: Mapping[str, float], status: str) -> None:
-        """A finished run nested in this one, such as a trial."""
+        """Log a finished run nested in this one, such as a trial. status: FINISHED or another status of MLflow."""
         experiment = self.client.get_run(self.run_id).info.experiment_id
         tags = {"mlflow.parentRunId": self.run_id, "mlflow.source.name": "redif"}
         run = self.client.create_run(experiment, run_name=name, tags=tags).info.run_id
@@ -176,7 +179,7 @@ class Tracker:
         self.client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in values.items()])
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
-        """Buffer one round's metrics; a step that is already in the store, and values not finite, are left out."""
+        """Buffer a round's metrics, without values that are not finite; a step that the store has is ignored."""
         if step <= self.last_step:
             return
         stamp = int(time.time() * 1000)
@@ -187,7 +190,7 @@ class Tracker:
             self.flush()
 
     def flush(self) -> bool:
-        """Write what is buffered, whole rounds at a time; False where the store did not answer."""
+        """Write the buffered metrics, whole rounds at a time; return False if the store did not answer."""
         self.flushed = time.monotonic()
         while self.pending:
             steps = sorted({m.step for m in self.pending[:BATCH]})
@@ -197,41 +200,43 @@ class Tracker:
                 batch = self.pending[:BATCH]
             try:
                 self.client.log_batch(self.run_id, metrics=batch)
-            except Exception as error:  # whatever the store raises, the run goes on and the buffer stays
-                log.warning("MLflow did not take %d metrics (%s); they are kept", len(batch), type(error).__name__)
+            except Exception as error:  # whatever the store raises, the run continues and the buffer stays
+                log.warning(
+                    "MLflow did not take %d metrics (%s); they are kept for later", len(batch), type(error).__name__
+                )
                 return False
             self.pending = self.pending[len(batch) :]
         return True
 
     def watch_machine(self) -> None:
-        """Have MLflow sample this machine (CPUs, memory, disk, network, GPUs) into the run, as `system/...`.
+        """Make MLflow sample this machine (CPUs, memory, disk, network, GPUs) into the run, as `system/...`.
 
-        Its thread leaves for good where the store does not answer, so this is called again and again.
+        MLflow's thread ends when the store does not answer, so callers repeat this call to start another.
         """
         if self.sampler is not None and not self.sampler.left:
             return
         try:
             self.sampler = Sampler(self.run_id, resume_logging=True, tracking_uri=self.uri)
             self.sampler.start()
-        except Exception as error:  # whatever the store raises, the run goes on
+        except Exception as error:  # whatever the store raises, the run continues
             log.warning("MLflow does not sample this machine (%s)", type(error).__name__)
 
     def summary(self, values: Mapping[str, float]) -> None:
-        """Final values, at no step."""
+        """Log final values, which belong to no step; values that are not finite are left out."""
         stamp = int(time.time() * 1000)
         metrics = [Metric(k, float(v), stamp, 0) for k, v in values.items() if math.isfinite(v)]
         for start in range(0, len(metrics), BATCH):
             self.client.log_batch(self.run_id, metrics=metrics[start : start + BATCH])
 
     def image(self, key: str, image: np.ndarray, step: int) -> None:
-        """An image [H, W, C] uint8 under `key` at `step`, on the run's image page."""
+        """Log an image [H, W, C] uint8 under `key` at `step`, on the run's image page."""
         self.client.log_image(self.run_id, image, key=key, step=step)
 
     def artifact(self, path: Path, folder: str | None = None) -> None:
         self.client.log_artifact(self.run_id, str(path), artifact_path=folder)
 
     def model(self, student: Path) -> None:
-        """The exported student as a logged model that `mlflow.pyfunc.load_model` loads and samples from."""
+        """Log the folder of an exported student as a model that `mlflow.pyfunc.load_model` loads and samples from."""
         previous = mlflow.get_tracking_uri()
         mlflow.set_tracking_uri(self.uri)
         try:
@@ -246,6 +251,9 @@ class Tracker:
             mlflow.set_tracking_uri(previous)
 
     def finish(self, status: str = "FINISHED") -> None:
-        """status: FINISHED, FAILED or KILLED (interrupted; a resumed run goes on)."""
+        """Write the buffered metrics and end the run.
+
+        status: FINISHED, FAILED or KILLED (interrupted; a resumed run continues it).
+        """
         self.flush()
         self.client.set_terminated(self.run_id, status=status)

@@ -100,7 +100,7 @@ def test_sample_draws_what_a_caption_says(tmp_path: Path) -> None:
         drawn.append(Image.open(out).tobytes())
     assert len(set(drawn)) == 3
     done = here("sample", "fashion-mnist", *options, "--caption", "a boot")
-    assert done.returncode == 2 and "--caption 'a boot': fashion-mnist is not told" in one_line(done.stderr)
+    assert done.returncode == 2 and "--caption 'a boot': fashion-mnist takes no captions" in one_line(done.stderr)
 
 
 def test_doctor_reports() -> None:

@@ -305,7 +305,7 @@ def test_parts_of_pixels_and_of_another_packages_family(tmp_path: Path, caplog: 
         assert ("It needs no more than `pip install torch diffusers`." in (folder / "README.md").read_text()) == (
             name == "s"
         )
-    assert caplog.text.count("lists extra, of which DDPMPipeline knows nothing") == 1
+    assert caplog.text.count("lists the parts extra, which DDPMPipeline does not take") == 1
     model.index["a/b"] = ["own", "Part"]
     with pytest.raises(ModelError, match="lists the part 'a/b', which is no name of a folder beside it"):
         export(model, schedule, tmp_path / "t")

@@ -253,7 +253,7 @@ def test_links_that_a_part_may_hold(plain: Path, tmp_path: Path) -> None:
         export(plain, tmp_path / "t")
     (plain / "vae" / "more").unlink()
     (plain / "vae" / "gone.json").symlink_to(plain / "nothing")
-    with pytest.raises(ModelError, match=r"vae/gone.json leads to nothing .*copy the folder once more"):
+    with pytest.raises(ModelError, match=r"vae/gone.json leads to nothing .*copy the folder again"):
         export(plain, tmp_path / "t")
 
 
@@ -280,7 +280,7 @@ def test_a_part_that_the_pipeline_does_not_take_is_left_out(
     found, index = export(plain, tmp_path / "s"), json.loads((tmp_path / "s" / "model_index.json").read_text())
     assert "image_encoder/config.json" in found and "extra/config.json" not in found
     assert "not_listed/config.json" not in found and "extra" not in index and "image_encoder" in index
-    assert "lists extra, of which StableDiffusionPipeline knows nothing" in caplog.text
+    assert "lists the parts extra, which StableDiffusionPipeline does not take" in caplog.text
 
 
 def test_a_snapshot_in_the_cache_of_hugging_face(plain: Path, tmp_path: Path) -> None:

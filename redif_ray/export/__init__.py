@@ -1,4 +1,4 @@
-"""A student as a diffusers folder that others load without this package."""
+"""Export of a student as a diffusers folder that loads without this package."""
 
 from redif_ray.export.student import export_student, recipe
 

@@ -1,6 +1,6 @@
-"""LoRA adapters of a student in the layout of diffusers and peft, so that `pipe.load_lora_weights(folder)` takes them.
+"""LoRA adapters of a student in the layout of diffusers and peft, for `pipe.load_lora_weights(folder)`.
 
-The file's metadata carries rank and alpha: without it diffusers takes alpha for the rank, and other images come out.
+The file's metadata carries rank and alpha: without it diffusers assumes that alpha is the rank and makes other images.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ FILE = "pytorch_lora_weights.safetensors"
 
 
 def save_adapters(student: TextModel, folder: Path) -> None:
-    """Write `FILE` into `folder`."""
+    """Write the adapters of `student` into `folder` as `FILE`."""
     network: Any = student.network
     config: LoraConfig = network.peft_config[ADAPTER]
     layers = {k: v.detach().cpu() for k, v in get_peft_model_state_dict(network, adapter_name=ADAPTER).items()}
@@ -31,7 +31,7 @@ def save_adapters(student: TextModel, folder: Path) -> None:
 
 
 def adapter_lines(student: TextModel, recipe: Recipe) -> str:
-    """Python that puts the adapters and the scheduler beside the teacher's pipeline; `recipe.code` goes on with it."""
+    """Return Python that loads adapters and scheduler into the teacher's pipeline; `recipe.code` continues it."""
     kind, scheduler = student.pipeline_kind.__name__, type(recipe.scheduler).__name__
     return "\n".join(
         [

@@ -1,4 +1,4 @@
-"""The model card of an exported student: licence, what it is, its numbers, code that samples it."""
+"""The model card of an exported student: licence, description, measured numbers, and code that samples it."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ COLUMNS = ("nfe", "frechet", "precision", "recall")
 
 
 def licence(teacher: Path | None) -> dict[str, str]:
-    """The licence keys in the front matter of the teacher's card.
+    """Return the licence keys in the front matter of the teacher's card; empty without a card or front matter.
 
-    Raises ModelError where it is not valid YAML, or the card a link out of the folder.
+    Raises ModelError if the front matter is not valid YAML, or the card is a link out of the folder.
     """
     path = teacher / CARD if teacher else None
     if teacher is None or path is None or not path.is_file():
@@ -31,10 +31,10 @@ def licence(teacher: Path | None) -> dict[str, str]:
     if opening or not closing:
         return {}
     try:
-        found = yaml.safe_load(matter)
+        front = yaml.safe_load(matter)
     except yaml.YAMLError as error:
-        raise ModelError(f"{path}: its front matter is not valid YAML ({error}); mend it to keep the licence") from None
-    return {key: found[key] for key in LICENCE_KEYS if key in found} if isinstance(found, dict) else {}
+        raise ModelError(f"{path}: its front matter is not valid YAML ({error}); fix it to keep the licence") from None
+    return {key: front[key] for key in LICENCE_KEYS if key in front} if isinstance(front, dict) else {}
 
 
 def card(
@@ -47,7 +47,11 @@ def card(
     summary: dict[str, Any] | None,
     adapters: str | None,
 ) -> str:
-    """adapters: the lines that load them alone, where there are any."""
+    """Return the text of the model card.
+
+    rights: licence keys for the front matter. summary: a run's summary; None: the card has no table of numbers.
+    adapters: Python that loads the adapters alone; None: the student has none.
+    """
     matter = yaml.safe_dump(rights | {"library_name": "diffusers", "tags": TAGS}, sort_keys=False)
     calls = schedule.steps * student.calls_per_step(guidance)
     guided = "" if guidance == 1 else f" at guidance {guidance:g}"
@@ -56,10 +60,10 @@ def card(
 
 # {name}
 
-A diffusion model that redif-ray distilled to {schedule.steps} steps{guided} ({calls} network calls an image), towards
-the images that its teacher makes in many (ReDiF, arXiv 2512.22802). It keeps the teacher's architecture, noise process
-and licence. It was made for the timesteps {timesteps(schedule)} only{_told(schedule)}. The pipelines of diffusers
-choose their own, and some leave the noise unscaled, so use this code.
+A diffusion model that redif-ray distilled to {schedule.steps} steps{guided} ({calls} network calls an image). It
+imitates the images that its teacher makes in many steps (ReDiF, arXiv 2512.22802), and keeps the teacher's
+architecture, noise process and licence. It was made for the timesteps {timesteps(schedule)} only{_calls(schedule)}.
+The pipelines of diffusers choose other timesteps by default, and some do not scale the noise, so use this code.
 {_numbers(summary)}
 ## Sampling
 
@@ -71,18 +75,18 @@ choose their own, and some leave the noise unscaled, so use this code.
 {_alone(adapters)}"""
 
 
-def _told(schedule: Schedule) -> str:
+def _calls(schedule: Schedule) -> str:
     other = network_timesteps(schedule)
-    return "" if other is None else f", in whose place the network is told {other}"
+    return "" if other is None else f"; at these, the network is called with the timesteps {other}"
 
 
 def _alone(adapters: str | None) -> str:
-    """How to take the adapters instead of the merged weights."""
+    """Return the section on loading the adapters instead of the merged weights; empty without adapters."""
     if adapters is None:
         return ""
     return f"""
-The adapters alone, beside the teacher, `TEACHER` being its folder or hub id; these lines in place of the one that makes
-`pipe`. They need `pip install peft` as well.
+To load the adapters into the teacher instead of the merged weights, replace the line that makes `pipe` by these lines.
+`TEACHER` is the teacher's folder or hub id. They also need `pip install peft`.
 
 ```python
 {adapters}
@@ -91,12 +95,13 @@ The adapters alone, beside the teacher, `TEACHER` being its folder or hub id; th
 
 
 def _numbers(summary: dict[str, Any] | None) -> str:
-    """The summary's arms as a table."""
+    """Return the section with the measured numbers of each arm of the summary; empty without one."""
     if summary is None:
         return ""
     head = [*COLUMNS, "paired mse"]
-    found = {arm: row for arm, row in summary["arms"].items() if row}
-    arms = {arm: [*(row[c] for c in COLUMNS), row["paired"]["pixel_mse"]] for arm, row in found.items()}
+    arms = {
+        arm: [*(row[c] for c in COLUMNS), row["paired"]["pixel_mse"]] for arm, row in summary["arms"].items() if row
+    }
     rows = [f"| {arm} | {' | '.join(f'{value:.4g}' for value in values)} |" for arm, values in arms.items()]
     return "\n".join(
         [
@@ -104,7 +109,7 @@ def _numbers(summary: dict[str, Any] | None) -> str:
             "## Numbers",
             "",
             f"{summary['held_out']} held-out noises, seed {summary['seed']}; Fréchet distance in the features of judge "
-            f"{summary['judge']} (not FID); paired with the teacher's images of the same noises.",
+            f"{summary['judge']} (not FID); paired mse: against the teacher's images of the same noises.",
             "",
             f"| | {' | '.join(head)} |",
             "|---" * (len(head) + 1) + "|",

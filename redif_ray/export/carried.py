@@ -1,7 +1,7 @@
-"""An export takes the parts that its pipeline knows, and the licence, from the teacher's folder.
+"""The files that an export copies from the teacher's folder: the parts that its pipeline takes, and the licence.
 
-No link is followed out of that folder. Hugging Face's cache is the exception: a snapshot's files are links to `blobs`
-of the same model, which may be links to those that the cache keeps for all models.
+No link is followed out of that folder. Hugging Face's cache is the exception: a snapshot's files are links to the
+model's `blobs`, which may be links to `blobs` that the cache keeps for all models.
 """
 
 from __future__ import annotations
@@ -21,13 +21,17 @@ from redif_ray.models.text import TextModel
 
 SCHEDULER = "scheduler"
 LICENCES = ("LICENSE", "LICENSE.md", "LICENSE.txt", "NOTICE")
-NOT_SAFE = ("*.bin", "*.ckpt", "*.pt", "*.pth", "*.msgpack", "*.h5", "*.onnx*", ".*")  # files that are not carried on
+NOT_SAFE = ("*.bin", "*.ckpt", "*.pt", "*.pth", "*.msgpack", "*.h5", "*.onnx*", ".*")  # these are not copied
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Carried:
-    """A file to copy. name: in the teacher's folder and in the export; source: where its `size` bytes lie, no link."""
+    """A file to copy.
+
+    name: path relative to the teacher's folder and to the export. source: path of the file's content, no link.
+    size: bytes.
+    """
 
     name: str
     source: Path
@@ -35,29 +39,29 @@ class Carried:
 
 
 def carried(student: DiffusionModel, folder: Path) -> list[Carried]:
-    """List the files of the teacher's `folder` that an export of `student` copies; warn of the parts that it leaves.
+    """List the files of the teacher's `folder` that an export of `student` copies; log the parts that it leaves out.
 
-    Raises ModelError for a part that the index lists and the folder has not, and for a key of the index or a link that
+    Raises ModelError for a part that the index lists and the folder lacks, and for a key of the index or a link that
     leads out of the folder.
     """
-    known, left = _parts(student)
+    taken, left = _parts(student)
     if left:
         log.warning(
-            "%s lists %s, of which %s knows nothing; an export leaves them out",
+            "%s lists the parts %s, which %s does not take; the export leaves them out",
             folder / INDEX,
             ", ".join(left),
             student.index.get("_class_name", "the pipeline"),
         )
     licences = [path for path in (folder / name for name in LICENCES) if path.is_file() or path.is_symlink()]
-    found = [_file(path, folder) for path in licences]
-    for name in known:
-        if name not in (student.component, SCHEDULER):  # which are the student's own
-            found += _part(folder, name)
-    return found
+    files = [_file(path, folder) for path in licences]
+    for name in taken:
+        if name not in (student.component, SCHEDULER):  # the export writes the student's own
+            files += _part(folder, name)
+    return files
 
 
 def copy(files: Sequence[Carried], out: Path) -> None:
-    """Write `files` into the folder `out`."""
+    """Copy `files` into the folder `out`."""
     for file in files:
         path = out / file.name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -76,44 +80,45 @@ def is_elsewhere(student: DiffusionModel) -> bool:
 
 
 def inside(path: Path, folder: Path, *, cache: bool = True) -> Path:
-    """Return where `path` leads: below `folder` or, with `cache`, in the cache of Hugging Face that holds `folder`.
+    """Return `path` with its links resolved.
 
-    Raises ModelError where it leads elsewhere, or to nothing.
+    cache: True: the target may also be in the cache of Hugging Face that holds `folder`.
+    Raises ModelError if the target does not exist, or is neither below `folder` nor in that cache.
     """
     try:
-        root, found = folder.resolve(strict=True), path.resolve(strict=True)
+        root, target = folder.resolve(strict=True), path.resolve(strict=True)
     except (OSError, RuntimeError) as error:
-        raise ModelError(f"{path} leads to nothing ({error}); copy the folder once more") from error
+        raise ModelError(f"{path} leads to nothing ({error}); copy the folder again") from error
     homes = [root, *(_blobs(root) if cache else ())]
-    if not any(home in found.parents for home in homes):
+    if not any(home in target.parents for home in homes):
         raise ModelError(
-            f"{path} is a link to {found}, which is outside of {root} and would be exported from there; "
-            "put a copy in place of the link, or take it away"
+            f"{path} is a link to {target}, which is outside of {root}, and an export follows no such link; "
+            "put a copy in place of the link, or remove the link"
         )
-    return found
+    return target
 
 
 def _parts(student: DiffusionModel) -> tuple[list[str], list[str]]:
-    """Return the names of the index's parts: those that the pipeline takes, and the others."""
+    """Return the names of the index's parts: first the parts that the pipeline takes, then the others."""
     names = [name for name, value in student.index.items() if _is_part(value)]
     for name in names:
         if name in ("", ".", "..") or any(c in name for c in "/\\\0"):
             raise ModelError(
-                f"{INDEX} lists the part {name!r}, which is no name of a folder beside it; rename that "
-                "folder and the key, or take the key out"
+                f"{INDEX} lists the part {name!r}, which is no name of a folder beside it; rename the "
+                "folder and the key, or remove the key"
             )
     takes = _takes(student)
-    known = [name for name in names if takes is None or name in takes]
-    return known, [name for name in names if name not in known]
+    taken = [name for name in names if takes is None or name in takes]
+    return taken, [name for name in names if name not in taken]
 
 
 def _is_part(value: Any) -> bool:
-    """Tell whether `value` is a [library, class]; an absent part is [null, null]."""
+    """Tell whether `value` is [library, class], as of a part; an absent part is [null, null]."""
     return isinstance(value, list) and len(value) == 2 and all(isinstance(v, str) for v in value)
 
 
 def _takes(student: DiffusionModel) -> Collection[str] | None:
-    """Return the names of the parts that this family's pipeline takes; None where another package's family knows."""
+    """Return the names of the parts that this family's pipeline takes; None: all, for a family of another package."""
     if is_elsewhere(student):
         return None
     if isinstance(student, TextModel):
@@ -124,8 +129,8 @@ def _takes(student: DiffusionModel) -> Collection[str] | None:
 def _part(folder: Path, name: str) -> Iterator[Carried]:
     if not (folder / name).is_dir():
         raise ModelError(
-            f"{folder} has no folder {name}, which its {INDEX} lists; copy the folder once more, or write "
-            f'"{name}": [null, null] where the pipeline does without it'
+            f"{folder} has no folder {name}, which its {INDEX} lists; copy the folder again, or write "
+            f'"{name}": [null, null] if the pipeline works without it'
         )
     inside(folder / name, folder, cache=False)
     yield from _files(folder / name, folder)
@@ -139,8 +144,8 @@ def _files(path: Path, folder: Path) -> Iterator[Carried]:
             yield _file(entry, folder)
         elif entry.is_symlink():
             raise ModelError(
-                f"{entry} is a link to a folder, {entry.resolve()}, and in a part of a pipeline none is "
-                "followed; put a copy in place of the link, or take it away"
+                f"{entry} is a link to a folder, {entry.resolve()}, and an export follows none; put a copy in "
+                "place of the link, or remove the link"
             )
         else:
             yield from _files(entry, folder)
@@ -149,7 +154,7 @@ def _files(path: Path, folder: Path) -> Iterator[Carried]:
 def _file(path: Path, folder: Path) -> Carried:
     source = inside(path, folder)
     if not source.is_file():
-        raise ModelError(f"{path} is no file that could be copied; expected a regular one")
+        raise ModelError(f"{path} cannot be copied; expected a regular file")
     return Carried(path.relative_to(folder).as_posix(), source, source.stat().st_size)
 
 

@@ -1,4 +1,4 @@
-"""DDPM-like models: `EulerDiscreteScheduler` takes explicit timesteps.
+"""Schedulers of DDPM-like students: diffusers' `EulerDiscreteScheduler` with explicit timesteps.
 
 In units of x / alpha its step is the transition with S = 0, and its sigma is our sigma / alpha.
 """
@@ -18,11 +18,12 @@ BETAS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trai
 
 
 def euler_scheduler(student: DiffusionModel, schedule: Schedule) -> Any:
-    """Euler's scheduler on the teacher's betas, set to the schedule; its sigma is our sigma / alpha.
+    """Return an Euler scheduler with the teacher's betas and the timesteps of `schedule`.
 
     With spacing `trailing` it starts at sigma_T eps; the other spacings start at sqrt(sigma_T^2 + alpha_T^2) eps.
+    Raises ModelError for a schedule of another noise process.
     """
-    # The offset is the teacher's because pipelines warn of another; spacing `trailing` does not use it.
+    # The offset is the teacher's, since pipelines warn of any other; spacing `trailing` does not use it.
     config, end = student.scheduler.config, schedule.levels.sigma[-1]
     scheduler: Any = EulerDiscreteScheduler(
         **{key: config[key] for key in BETAS},
@@ -32,10 +33,10 @@ def euler_scheduler(student: DiffusionModel, schedule: Schedule) -> Any:
         steps_offset=config.get("steps_offset", 0),
         final_sigmas_type="sigma_min" if end > 0 else "zero",
     )
-    if student.clip is not None:  # Euler's step does not clip; the folder's sample.py does, and this package
+    if student.clip is not None:  # Euler's step does not clip; sample.py and this package do
         scheduler.register_to_config(clip_sample=True, clip_sample_range=student.clip)
     scheduler.set_timesteps(timesteps=timesteps(schedule))
-    finite = schedule.levels.alpha > 0  # rescaled betas: Euler's first sigma is 4096 where ours is infinite
+    finite = schedule.levels.alpha > 0  # with rescaled betas our first sigma is infinite, and Euler's is 4096
     expected = (schedule.levels.sigma / schedule.levels.alpha)[finite].float()
     if not torch.allclose(scheduler.sigmas[finite], expected, rtol=1e-3):
         raise ModelError(

@@ -1,6 +1,6 @@
-"""Text-to-image models: diffusers' own pipeline samples the student, told its levels and its guidance.
+"""Recipes of text-to-image students: diffusers' own pipeline samples the student with its levels and guidance.
 
-Variance-preserving ones take `timesteps=` with `EulerDiscreteScheduler`, flows `sigmas=` with
+Variance-preserving students use `timesteps=` with `EulerDiscreteScheduler`, flows use `sigmas=` with
 `FlowMatchEulerDiscreteScheduler`. Where the teacher's scheduler stops at alphas_cumprod[0] instead of 1, the pipeline
 decodes x / alpha, a factor of 1.0004 for Stable Diffusion's betas.
 """
@@ -17,25 +17,27 @@ from redif_ray.models.protocol import ModelError
 from redif_ray.models.text import TextModel
 
 CAPTION = "a photo of a red fox asleep in fresh snow"
-NEEDS = 'It needs no more than `pip install torch "diffusers>=0.40" transformers`.'  # that which first knows `dtype`
-# Without a dtype each part has that of its own files or config.json, and parts of two dtypes do not fit together.
+NEEDS = 'It needs no more than `pip install torch "diffusers>=0.40" transformers`.'  # 0.40 is the first with `dtype`
+# Without a dtype each part gets the dtype of its own files or config.json, and parts of two dtypes do not combine.
 WHOLE = "dtype=torch.float32, use_safetensors=True"
 
 
 def pipeline_recipe(student: TextModel, schedule: Schedule, guidance: float) -> Recipe:
-    """Raises ModelError for what a pipeline of diffusers does not do."""
+    """Return the recipe of a text-to-image student.
+
+    Raises ModelError for guidance below 1, clipping and network timesteps, which pipelines of diffusers do not support.
+    """
     if guidance < 1:
-        raise ModelError(f"student.guidance={guidance:g}: diffusers' pipelines guide above 1 only; expected 1 or more")
+        raise ModelError(f"student.guidance={guidance:g}: diffusers' pipelines guide above 1 only; expected at least 1")
     if student.clip is not None:
         raise ModelError(
             "the teacher's scheduler has clip_sample=true, and diffusers' Euler scheduler does not clip; "
-            "expected clip_sample=false, as latents want it"
+            "expected clip_sample=false, since latents exceed [-1, 1]"
         )
     if schedule.network_timesteps is not None:
         raise ModelError(
-            "student.network_timesteps: no pipeline of diffusers calls its network with other timesteps "
-            "than its levels'; "
-            "search without search.network_timestep_trials and search.descent.network_timesteps"
+            "student.network_timesteps: a pipeline of diffusers calls its network with the timesteps of its levels "
+            "only; search without search.network_timestep_trials and search.descent.network_timesteps"
         )
     kind = student.pipeline_kind.__name__
     if isinstance(student.process, FlowMatching):
@@ -54,7 +56,7 @@ def _code(kind: str, levels: str, guidance: float) -> str:
         [
             "import torch",
             f"from diffusers import {kind}",
-            'folder = "."  # where this file lies',
+            'folder = "."  # the folder of this file',
             f"pipe = {kind}.from_pretrained(folder, {WHOLE})",
             '# on a GPU: pipe.to("cuda", torch.bfloat16)',
             "image = pipe(",

@@ -1,7 +1,7 @@
-"""Models of pixels: `sample.py` in the student's folder samples it with its network and a scheduler of diffusers.
+"""Recipes of pixel students: `sample.py` in the student's folder samples it with its network and a diffusers scheduler.
 
-DDPM-like ones have an `EulerDiscreteScheduler`. An EDM-preconditioned one keeps its `EDMEulerScheduler`, which holds
-sigma_data and preconditions; sigma itself is its level.
+DDPM-like students have an `EulerDiscreteScheduler`. An EDM-preconditioned student keeps its `EDMEulerScheduler`, which
+holds sigma_data and applies the preconditioning; its levels are sigma itself.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from redif_ray.models.edm import EDM
 from redif_ray.models.pixel import PixelModel
 
 SAMPLER = Path(__file__).with_name("sample.py")
-SHOWN = 4  # images that the card's code makes
+SHOWN = 4  # number of images that the card's code makes
 NEEDS = "It needs no more than `pip install torch diffusers`."
 
 
 def pixel_recipe(student: PixelModel, schedule: Schedule) -> Recipe:
-    """Raises ModelError for a schedule of another noise process."""
+    """Return the recipe of a pixel student. Raises ModelError for a schedule of another noise process."""
     if isinstance(student, EDM):
         scheduler = EDMEulerScheduler.from_config(student.scheduler.config)
         return Recipe(scheduler, schedule.levels.sigma.tolist(), _code(student), NEEDS, SAMPLER)
@@ -37,7 +37,7 @@ def _code(student: PixelModel) -> str:
         [
             "import torch",
             "from sample import Student  # sample.py lies beside this file",
-            'student = Student(".")  # the folder of both',
+            'student = Student(".")  # the folder of both files',
             f"noise = torch.randn({SHOWN}, *student.shape, generator=torch.Generator().manual_seed(0))",
             f"images = student(noise{labels})  # [{SHOWN}, C, H, W] in [0, 1]",
         ]

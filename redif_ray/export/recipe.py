@@ -1,4 +1,4 @@
-"""How others sample a student: a scheduler of diffusers set to its levels, and Python that uses it."""
+"""The recipe for sampling an exported student: a scheduler of diffusers set to its levels, and Python that uses it."""
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ from redif_ray.diffusion.schedules import Schedule
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """scheduler: as it is saved; sigmas: the levels [N + 1] in its units; code: the card's Python, 15 lines at most;
-    needs: a sentence that says which packages it takes; sampler: the file that the code imports as `sample`, if any.
+    """The scheduler and the code that sample a student.
+
+    scheduler: the scheduler to save. sigmas: the levels [N + 1] in the scheduler's units. code: the card's Python, at
+    most 15 lines. needs: a sentence on the packages that the code needs. sampler: the file that the code imports as
+    `sample`; None: no file.
     """
 
     scheduler: Any
@@ -24,12 +27,12 @@ class Recipe:
 
 
 def timesteps(schedule: Schedule) -> list[float]:
-    """Of the levels, whole numbers as such."""
+    """Return the timesteps of the levels, [N], whole numbers as int."""
     return _short(schedule.times.levels)
 
 
 def network_timesteps(schedule: Schedule) -> list[float] | None:
-    """Those that the network is called with in place of the levels'; None where they are the same."""
+    """Return the timesteps that the network is called with, [N]; None where they are the timesteps of the levels."""
     return None if schedule.times.network_timesteps is None else _short(schedule.times.network_timesteps)
 
 

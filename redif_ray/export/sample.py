@@ -1,4 +1,4 @@
-"""Samples the student whose folder this file lies in. It needs no more than torch and diffusers."""
+"""Sampler of the student in this file's folder. It needs only torch and diffusers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from torch import Tensor
 
 
 class Student:
-    """A denoising network of pixels and the levels it was trained for. shape: [C, H, W] of an image and its noise."""
+    """A denoising network of pixels and the levels it was trained for.
+
+    shape: (C, H, W) of an image and of its noise.
+    """
 
     def __init__(self, folder: str | Path) -> None:
         folder = Path(folder)
@@ -27,38 +30,41 @@ class Student:
 
     @torch.no_grad()
     def __call__(self, noise: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Images [B, *shape] in [0, 1] from unit noise of that shape. labels: int64 [B], where the student has classes.
+        """Return images [B, *shape] in [0, 1] from unit normal noise [B, *shape].
 
-        Its update is Euler's without the difference of sigmas, which in float32 loses three digits from sigma = 2e4.
+        labels: classes, int64 [B]; None: the student has no classes.
+        The update is Euler's, rearranged without the difference of sigmas, which loses three digits in float32 at
+        sigma = 2e4.
         """
         sigmas, edm = torch.tensor(self.settings["sigmas"]), hasattr(self.scheduler, "precondition_inputs")
         x, times, clip = noise * sigmas[0], sigmas[:-1], self.settings["clip_sample_range"]
         if not edm:
             self.scheduler.set_timesteps(timesteps=self.settings["timesteps"])
             times = self.scheduler.timesteps
-        told = self.settings.get("network_timesteps")
-        network_timesteps = times if told is None else torch.tensor(told)
+        other = self.settings.get("network_timesteps")
+        network_timesteps = times if other is None else torch.tensor(other)
         for t, at, sigma, following in zip(times, network_timesteps, sigmas, sigmas[1:], strict=False):
             if edm:
-                scaled, said = self.scheduler.precondition_inputs(x, at), self.scheduler.precondition_noise(at)
-                x0 = self.scheduler.precondition_outputs(x, self._output(scaled, said, labels), at)
+                scaled, timestep = self.scheduler.precondition_inputs(x, at), self.scheduler.precondition_noise(at)
+                x0 = self.scheduler.precondition_outputs(x, self._output(scaled, timestep, labels), at)
             else:
                 output = self._output(self.scheduler.scale_model_input(x, t), at.long(), labels)
                 x0 = self.scheduler.step(output, t, x).pred_original_sample
             x0 = x0 if clip is None else x0.clamp(-clip, clip)
             x = x0 + (x - x0) * following / sigma
         if not edm:
-            x = x / (sigmas[-1] ** 2 + 1) ** 0.5  # from units of x / alpha
+            x = x / (sigmas[-1] ** 2 + 1) ** 0.5  # back from units of x / alpha
         return (x / 2 + 0.5).clamp(0, 1)
 
-    def _output(self, scaled: Tensor, said: Tensor, labels: Tensor | None) -> Tensor:
-        """What the network answers, guided as in training. said: the timestep that it is told."""
+    def _output(self, scaled: Tensor, timestep: Tensor, labels: Tensor | None) -> Tensor:
+        """Return the network's output for scaled images [B, C, H, W], guided as in training."""
         channels, guidance = scaled.shape[1], self.settings["guidance"]
         if labels is not None and guidance != 1:  # the second half of the batch has the label "no class"
             scaled = torch.cat([scaled, scaled])
             labels = torch.cat([labels, torch.full_like(labels, self.network.config.num_embeds_ada_norm)])
         named = {} if labels is None else {"class_labels": labels}
-        output: Tensor = self.network(scaled, said.to(scaled.device).expand(len(scaled)), **named).sample[:, :channels]
+        times = timestep.to(scaled.device).expand(len(scaled))
+        output: Tensor = self.network(scaled, times, **named).sample[:, :channels]
         if labels is None or guidance == 1:
             return output
         cond, uncond = output.chunk(2)

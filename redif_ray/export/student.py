@@ -1,11 +1,11 @@
-"""A student as a diffusers folder that others load without this package.
+"""Export of a student as a diffusers folder that loads without this package. The folder holds:
 
 model_index.json, <network>/, scheduler/    the teacher's layout; adapters are merged into the weights
-pytorch_lora_weights.safetensors            of a text-to-image student with adapters: the adapters alone
+pytorch_lora_weights.safetensors            the adapters alone, for a text-to-image student with adapters
 redif.json                                  timesteps, sigma / alpha and guidance that the student was trained for
 README.md                                   a model card whose code samples with torch and diffusers alone
-sample.py                                   of a student of pixels: what that code calls
-LICENSE, NOTICE and the other parts         the teacher's, as they are: those that its pipeline knows
+sample.py                                   the sampler that the card's code imports, for a student of pixels
+LICENSE, NOTICE and the other parts         unchanged copies of the teacher's parts that its pipeline takes
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ def export_student(
     teacher: Path | None,
     summary: dict[str, Any] | None,
 ) -> None:
-    """Write `student`, to be sampled along `schedule` at `guidance`, as the new folder `folder`, whole or not at all.
+    """Write `student`, to be sampled with `schedule` and `guidance`, as the new folder `folder`, whole or not at all.
 
-    teacher: the folder whose licence and other parts are carried along; None: there are none. summary: a run's summary,
-    for the numbers of the card. Raises FileExistsError, and ModelError for what diffusers could not sample alike and
-    what `carried` does not copy.
+    teacher: folder whose licence and other parts are copied; None: nothing is copied. summary: a run's summary, for the
+    numbers of the card; None: no numbers. Raises FileExistsError if `folder` exists, and ModelError if diffusers could
+    not make the same images or `carried` refuses a file.
     """
     folder = Path(folder)
     if folder.exists():
@@ -59,7 +59,7 @@ def export_student(
     broken = [key for key, value in network.state_dict().items() if not bool(torch.isfinite(value).all())]
     if broken:
         raise ModelError(f"weight {broken[0]} is not finite ({len(broken)} in all); export an earlier checkpoint")
-    network.register_to_config(_name_or_path=name)  # not the path of the teacher on this machine
+    network.register_to_config(_name_or_path=name)  # diffusers would write the teacher's path on this machine
     adapted = student if isinstance(student, TextModel) and has_adapters(student) else None
     lines = adapter_lines(adapted, how) if adapted else None
     text = card(student, schedule, how, name, guidance, licence(teacher), summary, lines)
@@ -78,7 +78,7 @@ def export_student(
 
 
 def recipe(student: DiffusionModel, schedule: Schedule, guidance: float) -> Recipe:
-    """How diffusers samples a student of this kind. Raises ModelError where it could not do so alike."""
+    """Return the recipe for sampling `student`. Raises ModelError if diffusers could not make the same images."""
     if guidance != 1:
         student.check_guidance()
     if is_elsewhere(student):
@@ -90,15 +90,17 @@ def recipe(student: DiffusionModel, schedule: Schedule, guidance: float) -> Reci
 
 
 def _elsewhere(student: DiffusionModel, schedule: Schedule) -> Recipe:
-    """A family of another package may predict and decode in its own way: that package and this one sample it."""
+    """Return the recipe of another package's family: that package and this one sample it, since it may predict and
+    decode in its own way.
+    """
     own = student.family.name if student.family else type(student).__module__
     file = ".py:" in own
-    network_timesteps = f', family="{own}"' if file else ""
+    family = f', family="{own}"' if file else ""
     code = "\n".join(
         [
             "from pathlib import Path",
             "from redif_ray.sample import sample",
-            f'sample(".", Path("sample.png"), count=4, seed=0{network_timesteps})  # "." is where this file lies',
+            f'sample(".", Path("sample.png"), count=4, seed=0{family})  # "." is the folder of this file',
         ]
     )
     what = f"the file {own.partition(':')[0]}" if file else f"the package of {own.partition(':')[0]}"

@@ -1,4 +1,4 @@
-"""How much people would like an image: the LAION predictors on CLIP embeddings (Schuhmann et al., arXiv 2210.08402)."""
+"""Predicted human rating of an image: the LAION predictors on CLIP embeddings (Schuhmann et al., arXiv 2210.08402)."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ Layers = list[tuple[Tensor, Tensor]]  # weight [out, in], bias [out]
 
 @dataclass(config=OPTIONS)
 class Aesthetic:
-    """A linear head on the student's CLIP image embedding of length 1; LAION's heads give about 1 to 10.
+    """The output of a linear head on the student's CLIP image embedding of length 1; LAION's heads give about 1 to 10.
 
-    head: the head's safetensors file: one linear layer, or those of the improved aesthetic predictor, `layers.0` to
-        `layers.7`, which has no activations between them.
-    model: the CLIP that the head was trained on, a folder or a hub id. batch: images a forward.
+    head: path of the head's safetensors file: one linear layer, or the layers `layers.0` to `layers.7` of the improved
+        aesthetic predictor, which has no activations between them.
+    model: the CLIP that the head was trained on, a folder or a hub id. batch: images per forward pass.
     """
 
     setting: Setting
@@ -40,10 +40,10 @@ class Aesthetic:
     def __post_init__(self) -> None:
         layers = read_head(load_weights("head", self.head), self.head)
         self._images = clip_images(self.model, self.batch, self.setting)
-        found, expected = layers[0][0].shape[1], self._images.network.config.projection_dim
-        if found != expected:
+        inputs, embedding = layers[0][0].shape[1], self._images.network.config.projection_dim
+        if inputs != embedding:
             raise RewardError(
-                f"head={self.head!r} takes {found} numbers, model={self.model!r} gives {expected}; set "
+                f"head={self.head!r} takes {inputs} numbers, model={self.model!r} gives {embedding}; set "
                 "option `model` to the CLIP that the head was trained on"
             )
         self._layers = [(weight.to(self.setting.device), bias.to(self.setting.device)) for weight, bias in layers]
@@ -56,7 +56,10 @@ class Aesthetic:
 
 
 def read_head(tensors: dict[str, Tensor], where: str) -> Layers:
-    """Linear layers, in the order of the numbers in their names, that end in one number. Raises `RewardError`."""
+    """Return the head's linear layers, in the order of the numbers in their names; the last one has one output.
+
+    tensors: a state dict. where: the file's path, for messages. Raises `RewardError` if the layers do not fit together.
+    """
     names = sorted({name.rpartition(".")[0] for name in tensors}, key=_numbers)
     try:
         layers = [tuple(tensors[f"{name}.{kind}".lstrip(".")].float() for kind in ("weight", "bias")) for name in names]

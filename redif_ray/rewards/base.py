@@ -1,6 +1,6 @@
 """The reward terms of a run: built from the configuration, evaluated on images, and checked.
 
-What comes out of a term is checked here, so that one which returns NaN stops the run and never becomes 0.
+Every value of a term is checked here, so that a term which returns NaN stops the run instead of counting as 0.
 """
 
 from __future__ import annotations
@@ -72,12 +72,12 @@ TERMS: dict[str, Any] = {
         DiscriminatorTerm,
     )
 }
-TOLERANCE = 1e-6  # how far outside [0, 1] a pixel may lie
+TOLERANCE = 1e-6  # a pixel may lie this far outside [0, 1]
 
 
 @dataclass(frozen=True)
 class Rewards:
-    """The terms of a run by label, in the order of the configuration."""
+    """The reward terms of a run by label, in the order of the configuration."""
 
     terms: Mapping[str, RewardTerm]
     setting: Setting
@@ -92,35 +92,38 @@ class Rewards:
 
     @property
     def learned(self) -> DiscriminatorTerm | None:
-        """The term whose weights change in the course of a run, if there is one."""
+        """Return the term whose weights a run trains, or None if no term is learned."""
         return next((term for term in self.terms.values() if isinstance(term, DiscriminatorTerm)), None)
 
     def networks(self) -> list[Module]:
-        """Those that the terms look through; a function of the user's keeps its own."""
-        held = [value for term in self.terms.values() for value in vars(term).values()]
-        found = [getattr(value, "network", value) for value in held]
-        return list(dict.fromkeys(network for network in found if isinstance(network, Module)))
+        """List the networks that the terms use, each once; networks inside a user's function are not included."""
+        attributes = [value for term in self.terms.values() for value in vars(term).values()]
+        candidates = [getattr(value, "network", value) for value in attributes]
+        return list(dict.fromkeys(network for network in candidates if isinstance(network, Module)))
 
     @property
     def differentiable(self) -> bool:
         return all(term.differentiable for term in self.terms.values())
 
     def require_differentiable(self, purpose: str) -> None:
-        """Raise `RewardError` naming every term through which `purpose` cannot back-propagate."""
+        """Raise `RewardError`, naming the terms that have no gradient, unless every term is differentiable.
+
+        purpose: the setting that needs the gradient, for the message.
+        """
         hard = [label for label, term in self.terms.items() if not term.differentiable]
         if hard:
             names = ", ".join(hard)
             raise RewardError(f"{purpose} needs differentiable rewards; remove from reward.terms: {names}")
 
     def __call__(self, inputs: RewardInputs) -> dict[str, Tensor]:
-        """The raw value of every term, [B] each, in the student's dtype and on its device, with its gradient.
+        """Return the raw value of every term, [B] each, with its gradient, in the student's dtype and on its device.
 
-        Raises `RewardError` for images or conditions that no term may see, and for a term that has another shape than
-        [B], is not finite, or claims a gradient and has none; for one that alters its images or a global setting of
-        torch. What a term itself raises names it.
+        Raises `RewardError` for invalid images or conditions, and for a term whose value has another shape than [B], is
+        not finite, or lacks a gradient although the term is differentiable, or that alters its images or a global
+        setting of torch. An exception of a term itself carries a note with the term's label.
         """
         self._check_inputs(inputs)
-        given, raw = copied(inputs), {}  # features live no longer than this call
+        given, raw = copied(inputs), {}  # the copy caches features, for the length of this call only
         for label, term in self.terms.items():
             try:
                 with settings_kept():
@@ -132,7 +135,7 @@ class Rewards:
                 error.add_note(f"in reward term {label!r}")
                 raise
             _check_value(label, term, value, inputs.student)
-            raw[label] = value.to(inputs.student, copy=True)  # a function may return the same buffer each time
+            raw[label] = value.to(inputs.student, copy=True)  # a user's function may reuse its buffer
         return raw
 
     def _check_inputs(self, inputs: RewardInputs) -> None:
@@ -152,8 +155,8 @@ class Rewards:
 
 def _check_images(role: str, images: Tensor, shape: tuple[int, ...]) -> None:
     if tuple(images.shape) != shape:
-        found, expected = list(images.shape), list(shape)
-        raise RewardError(f"{role} images have shape {found}; expected {expected}, one image a condition")
+        actual, expected = list(images.shape), list(shape)
+        raise RewardError(f"{role} images have shape {actual}; expected {expected}, one image a condition")
     if images.dtype not in (torch.float32, torch.float64):
         raise RewardError(f"{role} images are {images.dtype}; expected float32 in [0, 1]")
     if not images.numel():
@@ -168,8 +171,8 @@ def _check_images(role: str, images: Tensor, shape: tuple[int, ...]) -> None:
 def _check_value(label: str, term: RewardTerm, value: object, student: Tensor) -> None:
     batch = len(student)
     if not isinstance(value, Tensor) or not value.is_floating_point():
-        found = value.dtype if isinstance(value, Tensor) else type(value).__name__
-        raise RewardError(f"reward term {label!r} returned {found}; expected a float tensor of shape [{batch}]")
+        kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
+        raise RewardError(f"reward term {label!r} returned {kind}; expected a float tensor of shape [{batch}]")
     if tuple(value.shape) != (batch,):
         shape = list(value.shape)
         raise RewardError(f"reward term {label!r} returned shape {shape}; expected [{batch}], one value an image")
@@ -188,11 +191,12 @@ def build_terms(
     captions: bool = False,
     seed: int = 0,
 ) -> Rewards:
-    """The configured terms, ready to score images of `image_shape` (C, H, W). captions: whether conditions are text.
-    seed: of what a learned term starts from.
+    """Build the configured terms, ready to score images of one shape.
 
-    A key is a term's name; or any other label for the user's own function, with an option `callable` (`CallableTerm`),
-    or for a service, with an option `url` (`HttpTerm`).
+    terms: the terms by label. A label is the name of a term of `TERMS`, or any other word for the user's own function,
+        with the option `callable` (`CallableTerm`), or for a service, with the option `url` (`HttpTerm`).
+    num_classes: number of classes; 0: there are none. image_shape: (C, H, W). captions: True where conditions are text.
+    seed: seed of the initial weights of a learned term.
     Raises `RewardError` for unknown names and options, wrong values, and terms that do not suit these images.
     """
     setting = Setting(num_classes, image_shape, torch.device(device), captions, seed)
@@ -208,13 +212,14 @@ def _build(label: str, options: Mapping[str, Any], setting: Setting) -> RewardTe
         kind = HttpTerm
     else:
         raise RewardError(
-            f"unknown reward term {label!r}{_nearest(label, TERMS)}; known: {', '.join(TERMS)}; your own function "
-            "takes any other name and options: {callable: 'package.module:function'}, a service {url: 'http://...'}"
+            f"unknown reward term {label!r}{_nearest(label, TERMS)}; known: {', '.join(TERMS)}; a function of your own "
+            "may have any other name with options: {callable: 'package.module:function'}, and a service with options: "
+            "{url: 'http://...'}"
         )
     if "class" in kind.needs and setting.num_classes < 1:
-        raise RewardError(f"reward.terms.{label} needs class conditions; the teacher has no classes")
+        raise RewardError(f"reward.terms.{label} needs class conditions; the teacher has no classes: remove the term")
     if "caption" in kind.needs and not setting.captions:
-        raise RewardError(f"reward.terms.{label} needs captions; this teacher is not told what to draw by text")
+        raise RewardError(f"reward.terms.{label} needs captions; this teacher takes none: remove the term")
     known = [field.name for field in fields(kind) if field.name != "setting"]
     required = [field.name for field in fields(kind) if field.default is MISSING and field.name in known]
     for option in options:

@@ -1,4 +1,4 @@
-"""Minus the mean squared error of the blurred images: where things are, whatever their texture."""
+"""Minus the mean squared error of the blurred images: it compares where things are and ignores texture."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from redif_ray.rewards.term import OPTIONS, RewardError, RewardInputs, Setting
 class BlurredMse:
     """-mean(blur(student - teacher)^2) with a Gaussian of `sigma` pixels, cut at 3 sigma; in [-1, 0].
 
-    The border is reflected; raises `RewardError` where 3 sigma does not fit into the image.
+    The border is padded by reflection. Raises `RewardError` if 3 sigma is not less than the image's shorter edge.
     """
 
     setting: Setting

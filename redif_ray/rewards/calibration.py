@@ -1,4 +1,4 @@
-"""What the numbers of a reward mean: each term at three known points, before training starts."""
+"""Reference values of every reward term at three known points, measured before training starts."""
 
 from __future__ import annotations
 
@@ -14,30 +14,34 @@ Calibration = dict[str, dict[str, float]]  # by term: self, other_seed, init, sp
 
 
 def calibrate(same: Terms, other_seed: Terms, init: Terms) -> Calibration:
-    """Mean raw value of each term, from its values [n] where
+    """Return the mean raw value of each term at three points, and a spread. Each argument holds values [n] by term.
 
-    self: the teacher's images are compared with themselves (`same`): the ceiling of a pair term;
-    other_seed: with the teacher's images of another seed, same conditions: right in law, wrong in detail;
-    init: the student at initialisation is compared with the teacher: where training starts;
-    and `spread`, the standard deviation of the last one's values over the images: a unit where there are no siblings.
+    self: the teacher's images compared with themselves (`same`); the ceiling of a term that compares pairs.
+    other_seed: the teacher's images compared with its images of another seed for the same conditions; they have the
+        right distribution and the wrong details.
+    init: the student at initialisation compared with the teacher; training starts here.
+    spread: the standard deviation of the values of `init` over the images; a unit where there are no siblings.
     """
     raw = {
         point: {label: torch.from_numpy(values) for label, values in terms.items()}
         for point, terms in (("self", same), ("other_seed", other_seed), ("init", init))
     }
     means = {label: {point: float(values[label].mean()) for point, values in raw.items()} for label in init}
-    return {label: found | {"spread": float(raw["init"][label].std(correction=0))} for label, found in means.items()}
+    return {label: points | {"spread": float(raw["init"][label].std(correction=0))} for label, points in means.items()}
 
 
 def check_range(teacher: np.ndarray) -> None:
-    """Raise `RewardError` where no pixel of the teacher is below 0.5: so images look after a second (x + 1) / 2."""
+    """Raise `RewardError` if no pixel of the teacher is below 0.5, since a second (x + 1) / 2 has that effect."""
     darkest = float(teacher.min())
     if darkest >= 0.5:
-        raise RewardError(f"no pixel of the teacher is below {darkest:g}; were its images mapped by (x + 1) / 2 twice?")
+        raise RewardError(
+            f"no pixel of the teacher is below {darkest:g}; expected some below 0.5: check that its images "
+            "are not mapped by (x + 1) / 2 twice"
+        )
 
 
 def table(calibration: Mapping[str, Mapping[str, float]]) -> str:
-    """One line a term, what there is to gain, self - init, and the spread of the values that training starts from."""
+    """Return a text table with a line per term: its mean values, the possible gain (self - init), and the spread."""
     width = max(len("term"), *(len(label) for label in calibration))
     lines = [f"{'term':<{width}} {'self':>11} {'other seed':>11} {'init':>11} {'to gain':>11} {'spread':>11}"]
     for label, point in calibration.items():

@@ -16,9 +16,10 @@ from redif_ray.user_code import UserCodeError, described, import_function
 class CallableTerm:
     """f(student, teacher, conditions) -> float tensor [B], higher is better; images are [B, C, H, W] in [0, 1].
 
-    The function leaves its images and torch's global settings as they are, at import too; otherwise the run stops.
-    callable: `package.module:function`, or `path/to/file.py:function`.
-    differentiable: whether a gradient flows from the value to `student`; then it must, or the run stops.
+    The function must not alter its images or torch's global settings, at import neither; otherwise the run stops.
+    callable: the function, as `package.module:function` or `path/to/file.py:function`.
+    differentiable: True: a gradient must flow from the value to `student`, otherwise the run stops; False: the function
+        gets `student` without a gradient.
     """
 
     setting: Setting
@@ -41,5 +42,5 @@ class CallableTerm:
         student = inputs.student if self.differentiable else inputs.student.detach()
         try:
             return self._function(student, inputs.teacher, inputs.conditions)
-        except (Exception, SystemExit) as error:  # sys.exit would end a worker, or the run, without a word
+        except (Exception, SystemExit) as error:  # sys.exit would end the worker or the run without a message
             raise RewardError(f"{self.callable} failed: {described(error)}") from error

@@ -1,4 +1,4 @@
-"""Class agreement: how sure a classifier is of the class that was asked for."""
+"""Class agreement: the log-probability that a classifier gives to the requested class."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from redif_ray.rewards.term import OPTIONS, RewardError, RewardInputs, Setting
 class ClassifierTerm:
     """ln p(condition | student's image) under a frozen classifier; in (-inf, 0].
 
-    A log-probability has a gradient where the probability itself is saturated.
-    path: a classifier's folder; None takes the shipped classifier A. Raises `RewardError` where the number of its
-    classes is not the teacher's.
+    The log-probability has a gradient even where the probability is saturated.
+    path: folder of a classifier; None: the shipped classifier A.
+    Raises `RewardError` if the classifier and the teacher have different numbers of classes.
     """
 
     setting: Setting
@@ -31,14 +31,17 @@ class ClassifierTerm:
 
     def __post_init__(self) -> None:
         self._classifier = load_frozen_classifier(self.path, self.setting)
-        known, asked = len(self._classifier.classes), self.setting.num_classes
-        if known != asked:
-            raise RewardError(f"the classifier has {known} classes, the teacher {asked}; set option `path`")
+        classes, expected = len(self._classifier.classes), self.setting.num_classes
+        if classes != expected:
+            raise RewardError(
+                f"the classifier has {classes} classes, the teacher {expected}; set option `path` to a "
+                "classifier of the teacher's classes"
+            )
 
     def __call__(self, inputs: RewardInputs) -> Tensor:
         return log_probability(self._classifier.logits(inputs.student), torch.tensor(list(inputs.conditions)))
 
 
 def log_probability(logits: Tensor, labels: Tensor) -> Tensor:
-    """[B] from logits [B, classes] and int64 labels [B]."""
+    """Return ln p(label), [B], from logits [B, classes] and int64 labels [B]."""
     return logits.log_softmax(1).gather(1, labels.to(logits.device)[:, None]).squeeze(1)

@@ -1,4 +1,4 @@
-"""Agreement of two images in CLIP's eyes (Radford et al., arXiv 2103.00020)."""
+"""Similarity of two images in the embedding of CLIP (Radford et al., arXiv 2103.00020)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from redif_ray.rewards.term import OPTIONS, RewardInputs, Setting
 class Clip:
     """Cosine between the CLIP image embeddings of the student's and the teacher's image; in [-1, 1].
 
-    model: a folder that transformers' save_pretrained wrote, or a hub id. batch: images a forward.
+    model: a folder that transformers' save_pretrained wrote, or a hub id. batch: images per forward pass.
     """
 
     setting: Setting

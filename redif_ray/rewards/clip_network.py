@@ -1,4 +1,7 @@
-"""CLIP (Radford et al., arXiv 2103.00020): images and captions in one space. The two networks load separately."""
+"""CLIP (Radford et al., arXiv 2103.00020): images and captions in one embedding space.
+
+The image network and the text network load separately.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +18,14 @@ from redif_ray.rewards.term import RewardError, Setting
 
 DEFAULT_MODEL = "openai/clip-vit-large-patch14"
 PREPARATION = Preparation(resize=224, crop=(224, 224))
-REMEMBERED = 4096  # embedded captions, some kilobytes each
+REMEMBERED = 4096  # captions whose embeddings stay in memory, some kilobytes each
 
 
 def clip_images(model: str, batch: int, setting: Setting) -> ImageEncoder:
-    """Image embeddings after the visual projection, [B, D], not normalised. Raises `RewardError`."""
+    """Return the encoder of image embeddings after the visual projection, [B, D], not normalised.
+
+    model: a folder or a hub id. batch: images per forward pass. Raises `RewardError` if the model cannot be loaded.
+    """
     model = find_model(model)
     encoder = setting.encoders.get(("clip images", model), lambda: _load_images(model, setting))
     return encoder.at_most(batch)
@@ -35,14 +41,15 @@ def _load_images(model: str, setting: Setting) -> ImageEncoder:
 
 def _tower(config: Any, name: str) -> Any:
     tower = getattr(config, name)
-    tower.projection_dim = config.projection_dim  # old files say it only for both together
+    tower.projection_dim = config.projection_dim  # old files give the dimension in the common part only
     return tower
 
 
 class ClipCaptions:
-    """Caption embeddings after the text projection, [B, D], not normalised; raises `RewardError`.
+    """The encoder of caption embeddings after the text projection, [B, D], not normalised.
 
-    One caption at a time, so that an embedding does not depend on its batch. Captions are cut to the network's length.
+    Captions are embedded one at a time, so that an embedding does not depend on its batch, and are cut to the network's
+    length. Raises `RewardError` if the network or the tokeniser cannot be loaded.
     """
 
     def __init__(self, model: str, setting: Setting) -> None:

@@ -1,4 +1,4 @@
-"""One reward out of several terms, over a whole round."""
+"""The combined reward of several terms over a whole round."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ CONSTANT = 1e-6  # a spread below this share of the largest value is float32 rou
 
 @dataclass(frozen=True, slots=True)
 class Combined:
-    """`rewards` [R] and the within-group spread of every raw term, 0.0 for a term that does not tell siblings apart."""
+    """The combined rewards of a round.
+
+    rewards: [R]. spreads: within-group spread of every raw term; 0.0 for a term that is equal for all siblings.
+    """
 
     rewards: Tensor
     spreads: dict[str, float]
@@ -27,15 +30,16 @@ class Combined:
 
 
 def combine(raw: Mapping[str, Tensor], terms: Mapping[str, config.Term], *, siblings: int) -> Combined:
-    """The weighted sum of a whole round's terms, sum_i w_i r_i / s_i.
+    """Return the weighted sum of a whole round's terms, sum_i w_i r_i / s_i.
 
-    raw: [R] each, rows group-major with `siblings` rows a group; all rows of the round, since s_i is the round's.
+    raw: values [R] of each term, group-major with `siblings` rows per group; all rows of the round, since s_i is a
+        statistic of the round.
     terms: weight and normalisation by label. `none`: s_i = 1. `std`: s_i = sqrt(mean((r - group mean of r)^2)) over the
-        round, detached; nothing is subtracted. A term with s_i = 0 then adds 0 and is listed in `constant`.
+        round, detached; nothing is subtracted. A term with s_i = 0 then adds 0.
     Raises `RewardError` for labels or lengths that do not fit, and for `std` without siblings to compare.
     """
     if set(raw) != set(terms):
-        raise RewardError(f"terms {sorted(raw)} do not match the configured {sorted(terms)}")
+        raise RewardError(f"reward terms {sorted(raw)} do not match the configured {sorted(terms)}")
     total, spreads = torch.zeros(()), {}
     for label, term in terms.items():
         values = raw[label]
@@ -43,7 +47,7 @@ def combine(raw: Mapping[str, Tensor], terms: Mapping[str, config.Term], *, sibl
             shape = list(values.shape)
             raise RewardError(f"reward term {label!r} has shape {shape}; expected the round's groups * {siblings}")
         if term.normalise == "std" and siblings < 2:
-            raise RewardError(f"reward.terms.{label}.normalise=std compares siblings and there are none; use none")
+            raise RewardError(f"reward.terms.{label}.normalise=std compares siblings, and there are none; use none")
         spreads[label] = centred_std(values, siblings)
         if term.normalise == "none":
             total = total + term.weight * values
@@ -55,12 +59,12 @@ def combine(raw: Mapping[str, Tensor], terms: Mapping[str, config.Term], *, sibl
 
 
 def weighted_sum(values: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
-    """Return sum_i w_i r_i over the terms of `weights`, in their order; each r_i has one shape, [n] as a rule."""
+    """Return sum_i w_i r_i over the terms of `weights`, in their order; all r_i have one shape, usually [n]."""
     return torch.stack([weight * values[name] for name, weight in weights.items()]).sum(0)
 
 
 def centred_std(values: Tensor, siblings: int) -> float:
-    """sqrt(mean((r - group mean of r)^2)) of group-major values [R]; 0.0 where that is only rounding."""
+    """Return sqrt(mean((r - group mean of r)^2)) of group-major values [R]; 0.0 where it is only rounding."""
     groups = values.detach().to(torch.float64).reshape(-1, siblings)
     std = float((groups - groups.mean(1, keepdim=True)).square().mean().sqrt())
     return std if std > CONSTANT * float(groups.abs().max()) else 0.0

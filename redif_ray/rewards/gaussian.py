@@ -8,14 +8,17 @@ from torch.nn import functional as F
 
 
 def gaussian_window(size: int, sigma: float, like: Tensor) -> Tensor:
-    """`size` weights exp(-x^2 / (2 sigma^2)), x in pixels from the middle, summing to 1; dtype and device of `like`."""
+    """Return weights [size] exp(-x^2 / (2 sigma^2)), x in pixels from the middle, with sum 1.
+
+    like: a tensor of the dtype and device that the weights get.
+    """
     x = torch.arange(size, dtype=torch.float64) - (size - 1) / 2
     weights = torch.exp(-x.square() / (2 * sigma**2))
     return (weights / weights.sum()).to(like)
 
 
 def smooth(images: Tensor, window: Tensor) -> Tensor:
-    """Each channel of [B, C, H, W] with the separable window [k], without padding: [B, C, H - k + 1, W - k + 1]."""
+    """Smooth each channel of [B, C, H, W] with the separable window [k], unpadded: [B, C, H - k + 1, W - k + 1]."""
     planes = images.flatten(0, 1).unsqueeze(1)
     planes = F.conv2d(F.conv2d(planes, window.reshape(1, 1, -1, 1)), window.reshape(1, 1, 1, -1))
     return planes.reshape(*images.shape[:2], *planes.shape[2:])

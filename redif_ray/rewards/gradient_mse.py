@@ -1,4 +1,4 @@
-"""Minus the mean squared error of the image gradients: edges, whatever the brightness."""
+"""Minus the mean squared error of the image gradients: it compares edges and ignores brightness."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from redif_ray.rewards.term import OPTIONS, RewardError, RewardInputs, Setting
 class GradientMse:
     """-(mean((d/dx (student - teacher))^2) + mean((d/dy ...)^2)) / 2 with differences of neighbours; in [-4, 0].
 
-    Needs at least 2 x 2 pixels, else raises `RewardError`.
+    Raises `RewardError` for images of less than 2 x 2 pixels.
     """
 
     setting: Setting

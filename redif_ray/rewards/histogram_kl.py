@@ -37,7 +37,7 @@ class HistogramKl:
 
 
 def histograms(images: Tensor) -> Tensor:
-    """Smoothed histogram of each channel of [B, C, H, W] in [0, 1]: [B, C, 32] float64, each summing to 1."""
+    """Return the smoothed histogram, [B, C, 32] float64 with sum 1, of each channel of [B, C, H, W] in [0, 1]."""
     bins = (images.detach().flatten(2) * BINS).to(torch.int64).clamp(0, BINS - 1)  # 1.0 belongs to the last bin
     counts = torch.zeros(*bins.shape[:2], BINS, dtype=torch.float64, device=images.device)
     counts.scatter_add_(2, bins, torch.ones_like(bins, dtype=torch.float64))

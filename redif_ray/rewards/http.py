@@ -1,9 +1,9 @@
-"""A scorer behind HTTP: any service that answers JSON with a number an image.
+"""A reward from an HTTP service that answers JSON with one number per image.
 
     POST url   {"format": "png", "student": [base64, ...], "teacher": [base64, ...] or null, "conditions": [...]}
-    answer     {"rewards": [number, ...]}, one an image, higher is better
+    answer     {"rewards": [number, ...]}, one per image, higher is better
 
-`png`: 8-bit images. `npy`: float32 [C, H, W] in [0, 1], exact. Nothing is ever unpickled. A whole server is in
+`png`: 8-bit images. `npy`: float32 [C, H, W] in [0, 1], exact. Nothing is ever unpickled. A complete server is in
 docs/examples/reward_server.py.
 """
 
@@ -32,20 +32,22 @@ from redif_ray.config.uris import check_public
 from redif_ray.data.images import picture
 from redif_ray.rewards.term import OPTIONS, RewardError, RewardInputs, Setting
 
-PER_IMAGE, OVERHEAD = 64, 4096  # bytes of an answer that are read at most; numbers need far less
+PER_IMAGE, OVERHEAD = 64, 4096  # bytes: an answer is read up to PER_IMAGE per image plus OVERHEAD
 LONGEST_WAIT = 30  # seconds between two attempts
-AGAIN = (429, 500, 502, 503, 504)  # answers that a later attempt may mend
+AGAIN = (429, 500, 502, 503, 504)  # HTTP statuses after which a request is tried again
 
 
 @dataclass(config=OPTIONS)
 class HttpTerm:
-    """What the service at `url` answers; no gradient.
+    """The value that the service at `url` gives an image; no gradient.
 
-    format: how images travel. teacher: send the teacher's images too. batch: images a request.
-    timeout: seconds without an answer after which a request has failed. retries: further attempts after a connection
-        that failed, a time-out or one of `AGAIN`, after pauses of 0, 2, 4, ... seconds: a service that is down pauses
-        the run, and then stops it.
-    header_env: the environment variable that holds the Authorization header; its value is in no file and no log.
+    format: encoding of the images in a request. teacher: send the teacher's images too. batch: images per request.
+    timeout: seconds without an answer after which a request has failed.
+    retries: number of further attempts after a failed connection, a time-out or a status of `AGAIN`, with pauses of 0,
+        2, 4, ... seconds between them. A service that is down pauses the run, and stops it after the last attempt.
+    header_env: name of the environment variable that holds the Authorization header; its value is never written to a
+        file or a log. None: no header.
+    Raises `RewardError` for a wrong `url` or `header_env`, and for a service that fails or answers something else.
     """
 
     setting: Setting
@@ -85,14 +87,14 @@ class HttpTerm:
         return torch.tensor(values, dtype=inputs.student.dtype, device=inputs.student.device)
 
     def _authorization(self) -> str | None:
-        """The value of the variable `header_env` without surrounding white space, in no message of an error."""
+        """Return the variable `header_env` without surrounding white space, or None; errors never show its value."""
         name = self.header_env
         if name is None:
             return None
         if name not in os.environ:
             raise RewardError(
-                f"header_env={name}: no such environment variable in this process; set "
-                f"it, or hand it over by reward.runtime_env.env_vars.{name}=null"
+                f"header_env={name}: no such environment variable in this process; set it, or pass it to the reward "
+                f"workers with reward.runtime_env.env_vars.{name}=null"
             )
         value = os.environ[name].strip()
         if not value or not value.isascii() or not value.isprintable():
@@ -103,7 +105,7 @@ class HttpTerm:
         return value
 
     def _masked(self, text: bytes) -> bytes:
-        """`text`, which the service wrote, without the header's value or its token: services echo what they refuse."""
+        """Mask the header's value and its token in an answer, since services may echo what they refuse."""
         value = (self._authorization() or "").encode()
         for secret in filter(None, (value, value.rpartition(b" ")[2])):
             text = text.replace(secret, b"***")
@@ -120,7 +122,7 @@ class HttpTerm:
             respect_retry_after_header=False,
         )
         session = requests.Session()
-        session.trust_env = False  # no proxy and no ~/.netrc: what is sent where is in the configuration alone
+        session.trust_env = False  # no proxies and no ~/.netrc: the configuration alone decides what is sent where
         session.mount("http://", HTTPAdapter(max_retries=retry))
         session.mount("https://", HTTPAdapter(max_retries=retry))
         if (authorization := self._authorization()) is not None:
@@ -141,32 +143,35 @@ class HttpTerm:
         try:
             with session.post(self.url, json=body, timeout=self.timeout, stream=True, allow_redirects=False) as answer:
                 text = self._masked(answer.raw.read(limit + 1, decode_content=True))
-        except (requests.RequestException, HTTPError, OSError) as error:  # HTTPError: while the body is read
+        except (requests.RequestException, HTTPError, OSError) as error:  # HTTPError: from reading the body
             reason = f"{type(error).__name__}: {error}"
             raise RewardError(
-                f"{self.url} does not answer, {self.retries + 1} attempts; start it, then continue with --resume. "
-                f"{reason[:300]}"
+                f"{self.url} does not answer, {self.retries + 1} attempts; start the service, then continue with "
+                f"--resume. {reason[:300]}"
             ) from error
         if answer.status_code != 200:
             reason = self._masked(str(answer.reason).encode()).decode(errors="replace")
-            raise RewardError(f"{self.url} answers {answer.status_code} {reason}: {_excerpt(text)}")
+            raise RewardError(f"{self.url} answers {answer.status_code} {reason}: {_excerpt(text)}; expected 200")
         if len(text) > limit:
-            raise RewardError(f"{self.url} answers more than {limit} bytes for {len(student)} images: {_excerpt(text)}")
+            raise RewardError(
+                f"{self.url} answers more than {limit} bytes for {len(student)} images: {_excerpt(text)}; expected "
+                "numbers alone"
+            )
         return _rewards(text, len(student), self.url)
 
 
 def _rewards(text: bytes, count: int, url: str) -> list[float]:
     try:
-        found = json.loads(text)["rewards"]
-        if not isinstance(found, list) or not all(type(value) in (int, float) for value in found):
+        rewards = json.loads(text)["rewards"]
+        if not isinstance(rewards, list) or not all(type(value) in (int, float) for value in rewards):
             raise TypeError("rewards is not a list of numbers")
     except (ValueError, KeyError, TypeError) as error:
         raise RewardError(
             f'{url} answers {_excerpt(text)} ({error}); expected JSON {{"rewards": [{count} numbers]}}'
         ) from error
-    if len(found) != count:
-        raise RewardError(f"{url} answers {len(found)} rewards for {count} images; expected one an image")
-    return [float(value) for value in found]
+    if len(rewards) != count:
+        raise RewardError(f"{url} answers {len(rewards)} rewards for {count} images; expected one per image")
+    return [float(value) for value in rewards]
 
 
 def _excerpt(text: bytes) -> str:
@@ -174,7 +179,7 @@ def _excerpt(text: bytes) -> str:
 
 
 def encoded(images: Tensor, write: Callable[[np.ndarray], bytes]) -> list[str]:
-    """Each of `images` [B, C, H, W] in [0, 1] as base64 of what `write` makes of its float32 array."""
+    """Encode each of `images` [B, C, H, W] in [0, 1] as base64 text; `write` turns its float32 array into bytes."""
     return [base64.b64encode(write(image)).decode() for image in images.detach().float().cpu().numpy()]
 
 

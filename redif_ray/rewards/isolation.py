@@ -1,4 +1,4 @@
-"""A reward term sees images and returns values; the images that other terms see stay as they are."""
+"""Protection of the images that all reward terms share: no term may alter them."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from redif_ray.rewards.term import RewardError, RewardInputs
 
 
 def copied(inputs: RewardInputs) -> RewardInputs:
-    """Return the same images and conditions in memory of their own, so that the caller's stay as they are."""
+    """Return a copy of the images and conditions, so that a term cannot alter the caller's."""
     return RewardInputs(inputs.student.clone(), inputs.teacher.clone(), tuple(inputs.conditions), inputs.kept)
 
 
 def check_unaltered(given: RewardInputs, original: RewardInputs) -> None:
-    """Raise `RewardError` unless the images `given` to a term are still those of `original`."""
+    """Raise `RewardError` unless the images `given` to a term are still equal to those of `original`."""
     for role, image, before in (
         ("student", given.student, original.student),
         ("teacher", given.teacher, original.teacher),
     ):
         if not torch.equal(image.detach(), before.detach()):
             raise RewardError(
-                f"it altered the {role} images that it was given, which other terms see too; work on a copy, such as "
+                f"it altered the {role} images that it was given, which other terms get too; work on a copy, such as "
                 f"{role} = {role}.clone()"
             )

@@ -21,7 +21,7 @@ QUALITY = 95
 class JpegCompressibility:
     """Minus the kilobytes (1,000 bytes) of the student's image as a JPEG of quality 95; not differentiable.
 
-    Images have 1 or 3 channels, else raises `RewardError`.
+    Raises `RewardError` for images that have neither 1 nor 3 channels.
     """
 
     setting: Setting
@@ -41,7 +41,7 @@ class JpegCompressibility:
 
 
 def jpeg_bytes(image: np.ndarray) -> int:
-    """Length of the JPEG of one uint8 image [H, W, 1 or 3]."""
+    """Return the length in bytes of one uint8 image [H, W, 1 or 3] as a JPEG."""
     buffer = io.BytesIO()
     Image.fromarray(image[..., 0] if image.shape[2] == 1 else image).save(buffer, "JPEG", quality=QUALITY)
     return buffer.tell()

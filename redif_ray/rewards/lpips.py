@@ -18,9 +18,9 @@ from redif_ray.rewards.pretrained import TO_SAFETENSORS, imported, load_weights
 from redif_ray.rewards.term import OPTIONS, RewardError, RewardInputs, Setting, one_a_group
 
 PIP = "pip install lpips==0.1.4 torchvision"
-EDGE = 64  # of the patches that LPIPS was fitted on; smaller images are enlarged
+EDGE = 64  # pixels; LPIPS was fitted on patches of this size, so smaller images are enlarged
 EPS = 1e-10
-URLS = {  # torchvision's IMAGENET1K_V1; the name ends in the file's sha256
+URLS = {  # torchvision's IMAGENET1K_V1; a file's name ends in the start of its sha256
     "alex": "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
     "vgg": "https://download.pytorch.org/models/vgg16-397923af.pth",
     "squeeze": "https://download.pytorch.org/models/squeezenet1_1-b8a52dc0.pth",
@@ -29,7 +29,11 @@ URLS = {  # torchvision's IMAGENET1K_V1; the name ends in the file's sha256
 
 @plain_dataclass(eq=False)
 class Backbone:
-    """`maps`: feature maps [B, C_l, h_l, w_l] of images [B, 3, H, W] in [-1, 1]; `heads`: each map's weights [C_l]."""
+    """The network that LPIPS compares images with.
+
+    maps: function from images [B, 3, H, W] in [-1, 1] to feature maps [B, C_l, h_l, w_l] of the layers l.
+    heads: weights [C_l] of each map.
+    """
 
     network: Module
     maps: Callable[[Tensor], Sequence[Tensor]]
@@ -38,10 +42,11 @@ class Backbone:
 
 @dataclass(config=OPTIONS)
 class Lpips:
-    """-LPIPS(student, teacher) <= 0, on images in [-1, 1]; those with an edge below 64 pixels are enlarged to 64.
+    """-LPIPS(student, teacher) <= 0, on images in [-1, 1]; images with an edge below 64 pixels are enlarged to 64.
 
-    net: the backbone. weights: the backbone's ImageNet weights, torchvision's state dict as safetensors; without it
-    torch's hub cache or a download. batch: pairs a forward.
+    net: the backbone. batch: pairs per forward pass.
+    weights: path of the backbone's ImageNet weights, torchvision's state dict as safetensors; None: torch's hub cache,
+        or a download.
     """
 
     setting: Setting
@@ -74,7 +79,10 @@ class Lpips:
 
 
 def distance(x: Iterable[Tensor], y: Iterable[Tensor], heads: Iterable[Tensor]) -> Tensor:
-    """[B]: sum over layers of the mean over positions of sum_c w_c (x_c / |x| - y_c / |y|)^2."""
+    """Return, [B], the sum over layers of the mean over positions of sum_c w_c (x_c / |x| - y_c / |y|)^2.
+
+    x, y: feature maps [B, C_l, h_l, w_l] of the layers l. heads: weights w [C_l] of the layers.
+    """
     layers = [
         torch.einsum("bchw,c->bhw", (_unit(a) - _unit(b)).square(), w).mean((1, 2))
         for a, b, w in zip(x, y, heads, strict=True)
@@ -83,25 +91,28 @@ def distance(x: Iterable[Tensor], y: Iterable[Tensor], heads: Iterable[Tensor]) 
 
 
 def _unit(features: Tensor) -> Tensor:
-    length = features.square().sum(1, keepdim=True).clamp(min=EPS**2).sqrt()  # sqrt has no gradient at 0
+    length = features.square().sum(1, keepdim=True).clamp(min=EPS**2).sqrt()  # sqrt has no finite gradient at 0
     return features / (length + EPS)
 
 
 def load_backbone(net: str, weights: str | None, device: torch.device) -> Backbone:
-    """The package's network and heads, with the backbone's weights from a file or torch's hub. Raises `RewardError`."""
+    """Build the network and heads of the package lpips, with the backbone's weights from a file or torch's hub.
+
+    Raises `RewardError` if the package or the weights are missing or do not fit.
+    """
     package = imported("lpips", PIP)
-    with torch.random.fork_rng(devices=[]):  # the constructor draws a backbone that is then replaced
+    with torch.random.fork_rng(devices=[]):  # the constructor draws random weights, which are replaced below
         metric = package.LPIPS(net=net, pnet_rand=True, verbose=False).eval().requires_grad_(False)
-    found = load_weights("weights", weights) if weights else _download(net)
+    given = load_weights("weights", weights) if weights else _download(net)
     own = metric.net.state_dict()
     theirs = {name: "features." + name.split(".", 1)[1] for name in own}  # slice2.3.weight: features.3.weight
-    wrong = [name for ours, name in theirs.items() if name not in found or found[name].shape != own[ours].shape]
+    wrong = [name for ours, name in theirs.items() if name not in given or given[name].shape != own[ours].shape]
     if wrong:
         raise RewardError(
             f"weights={weights!r} lacks {', '.join(wrong[:3])} or has them in another shape; expected "
             f"torchvision's state dict of net={net}"
         )
-    metric.net.load_state_dict({ours: found[name] for ours, name in theirs.items()})
+    metric.net.load_state_dict({ours: given[name] for ours, name in theirs.items()})
     metric.to(device)
     heads = [lin.model[-1].weight.flatten() for lin in metric.lins]
     return Backbone(metric, lambda images: metric.net(metric.scaling_layer(images)), heads)
@@ -112,8 +123,8 @@ def _download(net: str) -> dict[str, Any]:
         return torch.hub.load_state_dict_from_url(
             URLS[net], map_location="cpu", check_hash=True, weights_only=True, progress=False
         )
-    except (OSError, RuntimeError) as error:  # no network; a wrong hash
+    except (OSError, RuntimeError) as error:  # the network is unreachable, or the hash is wrong
         raise RewardError(
-            f"{URLS[net]} cannot be fetched ({error}); fetch it elsewhere, convert it: python -c "
+            f"{URLS[net]} cannot be fetched ({error}); fetch it on another machine, convert it: python -c "
             f'"{TO_SAFETENSORS}", and give the file as option `weights`'
         ) from error

@@ -1,4 +1,4 @@
-"""Agreement in the eyes of the Perception Encoder, PE-Core (Bolya et al., arXiv 2504.13181), through timm."""
+"""Similarity of two images in the Perception Encoder, PE-Core (Bolya et al., arXiv 2504.13181), loaded with timm."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Perception:
     """Cosine between the pooled, projected PE-Core embeddings of the student's and the teacher's image; in [-1, 1].
 
     model: a name that timm knows, a folder with timm's config.json and model.safetensors, or a hub id.
-    batch: images a forward.
+    batch: images per forward pass.
     """
 
     setting: Setting
@@ -45,13 +45,13 @@ class Perception:
 
 def _load(model: str, setting: Setting) -> ImageEncoder:
     timm, folder = imported("timm", PIP), Path(model)
-    if folder.is_dir() and not (folder / "model.safetensors").is_file():  # timm would read a .bin
-        raise RewardError(f"model={model!r} has no model.safetensors; expected timm's config.json and that")
+    if folder.is_dir() and not (folder / "model.safetensors").is_file():  # timm would fall back to a .bin
+        raise RewardError(f"model={model!r} has no model.safetensors; expected it beside timm's config.json")
     source = f"local-dir:{model}" if folder.is_dir() else f"hf-hub:{model}" if "/" in model else model
     try:
-        with torch.random.fork_rng(devices=[]):  # the constructor draws weights that are then replaced
+        with torch.random.fork_rng(devices=[]):  # the constructor draws random weights, which are then replaced
             network = timm.create_model(source, pretrained=True)
-    except Exception as error:  # timm and the hub's client have no common error
+    except Exception as error:  # timm and the hub's client share no base class of errors
         raise RewardError(
             f"model={model!r}: timm cannot load it: {type(error).__name__}: {str(error)[:300]}; expected "
             f"a name of timm like {KIND}_base_patch16_224.fb, a folder, or a hub id"
@@ -65,9 +65,9 @@ def _load(model: str, setting: Setting) -> ImageEncoder:
 
 
 def pe_preparation(config: dict[str, Any]) -> Preparation:
-    """The whole image at the network's size, as PE-Core was trained, whatever its shape. config: timm's pretrained_cfg.
+    """Return the preparation that PE-Core was trained with: the whole image, of any shape, at the network's size.
 
-    Raises `RewardError` for a resampling that is not known here.
+    config: timm's pretrained_cfg. Raises `RewardError` for a resampling other than those of `MODES`.
     """
     _, height, width = config["input_size"]
     if config["interpolation"] not in MODES.values():

@@ -1,4 +1,4 @@
-"""From images in [0, 1] to what a pretrained encoder takes: resize, crop, normalise; differentiable, in torch alone."""
+"""Preparation of images in [0, 1] for a pretrained encoder: resize, crop, normalise; differentiable, in torch alone."""
 
 from __future__ import annotations
 
@@ -17,13 +17,15 @@ CLIP_MEAN: Triple = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD: Triple = (0.26862954, 0.26130258, 0.27577711)
 IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
 IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
-MODES = {2: "bilinear", 3: "bicubic"}  # PIL's numbers, which a preprocessor_config.json uses
+MODES = {2: "bilinear", 3: "bicubic"}  # by PIL's numbers, which preprocessor_config.json uses
 
 
 @dataclass(frozen=True)
 class Preparation:
-    """resize: the shorter edge, or (height, width), or None. crop: (height, width) of the middle that is kept.
+    """The resizing, cropping and normalisation of images; calling it applies them.
 
+    resize: the shorter edge in pixels, or (height, width); None: no resizing. crop: (height, width) of the middle that
+        is kept; None: no crop. mode: a value of `MODES`. mean, std: of each channel, for pixels in [0, 1].
     Resampling is antialiased, as PIL's is, and clamped to [0, 1], as 8-bit pixels are; nothing is rounded.
     """
 
@@ -35,11 +37,11 @@ class Preparation:
 
     @property
     def whole(self) -> Preparation:
-        """Without the crop: the whole image at the crop's size."""
+        """Return the preparation without the crop: it resizes the whole image to the crop's size."""
         return self if self.crop is None else replace(self, resize=self.crop, crop=None)
 
     def check(self, image_shape: tuple[int, int, int]) -> None:
-        """Raises `RewardError` for images (C, H, W) that this cannot be done to."""
+        """Raise `RewardError` if images of shape (C, H, W) cannot be prepared."""
         if image_shape[0] not in (1, 3):
             raise RewardError(f"images are {image_shape}; the encoder takes 1 or 3 channels")
         size = self._resized(*image_shape[1:])
@@ -50,13 +52,13 @@ class Preparation:
             )
 
     def _resized(self, height: int, width: int) -> tuple[int, int]:
-        if isinstance(self.resize, int):  # the longer edge is cut to whole pixels, as transformers cuts it
+        if isinstance(self.resize, int):  # the longer edge is rounded down, as in transformers
             long = int(self.resize * max(height, width) / min(height, width))
             return (self.resize, long) if height <= width else (long, self.resize)
         return self.resize or (height, width)
 
     def __call__(self, images: Tensor) -> Tensor:
-        """[B, 3, h, w] in units of the encoder, from [B, 1 or 3, H, W] in [0, 1]; a grey channel is repeated."""
+        """Prepare images [B, 1 or 3, H, W] in [0, 1]; returns normalised [B, 3, h, w], a grey channel repeated."""
         size = self._resized(*images.shape[2:])
         if size != tuple(images.shape[2:]):
             images = F.interpolate(images, size=size, mode=self.mode, antialias=True, align_corners=False).clamp(0, 1)
@@ -70,9 +72,10 @@ class Preparation:
 
 
 def read_preparation(config: Mapping[str, Any], default: Preparation, where: str) -> Preparation:
-    """What the image processor with this `preprocessor_config.json` does; a key that is absent is as in `default`.
+    """Return the preparation of the image processor with this `preprocessor_config.json`.
 
-    Raises `RewardError`, naming the file `where`, for what is not resize, centre crop, rescale by 1/255 and normalise.
+    default: the preparation whose values stand in for absent keys. where: the file's path, for messages.
+    Raises `RewardError` unless the processor does resize, centre crop, rescale by 1/255 and normalise alone.
     """
     try:
         resize = _resize(config["size"]) if "size" in config else default.resize
@@ -120,7 +123,7 @@ def _triple(values: Any) -> Triple:
 
 
 def enlarged(images: Tensor, edge: int) -> Tensor:
-    """[B, C, H, W], bilinearly enlarged to `edge` pixels or more where the shorter edge is less."""
+    """Enlarge images [B, C, H, W] bilinearly until the shorter edge has at least `edge` pixels."""
     short = min(images.shape[2:])
     if short >= edge:
         return images

@@ -21,7 +21,7 @@ from redif_ray.rewards.preparation import Preparation, read_preparation
 from redif_ray.rewards.term import RewardError
 
 SHIPPED = Path(__file__).parents[1] / "assets" / "encoders"
-PREPROCESSOR, PROCESSOR = "preprocessor_config.json", "processor_config.json"  # transformers 4's layout, and 5's
+PREPROCESSOR, PROCESSOR = "preprocessor_config.json", "processor_config.json"  # of transformers 4 and 5
 TO_SAFETENSORS = (
     "import torch, safetensors.torch as s; w = torch.load('FILE.pth', map_location='cpu', weights_only=True); "
     "s.save_file({k: v.contiguous() for k, v in w.items()}, 'FILE.safetensors')"
@@ -31,7 +31,8 @@ TO_SAFETENSORS = (
 class ImageEncoder:
     """A frozen network and the preparation of its images.
 
-    kind: the name of what `forward` takes of the network, [b, ...] from prepared images [b, 3, h, w].
+    kind: name of the features, part of `identity`. forward: function from prepared images [b, 3, h, w] to features
+        [b, ...].
     """
 
     def __init__(
@@ -42,22 +43,22 @@ class ImageEncoder:
 
     @cached_property
     def identity(self) -> str:
-        """A hash of all that decides the features of an image."""
+        """Return a hash of everything that decides an image's features: kind, preparation and weights."""
         return content_hash([self.kind, repr(self.preparation), weights_sha256(self.network.state_dict())])
 
     def at_most(self, batch: int) -> ImageEncoder:
-        """Itself, with no more images a forward; the smallest number counts of the terms that share it."""
+        """Limit a forward pass to `batch` images and return the encoder; of terms that share it the least counts."""
         self.batch = min(self.batch, batch)
         return self
 
     def features(self, images: Tensor) -> Tensor:
-        """[B, ...] from images [B, 1 or 3, H, W] in [0, 1], in the network's dtype, differentiable in the images."""
+        """Return features [B, ...] of images [B, 1 or 3, H, W] in [0, 1], differentiable, in the network's dtype."""
         images = images.to(next(self.network.parameters()).dtype)
         return torch.cat([self.forward(self.preparation(rows)) for rows in images.split(self.batch)])
 
 
 def find_model(model: str) -> str:
-    """The whole path of a folder or of a shipped model, or a hub id as it is. Raises `RewardError` for neither."""
+    """Return the absolute path of a folder or shipped model, or a hub id unchanged. Raises `RewardError` otherwise."""
     path = Path(model).expanduser()
     for folder in (path, SHIPPED / model):
         if model and folder.is_dir():
@@ -68,7 +69,7 @@ def find_model(model: str) -> str:
 
 
 def load_config(model: str, kinds: Sequence[str]) -> Any:
-    """transformers' configuration of the model, whose `model_type` is one of `kinds`. Raises `RewardError`."""
+    """Load transformers' configuration of a model. Raises `RewardError` unless its `model_type` is one of `kinds`."""
     import transformers
 
     try:
@@ -81,28 +82,32 @@ def load_config(model: str, kinds: Sequence[str]) -> Any:
 
 
 def load_network(kind: str, model: str, config: Any) -> Module:
-    """The network of transformers' class `kind`. Raises `RewardError` unless the file holds all its weights; it may
-    hold more, as CLIP's file holds two networks.
+    """Load a network of transformers' class `kind`, frozen, in eval mode.
+
+    Raises `RewardError` unless the file holds all its weights; it may hold more, as CLIP's file holds two networks.
     """
     import transformers
 
     from redif_ray.models.logging import quiet
 
     try:
-        with quiet():  # it lists every weight that is left over, in every process
-            network, found = getattr(transformers, kind).from_pretrained(
+        with quiet():  # transformers logs every unused weight, in every process
+            network, report = getattr(transformers, kind).from_pretrained(
                 model, config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True
             )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise _cannot_load(model, f"a {kind} from safetensors", error) from error
-    wrong = {name: sorted(map(str, keys)) for name, keys in found.items() if keys and name != "unexpected_keys"}
+    wrong = {name: sorted(map(str, keys)) for name, keys in report.items() if keys and name != "unexpected_keys"}
     if wrong:
         raise RewardError(f"model={model!r}: the weights are not those of its config.json: {str(wrong)[:300]}")
     return network.eval().requires_grad_(False)
 
 
 def load_preparation(model: str, default: Preparation) -> Preparation:
-    """How the model's images are prepared, from the `preprocessor_config.json` beside it. Raises `RewardError`."""
+    """Read the preparation of a model's images from the `preprocessor_config.json` beside it.
+
+    default: the preparation whose values stand in for absent keys. Raises `RewardError` without a valid file.
+    """
     from transformers.utils import cached_file
 
     for name in (PREPROCESSOR, PROCESSOR):
@@ -114,24 +119,24 @@ def load_preparation(model: str, default: Preparation) -> Preparation:
             return read_preparation(_read(Path(file), nested=name == PROCESSOR), default, f"{model}: {name}")
     raise RewardError(
         f"model={model!r} has no {PREPROCESSOR}, which says the size, mean and std of its images; "
-        "copy it from where the model came from"
+        "copy it from the source of the model"
     )
 
 
 def _read(path: Path, *, nested: bool) -> Mapping[str, Any]:
     try:
-        found = json.loads(path.read_text())
-        config = found["image_processor"] if nested else found
+        content = json.loads(path.read_text())
+        config = content["image_processor"] if nested else content
         if not isinstance(config, dict):
             raise TypeError("not an object")
     except (ValueError, KeyError, TypeError) as error:
         reason = f"{type(error).__name__}: {error}"
-        raise RewardError(f"{path} is not an image processor's ({reason}); copy it once more") from error
+        raise RewardError(f"{path} is not an image processor's configuration ({reason}); copy it again") from error
     return config
 
 
 def _cannot_load(model: str, what: str, error: Exception) -> RewardError:
-    where = "the folder" if Path(model).is_dir() else "no such folder here, so it was looked for on the hub"
+    where = "the folder" if Path(model).is_dir() else "no such folder, so it was looked for on the hub"
     reason = " ".join(str(error).split())[:300]
     return RewardError(
         f"model={model!r} cannot be loaded ({what}; {where}): {reason}; give as `model` a folder that "
@@ -140,7 +145,7 @@ def _cannot_load(model: str, what: str, error: Exception) -> RewardError:
 
 
 def load_weights(option: str, path: str) -> dict[str, Tensor]:
-    """The tensors of a safetensors file that a user names. Raises `RewardError`."""
+    """Return the tensors of the safetensors file `path`, the value of the user's `option`. Raises `RewardError`."""
     file = Path(path).expanduser()
     if file.suffix != ".safetensors":
         raise RewardError(
@@ -148,16 +153,16 @@ def load_weights(option: str, path: str) -> dict[str, Tensor]:
             f'read; convert it: python -c "{TO_SAFETENSORS}"'
         )
     if not file.is_file():
-        raise RewardError(f"{option}={path!r}: no such file")
+        raise RewardError(f"{option}={path!r}: no such file; expected a .safetensors file")
     try:
         return load_file(file)
     except (SafetensorError, OSError) as error:
-        raise RewardError(f"{option}={path!r} is not a whole safetensors file: {error}; copy it once more") from error
+        raise RewardError(f"{option}={path!r} is not a whole safetensors file: {error}; copy it again") from error
 
 
 def imported(package: str, pip: str) -> Any:
-    """The package. Raises `RewardError` that says how to install it."""
+    """Import and return a package. Raises `RewardError` with the command `pip`, which installs it."""
     try:
         return importlib.import_module(package)
-    except Exception as error:  # one that was built for another torch raises anything
-        raise RewardError(f"{package} cannot be imported ({type(error).__name__}: {error}); {pip}") from error
+    except Exception as error:  # a package built for another torch may raise any exception
+        raise RewardError(f"{package} cannot be imported ({type(error).__name__}: {error}); run {pip}") from error

@@ -9,12 +9,12 @@ from torch import Tensor
 
 from redif_ray.rewards.term import OPTIONS, RewardInputs, Setting
 
-FLOOR = 1e-6  # of the mse: 60 dB, a quarter of an 8-bit grey level; identical images would be infinitely good
+FLOOR = 1e-6  # least mse, since identical images would have an infinite value: 60 dB, a quarter of an 8-bit grey level
 
 
 @dataclass(frozen=True, config=OPTIONS)
 class Psnr:
-    """-10 log10(max(mse, 1e-6)) in dB for a peak of 1; in [0, 60], without a gradient where it is capped."""
+    """-10 log10(max(mse, 1e-6)) in dB for a peak of 1; in [0, 60], without a gradient at the cap of 60 dB."""
 
     setting: Setting
     name: ClassVar[str] = "psnr"

@@ -21,7 +21,7 @@ class Ssim:
         (2 mu_x mu_y + C1) (2 sigma_xy + C2) / ((mu_x^2 + mu_y^2 + C1) (sigma_x^2 + sigma_y^2 + C2))
 
     with moments under a Gaussian window of 11 pixels, sigma 1.5, that lies wholly inside the image; in [-1, 1].
-    For an image less than 11 pixels wide or high the window is the largest odd one that fits.
+    For an image less than 11 pixels wide or high the window has the largest odd size that fits.
     """
 
     setting: Setting

@@ -1,4 +1,4 @@
-"""What a reward term is: a score of finished images, higher is better."""
+"""The interface of reward terms: a term scores finished images, and higher is better."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from redif_ray.types import Condition
 
 T = TypeVar("T")
 
-# of every term's dataclass: its fields are the options a user may set
+# every term is a dataclass with this configuration; its fields are the options that a user may set
 OPTIONS = ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True, allow_inf_nan=False)
 
 
@@ -25,13 +25,13 @@ class RewardError(UserError, RuntimeError):
 
 
 class Once:
-    """What several terms want and only the first has to make, by key."""
+    """A cache of objects that several terms share: the first term to ask for a key makes its object."""
 
     def __init__(self) -> None:
         self._made: dict[Hashable, Any] = {}
 
     def get(self, key: Hashable, make: Callable[[], T]) -> T:
-        """What was made for `key`; made now if nothing was."""
+        """Return the object of `key`; the first call makes it with `make`."""
         if key not in self._made:
             self._made[key] = make()
         return self._made[key]
@@ -39,10 +39,11 @@ class Once:
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What all images of a run share: `num_classes` (0: none), `image_shape` (C, H, W), the device, and whether
-    conditions are captions. seed: of the weights of a term that is learned.
+    """The properties that all images of a run share.
 
-    encoders: the networks of these terms; those that look through the same one load it once.
+    num_classes: number of classes; 0: there are none. image_shape: (C, H, W). captions: True where conditions are text.
+    seed: seed of the initial weights of a learned term.
+    encoders: cache of the terms' networks, so that terms with the same network load it once.
     """
 
     num_classes: int
@@ -54,7 +55,7 @@ class Setting:
 
 
 class Kept(Protocol):
-    """What encoders have made of these groups' teacher images before, [G, ...] float32, by an encoder's `identity`."""
+    """A store of features of a work unit's teacher images, [G, ...] float32, by an encoder's `identity`."""
 
     def get(self, encoder: str) -> np.ndarray | None: ...
 
@@ -63,24 +64,26 @@ class Kept(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class RewardInputs:
-    """`student` and `teacher` [B, C, H, W] in [0, 1], float32 or float64, row by row of one group; B conditions.
+    """The images that reward terms score.
 
-    kept: where features of the teacher's images outlive this call; None: nowhere.
+    student, teacher: images [B, C, H, W] in [0, 1], float32 or float64; row i of both is of one group.
+    conditions: the B conditions of the rows.
+    kept: store that keeps features of the teacher's images for later calls; None: they are not kept.
     """
 
     student: Tensor
     teacher: Tensor
     conditions: Sequence[Condition]
     kept: Kept | None = None
-    _made: Once = field(init=False, repr=False, compare=False, default_factory=Once)  # not copied by `replace`
+    _made: Once = field(init=False, repr=False, compare=False, default_factory=Once)  # `replace` makes an empty one
 
     def of_student(self, encode: Callable[[Tensor], Tensor]) -> Tensor:
-        """encode(student), [B, ...] with its gradient, computed once for all terms with the same `encode`."""
+        """Return encode(student), [B, ...] with its gradient, computed once for all terms with the same `encode`."""
         return self._made.get(("student", encode, torch.is_grad_enabled()), lambda: encode(self.student))
 
     @torch.no_grad()
     def of_teacher(self, encode: Callable[[Tensor], Tensor]) -> Tensor:
-        """encode(teacher), [B, ...] without a gradient, computed once a group and for all terms with that `encode`."""
+        """Return encode(teacher), [B, ...] without a gradient, computed once per group for all terms that share it."""
         images, row = self._made.get("groups", lambda: one_a_group(self.teacher))
         return self._made.get(("teacher", encode), lambda: self._kept(encode, images))[row]
 
@@ -88,43 +91,43 @@ class RewardInputs:
         encoder = getattr(getattr(encode, "__self__", None), "identity", None)
         if self.kept is None or encoder is None:
             return encode(images)
-        found = self.kept.get(encoder)
-        if found is None or len(found) != len(images):
-            found = encode(images).cpu().numpy()
-            self.kept.put(encoder, found)
-        return torch.tensor(found, device=images.device)
+        features = self.kept.get(encoder)
+        if features is None or len(features) != len(images):
+            features = encode(images).cpu().numpy()
+            self.kept.put(encoder, features)
+        return torch.tensor(features, device=images.device)
 
 
 def one_a_group(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Equal neighbours of [B, ...] once, [G, ...], and each row's place among them, int64 [B].
+    """Merge equal adjacent rows of [B, ...]; returns the images [G, ...] and each row's index in them, int64 [B].
 
-    Siblings share the teacher's image, and lie side by side.
+    Siblings are adjacent rows and share the teacher's image, so one image per group is left.
     """
     groups, row = torch.unique_consecutive(images, dim=0, return_inverse=True)
     return groups, row
 
 
 class RewardTerm(Protocol):
-    """A score of images that averages over pixels and channels and shares nothing between rows."""
+    """A score of images: an average over pixels and channels, in which no row depends on another."""
 
     @property
     def name(self) -> str: ...
 
     @property
     def differentiable(self) -> bool:
-        """Whether a gradient flows from the value to `student`."""
+        """True where a gradient flows from the value to `student`."""
         ...
 
     @property
     def value_range(self) -> tuple[float, float]:
-        """Bounds of the value; infinite where there is none."""
+        """Lower and upper bound of the value, infinite where there is none."""
         ...
 
     @property
     def needs(self) -> frozenset[str]:
-        """`teacher`: the group's teacher image. `class`: an integer condition. `caption`: a condition that is text."""
+        """Names of inputs: `teacher`: the teacher's image; `class`: an int condition; `caption`: a text condition."""
         ...
 
     def __call__(self, inputs: RewardInputs) -> Tensor:
-        """[B], higher is better."""
+        """Return the value of each row, [B]; higher is better."""
         ...

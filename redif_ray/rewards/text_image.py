@@ -1,4 +1,4 @@
-"""Agreement of an image with its caption in CLIP's eyes (CLIPScore, Hessel et al., arXiv 2104.08718, unscaled)."""
+"""Similarity of an image and its caption in CLIP (CLIPScore, Hessel et al., arXiv 2104.08718, unscaled)."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from redif_ray.rewards.term import OPTIONS, RewardInputs, Setting
 class TextImage:
     """Cosine between the CLIP embeddings of the student's image and of its caption; in [-1, 1].
 
-    model: a folder that transformers' save_pretrained wrote, with its tokeniser, or a hub id. batch: images a forward.
-    Conditions must be captions.
+    model: a folder that transformers' save_pretrained wrote, with its tokeniser, or a hub id. batch: images per forward
+        pass. Conditions must be captions.
     """
 
     setting: Setting

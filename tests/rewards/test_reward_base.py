@@ -132,7 +132,7 @@ def test_a_term_of_captions_needs_a_caption_in_every_row(condition, pair):
 
 
 def test_a_term_of_captions_needs_a_teacher_of_captions(build):
-    with pytest.raises(RewardError, match=r"reward\.terms\.text_image needs captions; this teacher is not told"):
+    with pytest.raises(RewardError, match=r"reward\.terms\.text_image needs captions; this teacher takes none"):
         build("text_image")
 
 

@@ -176,7 +176,7 @@ def test_weights_that_cannot_be_fetched(term, monkeypatch):
 
 @pytest.mark.skipif(installed, reason="lpips is installed")
 def test_without_the_package(build):
-    with pytest.raises(RewardError, match=r"reward\.terms\.lpips: lpips cannot be imported .*; pip install lpips"):
+    with pytest.raises(RewardError, match=r"reward\.terms\.lpips: lpips cannot be imported .*; run pip install lpips"):
         build("lpips", shape=(3, 64, 64))
     with pytest.raises(RewardError, match=r"\(2, 64, 64\); LPIPS takes 1 or 3 channels"):
         build("lpips", shape=(2, 64, 64))

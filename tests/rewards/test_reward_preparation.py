@@ -129,7 +129,7 @@ def test_where_the_processor_is_read_from(tmp_path: Path):
     def write(name: str, content: Any) -> None:
         (tmp_path / name).write_text(content if isinstance(content, str) else json.dumps(content))
 
-    with pytest.raises(RewardError, match=r"has no preprocessor_config.json.*copy it from where the model came from"):
+    with pytest.raises(RewardError, match=r"has no preprocessor_config.json.*copy it from the source of the model"):
         load_preparation(str(tmp_path), OTHER)
     write("processor_config.json", {"image_processor": {"size": 3}})
     assert load_preparation(str(tmp_path), OTHER).resize == 3

@@ -133,7 +133,7 @@ def test_a_run_takes_captions_where_its_teacher_does(clip_folder):
     model: Any = SimpleNamespace(num_classes=None, image_shape=SHAPE, takes_captions=True)
     assert list(pipeline.rewards(config, model, "cpu").terms) == ["text_image"]
     model.takes_captions = False
-    with pytest.raises(RewardError, match="needs captions; this teacher is not told what to draw by text"):
+    with pytest.raises(RewardError, match="needs captions; this teacher takes none"):
         pipeline.rewards(config, model, "cpu")
 
 
