@@ -159,7 +159,7 @@ def _adapt(job: Job) -> None:
     if job.records.tracker is not None:
         for agent in agents:
             numbers = {key: value for key, value in agent.items() if isinstance(value, float)}
-            job.records.tracker.child(f"agent {agent['price']:.4g}", {"price": agent["price"]}, numbers, "FINISHED")
+            job.records.tracker.child(f"agent {agent['price']:.4g}", {"price": agent["price"]}, numbers)
         files = [job.path / "adaptive.md", job.path / "adaptive.png", *(job.path / agent["file"] for agent in agents)]
         job.records.summary({}, files)
     job.console.print(f"agents       {job.path / 'adaptive.md'}", highlight=False, soft_wrap=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from itertools import pairwise
 from typing import Annotated, ClassVar
@@ -34,7 +33,6 @@ class Aesthetic:
     batch: Annotated[int, Field(gt=0)] = 64
     name: ClassVar[str] = "aesthetic"
     differentiable: ClassVar[bool] = True
-    value_range: ClassVar[tuple[float, float]] = (-math.inf, math.inf)
     needs: ClassVar[frozenset[str]] = frozenset()
 
     def __post_init__(self) -> None:

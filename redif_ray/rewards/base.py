@@ -21,7 +21,6 @@ from redif_ray.rewards.blurred_mse import BlurredMse
 from redif_ray.rewards.callable import CallableTerm
 from redif_ray.rewards.classifier import ClassifierTerm
 from redif_ray.rewards.clip import Clip
-from redif_ray.rewards.combine import Combined, combine
 from redif_ray.rewards.dino import Dino
 from redif_ray.rewards.discriminator import DiscriminatorTerm
 from redif_ray.rewards.feature_cosine import FeatureCosine
@@ -41,14 +40,12 @@ from redif_ray.user_code import UserCodeError, settings_kept
 
 __all__ = [
     "TERMS",
-    "Combined",
     "RewardError",
     "RewardInputs",
     "RewardTerm",
     "Rewards",
     "Setting",
     "build_terms",
-    "combine",
 ]
 
 TERMS: dict[str, Any] = {
@@ -87,10 +84,6 @@ class Rewards:
             raise RewardError("reward.terms is empty; expected at least one term")
 
     @property
-    def needs_teacher(self) -> bool:
-        return any("teacher" in term.needs for term in self.terms.values())
-
-    @property
     def learned(self) -> DiscriminatorTerm | None:
         """Return the term whose weights a run trains, or None if no term is learned."""
         return next((term for term in self.terms.values() if isinstance(term, DiscriminatorTerm)), None)
@@ -100,10 +93,6 @@ class Rewards:
         attributes = [value for term in self.terms.values() for value in vars(term).values()]
         candidates = [getattr(value, "network", value) for value in attributes]
         return list(dict.fromkeys(network for network in candidates if isinstance(network, Module)))
-
-    @property
-    def differentiable(self) -> bool:
-        return all(term.differentiable for term in self.terms.values())
 
     def require_differentiable(self, purpose: str) -> None:
         """Raise `RewardError`, naming the terms that have no gradient, unless every term is differentiable.

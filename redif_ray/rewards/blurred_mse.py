@@ -25,7 +25,6 @@ class BlurredMse:
     sigma: Annotated[float, Field(gt=0)] = 2.0
     name: ClassVar[str] = "blurred_mse"
     differentiable: ClassVar[bool] = True
-    value_range: ClassVar[tuple[float, float]] = (-1.0, 0.0)
     needs: ClassVar[frozenset[str]] = frozenset({"teacher"})
 
     def __post_init__(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import ClassVar
 
 from pydantic.dataclasses import dataclass
@@ -25,7 +24,6 @@ class CallableTerm:
     setting: Setting
     callable: str
     differentiable: bool = False
-    value_range: ClassVar[tuple[float, float]] = (-math.inf, math.inf)
     needs: ClassVar[frozenset[str]] = frozenset({"teacher"})
 
     def __post_init__(self) -> None:
@@ -33,10 +31,6 @@ class CallableTerm:
             self._function = import_function(self.callable)
         except UserCodeError as error:
             raise RewardError(f"callable {self.callable!r}: {error}") from error
-
-    @property
-    def name(self) -> str:
-        return self.callable
 
     def __call__(self, inputs: RewardInputs) -> Tensor:
         student = inputs.student if self.differentiable else inputs.student.detach()

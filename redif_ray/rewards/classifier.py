@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import ClassVar
 
 import torch
@@ -26,7 +25,6 @@ class ClassifierTerm:
     path: str | None = None
     name: ClassVar[str] = "classifier"
     differentiable: ClassVar[bool] = True
-    value_range: ClassVar[tuple[float, float]] = (-math.inf, 0.0)
     needs: ClassVar[frozenset[str]] = frozenset({"class"})
 
     def __post_init__(self) -> None:

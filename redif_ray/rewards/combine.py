@@ -24,10 +24,6 @@ class Combined:
     rewards: Tensor
     spreads: dict[str, float]
 
-    @property
-    def constant(self) -> tuple[str, ...]:
-        return tuple(label for label, spread in self.spreads.items() if spread == 0)
-
 
 def combine(raw: Mapping[str, Tensor], terms: Mapping[str, config.Term], *, siblings: int) -> Combined:
     """Return the weighted sum of a whole round's terms, sum_i w_i r_i / s_i.

@@ -34,7 +34,6 @@ class Dino:
     batch: Annotated[int, Field(gt=0)] = 64
     name: ClassVar[str] = "dino"
     differentiable: ClassVar[bool] = True
-    value_range: ClassVar[tuple[float, float]] = (-1.0, 1.0)
     needs: ClassVar[frozenset[str]] = frozenset({"teacher"})
 
     def __post_init__(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Annotated, ClassVar
 
@@ -37,7 +36,6 @@ class DiscriminatorTerm:
     conditional: bool = False
     name: ClassVar[str] = LEARNED
     differentiable: ClassVar[bool] = True
-    value_range: ClassVar[tuple[float, float]] = (-math.inf, math.inf)
     needs: ClassVar[frozenset[str]] = frozenset()
 
     def __post_init__(self) -> None:

@@ -27,7 +27,6 @@ class FeatureCosine:
     pooled: bool = False
     name: ClassVar[str] = "feature_cosine"
     differentiable: ClassVar[bool] = True
-    value_range: ClassVar[tuple[float, float]] = (-1.0, 1.0)
     needs: ClassVar[frozenset[str]] = frozenset({"teacher"})
 
     def __post_init__(self) -> None:

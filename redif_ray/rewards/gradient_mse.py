@@ -20,7 +20,6 @@ class GradientMse:
     setting: Setting
     name: ClassVar[str] = "gradient_mse"
     differentiable: ClassVar[bool] = True
-    value_range: ClassVar[tuple[float, float]] = (-4.0, 0.0)
     needs: ClassVar[frozenset[str]] = frozenset({"teacher"})
 
     def __post_init__(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import ClassVar
 
 import torch
@@ -26,10 +25,6 @@ class HistogramKl:
     name: ClassVar[str] = "histogram_kl"
     differentiable: ClassVar[bool] = False
     needs: ClassVar[frozenset[str]] = frozenset({"teacher"})
-
-    @property
-    def value_range(self) -> tuple[float, float]:
-        return -self.setting.image_shape[0] * math.log1p(1 / EPS) / (1 + BINS * EPS), 0.0
 
     def __call__(self, inputs: RewardInputs) -> Tensor:
         p, q = histograms(inputs.teacher), histograms(inputs.student)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import math
 import os
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, ClassVar, Literal
@@ -59,7 +58,6 @@ class HttpTerm:
     retries: Annotated[int, Field(ge=0)] = 5
     header_env: str | None = None
     differentiable: ClassVar[bool] = False
-    value_range: ClassVar[tuple[float, float]] = (-math.inf, math.inf)
     needs: ClassVar[frozenset[str]] = frozenset({"teacher"})
 
     def __post_init__(self) -> None:
@@ -73,10 +71,6 @@ class HttpTerm:
         self._authorization()
         if self.format == "png" and self.setting.image_shape[0] not in (1, 3):
             raise RewardError(f"images are {self.setting.image_shape}; a PNG has 1 or 3 channels, use format npy")
-
-    @property
-    def name(self) -> str:
-        return self.url
 
     def __call__(self, inputs: RewardInputs) -> Tensor:
         values: list[float] = []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 from typing import ClassVar
 
 import numpy as np
@@ -27,7 +26,6 @@ class JpegCompressibility:
     setting: Setting
     name: ClassVar[str] = "jpeg_compressibility"
     differentiable: ClassVar[bool] = False
-    value_range: ClassVar[tuple[float, float]] = (-math.inf, 0.0)
     needs: ClassVar[frozenset[str]] = frozenset()
 
     def __post_init__(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass as plain_dataclass
 from typing import Annotated, Any, ClassVar, Literal
@@ -55,7 +54,6 @@ class Lpips:
     batch: Annotated[int, Field(gt=0)] = 64
     name: ClassVar[str] = "lpips"
     differentiable: ClassVar[bool] = True
-    value_range: ClassVar[tuple[float, float]] = (-math.inf, 0.0)
     needs: ClassVar[frozenset[str]] = frozenset({"teacher"})
 
     def __post_init__(self) -> None:

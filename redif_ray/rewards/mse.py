@@ -17,7 +17,6 @@ class Mse:
     setting: Setting
     name: ClassVar[str] = "mse"
     differentiable: ClassVar[bool] = True
-    value_range: ClassVar[tuple[float, float]] = (-1.0, 0.0)
     needs: ClassVar[frozenset[str]] = frozenset({"teacher"})
 
     def __call__(self, inputs: RewardInputs) -> Tensor:

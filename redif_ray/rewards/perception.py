@@ -32,7 +32,6 @@ class Perception:
     batch: Annotated[int, Field(gt=0)] = 64
     name: ClassVar[str] = "perception"
     differentiable: ClassVar[bool] = True
-    value_range: ClassVar[tuple[float, float]] = (-1.0, 1.0)
     needs: ClassVar[frozenset[str]] = frozenset({"teacher"})
 
     def __post_init__(self) -> None:

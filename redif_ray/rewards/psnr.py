@@ -19,7 +19,6 @@ class Psnr:
     setting: Setting
     name: ClassVar[str] = "psnr"
     differentiable: ClassVar[bool] = True
-    value_range: ClassVar[tuple[float, float]] = (0.0, 60.0)
     needs: ClassVar[frozenset[str]] = frozenset({"teacher"})
 
     def __call__(self, inputs: RewardInputs) -> Tensor:

@@ -27,7 +27,6 @@ class Ssim:
     setting: Setting
     name: ClassVar[str] = "ssim"
     differentiable: ClassVar[bool] = True
-    value_range: ClassVar[tuple[float, float]] = (-1.0, 1.0)
     needs: ClassVar[frozenset[str]] = frozenset({"teacher"})
 
     def __call__(self, inputs: RewardInputs) -> Tensor:

@@ -111,16 +111,8 @@ class RewardTerm(Protocol):
     """A score of images: an average over pixels and channels, in which no row depends on another."""
 
     @property
-    def name(self) -> str: ...
-
-    @property
     def differentiable(self) -> bool:
         """True where a gradient flows from the value to `student`."""
-        ...
-
-    @property
-    def value_range(self) -> tuple[float, float]:
-        """Lower and upper bound of the value, infinite where there is none."""
         ...
 
     @property

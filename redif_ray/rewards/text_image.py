@@ -26,7 +26,6 @@ class TextImage:
     batch: Annotated[int, Field(gt=0)] = 64
     name: ClassVar[str] = "text_image"
     differentiable: ClassVar[bool] = True
-    value_range: ClassVar[tuple[float, float]] = (-1.0, 1.0)
     needs: ClassVar[frozenset[str]] = frozenset({"caption"})
 
     def __post_init__(self) -> None:

@@ -96,7 +96,7 @@ def test_png_and_npy_carry_the_images_and_conditions(server: Server, pair: Any, 
 def test_the_teacher_s_images_can_stay_at_home(server: Server, pair: Any, build: Any) -> None:
     rewards = build(terms={"mine": {"url": server.url, "teacher": False, "format": "npy"}})
     rewards(pair())
-    assert server.asked[0]["teacher"] is None and not rewards.differentiable
+    assert server.asked[0]["teacher"] is None and not rewards.terms["mine"].differentiable
 
 
 def test_the_header_comes_from_the_environment(

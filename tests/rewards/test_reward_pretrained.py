@@ -125,7 +125,7 @@ def test_text_image_is_the_cosine_with_the_rows_caption(inputs, build, clip_fold
     captions = caption_embeddings(clip_folder, CAPTIONS)
     expected = cosine(clip_embeddings(clip_folder, inputs.student), captions)
     np.testing.assert_allclose(rewards(inputs)["text_image"], expected, atol=1e-5)
-    assert np.ptp(cosine(captions, captions[:1])) > 0.01 and not rewards.needs_teacher
+    assert np.ptp(cosine(captions, captions[:1])) > 0.01
 
 
 def test_a_run_takes_captions_where_its_teacher_does(clip_folder):
@@ -180,7 +180,7 @@ def test_aesthetic_is_laions_head_on_the_embedding_of_length_one(inputs, build, 
         weight, bias = normal(widths[i + 1], widths[i], seed=50 + i), normal(widths[i + 1], seed=60 + i)
         x = weight.double().numpy() @ x + bias.double().numpy()[:, None]
     np.testing.assert_allclose(rewards(inputs)["aesthetic"], x[0], rtol=1e-4, atol=1e-4)
-    assert np.ptp(x) > 0.1 and not rewards.needs_teacher
+    assert np.ptp(x) > 0.1
 
 
 def test_aesthetic_takes_a_single_linear_layer(inputs, build, clip_folder, tmp_path):
@@ -217,7 +217,8 @@ def test_gradient_equals_finite_differences(name, pair, every):
     term = rewards.terms[name]
     encoder = term._encoder if name == "dino" else term._images
     encoder.network.double()
-    assert rewards.differentiable and not any(p.requires_grad for p in encoder.network.parameters())
+    rewards.require_differentiable("this test")
+    assert not any(p.requires_grad for p in encoder.network.parameters())
     student = (0.3 + 0.4 * small.student).requires_grad_()  # the resize clamps nowhere
     given = replace(small, conditions=["cat", "dog"])
     assert torch.autograd.gradcheck(lambda x: rewards(replace(given, student=x))[name], student)
@@ -275,11 +276,6 @@ def test_images_may_be_of_another_precision_than_the_network(inputs, every):
     for name, values in every()(double).items():
         assert values.dtype == torch.float64
         torch.testing.assert_close(values.float(), every()(inputs)[name], rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize(("name", "needed"), [("clip", True), ("dino", True), ("text_image", False)])
-def test_which_terms_need_the_teachers_image(name, needed, every):
-    assert every(name).needs_teacher == needed
 
 
 def test_grey_images_are_repeated(inputs, every):
