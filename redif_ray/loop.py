@@ -6,8 +6,8 @@ A round goes through three parts, which are the same objects that a run on Ray u
     TeacherRewardWorker.score      makes the teacher's images and the rewards    workers/reward.py
     Phase.update                   advantages, loss, optimiser steps             methods/redif.py
 
-On the CPU the weights after the last round are, bit for bit, those of the same run on Ray. A run on Ray adds who does
-what where (coordinator/, workers/actors.py), what may be lost and comes again (faults.py), and checkpoints.
+On the CPU the weights after the last round are, bit for bit, those of the same run on Ray. A run on Ray adds the
+distribution of work (coordinator/, workers/actors.py), recovery from losses (faults.py), and checkpoints.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class HereRolloutWorker(StudentRolloutWorker):
 
 
 class PlainLoop:
-    """A run without a learned reward. On the CPU its weights are, bit for bit, those of the same run on Ray."""
+    """A run without a learned reward, in this process."""
 
     def __init__(self, config: Config) -> None:
         torch.set_num_threads(config.learner.threads)
@@ -56,7 +56,7 @@ class PlainLoop:
         self.phase: Phase | None = None
 
     def round(self, round: int) -> dict[str, float]:
-        """Play, score and learn from one round; return the update's metrics. Rounds are asked for in their order."""
+        """Play, score and learn from one round; return the update's metrics. Call it for rounds 0, 1, ... in order."""
         phase = self.plan.phase(round)
         if phase is not self.phase:
             self.phase = phase
@@ -72,10 +72,11 @@ class PlainLoop:
         return phase.update(self.learning, round, metas, parts, self.optimizer, behaviour)
 
     def checksum(self) -> str:
+        """Return the checksum of the student's weights."""
         return weights_sha256(get_weights(self.student))
 
     def play(self, unit: WorkUnit, weights: Any, key: str) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-        """Make one work unit; return its metas, and of what was made the parts that the learner reads."""
+        """Compute one work unit; return its metas, and those of its products that the learner reads."""
         phase = self.plan.named(unit.phase)
         meta, targets = self.reward.targets(unit) if phase.teacher_images else self.reward.encode(unit)
         metas, made = [meta], dict[str, Any](targets=targets)

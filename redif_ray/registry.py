@@ -13,11 +13,12 @@ T = TypeVar("T")
 def found_or_imported(name: str, known: Mapping[str, T], key: str) -> T | Any:
     """Return `known[name]`, or the object that `path/to/file.py:name` or `package.module:name` names.
 
-    key: the configuration's, for the error. Raises UserCodeError.
+    key: configuration key that holds `name`, for the error. Raises UserCodeError for a name that is neither.
     """
     if name in known:
         return known[name]
     try:
         return import_function(name)
     except UserCodeError as error:
-        raise UserCodeError(f"{key}={name}: {error}; or one of {', '.join(known)}") from error
+        expected = f"code that can be imported, or one of {', '.join(known)}"
+        raise UserCodeError(f"{key}={name}: {error}; expected {expected}") from error

@@ -1,4 +1,4 @@
-"""Work units that are made together, each of which can be made again."""
+"""A batch of work units that are computed concurrently, each of which can be computed again."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ from typing import Any
 
 from redif_ray.types import Meta, WorkUnit
 
-Parts = tuple[tuple[Meta, ...], tuple[Any, ...]]  # metas of a work unit, and references to what was made of it
+Parts = tuple[tuple[Meta, ...], tuple[Any, ...]]  # metas of a work unit, and references to its products
 Make = Callable[[WorkUnit], Coroutine[Any, Any, Parts]]
 
 
 class Batch:
-    """A round's work units, or a deployment's, at work or done."""
+    """The work units of a round or of a deployment, in progress or done.
+
+    make: coroutine function that computes one unit.
+    """
 
     def __init__(self, units: list[WorkUnit], make: Make) -> None:
         self.units, self.make = units, make
@@ -30,11 +33,12 @@ class Batch:
         return self.whole.done() and self.whole.exception() is not None
 
     def holding(self, lost: Container[str]) -> list[int]:
-        """Work units whose references, by their ids, are among `lost`."""
-        made = [(i, part.result()[1]) for i, part in enumerate(self.parts) if part.done() and not part.exception()]
-        return [i for i, references in made if any(reference.hex() in lost for reference in references)]
+        """Return the indices of units that have a reference whose id is among `lost`."""
+        done = [(i, part.result()[1]) for i, part in enumerate(self.parts) if part.done() and not part.exception()]
+        return [i for i, references in done if any(reference.hex() in lost for reference in references)]
 
     def again(self, indices: list[int]) -> None:
+        """Compute the units `indices` again."""
         for index in indices:
             self.parts[index] = asyncio.ensure_future(self.make(self.units[index]))
         self.whole = asyncio.ensure_future(self._gather(time.monotonic()))

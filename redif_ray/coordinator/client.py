@@ -1,4 +1,4 @@
-"""What the driver asks reward workers for: a few calls at once, whoever of them is free."""
+"""Calls of the driver to the reward workers, through the coordinator; a few are in flight at a time."""
 
 from __future__ import annotations
 
@@ -25,17 +25,18 @@ def ask(
     get: Callable[[Any], Any] = ray.get,
     meanwhile: Callable[[], object] = lambda: None,
 ) -> tuple[list[Meta], list[Any]]:
-    """Metas and data of calls of `method`, in their order. A call whose data is lost is made again.
+    """Return the metas and the data of calls of `method`, in their order. A call whose data is lost is repeated.
 
-    at_once: that are under way, which bounds what lies in the object store. get: the caller's way to wait for one
-    answer; meanwhile: what it does again and again while it waits for several.
+    calls: arguments of each call. at_once: number of calls in flight, which bounds the data in the object store.
+    get: the caller's substitute for `ray.get`, for one answer. meanwhile: function called repeatedly while calls are in
+    flight. Raises ObjectLostError for a call whose data is lost in every attempt.
     """
-    given = list(calls)
-    left, asked, tries = deque(range(len(given))), dict[Any, tuple[int, Any]](), Counter[int]()
-    found: dict[int, tuple[Meta, Any]] = {}
+    every = list(calls)
+    left, asked, tries = deque(range(len(every))), dict[Any, tuple[int, Any]](), Counter[int]()
+    answers: dict[int, tuple[Meta, Any]] = {}
     while left or asked:
         while left and len(asked) < at_once:
-            arguments = tuple(_handed(each) for each in given[left[0]])
+            arguments = tuple(_handed(each) for each in every[left[0]])
             asked[coordinator.ask.remote(method, arguments)] = left.popleft(), arguments
         meanwhile()
         for answer in ray.wait(list(asked), timeout=POLL_SECONDS)[0]:
@@ -43,14 +44,14 @@ def ask(
             tries[index] += 1
             try:
                 meta, reference = get(answer)
-                found[index] = meta, get(reference)
+                answers[index] = meta, get(reference)
             except ObjectLostError:
                 if tries[index] == ATTEMPTS:
                     raise
                 left.appendleft(index)
-    return [found[i][0] for i in range(len(given))], [found[i][1] for i in range(len(given))]
+    return [answers[i][0] for i in range(len(every))], [answers[i][1] for i in range(len(every))]
 
 
 def _handed(argument: Any) -> Any:
-    """Arrays go past the coordinator, through the object store."""
+    """Put an array into the object store, so that it does not travel through the coordinator."""
     return ray.put(argument) if isinstance(argument, np.ndarray) else argument

@@ -1,8 +1,8 @@
-"""The coordinator: hands out work units, gathers (meta, reference) pairs, answers the learner's ranks.
+"""The coordinator: hands out work units, gathers (meta, reference) pairs and answers the learner's ranks.
 
-It awaits metas only; trajectories and images go from worker to learner through the object store. It draws no random
-number and holds nothing that cannot be made again from (configuration, run folder): Ray restarts it, and whoever asked
-for a round asks once more. What it must be told, the driver tells it again and again (`progress.py`).
+The coordinator awaits metas only; trajectories and images go from worker to learner through the object store. It draws
+no random number and holds no state that (configuration, run folder) do not determine, so Ray may restart it: callers
+that waited for a round ask again, and the driver repeats everything that it has to tell (`progress.py`).
 
 While the learner updates on a round, the workers are at most `pipeline.staleness` rounds ahead of it, and the teacher's
 images, which depend on no weights, one round more. Work of an earlier round always goes first.
@@ -33,17 +33,19 @@ from redif_ray.runs.timeline import Span, spans
 from redif_ray.types import Meta, WorkUnit
 from redif_ray.weights.store import learned_key, policy_key
 
-ASKED: Urgency = (-1, 0)  # of what somebody waits for, before rounds to come
-REMEMBERED = 3  # deployments whose references are held
+ASKED: Urgency = (-1, 0)  # urgency of work that the learner or driver waits for, ahead of later rounds
+REMEMBERED = 3  # number of deployments whose references are kept
 WATCH_SECONDS = 1.0
-PATIENCE_SECONDS = 60.0  # that a lost learner gets to come back, before workers that came later leave it their room
+PATIENCE_SECONDS = 60.0  # time for a lost learner to come back before later workers are removed to make room
 log = logging.getLogger(__name__)
 
 
 class Coordinator:
-    """handles: of the weight store, the metrics writer, and the rollout and reward workers, pickled.
+    """The actor between the learner, the driver and the workers of a run.
 
-    captions: whether the teacher is told captions. Then reward workers encode those of a unit before it is rolled out.
+    folder: path of the run folder. handles: those of the weight store, the metrics writer, the rollout workers and the
+    reward workers, pickled. captions: True where the teacher takes captions, so that reward workers encode those of a
+    unit before it is rolled out.
     """
 
     def __init__(self, config: Config, folder: str, handles: bytes, captions: bool = False) -> None:
@@ -56,17 +58,17 @@ class Coordinator:
         self.reward = Pool("reward", reward, self._lost, timeout, self._done, config.reward.min_workers or 1)
         self.gauges = PoolGauges(config.run.name)
         self.watching: asyncio.Task[None] | None = None
-        self.spans: list[Span] = []  # of which the writer does not know yet
+        self.spans: list[Span] = []  # work not yet reported to the writer
         self.rounds: dict[int, Batch] = {}
         self.deployments: dict[tuple[Any, ...], Batch] = {}
-        self.ahead: dict[tuple[int, int], asyncio.Future[tuple[Meta, Any]]] = {}  # of `_ahead`, by round and work unit
+        self.ahead: dict[tuple[int, int], asyncio.Future[tuple[Meta, Any]]] = {}  # of `_ahead`, by round and unit
         self.stopping = False
         self.calibration: dict[str, Any] | None = None
         self.begun = asyncio.Event()
-        self.learning = False  # a learner has asked, so that its ranks have their place
-        self.learner_gone: float | None = None  # when one was lost after whom none has come yet
+        self.learning = False  # True once a learner has called, so its ranks have found room
+        self.learner_gone: float | None = None  # monotonic time of the last learner loss; None while a learner is up
         if restarted():
-            log.warning("the coordinator was lost; its rounds are asked for again")
+            log.warning("the coordinator was lost and restarted; the learner asks for its rounds again")
             self._lost("coordinator")
 
     def _lost(self, what: str) -> None:
@@ -89,9 +91,9 @@ class Coordinator:
         self.begun.set()
 
     async def begin(self, calibration: dict[str, Any]) -> bool:
-        """The workers are ready and their rewards calibrated: the learner, which loads meanwhile, may start.
+        """Let the learner start, now that the workers are ready; return True if the learner is up.
 
-        Whether it is there.
+        calibration: calibration of the rewards, for the learner.
         """
         if not self.begun.is_set():
             await self._make_room()
@@ -100,19 +102,19 @@ class Coordinator:
         return self.learning
 
     async def begun_with(self) -> dict[str, Any] | None:
-        """For a learner's ranks: the calibration of the rewards, once it is known; None when the run is to stop."""
+        """Wait until the learner may start; return the calibration of the rewards, or None when the run is to stop."""
         self.learning, self.learner_gone = True, None
         await self.begun.wait()
         return None if self.stopping else self.calibration
 
     async def learner_lost(self) -> None:
-        """Ray Train starts the ranks again, where there is room."""
+        """Note that the learner was lost; Ray Train restarts its ranks where there is room."""
         self.learning, self.learner_gone = False, time.monotonic()
 
     async def grown(self, workers: dict[str, Any]) -> bool | None:
-        """Told which workers came later, by their names; whether the learner has its place.
+        """Add workers that came later, by name; return True if the learner has room.
 
-        False: it was lost and has looked for one in vain. None: it may be on its way.
+        False: the learner was lost and has found no room for PATIENCE_SECONDS. None: it may still come.
         """
         for name, worker in workers.items():
             (self.rollout if name.startswith("rollout") else self.reward).join(worker)
@@ -121,15 +123,15 @@ class Coordinator:
         return self.learning or None
 
     async def restart(self) -> None:
-        """A learner begins, maybe not the first: what was made for another is forgotten, for its weights may differ."""
+        """Forget all rounds, because a learner starts whose weights may differ from those of the learner before it."""
         self.rounds.clear()
         self.ahead.clear()
 
     async def round_for(self, round: int, rank: int, world: int, lost: tuple[str, ...] = ()) -> RoundData | None:
-        """Round `round`, rolled out and scored with the versions that the plan says; None when the run is to stop.
+        """Return rank `rank`'s part of a round, made with the weights that the plan says; None when the run is to stop.
 
-        Asked again, it answers alike, until the round after the next is asked for.
-        lost: ids of references of an earlier answer that could not be fetched.
+        Repeated calls get the same answer until the round after the next is asked for.
+        lost: ids of references of an earlier answer that could not be fetched; their units are computed again.
         """
         if self.stopping:
             return None
@@ -139,29 +141,30 @@ class Coordinator:
                 version = self.plan.version(ahead)
                 make = partial(self._unit, key=policy_key(version), learned=learned_key(self.config, version))
                 self.rounds[ahead] = Batch(self.plan.units(ahead), make)
-        if not self.config.pipeline.colocate:  # else workers rest while the learner updates
+        if not self.config.pipeline.colocate:  # with colocate, workers rest while the learner updates
             self._prefetch(round + self.config.pipeline.staleness + 1)
-        self._forget(round - 1)  # which a rank that lags may still ask for
+        self._forget(round - 1)  # a rank that lags may still ask for the round before
         return await self._answer(self.rounds[round], rank, world, lost)
 
     async def deploy(
         self, stream: int, count: int, round: int, key: str, learned: str | None, lost: tuple[str, ...] = ()
     ) -> RoundData:
-        """Samples of the student as deployed (S = 0) on `count` groups of a stream, scored against the teacher.
+        """Return samples of the student as deployed (S = 0) on `count` groups of a stream, scored against the teacher.
 
-        learned: the key of the learned reward's weights, if the run has one.
+        key, learned: keys of the student's and the learned reward's weights; learned is None without such a reward.
+        lost: as in `round_for`.
         """
         units = self.plan.deploy(Stream(stream), count, round=round)
         make = partial(self._unit, key=key, learned=learned)
         return await self._deployed((stream, count, key, learned), units, make, lost)
 
     async def reference(self, count: int, lost: tuple[str, ...] = ()) -> RoundData:
-        """The teacher's images of `count` noises that no arm of a run starts from."""
+        """Return the teacher's images of `count` noises from which no arm of the evaluation starts."""
         units = self.plan.deploy(Stream.REFERENCE, count)
         return await self._deployed(("reference", count), units, self._images, lost)
 
     async def ask(self, method: str, arguments: tuple[Any, ...]) -> tuple[Meta, Any]:
-        """A call of a reward worker by the driver, which waits for it: the meta and a reference to the data."""
+        """Call a reward worker for the driver, which waits; return the meta and a reference to the data."""
         answer = await self.reward.call(ASKED, method, *arguments)
         self._tell()
         return answer
@@ -169,8 +172,8 @@ class Coordinator:
     async def _deployed(
         self, name: tuple[Any, ...], units: list[WorkUnit], make: Make, lost: tuple[str, ...]
     ) -> RoundData:
-        known = self.deployments.get(name)
-        if known is None or known.failed:
+        batch = self.deployments.get(name)
+        if batch is None or batch.failed:
             self.deployments[name] = Batch(units, make)
             for old in list(self.deployments)[:-REMEMBERED]:
                 del self.deployments[old]
@@ -185,23 +188,23 @@ class Coordinator:
             self.watching = asyncio.ensure_future(self._watch())
         results, seconds = await asyncio.shield(batch.whole)
         self._tell()
-        mine = tuple((i, references) for i, (_, references) in enumerate(results) if i % world == rank)
+        own = tuple((i, references) for i, (_, references) in enumerate(results) if i % world == rank)
         await self._make_room()
-        return RoundData(tuple(metas for metas, _ in results), mine, seconds)
+        return RoundData(tuple(metas for metas, _ in results), own, seconds)
 
     def _tell(self) -> None:
-        """The writer, of what workers did."""
+        """Report the workers' finished work to the writer."""
         if self.spans:
             self.writer.spans.remote(self.spans)
             self.spans = []
 
     async def _make_room(self) -> None:
-        """For the learner, on the GPU that it shares with the workers."""
+        """Make the workers free the GPU that they share with the learner."""
         if self.config.pipeline.colocate:
             await asyncio.gather(self.rollout.rest(), self.reward.rest())
 
     def _repeat(self, unit: WorkUnit) -> None:
-        """Note that a work unit is made again; the teacher's images of it may be what is lost."""
+        """Note that a work unit is computed again; its teacher images are forgotten, for they may be the lost part."""
         self._lost("unit")
         self.ahead.pop((unit.round, unit.index), None)
 
@@ -212,7 +215,7 @@ class Coordinator:
                     self._ahead(unit)
 
     def _ahead(self, unit: WorkUnit) -> asyncio.Future[tuple[Meta, Any]]:
-        """Ask reward workers, once, for what depends on no weights: the teacher's images, or encoded captions alone."""
+        """Call reward workers, once, for a unit's work that needs no weights: teacher images, or captions alone."""
         name = (unit.round, unit.index)
         if unit.phase == Deploy.name:
             return asyncio.ensure_future(self.reward.call(urgency(unit), "targets", unit))
@@ -226,7 +229,7 @@ class Coordinator:
         self.ahead = {name: work for name, work in self.ahead.items() if name[0] >= before}
 
     async def _unit(self, unit: WorkUnit, key: str, learned: str | None) -> Parts:
-        """A work unit, made again where a worker finds that what another made for it is lost."""
+        """Compute a work unit, again if an intermediate product is lost. Raises RayError after too many losses."""
         for _ in range(ATTEMPTS):
             try:
                 return await self._made(unit, key, learned)
@@ -234,7 +237,7 @@ class Coordinator:
                 lost = type(error).__name__
                 log.warning("a part of work unit %d of round %d was lost (%s)", unit.index, unit.round, lost)
                 self._repeat(unit)
-        raise RayError(f"work unit {unit.index} of round {unit.round} was lost {ATTEMPTS} times; are nodes going?")
+        raise RayError(f"work unit {unit.index} of round {unit.round} was lost {ATTEMPTS} times; are nodes failing?")
 
     async def _made(self, unit: WorkUnit, key: str, learned: str | None) -> Parts:
         at, phase, metas, made = urgency(unit), self.phases[unit.phase], [], {}
@@ -258,7 +261,7 @@ class Coordinator:
         return (meta,), (reference,)
 
     async def status(self) -> dict[str, Any]:
-        """Of each worker, since this process started: seconds that it was there, busy ones, work units."""
+        """Return, for each worker since this process started: seconds there, seconds busy, and work units done."""
         pools = (self.rollout, self.reward)
         return {
             "there": {worker: s for p in pools for worker, s in p.there().items()},
@@ -268,5 +271,8 @@ class Coordinator:
 
 
 def urgency(unit: WorkUnit, later: int = 0) -> Urgency:
-    """Of a deployment, which the learner waits for, first of all; else of the earlier round."""
+    """Return the urgency of a unit: deployments, for which the learner waits, come first, then earlier rounds.
+
+    later: 1 for work that other work of the same round should precede.
+    """
     return ASKED if unit.phase == Deploy.name else (unit.round, later)

@@ -1,6 +1,6 @@
-"""A pool of equal workers: each takes the most urgent piece of work, and what one left undone another does again.
+"""A pool of equal workers: each takes the most urgent call, and the call of a lost worker is repeated by another.
 
-Workers come and go. One that is not there yet, or no more, waits for as long as it takes, and takes no work meanwhile.
+Workers come and go. The pool waits as long as it takes for a worker that is not up, and gives it no calls meanwhile.
 """
 
 from __future__ import annotations
@@ -21,13 +21,15 @@ from redif_ray.faults import ATTEMPTS, cause
 from redif_ray.types import Meta
 
 log = logging.getLogger(__name__)
-BACK_SECONDS = 600  # that a pool with too few workers gets until it has enough of them again
-PAUSE_SECONDS = 0.2  # before a worker that was lost is asked whether it is back
-Urgency = tuple[int, int]  # smallest first; equals in the order of their calls
+BACK_SECONDS = 600  # time for a pool with too few workers to have enough of them again
+PAUSE_SECONDS = 0.2  # pause before a lost worker is asked whether it is back
+Urgency = tuple[int, int]  # the smallest comes first; equal ones in the order of their calls
 
 
 @dataclass(order=True, slots=True)
 class Call:
+    """A call that waits for a worker, ordered by urgency and then by ticket."""
+
     urgency: Urgency
     ticket: int
     method: str = field(compare=False)
@@ -37,11 +39,12 @@ class Call:
 
 
 class Pool:
-    """Hands work to workers and keeps count of what each did and how long it was there and busy.
+    """Hands calls to workers and counts each worker's work units, and its seconds up and busy.
 
-    lost: told the role of each worker that was lost in the middle of a call. A call that takes longer than `timeout`
-    seconds is lost too: its worker is killed, and Ray starts it again. done: told of each piece of work.
-    least: how many must be there; the pool gives up where fewer are for `BACK_SECONDS`, or can ever be.
+    role: name of the workers' role. lost: function called with the role when a worker is lost during a call.
+    timeout: seconds after which a call counts as lost: its worker is killed, and Ray restarts it; None: no limit.
+    done: function called with the meta of each finished call. least: number of workers needed; the pool gives up where
+    fewer are up for `BACK_SECONDS`, or where fewer can ever be.
     """
 
     def __init__(
@@ -58,20 +61,20 @@ class Pool:
         self.calls: asyncio.PriorityQueue[Call] = asyncio.PriorityQueue()
         self.tickets = count()
         self.serving: list[asyncio.Task[None]] = []
-        self.here: dict[Any, tuple[str, float]] = {}  # by worker: its name, and since when
-        self.loaded = set(workers)  # that were there once
-        self.earlier: dict[str, float] = defaultdict(float)  # seconds that a worker was there, before it went
+        self.here: dict[Any, tuple[str, float]] = {}  # by worker that is up: its name, and since when
+        self.loaded = set(workers)  # workers that were up once
+        self.earlier: dict[str, float] = defaultdict(float)  # seconds that a worker was up before it was lost, by name
         self.busy: dict[str, float] = defaultdict(float)
         self.units: dict[str, int] = defaultdict(int)
-        self.left = len(workers)  # that are there, or may still come
+        self.left = len(workers)  # number of workers that are up or may still come
         self.losses = 0
         self.in_flight = 0
-        self.why: Exception | None = None  # the last was lost, or does not come
-        self.ending: asyncio.TimerHandle | None = None  # while too few are there
-        self.failure: RayError | None = None  # once the pool has given up
+        self.why: Exception | None = None  # reason for the last loss of a worker
+        self.ending: asyncio.TimerHandle | None = None  # runs while too few workers are up
+        self.failure: RayError | None = None  # set once the pool has given up
 
     def join(self, worker: Any) -> None:
-        """One more worker, there or on its way; one that is known is left as it is."""
+        """Add a worker, which may still be on its way; do nothing for a worker of the pool."""
         if worker not in self.workers:
             self.workers.append(worker)
             self.left += 1
@@ -79,17 +82,18 @@ class Pool:
                 self.serving.append(asyncio.ensure_future(self._serve(worker)))
 
     def there(self) -> dict[str, float]:
-        """Seconds that each worker was there, by its name."""
-        now, found = time.monotonic(), dict(self.earlier)
+        """Return the seconds that each worker was up, by its name."""
+        now, seconds = time.monotonic(), dict(self.earlier)
         for name, since in self.here.values():
-            found[name] = found.get(name, 0.0) + now - since
-        return found
+            seconds[name] = seconds.get(name, 0.0) + now - since
+        return seconds
 
     async def call(self, urgency: Urgency, method: str, *arguments: Any) -> tuple[Meta, Any]:
-        """(meta, reference to the data): only the meta is fetched here.
+        """Call `method` of the next free worker; return its meta and a reference to its data, which is not fetched.
 
-        A worker that dies is restarted by Ray and the work done again, by whoever is free: the arguments say all that
-        matters, so the result is the same. Errors raised by the work itself are not retried.
+        Where a worker dies, Ray restarts it and a free worker repeats the call; the result is the same, because it
+        depends on the arguments alone. An error that the call itself raises is raised here, without a retry.
+        Raises RayError for a call that was lost too often, and where the pool has given up.
         """
         if self.failure is not None:
             raise self.failure
@@ -100,28 +104,29 @@ class Pool:
         return await answer
 
     async def rest(self) -> None:
-        """Have every worker that is there leave its device to others, once its call is done."""
+        """Make every worker that is up free its device once its call is done."""
         answers = await asyncio.gather(*(worker.rest.remote() for worker in self.here), return_exceptions=True)
         for answer in answers:
-            if isinstance(answer, BaseException) and not isinstance(answer, RayActorError):  # with whom all it had went
-                raise answer
+            if isinstance(answer, BaseException) and not isinstance(answer, RayActorError):
+                raise answer  # a RayActorError is harmless: the worker died, so its device memory is free already
 
     async def _serve(self, worker: Any) -> None:
-        answered: int | None = None  # losses of the pool when the worker last said that it is there
+        answered: int | None = None  # the pool's count of losses when the worker last answered
         while True:
-            if answered != self.losses:  # new here, or lost, or with others that were: those of a node go together
+            if answered != self.losses:  # at first, and after any loss: a lost node takes several workers at once
                 answered = self.losses
                 if not await self._arrival(worker):
                     return
             call = await self.calls.get()
-            if call.answer.done():  # whoever asked was cancelled
+            if call.answer.done():  # the caller was cancelled
                 continue
-            if answered != self.losses:  # while this one waited for work
+            if answered != self.losses:  # a worker was lost while this one waited for a call
                 self.calls.put_nowait(call)
                 continue
             self.in_flight += 1
             try:
-                method = getattr(worker, call.method).options(num_returns=2, max_task_retries=0)  # another may be free
+                # no retries by Ray, which would wait for this worker while another may be free
+                method = getattr(worker, call.method).options(num_returns=2, max_task_retries=0)
                 meta_ref, data_ref = method.remote(*call.arguments)
                 meta: Meta = await asyncio.wait_for(meta_ref, self.timeout)
                 self.in_flight -= 1
@@ -133,7 +138,7 @@ class Pool:
                     self._again(call, error)
                     self._gone(worker, error)
                     await asyncio.sleep(PAUSE_SECONDS)
-                elif not call.answer.done():  # the work's own, be it that another actor is gone: for whoever asked
+                elif not call.answer.done():  # the call's own error, which may be the loss of another actor
                     call.answer.set_exception(error)
             else:
                 self.units[meta.worker] += 1
@@ -153,18 +158,18 @@ class Pool:
             call.answer.set_exception(
                 RayError(
                     f"{call.method} on the {self.role} workers was lost {ATTEMPTS} times; see their logs"
-                    + (f", and where it is only slow raise pipeline.timeout_s={self.timeout:g}" if self.timeout else "")
+                    + (f"; if they were only slow, raise pipeline.timeout_s={self.timeout:g}" if self.timeout else "")
                 )
             )
 
     async def _arrival(self, worker: Any) -> bool:
-        """Wait until a worker is there, as long as it takes. False: it never will be."""
+        """Wait until a worker is up, however long it takes; return False if it never will be."""
         self._gone(worker)
-        patience = self.timeout if worker in self.loaded else None  # another may be on its way for as long as it takes
+        patience = self.timeout if worker in self.loaded else None  # a new worker may take any time
         while True:
             try:
                 name = await asyncio.wait_for(worker.ready.remote(), patience)
-            except TimeoutError:  # it stands still, or has no room; once, for it may load longer than it works
+            except TimeoutError:  # it hangs or has no room; kill it once only, since loading may exceed the timeout
                 log.warning("a %s worker does not answer and is started again", self.role)
                 self.lost(self.role)
                 ray.kill(worker, no_restart=False)
@@ -172,10 +177,10 @@ class Pool:
             except ActorUnavailableError as error:
                 self.why = error
                 await asyncio.sleep(PAUSE_SECONDS)
-            except Exception as error:  # it cannot load, or not where it is now, or was told to leave
+            except Exception as error:  # it cannot load, cannot be placed, or was removed
                 self.why = error
                 self.left -= 1
-                log.warning("a %s worker does not come (%r); %d are left", self.role, cause(error), self.left)
+                log.warning("a %s worker cannot start (%r); %d are left", self.role, cause(error), self.left)
                 if self.left < self.least:
                     self._give_up()
                 return False
@@ -188,7 +193,7 @@ class Pool:
                 return True
 
     def _gone(self, worker: Any, why: Exception | None = None) -> None:
-        """Until it is there again."""
+        """Note that a worker is down, until it is up again; give up later if too few workers are up."""
         self.why = why or self.why
         if worker in self.here:
             name, since = self.here.pop(worker)
@@ -197,11 +202,11 @@ class Pool:
             self.ending = asyncio.get_running_loop().call_later(BACK_SECONDS, self._give_up)
 
     def _give_up(self) -> None:
-        """Too few are left: whoever waits, or asks from now on, is told."""
+        """Fail the waiting calls and all later ones, because too few workers are left."""
         why = f" ({cause(self.why)!r})" if self.why else ""
         self.failure = RayError(
-            f"{len(self.here)} {self.role} workers are there, and {self.least} needed; the others were lost and did "
-            f"not come back{why}; continue with --resume"
+            f"{len(self.here)} {self.role} workers are up; expected at least {self.least}: the others were lost and "
+            f"did not come back{why}; continue with --resume"
         )
         while not self.calls.empty():
             call = self.calls.get_nowait()

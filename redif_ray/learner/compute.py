@@ -1,4 +1,4 @@
-"""Where a run's seconds, network calls and FLOPs go, component by component."""
+"""Accounts of a run's seconds, network calls and FLOPs by component."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from redif_ray.models.folder import without_weights
 from redif_ray.models.registry import load_teacher
 from redif_ray.types import Meta
 
-COMPONENTS = {"rollout": "student_rollout"}  # the ledger's name of a worker's component, where they differ
+COMPONENTS = {"rollout": "student_rollout"}  # ledger name of a worker's component, where the two differ
 
 
 class Accounts:
-    """Books what workers report and what the learner does into a `ComputeLedger`."""
+    """Books the work that workers report and the learner's own into a `ComputeLedger`."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -30,9 +30,9 @@ class Accounts:
         self.ledger = ComputeLedger(state)
 
     def add_round(self, data: Fetched, metrics: Mapping[str, float]) -> None:
-        """Workers as they report; the update from its forward and backward calls; a learned reward as it reports.
+        """Book a round: the workers' reports, the update by its network calls, and a learned reward by its metrics.
 
-        Rewards are booked in seconds; FLOPs are counted of the learned one, its scoring and its training.
+        Fixed reward terms are booked in seconds only; the learned one also in FLOPs, for its scoring and training.
         """
         for metas in data.metas:
             self._add(metas)
@@ -44,7 +44,7 @@ class Accounts:
             self.ledger.add("rewards", seconds=metrics[f"{LEARNED}/seconds"], flops=metrics[f"{LEARNED}/flops"])
 
     def add_evaluation(self, metas: Iterable[Meta]) -> None:
-        """Work of validation and evaluation, whichever worker did it."""
+        """Book all work of `metas` as the component `evaluation`, whichever worker did it."""
         self._add(metas, "evaluation")
 
     def _add(self, metas: Iterable[Meta], component: str | None = None) -> None:

@@ -1,7 +1,7 @@
-"""Ranks without GPUs find each other where Ray finds their nodes.
+"""A gloo process group, for ranks without GPUs, that uses the network interface of Ray's node address.
 
-By itself gloo takes the address that the machine's own name leads to: on Debian 127.0.1.1, in a container perhaps none.
-Ranks on two machines would not meet there.
+By default gloo uses the address to which the machine's host name resolves: 127.0.1.1 on Debian, and perhaps none in a
+container. Ranks on two machines could not reach each other there.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ TorchBackend: Any = TorchConfig().backend_cls  # Ray Train has no public name fo
 
 
 class Gloo(TorchConfig):
-    """Of Ray Train's process group."""
+    """Configuration of Ray Train's process group: gloo, bound to the interface of Ray's node address."""
 
     def __init__(self) -> None:
         super().__init__(backend="gloo")
@@ -35,7 +35,7 @@ class _Meeting(TorchBackend):
 
 
 def choose_interface() -> None:
-    """Have gloo use the network interface whose address is this node's, unless the environment names one."""
+    """Make gloo use the network interface that has this node's Ray address, unless GLOO_SOCKET_IFNAME is set."""
     address = ray.util.get_node_ip_address()
     for name, addresses in psutil.net_if_addrs().items():
         if any(each.address == address for each in addresses):

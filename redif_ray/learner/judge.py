@@ -1,4 +1,4 @@
-"""The judge of a run: loaded, or made of the teacher's own images where nothing was trained on such images."""
+"""The judge of a run: loaded, or built from the teacher's images where no network was trained on such images."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ def judge_of(
     get: Callable[[Any], Any] = ray.get,
     **options: Any,
 ) -> Judge:
-    """The judge of `count` images, with as many reference images at least. get: the caller's way to wait.
+    """Return the judge of `count` images; it has at least as many reference images.
 
-    options: of the Judge.
+    accounts: where the work for reference images is booked. get: the caller's substitute for `ray.get`.
+    options: keyword arguments of the Judge.
     """
     if not needs_reference(config.evaluation.judge):
         return load_judge(config.evaluation.judge, **options)

@@ -1,8 +1,9 @@
 """The learner: Ray Train ranks that pull rounds, update the student, publish its weights and keep checkpoints.
 
-Round r is rolled out with the weights after r - staleness rounds. Everything that decides the next weights is in the
-checkpoint, the versions that rounds to come are made with too; a restart begins at the newest one and asks for its
-rounds again. Ranks may share the student out (`learner.fsdp`): whatever gathers it, all of them do.
+Round r is rolled out with the weights after r - staleness rounds. A checkpoint holds everything that decides the next
+weights, including the older versions with which later rounds are rolled out; a restarted learner begins at the newest
+checkpoint and asks for its rounds again. Ranks may shard the student (`learner.fsdp`): every call that gathers it is
+made on all ranks.
 """
 
 from __future__ import annotations
@@ -49,6 +50,12 @@ from redif_ray.workers.offload import Belonging, Offload, home
 
 
 class Learner:
+    """One rank of the learner.
+
+    job: `config`, handles of the `coordinator`, the metrics `writer` and the store of `weights`, the run's `folder` and
+    its `token`, and the round `until` which to train.
+    """
+
     def __init__(self, job: Mapping[str, Any], rank: int, world: int) -> None:
         config: Config = job["config"]
         torch.set_num_threads(config.learner.threads)
@@ -84,7 +91,7 @@ class Learner:
         self.validator: Validator | None = None
         self.round = 0
         self.best: dict[str, float] | None = None
-        self.logged: list[Any] = []  # rows on their way to the writer
+        self.logged: list[Any] = []  # references of rows that the writer has not confirmed yet
         self.stages, self.gauges = Stages(f"learner-{rank}", self.writer), RoundGauges(config.run.name)
         lost = self.writer.lost.remote
         self.uploader = uploader(config, self.folder, lambda: lost("upload")) if self.ranks.first else None
@@ -93,7 +100,7 @@ class Learner:
         self.offload.rest()
 
     def _belongings(self) -> list[Belonging]:
-        """What it keeps on its device; it shares it with nobody where it is one of several ranks."""
+        """Return everything that this rank keeps on its device and moves to host memory between its turns."""
         models = [self.student, *([] if self.learning.teacher is None else [self.learning.teacher])]
         networks = [network for model in models for network in (model.network, *model.parts.values())]
         average = [] if self.average is None else [self.average.average]
@@ -102,7 +109,10 @@ class Learner:
         return [*networks, self.optimizer, *average, *learned, *judge]
 
     def _share_out(self, teacher: DiffusionModel) -> DiffusionModel | None:
-        """Keep shares of the student, and of the teacher where a regulariser asks for it; they have none in common."""
+        """Shard the student, and the teacher where a regulariser uses it; return the teacher then, else None.
+
+        The two have no parameters in common.
+        """
         shard(self.student)
         if self.config.learner.regulariser.kind == "none":
             return None
@@ -110,6 +120,7 @@ class Learner:
         return teacher
 
     def run(self) -> Outcome:
+        """Train until the round `until`, or until the coordinator says that the run is to stop."""
         check_seen(self.token)
         calibration = ray.get(self.coordinator.begun_with.remote())
         if calibration is None:
@@ -143,7 +154,7 @@ class Learner:
         return Outcome(self.round, False, self.accounts.ledger.state())
 
     def _data(self, round: int) -> Fetched | None:
-        """None where the run is to stop: for all ranks, if one was told so."""
+        """Return a round's data, or None on every rank if the coordinator told one of them to stop."""
         try:
             data = self._ask(self.coordinator.round_for, round, self.ranks.rank, self.ranks.world)
         except Stopping:
@@ -151,17 +162,18 @@ class Learner:
         return None if self.ranks.any(data is None, self.student.device) else data
 
     def _ask(self, method: Any, *arguments: Any) -> Fetched:
-        """What others make; their device is theirs meanwhile."""
+        """Call a coordinator's method and return its data; the workers have the device until it answers."""
         with self.offload.resting():
             return fetched(lambda lost: method.remote(*arguments, lost), self.publisher.get)
 
     def _start_phase(self, phase: Phase) -> None:
-        """A phase has its own optimiser and its own average of the weights."""
+        """Begin a phase, with an optimiser and an average of the weights of its own."""
         self.phase = phase
         self.optimizer = make_optimizer(self.parameters.values(), self.config.learner)
         self.average = ExponentialAverage(self.parameters, phase.ema) if phase.ema else None
 
     def _train(self, round: int, data: Fetched) -> dict[str, float]:
+        """Update the student and the learned reward on a round; return the metrics."""
         behaviour = self.versions.policy(round)
         made_by = self.versions.checksum(self.plan.version(round))
         metrics = self.phase.update(self.learning, round, data.metas, data.parts, self.optimizer, behaviour, made_by)
@@ -174,14 +186,14 @@ class Learner:
         return metrics
 
     def _after_round(self, round: int, metrics: dict[str, float], data: Fetched, started: float) -> None:
-        """Rank 0 validates, logs and keeps checkpoints, of what every rank brings together."""
+        """Validate, log and checkpoint on rank 0; every rank calls this, to gather the weights together."""
         last = self.round == self.until
         boundary = self.round < self.plan.rounds and self.plan.phase(self.round) is not self.phase
         validates = last or boundary or self.round % self.config.validation.every == 0
         deployed = self._deployed() if validates else {}
-        found = self._validate(deployed) if validates else {}
+        scores = self._validate(deployed) if validates else {}
         if self.ranks.first:
-            self._log_round(round, metrics | found, data, started)
+            self._log_round(round, metrics | scores, data, started)
         if boundary:
             self._save(self.phase.name, pack("deploy", deployed), {"version": self.round})
         if last or self.round % self.config.checkpoint.every == 0:
@@ -199,24 +211,24 @@ class Learner:
         self._log(row)
 
     def _log(self, row: dict[str, Any]) -> None:
-        """Send a row to the writer, and look whether it took those before."""
+        """Send a row to the writer, and raise the writer's error for an earlier row."""
         rows = [*self.logged, self.writer.log.remote(row)]
-        taken, self.logged = ray.wait(rows, num_returns=len(rows), timeout=0)
-        ray.get(taken)
+        confirmed, self.logged = ray.wait(rows, num_returns=len(rows), timeout=0)
+        ray.get(confirmed)
         self.stages.send()
 
     def _validate(self, deployed: Mapping[str, Tensor]) -> dict[str, float]:
-        """Rank 0 finds reward and recall, and keeps the best student by its reward; a collapsed one is stopped."""
-        found, collapsed = {}, None
+        """Measure reward and recall on rank 0 and keep the best student. Raises GuardError for one that lost modes."""
+        scores, collapsed = {}, None
         if self.validator is not None:
-            found = self._deploy(self.validator, deployed)
-            self._keep_best(found["validation/reward"], deployed)
-            collapsed = self.validator.collapsed(found, self.round) if self.phase is self.plan.phases[-1] else None
+            scores = self._deploy(self.validator, deployed)
+            self._keep_best(scores["validation/reward"], deployed)
+            collapsed = self.validator.collapsed(scores, self.round) if self.phase is self.plan.phases[-1] else None
         if self.ranks.any(collapsed is not None, self.student.device):
             self._checkpoint()
         if collapsed is not None:
             raise collapsed
-        return found
+        return scores
 
     def _keep_best(self, reward: float, deployed: Mapping[str, Tensor]) -> None:
         if self.phase is self.plan.phases[-1] and (self.best is None or reward > self.best["reward"]):
@@ -224,31 +236,31 @@ class Learner:
             self._save("best", pack("deploy", deployed), {"version": self.round, "reward": reward})
 
     def _deploy(self, validator: Validator, weights: Mapping[str, Tensor]) -> dict[str, float]:
-        """Reward and recall at eta 0 of `weights` on the validation noises; their picture goes to the log."""
+        """Return reward and recall at eta 0 of `weights` on the validation noises, and log a picture of the samples."""
         self.versions.deploy(self.round, weights)
         count = self.config.validation.groups
         key, learned = f"deploy-{self.round}", learned_key(self.config, self.round)
         with self.stages.stage("validation", self.round):
             data = self._ask(self.coordinator.deploy, int(Stream.VALIDATION), count, self.round, key, learned)
-            found, picture = validator(data)
+            scores, picture = validator(data)
         self.accounts.add_evaluation(meta for metas in data.metas for meta in metas)
         self.writer.image.remote("samples", picture, self.round)
-        return found
+        return scores
 
     def _deployed(self) -> dict[str, Tensor]:
-        """The weights a deployment would use, on rank 0: the average where one is kept."""
+        """Return, on rank 0, the weights that a deployment would use: the average where the phase keeps one."""
         weights = self.average.average if self.average is not None else self.parameters
         return whole(weights, keep=self.ranks.first)
 
     def _begin(self) -> None:
-        """Publish, before any rank asks for a round, all that the rounds to come are made with."""
+        """Publish all weights that later rounds are rolled out with, before any rank asks for a round."""
         if self.ranks.first:
             ray.get(self.coordinator.restart.remote())
         self.versions.begin(self.round, self._current())
         self.ranks.wait()
 
     def _current(self) -> dict[str, Mapping[str, Tensor]]:
-        """Weights to publish, by kind."""
+        """Return the weights to publish, by kind."""
         learned = {} if self.learned is None else {LEARNED: self.learned.weights()}
         return learned | {POLICY: get_weights(self.student)}
 
@@ -280,18 +292,18 @@ class Learner:
                 save_checkpoint(self.folder / "checkpoints" / name, tensors, meta)
 
     def _upload(self) -> None:
-        """Hand the newest checkpoint over; its copy waits for the rows of its rounds, training does not."""
+        """Hand the newest checkpoint to the uploader, which waits for the rows of its rounds while training goes on."""
         if self.uploader is not None:
             rows = list(self.logged)
             self.uploader.hand(ready=lambda: ray.get(rows))
 
     def leave(self) -> None:
-        """The driver uploads what is missing."""
+        """Stop the uploader; the driver uploads what is missing."""
         if self.uploader is not None:
             self.uploader.leave()
 
     def _restore(self) -> bool:
-        """Take up the newest checkpoint; False where there is none yet."""
+        """Restore the newest checkpoint; return False where there is none yet."""
         path = latest_checkpoint(self.folder / "checkpoints")
         if path is None:
             return False
@@ -310,12 +322,12 @@ class Learner:
         return True
 
     def _first_validation(self) -> None:
-        """The untrained student's row, before round 0: the curve's first point and the guard's yardstick."""
+        """Validate and log the untrained student: the first point of the curves, and the guard's reference recall."""
         weights = whole(self.parameters, keep=self.ranks.first)
         if self.validator is None:
             return
-        found = self._deploy(self.validator, weights)
-        self.validator.start_recall = found["validation/recall"]
-        known = self.validator.calibration.items()
-        found |= {f"calibration/{term}/{point}": value for term, points in known for point, value in points.items()}
-        self._log({"round": -1, "phase": "start", "policy_version": 0, **found})
+        scores = self._deploy(self.validator, weights)
+        self.validator.start_recall = scores["validation/recall"]
+        terms = self.validator.calibration.items()
+        scores |= {f"calibration/{term}/{point}": value for term, points in terms for point, value in points.items()}
+        self._log({"round": -1, "phase": "start", "policy_version": 0, **scores})

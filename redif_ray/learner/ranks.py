@@ -1,4 +1,4 @@
-"""The processes that train one student together (ranks), and what they bring together."""
+"""The processes that train one student together (ranks), and their collective operations."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from redif_ray.learning.step import AllReduce
 
 
 class Ranks:
-    """This process is number `rank` of `world`. What it calls here, all of them do, in the same order."""
+    """This process is number `rank` of `world`. All ranks must call its methods, in the same order."""
 
     def __init__(self, rank: int = 0, world: int = 1) -> None:
         self.rank, self.world = rank, world
@@ -22,13 +22,13 @@ class Ranks:
 
     @property
     def all_reduce(self) -> AllReduce | None:
-        """`sum`, as an update takes it; None for one that has nobody to add up with."""
+        """Return `sum`, for an update to call; None for a single rank."""
         return self.sum if self.world > 1 else None
 
     def sum(self, tensors: list[Tensor]) -> None:
-        """Sum over ranks, in place: gradients of disjoint pairs, each already divided by the global count.
+        """Sum tensors over ranks, in place: gradients of disjoint pairs, each already divided by the global count.
 
-        Those of shares were summed in the backward pass.
+        Gradients of sharded parameters (DTensor) are left alone: the backward pass has summed them.
         """
         tensors = [t for t in tensors if not isinstance(t, DTensor)]
         if self.world == 1 or not tensors:
@@ -41,12 +41,12 @@ class Ranks:
             offset += tensor.numel()
 
     def any(self, flag: bool, device: torch.device) -> bool:
-        """Whether it is set on one of them."""
+        """Tell whether `flag` is True on any rank."""
         flags = torch.tensor([float(flag)], device=device)
         self.sum([flags])
         return bool(flags)
 
     def wait(self) -> None:
-        """Until all of them are here."""
+        """Block until all ranks have called this."""
         if self.world > 1:
             dist.barrier()

@@ -1,6 +1,6 @@
-"""One rank of the learner, as Ray Train calls it.
+"""The function that Ray Train calls on each rank of the learner.
 
-Ray Train's controller reads this file in a process of its own, so it imports neither torch nor diffusers.
+Ray Train's controller imports this file in a process of its own, so the file imports neither torch nor diffusers.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from redif_ray.workers.lazy_import import imported
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How training ended: rounds done, whether it was asked to stop, what it cost, and the user error that ended it."""
+    """The end of training: rounds done, whether a stop was asked for, the compute ledger, and the user error if any."""
 
     round: int
     stopped: bool
@@ -25,14 +25,17 @@ class Outcome:
 
 
 def train_loop(job: dict[str, Any]) -> Outcome | None:
-    """One rank's work, as Ray Train calls it; rank 0 answers. A user error is returned: retries would not mend it."""
+    """Train as one rank; return the outcome on rank 0, else None.
+
+    A user error is returned in the outcome instead of raised, because Ray Train would retry and fail again.
+    """
     context = ray.train.get_context()
     learner = imported("redif_ray.learner.learner:Learner")(job, context.get_world_rank(), context.get_world_size())
     try:
         outcome = learner.run()
         learner.publisher.forget(before=learner.round + 1)
     except (UserError, FloatingPointError) as error:
-        if learner.ranks.world > 1:  # other ranks wait in a collective; leaving quietly would hang them
+        if learner.ranks.world > 1:  # other ranks wait in a collective; if this one returned, they would hang
             raise
         outcome = Outcome(learner.round, False, learner.accounts.ledger.state(), error)
     finally:

@@ -1,4 +1,4 @@
-"""Images of one arm beside the teacher's, as the coordinator's answer holds them."""
+"""Images of one arm of an evaluation beside the teacher's, out of the coordinator's answer."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ import numpy as np
 from redif_ray.faults import Fetched
 from redif_ray.types import Condition, Meta, WorkUnit
 
-Terms = dict[str, np.ndarray]  # raw reward terms by name, one value an image
+Terms = dict[str, np.ndarray]  # raw reward terms by name, one value for each image
 
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """Images of some groups, the arm's and the teacher's, [n, C, H, W] in [0, 1]; their conditions and raw terms."""
+    """One image for each group: the arm's (`images`) and the teacher's (`targets`), [n, C, H, W] float32 in [0, 1].
+
+    conditions: n of them. terms: raw reward terms of the arm's images, [n] each. metas: the work that this took.
+    """
 
     images: np.ndarray
     targets: np.ndarray
@@ -25,7 +28,7 @@ class Samples:
 
 
 def collect(data: Fetched) -> Samples:
-    """What `Coordinator.deploy` answered."""
+    """Return the samples in an answer of `Coordinator.deploy`."""
     scored = [score for (score,) in data.parts.values()]
     return Samples(
         images=np.concatenate([s.images for s in scored if s.images is not None]),
@@ -37,10 +40,10 @@ def collect(data: Fetched) -> Samples:
 
 
 def parted(values: np.ndarray, units: Sequence[WorkUnit]) -> list[np.ndarray]:
-    """Values of the rows of work units, one after the other, as one array a work unit."""
+    """Split values of the rows of successive work units into one array for each unit."""
     return np.split(values, np.cumsum([unit.rows for unit in units])[:-1])
 
 
 def joined(parts: Sequence[Terms]) -> Terms:
-    """Terms of work units, one after the other."""
+    """Concatenate the reward terms of successive work units."""
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

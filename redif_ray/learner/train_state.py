@@ -1,4 +1,4 @@
-"""What a learner trains, as the tensors of a checkpoint: whole ones, however many ranks share them out."""
+"""The trained state of a learner as tensors of a checkpoint: whole tensors, however many ranks shard them."""
 
 from __future__ import annotations
 
@@ -17,12 +17,15 @@ from redif_ray.models.student import set_weights, trainable
 def trained(
     student: DiffusionModel, optimizer: torch.optim.Optimizer, average: ExponentialAverage | None, *, keep: bool = True
 ) -> dict[str, Tensor]:
-    """Copies on the CPU of weights, moments and average. Every rank calls it; those with keep=False get nothing."""
+    """Return CPU copies of weights, optimiser moments and average.
+
+    Every rank must call this; a rank with keep=False gets an empty dict.
+    """
     parameters = trainable(student)
-    found = pack("student", parameters) | pack("optimizer", optimizer_tensors(optimizer, parameters))
+    tensors = pack("student", parameters) | pack("optimizer", optimizer_tensors(optimizer, parameters))
     if average is not None:
-        found |= pack("average", average.state_dict())
-    return whole(found, keep=keep)
+        tensors |= pack("average", average.state_dict())
+    return whole(tensors, keep=keep)
 
 
 def load_trained(
@@ -31,7 +34,7 @@ def load_trained(
     average: ExponentialAverage | None,
     tensors: Mapping[str, Tensor],
 ) -> None:
-    """Inverse of `trained`, for as many ranks as there are now. Raises ModelError for another student's."""
+    """Restore the tensors of `trained`, for any number of ranks. Raises ModelError for tensors of another student."""
     parameters = trainable(student)
     set_weights(student, unpack("student", tensors))
     load_optimizer(optimizer, parameters, shares(unpack("optimizer", tensors), parameters))

@@ -21,11 +21,14 @@ GRID = 8
 
 
 class GuardError(UserError):
-    """A run stopped by its guard, because what it optimises no longer is what it is for."""
+    """The guard stopped a run because the student loses modes while its reward rises."""
 
 
 class Validator:
-    """Scores what `Coordinator.deploy` answers on the validation noises. `start_recall` is the untrained student's."""
+    """Scores the samples of `Coordinator.deploy` on the validation noises.
+
+    `start_recall` is the recall of the untrained student, in [0, 1].
+    """
 
     def __init__(self, config: Config, calibration: Calibration, judge: Judge) -> None:
         self.config, self.calibration = config, calibration
@@ -34,7 +37,7 @@ class Validator:
         self.start_recall = 0.0
 
     def __call__(self, data: Fetched) -> tuple[dict[str, float], np.ndarray]:
-        """({"validation/reward", "validation/recall", "validation/<term>"}, picture [H, W, C] uint8)."""
+        """Return ({"validation/reward", "validation/recall", "validation/<term>"}, picture [H, W, C] uint8)."""
         samples = collect(data)
         means = {name: float(values.mean()) for name, values in samples.terms.items()}
         terms = self.config.reward.fixed
@@ -42,17 +45,17 @@ class Validator:
         features = self.judge.embed(torch.from_numpy(samples.images))
         reference = self.judge.reference_features()
         chosen = reference[shuffled(len(reference), Draw.REFERENCE, self.config.run.seed)[: len(features)]]
-        found = {"validation/reward": reward, "validation/recall": prdc(features, chosen)["recall"]}
-        found |= {f"validation/{name}": value for name, value in means.items()}
-        return found, tile([samples.targets[:GRID], samples.images[:GRID]])
+        scores = {"validation/reward": reward, "validation/recall": prdc(features, chosen)["recall"]}
+        scores |= {f"validation/{name}": value for name, value in means.items()}
+        return scores, tile([samples.targets[:GRID], samples.images[:GRID]])
 
-    def collapsed(self, found: Mapping[str, float], after: int) -> GuardError | None:
-        """What stops a run whose student, after so many rounds, has lost too many of the modes that it began with."""
+    def collapsed(self, scores: Mapping[str, float], after: int) -> GuardError | None:
+        """Return an error if, after `after` rounds, recall is below the guard's fraction of the untrained student's."""
         floor = self.config.guard.recall_floor * self.start_recall
-        if found["validation/recall"] >= floor:
+        if scores["validation/recall"] >= floor:
             return None
         return GuardError(
-            f"validation recall fell to {found['validation/recall']:.3f} at round {after}, below {floor:.3f} "
+            f"validation recall fell to {scores['validation/recall']:.3f} at round {after}, below {floor:.3f} "
             f"(guard.recall_floor={self.config.guard.recall_floor} of the untrained student's "
             f"{self.start_recall:.3f}): the student is losing modes while its reward rises. Lower learner.lr, raise "
             "learner.anchor.weight, or add a reward term; the last checkpoint is kept"
@@ -60,9 +63,11 @@ class Validator:
 
 
 def reward_units(config: Config, calibration: Calibration) -> dict[str, tuple[float, float]]:
-    """(zero, unit) of each term at deployment, where there are no siblings to normalise over: (0, 1), or for a
-    normalised term the untrained student's mean and its spread over images. A learned term has none: it moves, so it
-    cannot say which of two rounds was better."""
+    """Return (zero, unit) of each fixed reward term at deployment, where there are no siblings to normalise over.
+
+    It is (0, 1), or for a normalised term the untrained student's mean and its spread over images. A learned term has
+    none, because it changes from round to round and so cannot tell which of two rounds was better.
+    """
     units = {}
     for name, term in config.reward.fixed.items():
         point = calibration[name]

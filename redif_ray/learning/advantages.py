@@ -11,12 +11,13 @@
 
 `running` is DDPO's (Black et al., arXiv 2305.13301) and ReDiF's (arXiv 2512.22802).
 
-A mean that contains r_gi itself only scales the gradient, by 1 - 1/K. Its antithetic partner is another matter: that
-one plays -z, so its reward correlates with z, differently at each step, and the gradient over several steps points
-elsewhere. `pair_baseline` takes b_gi over the siblings outside the pair: independent of z, so the bias is gone.
+A baseline that contains r_gi itself only scales the gradient, by 1 - 1/K. A baseline that contains the reward of the
+antithetic partner biases it: the partner explores with -z, so its reward correlates with z, differently at each step,
+and the gradient over several steps points elsewhere. `pair_baseline` therefore takes b_gi over the siblings outside the
+pair, which are independent of z.
 
-`ADVANTAGES` names those that ship; `learner.advantage=path/to/file.py:name` names a function of your own of the same
-signature.
+`ADVANTAGES` lists the built-in kinds; `learner.advantage=path/to/file.py:name` selects a function of your own with the
+same signature.
 """
 
 from __future__ import annotations
@@ -32,15 +33,16 @@ from torch import Tensor
 from redif_ray.registry import found_or_imported
 from redif_ray.types import Condition
 
-DEAD = 1e-6  # a spread below this share of the largest |reward| is rounding
+DEAD = 1e-6  # a spread below this fraction of the largest |reward| counts as rounding error
 
 
 @dataclass(frozen=True, slots=True)
 class Advantages:
-    """`values` [G, K] float32, detached; `std`: rms over the round of the rewards minus their baseline, not divided.
+    """The advantages of a round, with statistics of its rewards.
 
-    dead_group_fraction: share of groups whose spread is numerically zero; their values are exactly 0. `batch` has the
-    whole round as its one group; for `running` the spread is the condition's std.
+    values: [G, K] float32, detached. std: rms over the round of the rewards minus their baseline, before any division.
+    dead_group_fraction: fraction of groups whose spread is numerically zero; their values are exactly 0. For `batch`
+    the whole round is the only group; for `running` the spread is the condition's std.
     """
 
     values: Tensor
@@ -49,19 +51,19 @@ class Advantages:
 
 
 class RunningStatistics:
-    """The last `size` rewards of each condition; statistics exist once that many were seen."""
+    """The last `size` rewards of each condition; statistics exist once a condition has that many."""
 
     def __init__(self, size: int = 16) -> None:
         self.size = size
         self.buffers: dict[Condition, deque[float]] = {}
 
     def extend(self, keys: Sequence[Condition], rewards: Tensor) -> None:
-        """Take in rewards [G, K], one key a group."""
+        """Append rewards [G, K]; `keys` has one condition for each group."""
         for key, row in zip(keys, rewards.tolist(), strict=True):
             self.buffers.setdefault(key, deque(maxlen=self.size)).extend(row)
 
     def statistics(self, key: Condition) -> tuple[float, float] | None:
-        """Mean and population std of a full buffer; None until then."""
+        """Return the mean and population std of the condition's buffer, or None until it is full."""
         values = self.buffers.get(key, ())
         if len(values) < self.size:
             return None
@@ -69,21 +71,21 @@ class RunningStatistics:
         return float(mean), float(std)
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain JSON; float64 survives it exactly."""
+        """Return the state as plain JSON values, which keep float64 exactly."""
         return {"size": self.size, "buffers": [[key, list(values)] for key, values in self.buffers.items()]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         if state["size"] != self.size:
-            raise ValueError(f"running statistics were kept with size={state['size']}; expected {self.size}")
+            raise ValueError(f"the saved running statistics have size={state['size']}; expected {self.size}")
         self.buffers = {key: deque(values, maxlen=self.size) for key, values in state["buffers"]}
 
 
 @dataclass(frozen=True, slots=True)
 class Baselines:
-    """What a kind of advantage may compare rewards by.
+    """The inputs, beside the rewards, from which a kind of advantage computes its baseline.
 
-    pair: siblings 2k and 2k + 1 are antithetic, and the baseline leaves both out.
-    running, keys: the rewards that each condition had before, and the condition of each group.
+    pair: True where siblings 2k and 2k + 1 are antithetic, so that the baseline leaves both out.
+    running: statistics of each condition's rewards. keys: condition of each group, G of them.
     """
 
     pair: bool = False
@@ -93,10 +95,10 @@ class Baselines:
 
 @dataclass(frozen=True, slots=True)
 class Relative:
-    """Rewards minus their baseline, and the standard deviation that tells whether a set of them is alive.
+    """Rewards minus their baseline, in S sets that share a baseline, and the scales of these sets.
 
-    centred: [S, K'], the rewards in S sets that share a baseline. spread: [S, 1]; sets whose spread is rounding are
-    dead, and their advantages 0. scale: [S, 1] to divide by; None: the rms of the living over the round.
+    centred: [S, K'], rewards minus baseline. spread: [S, 1], std of each set; a set whose spread is only rounding error
+    is dead and gets advantages of 0. scale: [S, 1], divisor of each set; None: the rms over the sets that are not dead.
     """
 
     centred: Tensor
@@ -124,14 +126,15 @@ def batch(rewards: Tensor, given: Baselines) -> Relative:
 
 
 def running(rewards: Tensor, given: Baselines) -> Relative:
-    """With `given.pair` the baseline is the buffer before this round's rewards enter; else they enter first, as in
-    DDPO. Until a buffer is full, its groups are whitened as in `batch`.
+    """Compare rewards with the statistics of their condition; whiten them as in `batch` until its buffer is full.
+
+    With `given.pair` the statistics exclude this round's rewards; otherwise they include them, as in DDPO.
     """
     centred, spread = _running(rewards, given.running, given.keys, given.pair)
     return Relative(centred, spread, spread)
 
 
-AdvantageFunction = Callable[[Tensor, Baselines], Relative]  # of rewards [G, K] float64
+AdvantageFunction = Callable[[Tensor, Baselines], Relative]  # rewards [G, K] float64, and the baselines' inputs
 ADVANTAGES: Mapping[str, AdvantageFunction] = {
     "global_std": global_std,
     "group_std": group_std,
@@ -142,7 +145,7 @@ ADVANTAGES: Mapping[str, AdvantageFunction] = {
 
 
 def find_advantage(kind: str) -> AdvantageFunction:
-    """Return what `learner.advantage` names. Raises UserCodeError for code that cannot be imported."""
+    """Return the function that `learner.advantage` names. Raises UserCodeError for code that cannot be imported."""
     return found_or_imported(kind, ADVANTAGES, "learner.advantage")
 
 
@@ -155,12 +158,13 @@ def advantages(
     running: RunningStatistics | None = None,
     keys: Sequence[Condition] | None = None,
 ) -> Advantages:
-    """Return the advantages of a round's rewards [G, K] (see the module); computed in float64.
+    """Return the advantages of a round's rewards [G, K], computed in float64 by the formulas above.
 
-    pair_baseline: siblings 2k and 2k + 1 are antithetic; the baseline leaves both out.
-    running, keys: state and one key a group, for `running` only.
-    Raises ValueError for rewards that are not finite, of another shape, or too few to have a baseline; UserCodeError
-    for a kind that cannot be had.
+    kind: key of `ADVANTAGES`, or a function of the user's. clip: bound of |advantage|.
+    pair_baseline: True where siblings 2k and 2k + 1 are antithetic, so that the baseline leaves both out.
+    running, keys: statistics, and the condition of each group; needed by the kind `running` only.
+    Raises ValueError for rewards that are not finite, not of shape [G, K] or too few for a baseline; UserCodeError for
+    a kind that is unknown or cannot be imported.
     """
     relative = find_advantage(kind)(_checked(rewards), Baselines(pair_baseline, running, keys))
     sets = rewards.detach().double().reshape(relative.centred.shape)
@@ -182,7 +186,7 @@ def _checked(rewards: Tensor) -> Tensor:
 
 
 def _centred(r: Tensor, pair_baseline: bool) -> Tensor:
-    """r [G, K] minus the mean of its row, or of its row without the own antithetic pair."""
+    """Return r [G, K] minus the mean of its row; with `pair_baseline` the mean excludes the own antithetic pair."""
     siblings = r.shape[1]
     least = 4 if pair_baseline else 2
     if siblings < least or (pair_baseline and siblings % 2):
@@ -201,7 +205,7 @@ def _rms(centred: Tensor) -> Tensor:
 def _running(
     r: Tensor, running: RunningStatistics | None, keys: Sequence[Condition] | None, pair_baseline: bool
 ) -> tuple[Tensor, Tensor]:
-    """r minus each condition's mean [G, K], and its std [G, 1]."""
+    """Return r minus its condition's mean, [G, K], and the condition's std, [G, 1]."""
     if running is None or keys is None or len(keys) != len(r):
         raise ValueError(f"advantage running: expected RunningStatistics and one key for each of {len(r)} groups")
     centred = _centred(r.reshape(1, -1), pair_baseline)

@@ -1,6 +1,7 @@
-"""The dense anchor: the student's mean towards the teacher's jump from the state the student visited.
+"""The dense anchor: a loss that pulls the student's mean towards the teacher's jump from the same state.
 
-Alone it is SFD (few-step trajectory regression), the warm start; beside the policy gradient, an anchor.
+Used alone, this loss is SFD (few-step trajectory regression), which is the warm start; added to the policy gradient, it
+keeps the student near the teacher.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ from torch.nn import functional
 def anchor_loss(
     mean: Tensor, target: Tensor, kind: Literal["l1", "huber", "mse"], delta: float, gate: Tensor | None = None
 ) -> Tensor:
-    """Mean over D of a loss of e = mean - target, [P]. mean, target: [P, ...], the target detached.
+    """Return the mean over D of a loss of e = mean - target, [P].
 
-    l1: |e|. mse: e^2. huber: e^2 / 2 where |e| < delta, else delta (|e| - delta / 2).
-    gate: [P], 1 where the anchor holds and 0 where it does not (RATS: where the teacher's image scores higher).
+    mean, target: [P, ...], the target detached.
+    kind: l1 is |e|; mse is e^2; huber is e^2 / 2 where |e| < delta, else delta (|e| - delta / 2).
+    gate: [P], 1 where the anchor applies and 0 elsewhere (RATS: it applies where the teacher's image scores higher).
+    Raises ValueError for an unknown kind and for shapes that differ.
     """
     if mean.shape != target.shape:
         raise ValueError(f"anchor target has shape {list(target.shape)}; expected the mean's {list(mean.shape)}")

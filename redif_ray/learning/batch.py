@@ -1,4 +1,4 @@
-"""A round as the learner reads it: the work units of one rank, joined."""
+"""The work units of one rank, joined into the batch that the learner trains on."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from redif_ray.types import Condition, Scored, Trajectories, WorkUnit
 
 @dataclass(frozen=True, slots=True)
 class RoundBatch:
-    """R rows of a round of `total_rows`, N steps; float32 unless said otherwise.
+    """R of the `total_rows` rows of a round, over N steps; float32 unless said otherwise.
 
-    rows: [R] int64, the place of each row in the whole round, group-major. One rank alone holds all of them.
-    origin: [R] int64, for each row the first of this batch with its x_T and condition: the first `shared` steps of all
-    these are predicted once. None: each row has its own.
-    log_probs are the policy's density of the action taken, for teacher-guided siblings too. Their action was not drawn
-    from the policy, so the plain surrogate is, on those rows, off-policy, advantage-weighted imitation; its ratio still
-    starts at 1.
+    rows: [R] int64, position of each row in the whole round, group-major. A single rank holds all rows.
+    origin: [R] int64, for each row the first row of this batch with the same x_T and condition; rows of one origin have
+    the same state in the first `shared` steps, which are predicted once for all of them. None: no rows share a state.
+    log_probs: log density of the action taken under the behaviour policy, for teacher-guided siblings too. The policy
+    did not draw the action of a guided sibling, so on these rows the plain surrogate is off-policy, advantage-weighted
+    imitation; its ratio still starts at 1.
     """
 
     rows: Tensor
     total_rows: int
     latents: Tensor  # [N + 1, R, ...]
-    means: Tensor  # [N, R, ...]: of the behaviour policy
+    means: Tensor  # [N, R, ...]: means of the behaviour policy
     log_probs: Tensor  # [N, R]; 0 where S = 0
     advantages: Tensor  # [R]
-    encoded: dict[str, Tensor]  # [R, ...] each: the conditions, as the network takes them
+    encoded: dict[str, Tensor]  # [R, ...] each: the conditions, encoded for the network
     origin: Tensor | None = None
-    shared: int = 1  # steps at which rows of one origin have one state
+    shared: int = 1  # number of first steps at which rows of one origin share a state
     anchors: Tensor | None = None  # [N, R, ...]: the teacher's jump from each state
-    gate: Tensor | None = None  # [R]: 1 where the anchor holds, 0 where not
-    on_policy: bool = False  # ratios are 1: the network is the policy that played, before the only step it makes
+    gate: Tensor | None = None  # [R]: 1 where the anchor applies, 0 elsewhere
+    on_policy: bool = False  # True where the network still is the behaviour policy at its only step: ratios are 1
 
     def __post_init__(self) -> None:
         steps, rows = self.log_probs.shape
@@ -55,7 +55,7 @@ class RoundBatch:
 
     @property
     def dimensions(self) -> int:
-        """D of a latent."""
+        """Return D, the number of values of a latent."""
         return self.latents[0, 0].numel()
 
 
@@ -72,9 +72,11 @@ def assemble(
 ) -> RoundBatch:
     """Join this rank's `parts`, in any order, into a batch whose rows are sorted by work unit index.
 
-    units: all of the round, for the rows' places. weights_sha256: of the weights that must have made the trajectories.
-    advantages, gate: of the whole round, any shape of total_rows elements, group-major; None: zeros, and no gate.
-    Raises ValueError for units that are foreign or come twice, mismatched pairs, and trajectories of other weights.
+    units: all work units of the round, which define the rows' positions. weights_sha256: checksum of the weights that
+    must have made the trajectories. encode: conditions to network inputs, [G, ...] each.
+    advantages, gate: values of the whole round, any shape of total_rows elements, group-major; None: zeros, no gate.
+    Raises ValueError for a unit that is not of the round or comes twice, for scores of another unit, and for
+    trajectories of other weights.
     """
     ordered = sorted(units, key=lambda s: s.index)
     ends = np.cumsum([s.rows for s in ordered])
@@ -84,12 +86,12 @@ def assemble(
     rows, total = torch.cat([place[t.unit.index] for t, _ in parts]), int(ends[-1])
     held = [t.unit for t, _ in parts]
     siblings = [s.siblings for s in held for _ in s.groups]
-    group = torch.arange(len(siblings)).repeat_interleave(torch.tensor(siblings))  # of each row
+    group = torch.arange(len(siblings)).repeat_interleave(torch.tensor(siblings))  # group of each row
 
     def join(arrays: Sequence[np.ndarray]) -> Tensor:
         return torch.from_numpy(np.concatenate(arrays, axis=1)).to(device)
 
-    def mine(values: Tensor) -> Tensor:
+    def of_these_rows(values: Tensor) -> Tensor:
         if values.numel() != total:
             raise ValueError(f"the round has {total} rows; found {values.numel()} values for them")
         return values.reshape(-1)[rows].float().to(device)
@@ -103,29 +105,30 @@ def assemble(
         latents=join([t.latents for t, _ in parts]),
         means=join([t.means for t, _ in parts]),
         log_probs=join([t.log_probs for t, _ in parts]),
-        advantages=mine(torch.zeros(total) if advantages is None else advantages),
+        advantages=of_these_rows(torch.zeros(total) if advantages is None else advantages),
         origin=torch.cumsum(torch.tensor([0, *siblings[:-1]]), 0)[group],
         shared=shared,
         encoded={name: value[group] for name, value in encode([c for s in held for c in s.conditions]).items()},
         anchors=join(anchors) if anchors else None,
-        gate=None if gate is None else mine(gate),
+        gate=None if gate is None else of_these_rows(gate),
     )
 
 
 def _check(units: Sequence[WorkUnit], parts: Sequence[tuple[Trajectories, Scored]], weights_sha256: str) -> None:
     if not parts:
         raise ValueError("this rank got no work unit; expected at least as many work units a round as learner.workers")
-    seen: set[int] = set()
+    indices: set[int] = set()
     for trajectories, scored in parts:
         unit = trajectories.unit
-        if scored.unit != unit or unit not in units or unit.index in seen:
+        if scored.unit != unit or unit not in units or unit.index in indices:
             raise ValueError(
-                f"work unit {unit.index} of round {unit.round} comes twice, is foreign, or lost its scores"
+                f"work unit {unit.index} of round {unit.round} comes twice, is not in this round, or has the "
+                "scores of another unit"
             )
-        seen.add(unit.index)
-        found = trajectories.weights_sha256
-        if found != weights_sha256:
+        indices.add(unit.index)
+        used = trajectories.weights_sha256
+        if used != weights_sha256:
             raise ValueError(
-                f"work unit {unit.index} of round {unit.round} was rolled out with weights {found[:12]}, version "
+                f"work unit {unit.index} of round {unit.round} was rolled out with weights {used[:12]}, version "
                 f"{trajectories.policy_version}; expected {weights_sha256[:12]}, the learner's own"
             )

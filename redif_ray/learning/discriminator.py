@@ -1,9 +1,9 @@
-"""One round's training of the discriminator between the student's images and the teacher's.
+"""Training of the discriminator on one round: it learns to tell the student's images from the teacher's.
 
     loss = mean over student images of softplus(D(x)) + mean over teacher images of softplus(-D(y)) + r1 / 2 |dD/dy|^2
 
-The non-saturating logistic loss with the gradient penalty on the real images alone, R1 (Mescheder et al., arXiv
-1801.04406). |dD/dy|^2 is summed over the values of an image in [0, 1].
+This is the non-saturating logistic loss with R1, the gradient penalty on the real images alone (Mescheder et al.,
+arXiv 1801.04406). |dD/dy|^2 is summed over the values of an image in [0, 1].
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from torch.nn import functional
 from redif_ray.learning.step import AllReduce, optimiser_step
 from redif_ray.models.discriminator import Discriminator
 
-TEACHER_PASS = 6.5  # FLOPs of `teacher_loss` with its backward pass, in forwards, as counted; of `student_loss` 3
-BETAS = (0.0, 0.99)  # of Adam: a momentum makes the game between two networks swing (Mescheder et al., section 4)
+TEACHER_PASS = 6.5  # counted FLOPs of `teacher_loss` with its backward pass, in forward passes; `student_loss` takes 3
+BETAS = (0.0, 0.99)  # Adam without momentum, which makes adversarial training oscillate (Mescheder et al., section 4)
 
 
 def optimiser(network: Discriminator, lr: float) -> torch.optim.Adam:
@@ -28,7 +28,10 @@ def optimiser(network: Discriminator, lr: float) -> torch.optim.Adam:
 
 @dataclass(frozen=True, slots=True)
 class Images:
-    """What one rank holds of one side: [n, C, H, W] in [0, 1] and their labels; `total`: of all ranks."""
+    """The student's or the teacher's images that one rank holds.
+
+    images: [n, C, H, W] in [0, 1]. labels: class of each image, [n]; None: no labels. total: images of all ranks.
+    """
 
     images: Tensor
     labels: Tensor | None
@@ -40,13 +43,13 @@ class Images:
 
 
 def student_loss(network: Discriminator, student: Images) -> tuple[Tensor, Tensor]:
-    """(this rank's share of the round's loss, logits [n])."""
+    """Return (this rank's share of the round's loss, logits [n])."""
     logits = network(student.images, student.labels)
     return functional.softplus(logits).sum() / student.total, logits
 
 
 def teacher_loss(network: Discriminator, teacher: Images) -> tuple[Tensor, Tensor, Tensor]:
-    """(this rank's share of the round's loss, logits [n], |dD/dy|^2 [n], with its gradient)."""
+    """Return (this rank's share of the round's loss, logits [n], |dD/dy|^2 [n] with its gradient)."""
     images = teacher.images.detach().requires_grad_()
     logits = network(images, teacher.labels)
     (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
@@ -55,10 +58,10 @@ def teacher_loss(network: Discriminator, teacher: Images) -> tuple[Tensor, Tenso
 
 
 class DiscriminatorUpdater:
-    """Trains on the images of a round. All of its state is in the network and the optimiser.
+    """Trains the discriminator on the images of a round. Its whole state is in the network and the optimiser.
 
-    Every step takes all of the round's images, in microbatches; each rank those it holds, divided by the count of the
-    whole round, and gradients are summed over ranks: every rank has the same network after it.
+    Every step uses all images of the round, in microbatches. Each rank takes the images that it holds, divides by the
+    count of the whole round, and gradients are summed over ranks, so every rank ends with the same network.
     """
 
     def __init__(
@@ -75,11 +78,12 @@ class DiscriminatorUpdater:
         self.microbatch, self.all_reduce = microbatch, all_reduce
 
     def run(self, student: Images, teacher: Images, *, where: str) -> dict[str, float]:
-        """student: group by group, in the order of `teacher`, equally many a group.
+        """Train on a round; return metrics of the whole round, alike on every rank.
 
-        Answers metrics of the whole round, alike on every rank: loss and penalty in the mean over steps; and before it
-        trains on these images, the share of each side that it takes for what it is, and `ranked`, the share of student
-        images below the teacher's of their group, which does not depend on what they show.
+        student: images ordered by group as `teacher` is, equally many in each group. where: start of an error's text.
+        The metrics are loss and penalty as means over the steps, and three fractions measured before training on these
+        images: the student's and the teacher's images that are classified correctly, and `ranked`, the student's images
+        with a lower logit than the teacher's image of their group, which does not depend on what the images show.
 
         Raises FloatingPointError where the loss or a gradient is not finite.
         """
@@ -100,7 +104,7 @@ class DiscriminatorUpdater:
         return {"loss": loss, "penalty": penalty, **shares, "seconds": time.perf_counter() - started}
 
     def _backward(self, student: Images, teacher: Images) -> Tensor:
-        """Leave this rank's share of the gradient; of the two losses, the penalty and three shares, float64 [6]."""
+        """Add this rank's share to the gradients; return its shares of two losses, penalty, three fractions, [6]."""
         values, of_student, of_teacher = torch.zeros(6, dtype=torch.float64, device=student.images.device), [], []
         for part in student.split(self.microbatch):
             loss, logits = student_loss(self.network, part)

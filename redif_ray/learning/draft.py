@@ -1,6 +1,6 @@
 """DRaFT (Clark et al., arXiv 2309.17400): back-propagate a differentiable reward through the student's own sampler.
 
-The control arm of the policy gradient: the same student, schedule and reward, with the reward's gradient given away.
+DRaFT is the control arm of the policy gradient: same student, schedule and reward, but it uses the reward's gradient.
 """
 
 from __future__ import annotations
@@ -37,11 +37,12 @@ def draft_loss(
     reward: Callable[[Tensor], Tensor],
     last_steps: int | None = None,
 ) -> Tensor:
-    """Minus the reward of the deterministic sample from x = x_T [B, ...]: [B], with gradient through the last k steps.
+    """Return minus the reward of the deterministic sample from x = x_T [B, ...]: [B], differentiable.
 
-    reward: final latents [B, ...] to [B], differentiable. last_steps: k in 1..N; None: all N (DRaFT-K in the paper).
-    Steps that carry gradients are recomputed in the backward pass, so that memory is one forward: N + k network calls
-    forward, k backward. Raises ValueError for another k, and for a reward that is not differentiable.
+    reward: differentiable function from final latents [B, ...] to [B]. last_steps: number k in 1..N of last steps that
+    carry gradients (DRaFT-K in the paper); None: all N. These steps are recomputed in the backward pass, so memory is
+    that of one network call: N + k calls forward, k backward.
+    Raises ValueError for k outside 1..N, and for a reward that is not differentiable.
     """
     n = schedule.steps
     if last_steps is not None and not 1 <= last_steps <= n:
@@ -58,12 +59,14 @@ def draft_loss(
         x = checkpoint(step, x, k, use_reentrant=False, preserve_rng_state=False)
     value = reward(x)
     if value.shape != x.shape[:1] or not value.requires_grad:
-        raise ValueError(f"the reward has shape {list(value.shape)}; expected [{len(x)}], differentiable in them")
+        raise ValueError(
+            f"the reward has shape {list(value.shape)}; expected [{len(x)}], differentiable in the latents"
+        )
     return -value
 
 
 class DraftUpdater:
-    """Optimiser steps of DRaFT on the groups of a round; the counterpart of `learning.update.Updater`."""
+    """Takes the optimiser steps of DRaFT on the groups of a round; the counterpart of `learning.update.Updater`."""
 
     def __init__(
         self,
@@ -83,9 +86,10 @@ class DraftUpdater:
     def run(
         self, parts: Sequence[tuple[WorkUnit, np.ndarray]], *, total: int, round: int, lr: float
     ) -> dict[str, float]:
-        """parts: this rank's work units with the teacher's images of their groups; total: groups of the whole round.
+        """Train on a round; return its metrics.
 
-        Every minibatch takes its share of each rank's groups in order, and gradients are divided by its global count.
+        parts: this rank's work units, each with the teacher's images of its groups. total: groups of the whole round.
+        Every minibatch takes the next part of each rank's groups; gradients are divided by its count over all ranks.
         """
         started = time.perf_counter()
         for group in self.optimizer.param_groups:

@@ -1,4 +1,4 @@
-"""An exponential average of the student's weights (Polyak averaging), which may be deployed in its place."""
+"""An exponential average of the student's weights (Polyak averaging), which may be deployed in their place."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from torch import Tensor
 
 
 class ExponentialAverage:
-    """average <- d_t average + (1 - d_t) weights, with d_t = min(decay, (1 + t) / (10 + t)) at update t = 0, 1, ...
+    """An average that starts as a copy of `weights`; `decay` is in [0, 1).
 
-    The warm-up forgets the start: without it, at decay 0.999, a run of 100 rounds would deploy 90 % untrained student.
+    Update t = 0, 1, ... is average <- d_t average + (1 - d_t) weights, with d_t = min(decay, (1 + t) / (10 + t)). This
+    warm-up of the decay forgets the initial weights. Without it, at decay 0.999, the average after 100 rounds would
+    still be 90 % untrained student.
     """
 
     def __init__(self, weights: Mapping[str, Tensor], decay: float) -> None:
@@ -22,7 +24,7 @@ class ExponentialAverage:
 
     @torch.no_grad()
     def update(self, weights: Mapping[str, Tensor]) -> None:
-        """Take in the weights after an update; the names must be the first ones'."""
+        """Average in the weights after an update. Raises ValueError where their names differ from the initial ones."""
         _same_names(weights, self.average)
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         for name, average in self.average.items():
@@ -30,19 +32,19 @@ class ExponentialAverage:
         self.updates += 1
 
     def weights(self) -> dict[str, Tensor]:
-        """A copy of the average."""
+        """Return a copy of the average."""
         return {name: w.clone() for name, w in self.average.items()}
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Tensors for a checkpoint: `updates`, and each weight under `average/`."""
+        """Return tensors for a checkpoint: `updates`, and each weight under `average/`."""
         state = {f"average/{name}": w.clone() for name, w in self.average.items()}
         return state | {"updates": torch.tensor(self.updates, dtype=torch.int64)}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        found = {name.removeprefix("average/"): w for name, w in state.items() if name.startswith("average/")}
-        _same_names(found, self.average)
+        saved = {name.removeprefix("average/"): w for name, w in state.items() if name.startswith("average/")}
+        _same_names(saved, self.average)
         for name, average in self.average.items():
-            average.copy_(found[name])
+            average.copy_(saved[name])
         self.updates = int(state["updates"])
 
 

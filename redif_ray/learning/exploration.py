@@ -1,4 +1,4 @@
-"""At which steps of a round the policy explores, how much, and up to where siblings are one."""
+"""The steps of a round at which the policy explores, its noise there, and the steps that siblings share."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from redif_ray.diffusion.schedules import Schedule
 
 
 def explored_stds(schedule: Schedule, exploration: Exploration, round: int) -> Tensor:
-    """Return S of each transition in a round of the policy, [N] float64; 0 where it does not explore.
+    """Return the std S of each transition in a round of the policy, [N] float64; 0 where it does not explore.
 
-    It explores at all steps or, with `exploration.one_step`, at one of them in turn.
+    The policy explores at all steps or, with `exploration.one_step`, at one step, the next one in each round.
     """
     stds = schedule.stds(exploration.eta, exploration.kind, exploration.last_step)
     if not exploration.one_step:
@@ -23,6 +23,9 @@ def explored_stds(schedule: Schedule, exploration: Exploration, round: int) -> T
 
 
 def shared_steps(config: Config, stds: Tensor) -> int:
-    """Return at how many steps siblings share a state: up to the first that explores. Guided siblings part at once."""
+    """Return the number of first steps at which siblings share a state: through the first step that explores.
+
+    With teacher-guided siblings it is 1, since these differ from the first step on.
+    """
     explored = torch.nonzero(stds).flatten().tolist()
     return 1 if config.rollout.guided or not explored else int(explored[0]) + 1

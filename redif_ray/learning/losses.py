@@ -1,6 +1,7 @@
-"""Policy-gradient surrogates over (trajectory, step) pairs, [P] each; means and weights are the caller's.
+"""Policy-gradient surrogates of (trajectory, step) pairs, [P] each; the caller weighs and averages them.
 
-`LOSSES` names those that ship; `learner.loss=path/to/file.py:name` names a function of your own of the same signature.
+`LOSSES` lists the built-in surrogates; `learner.loss=path/to/file.py:name` selects a function of your own with the same
+signature.
 
 Log ratios follow the convention of `redif_ray.diffusion.transition.log_prob`: a mean over the D dimensions, so
 rho = (true ratio)^(1/D), and a clip range is small accordingly.
@@ -24,9 +25,10 @@ from redif_ray.registry import found_or_imported
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """What the policy did in P stochastic pairs of a round, given by `rows` and `steps` [P], and what it would do now.
+    """The actions of a round at P stochastic (trajectory, step) pairs, beside the current policy's means there.
 
-    mean: [P, ...] of the policy as it is, with its gradient. std: S [P] float64, above 0.
+    rows, steps: [P] int64, position of each pair in `batch`. mean: [P, ...], mean of the current policy, with its
+    gradient. std: S of each pair, [P] float64, above 0.
     """
 
     batch: RoundBatch
@@ -37,27 +39,31 @@ class Action:
 
     @property
     def taken(self) -> Tensor:
-        """The next state that was drawn, [P, ...]."""
+        """Return the next state that the rollout drew, [P, ...]."""
         return self.batch.latents[self.steps + 1, self.rows]
 
     @property
     def log_prob(self) -> Tensor:
-        """The log density of the action, [P], with its gradient."""
+        """Return the log density of the action under the current policy, [P], with its gradient."""
         return log_prob(self.taken, self.mean, self.std)
 
     @property
     def old_mean(self) -> Tensor:
-        """The mean of the policy that played, [P, ...]."""
+        """Return the mean of the behaviour policy, [P, ...]."""
         return self.mean.detach() if self.batch.on_policy else self.batch.means[self.steps, self.rows]
 
     def log_ratio(self, log_prob: Tensor) -> Tensor:
-        """The log of the density's ratio to that of the policy that played, [P]; 0, with a gradient, on-policy."""
+        """Return the log ratio of a density to the behaviour policy's, [P]; on-policy it is 0, with a gradient."""
         return log_prob - (log_prob.detach() if self.batch.on_policy else self.batch.log_probs[self.steps, self.rows])
 
 
 @dataclass(frozen=True, slots=True)
 class Surrogate:
-    """`loss` [P] with its gradient; `log_ratio` [P] and `clipped` [P] bool (the bound holds: no gradient), detached."""
+    """The loss of P pairs and the quantities that metrics need.
+
+    loss: [P], with its gradient. log_ratio: [P], detached. clipped: [P] bool, True where the clip bound is active, so
+    that the pair has no gradient.
+    """
 
     loss: Tensor
     log_ratio: Tensor
@@ -65,12 +71,15 @@ class Surrogate:
 
 
 def default_clip(dimensions: int) -> float:
-    """1e-4 sqrt(16384 / D): the published 1e-4 at D = 16384 held at the same width in units of the ratio's spread."""
+    """Return 1e-4 sqrt(16384 / D): the published 1e-4 at D = 16384, scaled with the spread of the ratio."""
     return 1e-4 * math.sqrt(16384 / dimensions)
 
 
 def ppo_clip(log_ratio: Tensor, advantage: Tensor, clip: float) -> Surrogate:
-    """PPO (Schulman et al., arXiv 1707.06347): max(-A rho, -A clip(rho, 1 - e, 1 + e)), rho = exp(log_ratio)."""
+    """Return the clipped surrogate of PPO (Schulman et al., arXiv 1707.06347).
+
+    It is max(-A rho, -A clip(rho, 1 - e, 1 + e)), with rho = exp(log_ratio) and e = clip.
+    """
     ratio = torch.exp(log_ratio)
     plain = -advantage * ratio
     bounded = -advantage * ratio.clamp(1 - clip, 1 + clip)
@@ -78,16 +87,17 @@ def ppo_clip(log_ratio: Tensor, advantage: Tensor, clip: float) -> Surrogate:
 
 
 def reinforce(log_prob: Tensor, advantage: Tensor) -> Tensor:
-    """REINFORCE (Williams, 1992): -A log_prob, [P]."""
+    """Return the loss of REINFORCE (Williams, 1992): -A log_prob, [P]."""
     return -advantage * log_prob
 
 
 def grpo_guard(mean_new: Tensor, mean_old: Tensor, z: Tensor, advantage: Tensor, clip: float) -> Surrogate:
-    """GRPO-Guard (arXiv 2510.22319): the clipped surrogate of rho = exp(mean over D of z (mean_new - mean_old)).
+    """Return the clipped surrogate of GRPO-Guard (arXiv 2510.22319), [P].
 
+    Its ratio is rho = exp(mean over D of z (mean_new - mean_old)).
     mean_new, mean_old, z: [P, ...]; z = (x_s - mean_old) / S is the action taken. The log density ratio is
-    z dm / S - dm^2 / (2 S^2): this drops its 1 / S, which weighs steps unevenly, and the quadratic term, which pushes
-    every ratio below 1.
+    z dm / S - dm^2 / (2 S^2) with dm = mean_new - mean_old; GRPO-Guard drops its 1 / S, which weighs steps unevenly,
+    and its quadratic term, which pushes every ratio below 1.
     """
     return ppo_clip((z * (mean_new - mean_old)).flatten(1).mean(1), advantage, clip)
 
@@ -117,9 +127,12 @@ def find_loss(name: str) -> LossFunction:
 
 
 def step_weights(stds: Tensor, kind: Literal["none", "std"]) -> Tensor:
-    """Weight of each step's policy loss, [N] float64: ones, or S_k over the mean S of the stochastic steps."""
+    """Return the weight of each step's policy loss, [N] float64: 1, or S_k over the mean S of the stochastic steps.
+
+    Raises ValueError for kind `std` without a stochastic step.
+    """
     if kind == "none":
         return torch.ones_like(stds, dtype=torch.float64)
     if not bool((stds > 0).any()):
-        raise ValueError(f"step weights of S = {stds.tolist()}: expected a step with S > 0; raise exploration.eta")
+        raise ValueError(f"step_weight={kind}: S is {stds.tolist()}; expected a step with S > 0: raise exploration.eta")
     return stds.double() / stds[stds > 0].double().mean()

@@ -2,9 +2,9 @@
 
     loss = mean over pairs of  w_k L(pair)  +  c_r D(policy, reference)  +  c_a |mean_k - teacher's jump|
 
-L is a policy-gradient surrogate (`losses.py`), D a divergence (`regularisers.py`), the last part the dense anchor
+L is a policy-gradient surrogate (`losses.py`), D a divergence (`regularisers.py`), and the last part the dense anchor
 (`anchor.py`). Surrogate and divergence exist at stochastic steps, S > 0, only. A deterministic step takes part through
-the anchor and the regulariser `mse`; it then does not dilute the other parts, which stay means over their own steps.
+the anchor and the regulariser `mse`; the other parts stay means over the stochastic steps, so it does not dilute them.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ from redif_ray.learning.regularisers import divergence
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """Sums over pairs of the weighted parts, whose total is what is differentiated; `surrogate` is for metrics.
+    """The weighted parts of the loss, each summed over pairs; their total is differentiated.
 
-    reference_calls: predictions of the reference policy that the regulariser took.
+    surrogate: values for metrics; None where no pair is stochastic. reference_calls: number of states at which the
+    regulariser called the reference policy.
     """
 
     policy: Tensor
@@ -47,10 +48,10 @@ class Loss:
 
 
 class Objective:
-    """The total loss of a phase: see the module. `steps` are those that take part in it.
+    """The total loss of a phase; the attribute `steps` holds the indices of the steps that take part in it.
 
-    stds: S of each transition, [N] float64. reference: the policy that the regulariser pulls towards.
-    sharded: whether every rank must call the reference equally often.
+    stds: S of each transition, [N] float64. reference: policy that the regulariser pulls towards, or None.
+    sharded: True where every rank must call the reference equally often.
     """
 
     def __init__(
@@ -61,7 +62,7 @@ class Objective:
         every = config.anchor.weight > 0 or config.regulariser.kind == "mse"
         self.steps = torch.arange(len(stds)) if every else torch.nonzero(stds > 0).flatten()
         if not len(self.steps):
-            raise ValueError("S = 0 at every step and no anchor: there is nothing to train on; raise exploration.eta")
+            raise ValueError("S is 0 at every step and the anchor is off: nothing to train; raise exploration.eta")
         stochastic = int((stds > 0).sum())
         self.undilute = len(self.steps) / stochastic if stochastic else 0.0
         self.weights = step_weights(stds, config.step_weight) if stochastic else torch.zeros_like(stds)
@@ -69,7 +70,7 @@ class Objective:
     def __call__(self, batch: RoundBatch, mean: Tensor, rows: Tensor, steps: Tensor) -> Loss:
         """Return the loss of P pairs, given by `rows` [P] and `steps` [P], whose policy means are `mean` [P, ...]."""
         zero, moves = torch.zeros((), device=batch.latents.device), self.stds[steps] > 0
-        policy = zero if len(rows) else mean.sum()  # also 0, with the backward pass that other ranks wait for
+        policy = zero if len(rows) else mean.sum()  # no pairs: a 0 whose backward pass the other ranks wait for
         surrogate = None
         if bool(moves.any()):
             w = self.undilute * self.weights[steps[moves]]
@@ -85,14 +86,17 @@ class Objective:
         return Loss(policy, regulariser, anchor, surrogate, calls)
 
     def surrogate(self, batch: RoundBatch, mean: Tensor, rows: Tensor, steps: Tensor) -> Surrogate:
-        """Return L of each stochastic pair."""
+        """Return the surrogate L of P stochastic pairs."""
         action, clip = Action(batch, rows, steps, mean, self.stds[steps]), self.config.clip
         return self.surrogate_of(action, batch.advantages[rows], clip or default_clip(batch.dimensions))
 
     def divergences(
         self, reference: Predict, batch: RoundBatch, mean: Tensor, rows: Tensor, steps: Tensor
     ) -> tuple[Tensor, int]:
-        """Return D of each pair that has one, and the predictions it took: all for `mse`, else the stochastic ones."""
+        """Return the divergence of each pair that has one, and the number of states predicted for it.
+
+        For `mse` every pair has a divergence, for other kinds each stochastic pair.
+        """
         r = self.config.regulariser
         keep = self.stds[steps] >= 0 if r.kind == "mse" else self.stds[steps] > 0
         rows, steps, mean = rows[keep], steps[keep], mean[keep]
@@ -101,13 +105,13 @@ class Objective:
                 with torch.no_grad():
                     policy_mean(reference, batch, self.schedule, self.stds, IDLE)
             return mean.sum(), 0
-        seen = states(batch, rows, steps)
+        visited = states(batch, rows, steps)
         with torch.no_grad():
-            target = policy_mean(reference, batch, self.schedule, self.stds, seen)
+            target = policy_mean(reference, batch, self.schedule, self.stds, visited)
         value = divergence(r.kind, mean, target, self.stds[steps], order=r.order, tempered=r.tempered)
-        return (value if r.kind == "mse" else self.undilute * value), len(seen)
+        return (value if r.kind == "mse" else self.undilute * value), len(visited)
 
     def anchors(self, batch: RoundBatch, jumps: Tensor, mean: Tensor, rows: Tensor, steps: Tensor) -> Tensor:
-        """Return the distance of each pair's mean from the teacher's jump."""
+        """Return the loss of each pair's mean against the teacher's jump, [P]."""
         gate = batch.gate[rows] if batch.gate is not None else None
         return anchor_loss(mean, jumps[steps, rows], self.config.anchor.loss, self.config.anchor.delta, gate)

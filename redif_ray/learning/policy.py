@@ -1,4 +1,4 @@
-"""The student's policy on a round that was played: its means there, and the check that they are what they were."""
+"""The student's policy at the states of a round: its means, and the check that they equal those of the rollout."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ Predict = Callable[[Tensor, Level, dict[str, Tensor]], Prediction]  # x [P, ...]
 
 
 class RatioError(UserError, RuntimeError):
-    """A fresh round whose actions have another density under the learner's weights than they had in the rollout."""
+    """The actions of a fresh round have another density under the learner's weights than in the rollout."""
 
 
 @dataclass(frozen=True, slots=True)
 class States:
-    """What a network sees of (trajectory, step) pairs: each state once, in order of step and row.
+    """The distinct states of P (trajectory, step) pairs, ordered by step and row, for the network to predict once each.
 
-    rows, steps: [U] int64, of each state. of: [P] int64, the state of each pair.
+    rows, steps: [U] int64, position of each state in the batch. of: [P] int64, index of the state of each pair.
     """
 
     rows: Tensor
@@ -36,7 +36,7 @@ class States:
         return len(self.rows)
 
     def split(self, size: int) -> Iterator[tuple[States, Tensor]]:
-        """Parts of at most `size` states, each with the pairs, [P'] int64, that it has all states of."""
+        """Yield parts of at most `size` states, each with the indices [P'] int64 of the pairs that are in them."""
         order, ends = torch.argsort(self.of, stable=True), torch.bincount(self.of, minlength=len(self)).cumsum(0)
         for start in range(0, len(self), size):
             stop = min(start + size, len(self))
@@ -44,29 +44,33 @@ class States:
             yield States(self.rows[start:stop], self.steps[start:stop], self.of[pairs] - start), pairs
 
 
-Parts = Iterable[tuple[States, Tensor]]  # of `States.split`
+Parts = Iterable[tuple[States, Tensor]]  # as `States.split` yields them
 NONE = torch.zeros(0, dtype=torch.int64)
-IDLE = States(torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64), NONE)  # one state, and no pair
+IDLE = States(torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64), NONE)  # one state and no pair
 
 
 def states(batch: RoundBatch, rows: Tensor, steps: Tensor) -> States:
-    """Of pairs [P]: siblings share the first `batch.shared`, 1 as a rule: then a group of K has 1 + K (N - 1)."""
+    """Return the distinct states of pairs, given by `rows` and `steps` [P].
+
+    Siblings share the states of the first `batch.shared` steps: with 1, the usual case, a group of K siblings has
+    1 + K (N - 1) states.
+    """
     count = len(batch.rows)
     if batch.origin is not None:
         rows = torch.where(steps < batch.shared, batch.origin[rows], rows)
-    found, of = torch.unique(steps * count + rows, return_inverse=True)
-    return States(found % count, found // count, of)
+    distinct, of = torch.unique(steps * count + rows, return_inverse=True)
+    return States(distinct % count, distinct // count, of)
 
 
-def policy_mean(predict: Predict, batch: RoundBatch, schedule: Schedule, stds: Tensor, seen: States) -> Tensor:
-    """Mean of the transition from the state of each pair: [P, ...]."""
-    rows, steps = seen.rows, seen.steps
+def policy_mean(predict: Predict, batch: RoundBatch, schedule: Schedule, stds: Tensor, visited: States) -> Tensor:
+    """Return the mean of the transition from the state of each pair, [P, ...]; each state is predicted once."""
+    rows, steps = visited.rows, visited.steps
     encoded = {name: value[rows] for name, value in batch.encoded.items()}
     prediction = predict(batch.latents[steps, rows], schedule[steps], encoded)
-    return transition_mean(prediction, schedule[steps + 1], stds[steps])[seen.of]
+    return transition_mean(prediction, schedule[steps + 1], stds[steps])[visited.of]
 
 
-CHECKED_ROWS = 16  # of a round: what moves a ratio (stale weights, guidance, dropout, dtype) moves every row's
+CHECKED_ROWS = 16  # a sample suffices: stale weights, other guidance, dropout or dtype move the ratio of every row
 
 
 @torch.no_grad()
@@ -79,16 +83,16 @@ def replayed(
     microbatch: int,
     in_step: Callable[[Parts], Parts] = list,
 ) -> tuple[Tensor, Tensor, int]:
-    """The policy's means [N, R', ...] for R' `rows`, its log densities [N, R'] of the actions that were taken, and the
-    states that were predicted for it. Where S = 0 they are those of the batch.
+    """Return (means [N, R', ...], log densities [N, R'] of the actions taken, number of states predicted) of R' `rows`.
 
-    in_step: adds the idle calls that other ranks wait for.
+    `predict` recomputes both at stochastic steps; where S = 0 they are the batch's own.
+    in_step: function that appends the idle calls for which other ranks wait.
     """
     means, log_probs, predictions = batch.means[:, rows], batch.log_probs[:, rows], 0
     for step in torch.nonzero(stds > 0).flatten().tolist():
-        for seen, pairs in in_step(states(batch, rows, torch.full_like(rows, step)).split(microbatch)):
-            mean = policy_mean(predict, batch, schedule, stds, seen)
-            predictions += len(seen)
+        for part, pairs in in_step(states(batch, rows, torch.full_like(rows, step)).split(microbatch)):
+            mean = policy_mean(predict, batch, schedule, stds, part)
+            predictions += len(part)
             if len(pairs):
                 means[step, pairs] = mean
                 action, std = batch.latents[step + 1, rows[pairs]], stds[step].expand(len(pairs))
@@ -97,9 +101,10 @@ def replayed(
 
 
 def check_ratio(log_probs: Tensor, batch: RoundBatch, stds: Tensor, rows: Tensor, tolerance: float) -> Tensor:
-    """Largest |log ratio| of each step, [N] float64 (0 where S = 0), of a fresh round at the weights that played it.
+    """Return the largest |log ratio| of each step of a fresh round, [N] float64; 0 where S = 0.
 
-    log_probs: of `rows`, from `replayed`. Raises RatioError where one is above `tolerance`, or is not a number.
+    log_probs: [N, R'], log densities of `rows` from `replayed`, at the weights that rolled out the round.
+    Raises RatioError where a value is above `tolerance` or not a number.
     """
     apart = (log_probs - batch.log_probs[:, rows]).abs().double().cpu()
     largest = apart.amax(1) if len(rows) else torch.zeros_like(stds)
@@ -115,5 +120,8 @@ def check_ratio(log_probs: Tensor, batch: RoundBatch, stds: Tensor, rows: Tensor
 
 
 def checked_rows(count: int) -> Tensor:
-    """Rows of a batch of `count`, spread evenly, that a check looks at, int64: all would cost a third of the update."""
+    """Return the evenly spread rows, of a batch of `count`, that the ratio check samples, int64.
+
+    A check of all rows would cost a third of the update.
+    """
     return torch.linspace(0, count - 1, min(count, CHECKED_ROWS)).long()

@@ -1,4 +1,4 @@
-"""Divergence of the policy from a reference, step by step: Gaussians that differ in their mean only.
+"""Divergences of the policy from a reference at each step, where both are Gaussians that differ in their mean only.
 
 With d2 = sum over D of (mean - mean_ref)^2 / S^2 and p = N(mean, S^2 I), q = N(mean_ref, S^2 I):
 
@@ -9,10 +9,11 @@ With d2 = sum over D of (mean - mean_ref)^2 / S^2 and p = N(mean, S^2 I), q = N(
     js      (KL(p | m) + KL(q | m)) / 2         ln 2 - E[softplus(d z - d2 / 2)], z ~ N(0, 1), m = (p + q) / 2
     mse     no divergence                       mean over D of (mean - mean_ref)^2; needs no S
 
-`tempered` puts the mean over D in place of the sum: kl and renyi become averages a dimension, and chi2 is
-(1 + chi2)^(1/D) - 1. The sum overflows float32 above d2 = 88. All carry a live gradient to `mean`.
+`tempered` replaces the sum over D by the mean: kl and renyi become averages per dimension, and chi2 becomes
+(1 + chi2)^(1/D) - 1. With the sum, exp(d2) overflows float32 above d2 = 88. All of them are differentiable in `mean`.
 
-`DIVERGENCES` names those that ship; `learner.regulariser.kind=path/to/file.py:name` names a function of d2 and order.
+`DIVERGENCES` lists the built-in kinds; `learner.regulariser.kind=path/to/file.py:name` selects a function of your own
+of d2 and order.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from torch.nn import functional
 from redif_ray.diffusion.levels import like
 from redif_ray.registry import found_or_imported
 
-NODES = 96  # of the Gauss-Hermite rule: JS to 1e-5 for any d
+NODES = 96  # nodes of the Gauss-Hermite rule; they give JS to 1e-5 for any d
 Divergence = Callable[[Tensor, float], Tensor]  # d2 [P] float64 and the order, to the value of each pair [P]
 
 
@@ -50,7 +51,7 @@ def power(d2: Tensor, order: float) -> Tensor:
 
 
 def jensen_shannon(d2: Tensor, order: float) -> Tensor:
-    """JS of N(0, 1) and N(d, 1), from d^2 [P] float64; by symmetry both of its halves are equal."""
+    """Return JS of N(0, 1) and N(d, 1), from d^2 [P] float64; by symmetry its two halves are equal."""
     nodes, weights = np.polynomial.hermite_e.hermegauss(NODES)
     z = torch.from_numpy(nodes).to(d2.device)
     weight = torch.from_numpy(weights / math.sqrt(2 * math.pi)).to(d2.device)
@@ -68,17 +69,17 @@ DIVERGENCES: Mapping[str, Divergence] = {
 
 
 def find_divergence(kind: str) -> Divergence:
-    """Return what `learner.regulariser.kind` names. Raises UserCodeError for code that cannot be imported."""
+    """Return the function that `learner.regulariser.kind` names. Raises UserCodeError where it cannot be imported."""
     return found_or_imported(kind, DIVERGENCES, "learner.regulariser.kind")
 
 
 def divergence(
     kind: str, mean: Tensor, mean_ref: Tensor, std: Tensor, *, order: float = 0.5, tempered: bool = True
 ) -> Tensor:
-    """The divergence of each pair, [P] float32 (float64 for float64 means). mean, mean_ref: [P, ...]; std: S, [P].
+    """Return the divergence of each pair, [P] float32 (float64 for float64 means).
 
-    order: a of `renyi` and of `power`, neither 0 nor 1. Raises UserCodeError for an unknown kind, ValueError for S = 0
-    unless the kind is mse.
+    mean, mean_ref: [P, ...]. std: S of each pair, [P]. order: a of `renyi` and of `power`, neither 0 nor 1.
+    Raises UserCodeError for an unknown kind, and ValueError for S = 0 unless the kind is mse.
     """
     if kind == "mse":
         return (mean - mean_ref).square().flatten(1).mean(1)

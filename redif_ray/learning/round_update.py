@@ -1,6 +1,6 @@
-"""One round on one rank: from what the workers sent to an optimiser step or several.
+"""The update of a round on one rank: from the workers' trajectories and scores to one or more optimiser steps.
 
-Phases that learn from trajectories share `update_on_trajectories`; the policy gradient adds what turns rewards into
+Phases that learn from trajectories share `update_on_trajectories`; the policy gradient also turns rewards into
 advantages.
 """
 
@@ -30,16 +30,16 @@ from redif_ray.rewards.base import Rewards
 from redif_ray.rewards.combine import Combined, combine, weighted_sum
 from redif_ray.types import Meta
 
-LOSS_SCALES = {"float16": 2.0**16}  # gradients of an image's mean are below 6e-8, the least that float16 holds
-Metas = Sequence[Sequence[Meta]]  # of each work unit of a round, in order
+LOSS_SCALES = {"float16": 2.0**16}  # a mean over an image has gradients below 6e-8, the smallest float16
+Metas = Sequence[Sequence[Meta]]  # the metas of each work unit of a round, in order of the units
 
 
 @dataclass(frozen=True, slots=True)
 class Learning:
-    """What a rank of the learner holds, for the phases of a run to train with.
+    """The objects of a learner's rank that the phases of a run train with.
 
-    teacher: may be None where no regulariser pulls towards it. rewards: builds the reward terms on the rank's device.
-    all_reduce: sums tensors over `world` ranks; None for one rank.
+    teacher: may be None where no regulariser pulls towards it. running: statistics for the advantage `running`.
+    rewards: builds the reward terms on the rank's device. all_reduce: sums tensors over `world` ranks; None for one.
     """
 
     config: Config
@@ -54,7 +54,7 @@ class Learning:
 
     @property
     def loss_scale(self) -> float:
-        """Return what a loss is multiplied by before its backward pass."""
+        """Return the factor by which a loss is multiplied before its backward pass."""
         return LOSS_SCALES.get(self.config.networks.precision, 1.0)
 
 
@@ -74,9 +74,10 @@ def update_on_trajectories(
 ) -> dict[str, float]:
     """Join this rank's trajectories into a batch and run the updates of `settings` on it; return their metrics.
 
-    metas: of every work unit of the round. parts: (trajectories, scored) of this rank's units, by their index.
-    stds: S of each transition, [N] float64. advantages, gate: one value a row of the round; None: zeros, and no gate.
-    behaviour: the weights that rolled out the round; None: the student's own. made_by: their checksum, if known.
+    metas: metas of every work unit of the round. parts: (trajectories, scored) of this rank's units, by unit index.
+    stds: S of each transition, [N] float64. settings, lr: learner settings and learning rate of the phase.
+    behaviour: weights that rolled out the round; None: the student's own. made_by: their checksum, if known.
+    advantages, gate: one value for each row of the round; None: zeros, and no gate.
     """
     config, student, guidance = learning.config, learning.student, learning.config.student.guidance
     teacher = learning.teacher
@@ -106,12 +107,12 @@ def update_on_trajectories(
         rounds_apart=rounds_apart(config),
     )
     block = with_weights(student, behaviour) if behaviour else None
-    found = updater.run(batch, round=round, seed=config.run.seed, lr=lr, behaviour=block)
-    return {f"update/{name}": value for name, value in found.items()}
+    metrics = updater.run(batch, round=round, seed=config.run.seed, lr=lr, behaviour=block)
+    return {f"update/{name}": value for name, value in metrics.items()}
 
 
 def relative_rewards(learning: Learning, metas: Metas) -> tuple[Advantages, dict[str, float]]:
-    """Combine the reward terms of a round and compare siblings; return advantages [G, K] and the metrics of both."""
+    """Combine the reward terms of a round and compare siblings; return advantages [G, K] and reward metrics."""
     config, terms = learning.config, _joined(metas, "terms")
     combined = combine(terms, config.reward.terms, siblings=config.rollout.siblings)
     relative = advantages(
@@ -126,20 +127,20 @@ def relative_rewards(learning: Learning, metas: Metas) -> tuple[Advantages, dict
 
 
 def anchor_gate(learning: Learning, metas: Metas) -> Tensor:
-    """Return 1 for each row whose teacher image scores higher than the student's, else 0 (RATS), [R]."""
+    """Return 1 for each row whose teacher image scores higher than the student's, else 0, [R] float32 (RATS)."""
     weights = learning.config.reward.weights
     student, teacher = (weighted_sum(_joined(metas, field), weights) for field in ("terms", "teacher_terms"))
     return (teacher > student).float()
 
 
 def _joined(metas: Metas, field: str) -> dict[str, Tensor]:
-    """Join a field of arrays by term over the rows of the whole round, in order of work units."""
+    """Join the arrays of a meta's field over the rows of the whole round; return them by reward term."""
     parts: list[dict[str, np.ndarray]] = [getattr(unit_metas[-1], field) for unit_metas in metas]
     return {name: torch.from_numpy(np.concatenate([part[name] for part in parts])) for name in parts[0]}
 
 
 def _reward_metrics(terms: Mapping[str, Tensor], combined: Combined, relative: Advantages) -> dict[str, float]:
-    found = {"reward/mean": float(combined.rewards.mean()), "reward/std": float(combined.rewards.std(correction=0))}
-    found |= {f"reward/{name}": float(value.mean()) for name, value in terms.items()}
-    found |= {f"reward/{name}_spread": spread for name, spread in combined.spreads.items()}
-    return found | {"advantage/std": relative.std, "advantage/dead_group_fraction": relative.dead_group_fraction}
+    metrics = {"reward/mean": float(combined.rewards.mean()), "reward/std": float(combined.rewards.std(correction=0))}
+    metrics |= {f"reward/{name}": float(value.mean()) for name, value in terms.items()}
+    metrics |= {f"reward/{name}_spread": spread for name, spread in combined.spreads.items()}
+    return metrics | {"advantage/std": relative.std, "advantage/dead_group_fraction": relative.dead_group_fraction}

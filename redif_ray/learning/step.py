@@ -1,4 +1,4 @@
-"""The optimiser of a phase, and one step of it, summed over ranks and checked."""
+"""The optimiser of a phase, and one optimiser step with gradients summed over ranks and checked."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ AllReduce = Callable[[list[Tensor]], None]  # sums each tensor over all ranks, i
 def make_optimizer(parameters: Iterable[Parameter], learner: Learner) -> torch.optim.AdamW:
     """Return AdamW (Loshchilov & Hutter, arXiv 1711.05101) on `parameters`.
 
-    Its learning rate is set by each round's update, which alone reads `learner.lr` and `warm_start.lr`.
+    Each round's update sets the learning rate; nothing else reads `learner.lr` and `warm_start.lr`.
     """
     return torch.optim.AdamW(parameters, weight_decay=learner.weight_decay)
 
@@ -30,13 +30,14 @@ def optimiser_step(
     all_reduce: AllReduce | None = None,
     loss_scale: float = 1.0,
 ) -> float:
-    """Sum gradients over ranks, clip their norm, step; returns the norm before clipping and leaves no gradients.
+    """Sum gradients over ranks, clip their norm, take a step and clear them; return the norm before clipping.
 
-    loss_scale: what the loss was multiplied by before its gradients were taken; they are divided by it.
-    Raises FloatingPointError, on every rank, where a loss or the norm is not finite; the weights stay as they were.
+    losses: value of each part of the loss, to check. where: start of an error's text.
+    loss_scale: factor of the loss in the backward pass, by which the gradients are divided.
+    Raises FloatingPointError, on every rank, where a loss or the norm is not finite; the weights stay unchanged.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    for p in parameters:  # a rank may hold no pair of a minibatch, and must sum the same tensors all the same
+    for p in parameters:  # a rank without pairs in the minibatch must take part in the same sum
         p.grad = torch.zeros_like(p) if p.grad is None else p.grad.div_(loss_scale)
     values = torch.tensor(list(losses.values()), dtype=torch.float64, device=parameters[0].device)
     if all_reduce is not None:
@@ -53,8 +54,9 @@ def optimiser_step(
 
 
 def learning_rate(config: Learner, round: int) -> float:
-    """Return the rate at round `round` of the method's own phase, counted from 0: constant, or half a cosine from lr
-    towards 0.
+    """Return the learning rate of round `round` of the method's own phase, counted from 0.
+
+    The rate is constant, or falls along half a cosine from lr towards 0.
     """
     if config.schedule == "constant":
         return config.lr

@@ -1,12 +1,12 @@
-"""One update of a round: from trajectories and advantages to new weights, by the loss of `objective.py`.
+"""The update of a round: from trajectories and advantages to new weights, by the loss of `objective.py`.
 
-Every minibatch is a set of pairs of the whole round, in an order that depends on (seed, round, epoch) alone. Each rank
-works on the pairs whose rows it holds, in microbatches of the states they are in, and divides by the count of the whole
-minibatch; so neither the number of ranks nor the size of a microbatch changes the gradient beyond rounding. Siblings
-begin in one state: it is predicted, and differentiated, once for all of them. No other module knows of ranks.
+Every minibatch is a set of (trajectory, step) pairs of the whole round, in an order that depends on (seed, round,
+epoch) alone. Each rank works on the pairs whose rows it holds, in microbatches of their states, and divides by the size
+of the whole minibatch; so neither the number of ranks nor the size of a microbatch changes the gradient beyond
+rounding. Siblings share their first states: such a state is predicted, and differentiated, once for all of them.
 
-Ranks that share out a network gather it together, so they call it equally often: one that has fewer microbatches makes
-idle calls, of one state and no pair, whose gradient is 0.
+Ranks that shard a network (FSDP) must call it equally often, because they gather it together: a rank that has fewer
+microbatches makes idle calls, of one state and no pair, whose gradient is 0.
 """
 
 from __future__ import annotations
@@ -43,19 +43,21 @@ from redif_ray.learning.step import AllReduce, optimiser_step
 
 
 class Updater:
-    """Runs the updates of a phase. All of its state is in the network and the optimiser.
+    """Runs the updates of a phase. Its whole state is in the network and the optimiser.
 
-    predict: the student, guided as in the rollout, in eval mode (dropout would move the ratio); what it trains are the
-        optimiser's parameters.
-    schedule, stds: as in the rollout, S [N] float64. With S = 0 throughout there is no policy gradient and the anchor
-        alone trains, which is the warm start: see `regression_settings`.
-    reference: the policy that the regulariser pulls towards, needed unless its kind is none.
-    all_reduce: needed for `world` > 1. Every rank calls it equally often, whatever rows it holds.
-    sharded: whether the networks are, and so must be called equally often by every rank.
-    loss_scale: of the backward pass, undone before the step: what 16 bits would take for 0 stays a gradient.
-    rounds_apart: whether the network rounds otherwise in other batches, so that ratios to what the rollout noted would
-        differ from 1 by more than a clip range, at random. They then are to what the network itself makes of the round
-        at the weights that played it, which costs a prediction of every state unless there is but one step to make.
+    predict: the student, guided as in the rollout and in eval mode (dropout would move the ratio). The optimiser's
+        parameters are the ones that train.
+    schedule, stds: those of the rollout, S [N] float64. With S = 0 throughout there is no policy gradient and only the
+        anchor trains, which is the warm start: see `regression_settings`.
+    reference: policy that the regulariser pulls towards; needed unless its kind is none.
+    all_reduce: sum over ranks; needed for `world` > 1. Every rank calls it equally often, whatever rows it holds.
+    sharded: True where the networks are sharded over ranks, so that every rank must call them equally often.
+    loss_scale: factor of the loss in the backward pass, so that 16-bit gradients do not underflow; undone before the
+        optimiser step.
+    rounds_apart: True where predictions change with the batch (see `rounding.py`), so that ratios to the rollout's log
+        densities would differ from 1 by more than the clip range, at random. Ratios then refer to densities that the
+        learner recomputes at the behaviour policy's weights, which costs a prediction of every state unless the round
+        makes a single, on-policy step.
     """
 
     def __init__(
@@ -78,9 +80,9 @@ class Updater:
         if stds.shape != (schedule.steps,):
             raise ValueError(f"stds have shape {list(stds.shape)}; expected [{schedule.steps}], one a step")
         if config.regulariser.kind != "none" and reference is None:
-            raise ValueError(f"learner.regulariser.kind={config.regulariser.kind} needs a reference policy")
+            raise ValueError(f"learner.regulariser.kind={config.regulariser.kind} needs a reference policy; pass one")
         if world > 1 and all_reduce is None:
-            raise ValueError(f"{world} ranks need an all_reduce")
+            raise ValueError(f"world={world} ranks need an all_reduce; pass one")
         self.predict, self.optimizer, self.schedule, self.stds, self.config = predict, optimizer, schedule, stds, config
         self.objective = Objective(schedule, stds, config, reference, sharded)
         self.steps, self.ratio_tolerance = self.objective.steps, ratio_tolerance
@@ -96,17 +98,19 @@ class Updater:
         lr: float,
         behaviour: AbstractContextManager[None] | None = None,
     ) -> dict[str, float]:
-        """Train on a fresh round at learning rate `lr`; returns metrics of the whole round, alike on every rank.
+        """Train on a fresh round at learning rate `lr`; return metrics of the whole round, alike on every rank.
 
-        behaviour: a block in which the network has the weights that played the round; None: they are its own.
-        Means are over pairs and optimiser steps. `ratio_*`, `clip_fraction` and `approx_kl` are the surrogate's, over
-        stochastic pairs; `fresh_log_ratio_<k>` is the largest |log ratio| of step k before training. `network_calls_*`
-        count predictions of one image (a guided one is one here).
-        Raises RatioError before training, FloatingPointError before the optimiser step in question.
+        behaviour: context in which the network has the weights that rolled out the round; None: it has them already.
+        Metrics are means over pairs and optimiser steps. `ratio_*`, `clip_fraction` and `approx_kl` are the
+        surrogate's, over stochastic pairs; `fresh_log_ratio_<k>` is the largest |log ratio| of step k before training.
+        `network_calls_*` count predictions of one image (a guided prediction counts once here).
+        Raises RatioError before training, and FloatingPointError before the optimiser step that would use bad numbers.
         """
         started = time.perf_counter()
         if self.config.anchor.weight > 0 and batch.anchors is None:
-            raise ValueError("learner.anchor.weight > 0, but the round carries no anchors")
+            raise ValueError(
+                "learner.anchor.weight is above 0, but the round carries no anchors; return them from the phase's score"
+            )
         self._check_rows(batch)
         pairs = len(self.steps) * batch.total_rows
         minibatches = math.ceil(pairs / (self.config.minibatch or pairs))
@@ -120,7 +124,7 @@ class Updater:
         for epoch in range(self.config.inner_epochs):
             order = noise.permutation(pairs, Stream.MINIBATCH, seed=seed, round=round, group=epoch)
             parts = np.array_split(order, minibatches)
-            for i, chosen in enumerate(parts):  # equal to within one pair
+            for i, chosen in enumerate(parts):  # minibatch sizes differ by one pair at most
                 where = f"round {round}, inner epoch {epoch}, minibatch {i} of {len(parts)}"
                 norms.append(self._minibatch(batch, torch.from_numpy(chosen), sums, where))
         metrics = self._metrics(sums, fresh)
@@ -132,9 +136,9 @@ class Updater:
         }
 
     def _checked(self, batch: RoundBatch, on_policy: bool) -> tuple[RoundBatch, Tensor, int]:
-        """The batch whose ratios are to be trained on; the largest |log ratio| of each step; states predicted for it.
+        """Return (batch to train on, largest |log ratio| of each step, number of states predicted).
 
-        The network has the weights that played the round.
+        The network must have the weights that rolled out the round.
         """
         count = len(batch.rows)
         rows = torch.arange(count) if self.rounds_apart and not on_policy else checked_rows(count)
@@ -154,33 +158,33 @@ class Updater:
             raise ValueError(f"row {row} of the round is held {int(held[row])} times; expected one rank to hold it")
 
     def _in_step(self, parts: Parts) -> Parts:
-        """With as many idle calls as it takes to make those of the rank that has the most."""
-        mine = list(parts)
+        """Append idle calls until every rank has as many parts as the rank that has the most."""
+        own = list(parts)
         if not self.sharded or self.all_reduce is None:
-            return mine
+            return own
         counts = torch.zeros(self.world, device=self._device())
-        counts[self.rank] = len(mine)
+        counts[self.rank] = len(own)
         self.all_reduce([counts])
-        return mine + [(IDLE, NONE)] * (int(counts.max()) - len(mine))
+        return own + [(IDLE, NONE)] * (int(counts.max()) - len(own))
 
     def _device(self) -> torch.device:
         device: torch.device = self.optimizer.param_groups[0]["params"][0].device
         return device
 
     def _minibatch(self, batch: RoundBatch, chosen: Tensor, sums: dict[str, float], where: str) -> float:
-        """Gradients of the pairs `chosen` of the whole round, then one optimiser step; the gradient norm."""
+        """Take one optimiser step on the pairs `chosen` of the whole round; return the gradient norm."""
         local = torch.full((batch.total_rows,), -1)
         local[batch.rows] = torch.arange(len(batch.rows))
         rows, steps = local[chosen // len(self.steps)], self.steps[chosen % len(self.steps)]
         rows, steps = rows[rows >= 0], steps[rows >= 0]
         self.optimizer.zero_grad(set_to_none=True)
         losses = dict.fromkeys(("policy", "regulariser", "anchor"), 0.0)
-        for seen, pairs in self._in_step(states(batch, rows, steps).split(self.config.microbatch)):
-            mean = policy_mean(self.predict, batch, self.schedule, self.stds, seen)
+        for part, pairs in self._in_step(states(batch, rows, steps).split(self.config.microbatch)):
+            mean = policy_mean(self.predict, batch, self.schedule, self.stds, part)
             loss = self.objective(batch, mean, rows[pairs], steps[pairs])
             loss.total.div(len(chosen)).mul(self.loss_scale).backward()
-            sums["forward"] += len(seen) + loss.reference_calls
-            sums["backward"] += len(seen)
+            sums["forward"] += len(part) + loss.reference_calls
+            sums["backward"] += len(part)
             if loss.surrogate is not None:
                 _tally(sums, loss.surrogate)
             for name, value in loss.parts.items():
@@ -207,10 +211,10 @@ class Updater:
             "kl",
         )
         table = torch.zeros(self.world, len(names) + 1 + len(fresh), dtype=torch.float64, device=self._device())
-        mine = [*(sums[n] for n in names), sums["deviation_max"], *fresh.tolist()]
-        table[self.rank] = torch.tensor(mine, dtype=torch.float64)
+        own = [*(sums[n] for n in names), sums["deviation_max"], *fresh.tolist()]
+        table[self.rank] = torch.tensor(own, dtype=torch.float64)
         if self.all_reduce is not None:
-            self.all_reduce([table])  # each rank fills its own row, so that maxima travel through a sum
+            self.all_reduce([table])  # each rank fills its own row, so a sum also gathers the maxima
         total = dict(zip(names, table.sum(0).tolist(), strict=False))
         largest = table.amax(0)[len(names) :].tolist()
         metrics = {name: total[name] / total["pairs"] for name in names if name.startswith("loss_")}
@@ -241,7 +245,7 @@ def _tally(sums: dict[str, float], surrogate: Surrogate) -> None:
 
 
 def regression_settings(warm: WarmStart, learner: Learner) -> Learner:
-    """Return the learner's settings in the warm start: the anchor alone, for an `Updater` with S = 0."""
+    """Return the learner settings of the warm start, an `Updater` with S = 0: the anchor is the only loss."""
     return learner.model_copy(
         update={
             "minibatch": warm.minibatch,

@@ -1,7 +1,7 @@
-"""One file a method: what it rolls out, asks of the reward workers, and updates.
+"""The methods, one in each file: the rollouts, the scores asked of reward workers, and the update.
 
-A method is the `Phase` that follows the warm start; `sfd` is the warm start alone. `METHODS` names those that ship;
-`method=path/to/file.py:MyPhase` or `method=package.module:MyPhase` names a phase of your own.
+A method is the `Phase` that follows the warm start; `sfd` is the warm start alone. `METHODS` lists the built-in ones;
+`method=path/to/file.py:MyPhase` or `method=package.module:MyPhase` selects a phase of your own.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ METHODS: Mapping[str, type[Phase] | None] = {"redif": Policy, "sfd": None, "draf
 
 
 def phases_of(config: Config) -> tuple[Phase, ...]:
-    """Return the warm start and the method's own phase, those without rounds left out. Raises ConfigError."""
+    """Return the warm start and the method's own phase, except a phase without rounds. Raises ConfigError."""
     warm = WarmStart(config)
     own = METHODS[config.method] if config.method in METHODS else _of_user(config.method)
     after = () if own is None else (own(config, warm.rounds, warm.rounds * warm.groups),)

@@ -1,8 +1,8 @@
 """DRaFT (Clark et al., arXiv 2309.17400): the reward's gradient, back-propagated through the student's own sampler.
 
-It is the control arm of the policy gradient where every reward term is differentiable: the same student, schedule and
-reward, with the reward's gradient given away. The learner plays, decodes and scores by itself; the workers make the
-teacher's images alone.
+DRaFT is the control arm of the policy gradient where every reward term is differentiable: the same student, schedule
+and reward, but it uses the reward's gradient. The learner samples, decodes and scores by itself; the workers only make
+the teacher's images.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 
 class Draft(Phase):
+    """The rounds of DRaFT."""
+
     name, title, plays = "draft", "back-propagation", False
     learner_reads, scores_in_learner = ("targets",), True
 
@@ -44,7 +46,7 @@ class Draft(Phase):
         last = self.config.draft.last_steps or n
         return Calls(
             reward=rows * prices.target,
-            learner=int(rows * prices.student * (n + last * prices.backward)),  # the last steps are computed again
+            learner=int(rows * prices.student * (n + last * prices.backward)),  # backward recomputes the last steps
         )
 
     def update(
@@ -62,7 +64,7 @@ class Draft(Phase):
         from redif_ray.learning.step import learning_rate
 
         units = [unit_metas[0].unit for unit_metas in metas]
-        mine = [(units[index], targets) for index, (targets,) in parts.items()]
+        own = [(units[index], targets) for index, (targets,) in parts.items()]
         updater = DraftUpdater(
             learning.student,
             optimizer,
@@ -73,5 +75,5 @@ class Draft(Phase):
             loss_scale=learning.loss_scale,
         )
         lr = learning_rate(self.config.learner, round - self.first_round)
-        found = updater.run(mine, total=sum(unit_noise.rows for unit_noise in units), round=round, lr=lr)
-        return {"reward/mean": found.pop("reward")} | {f"update/{k}": v for k, v in found.items()}
+        metrics = updater.run(own, total=sum(unit.rows for unit in units), round=round, lr=lr)
+        return {"reward/mean": metrics.pop("reward")} | {f"update/{k}": v for k, v in metrics.items()}

@@ -1,14 +1,14 @@
-"""What a method is made of: phases, each a number of rounds that are played, scored and learned from in one way.
+"""Phases, of which a method consists: rounds that are rolled out, scored and learned from in one way.
 
-A round goes through three kinds of process, and a phase says what each of them does:
+A round passes through three kinds of process, and a phase defines the work of each of them:
 
     the plan            `rounds`, `groups`, `siblings`, `unit_groups`        planning/rounds.py
     a rollout worker    `plays`, `stds`                                      workers/rollout.py
     a reward worker     `teacher_images`, `score`                            workers/reward.py, workers/scoring.py
     the learner         `learner_reads`, `ema`, `update`                     learner/learner.py, loop.py
 
-The processes that only plan hold phases too, and torch takes seconds to import: a method's file imports what computes
-inside the functions that compute.
+Processes that only plan hold phases too, and torch takes seconds to import, so a method's file imports numeric code
+inside the functions that use it.
 """
 
 from __future__ import annotations
@@ -31,15 +31,16 @@ if TYPE_CHECKING:
     from redif_ray.rewards.base import Rewards
 
 Product = Literal["targets", "trajectories", "scored"]
-Metas = Sequence[Sequence["Meta"]]  # of each work unit of a round, in order
+Metas = Sequence[Sequence["Meta"]]  # the metas of each work unit of a round, in order of the units
 
 
 @dataclass(frozen=True, slots=True)
 class Prices:
-    """What the parts of a run cost in network calls on one image; a guided call counts as two.
+    """Costs of the parts of a run, in network calls on one image; a guided call counts as two.
 
-    student, teacher: one prediction of either. target: one image of the teacher's. backward: a forward and a backward
-    pass, in units of a forward one. replayed: whether the learner predicts every state once more before it trains.
+    student, teacher: cost of one prediction of each. target: cost of one image of the teacher. backward: cost of a
+    forward and a backward pass, relative to a forward pass. replayed: True where the learner predicts every state once
+    more before it trains.
     """
 
     student: int
@@ -51,7 +52,7 @@ class Prices:
 
 @dataclass(frozen=True, slots=True)
 class Calls:
-    """Network calls on single images that the workers of each role make for all rounds of a phase."""
+    """Network calls on single images that each role makes for all rounds of a phase."""
 
     rollout: float = 0.0
     reward: float = 0.0
@@ -59,7 +60,7 @@ class Calls:
 
 
 class Scoring(ABC):
-    """What a reward worker offers to a phase for one work unit of R rows and G groups."""
+    """The operations that a reward worker offers to a phase, for one work unit of R rows and G groups."""
 
     unit: WorkUnit
     trajectories: Trajectories
@@ -81,7 +82,7 @@ class Scoring(ABC):
     def jumps(self, substeps: int) -> np.ndarray:
         """Return the teacher's jump of `substeps` steps from each visited state, [N, R, *latent] float32.
 
-        The jump ends at the noise that the student's mean has, which is less than the level's where the step explores.
+        A jump ends at the noise level of the student's mean, which is below the next level where the step explores.
         """
 
     @property
@@ -91,15 +92,16 @@ class Scoring(ABC):
 
 
 class Phase(ABC):
-    """Rounds of one kind. Every process of a run builds its own from the configuration; a phase keeps no state.
+    """Rounds of one kind. A phase keeps no state: every process of a run builds its own from the configuration.
 
-    first_round, first_group: how many rounds and groups the phases before this one take; set by `methods.phases_of`.
+    first_round, first_group: number of rounds and of groups in the phases before this one; `methods.phases_of` sets
+    them.
     """
 
-    name: ClassVar[str]  # in metrics, checkpoints and work units
-    title: ClassVar[str]  # in what people read
+    name: ClassVar[str]  # used in metrics, checkpoints and work units
+    title: ClassVar[str]  # used in texts for people
     teacher_images: ClassVar[bool] = True  # whether each group needs the teacher's image
-    plays: ClassVar[bool] = True  # whether trajectories are rolled out, and scored
+    plays: ClassVar[bool] = True  # whether workers roll out trajectories and score them
     learner_reads: ClassVar[tuple[Product, ...]] = ("trajectories", "scored")
     trains_rewards: ClassVar[bool] = False  # whether a learned reward term trains on the phase's images
     scores_in_learner: ClassVar[bool] = False  # whether the learner decodes and evaluates rewards itself
@@ -115,16 +117,16 @@ class Phase(ABC):
     @property
     @abstractmethod
     def groups(self) -> int:
-        """Return the number of groups a round; a group has one start latent, one condition and one teacher image."""
+        """Return the number of groups in a round; a group has one start latent, condition and teacher image."""
 
     @property
     def siblings(self) -> int:
-        """Return the number of trajectories a group."""
+        """Return the number of trajectories in a group."""
         return 1
 
     @property
     def unit_groups(self) -> int:
-        """Return the number of groups a work unit: as many rows as one of the policy phase has."""
+        """Return the number of groups in a work unit, which has as many rows as a unit of the policy phase."""
         return self.config.rollout.unit_groups * self.config.rollout.siblings // self.siblings
 
     @property
@@ -133,17 +135,17 @@ class Phase(ABC):
         return 0.0
 
     def stds(self, schedule: Schedule, round: int) -> Tensor:
-        """Return the standard deviation S of each transition of a round, [N] float64; 0 is a deterministic step."""
+        """Return the std S of each transition of a round, [N] float64; 0 is a deterministic step."""
         import torch
 
         return torch.zeros(schedule.steps, dtype=torch.float64)
 
     def score(self, scoring: Scoring) -> Scored:
-        """Do the reward worker's part of a work unit."""
+        """Return the scores that the phase asks of a reward worker for a work unit."""
         raise NotImplementedError(f"phase {self.name} asks no reward worker for scores")
 
     def check(self, rewards: Rewards) -> None:  # noqa: B027
-        """Raise RewardError where the phase cannot learn from these rewards; by default it learns from any."""
+        """Raise RewardError where the phase cannot learn from these rewards; the default accepts all."""
 
     @abstractmethod
     def calls(self, prices: Prices) -> Calls:
@@ -162,13 +164,14 @@ class Phase(ABC):
     ) -> dict[str, float]:
         """Train the student on a round; return metrics, alike on every rank.
 
-        metas: of every work unit of the round. parts: what `learner_reads` names, of this rank's units, by their index.
-        behaviour: the weights that rolled out the round; None: the student's own. made_by: their checksum, if known.
+        metas: metas of every work unit of the round. parts: the products that `learner_reads` names, for this rank's
+        units, by unit index. optimizer: optimiser of the student's weights.
+        behaviour: weights that rolled out the round; None: the student's own. made_by: their checksum, if known.
         """
 
 
 class Deploy(Phase):
-    """Sampling the student as it is deployed: no exploration, scored against the teacher, nothing is learned."""
+    """Samples of the student as it is deployed: no exploration, scored against the teacher, not learned from."""
 
     name, title, learner_reads = "deploy", "deployment", ("scored",)
     rounds = groups = 0

@@ -1,8 +1,8 @@
-"""ReDiF (arXiv 2512.22802): the student is a policy, its denoising trajectory an episode, and the update a clipped
-policy gradient on the agreement of its image with the teacher's from the same noise and condition.
+"""ReDiF (arXiv 2512.22802): a clipped policy gradient on the agreement of student and teacher images.
 
-A round has G groups of K siblings. Siblings share the start latent, the condition and the teacher's image, and explore
-with different noise, so that the rewards of a group say which of its trajectories did better than the others.
+The student is a policy, its denoising trajectory an episode, and the reward compares its image with the teacher's from
+the same noise and condition. A round has G groups of K siblings. Siblings share the start latent, the condition and the
+teacher's image and explore with different noise, so the rewards of a group tell which of its trajectories did better.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 
 class Policy(Phase):
+    """The rounds of the policy gradient."""
+
     name, title, trains_rewards = "policy", "policy gradient", True
 
     @property
@@ -62,12 +64,12 @@ class Policy(Phase):
         c, n = self.config, self.config.student.steps
         groups = self.rounds * self.groups
         rows, alone = groups * self.siblings, c.exploration.one_step
-        shared = groups * (self.siblings - 1)  # states that siblings see but once
+        shared = groups * (self.siblings - 1)  # states that siblings share, predicted once
         played = rows * n - shared * ((n + c.exploration.last_step) / 2 if alone else 1)
         substeps = c.learner.anchor.substeps if c.learner.anchor.weight else 0
         trained = groups if alone and not substeps and c.learner.regulariser.kind != "mse" else played
         several = c.learner.inner_epochs > 1 or c.learner.minibatch or c.pipeline.staleness
-        replayed = trained if prices.replayed and several else 0  # to take ratios to
+        replayed = trained if prices.replayed and several else 0  # predictions to which ratios refer
         return Calls(
             rollout=int(played * prices.student),
             reward=int(played * substeps * prices.teacher) + groups * prices.target,
@@ -84,7 +86,7 @@ class Policy(Phase):
         behaviour: Mapping[str, Tensor] | None = None,
         made_by: str | None = None,
     ) -> dict[str, float]:
-        """Turn rewards into advantages, and take the steps of the clipped policy gradient."""
+        """Turn rewards into advantages and take the optimiser steps of the policy gradient."""
         from redif_ray.learning import round_update as learn
         from redif_ray.learning.step import learning_rate
 

@@ -1,7 +1,7 @@
-"""Few-step trajectory regression (SFD, arXiv 2409.19681): the student's step towards the teacher's jump.
+"""Few-step trajectory regression (SFD, arXiv 2409.19681): the student's step learns the teacher's jump.
 
-The student plays its own deterministic trajectory; from each state that it visits, the teacher takes a jump of several
-steps over the same interval, and the student regresses its step on it. Before another method this is the warm start;
+The student samples its own deterministic trajectory. From each state on it the teacher takes a jump of several steps
+over the same interval, and the student's step is regressed on this jump. Before another method this is the warm start;
 alone it is the method `sfd`.
 """
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 
 class WarmStart(Phase):
+    """The rounds of the warm start."""
+
     name, title, teacher_images = "warm_start", "warm start", False
 
     @property

@@ -1,10 +1,10 @@
 """The actor that owns the published weights and outlives the learner's processes. It needs no torch.
 
-Should it be lost itself, those who published give it their weights again (`weights.publisher`).
+If this actor itself is lost, the publisher gives its successor the weights again (`weights.publisher`).
 
 Weights travel as numpy arrays (zero-copy reads) under keys `<kind>-<version>`: `policy-7` is the student after 7
-rounds, `deploy-7` what that version would deploy (its average, where the learner keeps one), `discriminator-7` the
-learned reward after 7 rounds.
+rounds, `deploy-7` the weights to deploy of that version (the average, where the learner keeps one), and
+`discriminator-7` the learned reward after 7 rounds.
 """
 
 from __future__ import annotations
@@ -20,27 +20,30 @@ from redif_ray.config import LEARNED, Config
 from redif_ray.faults import restarted
 
 Weights = dict[str, np.ndarray]
-WAIT_SECONDS = 600
+WAIT_SECONDS = 600  # time that a caller waits for any publication
 POLICY = "policy"
 
 
 class StaleWeightsError(RuntimeError):
-    """Weights that are absent, or not those that were to be used."""
+    """The weights are gone or were not published, or other weights were used than expected."""
 
 
 class WeightStore:
-    """writer: the metrics writer's handle, pickled, which is told when Ray starts this actor again."""
+    """Keeps the last `keep` versions of each kind of weights.
+
+    writer: pickled handle of the metrics writer, to which a restart of this actor is reported.
+    """
 
     def __init__(self, keep: int = 4, writer: bytes | None = None) -> None:
         self.keep = keep
-        self.entries: dict[str, tuple[list[Any], str]] = {}  # in order of publication
-        self.gone: set[str] = set()
+        self.entries: dict[str, tuple[list[Any], str]] = {}  # ([reference], checksum) by key, in order of publication
+        self.gone: set[str] = set()  # keys that were published here and dropped
         self.published = asyncio.Condition()
         if writer is not None and restarted():
             cloudpickle.loads(writer).lost.remote("weight store")
 
     async def publish(self, key: str, weights: Weights, checksum: str) -> None:
-        """Keep `weights` under `key`; the oldest of a kind go. They are put again, so that this actor owns them."""
+        """Keep `weights` under `key` and drop the oldest of the kind; a new put makes this actor their owner."""
         self.entries.pop(key, None)
         self.entries[key] = ([ray.put(weights)], checksum)
         self.gone.discard(key)
@@ -51,23 +54,23 @@ class WeightStore:
             self.published.notify_all()
 
     async def restart(self, after: int) -> None:
-        """A learner goes on from version `after`: it makes the later ones again, and whoever asks for them waits."""
+        """Forget versions later than `after`: a restarted learner makes them again, and callers wait for them."""
         self.entries = {key: entry for key, entry in self.entries.items() if version(key) <= after}
         self.gone = {key for key in self.gone if version(key) <= after}
 
     async def lacks(self, keys: list[str]) -> list[str]:
-        """Those of `keys` that were never published here, as after this actor was lost."""
+        """Return those of `keys` that were never published here, as is the case after a restart of this actor."""
         return [key for key in keys if key not in self.entries and key not in self.gone]
 
     async def entry(self, key: str) -> tuple[list[Any], str]:
-        """([reference], checksum): the reference travels inside a list, so the arrays are not copied through here.
+        """Return ([reference], checksum), waiting until the learner has published `key`, for the first time or again.
 
-        Who asks before the learner has published, for the first time or again, waits.
-        Raises StaleWeightsError for weights that are gone.
+        The reference travels inside a list so that Ray does not fetch the arrays into this process.
+        Raises StaleWeightsError for weights that are gone, or not published in time.
         """
         while key not in self.entries:
             if key in self.gone:
-                raise StaleWeightsError(f"weights {key} are gone: the last {self.keep} of a kind are kept at most")
+                raise StaleWeightsError(f"weights {key} are gone: only the last {self.keep} of a kind are kept")
             async with self.published:
                 try:
                     await asyncio.wait_for(self.published.wait(), WAIT_SECONDS)
@@ -89,5 +92,5 @@ def policy_key(version: int) -> str:
 
 
 def learned_key(config: Config, version: int) -> str | None:
-    """Of the learned reward after `version` rounds; None for a run without one."""
+    """Return the key of the learned reward after `version` rounds, or None for a run without one."""
     return f"{LEARNED}-{version}" if LEARNED in config.reward.terms else None

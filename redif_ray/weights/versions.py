@@ -1,10 +1,10 @@
-"""The versions of a learner's weights: published before rounds ask for them, kept while rounds to come are made with
-them.
+"""The versions of a learner's weights: published before a round needs them, and kept while a later round does.
 
-Round r is rolled out with the weights after max(0, r - staleness) rounds, and its learned reward is of that age, too.
+Round r is rolled out with the weights after max(0, r - staleness) rounds, and scored by the learned reward of the same
+version.
 
-Publishing hashes and copies all weights, which takes seconds for a student that is trained whole. A thread beside the
-learner does it, and the learner goes on: whoever asks the store for a version that is on its way waits there.
+Publishing hashes and copies all weights, which takes seconds for a student without adapters. A thread does it while the
+learner goes on; a caller that asks the store for a version not yet published waits there.
 """
 
 from __future__ import annotations
@@ -26,34 +26,35 @@ Weights = Mapping[str, Tensor]
 
 
 class Versions:
-    """publisher: None on a rank that does not publish; it keeps the same versions.
+    """Publishes and keeps the versions of the weights on one rank.
 
-    dtypes: of those of the student's weights that travel in fewer bits than they are kept in, by name.
+    publisher: None on a rank that does not publish; such a rank keeps the same versions.
+    dtypes: dtypes, by name, of the student's weights that travel in fewer bits than the learner keeps.
     """
 
     def __init__(
         self, plan: Phases, publisher: Publisher | None, dtypes: Mapping[str, torch.dtype] | None = None
     ) -> None:
         self.plan, self.publisher, self.dtypes = plan, publisher, dtypes
-        self.stale: dict[str, Weights] = {}  # by key; none without staleness
-        self.checksums: dict[str, Future[str]] = {}  # by key; those of versions on their way are not known yet
-        self.thread = ThreadPoolExecutor(1, "publishing")  # one, so that versions come in their order
+        self.stale: dict[str, Weights] = {}  # older versions by key; empty without staleness
+        self.checksums: dict[str, Future[str]] = {}  # by key; pending until the version is published
+        self.thread = ThreadPoolExecutor(1, "publishing")  # one thread, so that versions are published in order
 
     def policy(self, round: int) -> Weights | None:
-        """What rolled out `round`; None: the student as it is."""
+        """Return the weights that rolled out `round`; None: the student's current weights."""
         made_by = self.plan.version(round)
         return None if made_by == round else self.stale[policy_key(made_by)]
 
     def learned(self, round: int) -> Weights | None:
-        """The learned reward that scored `round`; None: as it is."""
+        """Return the weights of the learned reward that scored `round`; None: the current ones."""
         return self.stale.get(f"{LEARNED}-{self.plan.version(round)}")
 
     def checksum(self, version: int) -> str:
-        """Of the student after so many rounds, in the bits that it is kept in. Waits until it is published."""
+        """Wait until the student after `version` rounds is published; return the checksum of its weights as kept."""
         return self.checksums[policy_key(version)].result()
 
     def begin(self, after: int, current: Mapping[str, Weights]) -> None:
-        """Publish, as a new process has to, those kept and the version after so many rounds; wait for it."""
+        """Publish the kept versions and the version after `after` rounds, as a new process must; wait until done."""
         if self.publisher is not None:
             self.publisher.restart(after)
         for key, weights in self.stale.items():
@@ -63,7 +64,7 @@ class Versions:
             checksum.result()
 
     def add(self, after: int, current: Mapping[str, Weights]) -> None:
-        """Publish the version after so many rounds, by kind; those that no round to come needs are let go."""
+        """Publish the version after `after` rounds, by kind, and forget versions that no later round needs."""
         for kind, weights in current.items():
             self._publish(f"{kind}-{after}", weights)
             if self.plan.config.pipeline.staleness:
@@ -75,21 +76,22 @@ class Versions:
             self.thread.submit(self.publisher.forget, before=oldest)
 
     def deploy(self, after: int, weights: Weights) -> None:
-        """Publish what the version after so many rounds would deploy."""
+        """Publish the weights to deploy of the version after `after` rounds."""
         if self.publisher is not None:
             self._publish(f"deploy-{after}", weights)
 
     def _publish(self, key: str, weights: Weights) -> None:
-        """Hash and publish `weights` beside the learner; every rank hashes, to know what others must have used."""
-        held = {name: w.detach().cpu() for name, w in weights.items()}  # here: devices are the learner's own thread's
+        """Hash and publish `weights` in the thread; every rank hashes, to check which weights made the trajectories."""
+        held = {name: w.detach().cpu() for name, w in weights.items()}  # only this thread may use the device
         dtypes = None if key.startswith(LEARNED) else self.dtypes
         publish = weights_sha256 if self.publisher is None else partial(self.publisher.publish, key, dtypes=dtypes)
         self.checksums[key] = self.thread.submit(publish, held)
 
     def state(self, after: int) -> tuple[dict[str, Tensor], list[str]]:
-        """(tensors, keys) of those older than the version after so many rounds, for its checkpoint."""
+        """Return (tensors, keys) of the versions older than `after` rounds, for the checkpoint at `after`."""
         earlier = [key for key in self.stale if version(key) < after]
         return {name: t for key in earlier for name, t in pack(f"stale/{key}", self.stale[key]).items()}, earlier
 
     def load(self, tensors: Weights, keys: list[str]) -> None:
+        """Restore the older versions from the tensors of a checkpoint and the keys in its meta."""
         self.stale = {key: unpack(f"stale/{key}", tensors) for key in keys}

@@ -1,8 +1,8 @@
-"""The workers as actors. Whoever holds a handle imports the actor's file, so this one imports torch only at work.
+"""The workers as Ray actors. A process that holds a handle imports this file, so torch is imported in the actor only.
 
-A worker first looks whether its node sees the run folder. Where it does not, nothing is loaded or written there, and
-every call says so; as it does where the worker cannot be built, of a reward's package that is missing there, say. An
-error of a call reaches the driver as it is, one of a constructor as text only.
+A worker first checks that its node sees the run folder. Where it does not, or the worker cannot be built (say, for want
+of a reward's package), the actor loads and writes nothing, and every call raises the error. The error is not
+raised by the constructor because Ray passes errors of a call on unchanged, but those of a constructor as text only.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from redif_ray.workers.lazy_import import imported
 
 
 class Actor:
-    """A worker in a process of its own. `source` names the worker's class, which is imported where it works.
+    """A worker in a process of its own. `source` names the worker's class, which is imported in that process.
 
-    variables: of its environment, over those that it has.
+    token: file in the run folder that the node must see. variables: environment variables to set in the process.
     """
 
     source: ClassVar[str]
@@ -31,7 +31,7 @@ class Actor:
 
     @property
     def _worker(self) -> Any:
-        """On its device: whoever asks for it has work for it."""
+        """Return the worker, moved to its device if it rests."""
         self._resting.offload.wake()
         return self._resting
 
@@ -39,7 +39,7 @@ class Actor:
         return self._resting.ready()
 
     def rest(self) -> None:
-        """Leave the device to others until the next call."""
+        """Move the worker to host memory until the next call, so that others can use its device."""
         self._resting.offload.rest()
 
 
@@ -73,7 +73,7 @@ class TeacherRewardWorker(Actor):
 
 
 class _Unmade:
-    """Stands where a worker cannot be: every call raises what a user can mend there."""
+    """Stands in for a worker that cannot be built: every call raises the error, which the user can fix."""
 
     def __init__(self, error: Exception) -> None:
         self._error = error
@@ -83,7 +83,7 @@ class _Unmade:
 
 
 def _made(make: Callable[[], Any], token: Path) -> Any:
-    """The worker that `make` builds, where its node sees the run folder."""
+    """Return the worker that `make` builds, or a stand-in that raises the error where it cannot be built."""
     from redif_ray.runs.folder import check_seen
 
     try:

@@ -1,4 +1,4 @@
-"""Importing what is heavy: some 4,000 modules in each of six processes, five seconds of a core."""
+"""Importing heavy modules: some 4,000 modules in each of six processes, five seconds of a core."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 
 
 def imported(name: str) -> Any:
-    """What `module:object` names. Meanwhile nothing is collected, nor looked at ever after: all of it stays."""
-    gc.disable()  # it would look through what is there again and again, a tenth of the time
+    """Return the object that `module:object` names; garbage collection is off meanwhile and skips its modules later."""
+    gc.disable()  # repeated collections would take a tenth of the import's time and free nothing
     try:
         return resolve_name(name)
     finally:

@@ -1,7 +1,8 @@
-"""Roles that share a GPU take turns on it: who waits keeps in host memory what it has there (`pipeline.colocate`).
+"""Roles that share a GPU take turns on it, and keep their tensors in host memory between (`pipeline.colocate`).
 
-While workers play and score a round, the learner waits; while it updates, they do. The coordinator has the workers make
-room before it answers the learner, who makes room before it asks. What comes back is what went, bit for bit.
+While workers roll out and score a round, the learner waits; while the learner updates, the workers wait. The learner
+frees the GPU before it asks for a round, and the coordinator makes the workers free it before it answers. The tensors
+come back bit for bit.
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ Belonging: TypeAlias = Module | Optimizer | dict[str, Tensor]
 
 
 class Offload:
-    """What a process has on its `device` between its turns, and whether it is there. `seconds`: spent on moving it.
+    """Moves the belongings of a process between its device and host memory; `seconds` is the time that this took.
 
-    belongings: asked for at each move, for some may be new. Without `taken` everything stays on the device.
+    belongings: function that returns them, called at each move because there may be new ones. taken: False where the
+    process has the device for itself, so that everything stays there.
     """
 
     def __init__(self, device: str, belongings: Callable[[], Iterable[Belonging]], *, taken: bool) -> None:
@@ -31,13 +33,13 @@ class Offload:
         self.awake, self.seconds = True, 0.0
 
     def wake(self) -> None:
-        """Put everything on the device, where it is not there."""
+        """Move everything to the device, unless it is there."""
         if not self.awake:
             self._move(self.device)
             self.awake = True
 
     def rest(self) -> None:
-        """Put everything into host memory, and leave to others what it took on the device."""
+        """Move everything to host memory and free its device memory for others."""
         if self.awake and self.taken:
             self._move(HOST)
             if torch.cuda.is_initialized():
@@ -51,7 +53,7 @@ class Offload:
 
     @contextmanager
     def resting(self) -> Iterator[None]:
-        """A block in which others have the device."""
+        """Rest while the block runs, so that others have the device."""
         self.rest()
         try:
             yield
@@ -60,12 +62,12 @@ class Offload:
 
 
 def home(device: str, offload: bool) -> str:
-    """Where a role builds its networks: while they do, it is nobody's turn."""
+    """Return the device on which a role builds its networks: the host if roles take turns, as no turn has begun."""
     return HOST if offload else device
 
 
 def move(belongings: Iterable[Belonging], device: str) -> None:
-    """In place: a parameter stays the object that an optimiser knows. Gradients are let go."""
+    """Move belongings to `device` in place, so that an optimiser keeps its parameters; gradients are dropped."""
     for thing in belongings:
         if isinstance(thing, Module):
             thing.zero_grad(set_to_none=True)
@@ -78,5 +80,5 @@ def move(belongings: Iterable[Belonging], device: str) -> None:
 
 
 def _move(tensors: dict[str, Tensor], device: str) -> None:
-    """Scalars stay: Adam counts its steps on the host."""
+    """Move tensors to `device`, except scalars: Adam counts its steps on the host."""
     tensors |= {name: value.to(device) for name, value in tensors.items() if value.ndim}

@@ -25,7 +25,7 @@ from redif_ray.workers.scoring import UnitScoring, arrays
 
 
 class TeacherRewardWorker:
-    """Stateless but for its caches: everything a call needs is in its arguments."""
+    """Has no state but caches: a call's arguments hold everything that determines its result."""
 
     def __init__(self, name: str, config: Config) -> None:
         torch.set_num_threads(config.reward.threads)
@@ -37,7 +37,7 @@ class TeacherRewardWorker:
         self.phases = phases_by_name(config)
         self.rewards = factory.rewards(config, self.teacher, self.device)
         self.store = factory.target_store(config, self.teacher)
-        self.judge: Encoder | None = None  # once an evaluation asks for its eyes
+        self.judge: Encoder | None = None  # loaded when an evaluation first asks for features
         self.loaded: tuple[str, str] | None = None  # key and checksum of the learned reward in place
         self.offload = Offload(self.device, self._belongings, taken=config.pipeline.colocate)
         self.offload.rest()
@@ -50,9 +50,9 @@ class TeacherRewardWorker:
         return [self.teacher.network, *self.teacher.parts.values(), *self.rewards.networks(), *judge]
 
     def targets(self, unit: WorkUnit) -> tuple[Meta, np.ndarray]:
-        """The teacher's images of a unit's groups, [G, C, H, W] float32, from the store or computed and kept there.
+        """Return the teacher's images of a unit's groups, [G, C, H, W] float32 in [0, 1].
 
-        Its captions are encoded then, as after `encode`.
+        Images that the store lacks are computed and stored. The unit's captions are encoded too, as by `encode`.
         """
         started = time.perf_counter()
         self._encode(unit)
@@ -66,7 +66,7 @@ class TeacherRewardWorker:
         return Meta(unit, self.name, (Work("teacher", time.perf_counter() - started, calls),)), images
 
     def encode(self, unit: WorkUnit) -> tuple[Meta, None]:
-        """Encode a work unit's captions, so that whoever rolls it out or learns from it finds them in their store."""
+        """Encode a work unit's captions into the store from which rollout workers and the learner read them."""
         started = time.perf_counter()
         self._encode(unit)
         return Meta(unit, self.name, (Work("teacher", time.perf_counter() - started, 0),)), None
@@ -80,9 +80,10 @@ class TeacherRewardWorker:
         weights: Any = None,
         learned: str | None = None,
     ) -> tuple[Meta, Scored]:
-        """Do what the work unit's phase asks of a reward worker: reward terms of each row, the teacher's jumps.
+        """Compute the reward terms of each row and the teacher's jumps, as far as the work unit's phase asks for them.
 
-        learned: the key, in the store `weights`, of the learned reward that scores, where the run has one.
+        targets: the teacher's images, or None where the phase needs none. weights: handle of the weight store.
+        learned: key in this store of the learned reward that scores; None for a run without one.
         """
         scoring = UnitScoring(self, unit, trajectories, targets, (weights, learned))
         scored = self.phases[unit.phase].score(scoring)
@@ -93,7 +94,10 @@ class TeacherRewardWorker:
     def compare(
         self, unit: WorkUnit, images: np.ndarray, targets: np.ndarray, weights: Any = None, learned: str | None = None
     ) -> tuple[Meta, dict[str, np.ndarray]]:
-        """Reward terms of any images of a unit's groups, one a group, beside the teacher's. learned: as in `score`."""
+        """Return the reward terms, [G] each, of any images of a unit's groups beside the teacher's.
+
+        images, targets: [G, C, H, W] float32 in [0, 1]. weights, learned: as in `score`.
+        """
         started = time.perf_counter()
         self.load_learned(weights, learned)
         student, teacher = (torch.from_numpy(given.copy()).to(self.device) for given in (images, targets))
@@ -104,30 +108,30 @@ class TeacherRewardWorker:
     def sample(
         self, unit: WorkUnit, solver: str, schedule: str, steps: int, guidance: float
     ) -> tuple[Meta, np.ndarray]:
-        """The teacher on any solver and named schedule: a control arm of the evaluation."""
+        """Return the teacher's images by another solver and schedule, [G, C, H, W]: a control arm of the evaluation."""
         started = time.perf_counter()
         grid = schedules.build(self.teacher.process, steps, schedule)
         images, calls = self._sampled(self.teacher, unit, solver, grid, guidance)
         return Meta(unit, self.name, (Work("evaluation", time.perf_counter() - started, calls),)), images.cpu().numpy()
 
     def embed(self, unit: WorkUnit, images: np.ndarray) -> tuple[Meta, np.ndarray]:
-        """What the run's judge makes of images [n, C, H, W] float32 in [0, 1]: [n, D] float32. unit: for the meta."""
+        """Return the features, [n, D] float32, that the run's judge gives images [n, C, H, W] float32 in [0, 1]."""
         started = time.perf_counter()
         if self.judge is None:
             self.judge = load_encoder(self.config.evaluation.judge, self.teacher.image_shape, self.device)
-        found = embedded(self.judge, torch.from_numpy(images.copy()), self.device).numpy()
-        return Meta(unit, self.name, (Work("evaluation", time.perf_counter() - started, 0),)), found
+        features = embedded(self.judge, torch.from_numpy(images.copy()), self.device).numpy()
+        return Meta(unit, self.name, (Work("evaluation", time.perf_counter() - started, 0),)), features
 
     def load_learned(self, weights: Any, key: str | None) -> str | None:
-        """Put the learned reward `key` in place; return its checksum."""
+        """Load the learned reward `key` of the store `weights`; return its checksum, or None for a run without one."""
         term = self.rewards.learned
         if (term is None) != (key is None):
-            raise ValueError(f"learned reward {key}: expected a key where the run has such a term, and else none")
+            raise ValueError(f"learned reward {key}: expected a key if the run has a learned term, and None otherwise")
         if term is None or key is None:
             return None
         if self.loaded is None or self.loaded[0] != key:
-            found, checksum = fetch(weights, key)
-            term.load(found)
+            loaded, checksum = fetch(weights, key)
+            term.load(loaded)
             self.loaded = (key, checksum)
         return self.loaded[1]
 
@@ -142,12 +146,12 @@ class TeacherRewardWorker:
     def _sampled(
         self, model: DiffusionModel, unit: WorkUnit, solver: str, grid: Schedule, guidance: float
     ) -> tuple[Tensor, int]:
-        """Images [G, C, H, W] of a work unit's groups, and the network calls that they took."""
+        """Return images [G, C, H, W] of a work unit's groups, and the network calls that they took."""
         predict = model.predictor(model.encode(unit.conditions), guidance)
         images = model.decode(solvers.sample(solver, predict, self._noise(model, unit), grid))
         return images, solvers.network_calls(solver, grid.steps) * model.calls_per_step(guidance) * len(unit.groups)
 
     def _noise(self, model: DiffusionModel, unit: WorkUnit) -> Tensor:
-        """Unit noise of a work unit's groups, on the worker's device."""
+        """Return the unit noise of a work unit's groups, [G, *latent], on the worker's device."""
         shape, seed = model.latent_shape, self.config.run.seed
         return noise.initial_noise(unit.groups, shape, seed=seed, stream=unit.stream).to(self.device)

@@ -1,4 +1,4 @@
-"""StudentRolloutWorker: plays the student's episodes of a work unit with the weights of a given version."""
+"""StudentRolloutWorker: rolls out the student's trajectories of a work unit with the weights of a given version."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from redif_ray.workers.offload import Offload, home
 
 
 class StudentRolloutWorker:
-    """Stateless but for its caches: everything a call needs is in its arguments."""
+    """Has no state but caches: a call's arguments hold everything that determines its result."""
 
     def __init__(self, name: str, config: Config) -> None:
         torch.set_num_threads(config.rollout.threads)
@@ -45,9 +45,9 @@ class StudentRolloutWorker:
         return [self.student.network, self.teacher.network, *self.teacher.parts.values()]
 
     def rollout(self, unit: WorkUnit, weights: Any, key: str) -> tuple[Meta, Trajectories]:
-        """Trajectories of a work unit under weights `key` of the store `weights`.
+        """Roll out a work unit with the weights `key` of the store `weights`.
 
-        Called with num_returns=2, so that only the meta travels to whoever asked.
+        The pool calls this with num_returns=2, so that only the meta travels to the caller.
         """
         started = time.perf_counter()
         number = self._load(weights, key)
@@ -102,7 +102,10 @@ class StudentRolloutWorker:
         return Meta(unit, self.name, (work,)), data
 
     def _guide(self, conditions: list[Condition], guided: Tensor, stds: Tensor) -> Guide:
-        """The teacher's jump for the guided rows (method of teacher-guided siblings)."""
+        """Return the function that moves the guided rows by the teacher's jump (teacher-guided siblings).
+
+        conditions: one for each row. guided: [R] bool, True for the rows that the teacher guides.
+        """
         teacher, config = self.teacher, self.config
         encoded = teacher.encode([c for c, g in zip(conditions, guided.tolist(), strict=True) if g])
         predict = teacher.predictor(encoded, config.teacher.guidance)
@@ -121,9 +124,9 @@ class StudentRolloutWorker:
         return guide
 
     def _load(self, weights: Any, key: str) -> int:
-        """Put the weights `key` in place; return their policy version."""
+        """Load the weights `key` into the student; return their policy version."""
         if self.loaded is None or self.loaded[0] != key:
-            found, checksum = fetch(weights, key)
-            set_weights(self.student, found)
+            fetched, checksum = fetch(weights, key)
+            set_weights(self.student, fetched)
             self.loaded = (key, checksum)
         return version(key)

@@ -1,7 +1,8 @@
-"""The environment of the reward workers: what Ray makes of `reward.runtime_env`, and what it must not be told.
+"""The environment of the reward workers: `reward.runtime_env`, and variables that must not reach Ray's logs.
 
-Ray merges an actor's variables into the job's, `cluster.ENVIRONMENT` among them; of the rest, an actor's own replaces
-the job's. It writes all of it into its logs, so what the driver hands over goes to the worker's constructor instead.
+Ray merges an actor's `env_vars` into the job's, which include `cluster.ENVIRONMENT`; any other field of an actor
+replaces the job's. Ray writes the whole runtime_env into its logs, so variables whose value the driver hands over go to
+the worker's constructor instead.
 """
 
 from __future__ import annotations
@@ -13,28 +14,28 @@ from redif_ray.config import ConfigError, Reward
 
 
 def for_ray(reward: Reward) -> dict[str, Any]:
-    """Ray's `runtime_env`; empty where there is nothing to say."""
+    """Return the actor's `runtime_env` for Ray, without empty fields; variables to hand over are left out."""
     env = reward.runtime_env
     if env is None:
         return {}
-    said = {name: value for name, value in env.env_vars.items() if value is not None}
-    found = {"pip": list(env.pip), "py_modules": list(env.py_modules), "env_vars": said}
-    return {key: value for key, value in found.items() if value}
+    variables = {name: value for name, value in env.env_vars.items() if value is not None}
+    fields = {"pip": list(env.pip), "py_modules": list(env.py_modules), "env_vars": variables}
+    return {key: value for key, value in fields.items() if value}
 
 
 def handed_over(reward: Reward) -> dict[str, str]:
-    """Variables that reward workers get from this process. Raises ConfigError for one that it does not have."""
+    """Return the variables that reward workers get from this process. Raises ConfigError for an unset variable."""
     names = [] if reward.runtime_env is None else [n for n, v in reward.runtime_env.env_vars.items() if v is None]
     for name in names:
         if name not in os.environ:
             raise ConfigError(
-                f"reward.runtime_env.env_vars.{name}=null is the value that {name} has in the environment of this "
-                "process, which has none; set it before the start"
+                f"reward.runtime_env.env_vars.{name}=null takes the value of {name} from the environment of this "
+                "process, where it is not set; set it before the start"
             )
     return {name: os.environ[name] for name in names}
 
 
 def failed(error: Exception) -> str:
-    """What to say where Ray cannot make the environment. Its text ends with what pip, or whoever failed, said last."""
-    told = " ".join(str(error).split())[-400:]
-    return f"reward.runtime_env: a node cannot make this environment (its runtime_env_setup logs say more): ...{told}"
+    """Return the message for an environment that Ray cannot make; Ray's text ends with the cause, say pip's error."""
+    cause = " ".join(str(error).split())[-400:]
+    return f"reward.runtime_env: a node cannot make this environment (its runtime_env_setup logs say more): ...{cause}"

@@ -1,4 +1,4 @@
-"""What a reward worker makes of one work unit, as the unit's phase asks for it."""
+"""The scores of one work unit, which a reward worker computes as the unit's phase asks for them."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ if TYPE_CHECKING:
 
 
 class UnitScoring(Scoring):
-    """Rewards and jumps of the rows of one work unit; `work` accounts for them, and `learned_sha256` names the weights
-    of the learned reward that scored.
+    """Rewards and jumps of the rows of one work unit.
 
-    learned: the weight store and the key of the learned reward in it; the key is None for a run without one.
+    `work` accounts for them; `learned_sha256` is the checksum of the learned reward that scored.
+    targets: the teacher's images, [G, C, H, W]; None where the phase needs none.
+    learned: handle of the weight store, and the key of the learned reward in it, or None for a run without one.
     """
 
     def __init__(
@@ -44,7 +45,7 @@ class UnitScoring(Scoring):
 
     @property
     def work(self) -> tuple[Work, ...]:
-        """Return seconds and network calls by component, in the order in which they were first asked for."""
+        """Return seconds and network calls by component, in the order of their first use."""
         return tuple(Work(name, seconds, self._calls.get(name, 0)) for name, seconds in self._seconds.items())
 
     @property
@@ -71,7 +72,7 @@ class UnitScoring(Scoring):
         once = teacher.encode(unit.conditions)
         encoded, jumps = repeated(once, unit.siblings), list[Tensor]()
         for k in range(schedule.steps):
-            every = unit.siblings if k < shared else 1  # siblings share the states before they part
+            every = unit.siblings if k < shared else 1  # siblings share the states of the first steps
             x = torch.from_numpy(self.trajectories.latents[k][::every].copy()).to(worker.device)
             predict = teacher.predictor(once if k < shared else encoded, guidance)
             t, s = schedule.levels[k], schedule.levels[k + 1]
@@ -101,7 +102,7 @@ class UnitScoring(Scoring):
     def _teacher(self) -> Tensor:
         """Return the teacher's image of each row, [R, C, H, W] in [0, 1]."""
         if self.targets is None:
-            raise ValueError(f"phase {self.unit.phase} asks for rewards, but not for the teacher's images")
+            raise ValueError(f"phase {self.unit.phase} asks for rewards; expected teacher_images=True in its class")
         images = torch.from_numpy(self.targets.copy()).to(self.worker.device)
         return images.repeat_interleave(self.unit.siblings, 0)
 

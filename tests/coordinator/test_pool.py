@@ -119,9 +119,9 @@ def test_an_error_says_that_no_worker_came_back(monkeypatch: pytest.MonkeyPatch)
 
     async def run() -> None:
         pool = Pool("rollout", [worker], print, 60)
-        with pytest.raises(RayError, match=r"0 rollout workers are there, and 1 needed.*node N does not see it"):
+        with pytest.raises(RayError, match=r"0 rollout workers are up; expected at least 1: .*node N does not see it"):
             await every(pool, range(2))
-        with pytest.raises(RayError, match="0 rollout workers are there"):
+        with pytest.raises(RayError, match="0 rollout workers are up"):
             await pool.call((0, 0), "work", 2)
 
     asyncio.run(run())
@@ -178,7 +178,7 @@ def test_too_few_for_too_long_is_an_error(monkeypatch: pytest.MonkeyPatch) -> No
         assert await every(pool, range(4)) == [f"data {i}" for i in range(4)]
         assert pool.failure is None
         await asyncio.sleep(0.5)
-        with pytest.raises(RayError, match=r"1 reward workers are there, and 2 needed.*continue with --resume"):
+        with pytest.raises(RayError, match=r"1 reward workers are up; expected at least 2: .*continue with --resume"):
             await pool.call((0, 0), "work", 4)
 
     asyncio.run(run())

@@ -96,7 +96,7 @@ def test_scores_of_another_version_are_refused() -> None:
 
 def test_images_of_another_round_are_refused() -> None:
     of = learned(config())
-    with pytest.raises(ValueError, match="round 1: the images are not those of its work units"):
+    with pytest.raises(ValueError, match="round 1: the images are those of other work units"):
         of.update(1, played(config(), of, 1)[0], played(config(), of, 0)[1])
 
 
