@@ -28,6 +28,7 @@ from redif_ray.planning import factory
 from redif_ray.planning.rounds import RoundPlan
 from redif_ray.rewards.base import Rewards
 from redif_ray.types import WorkUnit
+from redif_ray.weights.store import policy_key, version
 from redif_ray.workers.reward import TeacherRewardWorker
 from redif_ray.workers.rollout import StudentRolloutWorker
 
@@ -38,7 +39,7 @@ class HereRolloutWorker(StudentRolloutWorker):
     def _load(self, weights: Any, key: str) -> int:
         set_weights(self.student, weights)
         self.loaded = (key, weights_sha256(weights))
-        return int(key.rpartition("-")[2])
+        return version(key)
 
 
 class PlainLoop:
@@ -63,9 +64,9 @@ class PlainLoop:
             self.optimizer = make_optimizer(trainable(self.student).values(), self.config.learner)
         made_by = self.plan.version(round)
         self.versions[round] = get_weights(self.student)
-        self.versions = {version: weights for version, weights in self.versions.items() if version >= made_by}
+        self.versions = {after: weights for after, weights in self.versions.items() if after >= made_by}
         weights = self.versions[made_by]
-        played = {s.index: self.play(s, weights, f"policy-{made_by}") for s in self.plan.units(round)}
+        played = {s.index: self.play(s, weights, policy_key(made_by)) for s in self.plan.units(round)}
         metas = [metas for metas, _ in played.values()]
         parts = {index: data for index, (_, data) in played.items()}
         behaviour = None if made_by == round else weights

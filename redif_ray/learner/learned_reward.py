@@ -17,12 +17,13 @@ from redif_ray.checkpoint import load_checkpoint, load_optimizer, optimizer_tens
 from redif_ray.config import LEARNED, Config
 from redif_ray.evaluation.compute import forward_flops
 from redif_ray.learning.discriminator import TEACHER_PASS, DiscriminatorUpdater, Images, optimiser
+from redif_ray.learning.round_update import Metas
 from redif_ray.learning.step import AllReduce
 from redif_ray.models.protocol import DiffusionModel
 from redif_ray.planning import factory
 from redif_ray.rewards.discriminator import DiscriminatorTerm
 from redif_ray.runs.folder import latest_checkpoint
-from redif_ray.types import Meta, Scored, Trajectories, WorkUnit
+from redif_ray.types import Scored, Trajectories, WorkUnit
 from redif_ray.weights.store import StaleWeightsError
 from redif_ray.workers.offload import Belonging
 
@@ -79,7 +80,7 @@ class LearnedReward:
     def update(
         self,
         round: int,
-        metas: Sequence[Sequence[Meta]],
+        metas: Metas,
         parts: Mapping[int, tuple[Trajectories, Scored]],
         scored_by: Mapping[str, Tensor] | None = None,
     ) -> dict[str, float]:
@@ -104,7 +105,7 @@ class LearnedReward:
         )
         return {f"{LEARNED}/{name}": value for name, value in metrics.items()}
 
-    def _check(self, round: int, metas: Sequence[Sequence[Meta]], expected: str) -> None:
+    def _check(self, round: int, metas: Metas, expected: str) -> None:
         for unit_metas in metas:
             found = unit_metas[-1].learned_sha256
             if found != expected:

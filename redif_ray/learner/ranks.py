@@ -13,7 +13,7 @@ from redif_ray.learning.step import AllReduce
 class Ranks:
     """This process is number `rank` of `world`. All ranks must call its methods, in the same order."""
 
-    def __init__(self, rank: int = 0, world: int = 1) -> None:
+    def __init__(self, rank: int, world: int) -> None:
         self.rank, self.world = rank, world
 
     @property

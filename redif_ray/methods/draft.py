@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from redif_ray.methods.phase import Calls, Metas, Phase, Prices
+from redif_ray.methods.phase import Calls, Phase, Prices
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from redif_ray.learning.round_update import Learning
+    from redif_ray.learning.round_update import Learning, Metas
     from redif_ray.rewards.base import Rewards
 
 

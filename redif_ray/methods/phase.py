@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from redif_ray.types import Meta, Scored, Trajectories, WorkUnit
+from redif_ray.types import Scored, Trajectories, WorkUnit
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,11 +27,10 @@ if TYPE_CHECKING:
 
     from redif_ray.config import Config
     from redif_ray.diffusion.schedules import Schedule
-    from redif_ray.learning.round_update import Learning
+    from redif_ray.learning.round_update import Learning, Metas
     from redif_ray.rewards.base import Rewards
 
 Product = Literal["targets", "trajectories", "scored"]
-Metas = Sequence[Sequence["Meta"]]  # the metas of each work unit of a round, in order of the units
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from redif_ray.methods.phase import Calls, Metas, Phase, Prices, Scoring
+from redif_ray.methods.phase import Calls, Phase, Prices, Scoring
 from redif_ray.types import Scored
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from redif_ray.diffusion.schedules import Schedule
-    from redif_ray.learning.round_update import Learning
+    from redif_ray.learning.round_update import Learning, Metas
 
 
 class Policy(Phase):
