@@ -73,7 +73,7 @@ def _warn_of_long_captions(teacher: DiffusionModel, conditions: Conditions) -> N
     captions = [c for c in dict.fromkeys((*conditions.training, *conditions.held_out)) if isinstance(c, str)]
     if cut := teacher.cut_short(captions):
         log.warning(
-            "%d of %d captions have more tokens than the teacher takes; it ignores their ends. The first: %.200s",
+            "%d of %d captions have more tokens than the teacher takes, so it ignores their ends; the first: %.200s",
             len(cut),
             len(captions),
             cut[0],

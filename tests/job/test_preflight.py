@@ -44,7 +44,7 @@ def test_what_is_wrong_is_said_first(override: str, message: str | None, tmp_pat
 
 def test_a_judge_of_other_images_is_named_with_what_to_use(tmp_path: Path) -> None:
     config = load("smoke", [f"run.root={tmp_path}", f"teacher.model={write_dit(tmp_path / 'small')}"])
-    with pytest.raises(UserError, match=r"sees images of \(1, 28, 28\), the teacher makes \(1, 8, 8\); .*random-feat"):
+    with pytest.raises(UserError, match=r"takes images of \(1, 28, 28\), the teacher makes \(1, 8, 8\); .*random-feat"):
         distill(config)
 
 
