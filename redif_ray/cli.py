@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from pydantic import BaseModel
 from rich.console import Console
 from rich.markup import escape
 
@@ -39,6 +40,15 @@ PrintConfig = Annotated[
 ]
 
 
+def _resolved(config: str, overrides: list[str] | None, print_config: bool, model: type[BaseModel] = Config) -> Any:
+    """Return the configuration as a `model`, or print it and end the command if `print_config` is set."""
+    resolved = load(config, overrides or [], model)
+    if print_config:
+        sys.stdout.write(explained(resolved))
+        raise typer.Exit
+    return resolved
+
+
 @app.command()
 def distill(
     config: ConfigFile,
@@ -52,10 +62,7 @@ def distill(
 
     Example: redif distill configs/fashion_mnist.yaml learner.lr=1e-5 rollout.max_workers=4 run.name=first run.root=DIR
     """
-    resolved: Config = load(config, overrides or [])
-    if print_config:
-        sys.stdout.write(explained(resolved))
-        return
+    resolved: Config = _resolved(config, overrides, print_config)
     from redif_ray.job.launch import distill as run
 
     run(resolved, resume=resume, console=console)
@@ -76,10 +83,7 @@ def search(
 
     Example: redif search configs/fashion_mnist.yaml search.steps=[2,4] search.engine=both
     """
-    resolved: Config = load(config, overrides or [])
-    if print_config:
-        sys.stdout.write(explained(resolved))
-        return
+    resolved: Config = _resolved(config, overrides, print_config)
     if adaptive:
         from redif_ray.adaptive.job import adapt
 
@@ -101,10 +105,7 @@ def sweep(
 
     Example: redif sweep configs/fashion_mnist.yaml "sweep.space.learner.lr=loguniform(1e-6, 1e-4)" sweep.trials=8
     """
-    resolved: Config = load(config, overrides or [])
-    if print_config:
-        sys.stdout.write(explained(resolved))
-        return
+    resolved: Config = _resolved(config, overrides, print_config)
     from redif_ray.sweep.sweep import sweep as run
 
     run(resolved, resume=resume, console=console)
@@ -123,10 +124,7 @@ def train_teacher(
     """
     from redif_ray.teacher import TeacherConfig, train
 
-    resolved: TeacherConfig = load(config, overrides or [], TeacherConfig)
-    if print_config:
-        sys.stdout.write(explained(resolved))
-        return
+    resolved: TeacherConfig = _resolved(config, overrides, print_config, TeacherConfig)
 
     def report(row: dict[str, float]) -> None:
         console.print(

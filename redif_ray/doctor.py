@@ -17,6 +17,7 @@ from rich.table import Table
 from redif_ray import __version__
 from redif_ray.evaluation.judge import JUDGES
 from redif_ray.evaluation.random_features import NAME
+from redif_ray.models.locate import TEACHERS
 from redif_ray.tracking import Tracker, TrackingError
 
 PACKAGES = ("ray", "torch", "diffusers", "transformers", "peft", "mlflow", "pyarrow", "pydantic")
@@ -40,7 +41,7 @@ def report() -> Table:
     view.add_row("CUDA", _cuda())
     view.add_row("Ray", _ray())
     view.add_row("MLflow", _mlflow())
-    view.add_row("teachers", ", ".join(_assets("teachers")) or "none shipped")
+    view.add_row("teachers", ", ".join(sorted(p.name for p in TEACHERS.glob("*/"))) or "none shipped")
     view.add_row("judges", ", ".join([*JUDGES, NAME]))
     view.add_row(
         "encoders",
@@ -91,8 +92,3 @@ def _mlflow() -> str:
         except TrackingError as error:
             return str(error)
     return f"{os.environ.get('MLFLOW_TRACKING_URI', 'a local SQLite store')} answers"
-
-
-def _assets(kind: str) -> list[str]:
-    folder = Path(__file__).parent / "assets" / kind
-    return sorted(p.name for p in folder.iterdir() if p.is_dir()) if folder.exists() else []

@@ -22,9 +22,13 @@ def kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def kid_to(reference: np.ndarray) -> Callable[[np.ndarray], tuple[float, float]]:
-    """Return the function from features [m, d] to their `kid` against `reference` [n, d].
+    """Return the function from features [m, d] to (MMD^2, its standard error) against `reference` [n, d].
 
-    The sums within the reference are computed once.
+    MMD^2 = mean over i != j of k(x_i, x_j) + the same for y - 2 mean of k(x_i, y_j): unbiased, so it may be negative.
+    The standard error is that of the U-statistic's Hoeffding projections (Serfling 1980, section 5.3): each x_i adds
+    2 (mean_j k(x_i, x_j) - mean_j k(x_i, y_j)), each y_j likewise, and a mean of n such terms has their variance / n.
+    The error is exact to first order for different distributions. It is too large for equal ones, where the first order
+    vanishes. The sums within the reference are computed once.
     """
     reference = as_features(reference, "reference")
     within2 = _within(reference)
@@ -38,18 +42,6 @@ def kid_to(reference: np.ndarray) -> Callable[[np.ndarray], tuple[float, float]]
         return float(value), float(error)
 
     return distance
-
-
-def kid(features: np.ndarray, reference: np.ndarray) -> tuple[float, float]:
-    """Return (MMD^2, its standard error) of `features` [m, d] against `reference` [n, d].
-
-    MMD^2 = mean over i != j of k(x_i, x_j) + the same for y - 2 mean of k(x_i, y_j): unbiased, so it may be negative.
-    The standard error is that of the U-statistic's Hoeffding projections (Serfling 1980, section 5.3): each x_i adds
-    2 (mean_j k(x_i, x_j) - mean_j k(x_i, y_j)), each y_j likewise, and a mean of n such terms has their variance / n.
-    The error is exact to first order for different distributions. It is too large for equal ones, where the first order
-    vanishes.
-    """
-    return kid_to(reference)(features)
 
 
 def _within(x: np.ndarray) -> np.ndarray:

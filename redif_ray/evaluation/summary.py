@@ -73,7 +73,7 @@ class Mlflow(Strict):
 
 
 class Summary(Strict):
-    model_config = ConfigDict(title="redif-ray summary", populate_by_name=True)
+    model_config = ConfigDict(title="redif-ray summary")
 
     format: Literal[1] = Field(alias="schema")
     name: str

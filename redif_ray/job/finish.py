@@ -12,7 +12,6 @@ from rich.console import Console
 
 from redif_ray.checkpoint import load_checkpoint, unpack, weights_sha256
 from redif_ray.evaluation import plots
-from redif_ray.evaluation.changes import Change
 from redif_ray.evaluation.report import GAPS, gap_closed, write_report
 from redif_ray.evaluation.summary import Summary
 from redif_ray.evaluation.table import result_table
@@ -105,17 +104,17 @@ def _track(run: Session, summary: dict[str, Any]) -> None:
     tracker.finish()
 
 
-def _sentence(text: str, change: Change) -> str:
-    return f"Fréchet change {text}: {change['change']:+.2f} [{change['low']:+.2f}, {change['high']:+.2f}]"
-
-
 def _closing_words(run: Session, summary: dict[str, Any]) -> str:
     folder, uri = run.folder.path, run.config.tracking_uri
     checked = Summary.model_validate(summary)
     shares = {text: gap_closed(checked, start) for start, text in GAPS.items()}
+    gains = {text: change["frechet"] for text, change in summary["notes"]["student_gain"].items()}
     lines = [
         *(f"Fréchet gap closed from {text}: {share:.0%}" for text, share in shares.items() if share is not None),
-        *(_sentence(text, change["frechet"]) for text, change in summary["notes"]["student_gain"].items()),
+        *(
+            f"Fréchet change {text}: {c['change']:+.2f} [{c['low']:+.2f}, {c['high']:+.2f}]"
+            for text, c in gains.items()
+        ),
         f"run folder   {folder}",
         f"report       {folder / 'report.md'}",
         f"sample       redif sample {folder} --count 16 --out samples.png",

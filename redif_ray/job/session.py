@@ -107,14 +107,14 @@ class Session:
         metas, terms = self.ask_reward("compare", calls)
         return joined(terms), metas
 
-    def sample(self, stream: Stream, count: int, key: str, *, round: int = 0) -> Samples:
+    def sample(self, stream: Stream, count: int, key: str) -> Samples:
         """Sample the deployed student and the teacher on the first `count` groups of a stream.
 
         key: name of the student's weights in the weight store.
         """
         learned = learned_key(self.config, self.learned)
         deploy = self.coordinator.deploy
-        return collect(fetched(lambda lost: deploy.remote(int(stream), count, round, key, learned, lost), self.get))
+        return collect(fetched(lambda lost: deploy.remote(int(stream), count, 0, key, learned, lost), self.get))
 
 
 def get(references: Any, stop: StopRequest, meanwhile: Callable[[], object] = lambda: None) -> Any:

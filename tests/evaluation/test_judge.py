@@ -13,7 +13,7 @@ from image_files import write_parquet
 from redif_ray.data.images import ImageSet, load_images
 from redif_ray.evaluation.frechet import frechet
 from redif_ray.evaluation.judge import JUDGES, Judge, JudgeError, embedded, load_judge, make_encoder
-from redif_ray.evaluation.kid import kid
+from redif_ray.evaluation.kid import kid_to
 from redif_ray.models.classifier import Classifier, ClassifierError
 
 Real = tuple[torch.Tensor, list[int]]
@@ -41,7 +41,7 @@ def test_reference_is_computed_once_and_used_by_the_metrics(judge: Judge, real: 
     features = judge.embed(real[0])
     assert judge.frechet(features) == pytest.approx(frechet(features, reference))
     scale = np.linalg.norm(reference) / np.sqrt(reference.size)
-    assert judge.kid(features) == pytest.approx(kid(features / scale, reference / scale))
+    assert judge.kid(features) == pytest.approx(kid_to(reference / scale)(features / scale))
 
 
 def test_class_accuracy_counts(judge: Judge, real: Real) -> None:
