@@ -157,8 +157,10 @@ class Tracker:
         history = self.client.get_metric_history(self.run_id, "round")
         return max((m.step for m in history), default=-math.inf)  # the untrained student's step is -1
 
-    def child(self, name: str, params: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
-        """Log a finished run nested in this one."""
+    def child(
+        self, name: str, params: Mapping[str, Any], metrics: Mapping[str, float], status: str = "FINISHED"
+    ) -> None:
+        """Log a finished run nested in this one, such as a trial. status: FINISHED or another status of MLflow."""
         experiment = self.client.get_run(self.run_id).info.experiment_id
         tags = {"mlflow.parentRunId": self.run_id, "mlflow.source.name": "redif"}
         run = self.client.create_run(experiment, run_name=name, tags=tags).info.run_id
@@ -168,7 +170,7 @@ class Tracker:
             params=[Param(key, str(value)[:6000]) for key, value in params.items()],
             metrics=[Metric(key, float(value), stamp, 0) for key, value in metrics.items() if math.isfinite(value)],
         )
-        self.client.set_terminated(run)
+        self.client.set_terminated(run, status=status)
 
     def params(self, values: Mapping[str, str]) -> None:
         params = [Param(key, value[:6000]) for key, value in values.items()]

@@ -160,7 +160,7 @@ class Reward(Workers):
 
 
 class Pipeline(Strict):
-    """How rollout, rewards and the learner overlap."""
+    """The overlap of rollout, rewards and the learner."""
 
     staleness: Literal[0, 1, 2] = Field(
         0,
