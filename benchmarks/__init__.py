@@ -1,1 +1,1 @@
-"""What measures redif-ray; from a checkout, `python -m benchmarks.NAME`. README.md lists the names."""
+"""Measurements of redif-ray, run from a checkout as `python -m benchmarks.NAME`. README.md lists the names."""

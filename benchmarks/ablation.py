@@ -1,4 +1,4 @@
-"""What makes the paper's algorithm work here: its public code's settings, one at a time and all together.
+"""The settings of the paper's public code, one at a time and all together, in place of ours.
 
     python -m benchmarks.ablation
 

@@ -1,4 +1,4 @@
-"""What an adaptive schedule could win at most: a finished search's held-out distances, spent by image or by class.
+"""Bound what an adaptive schedule could win: the held-out distances of a finished search, spent by image or by class.
 
     python -m benchmarks.allocation runs/bank0-search
 

@@ -16,7 +16,7 @@ Result = dict[str, Any]
 
 
 class Results:
-    """What is kept of each run, in one JSON file: a run in it is not made again. Run folders go below `root`."""
+    """The results of runs in one JSON file; a run that is in it is not made again. Run folders go below `root`."""
 
     def __init__(self, path: Path, root: Path) -> None:
         self.path, self.root = path, root.resolve()

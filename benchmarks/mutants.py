@@ -1,4 +1,4 @@
-"""Whether the tests catch faults: the core is given one small fault after another, and the tests that cover it run.
+"""Show which faults the tests catch: the core gets one small fault after another, and the tests that cover it run.
 
     python benchmarks/mutants.py [--seed 0] [--count 30] [--tree PATH] [--only N]
 
@@ -147,7 +147,7 @@ class Trial:
         return [str(file.relative_to(self.scratch)) for file in found]
 
     def _failing(self, tests: list[str], marks: str) -> str | None:
-        """The first test that fails."""
+        """Return the first test that fails, or None."""
         if not tests:
             return None
         here, there = FORK.Pipe()
@@ -165,7 +165,7 @@ class Trial:
 
 
 def _run_tests(scratch: Path, tests: list[str], marks: str, answer: Connection) -> None:
-    """In a process of its own, which starts at once: it is forked from one that has imported what tests need."""
+    """Run tests in a process that is forked from one that has imported what they need, so that it starts at once."""
     os.setsid()
     os.chdir(scratch)
     sys.path.insert(0, str(scratch))

@@ -98,7 +98,7 @@ def arm(recipe: str, seed: int, overrides: tuple[str, ...]) -> dict[str, float]:
 
 
 def _calls(loop: PlainLoop, round: int, metrics: dict[str, float], flops: Accounts) -> float:
-    """Of teacher, rollout and update, in forwards; metrics: the update's."""
+    """Return the network calls of teacher, rollout and update, in forward passes. metrics: those of the update."""
     c, model = loop.config, loop.student
     stds = explored_stds(loop.rollout.schedule, c.exploration, round)
     targets = solvers.network_calls(c.teacher.solver, c.teacher.steps) * model.calls_per_step(c.teacher.guidance)

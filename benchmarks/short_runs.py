@@ -32,7 +32,7 @@ def recipe(root: Path, name: str, *overrides: str, base: str = "fashion_mnist") 
 
 
 def updates(folder: Path) -> np.ndarray:
-    """When each update started, in seconds since the epoch. The first is left out: caches fill."""
+    """Return when each update started, in seconds since the epoch, without the first one, in which caches fill."""
     return np.array([span["start"] for span in read_rows(folder / SPANS) if span["stage"] == "update"][1:])
 
 

@@ -1,4 +1,4 @@
-"""Whether a few-step sampler gains by noise: the searched schedules of a finished search, at several eta, both kinds.
+"""The searched schedules of a finished search sampled with noise, at several eta of both kinds.
 
     python -m benchmarks.stochastic runs/NAME-search
 

@@ -1,4 +1,4 @@
-"""Whether Ray Tune's own searcher and scheduler depend on the order in which trials end. Needs no Ray cluster.
+"""Show that Ray Tune's own searcher and scheduler depend on the order in which trials end, without a Ray cluster.
 
 python benchmarks/tune_order.py
 """
@@ -36,7 +36,7 @@ def proposals(order: int, at_once: int) -> tuple[float, ...]:
 
 
 def survivors(order: int) -> list[int]:
-    """Which of nine trials with the scores 0 to 8, where more is better, go on at ASHA's first rung."""
+    """Return which of nine trials with the scores 0 to 8, higher being better, go on at ASHA's first rung."""
     bracket, arrivals = _Bracket(1, 9, 3, 0), list(range(9))
     random.Random(order).shuffle(arrivals)
     return sorted(i for i in arrivals if bracket.on_result(Trial(i), 1, float(i)) != "STOP")

@@ -1,4 +1,4 @@
-"""What a checkpoint costs training without an upload, beside one to a slow disk, and if it waited for it.
+"""Measure what a checkpoint costs training: without an upload, with one to a slow disk, and if training waited for it.
 
     python -m benchmarks.upload --mb 200 --mb-per-second 20
 

@@ -112,7 +112,7 @@ def text_features(clip: Any, ids: Tensor) -> Tensor:
 
 @torch.no_grad()
 def retrieval(clip: Any, tokenizer: Any, emoji: Emoji, count: int = 200) -> dict[str, float]:
-    """How often an image's own caption is the first, or one of the first five, of `count`; and the other way round."""
+    """Return how often an image's own caption is the first, or among the first five, of `count`, and the reverse."""
     rows = np.linspace(0, len(emoji) - 1, count).astype(int)
     images = image_features(clip, emoji.images[rows])
     texts = text_features(clip, token_ids(tokenizer, [emoji.captions[i] for i in rows]))

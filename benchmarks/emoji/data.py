@@ -47,7 +47,7 @@ class Emoji:
         return len(self.images)
 
     def split(self, *, held: bool) -> Emoji:
-        """Those that are held out, or the others."""
+        """Return the captions that are held out, or the others."""
         return self.rows([i for i, caption in enumerate(self.captions) if held_out(caption) == held])
 
     def rows(self, rows: Sequence[int]) -> Emoji:
@@ -56,7 +56,7 @@ class Emoji:
 
 
 def held_out(caption: str) -> bool:
-    """Whether nothing may be trained on this caption or its picture: a function of the caption alone."""
+    """Tell whether a caption and its picture are held out from all training, by the caption alone."""
     return share(caption) < HELD_OUT
 
 
@@ -105,7 +105,7 @@ def read(pictures: Path, words: Path) -> tuple[list[dict[str, Any]], list[dict[s
 
 
 def load(path: Path) -> Emoji:
-    """What `main` wrote."""
+    """Return the pictures and captions that `main` wrote."""
     rows = pq.read_table(path).to_pylist()
     images = [np.asarray(Image.open(io.BytesIO(row["image"]))).transpose(2, 0, 1) for row in rows]
     return Emoji(np.stack(images), tuple(row["caption"] for row in rows), tuple(tuple(row["tags"]) for row in rows))

@@ -29,7 +29,7 @@ from redif_ray.diffusion.noise import Stream
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """How long and how fast. `seed` is the data's order and all other randomness; a network takes its own."""
+    """The length and the rate of a training. `seed` is that of the data's order; a network takes its own."""
 
     steps: int
     batch: int
@@ -46,7 +46,7 @@ def epoch_order(count: int, epoch: int, seed: int) -> np.ndarray:
 
 
 def rows_of(step: int, count: int, fit: Fit) -> np.ndarray:
-    """Which of `count` examples step i sees, int64 [batch]: every one once an epoch."""
+    """Return which of `count` examples step i sees, int64 [batch], each of them once an epoch."""
     positions = range(step * fit.batch, (step + 1) * fit.batch)
     return np.array([epoch_order(count, p // count, fit.seed)[p % count] for p in positions])
 
@@ -121,7 +121,7 @@ def fresh(make: Callable[[], Module], seed: int) -> Module:
 
 
 def save_half(network: Module, folder: Path) -> None:
-    """As diffusers and transformers save, in half precision: the size of a shipped file halves, images don't change."""
+    """Save in half precision, as diffusers and transformers do: files halve in size, and images do not change."""
     saved: object = network.half()
     saved.save_pretrained(folder)  # type: ignore[attr-defined]
     network.float()

@@ -1,4 +1,4 @@
-"""How well the exported teacher draws what a caption says, by guidance, as the judge CLIP `b` sees it.
+"""Measure how well the exported teacher draws what a caption says, by guidance, as the judge CLIP `b` sees it.
 
 python -m benchmarks.emoji.measure
 """

@@ -67,7 +67,7 @@ def build_scheduler() -> DDIMScheduler:
 
 @torch.no_grad()
 def text_states(encoder: Any, tokenizer: Any, texts: list[str]) -> Tensor:
-    """What the pipeline gives the network for these texts, [n, 16, width]."""
+    """Return the encodings that the pipeline gives the network for these texts, [n, 16, width]."""
     ids = clip.token_ids(tokenizer, texts)
     return torch.cat([encoder(ids[i : i + 64]).last_hidden_state for i in range(0, len(ids), 64)])
 

@@ -52,7 +52,7 @@ def latents(vae: Any, images: np.ndarray) -> Tensor:
 
 
 def reconstructed(vae: Any, images: np.ndarray) -> np.ndarray:
-    """What is left of images after the autoencoder, float [n, 3, 32, 32] in [0, 1]."""
+    """Return images after the autoencoder, float [n, 3, 32, 32] in [0, 1]."""
     z = latents(vae, images) / vae.config.scaling_factor
     with torch.no_grad():
         parts = [vae.decode(z[i : i + 64]).sample for i in range(0, len(z), 64)]

@@ -164,7 +164,7 @@ def _step(config: Config, pipe: DiffusionPipeline, where: str, dtype: torch.dtyp
 
 @torch.no_grad()
 def _context(pipe: DiffusionPipeline) -> dict[str, torch.Tensor]:
-    """What the network is told of one caption."""
+    """Return the encoding of one caption, as the network takes it."""
     states, _, *pooled = pipe.encode_prompt(
         CAPTION, device=pipe.device, num_images_per_prompt=1, do_classifier_free_guidance=False
     )

@@ -1,1 +1,1 @@
-"""What Ray costs a run and brings it: one part of the report a file."""
+"""Measurements of what Ray costs and brings a run, one file for each part of the report."""

@@ -1,4 +1,4 @@
-"""What Ray costs a run and brings it, as ratios taken side by side: half an hour in all.
+"""Measure what Ray costs and brings a run, as ratios taken side by side, in half an hour.
 
 python -m benchmarks.pipeline overhead overlap
 """

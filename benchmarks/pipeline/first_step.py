@@ -1,4 +1,4 @@
-"""What it brings that siblings share their first step: rollout and update with it, and as if each had its own."""
+"""Measure the gain of siblings that share their first step: rollout and update with it, and with a step for each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What Ray costs: a run's rounds on Ray beside the same rounds in one plain process, on the same cores."""
+"""Measure the cost of Ray: the rounds of a run beside the same rounds in one plain process, on the same cores."""
 
 from __future__ import annotations
 

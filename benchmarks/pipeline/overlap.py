@@ -1,4 +1,4 @@
-"""What staleness brings: rounds a second where the next round is rolled out during the update, and where it waits."""
+"""Measure the gain of staleness: rounds a second if the next round is rolled out during the update, and if it waits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What it takes to bring weights from the learner to its workers: seconds, copies, and room in the object store."""
+"""Measure the way of weights from the learner to its workers: seconds, copies, and room in the object store."""
 
 from __future__ import annotations
 

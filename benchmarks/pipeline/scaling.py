@@ -1,4 +1,4 @@
-"""How rounds scale with rollout workers, as far as coordinator, queues and object store go: the workers only sleep."""
+"""Measure how coordinator, queues and object store scale with rollout workers, which only sleep."""
 
 from __future__ import annotations
 
@@ -88,14 +88,14 @@ def scaling(
 
 @dataclass(frozen=True, slots=True)
 class _Measured:
-    """Of a round: seconds, and those that all cores were busy."""
+    """The seconds of a round, and the seconds that all cores were busy in it."""
 
     seconds: float
     core_seconds: float
 
 
 def _megabytes(sizes: Sizes, siblings: int) -> float:
-    """Of what a work unit's rollout and score hand to the learner."""
+    """Return the bytes that the rollout and the scores of a work unit hand to the learner."""
     numbers = (2 * sizes.steps + 1) * siblings * np.prod(sizes.latent) + np.prod(sizes.image)
     return float(numbers) * 4 / 1e6
 

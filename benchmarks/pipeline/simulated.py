@@ -19,7 +19,7 @@ PROCESSES = 8
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """Of a latent and of an image of `model`, and the seconds that a work unit's rollout takes a worker."""
+    """The sizes of a latent and of an image of `model`, and the seconds that the rollout of a work unit takes."""
 
     model: str
     latent: tuple[int, ...]

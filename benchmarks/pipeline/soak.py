@@ -1,4 +1,4 @@
-"""What a round costs without work, and whether a long run grows: hundreds of tiny rounds, memory read all along."""
+"""Measure a round without work, and the memory of a long run: hundreds of tiny rounds, memory read all along."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How long a start takes: from the command to the first round, with the time of each stretch."""
+"""Measure a start: from the command to the first round, with the time of each stretch."""
 
 from __future__ import annotations
 
