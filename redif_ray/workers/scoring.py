@@ -3,21 +3,35 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from redif_ray.config import Config
+from redif_ray.data.targets import TargetStore
 from redif_ray.diffusion import solvers
+from redif_ray.diffusion.schedules import Schedule
 from redif_ray.learning.exploration import shared_steps
-from redif_ray.methods import Scoring
-from redif_ray.models.protocol import repeated
-from redif_ray.rewards.base import RewardInputs
+from redif_ray.methods import Phase, Scoring
+from redif_ray.models.protocol import DiffusionModel, repeated
+from redif_ray.rewards.base import RewardInputs, Rewards
 from redif_ray.types import Trajectories, Work, WorkUnit
 
-if TYPE_CHECKING:
-    from redif_ray.workers.reward import TeacherRewardWorker
+
+class Host(Protocol):
+    """The reward worker that a work unit is scored by: its models, its reward terms and its device."""
+
+    config: Config
+    device: str
+    teacher: DiffusionModel
+    student_schedule: Schedule
+    phases: dict[str, Phase]
+    rewards: Rewards
+    store: TargetStore
+
+    def load_learned(self, weights: Any, key: str | None) -> str | None: ...
 
 
 class UnitScoring(Scoring):
@@ -30,7 +44,7 @@ class UnitScoring(Scoring):
 
     def __init__(
         self,
-        worker: TeacherRewardWorker,
+        worker: Host,
         unit: WorkUnit,
         trajectories: Trajectories,
         targets: np.ndarray | None,
