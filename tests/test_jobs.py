@@ -8,7 +8,7 @@ from zipfile import ZipFile
 from ray._private.runtime_env.packaging import create_package
 
 CHECKOUT = Path(__file__).parents[1]
-LIMIT_MB = 25  # Ray warns near 100 and refuses above 500
+LIMIT_MB = 30  # 23.2 are the shipped models; Ray warns near 100 and refuses above 500
 
 
 def test_the_upload_is_small_and_holds_what_a_job_needs(tmp_path: Path) -> None:

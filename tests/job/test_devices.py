@@ -252,7 +252,7 @@ def test_the_learned_reward(device: str, tmp_path: Path) -> None:
     learned = LearnedReward(config, term, None)
     before = {name: value.cpu() for name, value in learned.weights().items()}
     loop = PlainLoop(config)
-    loop.reward._load = lambda *_: None  # type: ignore[method-assign]  # Ray's store
+    loop.reward.load_learned = lambda *_: None  # type: ignore[method-assign]  # Ray's store
     unit = replace(loop.plan.units(loop.plan.phases[-1].first_round)[0], index=0)
     _, targets = loop.reward.targets(unit)
     _, trajectories = loop.rollout.rollout(unit, get_weights(loop.student), "policy-1")
