@@ -26,7 +26,7 @@ class Records(records.Records):
         if trial.scores:
             metrics["distance"] = trial.scores[-1]
         status = "FINISHED" if trial.error is None else "FAILED"
-        self.thread.submit(self.tracker.child, name, params, metrics, status)
+        self.write(self.tracker.child, name, params, metrics, status)
 
     def descent(self, steps: int) -> tuple[float, Times] | None:
         """Return the kept (score on the bank, times) of gradient descent at N = `steps`, or None if there is none."""

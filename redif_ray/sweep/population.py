@@ -12,6 +12,7 @@ import math
 from redif_ray.config import Config, ConfigError
 from redif_ray.diffusion import noise
 from redif_ray.diffusion.noise import Stream
+from redif_ray.errors import UserError
 from redif_ray.planning.rounds import Phases
 from redif_ray.sweep.plan import Plan, Run, Slot, Trial
 from redif_ray.sweep.space import current
@@ -69,10 +70,11 @@ class Population(Plan):
         return Run(name, seed, self._moved(donor, luck[1:]), end, (end,), donor.run)
 
     def _ranked(self, generation: int) -> list[Trial]:
-        """Return the trials of a generation that did not fail, best first. Raises ValueError where all failed."""
+        """Return the trials of a generation that did not fail, best first. Raises UserError where all failed."""
         trials = [t for t in self.finished() if t.generation == generation]
         if not trials:
-            raise ValueError(f"all runs of generation {generation} failed")
+            failed = [t.error for t in self.trials.values() if t.generation == generation and t.error is not None]
+            raise UserError(f"all {len(failed)} runs of generation {generation} failed; the first one with {failed[0]}")
         return sorted(trials, key=lambda t: (-t.score, t.number))
 
     def _moved(self, donor: Trial, luck: list[float]) -> dict[str, object]:
@@ -95,7 +97,7 @@ class Population(Plan):
         return moved
 
     def best(self) -> Trial:
-        """Return the best trial of the last generation. Raises ValueError where all failed."""
+        """Return the best trial of the last generation. Raises UserError where all failed."""
         return self._ranked(self.settings.generations - 1)[0]
 
     def history(self) -> list[tuple[int, dict[str, object]]]:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from redif_ray.config import Config, ConfigError
+from redif_ray.errors import UserError
 from redif_ray.planning.rounds import Phases
 from redif_ray.sweep.plan import Plan, Run, Slot, Trial
 from redif_ray.sweep.space import configured, current
@@ -89,8 +90,13 @@ class Selection(Plan):
         return scores[-1] >= float(np.quantile(others, 1 - 1 / self.settings.reduction))
 
     def best(self) -> Trial:
-        """Return the best trial among those that ran to the end. Raises ValueError where no trial did."""
+        """Return the best trial among those that ran to the end. Raises UserError where no trial did."""
         whole = [t for t in self.finished() if len(t.scores) > len(self.settings.rungs)]
+        if not whole:
+            failed = [t.error for t in self.trials.values() if t.error is not None]
+            raise UserError(
+                f"no trial of the sweep ran to its end; {len(failed)} failed, the first one with {failed[0]}"
+            )
         return max(whole, key=lambda t: (t.score, -t.number))
 
     def history(self) -> list[tuple[int, dict[str, object]]]:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from redif_ray.config import Config
 from redif_ray.runs.folder import RunFolder
 from redif_ray.tracking import Tracker, flatten
+
+log = logging.getLogger(__name__)
 
 
 class Records:
@@ -44,6 +47,17 @@ class Records:
             records.thread.shutdown()
             if tracker is not None:
                 tracker.finish(status)
+
+    def write(self, call: Callable[..., None], *arguments: Any) -> None:
+        """Make a call to MLflow in the thread. A failure is logged and ends nothing: the folder has each result."""
+
+        def written() -> None:
+            try:
+                call(*arguments)
+            except Exception as error:
+                log.warning("MLflow lacks %s: %s: %s", arguments[0], type(error).__name__, error)
+
+        self.thread.submit(written)
 
     def summary(self, values: dict[str, float], files: list[Path]) -> None:
         """Log the job's own numbers, and its files as artifacts."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from mlflow import MlflowClient
 
 from redif_ray.search.plan import Trial
@@ -27,3 +28,14 @@ def test_a_trial_is_a_nested_run_and_a_failed_one_says_so(tmp_path: Path) -> Non
     assert (good.info.status, bad.info.status) == ("FINISHED", "FAILED")
     assert good.data.metrics == {"distance": 0.25, "distance/0": 0.5, "distance/1": 0.25}
     assert bad.data.params["error"] == "ValueError: no" and not bad.data.metrics
+
+
+def test_a_trial_that_mlflow_does_not_take_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    records = Records(None, None)  # type: ignore[arg-type]
+
+    def refuse(name: str) -> None:
+        raise ConnectionError("the server is gone")
+
+    records.write(refuse, "N=4 start 0")
+    records.thread.shutdown()
+    assert caplog.messages == ["MLflow lacks N=4 start 0: ConnectionError: the server is gone"]

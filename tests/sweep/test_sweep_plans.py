@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from redif_ray.config import Config, load
+from redif_ray.errors import UserError
 from redif_ray.runs.jsonl import read_rows
 from redif_ray.sweep.plan import Plan, Run, Slot
 from redif_ray.sweep.population import FACTORS, Population
@@ -107,7 +108,7 @@ def test_failed_trials_are_no_part_of_what_is_known() -> None:
     plan = selection("sweep.trials=4")
     for slot in plan.missing():
         plan.record(plan.over(slot, plan.proposal(slot), [], "GuardError: collapsed"))
-    with pytest.raises(ValueError):
+    with pytest.raises(UserError, match=r"no trial .* 5 failed, the first one with GuardError: collapsed"):
         plan.best()
 
 
@@ -141,6 +142,16 @@ def test_a_member_that_failed_is_replaced() -> None:
         error = "FloatingPointError: nan" if slot.index == 5 else None
         plan.record(plan.over(slot, proposal, [quality(Run(**proposal), 1)], error))
     assert plan.run(plan.slots[8 + 5]).source != "member-05-0"
+
+
+def test_a_generation_that_failed_as_a_whole_ends_the_sweep_with_its_reason() -> None:
+    plan = population()
+    for slot in plan.slots[:8]:
+        plan.record(plan.over(slot, plan.proposal(slot), [], "FloatingPointError: nan"))
+    with pytest.raises(
+        UserError, match="all 8 runs of generation 0 failed; the first one with FloatingPointError: nan"
+    ):
+        plan.run(plan.slots[8])
 
 
 def test_repeats_run_whole_histories_with_seeds_that_chose_nothing() -> None:
