@@ -76,7 +76,7 @@ def test_captions_are_encoded_before_a_unit_is_rolled_out(captions: bool, tmp_pa
 
 
 def test_the_writer_hears_of_what_the_driver_asked_for(tmp_path: Path) -> None:
-    """With the answer, not with the next round's: a run may end after a call of the driver."""
+    """The writer hears with the answer, not with the next round: a run may end after a call of the driver."""
     found, told, work = coordinator(tmp_path), list[Any](), Work("teacher", 2.0, 4, ended=10.0)
     found.writer = SimpleNamespace(spans=SimpleNamespace(remote=told.append))
     found.reward.workers[0].work = (work,)

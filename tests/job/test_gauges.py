@@ -1,4 +1,4 @@
-"""What a run of two ranks tells Prometheus, read where Prometheus reads it, and how a reward ends a run."""
+"""The metrics of a run of two ranks, read where Prometheus reads them."""
 
 from __future__ import annotations
 

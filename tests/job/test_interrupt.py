@@ -54,7 +54,7 @@ def test_sigterm_leaves_a_run_that_can_be_resumed(stopped: Path) -> None:
 def test_resumed_with_fewer_workers_it_loses_each_of_its_parts_and_ends_alike(
     cluster: None, stopped: Path, root: Path
 ) -> None:
-    """With the weights of a plain loop that knows of no overlap, no stop and no loss."""
+    """The run ends with the weights of a plain loop, which knows of no overlap, no stop and no loss."""
     config, first = smoke(root, "ahead", *AHEAD), last_round(stopped)
     run = Run(config, until=1000, resume=True)
     run.wait(lambda: rounds(stopped) > first)

@@ -1,4 +1,4 @@
-"""What a user can mend ends training at once: it is the answer to Ray Train, which would begin again at an error."""
+"""An error that a user can mend ends training at once: it is returned to Ray Train, which would retry a raised one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from redif_ray.rewards.base import RewardError
 
 
 class Learner:
-    """Of a run whose reward fails in round 3. `job` notes who left."""
+    """The job of a run whose reward fails in round 3. `job` notes who left."""
 
     def __init__(self, job: list[int], rank: int, world: int) -> None:
         self.job, self.round = job, 3
