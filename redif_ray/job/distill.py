@@ -16,7 +16,7 @@ from redif_ray.data.conditions import Conditions
 from redif_ray.interrupt import Interrupted, StopRequest, stop_requests
 from redif_ray.job import calibration
 from redif_ray.job.finish import finish
-from redif_ray.job.preflight import preflight
+from redif_ray.job.preflight import check_rounds, preflight
 from redif_ray.job.progress import show_progress
 from redif_ray.job.session import session
 from redif_ray.job.training import training
@@ -61,6 +61,7 @@ def run_part(
     texts: captions that replace those of `conditions.source`; None: no replacement.
     """
     config = absolute(config)
+    check_rounds(config)
     conditions = preflight(config, texts)
     stop.check()
     remote, fetched = prepare(config, resume=resume, console=console)

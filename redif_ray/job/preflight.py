@@ -52,12 +52,22 @@ def preflight(config: Config, captions: Sequence[str] | None = None) -> Conditio
     runtime_env.handed_over(config.reward)
     if (
         config.reward.runtime_env is None
-    ):  # otherwise only the reward workers can build them, and report errors at their start
+    ):  # otherwise only reward workers can build the terms, and report at their start
         rewards = factory.rewards(config, teacher, "cpu")
         for phase in phases_of(config):
             phase.check(rewards)
     _check_judge(config, teacher.image_shape)
     return conditions
+
+
+def check_rounds(config: Config) -> None:
+    """Raise ConfigError where a run would train for no round, and end with the untrained student."""
+    if not phases_of(config):
+        raise ConfigError(
+            f"method={config.method}: warm_start.rounds={config.warm_start.rounds} and "
+            f"learner.rounds={config.learner.rounds} leave no round to train; set warm_start.rounds, or learner.rounds "
+            "for a method other than sfd"
+        )
 
 
 def _check_named_functions(config: Config) -> None:

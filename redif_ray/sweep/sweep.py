@@ -21,7 +21,7 @@ from redif_ray.cluster.placement import bundles
 from redif_ray.config import Config, dump
 from redif_ray.errors import UserError
 from redif_ray.interrupt import StopRequest, stop_requests
-from redif_ray.job.preflight import preflight
+from redif_ray.job.preflight import check_rounds, preflight
 from redif_ray.job.session import beside_driver
 from redif_ray.planning.paths import absolute
 from redif_ray.runs.backup import refuse
@@ -54,6 +54,7 @@ def sweep(config: Config, *, resume: bool = False, console: Console | None = Non
         plan: Selection | Population = (
             Population(config, space) if config.sweep.scheduler == "pbt" else Selection(config, space)
         )
+        check_rounds(config)
         preflight(config)
         stop.check()
         config = configured(config, {"run.name": config.run.name + SWEEP, **_cpus(config)})

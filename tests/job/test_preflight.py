@@ -42,6 +42,15 @@ def test_what_is_wrong_is_said_first(override: str, message: str | None, tmp_pat
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize(
+    "overrides", [["method=sfd", "warm_start.rounds=0"], ["learner.rounds=0", "warm_start.rounds=0"]], ids=" ".join
+)
+def test_a_run_without_rounds_is_refused(overrides: list[str], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"warm_start\.rounds=0 and learner\.rounds=\d leave no round to train"):
+        distill(load("smoke", [f"run.root={tmp_path}/runs", "tracking.uri=off", *overrides]))
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_judge_of_other_images_is_named_with_what_to_use(tmp_path: Path) -> None:
     config = load("smoke", [f"run.root={tmp_path}", f"teacher.model={write_dit(tmp_path / 'small')}"])
     with pytest.raises(UserError, match=r"takes images of \(1, 28, 28\), the teacher makes \(1, 8, 8\); .*random-feat"):
