@@ -223,7 +223,7 @@ class Learner:
         if self.validator is not None:
             scores = self._deploy(self.validator, deployed)
             self._keep_best(scores["validation/reward"], deployed)
-            collapsed = self.validator.collapsed(scores, self.round) if self.phase is self.plan.phases[-1] else None
+            collapsed = self.validator.collapsed(scores, self.round) if self.phase.optimises_reward else None
         if self.ranks.any(collapsed is not None, self.student.device):
             self._checkpoint()
         if collapsed is not None:

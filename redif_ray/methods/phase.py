@@ -102,6 +102,9 @@ class Phase(ABC):
     teacher_images: ClassVar[bool] = True  # whether each group needs the teacher's image
     plays: ClassVar[bool] = True  # whether workers roll out trajectories and score them
     learner_reads: ClassVar[tuple[Product, ...]] = ("trajectories", "scored")
+    optimises_reward: ClassVar[bool] = (
+        True  # whether the student may lose modes for the reward, which the guard watches
+    )
     trains_rewards: ClassVar[bool] = False  # whether a learned reward term trains on the phase's images
     scores_in_learner: ClassVar[bool] = False  # whether the learner decodes and evaluates rewards itself
 

@@ -24,6 +24,7 @@ class WarmStart(Phase):
     """The rounds of the warm start."""
 
     name, title, teacher_images = "warm_start", "warm start", False
+    optimises_reward = False
 
     @property
     def rounds(self) -> int:
