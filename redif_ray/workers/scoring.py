@@ -54,13 +54,12 @@ class UnitScoring(Scoring):
         self.learned_sha256: str | None = None
         self._learned = learned
         self._student: Tensor | None = None
-        self._seconds: dict[str, float] = {}
-        self._calls: dict[str, int] = {}
+        self._work: list[Work] = []
 
     @property
     def work(self) -> tuple[Work, ...]:
-        """Return seconds and network calls by component, in the order of their first use."""
-        return tuple(Work(name, seconds, self._calls.get(name, 0)) for name, seconds in self._seconds.items())
+        """Return the cost of each part that the phase asked for, in order."""
+        return tuple(self._work)
 
     @property
     def learns(self) -> bool:
@@ -121,8 +120,7 @@ class UnitScoring(Scoring):
         return images.repeat_interleave(self.unit.siblings, 0)
 
     def _add(self, component: str, started: float, calls: int = 0) -> None:
-        self._seconds[component] = self._seconds.get(component, 0.0) + time.perf_counter() - started
-        self._calls[component] = self._calls.get(component, 0) + calls
+        self._work.append(Work(component, time.perf_counter() - started, calls))
 
 
 def arrays(terms: dict[str, Tensor]) -> dict[str, np.ndarray]:
