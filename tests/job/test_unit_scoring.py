@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 from redif_ray.config import load
@@ -19,5 +20,5 @@ def test_rewards_and_jumps_are_booked_one_after_the_other(tmp_path: Path) -> Non
     meta, _ = loop.reward.score(unit, trajectories, targets)
     parts = [(work.ended - work.seconds, work.ended) for work in meta.work]
     assert {work.component for work in meta.work} == {"rewards", "anchor"}
-    assert all(end <= start + 1e-3 for (_, end), (start, _) in zip(parts, parts[1:], strict=False))
+    assert all(end <= start + 1e-3 for (_, end), (start, _) in pairwise(parts))
     assert next(work.network_calls for work in meta.work if work.component == "anchor") > 0
