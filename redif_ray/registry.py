@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any, TypeVar
 
 from redif_ray.user_code import UserCodeError, import_function
 
 T = TypeVar("T")
+imported = cache(import_function)  # a file of the user's runs once in a process, not in each round or microbatch
 
 
 def found_or_imported(name: str, known: Mapping[str, T], key: str) -> T | Any:
@@ -18,7 +20,7 @@ def found_or_imported(name: str, known: Mapping[str, T], key: str) -> T | Any:
     if name in known:
         return known[name]
     try:
-        return import_function(name)
+        return imported(name)
     except UserCodeError as error:
         expected = f"code that can be imported, or one of {', '.join(known)}"
         raise UserCodeError(f"{key}={name}: {error}; expected {expected}") from error

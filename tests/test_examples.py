@@ -5,7 +5,9 @@ Its reward is tested in tests/rewards, its family in tests/models/test_own_famil
 
 from __future__ import annotations
 
+import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,11 @@ import torch
 
 from redif_ray.config import Config, ConfigError, load
 from redif_ray.job.preflight import preflight
+from redif_ray.learning.advantages import ADVANTAGES
+from redif_ray.learning.losses import LOSSES
+from redif_ray.learning.regularisers import DIVERGENCES, divergence
 from redif_ray.loop import PlainLoop
+from redif_ray.methods import METHODS
 from redif_ray.planning.paths import absolute
 from redif_ray.user_code import UserCodeError
 
@@ -35,12 +41,36 @@ def smoke(tmp_path: Path, *overrides: str) -> Config:
 
 @pytest.mark.slow
 def test_a_loss_from_a_file_trains_as_its_formula_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where each round makes one step every ratio is 1 and no clip holds, so the clipped loss is the same function."""
+    """Every ratio is 1 where each round makes one step and no clip holds, so the clipped loss is the same function."""
     monkeypatch.chdir(EXAMPLES)
     own = "learner.loss=own_loss.py:unclipped"
     assert trained(smoke(tmp_path, own)) == trained(smoke(tmp_path, "learner.loss=ppo_clip"))
     several = ("learner.inner_epochs=2", "learner.clip=1e-9")
     assert trained(smoke(tmp_path, own, *several)) != trained(smoke(tmp_path, "learner.loss=ppo_clip", *several))
+
+
+def test_a_file_of_the_users_runs_once_in_a_process(tmp_path: Path) -> None:
+    """The divergence is looked up in each microbatch, the loss and the advantage in each round."""
+    log = tmp_path / "log"
+    text = f"open({str(log)!r}, 'a').write('run ')\ndef squared(d2, order):\n    return d2 * d2\n"
+    (tmp_path / "own.py").write_text(text)
+    kind, mean = f"{tmp_path / 'own.py'}:squared", torch.ones(1, 2)
+    values = [divergence(kind, mean, torch.zeros(1, 2), torch.ones(1)) for _ in range(3)]
+    assert all(float(value) == 1.0 for value in values) and log.read_text() == "run "
+
+
+@pytest.mark.parametrize(
+    ("key", "names"),
+    [
+        ("method", METHODS),
+        ("learner.loss", LOSSES),
+        ("learner.advantage", ADVANTAGES),
+        ("learner.regulariser.kind", ["none", "mse", *DIVERGENCES]),
+    ],
+)
+def test_the_configuration_lists_what_the_registry_has(key: str, names: Iterable[str]) -> None:
+    with pytest.raises(ConfigError, match=re.escape(f"expected {', '.join(names)}, or your own")):
+        load(None, [f"{key}=nothing"])
 
 
 @pytest.mark.slow

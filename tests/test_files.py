@@ -1,4 +1,4 @@
-"""What stands under the final name of a file or folder, whatever happens while it is written."""
+"""The final name of a file or folder holds the old or the new content, whatever happens while it is written."""
 
 from __future__ import annotations
 

@@ -33,10 +33,11 @@ def phases_by_name(config: Config) -> dict[str, Phase]:
 
 
 def _of_user(method: str) -> type[Phase]:
-    from redif_ray.user_code import UserCodeError, import_function
+    from redif_ray.registry import imported
+    from redif_ray.user_code import UserCodeError
 
     try:
-        found = import_function(method)
+        found = imported(method)
     except UserCodeError as error:
         raise ConfigError(f"method={method}: {error}") from error
     if not (isinstance(found, type) and issubclass(found, Phase)):

@@ -45,7 +45,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def others(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What was found of the other families."""
+    """Return the folder with the results of the other families."""
     root = tmp_path_factory.mktemp("families")
     folders = {name: written(root, name, write) for name, write in FAMILIES.items()}
     torch.multiprocessing.spawn(work, args=(root, [], root, folders), nprocs=2)

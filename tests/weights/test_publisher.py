@@ -1,4 +1,4 @@
-"""What the store is sent and gives back; the store is here, and Ray hands on what it is given."""
+"""Weights that are sent to the store and come back; the store is in this process, and Ray passes on its arguments."""
 
 from __future__ import annotations
 
