@@ -24,8 +24,10 @@ from torch import Tensor
 from redif_ray.config import Config, load
 from redif_ray.diffusion import solvers
 from redif_ray.diffusion.noise import Stream
-from redif_ray.evaluation.judge import judge_of_images, load_judge, needs_reference
+from redif_ray.evaluation.judge import Judge
+from redif_ray.evaluation.reference import reference_count
 from redif_ray.evaluation.report import markdown_table
+from redif_ray.evaluation.seen import joined
 from redif_ray.learner.compute import Accounts
 from redif_ray.learning.draft import DraftUpdater
 from redif_ray.learning.ema import ExponentialAverage
@@ -34,7 +36,7 @@ from redif_ray.loop import PlainLoop
 from redif_ray.models.student import get_weights, set_weights, trainable
 from redif_ray.planning import factory
 from redif_ray.rewards.combine import centred_std
-from redif_ray.types import WorkUnit
+from redif_ray.types import Seen, WorkUnit
 
 ROOT = Path("runs/one-step")
 ARMS = {
@@ -66,18 +68,13 @@ def warm(recipe: str, seed: int) -> dict[str, Tensor]:
     return load_file(path)
 
 
-def held_out(loop: PlainLoop, weights: dict[str, Tensor], count: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Terms, and images, of the student as deployed."""
-    terms: dict[str, list[np.ndarray]] = {}
-    images = []
+def held_out(loop: PlainLoop, weights: dict[str, Tensor], count: int) -> Seen:
+    """Measurements of the student as deployed."""
+    parts = []
     for unit in loop.plan.deploy(Stream.HELD_OUT, count):
-        _, targets = loop.reward.targets(unit)
         _, played = loop.rollout.rollout(unit, weights, "deploy-0")
-        _, scored = loop.reward.score(unit, played, targets)
-        images.append(scored.images)
-        for name, values in scored.terms.items():
-            terms.setdefault(name, []).append(values)
-    return {name: np.concatenate(values) for name, values in terms.items()}, np.concatenate(images)
+        parts.append(loop.reward.score(unit, played)[1].seen)
+    return joined([part for part in parts if part is not None])
 
 
 def arm(recipe: str, seed: int, overrides: tuple[str, ...]) -> dict[str, float]:
@@ -91,9 +88,9 @@ def arm(recipe: str, seed: int, overrides: tuple[str, ...]) -> dict[str, float]:
         metrics = loop.round(round)
         average.update(trainable(loop.student))
         calls += _calls(loop, round, metrics, flops)
-    terms, images = held_out(loop, average.weights(), found.evaluation.held_out)
-    return {"tflops": calls * flops.flops / 1e12, "frechet": _frechet(loop, images)} | {
-        name: float(values.mean()) for name, values in terms.items()
+    seen = held_out(loop, average.weights(), found.evaluation.held_out)
+    return {"tflops": calls * flops.flops / 1e12, "frechet": _frechet(loop, seen.judged)} | {
+        name: float(values.mean()) for name, values in seen.terms.items()
     }
 
 
@@ -111,14 +108,10 @@ def _calls(loop: PlainLoop, round: int, metrics: dict[str, float], flops: Accoun
     return played + metrics["update/network_calls_forward"] + backward
 
 
-def _frechet(loop: PlainLoop, images: np.ndarray) -> float:
-    name = loop.config.evaluation.judge
-    if needs_reference(name):
-        units = loop.plan.deploy(Stream.REFERENCE, len(images))
-        judge = judge_of_images(name, np.concatenate([loop.reward.targets(unit)[1] for unit in units]))
-    else:
-        judge = load_judge(name)
-    return float(judge.frechet(judge.embed(torch.from_numpy(images))))
+def _frechet(loop: PlainLoop, features: np.ndarray) -> float:
+    count = reference_count(loop.config.evaluation.judge, len(features))
+    parts = [loop.reward.reference(unit)[1] for unit in loop.plan.deploy(Stream.REFERENCE, count)]
+    return float(Judge(parts[0].judge, np.concatenate([part.features for part in parts])).frechet(features))
 
 
 class Kept(torch.optim.SGD):

@@ -22,7 +22,10 @@ from redif_ray.diffusion.noise import Stream
 from redif_ray.diffusion.rollout import rollout
 from redif_ray.diffusion.schedules import Schedule
 from redif_ray.diffusion.transition import ExplorationKind
-from redif_ray.evaluation.judge import load_judge
+from redif_ray.evaluation.encoders import embedded, load_encoder
+from redif_ray.evaluation.judge import Judge
+from redif_ray.evaluation.judge_source import judge_files
+from redif_ray.evaluation.reference import ReferenceImages
 from redif_ray.evaluation.report import markdown_table
 from redif_ray.models.protocol import DiffusionModel
 from redif_ray.models.registry import load_teacher
@@ -51,7 +54,10 @@ def sampled(model: DiffusionModel, unit: Any, schedule: Schedule, stds: Tensor, 
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
     config = stored_config(folder)
-    model, judge = load_teacher(config.teacher), load_judge(config.evaluation.judge)
+    model, source = load_teacher(config.teacher), config.evaluation.judge
+    encoder, reference = load_encoder(source, model.image_shape), ReferenceImages(judge_files(source)[1])
+    real = torch.from_numpy(reference.rows(0, len(reference))).float() / 255
+    judge = Judge(encoder.name, embedded(encoder, real, "cpu"))
     rewards = factory.rewards(config, model, "cpu")
     units = RoundPlan(config, factory.conditions(config, model)).deploy(Stream.HELD_OUT, COUNT)
     conditions = [c for unit in units for c in unit.conditions]
@@ -71,15 +77,8 @@ def main(folder: Path) -> None:
                 images = torch.cat([sampled(model, unit, schedule, stds, config) for unit in units])
                 terms = rewards(RewardInputs(images, targets, conditions))
                 distance = -sum(config.reward.terms[name].weight * float(v.mean()) for name, v in terms.items())
-                rows.append(
-                    [
-                        str(n),
-                        kind if eta else "none",
-                        f"{eta:g}",
-                        f"{distance:.5f}",
-                        f"{judge.frechet(judge.embed(images)):.1f}",
-                    ]
-                )
+                distant = judge.frechet(embedded(encoder, images, "cpu"))
+                rows.append([str(n), kind if eta else "none", f"{eta:g}", f"{distance:.5f}", f"{distant:.1f}"])
     print(markdown_table(["N", "noise", "eta", "distance", "Frechet"], rows))
 
 

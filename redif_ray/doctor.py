@@ -15,8 +15,7 @@ import torch
 from rich.table import Table
 
 from redif_ray import __version__
-from redif_ray.evaluation.judge import JUDGES
-from redif_ray.evaluation.random_features import NAME
+from redif_ray.evaluation.judge_source import JUDGES, RANDOM_FEATURES
 from redif_ray.models.locate import TEACHERS
 from redif_ray.tracking import Tracker, TrackingError
 
@@ -42,7 +41,7 @@ def report() -> Table:
     view.add_row("Ray", _ray())
     view.add_row("MLflow", _mlflow())
     view.add_row("teachers", ", ".join(sorted(p.name for p in TEACHERS.glob("*/"))) or "none shipped")
-    view.add_row("judges", ", ".join([*JUDGES, NAME]))
+    view.add_row("judges", ", ".join([*JUDGES, RANDOM_FEATURES]))
     view.add_row(
         "encoders",
         ", ".join(

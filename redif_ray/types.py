@@ -17,6 +17,7 @@ import numpy as np
 from redif_ray.diffusion.noise import Stream
 
 Condition = int | str | None  # a class label, a caption, or nothing
+PICTURES = 10  # the first groups of a stream, whose images are kept as pictures
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,41 @@ class Trajectories:
 
 
 @dataclass(frozen=True, slots=True)
+class Reference:
+    """The features [n, D] float32 of some reference images, and the name of the judge that gave them."""
+
+    judge: str
+    features: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """Measurements of n images, each beside the teacher's image of the same noise and condition.
+
+    conditions: n of them. pixel_mse: [n] float64. terms: raw reward terms by name, [n] each. darkest: the least pixel
+    of the teacher's images. features: the judge's, [n, D] float32, or None if it was not asked. fit: how well an image
+    fits its condition, by name, [n] each (`encoders.fit`). pictures, teacher_pictures: the first images, uint8
+    [at most PICTURES, C, h, w], reduced to a few hundred pixels along an edge.
+    """
+
+    conditions: tuple[Condition, ...]
+    pixel_mse: np.ndarray
+    terms: dict[str, np.ndarray]
+    darkest: float
+    features: np.ndarray | None
+    fit: dict[str, np.ndarray]
+    pictures: np.ndarray
+    teacher_pictures: np.ndarray
+
+    @property
+    def judged(self) -> np.ndarray:
+        """Return the features as float64. Raises ValueError if the judge was not asked."""
+        if self.features is None:
+            raise ValueError("the judge was not asked for features of these images")
+        return self.features.astype(np.float64)
+
+
+@dataclass(frozen=True, slots=True)
 class Scored:
     """A reward worker's results for a work unit."""
 
@@ -71,6 +107,17 @@ class Scored:
     anchors: np.ndarray | None  # [N, R, *latent]: the teacher's jump from each visited state, if a loss uses it
     images: np.ndarray | None = None  # [R, C, H, W] in [0, 1]: the student's, if a phase or reward uses them
     teacher_terms: dict[str, np.ndarray] | None = None  # [R] each: terms of the teacher's image in the student's place
+    seen: Seen | None = None  # measurements of the student's images, which stay in the reward worker; in deployments
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """A way to sample the teacher. solver: "euler", "dpmpp_2m" or another of `solvers.SOLVERS`. schedule: its name."""
+
+    solver: str
+    schedule: str
+    steps: int
+    guidance: float
 
 
 @dataclass(frozen=True, slots=True)

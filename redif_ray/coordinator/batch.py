@@ -16,17 +16,23 @@ Make = Callable[[WorkUnit], Coroutine[Any, Any, Parts]]
 class Batch:
     """The work units of a round or of a deployment, in progress or done.
 
-    make: coroutine function that computes one unit.
+    make: coroutine function that computes one unit. at_once: number of units in progress, which bounds their
+    intermediate products in the object store; None: all.
     """
 
-    def __init__(self, units: list[WorkUnit], make: Make) -> None:
+    def __init__(self, units: list[WorkUnit], make: Make, at_once: int | None = None) -> None:
         self.units, self.make = units, make
-        self.parts = [asyncio.ensure_future(make(unit)) for unit in units]
+        self.room = asyncio.Semaphore(at_once or len(units))
+        self.parts = [asyncio.ensure_future(self._made(unit)) for unit in units]
         self.whole = asyncio.ensure_future(self._gather(time.monotonic()))
 
     async def _gather(self, started: float) -> tuple[list[Parts], float]:
         results = await asyncio.gather(*self.parts)
         return list(results), time.monotonic() - started
+
+    async def _made(self, unit: WorkUnit) -> Parts:
+        async with self.room:
+            return await self.make(unit)
 
     @property
     def failed(self) -> bool:
@@ -40,5 +46,5 @@ class Batch:
     def again(self, indices: list[int]) -> None:
         """Compute the units `indices` again."""
         for index in indices:
-            self.parts[index] = asyncio.ensure_future(self.make(self.units[index]))
+            self.parts[index] = asyncio.ensure_future(self._made(self.units[index]))
         self.whole = asyncio.ensure_future(self._gather(time.monotonic()))

@@ -25,6 +25,7 @@ from redif_ray.coordinator.batch import Batch, Make, Parts
 from redif_ray.coordinator.pool import Pool, Urgency
 from redif_ray.data.conditions import CONDITIONS, Conditions
 from redif_ray.diffusion.noise import Stream
+from redif_ray.evaluation.reference import reference_count
 from redif_ray.faults import ATTEMPTS, RoundData, restarted
 from redif_ray.methods import Deploy, phases_by_name
 from redif_ray.planning.rounds import RoundPlan
@@ -56,6 +57,7 @@ class Coordinator:
         timeout = config.pipeline.timeout_s
         self.rollout = Pool("rollout", rollout, self._lost, timeout, self._done, config.rollout.min_workers or 1)
         self.reward = Pool("reward", reward, self._lost, timeout, self._done, config.reward.min_workers or 1)
+        self.at_once = 2 * (config.rollout.max_workers + config.reward.max_workers)  # units of a deployment in progress
         self.gauges = PoolGauges(config.run.name)
         self.watching: asyncio.Task[None] | None = None
         self.spans: list[Span] = []  # work not yet reported to the writer
@@ -159,9 +161,12 @@ class Coordinator:
         return await self._deployed((stream, count, key, learned), units, make, lost)
 
     async def reference(self, count: int, lost: tuple[str, ...] = ()) -> RoundData:
-        """Return the teacher's images of `count` noises from which no arm of the evaluation starts."""
-        units = self.plan.deploy(Stream.REFERENCE, count)
-        return await self._deployed(("reference", count), units, self._images, lost)
+        """Return features of the judge's reference: its own images or, if it has none, the teacher's.
+
+        The teacher's are images of `count` noises from which no arm of the evaluation starts.
+        """
+        units = self.plan.deploy(Stream.REFERENCE, reference_count(self.config.evaluation.judge, count))
+        return await self._deployed(("reference", count), units, self._reference, lost)
 
     async def ask(self, method: str, arguments: tuple[Any, ...]) -> tuple[Meta, Any]:
         """Call a reward worker for the driver, which waits; return the meta and a reference to the data."""
@@ -174,7 +179,7 @@ class Coordinator:
     ) -> RoundData:
         batch = self.deployments.get(name)
         if batch is None or batch.failed:
-            self.deployments[name] = Batch(units, make)
+            self.deployments[name] = Batch(units, make, self.at_once)
             for old in list(self.deployments)[:-REMEMBERED]:
                 del self.deployments[old]
         return await self._answer(self.deployments[name], 0, 1, lost)
@@ -216,11 +221,10 @@ class Coordinator:
 
     def _ahead(self, unit: WorkUnit) -> asyncio.Future[tuple[Meta, Any]]:
         """Call reward workers, once, for a unit's work that needs no weights: teacher images, or captions alone."""
-        name = (unit.round, unit.index)
+        name, method = (unit.round, unit.index), "targets" if self.phases[unit.phase].teacher_images else "encode"
         if unit.phase == Deploy.name:
-            return asyncio.ensure_future(self.reward.call(urgency(unit), "targets", unit))
+            return asyncio.ensure_future(self.reward.call(urgency(unit), method, unit))
         if name not in self.ahead:
-            method = "targets" if self.phases[unit.phase].teacher_images else "encode"
             self.ahead[name] = asyncio.ensure_future(self.reward.call(urgency(unit, 1), method, unit))
         return self.ahead[name]
 
@@ -256,8 +260,8 @@ class Coordinator:
             metas.append(score_meta)
         return tuple(metas), tuple(made[name] for name in phase.learner_reads)
 
-    async def _images(self, unit: WorkUnit) -> Parts:
-        meta, reference = await self._ahead(unit)
+    async def _reference(self, unit: WorkUnit) -> Parts:
+        meta, reference = await self.reward.call(urgency(unit), "reference", unit)
         return (meta,), (reference,)
 
     async def status(self) -> dict[str, Any]:

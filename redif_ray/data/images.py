@@ -11,8 +11,10 @@ import io
 import json
 import zipfile
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -214,9 +216,7 @@ def _read_parquet(path: Path, size: int | None) -> ImageSet:
         raise ImageSetError(f"{path} is not a readable Parquet file: {error}") from error
     if "image" not in table.column_names:
         raise ImageSetError(f"{path} has columns {table.column_names}; expected `image` (encoded bytes) and `label`")
-    cells = table["image"].to_pylist()
-    cells = [cell["bytes"] if isinstance(cell, dict) else cell for cell in cells]
-    images = _stack([_decode(cell, size, f"{path} row {i}") for i, cell in enumerate(cells)], path)
+    images = decoded_cells(table["image"].to_pylist(), path, size=size)
     if "label" not in table.column_names:
         return ImageSet(images, None, ())
     values = table["label"].to_pylist()
@@ -228,6 +228,15 @@ def _read_parquet(path: Path, size: int | None) -> ImageSet:
         raise ImageSetError(f"{path}: column label is {kind}, or has gaps; expected integers or text in every row")
     classes = tuple(sorted(set(values)))
     return ImageSet(images, np.array([classes.index(v) for v in values], np.int64), classes)
+
+
+def decoded_cells(cells: Sequence[Any], path: Path, first: int = 0, size: int | None = None) -> np.ndarray:
+    """Return cells of the column `image` of a Parquet file as uint8 [n, 1 or 3, height, width]. Raises ImageSetError.
+
+    first: row of the first cell, for errors. size: edge to which images are cropped and resized; None: as they are.
+    """
+    encoded = [cell["bytes"] if isinstance(cell, dict) else cell for cell in cells]
+    return _stack([_decode(cell, size, f"{path} row {i}") for i, cell in enumerate(encoded, first)], path)
 
 
 def _read_npz(path: Path) -> ImageSet:

@@ -15,11 +15,12 @@ SMALLEST = 64  # edge in pixels below which an image is enlarged, so that detail
 def tile(rows: Sequence[np.ndarray]) -> np.ndarray:
     """Return rows of images as one picture [height, width, 3] uint8, with small images enlarged.
 
-    rows: each [n, C, H, W], float in [0, 1].
+    rows: each [n, C, H, W], float in [0, 1] or uint8.
     """
     images = np.stack(rows)
     scale = max(1, math.ceil(SMALLEST / images.shape[-1]))
-    pixels = np.round(images * 255).astype(np.uint8).repeat(scale, -2).repeat(scale, -1)
+    pixels = images if images.dtype == np.uint8 else np.round(images * 255).astype(np.uint8)
+    pixels = pixels.repeat(scale, -2).repeat(scale, -1)
     if pixels.shape[2] == 1:
         pixels = pixels.repeat(3, 2)
     high, wide, channels, height, width = pixels.shape

@@ -166,7 +166,7 @@ def _bars(rows: Sequence[Mapping[str, Any]], name: str) -> np.ndarray:
 def side_by_side(path: str | Path, rows: Sequence[tuple[str, np.ndarray | Tensor]]) -> None:
     """Write a grid of images to a PNG, one row per arm and one column per noise.
 
-    rows: (label, images [m, C, H, W] float in [0, 1]) of each arm, all of the same m noises.
+    rows: (label, images [m, C, H, W], uint8 or float in [0, 1]) of each arm, all of the same m noises.
     Raises ValueError for arms whose images differ in shape or number.
     """
     shapes = {tuple(images.shape) for _, images in rows}
@@ -179,7 +179,8 @@ def side_by_side(path: str | Path, rows: Sequence[tuple[str, np.ndarray | Tensor
     figure = Figure(figsize=(wide, high), dpi=DPI)
     for i, (label, images) in enumerate(rows):
         bottom = high - (i + 1) * tall
-        strip = torch.as_tensor(np.array(images)).float().clamp(0, 1)
+        given = torch.as_tensor(np.array(images))
+        strip = given / 255 if given.dtype == torch.uint8 else given.float().clamp(0, 1)
         strip = torch.nn.functional.pad(strip, (0, 1), value=1.0).permute(1, 2, 0, 3).reshape(channels, height, -1)
         axes = figure.add_axes((margin / wide, bottom / high, cell * columns / wide, (tall - gap) / high))
         picture = strip.permute(1, 2, 0).squeeze(-1).numpy()

@@ -16,9 +16,9 @@ from torch.nn.utils import skip_init
 
 from redif_ray.diffusion import noise
 from redif_ray.diffusion.noise import Stream
+from redif_ray.evaluation.judge_source import RANDOM_FEATURES
 from redif_ray.models.classifier import EMBEDDING, check_images
 
-NAME = "random-features"
 WIDTHS = (32, 64, 64)  # channels of the first layers; later layers are as wide as the last of these
 SMALLEST = 4  # edge of the feature map, in pixels, at which it is projected
 
@@ -29,7 +29,7 @@ class RandomFeatures(nn.Module):
     Weights are He-normal and a function of image_shape alone (the noise recipe), so every process has the same weights.
     """
 
-    name = NAME
+    name = RANDOM_FEATURES
 
     def __init__(self, image_shape: Sequence[int]) -> None:
         super().__init__()

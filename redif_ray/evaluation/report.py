@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from redif_ray.evaluation.random_features import NAME
+from redif_ray.evaluation.judge_source import RANDOM_FEATURES
 from redif_ray.evaluation.summary import Arm, Summary
 
 ARMS = {
@@ -111,7 +111,7 @@ def _arms(summary: Summary) -> str:
 
 
 def _fine_print(summary: Summary) -> str:
-    teachers = summary.reference == "teacher" or summary.judge == NAME  # older summaries have no `reference`
+    teachers = summary.reference == "teacher" or summary.judge == RANDOM_FEATURES  # older summaries have no `reference`
     against = "the teacher's images of as many other noises" if teachers else "its real images"
     captions = summary.arms.student.caption_cosine is not None
     drawn = "resampled by caption with all its noises" if captions else "resampled by noise"

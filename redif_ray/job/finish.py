@@ -15,16 +15,14 @@ from redif_ray.evaluation import plots
 from redif_ray.evaluation.report import GAPS, gap_closed, write_report
 from redif_ray.evaluation.summary import Summary
 from redif_ray.evaluation.table import result_table
-from redif_ray.job.evaluate import measure
 from redif_ray.job.export import export_weights
+from redif_ray.job.measure import measure
 from redif_ray.job.session import Session
 from redif_ray.learner.compute import Accounts
 from redif_ray.learner.ray_train import Outcome
 from redif_ray.models.registry import replaced
 from redif_ray.planning import factory
 from redif_ray.runs.jsonl import read_rows
-
-GRID = 10  # images per row of the side-by-side picture
 
 
 def finish(run: Session, outcome: Outcome, console: Console) -> None:
@@ -56,7 +54,7 @@ def finish(run: Session, outcome: Outcome, console: Console) -> None:
     export_weights(run.teacher, config, weights, folder / "student", summary)
     run.get(run.writer.flush.remote())
     metrics = read_rows(folder / "metrics.jsonl")
-    plots.side_by_side(folder / "samples.png", [(label, images[:GRID]) for label, images in measured.images])
+    plots.side_by_side(folder / "samples.png", measured.pictures)
     plots.reward_curve(folder / "reward.png", metrics)
     plots.schedule(folder / "schedule.png", factory.student_schedule(run.teacher, config.student))
     write_report(folder, summary, metrics)

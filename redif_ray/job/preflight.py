@@ -9,8 +9,9 @@ from redif_ray.config import Config, ConfigError
 from redif_ray.data.conditions import Conditions
 from redif_ray.diffusion.schedules import Schedule
 from redif_ray.evaluation.clip_features import ClipFeatures
-from redif_ray.evaluation.judge import load_judge, make_encoder, needs_reference
-from redif_ray.evaluation.random_features import NAME
+from redif_ray.evaluation.encoders import JudgeError, load_encoder
+from redif_ray.evaluation.judge_source import RANDOM_FEATURES, judge_files, needs_reference
+from redif_ray.evaluation.reference import ReferenceImages
 from redif_ray.export import recipe
 from redif_ray.export.card import licence
 from redif_ray.export.carried import carried
@@ -110,20 +111,22 @@ def _check_export(config: Config, teacher: DiffusionModel, schedule: Schedule) -
 
 
 def _check_judge(config: Config, image_shape: tuple[int, ...]) -> None:
-    if needs_reference(config.evaluation.judge):
-        encoder = make_encoder(config.evaluation.judge, image_shape)
-        if isinstance(encoder, ClipFeatures):
-            encoder.captions(["a caption"])
+    source = config.evaluation.judge
+    encoder = load_encoder(source, image_shape)
+    if isinstance(encoder, ClipFeatures):
+        encoder.captions(["a caption"])
+    if needs_reference(source):
         return
-    judge = load_judge(config.evaluation.judge)
-    if judge.encoder.image_shape != image_shape:
+    if encoder.image_shape != image_shape:
         raise ConfigError(
-            f"evaluation.judge={config.evaluation.judge}: the judge takes images of {judge.encoder.image_shape}, the "
-            f"teacher makes {image_shape}; choose a judge of such images, or {NAME}, which needs no data"
+            f"evaluation.judge={source}: the judge takes images of {encoder.image_shape}, the "
+            f"teacher makes {image_shape}; choose a judge of such images, or {RANDOM_FEATURES}, which needs no data"
         )
-    count = len(judge.reference)
-    if max(config.evaluation.held_out, config.validation.groups) > count:
+    reference = ReferenceImages(judge_files(source)[1])
+    if reference.shape != image_shape:
+        raise JudgeError(f"{reference.path} holds images of {reference.shape}; judge {source} expects {image_shape}")
+    if max(config.evaluation.held_out, config.validation.groups) > len(reference):
         raise ConfigError(
             f"evaluation.held_out={config.evaluation.held_out}, validation.groups={config.validation.groups}: judge "
-            f"{judge.name} has {count} reference images; expected at most as many"
+            f"{encoder.name} has {len(reference)} reference images; expected at most as many"
         )

@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import ray
 import torch
 from ray import cloudpickle
@@ -24,18 +23,17 @@ from redif_ray.coordinator.coordinator import Coordinator
 from redif_ray.data.conditions import Conditions
 from redif_ray.diffusion.noise import Stream
 from redif_ray.errors import UserError
-from redif_ray.evaluation.judge import BATCH
+from redif_ray.evaluation.seen import joined
 from redif_ray.faults import RESTARTABLE, cause, fetched
 from redif_ray.interrupt import StopRequest
 from redif_ray.job.metrics_writer import MetricsWriter
-from redif_ray.learner.samples import Samples, Terms, collect, joined
 from redif_ray.models.protocol import DiffusionModel
 from redif_ray.models.registry import load_teacher
 from redif_ray.models.student import get_weights, make_student
 from redif_ray.planning import factory
 from redif_ray.planning.rounds import RoundPlan
 from redif_ray.runs.folder import RunFolder
-from redif_ray.types import Meta, WorkUnit
+from redif_ray.types import Meta, Seen, Way, WorkUnit
 from redif_ray.weights.publisher import Publisher
 from redif_ray.weights.store import WeightStore, learned_key
 from redif_ray.workers import runtime_env
@@ -88,33 +86,27 @@ class Session:
         most = AT_ONCE * self.config.reward.max_workers
         return ask(self.coordinator, method, calls, at_once=most, get=self.get, meanwhile=meanwhile)
 
-    def embed(self, images: torch.Tensor) -> torch.Tensor:
-        """Return the judge's features [n, D] of images [n, C, H, W] in [0, 1], computed by the reward workers."""
-        batches = images.split(BATCH)
-        units = [WorkUnit(0, i, "deploy", Stream.HELD_OUT, (), ()) for i in range(len(batches))]
-        _, features = self.ask_reward("embed", [(s, b.numpy()) for s, b in zip(units, batches, strict=True)])
-        return torch.from_numpy(np.concatenate(features))
+    def see(
+        self, units: Sequence[WorkUnit], sources: Sequence[WorkUnit | Way], *, judged: bool = True
+    ) -> tuple[Seen, list[Meta]]:
+        """Return measurements of the teacher's images of each unit's groups, and the metas of the calls.
 
-    def compared(
-        self, units: Sequence[WorkUnit], images: Sequence[np.ndarray], targets: Sequence[np.ndarray]
-    ) -> tuple[Terms, list[Meta]]:
-        """Return the reward terms of images against the teacher's, and the metas of the calls.
-
-        images, targets: one array [rows, C, H, W] per work unit, targets being the teacher's images.
+        sources: where each unit's images come from; see `TeacherRewardWorker.see`.
         """
         store, learned = self.publisher.store, learned_key(self.config, self.learned)
-        calls = [(*one, store, learned) for one in zip(units, images, targets, strict=True)]
-        metas, terms = self.ask_reward("compare", calls)
-        return joined(terms), metas
+        calls = [(unit, source, store, learned, judged) for unit, source in zip(units, sources, strict=True)]
+        metas, seen = self.ask_reward("see", calls)
+        return joined(seen), metas
 
-    def sample(self, stream: Stream, count: int, key: str) -> Samples:
-        """Sample the deployed student and the teacher on the first `count` groups of a stream.
+    def sample(self, stream: Stream, count: int, key: str) -> tuple[Seen, list[Meta]]:
+        """Return measurements of the deployed student on the first `count` groups of a stream, and the metas.
 
         key: name of the student's weights in the weight store.
         """
         learned = learned_key(self.config, self.learned)
         deploy = self.coordinator.deploy
-        return collect(fetched(lambda lost: deploy.remote(int(stream), count, 0, key, learned, lost), self.get))
+        data = fetched(lambda lost: deploy.remote(int(stream), count, 0, key, learned, lost), self.get)
+        return joined([scored.seen for (scored,) in data.parts.values()]), [m for metas in data.metas for m in metas]
 
 
 def get(references: Any, stop: StopRequest, meanwhile: Callable[[], object] = lambda: None) -> Any:

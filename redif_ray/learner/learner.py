@@ -20,7 +20,6 @@ from torch import Tensor
 from redif_ray.checkpoint import load_checkpoint, pack, save_checkpoint
 from redif_ray.config import LEARNED, Config
 from redif_ray.diffusion.noise import Stream
-from redif_ray.evaluation.judge import networks_of
 from redif_ray.faults import Fetched, Stopping, fetched
 from redif_ray.learner.compute import Accounts
 from redif_ray.learner.judge import judge_of
@@ -105,8 +104,7 @@ class Learner:
         networks = [network for model in models for network in (model.network, *model.parts.values())]
         average = [] if self.average is None else [self.average.average]
         learned = [] if self.learned is None else self.learned.belongings()
-        judge = [] if self.validator is None else networks_of(self.validator.judge.encoder)
-        return [*networks, self.optimizer, *average, *learned, *judge]
+        return [*networks, self.optimizer, *average, *learned]
 
     def _share_out(self, teacher: DiffusionModel) -> DiffusionModel | None:
         """Shard the student, and the teacher where a regulariser uses it; return the teacher then, else None.
@@ -126,10 +124,7 @@ class Learner:
         if calibration is None:
             return Outcome(self.round, True, self.accounts.ledger.state())
         if self.ranks.first:
-            count, device = self.config.validation.groups, self.offload.device
-            where = home(device, self.offload.taken)
-            judge = judge_of(self.config, self.coordinator, count, self.accounts, device=where)
-            judge.device = device
+            judge = judge_of(self.coordinator, self.config.validation.groups, self.accounts)
             self.validator = Validator(self.config, calibration, judge)
         self.offload.wake()
         restored = self._restore()

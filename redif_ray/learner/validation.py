@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-import torch
 
 from redif_ray.config import Config
 from redif_ray.errors import UserError
@@ -13,8 +12,8 @@ from redif_ray.evaluation.features import Draw, shuffled
 from redif_ray.evaluation.grids import tile
 from redif_ray.evaluation.judge import Judge
 from redif_ray.evaluation.prdc import prdc
+from redif_ray.evaluation.seen import joined
 from redif_ray.faults import Fetched
-from redif_ray.learner.samples import collect
 
 Calibration = dict[str, dict[str, float]]
 GRID = 8
@@ -38,16 +37,15 @@ class Validator:
 
     def __call__(self, data: Fetched) -> tuple[dict[str, float], np.ndarray]:
         """Return ({"validation/reward", "validation/recall", "validation/<term>"}, picture [H, W, C] uint8)."""
-        samples = collect(data)
-        means = {name: float(values.mean()) for name, values in samples.terms.items()}
+        seen = joined([scored.seen for (scored,) in data.parts.values()])
+        means = {name: float(values.mean()) for name, values in seen.terms.items()}
         terms = self.config.reward.fixed
         reward = sum(terms[name].weight * (means[name] - zero) / unit for name, (zero, unit) in self.units.items())
-        features = self.judge.embed(torch.from_numpy(samples.images))
-        reference = self.judge.reference_features()
+        features, reference = seen.judged, self.judge.reference
         chosen = reference[shuffled(len(reference), Draw.REFERENCE, self.config.run.seed)[: len(features)]]
         scores = {"validation/reward": reward, "validation/recall": prdc(features, chosen)["recall"]}
         scores |= {f"validation/{name}": value for name, value in means.items()}
-        return scores, tile([samples.targets[:GRID], samples.images[:GRID]])
+        return scores, tile([seen.teacher_pictures[:GRID], seen.pictures[:GRID]])
 
     def collapsed(self, scores: Mapping[str, float], after: int) -> GuardError | None:
         """Return an error if, after `after` rounds, recall is below the guard's fraction of the untrained student's."""

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from redif_ray.types import Scored, Trajectories, WorkUnit
+from redif_ray.types import Scored, Seen, Trajectories, WorkUnit
 
 if TYPE_CHECKING:
     import numpy as np
@@ -83,6 +83,10 @@ class Scoring(ABC):
 
         A jump ends at the noise level of the student's mean, which is below the next level where the step explores.
         """
+
+    @abstractmethod
+    def seen(self) -> Seen:
+        """Return measurements of the student's images beside the teacher's, which the worker makes if need be."""
 
     @property
     @abstractmethod
@@ -176,10 +180,11 @@ class Deploy(Phase):
     """Samples of the student as it is deployed: no exploration, scored against the teacher, not learned from."""
 
     name, title, learner_reads = "deploy", "deployment", ("scored",)
+    teacher_images = False  # the reward worker that measures the samples makes them itself, and no image travels
     rounds = groups = 0
 
     def score(self, scoring: Scoring) -> Scored:
-        return Scored(scoring.unit, scoring.terms(), scoring.targets, None, scoring.images())
+        return Scored(scoring.unit, {}, None, None, seen=scoring.seen())
 
     def calls(self, prices: Prices) -> Calls:
         return Calls()

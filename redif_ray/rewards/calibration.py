@@ -30,9 +30,11 @@ def calibrate(same: Terms, other_seed: Terms, init: Terms) -> Calibration:
     return {label: points | {"spread": float(raw["init"][label].std(correction=0))} for label, points in means.items()}
 
 
-def check_range(teacher: np.ndarray) -> None:
-    """Raise `RewardError` if no pixel of the teacher is below 0.5, since a second (x + 1) / 2 has that effect."""
-    darkest = float(teacher.min())
+def check_range(darkest: float) -> None:
+    """Raise `RewardError` if no pixel of the teacher is below 0.5, since a second (x + 1) / 2 has that effect.
+
+    darkest: least pixel value of the teacher's images.
+    """
     if darkest >= 0.5:
         raise RewardError(
             f"no pixel of the teacher is below {darkest:g}; expected some below 0.5: check that its images "

@@ -14,11 +14,12 @@ from redif_ray.coordinator.pool import Pool
 from redif_ray.data.conditions import Conditions
 from redif_ray.diffusion.noise import Stream
 from redif_ray.diffusion.schedules import Times
+from redif_ray.evaluation.reference import reference_count
+from redif_ray.evaluation.seen import joined, joined_terms
 from redif_ray.faults import ATTEMPTS
-from redif_ray.learner.samples import joined
 from redif_ray.planning.rounds import RoundPlan
 from redif_ray.search.terms import Terms, score
-from redif_ray.types import WorkUnit
+from redif_ray.types import Seen, WorkUnit
 from redif_ray.workers.actors import TeacherRewardWorker
 
 SOON, LATER = (0, 0), (1, 0)  # urgency of a call in the pool
@@ -32,8 +33,8 @@ class SearchActor(TeacherRewardWorker):
     def terms(self, *arguments: Any) -> Any:
         return self._worker.terms(*arguments)
 
-    def images(self, *arguments: Any) -> Any:
-        return self._worker.images(*arguments)
+    def see_along(self, *arguments: Any) -> Any:
+        return self._worker.see_along(*arguments)
 
     def costs(self, *arguments: Any) -> Any:
         return self._worker.costs(*arguments)
@@ -51,7 +52,8 @@ class Evaluator:
         self.plan, search = RoundPlan(config, conditions), config.search
         self.bank = self.plan.deploy(Stream.SEARCH, search.rungs[-1], size=search.unit_noises)
         self.held_out = self.plan.deploy(Stream.HELD_OUT, config.evaluation.held_out)
-        self.others = self.plan.deploy(Stream.REFERENCE, config.evaluation.held_out)
+        count = reference_count(config.evaluation.judge, config.evaluation.held_out)
+        self.others = self.plan.deploy(Stream.REFERENCE, count)
         self.known: dict[tuple[Any, ...], asyncio.Future[Any]] = {}
 
     async def scores(self, times: Times, rung: int, weights: dict[str, float]) -> float:
@@ -61,28 +63,21 @@ class Evaluator:
     async def bank_terms(self, times: Times, rung: int) -> Terms:
         """Return the terms, as `SearchWorker.terms` gives them, of the first `rung` noises of the bank."""
         units = self.bank[: rung // self.config.search.unit_noises]
-        return joined(await asyncio.gather(*(self._unit(unit, times) for unit in units)))
+        return joined_terms(await asyncio.gather(*(self._unit(unit, times) for unit in units)))
 
-    async def images(self, times: Times | None) -> list[Any]:
-        """Return references to the images of the held-out noises, by work unit. times: None: the teacher's images."""
-        if times is None:
-            return list(await asyncio.gather(*(self._target(unit) for unit in self.held_out)))
-        answers = await asyncio.gather(*(self.pool.call(LATER, "images", unit, times) for unit in self.held_out))
-        return [reference for _, reference in answers]
+    async def seen(self, times: Times | None) -> Seen:
+        """Return measurements of the held-out images along `times`; None: of the teacher's images."""
 
-    async def held_out_terms(self, images: list[Any]) -> Terms:
-        """Return raw reward terms by name, [held_out] each. images: references that `Evaluator.images` returned."""
+        async def one(unit: WorkUnit) -> Any:
+            if times is None:
+                return await self._call(LATER, "see", unit, unit)
+            return await self._call(LATER, "see_along", unit, times)
 
-        async def one(unit: WorkUnit, reference: Any) -> Terms:
-            terms: Terms = await self._call(LATER, "compare", unit, reference, await self._target(unit))
-            return terms
-
-        return joined(await asyncio.gather(*(one(*pair) for pair in zip(self.held_out, images, strict=True))))
+        return joined(await asyncio.gather(*(one(unit) for unit in self.held_out)))
 
     async def reference(self) -> list[Any]:
-        """Return references to the teacher's images that a judge without real images compares with."""
-        answers = await asyncio.gather(*(self.pool.call(LATER, "targets", unit) for unit in self.others))
-        return [reference for _, reference in answers]
+        """Return the features of the reference with which the judge compares, by work unit."""
+        return list(await asyncio.gather(*(self._call(LATER, "reference", unit) for unit in self.others)))
 
     async def held_out_conditions(self) -> list[Any]:
         return [c for unit in self.held_out for c in unit.conditions]

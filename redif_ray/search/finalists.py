@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import ray
-import torch
 
 from redif_ray.config import dump
 from redif_ray.data.schedule_file import Found, ScheduleFile
@@ -22,12 +21,11 @@ from redif_ray.diffusion.schedules import Times
 from redif_ray.evaluation import plots
 from redif_ray.evaluation.arm import evaluate_arm
 from redif_ray.evaluation.bootstrap import captions_of, difference, interval
-from redif_ray.evaluation.judge import Judge, Seen, judge_of_images, load_judge, needs_reference
+from redif_ray.evaluation.judge import Judge
 from redif_ray.runs.jsonl import append_rows, read_rows
 from redif_ray.search.job import Job
 from redif_ray.search.report import report, table
-from redif_ray.search.terms import Terms
-from redif_ray.types import Condition
+from redif_ray.types import Condition, Seen
 
 MEASURED = "held_out.jsonl"
 
@@ -63,10 +61,9 @@ def measure(job: Job, finalists: list[Finalist]) -> list[dict[str, Any]]:
     if missing:
         job.console.print(f"{len(missing)} schedules on {job.config.evaluation.held_out} held-out noises")
         judge = _judge(job)
-        targets = judge.see(torch.from_numpy(np.concatenate(ray.get(_images(job, None)))))
-        conditions = job.get(job.evaluator.held_out_conditions.remote())
+        teacher = job.get(job.evaluator.seen.remote(None))
     for finalist in missing:
-        row = asdict(finalist) | _measured(job, finalist, targets, conditions, judge)
+        row = asdict(finalist) | _measured(job, finalist, teacher, judge)
         rows.append(row)
         append_rows(path, [row])
     order = {(f.steps, f.name): i for i, f in enumerate(finalists)}
@@ -75,23 +72,14 @@ def measure(job: Job, finalists: list[Finalist]) -> list[dict[str, Any]]:
     )
 
 
-def _measured(job: Job, finalist: Finalist, targets: Seen, conditions: list[Any], judge: Judge) -> dict[str, Any]:
-    evaluation, seed, references = job.config.evaluation, job.config.run.seed, _images(job, finalist.times)
-    images = np.concatenate(ray.get(references))
-    terms: Terms = job.get(job.evaluator.held_out_terms.remote(references))
-    distance = -np.sum([w * terms[name].astype(np.float64) for name, w in job.weights.items()], axis=0)
+def _measured(job: Job, finalist: Finalist, teacher: Seen, judge: Judge) -> dict[str, Any]:
+    evaluation, seed = job.config.evaluation, job.config.run.seed
+    seen: Seen = job.get(job.evaluator.seen.remote(finalist.times))
+    distance = -np.sum([w * seen.terms[name].astype(np.float64) for name, w in job.weights.items()], axis=0)
     calls = solvers.network_calls(job.config.search.solver, finalist.steps)
-    arm = evaluate_arm(
-        judge.see(torch.from_numpy(images)),
-        conditions,
-        judge,
-        nfe=calls * job.model.calls_per_step(job.config.student.guidance),
-        teacher=targets,
-        terms=terms,
-        resamples=evaluation.bootstrap,
-        seed=seed,
-    )
-    captions = captions_of(conditions)
+    nfe = calls * job.model.calls_per_step(job.config.student.guidance)
+    arm = evaluate_arm(seen, judge, nfe=nfe, teacher=teacher, resamples=evaluation.bootstrap, seed=seed)
+    captions = captions_of(seen.conditions)
     low, high = interval(_mean, [distance], resamples=evaluation.bootstrap, seed=seed, clusters=captions)
     return {"distance": _mean(distance), "distance_ci": [low, high], "distances": distance.tolist(), "arm": arm}
 
@@ -100,17 +88,9 @@ def _mean(values: np.ndarray) -> float:
     return float(values.mean(dtype=np.float64))
 
 
-def _images(job: Job, times: Times | None) -> list[Any]:
-    """Return references to the images of the held-out noises, by work unit. times: None: the teacher's images."""
-    references: list[Any] = job.get(job.evaluator.images.remote(times))
-    return references
-
-
 def _judge(job: Job) -> Judge:
-    source = job.config.evaluation.judge
-    if not needs_reference(source):
-        return load_judge(source)
-    return judge_of_images(source, np.concatenate(ray.get(job.get(job.evaluator.reference.remote()))))
+    parts = job.get(job.evaluator.reference.remote())
+    return Judge(parts[0].judge, np.concatenate([part.features for part in parts]))
 
 
 def compare(rows: list[dict[str, Any]], resamples: int, seed: int, conditions: Sequence[Condition]) -> None:

@@ -23,7 +23,7 @@ from redif_ray.data.conditions import Conditions
 from redif_ray.diffusion import schedules
 from redif_ray.diffusion.schedules import Schedule, Times
 from redif_ray.errors import UserError
-from redif_ray.evaluation.judge import make_encoder
+from redif_ray.evaluation.encoders import make_encoder
 from redif_ray.interrupt import Interrupted, StopRequest, stop_requests
 from redif_ray.job.preflight import preflight
 from redif_ray.job.session import all_ready, beside_driver, workers

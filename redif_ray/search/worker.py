@@ -14,12 +14,12 @@ from redif_ray.config import Config
 from redif_ray.diffusion import noise, schedules, solvers
 from redif_ray.diffusion.noise import Stream
 from redif_ray.diffusion.schedules import Times
-from redif_ray.evaluation.judge import make_encoder
+from redif_ray.evaluation.encoders import make_encoder
 from redif_ray.planning import factory
 from redif_ray.rewards.base import RewardInputs
 from redif_ray.search import gits, gradient
 from redif_ray.search.terms import FEATURES, TARGETS
-from redif_ray.types import Meta, Work, WorkUnit
+from redif_ray.types import Meta, Seen, Work, WorkUnit
 from redif_ray.workers import reward
 
 
@@ -52,11 +52,13 @@ class SearchWorker(reward.TeacherRewardWorker):
         return Meta(unit, self.name, (work,)), {name: value.cpu().numpy() for name, value in terms.items()}
 
     @torch.no_grad()
-    def images(self, unit: WorkUnit, times: Times) -> tuple[Meta, np.ndarray]:
-        """Return the images along the schedule `times`, float32 [G, C, H, W] in [0, 1]."""
+    def see_along(self, unit: WorkUnit, times: Times) -> tuple[Meta, Seen]:
+        """Measure the images along the schedule `times` beside the teacher's."""
         started = time.perf_counter()
         images, calls = self._along(unit, times)
-        return Meta(unit, self.name, (Work("evaluation", time.perf_counter() - started, calls),)), images.cpu().numpy()
+        meta, targets = self.targets(unit)
+        seen = self.measured(unit, images, torch.from_numpy(targets.copy()).to(self.device), judged=True)
+        return Meta(unit, self.name, (Work("evaluation", time.perf_counter() - started, calls), *meta.work)), seen
 
     def costs(self, unit: WorkUnit) -> tuple[Meta, np.ndarray]:
         """Return GITS's cost matrix on the trajectories of a work unit, float64 [M + 1, M + 1]."""

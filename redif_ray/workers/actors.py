@@ -62,14 +62,11 @@ class TeacherRewardWorker(Actor):
     def score(self, *arguments: Any) -> Any:
         return self._worker.score(*arguments)
 
-    def compare(self, *arguments: Any) -> Any:
-        return self._worker.compare(*arguments)
+    def see(self, *arguments: Any) -> Any:
+        return self._worker.see(*arguments)
 
-    def sample(self, *arguments: Any) -> Any:
-        return self._worker.sample(*arguments)
-
-    def embed(self, *arguments: Any) -> Any:
-        return self._worker.embed(*arguments)
+    def reference(self, *arguments: Any) -> Any:
+        return self._worker.reference(*arguments)
 
 
 class _Unmade:

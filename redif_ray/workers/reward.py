@@ -13,15 +13,18 @@ from torch.nn import Module
 from redif_ray.config import Config
 from redif_ray.diffusion import noise, schedules, solvers
 from redif_ray.diffusion.schedules import Schedule
-from redif_ray.evaluation.judge import Encoder, embedded, load_encoder, networks_of
+from redif_ray.evaluation.encoders import Encoder, embedded, load_encoder, networks_of
+from redif_ray.evaluation.judge_source import judge_files, needs_reference
+from redif_ray.evaluation.reference import ReferenceImages
+from redif_ray.evaluation.seen import see
 from redif_ray.methods import phases_by_name
 from redif_ray.models.protocol import DiffusionModel
 from redif_ray.planning import factory
 from redif_ray.rewards.base import RewardInputs
-from redif_ray.types import Meta, Scored, Trajectories, Work, WorkUnit
+from redif_ray.types import Meta, Reference, Scored, Seen, Trajectories, Way, Work, WorkUnit
 from redif_ray.weights.publisher import fetch
 from redif_ray.workers.offload import Offload, home
-from redif_ray.workers.scoring import UnitScoring, arrays
+from redif_ray.workers.scoring import UnitScoring
 
 
 class TeacherRewardWorker:
@@ -91,36 +94,71 @@ class TeacherRewardWorker:
         return Meta(unit, self.name, scoring.work, terms, scored.teacher_terms, scoring.learned_sha256), scored
 
     @torch.no_grad()
-    def compare(
-        self, unit: WorkUnit, images: np.ndarray, targets: np.ndarray, weights: Any = None, learned: str | None = None
-    ) -> tuple[Meta, dict[str, np.ndarray]]:
-        """Return the reward terms, [G] each, of any images of a unit's groups beside the teacher's.
+    def see(
+        self,
+        unit: WorkUnit,
+        source: WorkUnit | Way,
+        weights: Any = None,
+        learned: str | None = None,
+        judged: bool = True,
+    ) -> tuple[Meta, Seen]:
+        """Measure images of the teacher beside its own images of a unit's groups.
 
-        images, targets: [G, C, H, W] float32 in [0, 1]. weights, learned: as in `score`.
+        source: another unit, whose stored images are measured (the unit itself: the teacher beside itself), or a way to
+        sample the unit's own noises. weights, learned: as in `score`. judged: False leaves out reward terms, features
+        and all that follows from them.
         """
+        started, work = time.perf_counter(), list[Work]()
+        if isinstance(source, WorkUnit):
+            meta, images = self.targets(source)
+            made = torch.from_numpy(images.copy()).to(self.device)
+            work += meta.work
+        else:
+            grid = schedules.build(self.teacher.process, source.steps, source.schedule)
+            made, calls = self._sampled(self.teacher, unit, source.solver, grid, source.guidance)
+            work.append(Work("evaluation", time.perf_counter() - started, calls))
+        meta, targets = self.targets(unit)
         started = time.perf_counter()
-        self.load_learned(weights, learned)
-        student, teacher = (torch.from_numpy(given.copy()).to(self.device) for given in (images, targets))
+        if judged:
+            self.load_learned(weights, learned)
+        seen = self.measured(unit, made, torch.from_numpy(targets.copy()).to(self.device), judged=judged)
+        work += [*meta.work, Work("rewards" if judged else "evaluation", time.perf_counter() - started, 0)]
+        return Meta(unit, self.name, tuple(work)), seen
+
+    def reference(self, unit: WorkUnit) -> tuple[Meta, Reference]:
+        """Return the features of the judge's own reference images whose rows are the unit's groups.
+
+        A judge that has none compares with the teacher's images of these groups.
+        """
+        source, work = self.config.evaluation.judge, list[Work]()
+        if needs_reference(source):
+            meta, images = self.targets(unit)
+            work += meta.work
+            pixels = torch.from_numpy((images * 255).round().astype(np.uint8))
+        else:
+            rows = ReferenceImages(judge_files(source)[1]).rows(unit.groups[0], unit.groups[-1] + 1)
+            pixels = torch.from_numpy(rows)
+        started, judge = time.perf_counter(), self._judge()
+        features = embedded(judge, (pixels.float() / 255).to(self.device), self.device)
+        work.append(Work("evaluation", time.perf_counter() - started, 0))
+        return Meta(unit, self.name, tuple(work)), Reference(judge.name, features)
+
+    def terms_of(self, unit: WorkUnit, images: Tensor, teacher: Tensor) -> dict[str, np.ndarray]:
+        """Return the reward terms of images [R, C, H, W], one for each row of a unit, beside the teacher's."""
         kept = self.store.features(unit.stream, unit.groups, unit.conditions)
-        terms = arrays(self.rewards(RewardInputs(student, teacher, list(unit.conditions), kept)))
-        return Meta(unit, self.name, (Work("rewards", time.perf_counter() - started, 0),)), terms
+        _, _, conditions = unit.per_row()
+        terms = self.rewards(RewardInputs(images, teacher, conditions, kept))
+        return {name: value.cpu().numpy().astype(np.float32) for name, value in terms.items()}
 
-    def sample(
-        self, unit: WorkUnit, solver: str, schedule: str, steps: int, guidance: float
-    ) -> tuple[Meta, np.ndarray]:
-        """Return the teacher's images by another solver and schedule, [G, C, H, W]: a control arm of the evaluation."""
-        started = time.perf_counter()
-        grid = schedules.build(self.teacher.process, steps, schedule)
-        images, calls = self._sampled(self.teacher, unit, solver, grid, guidance)
-        return Meta(unit, self.name, (Work("evaluation", time.perf_counter() - started, calls),)), images.cpu().numpy()
+    def measured(self, unit: WorkUnit, images: Tensor, teacher: Tensor, *, judged: bool) -> Seen:
+        """Return the measurements of images [G, C, H, W] beside the teacher's; see `see`."""
+        terms = self.terms_of(unit, images, teacher) if judged else {}
+        return see(unit, images, teacher, terms, self._judge() if judged else None)
 
-    def embed(self, unit: WorkUnit, images: np.ndarray) -> tuple[Meta, np.ndarray]:
-        """Return the features, [n, D] float32, that the run's judge gives images [n, C, H, W] float32 in [0, 1]."""
-        started = time.perf_counter()
+    def _judge(self) -> Encoder:
         if self.judge is None:
             self.judge = load_encoder(self.config.evaluation.judge, self.teacher.image_shape, self.device)
-        features = embedded(self.judge, torch.from_numpy(images.copy()), self.device).numpy()
-        return Meta(unit, self.name, (Work("evaluation", time.perf_counter() - started, 0),)), features
+        return self.judge
 
     def load_learned(self, weights: Any, key: str | None) -> str | None:
         """Load the learned reward `key` of the store `weights`; return its checksum, or None for a run without one."""

@@ -10,14 +10,12 @@ import torch
 from torch import Tensor
 
 from redif_ray.config import Config
-from redif_ray.data.targets import TargetStore
 from redif_ray.diffusion import solvers
 from redif_ray.diffusion.schedules import Schedule
 from redif_ray.learning.exploration import shared_steps
 from redif_ray.methods import Phase, Scoring
 from redif_ray.models.protocol import DiffusionModel, repeated
-from redif_ray.rewards.base import RewardInputs, Rewards
-from redif_ray.types import Trajectories, Work, WorkUnit
+from redif_ray.types import Meta, Seen, Trajectories, Work, WorkUnit
 
 
 class Host(Protocol):
@@ -28,8 +26,12 @@ class Host(Protocol):
     teacher: DiffusionModel
     student_schedule: Schedule
     phases: dict[str, Phase]
-    rewards: Rewards
-    store: TargetStore
+
+    def targets(self, unit: WorkUnit) -> tuple[Meta, np.ndarray]: ...
+
+    def terms_of(self, unit: WorkUnit, images: Tensor, teacher: Tensor) -> dict[str, np.ndarray]: ...
+
+    def measured(self, unit: WorkUnit, images: Tensor, teacher: Tensor, *, judged: bool) -> Seen: ...
 
     def load_learned(self, weights: Any, key: str | None) -> str | None: ...
 
@@ -96,12 +98,19 @@ class UnitScoring(Scoring):
         self._add("anchor", started, calls)
         return anchors
 
+    def seen(self) -> Seen:
+        work, targets = self.worker.targets(self.unit)
+        self._work += work.work
+        self.targets = targets
+        started = time.perf_counter()
+        self.learned_sha256 = self.worker.load_learned(*self._learned)
+        seen = self.worker.measured(self.unit, self._decoded(), self._teacher(), judged=True)
+        self._add("rewards", started)
+        return seen
+
     def _scored(self, images: Tensor, started: float) -> dict[str, np.ndarray]:
         """Return the reward terms of `images`, one a row, beside the teacher's."""
-        worker, unit = self.worker, self.unit
-        kept = worker.store.features(unit.stream, unit.groups, unit.conditions)
-        _, _, conditions = unit.per_row()
-        terms = arrays(worker.rewards(RewardInputs(images, self._teacher(), conditions, kept)))
+        terms = self.worker.terms_of(self.unit, images, self._teacher())
         self._add("rewards", started)
         return terms
 
@@ -121,8 +130,3 @@ class UnitScoring(Scoring):
 
     def _add(self, component: str, started: float, calls: int = 0) -> None:
         self._work.append(Work(component, time.perf_counter() - started, calls))
-
-
-def arrays(terms: dict[str, Tensor]) -> dict[str, np.ndarray]:
-    """Return reward terms as float32 arrays, [R] each."""
-    return {name: value.cpu().numpy().astype(np.float32) for name, value in terms.items()}

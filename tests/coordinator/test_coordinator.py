@@ -54,7 +54,7 @@ def test_of_two_ranks_each_loses_its_own(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("captions", [True, False])
 def test_captions_are_encoded_before_a_unit_is_rolled_out(captions: bool, tmp_path: Path) -> None:
-    """Of the warm start, whose targets nobody asks for, by a call of its own; of rounds and deployments with them."""
+    """Where nobody asks for the teacher's images, by a call of its own; elsewhere with these images."""
     found = coordinator(tmp_path, captions=captions)
     done = found.reward.workers[0].order
 
@@ -68,9 +68,11 @@ def test_captions_are_encoded_before_a_unit_is_rolled_out(captions: bool, tmp_pa
         warm = await made(found.round_for(0, 0, 1))
         assert warm.index("rollout") < warm.index("score") and ("encode" in warm) == captions
         policy, deployed = await made(found.round_for(1, 0, 1)), await made(found.deploy(1, 10, 0, "deploy-0", None))
-        assert "encode" not in policy + deployed
+        assert "encode" not in policy
         if captions:
-            assert warm[0] == "encode" and deployed == ["targets", "rollout", "score"]
+            assert warm[0] == "encode" and deployed == ["encode", "rollout", "score"]
+        else:
+            assert deployed == ["rollout", "score"]
 
     asyncio.run(run())
 

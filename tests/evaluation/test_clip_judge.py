@@ -11,9 +11,14 @@ import torch
 from tiny_encoders import write_clip
 from transformers import CLIPModel, CLIPTokenizer
 
+from redif_ray.diffusion.noise import Stream
 from redif_ray.evaluation.arm import evaluate_arm
-from redif_ray.evaluation.judge import JudgeError, judge_of_images, make_encoder, needs_reference
+from redif_ray.evaluation.encoders import JudgeError, embedded, fit, make_encoder
+from redif_ray.evaluation.judge import Judge
+from redif_ray.evaluation.judge_source import needs_reference
+from redif_ray.evaluation.seen import see
 from redif_ray.rewards.preparation import CLIP_MEAN, CLIP_STD
+from redif_ray.types import WorkUnit
 
 CAPTIONS = ["a cat", "a dog", "x"] * 4
 
@@ -34,26 +39,29 @@ def test_features_and_captions_are_transformers_own(folder: str, images: torch.T
     with torch.no_grad():
         told = tokens(CAPTIONS, padding=True, truncation=True, return_tensors="pt")
         found = network(pixel_values=(images - mean) / std, **told)
-    judge = judge_of_images(folder, images.numpy())
-    features = judge.embed(images)
-    assert judge.name == "tiny-clip" and np.sqrt(np.square(features).mean()) == pytest.approx(1)
+    encoder = make_encoder(folder, (3, 16, 16))
+    features = embedded(encoder, images, "cpu")
+    assert encoder.name == "tiny-clip" and np.sqrt(np.square(features).mean()) == pytest.approx(1)
     expected = found.image_embeds.numpy()
     np.testing.assert_allclose(features / np.sqrt(expected.shape[1]), expected, atol=1e-5)
     cosines = (found.image_embeds * found.text_embeds).sum(1)
-    assert judge.caption_cosine(features, CAPTIONS) == pytest.approx(float(cosines.mean()), abs=1e-5)
+    np.testing.assert_allclose(fit(encoder, features, CAPTIONS)["caption_cosine"], cosines.numpy(), atol=1e-5)
     assert float(cosines.std()) > 1e-3
 
 
 def test_an_arm_says_how_its_images_fit_their_captions(folder: str, images: torch.Tensor) -> None:
-    judge = judge_of_images(folder, images.numpy())
-    seen = judge.see(images)
-    options: dict[str, Any] = {"nfe": 4, "terms": {}, "resamples": 40, "seed": 0}
-    told = evaluate_arm(seen, CAPTIONS, judge, teacher=seen, **options)
-    assert told["caption_cosine"] == judge.caption_cosine(seen.features, CAPTIONS) and told["class_accuracy"] is None
-    assert evaluate_arm(seen, [None] * 12, judge, teacher=seen, **options)["caption_cosine"] is None
-    random = judge_of_images("random-features", images.numpy())
-    seen = random.see(images)
-    assert evaluate_arm(seen, CAPTIONS, random, teacher=seen, **options)["caption_cosine"] is None
+    options: dict[str, Any] = {"nfe": 4, "resamples": 40, "seed": 0}
+    for source, conditions in ((folder, CAPTIONS), (folder, [None] * 12), ("random-features", CAPTIONS)):
+        encoder = make_encoder(source, (3, 16, 16))
+        unit = WorkUnit(0, 0, "deploy", Stream.HELD_OUT, tuple(range(12)), tuple(conditions))
+        seen = see(unit, images, images, {}, encoder)
+        found = evaluate_arm(seen, Judge(encoder.name, seen.judged), teacher=seen, **options)
+        assert found["class_accuracy"] is None
+        if (source, conditions) == (folder, CAPTIONS):
+            expected = fit(encoder, embedded(encoder, images, "cpu"), CAPTIONS)["caption_cosine"].mean()
+            assert found["caption_cosine"] == pytest.approx(expected)
+        else:
+            assert found["caption_cosine"] is None
 
 
 def test_which_judges_bring_images_of_their_own(folder: str, tmp_path: Path) -> None:

@@ -9,10 +9,12 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
+from redif_ray.data.images import ImageSet
+from redif_ray.evaluation.encoders import embedded, fit, make_encoder
 from redif_ray.evaluation.frechet import frechet
-from redif_ray.evaluation.judge import Judge, judge_of_images
+from redif_ray.evaluation.judge_source import RANDOM_FEATURES
 from redif_ray.evaluation.prdc import prdc
-from redif_ray.evaluation.random_features import NAME, RandomFeatures
+from redif_ray.evaluation.random_features import RandomFeatures
 from redif_ray.models.classifier import ClassifierError
 
 
@@ -43,19 +45,20 @@ def test_by_hand_for_any_shape(shape: tuple[int, ...]) -> None:
         network.embedding(images * 2 - 1)
 
 
-def test_they_tell_what_is_wrong(shipped: Judge) -> None:
+def test_they_tell_what_is_wrong(shipped: ImageSet) -> None:
     """Real images against real ones are near; blurred, noisy and one-class ones are not, and lose recall."""
-    pixels = shipped.reference.images / np.float32(255)
-    labels = shipped.reference.labels
+    pixels = shipped.images / np.float32(255)
+    labels = shipped.labels
     assert labels is not None
-    judge, real = judge_of_images(NAME, pixels[:1000]), pixels[1000:2000]
+    encoder, real = make_encoder(RANDOM_FEATURES, (1, 28, 28)), pixels[1000:2000]
+    reference = embedded(encoder, torch.from_numpy(pixels[:1000]), "cpu")
     noisy = np.clip(real + 0.15 * np.random.default_rng(0).normal(size=real.shape), 0, 1).astype(np.float32)
     blurred = gaussian_filter(real, (0, 0, 1, 1))
     few = np.concatenate([pixels[labels == c][:500] for c in (0, 1)])
     sets = {"real": real, "noisy": noisy, "blurred": blurred, "few": few}
-    features = {name: judge.embed(torch.from_numpy(images)) for name, images in sets.items()}
-    distance = {name: frechet(f, judge.reference_features()) for name, f in features.items()}
+    features = {name: embedded(encoder, torch.from_numpy(images), "cpu") for name, images in sets.items()}
+    distance = {name: frechet(f, reference) for name, f in features.items()}
     assert all(distance[name] > 2 * distance["real"] for name in ("noisy", "blurred", "few")), distance
-    recall = {name: prdc(f, judge.reference_features())["recall"] for name, f in features.items()}
+    recall = {name: prdc(f, reference)["recall"] for name, f in features.items()}
     assert recall["real"] > 0.85 and recall["few"] < recall["real"] - 0.15, recall
-    assert judge.class_accuracy(judge.embed(torch.from_numpy(real)), [0] * 1000) is None
+    assert fit(encoder, features["real"], [0] * 1000) == {}

@@ -13,7 +13,7 @@ from redif_ray.classifiers import ClassifierConfig, accuracy, main, shifted, spl
 from redif_ray.data.images import ImageSet, load_images
 from redif_ray.diffusion import noise
 from redif_ray.diffusion.noise import Stream
-from redif_ray.evaluation.judge import ASSETS
+from redif_ray.evaluation.judge_source import ASSETS
 from redif_ray.models.classifier import Classifier, ClassifierError, Kind, load_classifier
 
 SHIPPED = {"first": ASSETS / "classifiers/fashion_mnist_a", "second": ASSETS / "judges/fashion_mnist_b"}

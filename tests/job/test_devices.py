@@ -29,7 +29,7 @@ from redif_ray.adaptive.worker import AdaptiveWorker
 from redif_ray.config import Config, load
 from redif_ray.diffusion.noise import Stream
 from redif_ray.diffusion.schedules import Times
-from redif_ray.evaluation.judge import judge_of_images, load_judge, networks_of
+from redif_ray.evaluation.encoders import networks_of
 from redif_ray.learner.learned_reward import LearnedReward
 from redif_ray.learner.train_state import load_trained, trained
 from redif_ray.learning.ema import ExponentialAverage
@@ -38,7 +38,7 @@ from redif_ray.models.registry import load_model
 from redif_ray.models.student import get_weights, trainable
 from redif_ray.planning import factory
 from redif_ray.rewards.base import RewardInputs
-from redif_ray.types import WorkUnit
+from redif_ray.types import Way, WorkUnit
 from redif_ray.workers.reward import TeacherRewardWorker
 
 pytestmark = pytest.mark.slow
@@ -224,24 +224,26 @@ def test_reward_terms(recipe: str, terms: str, device: str) -> None:
     ],
 )
 def test_the_eyes_of_the_judge(recipe: str, judge: str, device: str, tmp_path: Path) -> None:
-    """Where a reward worker has them, in its turn, and where the learner does."""
+    """A reward worker has the judge on its device in its turn, and it sees there what it sees on the CPU."""
     overrides = (f"run.root={tmp_path}", f"evaluation.judge={judge}", "pipeline.colocate=true")
-    worker = TeacherRewardWorker("reward-0", load(recipe, [*overrides, *GPUS]))
-    shown = images(3, worker.teacher.image_shape, 0)
-    worker.offload.wake()
-    _, found = worker.embed(WorkUnit(0, 0, "deploy", Stream.HELD_OUT, (), ()), shown)
-    assert worker.judge is not None
-    assert {p.device.type for n in networks_of(worker.judge) for p in n.parameters()} == {device}
-    worker.offload.rest()
-    assert {p.device.type for n in networks_of(worker.judge) for p in n.parameters()} == {"cpu"}
-    options = {} if judge == "fashion-mnist" else {"images": images(8, worker.teacher.image_shape, 1)}
-    make: Any = judge_of_images if options else load_judge
-    here, there = (make(judge, *options.values(), device=where) for where in ("cpu", device))
-    for other in (found, there.embed(torch.from_numpy(shown))):
-        np.testing.assert_allclose(other, here.embed(torch.from_numpy(shown)), rtol=1e-3, atol=1e-4)
-    features = there.embed(torch.from_numpy(shown))
-    assert there.class_accuracy(features, [1, 2, 3]) == here.class_accuracy(features, [1, 2, 3])
-    assert there.caption_cosine(features, ["a", "b", "c"]) == here.caption_cosine(features, ["a", "b", "c"])
+    shape = load_model(load(recipe, []).teacher.model).image_shape
+    shown, beside = (torch.from_numpy(images(3, shape, seed)) for seed in (0, 1))
+    unit = WorkUnit(0, 0, "deploy", Stream.HELD_OUT, (0, 1, 2), ("a", "b", "c") if recipe != "smoke" else (1, 2, 3))
+    found = {}
+    for where, gpus in (("cpu", ()), (device, GPUS)):
+        worker = TeacherRewardWorker("reward-0", load(recipe, [*overrides, *gpus]))
+        worker.offload.wake()
+        found[where] = worker.measured(unit, shown.to(where), beside.to(where), judged=True)
+        assert worker.judge is not None
+        assert {p.device.type for n in networks_of(worker.judge) for p in n.parameters()} == {where}
+        worker.offload.rest()
+        assert {p.device.type for n in networks_of(worker.judge) for p in n.parameters()} == {"cpu"}
+    here, there = found["cpu"], found[device]
+    np.testing.assert_allclose(there.judged, here.judged, rtol=1e-3, atol=1e-4)
+    told = {"fashion-mnist": {"class_accuracy"}, "emoji_clip_b": {"caption_cosine"}}
+    assert there.fit.keys() == here.fit.keys() == told.get(judge, set())
+    for name, value in here.fit.items():
+        np.testing.assert_allclose(there.fit[name], value, rtol=1e-3)
 
 
 def test_the_learned_reward(device: str, tmp_path: Path) -> None:
@@ -289,7 +291,7 @@ def test_workers_of_a_search(device: str, tmp_path: Path) -> None:
         _, measured = worker.adapted(unit, goal, agent, {"mse": 1.0}, targets)
         found.append(
             [
-                worker.images(unit, times)[1],
+                worker.see(unit, Way("euler", "uniform_trailing", 3, 1.0), judged=False)[1].pixel_mse,
                 *terms.values(),
                 worker.costs(unit)[1],
                 np.array([s.levels for s in schedules]),

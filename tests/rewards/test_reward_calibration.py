@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 
 from redif_ray.rewards.base import RewardError
@@ -29,10 +28,9 @@ def test_points_are_the_means_of_their_own_images(pair, build):
 
 
 def test_images_in_the_upper_half_of_the_range_are_refused():
-    images = np.linspace(0, 1, 8, dtype=np.float32).reshape(2, 1, 2, 2)
-    check_range(images)
+    check_range(0.0)
     with pytest.raises(RewardError, match=r"below 0\.5.*twice"):
-        check_range((images + 1) / 2)
+        check_range(0.5)
 
 
 def test_table_names_every_number():

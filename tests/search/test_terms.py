@@ -32,7 +32,7 @@ def test_a_worker_adds_features_of_both_images_where_they_are_asked_for(
     (unit,) = plan.deploy(Stream.SEARCH, 4, size=4)
     _, targets = worker.targets(unit)
     _, terms = worker.terms(unit, Times((999.0, 500.0)), targets)
-    _, images = worker.images(unit, Times((999.0, 500.0)))
+    images = worker._along(unit, Times((999.0, 500.0)))[0].numpy()
     encoder = RandomFeatures(images.shape[1:])
     for name, of in ((FEATURES, images), (TARGETS, targets)):
         assert np.allclose(terms[name], encoder.embedding(torch.from_numpy(of.copy())).numpy(), atol=1e-5)

@@ -1,0 +1,62 @@
+"""The reference images of a judge that has its own: a Parquet file, read a few rows at a time.
+
+The file may be larger than memory: its rows are read where they are embedded, by the reward workers.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from redif_ray.data.images import ImageSetError, decoded_cells
+from redif_ray.evaluation.judge_source import judge_files, needs_reference
+
+
+def reference_count(source: str, count: int) -> int:
+    """Return the number of a judge's own reference images, or `count` for a judge that has none."""
+    return count if needs_reference(source) else len(ReferenceImages(judge_files(source)[1]))
+
+
+class ReferenceImages:
+    """The images of the column `image` (encoded bytes, or a struct with `bytes`). Raises ImageSetError."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        if not path.is_file():
+            raise ImageSetError(f"no such image set: {path}")
+        try:
+            metadata = pq.read_metadata(path)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise ImageSetError(f"{path} is not a readable Parquet file: {error}") from error
+        self.sizes = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+        if not len(self):
+            raise ImageSetError(f"{path} holds no images")
+
+    def __len__(self) -> int:
+        return sum(self.sizes)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Return (C, H, W) of the first image."""
+        return self.rows(0, 1).shape[1:]
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        """Return the images `start` to `stop`, uint8 [stop - start, C, H, W]; only their row groups are read."""
+        ends = np.cumsum(self.sizes)
+        groups = [i for i, end in enumerate(ends) if end > start and end - self.sizes[i] < stop]
+        first = int(ends[groups[0]]) - self.sizes[groups[0]]
+        cells: list[object] = []
+        try:
+            with pq.ParquetFile(self.path) as file:
+                for batch in file.iter_batches(batch_size=64, row_groups=groups, columns=["image"]):
+                    low, high = max(start - first, 0), min(stop - first, len(batch))
+                    cells += batch["image"].slice(low, max(high - low, 0)).to_pylist()
+                    first += len(batch)
+                    if first >= stop:
+                        break
+        except (pa.ArrowInvalid, OSError, KeyError) as error:
+            raise ImageSetError(f"{self.path} has no readable column `image`: {error}") from error
+        return decoded_cells(cells, self.path, start)

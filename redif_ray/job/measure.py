@@ -1,0 +1,160 @@
+"""The arms of the comparison: every way to make images, on the same held-out noises, by the same judge.
+
+The images stay in the reward workers; what reaches the driver does not grow with their size (`evaluation.seen`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from redif_ray.checkpoint import find_checkpoint, load_checkpoint, unpack
+from redif_ray.config import LEARNED
+from redif_ray.diffusion import schedules, solvers
+from redif_ray.diffusion.noise import Stream
+from redif_ray.evaluation.arm import evaluate_arm, limits
+from redif_ray.evaluation.changes import changes
+from redif_ray.evaluation.judge_source import needs_reference
+from redif_ray.evaluation.report import ARMS
+from redif_ray.job.session import INITIAL, Session
+from redif_ray.learner.compute import Accounts
+from redif_ray.learner.judge import judge_of
+from redif_ray.learner.learned_reward import last_learned
+from redif_ray.types import Seen, Way
+from redif_ray.weights.store import learned_key
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """The result of an evaluation.
+
+    fields: the fields of the summary that an evaluation determines.
+    pictures: (label, pictures [k, C, h, w] uint8) of each arm.
+    notes: further facts for the summary's `notes`.
+    """
+
+    fields: dict[str, Any]
+    pictures: list[tuple[str, np.ndarray]]
+    notes: dict[str, Any]
+
+
+def measure(run: Session, weights: dict[str, torch.Tensor], version: int, accounts: Accounts) -> Measured:
+    """Measure every arm on the same held-out noises, with the same judge.
+
+    weights: the student's deployed weights. version: their policy version.
+    accounts: takes the cost of the evaluation.
+    """
+    config, count = run.config, run.config.evaluation.held_out
+    judge = judge_of(run.coordinator, count, accounts, run.get)
+    _take_learned(run)
+    final = f"final-{version}"
+    run.publisher.publish(final, weights)
+    few, warm, student = _held_out(run, INITIAL, accounts), _warm_start(run, accounts), _held_out(run, final, accounts)
+    units = run.plan.deploy(Stream.HELD_OUT, count)
+    teacher, metas = run.see(units, units)
+    accounts.add_evaluation(metas)
+    name, way = best_teacher(run, accounts)
+    best, metas = run.see(units, [way] * len(units))
+    accounts.add_evaluation(metas)
+    calls = config.student.steps * run.teacher.calls_per_step(config.student.guidance)
+    full_calls = solvers.network_calls(config.teacher.solver, config.teacher.steps)
+    full_calls *= run.teacher.calls_per_step(config.teacher.guidance)
+    draws = {"resamples": config.evaluation.bootstrap, "seed": config.run.seed}
+    arms: dict[str, Any] = {}
+    for arm, seen, nfe in (
+        ("teacher_full", teacher, full_calls),
+        ("teacher_best", best, calls),
+        ("teacher_few", few, calls),
+        ("warm_start", warm, calls),
+        ("student", student, calls),
+    ):
+        run.stop.check()
+        arms[arm] = None if seen is None else evaluate_arm(seen, judge, nfe=nfe, teacher=teacher, **draws)
+    starts = {"over the untrained student": few, "over the warm start": warm}
+    gains = {text: changes(judge, student, seen, **draws) for text, seen in starts.items() if seen is not None}
+    rows = [("teacher", teacher), (ARMS["teacher_few"], few), (ARMS["warm_start"], warm), (ARMS["student"], student)]
+    fields = {
+        "held_out": count,
+        "judge": judge.name,
+        "reference": "teacher" if needs_reference(config.evaluation.judge) else "real",
+        "arms": {name: arms[name] for name in ARMS},
+        "limits": limits(judge, count, config.run.seed),
+    }
+    notes = {"teacher_best": name, "seconds_per_image": seconds_per_image(run), "student_gain": gains}
+    return Measured(fields, [(label, seen.pictures) for label, seen in rows if seen is not None], notes)
+
+
+def _take_learned(run: Session) -> None:
+    """Publish the run's last learned reward, if it has one, so that every arm is scored with the same reward."""
+    if learned_key(run.config, 0) is None:
+        return
+    run.learned, weights = last_learned(run.folder.path)
+    if weights:
+        run.publisher.publish(f"{LEARNED}-{run.learned}", weights)
+
+
+def _held_out(run: Session, key: str, accounts: Accounts) -> Seen:
+    seen, metas = run.sample(Stream.HELD_OUT, run.config.evaluation.held_out, key)
+    accounts.add_evaluation(metas)
+    return seen
+
+
+def _warm_start(run: Session, accounts: Accounts) -> Seen | None:
+    path = find_checkpoint(run.folder.path / "checkpoints" / "warm_start")
+    if path is None or len(run.plan.phases) == 1:  # a run of a single phase: the warm start is the student itself
+        return None
+    tensors, meta = load_checkpoint(path)
+    key = f"warm-{meta['version']}"
+    run.publisher.publish(key, unpack("deploy", tensors))
+    return _held_out(run, key, accounts)
+
+
+def best_teacher(run: Session, accounts: Accounts) -> tuple[str, Way]:
+    """Return the teacher's best named schedule, solver and guidance at the student's NFE, with a label.
+
+    The best has the least paired mse on the search noises. The candidates have the student's guidance, or the teacher's
+    guidance with as many steps as the same NFE allows.
+    """
+    config = run.config
+    units = run.plan.deploy(Stream.SEARCH, config.evaluation.search)
+    scores: dict[Way, float] = {}
+    for guidance, steps in _guidances(run).items():
+        for solver in ("euler", "dpmpp_2m"):
+            for name in schedules.named(run.teacher.process, steps):
+                way = Way(solver, name, steps, guidance)
+                seen, metas = run.see(units, [way] * len(units), judged=False)
+                accounts.add_evaluation(metas)
+                scores[way] = float(seen.pixel_mse.mean())
+    best = min(scores, key=lambda way: scores[way])
+    guided = f", {best.steps} steps at guidance {best.guidance:g}" if len(_guidances(run)) > 1 else ""
+    return f"{best.solver} on {best.schedule}{guided}", best
+
+
+def _guidances(run: Session) -> dict[float, int]:
+    """Return {guidance scale to try: number of steps that the student's NFE allows with it}."""
+    student, calls = run.config.student, run.teacher.calls_per_step
+    nfe = student.steps * calls(student.guidance)
+    allowed = {w: nfe // calls(w) for w in (student.guidance, run.config.teacher.guidance)}
+    return {guidance: steps for guidance, steps in allowed.items() if steps}
+
+
+def seconds_per_image(run: Session) -> dict[str, float]:
+    """Return {"teacher", "student"}: seconds per image on one otherwise idle reward worker, at `evaluation.batch`.
+
+    The levels do not change the time, so both are timed on the teacher's schedule.
+    """
+    config = run.config
+    unit = run.plan.deploy(Stream.SEARCH, min(config.evaluation.search, config.evaluation.batch))[0]
+    teacher, student = config.teacher, config.student
+    sampled = {
+        "teacher": Way(teacher.solver, teacher.schedule, teacher.steps, teacher.guidance),
+        "student": Way("euler", teacher.schedule, student.steps, student.guidance),
+    }
+    seconds = {}
+    for name, way in sampled.items():
+        _, (meta,) = run.see([unit], [way], judged=False)
+        seconds[name] = meta.work[0].seconds / unit.rows  # the first part is the sampling
+    return seconds
