@@ -25,7 +25,6 @@ from redif_ray.config import Config, load
 from redif_ray.diffusion import solvers
 from redif_ray.diffusion.noise import Stream
 from redif_ray.evaluation.judge import Judge
-from redif_ray.evaluation.reference import reference_count
 from redif_ray.evaluation.report import markdown_table
 from redif_ray.evaluation.seen import joined
 from redif_ray.learner.compute import Accounts
@@ -35,6 +34,7 @@ from redif_ray.learning.exploration import explored_stds, shared_steps
 from redif_ray.loop import PlainLoop
 from redif_ray.models.student import get_weights, set_weights, trainable
 from redif_ray.planning import factory
+from redif_ray.planning.rounds import reference_units
 from redif_ray.rewards.combine import centred_std
 from redif_ray.types import Seen, WorkUnit
 
@@ -109,8 +109,7 @@ def _calls(loop: PlainLoop, round: int, metrics: dict[str, float], flops: Accoun
 
 
 def _frechet(loop: PlainLoop, features: np.ndarray) -> float:
-    count = reference_count(loop.config.evaluation.judge, len(features))
-    parts = [loop.reward.reference(unit)[1] for unit in loop.plan.deploy(Stream.REFERENCE, count)]
+    parts = [loop.reward.reference(unit)[1] for unit in reference_units(loop.plan, len(features))]
     return float(Judge(parts[0].judge, np.concatenate([part.features for part in parts])).frechet(features))
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,10 +78,38 @@ def find_checkpoint(folder: str | Path) -> Path | None:
     return next((place for place in (folder, aside(folder)) if place.exists()), None)
 
 
+class StoredTensors(Mapping[str, "torch.Tensor"]):
+    """The tensors of a safetensors file, each read when it is asked for, so that no caller has to hold them all.
+
+    prefix: only the names below `prefix/` count, and are given without it; None: all names.
+    """
+
+    def __init__(self, path: Path, prefix: str | None = None) -> None:
+        from safetensors import safe_open
+
+        self._file = safe_open(path, framework="pt")
+        self._start = "" if prefix is None else f"{prefix}/"
+        self._names = [n.removeprefix(self._start) for n in self._file.keys() if n.startswith(self._start)]  # noqa: SIM118
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        tensor: torch.Tensor = self._file.get_tensor(self._start + name)
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
 def load_checkpoint(folder: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Return (tensors, meta) after checking the tensors against their checksum. Raises `CheckpointError`."""
-    from safetensors.torch import load_file
+    state, meta = check_checkpoint(folder)
+    return dict(StoredTensors(state)), meta
 
+
+def check_checkpoint(folder: str | Path) -> tuple[Path, dict[str, Any]]:
+    """Return (path of the tensors, meta) after comparing their checksum. Raises `CheckpointError`."""
     folder = find_checkpoint(folder) or Path(folder)
     state, away = folder / STATE, f"to go on from an earlier checkpoint move {folder} away"
     try:
@@ -95,7 +123,7 @@ def load_checkpoint(folder: str | Path) -> tuple[dict[str, torch.Tensor], dict[s
         raise CheckpointError(f"{folder} has checkpoint format {found_format}; this version reads {FORMAT}")
     if not state.exists() or file_sha256(state) != expected:
         raise CheckpointError(f"{state} is missing or does not match its checksum; {away}")
-    return load_file(state), meta
+    return state, meta
 
 
 def pack(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

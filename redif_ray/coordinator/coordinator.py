@@ -25,10 +25,9 @@ from redif_ray.coordinator.batch import Batch, Make, Parts
 from redif_ray.coordinator.pool import Pool, Urgency
 from redif_ray.data.conditions import CONDITIONS, Conditions
 from redif_ray.diffusion.noise import Stream
-from redif_ray.evaluation.reference import reference_count
 from redif_ray.faults import ATTEMPTS, RoundData, restarted
 from redif_ray.methods import Deploy, phases_by_name
-from redif_ray.planning.rounds import RoundPlan
+from redif_ray.planning.rounds import RoundPlan, reference_units
 from redif_ray.runs.gauges import PoolGauges
 from redif_ray.runs.timeline import Span, spans
 from redif_ray.types import Meta, WorkUnit
@@ -62,6 +61,7 @@ class Coordinator:
         self.watching: asyncio.Task[None] | None = None
         self.spans: list[Span] = []  # work not yet reported to the writer
         self.rounds: dict[int, Batch] = {}
+        self.references: dict[int, Batch] = {}  # features of reference images, by number of work units
         self.deployments: dict[tuple[Any, ...], Batch] = {}
         self.ahead: dict[tuple[int, int], asyncio.Future[tuple[Meta, Any]]] = {}  # of `_ahead`, by round and unit
         self.stopping = False
@@ -165,8 +165,10 @@ class Coordinator:
 
         The teacher's are images of `count` noises from which no arm of the evaluation starts.
         """
-        units = self.plan.deploy(Stream.REFERENCE, reference_count(self.config.evaluation.judge, count))
-        return await self._deployed(("reference", count), units, self._reference, lost)
+        units = reference_units(self.plan, count)
+        if (batch := self.references.get(len(units))) is None or batch.failed:
+            batch = self.references[len(units)] = Batch(units, self._reference, self.at_once)
+        return await self._answer(batch, 0, 1, lost)
 
     async def ask(self, method: str, arguments: tuple[Any, ...]) -> tuple[Meta, Any]:
         """Call a reward worker for the driver, which waits; return the meta and a reference to the data."""

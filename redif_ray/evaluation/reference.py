@@ -5,6 +5,7 @@ The file may be larger than memory: its rows are read where they are embedded, b
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -44,19 +45,25 @@ class ReferenceImages:
         return self.rows(0, 1).shape[1:]
 
     def rows(self, start: int, stop: int) -> np.ndarray:
-        """Return the images `start` to `stop`, uint8 [stop - start, C, H, W]; only their row groups are read."""
+        """Return the images `start` to `stop`, uint8 [stop - start, C, H, W]."""
+        return np.concatenate(list(self.batches(start, stop, stop - start)))
+
+    def batches(self, start: int, stop: int, size: int) -> Iterator[np.ndarray]:
+        """Yield the images `start` to `stop`, uint8 [at most `size`, C, H, W], reading only their row groups."""
         ends = np.cumsum(self.sizes)
         groups = [i for i, end in enumerate(ends) if end > start and end - self.sizes[i] < stop]
-        first = int(ends[groups[0]]) - self.sizes[groups[0]]
+        at = int(ends[groups[0]]) - self.sizes[groups[0]]
         cells: list[object] = []
         try:
             with pq.ParquetFile(self.path) as file:
                 for batch in file.iter_batches(batch_size=64, row_groups=groups, columns=["image"]):
-                    low, high = max(start - first, 0), min(stop - first, len(batch))
+                    low, high = max(start - at, 0), min(stop - at, len(batch))
                     cells += batch["image"].slice(low, max(high - low, 0)).to_pylist()
-                    first += len(batch)
-                    if first >= stop:
-                        break
+                    at += len(batch)
+                    while len(cells) >= size or (cells and at >= stop):
+                        yield decoded_cells(cells[:size], self.path, min(at, stop) - len(cells))
+                        del cells[:size]
+                    if at >= stop:
+                        return
         except (pa.ArrowInvalid, OSError, KeyError) as error:
             raise ImageSetError(f"{self.path} has no readable column `image`: {error}") from error
-        return decoded_cells(cells, self.path, start)

@@ -7,8 +7,9 @@ from dataclasses import replace
 from rich.console import Console
 
 from redif_ray.diffusion.noise import Stream
-from redif_ray.job.session import INITIAL, Session
+from redif_ray.job.session import Session
 from redif_ray.rewards import calibration as rewards_calibration
+from redif_ray.runs.deployed import INITIAL
 
 Calibration = dict[str, dict[str, float]]
 

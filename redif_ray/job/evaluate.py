@@ -12,14 +12,14 @@ from redif_ray.config import Config, ConfigError, assign, parse_override, valida
 from redif_ray.config.changes import may_differ
 from redif_ray.evaluation.table import result_table
 from redif_ray.interrupt import stop_requests
-from redif_ray.job.deployed import deployed
 from redif_ray.job.measure import measure
 from redif_ray.job.session import session
 from redif_ray.learner.compute import Accounts
-from redif_ray.models.registry import load_teacher
+from redif_ray.models.registry import teacher_outline
 from redif_ray.planning import factory
 from redif_ray.runs import timeline
-from redif_ray.runs.folder import RunFolder
+from redif_ray.runs.deployed import checkpoint_key, deployed_weights
+from redif_ray.runs.folder import RunFolder, stored_config
 from redif_ray.workers.runtime_env import handed_over
 
 NO_LEARNER = {"workers": 1, "fsdp": False, "cpus": 0, "gpus": 0, "resources": {}, "labels": {}}
@@ -32,16 +32,16 @@ def evaluate(run: Path, overrides: list[str], *, checkpoint: str, console: Conso
     Raises UserError, and Interrupted after Ctrl-C or SIGTERM.
     """
     run = run.resolve()  # a relative path would mean another folder in the workers' working directories
-    config, weights, version = deployed(run, checkpoint)
-    config = evaluated(config, overrides)
+    config = evaluated(stored_config(run), overrides)
+    _, version = deployed_weights(run, checkpoint)  # raises for a checkpoint that is missing or broken
     handed_over(config.reward)  # raises before Ray starts
     with stop_requests("nothing was written; run the command again") as stop, RunFolder.reopen(run) as folder:
-        conditions = folder.conditions() or factory.conditions(config, load_teacher(config.teacher))
+        conditions = folder.conditions() or factory.conditions(config, teacher_outline(config.teacher))
         folder.keep_conditions(conditions)
         with connect(config), session(config, conditions, folder, stop) as opened:
             opened.ready()
             opened.growth.start()
-            measured = measure(opened, weights, version, Accounts(config))
+            measured = measure(opened, checkpoint_key(checkpoint, version), Accounts(config))
         name = f"evaluation-{config.evaluation.held_out}.json"
         result = {**measured.fields, "notes": measured.notes}
         folder.write(name, json.dumps(result, indent=1) + "\n")

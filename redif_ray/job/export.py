@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,12 @@ import torch
 from redif_ray.config import Config
 from redif_ray.data.schedule_file import read_times
 from redif_ray.export import export_student
-from redif_ray.job.deployed import deployed
 from redif_ray.models.protocol import DiffusionModel
 from redif_ray.models.registry import load_teacher, model_folder
 from redif_ray.models.student import make_student, set_weights
 from redif_ray.planning import factory
+from redif_ray.runs.deployed import deployed_weights
+from redif_ray.runs.folder import stored_config
 
 
 def export_checkpoint(run: Path, out: Path, checkpoint: str, schedule: Path | None = None) -> Path:
@@ -23,7 +25,7 @@ def export_checkpoint(run: Path, out: Path, checkpoint: str, schedule: Path | No
     run: run folder. out: folder to write. checkpoint: name of a folder below `checkpoints/`.
     schedule: schedule.yaml of `redif search`; None: the run's own schedule.
     """
-    config, weights, _ = deployed(run, checkpoint)
+    config, (weights, _) = stored_config(run), deployed_weights(run, checkpoint)
     if schedule is not None:
         times = read_times(schedule, config.student.steps)
         config = config.model_copy(update={"student": config.student.model_copy(update=times._asdict())})
@@ -32,7 +34,11 @@ def export_checkpoint(run: Path, out: Path, checkpoint: str, schedule: Path | No
 
 
 def export_weights(
-    teacher: DiffusionModel, config: Config, weights: dict[str, torch.Tensor], out: Path, summary: dict[str, Any] | None
+    teacher: DiffusionModel,
+    config: Config,
+    weights: Mapping[str, torch.Tensor],
+    out: Path,
+    summary: dict[str, Any] | None,
 ) -> None:
     """Write deployed `weights` to `out`, a diffusers folder with the schedule and the teacher's licence.
 

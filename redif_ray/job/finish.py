@@ -10,7 +10,7 @@ from typing import Any
 import ray
 from rich.console import Console
 
-from redif_ray.checkpoint import load_checkpoint, unpack, weights_sha256
+from redif_ray.checkpoint import weights_sha256
 from redif_ray.evaluation import plots
 from redif_ray.evaluation.report import GAPS, gap_closed, write_report
 from redif_ray.evaluation.summary import Summary
@@ -22,7 +22,10 @@ from redif_ray.learner.compute import Accounts
 from redif_ray.learner.ray_train import Outcome
 from redif_ray.models.registry import replaced
 from redif_ray.planning import factory
+from redif_ray.runs.deployed import checkpoint_key, deployed_weights
 from redif_ray.runs.jsonl import read_rows
+
+BEST = "best"  # checkpoint of the best student by validation reward
 
 
 def finish(run: Session, outcome: Outcome, console: Console) -> None:
@@ -33,10 +36,9 @@ def finish(run: Session, outcome: Outcome, console: Console) -> None:
     config, folder = run.config, run.folder.path
     accounts = Accounts(config)
     accounts.load(outcome.ledger)
-    tensors, meta = load_checkpoint(folder / "checkpoints" / "best")
-    weights = unpack("deploy", tensors)
+    weights, version = deployed_weights(folder, BEST)
     console.print(f"evaluating on {config.evaluation.held_out} held-out noises")
-    measured = measure(run, weights, int(meta["version"]), accounts)
+    measured = measure(run, checkpoint_key(BEST, version), accounts)
     summary = {
         "schema": 1,
         "name": config.run.name,
@@ -45,7 +47,7 @@ def finish(run: Session, outcome: Outcome, console: Console) -> None:
         **measured.fields,
         "calibration": run.folder.state["calibration"],
         "compute": accounts.ledger.state(),
-        "policy_version": int(meta["version"]),
+        "policy_version": version,
         "weights_sha256": weights_sha256(weights),
         "mlflow": {"tracking_uri": config.tracking_uri or "", "run_id": run.folder.state.get("mlflow_run_id") or ""},
         "notes": {**measured.notes, **_work(run), **_family(run)},

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
-from redif_ray.checkpoint import find_checkpoint, load_checkpoint, unpack
+from redif_ray.checkpoint import check_checkpoint, find_checkpoint
 from redif_ray.config import LEARNED
 from redif_ray.diffusion import schedules, solvers
 from redif_ray.diffusion.noise import Stream
@@ -19,10 +18,11 @@ from redif_ray.evaluation.arm import evaluate_arm, limits
 from redif_ray.evaluation.changes import changes
 from redif_ray.evaluation.judge_source import needs_reference
 from redif_ray.evaluation.report import ARMS
-from redif_ray.job.session import INITIAL, Session
+from redif_ray.job.session import Session
 from redif_ray.learner.compute import Accounts
 from redif_ray.learner.judge import judge_of
 from redif_ray.learner.learned_reward import last_learned
+from redif_ray.runs.deployed import INITIAL, checkpoint_key
 from redif_ray.types import Seen, Way
 from redif_ray.weights.store import learned_key
 
@@ -41,18 +41,16 @@ class Measured:
     notes: dict[str, Any]
 
 
-def measure(run: Session, weights: dict[str, torch.Tensor], version: int, accounts: Accounts) -> Measured:
+def measure(run: Session, key: str, accounts: Accounts) -> Measured:
     """Measure every arm on the same held-out noises, with the same judge.
 
-    weights: the student's deployed weights. version: their policy version.
+    key: name of the student's weights; see `runs.deployed`.
     accounts: takes the cost of the evaluation.
     """
     config, count = run.config, run.config.evaluation.held_out
     judge = judge_of(run.coordinator, count, accounts, run.get)
     _take_learned(run)
-    final = f"final-{version}"
-    run.publisher.publish(final, weights)
-    few, warm, student = _held_out(run, INITIAL, accounts), _warm_start(run, accounts), _held_out(run, final, accounts)
+    few, warm, student = _held_out(run, INITIAL, accounts), _warm_start(run, accounts), _held_out(run, key, accounts)
     units = run.plan.deploy(Stream.HELD_OUT, count)
     teacher, metas = run.see(units, units)
     accounts.add_evaluation(metas)
@@ -103,13 +101,11 @@ def _held_out(run: Session, key: str, accounts: Accounts) -> Seen:
 
 
 def _warm_start(run: Session, accounts: Accounts) -> Seen | None:
-    path = find_checkpoint(run.folder.path / "checkpoints" / "warm_start")
+    name = "warm_start"
+    path = find_checkpoint(run.folder.path / "checkpoints" / name)
     if path is None or len(run.plan.phases) == 1:  # a run of a single phase: the warm start is the student itself
         return None
-    tensors, meta = load_checkpoint(path)
-    key = f"warm-{meta['version']}"
-    run.publisher.publish(key, unpack("deploy", tensors))
-    return _held_out(run, key, accounts)
+    return _held_out(run, checkpoint_key(name, check_checkpoint(path)[1]["version"]), accounts)
 
 
 def best_teacher(run: Session, accounts: Accounts) -> tuple[str, Way]:

@@ -20,7 +20,7 @@ from redif_ray.learning.losses import find_loss
 from redif_ray.learning.regularisers import find_divergence
 from redif_ray.methods import phases_of
 from redif_ray.models.protocol import DiffusionModel, ModelError
-from redif_ray.models.registry import load_teacher, model_folder, replaced
+from redif_ray.models.registry import model_folder, replaced, teacher_outline
 from redif_ray.models.student import make_student
 from redif_ray.planning import factory
 from redif_ray.workers import runtime_env
@@ -34,7 +34,7 @@ def preflight(config: Config, captions: Sequence[str] | None = None) -> Conditio
     captions: captions that replace those of `conditions.source`; None: no replacement.
     Raises UserError that names the configuration key.
     """
-    teacher = load_teacher(config.teacher)
+    teacher = teacher_outline(config.teacher)
     if (replacement := replaced(teacher)) is not None:
         log.warning("%s", replacement)
     make_student(teacher, config.student.lora)

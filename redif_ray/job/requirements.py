@@ -13,8 +13,7 @@ from rich.table import Table
 from redif_ray.cluster.connect import needed, resources
 from redif_ray.config import Config
 from redif_ray.export.carried import carried
-from redif_ray.models.folder import without_weights
-from redif_ray.models.registry import load_teacher, model_folder
+from redif_ray.models.registry import model_folder, teacher_outline
 from redif_ray.planning.cost import PROCESS_MB, RAY_MB, workers
 from redif_ray.planning.memory import OVERHEAD_MB, Footprint, Footprints, footprints
 from redif_ray.planning.rounds import Phases
@@ -128,8 +127,7 @@ def disk_mb(config: Config, found: Footprints) -> float:
     Raises ModelError.
     """
     images = config.evaluation.held_out + config.validation.groups + Phases(config).teacher_images
-    with without_weights():
-        teacher = load_teacher(config.teacher, device="meta")
+    teacher = teacher_outline(config.teacher)
     parts = sum(file.size for file in carried(teacher, model_folder(config.teacher.model)))
     exported = (parts + WEIGHT_BYTES * found.network) * (1 if config.tracking_uri is None else 2)
     aside = 0 if config.checkpoint.upload is None else 2  # beyond `keep`: one in upload and one that waits

@@ -28,8 +28,7 @@ from redif_ray.faults import RESTARTABLE, cause, fetched
 from redif_ray.interrupt import StopRequest
 from redif_ray.job.metrics_writer import MetricsWriter
 from redif_ray.models.protocol import DiffusionModel
-from redif_ray.models.registry import load_teacher
-from redif_ray.models.student import get_weights, make_student
+from redif_ray.models.registry import teacher_outline
 from redif_ray.planning import factory
 from redif_ray.planning.rounds import RoundPlan
 from redif_ray.runs.folder import RunFolder
@@ -39,7 +38,6 @@ from redif_ray.weights.store import WeightStore, learned_key
 from redif_ray.workers import runtime_env
 from redif_ray.workers.actors import StudentRolloutWorker, TeacherRewardWorker
 
-INITIAL = "initial-0"
 POLL_SECONDS = 0.5
 AT_ONCE = 2  # calls in flight per reward worker: one that runs and one that waits
 FLUSH_SECONDS = 5  # time for the tracking store to take the last metrics at the end
@@ -147,7 +145,7 @@ def session(config: Config, conditions: Conditions, folder: RunFolder, stop: Sto
     """
     stop.listen()  # again, because Ray replaced the handler of SIGTERM
     torch.set_num_threads(1)
-    teacher = load_teacher(config.teacher)
+    teacher = teacher_outline(config.teacher)
     teacher.parts_sha256(
         factory.digests(config)
     )  # computed once here, so that the workers find the digests in the cache
@@ -178,7 +176,6 @@ def session(config: Config, conditions: Conditions, folder: RunFolder, stop: Sto
         growth = Growth(more if any(role.first < role.max_workers for role in roles.values()) else None, coordinator)
         try:
             publisher = Publisher(weights)
-            publisher.publish(INITIAL, get_weights(make_student(teacher, config.student.lora)))
             if (first := factory.learned_reward(config, teacher, "cpu")) is not None:
                 publisher.publish(f"{LEARNED}-0", first.network.state_dict())
             yield Session(

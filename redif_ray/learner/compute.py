@@ -8,8 +8,7 @@ from typing import Any
 from redif_ray.config import LEARNED, Config
 from redif_ray.evaluation.compute import ComputeLedger, prediction_flops, update_factor
 from redif_ray.faults import Fetched
-from redif_ray.models.folder import without_weights
-from redif_ray.models.registry import load_teacher
+from redif_ray.models.registry import teacher_outline
 from redif_ray.types import Meta
 
 COMPONENTS = {"rollout": "student_rollout"}  # ledger name of a worker's component, where the two differ
@@ -20,8 +19,7 @@ class Accounts:
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        with without_weights():
-            self.flops = prediction_flops(load_teacher(config.teacher, device="meta"))
+        self.flops = prediction_flops(teacher_outline(config.teacher))
         lora, checkpointing = config.student.lora.rank > 0, config.learner.activation_checkpointing
         self.factor = update_factor(lora=lora, checkpointing=checkpointing)
         self.ledger = ComputeLedger()

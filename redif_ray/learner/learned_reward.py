@@ -13,7 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from redif_ray.checkpoint import load_checkpoint, load_optimizer, optimizer_tensors, pack, unpack, weights_sha256
+from redif_ray.checkpoint import (
+    StoredTensors,
+    check_checkpoint,
+    load_optimizer,
+    optimizer_tensors,
+    pack,
+    unpack,
+    weights_sha256,
+)
 from redif_ray.config import LEARNED, Config
 from redif_ray.evaluation.compute import forward_flops
 from redif_ray.learning.discriminator import TEACHER_PASS, DiscriminatorUpdater, Images, optimiser
@@ -131,5 +139,5 @@ def last_learned(folder: Path) -> tuple[int, dict[str, Tensor]]:
     path = latest_checkpoint(folder / "checkpoints")
     if path is None:
         return 0, {}
-    tensors, meta = load_checkpoint(path)
-    return int(meta["round"]), unpack(LEARNED, tensors)
+    state, meta = check_checkpoint(path)
+    return int(meta["round"]), dict(StoredTensors(state, LEARNED))

@@ -5,7 +5,6 @@ Wrong classes, missing files and weights that do not fit their config.json raise
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -19,10 +18,10 @@ from torch.nn import Module
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from redif_ray.models.folder import INDEX, load_network, weightless, without_weights
+from redif_ray.models.headers import weight_files
 from redif_ray.models.protocol import ModelError
 
 LIBRARIES = {"diffusers": diffusers, "transformers": transformers}  # an index may name classes of these
-WEIGHTS = ("model.safetensors", "diffusion_pytorch_model.safetensors")  # file names of both libraries
 
 
 class Parts:
@@ -72,11 +71,7 @@ class Parts:
             yield from (path for path in folder.iterdir() if path.is_file())
             return
         yield folder / "config.json"
-        for whole in (folder / weights for weights in WEIGHTS):
-            if (shards := whole.with_name(f"{whole.name}.index.json")).is_file():
-                yield from (folder / shard for shard in set(json.loads(shards.read_text())["weight_map"].values()))
-            if whole.is_file():
-                yield whole
+        yield from weight_files(folder)
 
     def _is_network(self, name: str) -> bool:
         kind = self.kinds[name]

@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from redif_ray.diffusion.levels import FlowMatching, VariancePreserving
+from redif_ray.models.headers import fits
 from redif_ray.models.logging import quiet
 from redif_ray.models.protocol import ModelError
 
@@ -47,18 +48,20 @@ def read_index(folder: Path) -> dict[str, Any]:
 def load_network(kind: Any, folder: Path, component: str, dtype: torch.dtype, *, read: bool = True) -> Any:
     """Load the network of class `kind` in `dtype`, frozen and in eval mode.
 
-    read: False checks the files in the same way but does not read the weights; the network is on the device "meta".
+    read: False compares the headers of the files with the network and does not read the weights; the network is on the
+    device "meta". So it is in a `without_weights` block.
     Raises ModelError unless the file holds exactly the network's weights. Only the file of a text encoder may hold
     more, as those of old checkpoints do.
     """
     if not (folder / component / "config.json").is_file():
         raise ModelError(f"{folder} has no {component}/config.json; expected a {kind.__name__} there")
-    if weightless():
-        return _skeleton(kind, folder / component, dtype)
     from_transformers = issubclass(kind, PreTrainedModel)
     options: dict[str, Any] = {"dtype" if from_transformers else "torch_dtype": dtype}
-    if not read:
-        options["device_map"] = "meta"
+    if not read or weightless():
+        skeleton = _skeleton(kind, folder / component, dtype)
+        if fits(skeleton, folder / component, may_hold_more=from_transformers):
+            return skeleton
+        options["device_map"] = "meta"  # the library reads the file, and tells what is wrong with it
     try:
         with quiet():
             network, loading = kind.from_pretrained(
@@ -78,7 +81,10 @@ def load_network(kind: Any, folder: Path, component: str, dtype: torch.dtype, *,
 
 @contextmanager
 def without_weights() -> Iterator[None]:
-    """Make `load_network` return networks on the device "meta" in this block, with shapes and dtypes but no weights."""
+    """Make `load_network` return networks on the device "meta" in this block, with shapes and dtypes but no weights.
+
+    The headers of the weight files are checked.
+    """
     token = _without_weights.set(True)
     try:
         yield

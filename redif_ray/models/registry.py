@@ -21,10 +21,10 @@ from diffusers import DiffusionPipeline
 
 from redif_ray.checkpoint import file_sha256, weights_sha256
 from redif_ray.config import Teacher
-from redif_ray.models.folder import read_index
+from redif_ray.models.folder import read_index, without_weights
 from redif_ray.models.locate import ModelError, local_folder, missing
 from redif_ray.models.logging import quiet
-from redif_ray.models.protocol import DiffusionModel, OwnFamily
+from redif_ray.models.protocol import DiffusionModel, OwnFamily, is_finite
 from redif_ray.user_code import UserCodeError, described, import_function, settings_kept, source_sha256
 
 GROUP = "redif_ray.models"
@@ -53,6 +53,22 @@ def load_model(
 def load_teacher(teacher: Teacher, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> DiffusionModel:
     """Load the configured teacher with its family; see `load_model`."""
     return load_model(teacher.model, family=teacher.family, device=device, dtype=dtype)
+
+
+def load_outline(
+    source: str | Path, *, family: str | None = None, dtype: torch.dtype = torch.float32
+) -> DiffusionModel:
+    """Load the model at `source` without its weights, onto the device "meta", in a moment and in little memory.
+
+    The files are checked as far as their headers tell. family, dtype: as in `load_model`. Raises ModelError.
+    """
+    with without_weights():
+        return load_model(source, family=family, device="meta", dtype=dtype)
+
+
+def teacher_outline(teacher: Teacher, dtype: torch.dtype = torch.float32) -> DiffusionModel:
+    """Load the configured teacher without its weights; see `load_outline`."""
+    return load_outline(teacher.model, family=teacher.family, dtype=dtype)
 
 
 def model_folder(source: str | Path) -> Path:
@@ -132,4 +148,12 @@ def fingerprint(model: DiffusionModel, digest: Callable[[Path], str] = file_sha2
         settings.append(model.family.sha256)
     text = torch.tensor(list(json.dumps(settings, sort_keys=True).encode()), dtype=torch.uint8)
     process = {f"process/{k}": torch.as_tensor(v) for k, v in vars(model.process).items()}
+    check_finite(model)
     return weights_sha256(model.network.state_dict() | process | {"settings": text})
+
+
+def check_finite(model: DiffusionModel) -> None:
+    """Raise ModelError where a weight of the network is NaN or infinite, which would end in black images."""
+    for name, value in model.network.state_dict().items():
+        if value.is_floating_point() and not is_finite(value):
+            raise ModelError(f"weight {name} of the teacher is not finite; copy its folder once more")

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import Module, Parameter
 
 from redif_ray.config import Lora
-from redif_ray.models.protocol import DiffusionModel, ModelError
+from redif_ray.models.protocol import DiffusionModel, ModelError, is_finite
 from redif_ray.models.sharding import local, share, whole
 
 ADAPTER = "student"  # peft's name of the adapters
@@ -70,6 +70,13 @@ def _leaf(name: str) -> str:
     """Return the last name of a dotted path, and the index of a list's member with it: `to_q`, `to_out.0`."""
     head, _, last = name.rpartition(".")
     return f"{head.rpartition('.')[2]}.{last}" if last.isdigit() else last
+
+
+def initial_weights(teacher: DiffusionModel, lora: Lora) -> dict[str, Tensor]:
+    """Return the weights with which a student of `teacher` starts, as `get_weights` would of `make_student`."""
+    if lora.rank:
+        return get_weights(make_student(teacher, lora))
+    return {name: parameter.detach().float() for name, parameter in teacher.network.named_parameters()}
 
 
 def trained_numbers(network: Module, lora: Lora) -> int:
@@ -137,7 +144,7 @@ def set_weights(student: DiffusionModel, weights: Mapping[str, Tensor]) -> None:
     for name, value in weights.items():
         if value.shape != own[name].shape:
             raise ModelError(f"weight {name} has shape {list(value.shape)}; expected {list(own[name].shape)}")
-        if not bool(torch.isfinite(torch.stack(torch.aminmax(value))).all()):  # 20 times as fast as isfinite(value)
+        if not is_finite(value):
             raise ModelError(f"weight {name} is not finite; lower learner.lr and resume from an earlier checkpoint")
     for name, parameter in own.items():
         parameter.copy_(share(weights[name], parameter))

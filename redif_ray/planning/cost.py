@@ -18,9 +18,8 @@ from redif_ray.diffusion import solvers
 from redif_ray.evaluation.compute import prediction_flops, update_factor
 from redif_ray.learning.rounding import rounds_apart
 from redif_ray.methods import Prices
-from redif_ray.models.folder import without_weights
 from redif_ray.models.protocol import DiffusionModel
-from redif_ray.models.registry import load_teacher
+from redif_ray.models.registry import load_teacher, teacher_outline
 from redif_ray.models.student import trained_numbers
 from redif_ray.planning.rounds import RoundPlan
 
@@ -54,8 +53,7 @@ def estimate(config: Config, conditions: Conditions) -> Estimate:
 
     Network calls are counted on a network without weights. One is timed if it runs on CPUs and the network is small.
     """
-    with without_weights():
-        teacher = load_teacher(config.teacher, device="meta")
+    teacher = teacher_outline(config.teacher)
     plan = RoundPlan(config, conditions)
     work, flops = _work(config, teacher, plan), prediction_flops(teacher)
     by_gpu = flops / GPU_FLOPS[config.networks.precision]

@@ -17,10 +17,9 @@ from torch.nn import Module
 from redif_ray.config import Config
 from redif_ray.learning.discriminator import Images, student_loss, teacher_loss
 from redif_ray.methods import phases_of
-from redif_ray.models.folder import without_weights
 from redif_ray.models.logging import quiet
 from redif_ray.models.protocol import DiffusionModel
-from redif_ray.models.registry import load_teacher
+from redif_ray.models.registry import teacher_outline
 from redif_ray.models.sharding import units
 from redif_ray.models.student import enable_checkpointing, make_student, trainable
 from redif_ray.planning import factory
@@ -66,8 +65,7 @@ class Footprints:
 def footprints(config: Config) -> Footprints:
     """Return the footprints of a run's workers. Raises ModelError for a teacher that cannot be loaded."""
     dtype = getattr(torch, config.networks.precision)
-    with without_weights():
-        teacher = load_teacher(config.teacher, device="meta", dtype=dtype)
+    teacher = teacher_outline(config.teacher, dtype)
     student = make_student(teacher, config.student.lora)
     if config.learner.activation_checkpointing:
         enable_checkpointing(student)

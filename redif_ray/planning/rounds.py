@@ -11,8 +11,12 @@ from redif_ray.config import Config
 from redif_ray.data.conditions import Conditions
 from redif_ray.diffusion import noise
 from redif_ray.diffusion.noise import Stream
+from redif_ray.evaluation.judge_source import needs_reference
+from redif_ray.evaluation.reference import reference_count
 from redif_ray.methods import Deploy, Phase, phases_of
 from redif_ray.types import WorkUnit
+
+REFERENCE_ROWS = 500  # reference images of a work unit
 
 
 class Phases:
@@ -77,3 +81,14 @@ class RoundPlan(Phases):
             WorkUnit(round, index, phase, stream, part, tuple(self.conditions.of(stream, g) for g in part), siblings)
             for index, part in enumerate(parts)
         ]
+
+
+def reference_units(plan: RoundPlan, count: int) -> list[WorkUnit]:
+    """Return work units whose groups are the judge's reference: rows of its own images, or noises of the teacher.
+
+    count: number of noises for a judge without images of its own.
+    """
+    source = plan.config.evaluation.judge
+    if needs_reference(source):
+        return plan.deploy(Stream.REFERENCE, count)
+    return plan.deploy(Stream.REFERENCE, reference_count(source, count), size=REFERENCE_ROWS)

@@ -14,10 +14,9 @@ from redif_ray.coordinator.pool import Pool
 from redif_ray.data.conditions import Conditions
 from redif_ray.diffusion.noise import Stream
 from redif_ray.diffusion.schedules import Times
-from redif_ray.evaluation.reference import reference_count
 from redif_ray.evaluation.seen import joined, joined_terms
 from redif_ray.faults import ATTEMPTS
-from redif_ray.planning.rounds import RoundPlan
+from redif_ray.planning.rounds import RoundPlan, reference_units
 from redif_ray.search.terms import Terms, score
 from redif_ray.types import Seen, WorkUnit
 from redif_ray.workers.actors import TeacherRewardWorker
@@ -52,8 +51,7 @@ class Evaluator:
         self.plan, search = RoundPlan(config, conditions), config.search
         self.bank = self.plan.deploy(Stream.SEARCH, search.rungs[-1], size=search.unit_noises)
         self.held_out = self.plan.deploy(Stream.HELD_OUT, config.evaluation.held_out)
-        count = reference_count(config.evaluation.judge, config.evaluation.held_out)
-        self.others = self.plan.deploy(Stream.REFERENCE, count)
+        self.others = reference_units(self.plan, config.evaluation.held_out)
         self.known: dict[tuple[Any, ...], asyncio.Future[Any]] = {}
 
     async def scores(self, times: Times, rung: int, weights: dict[str, float]) -> float:

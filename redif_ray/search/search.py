@@ -27,7 +27,7 @@ from redif_ray.evaluation.encoders import make_encoder
 from redif_ray.interrupt import Interrupted, StopRequest, stop_requests
 from redif_ray.job.preflight import preflight
 from redif_ray.job.session import all_ready, beside_driver, workers
-from redif_ray.models.registry import load_model, load_teacher
+from redif_ray.models.registry import load_outline, teacher_outline
 from redif_ray.planning import factory
 from redif_ray.planning.paths import absolute
 from redif_ray.runs.backup import refuse
@@ -53,7 +53,7 @@ def search(config: Config, *, resume: bool = False, console: Console | None = No
         config = searched(config)
         conditions = preflight(config)
         if config.search.frechet.weight:
-            make_encoder(config.search.frechet.encoder, load_teacher(config.teacher).image_shape)
+            make_encoder(config.search.frechet.encoder, teacher_outline(config.teacher).image_shape)
         stop.check()
         folder = RunFolder.open(config, resume=resume)
         try:
@@ -107,7 +107,7 @@ def _student(path: Path) -> Path:
 def _search(
     config: Config, conditions: Conditions, folder: RunFolder, records: Records, stop: StopRequest, console: Console
 ) -> None:
-    model = load_model(config.search.student or config.teacher.model, family=config.teacher.family)
+    model = load_outline(config.search.student or config.teacher.model, family=config.teacher.family)
     model.parts_sha256(factory.digests(config))  # computed once, before every worker asks for the digests
     with connect(config), evaluator(config, conditions, folder, stop) as actor:
         job = Job(config, folder, model, actor, stop, console, records)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any
 
@@ -25,6 +26,8 @@ from redif_ray.types import Meta, Reference, Scored, Seen, Trajectories, Way, Wo
 from redif_ray.weights.publisher import fetch
 from redif_ray.workers.offload import Offload, home
 from redif_ray.workers.scoring import UnitScoring
+
+REFERENCE_BYTES = 2**26  # of reference images, as float32, that are embedded at once
 
 
 class TeacherRewardWorker:
@@ -130,18 +133,18 @@ class TeacherRewardWorker:
 
         A judge that has none compares with the teacher's images of these groups.
         """
-        source, work = self.config.evaluation.judge, list[Work]()
+        source, work, judge = self.config.evaluation.judge, list[Work](), self._judge()
+        started = time.perf_counter()
         if needs_reference(source):
             meta, images = self.targets(unit)
-            work += meta.work
-            pixels = torch.from_numpy((images * 255).round().astype(np.uint8))
+            work, started = [*meta.work], time.perf_counter()
+            features = [embedded(judge, torch.from_numpy((images * 255).round() / 255).to(self.device), self.device)]
         else:
-            rows = ReferenceImages(judge_files(source)[1]).rows(unit.groups[0], unit.groups[-1] + 1)
-            pixels = torch.from_numpy(rows)
-        started, judge = time.perf_counter(), self._judge()
-        features = embedded(judge, (pixels.float() / 255).to(self.device), self.device)
+            at_once = max(1, REFERENCE_BYTES // (4 * math.prod(judge.image_shape)))
+            rows = ReferenceImages(judge_files(source)[1]).batches(unit.groups[0], unit.groups[-1] + 1, at_once)
+            features = [embedded(judge, (torch.from_numpy(row) / 255).to(self.device), self.device) for row in rows]
         work.append(Work("evaluation", time.perf_counter() - started, 0))
-        return Meta(unit, self.name, tuple(work)), Reference(judge.name, features)
+        return Meta(unit, self.name, tuple(work)), Reference(judge.name, np.concatenate(features))
 
     def terms_of(self, unit: WorkUnit, images: Tensor, teacher: Tensor) -> dict[str, np.ndarray]:
         """Return the reward terms of images [R, C, H, W], one for each row of a unit, beside the teacher's."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,8 +16,10 @@ from redif_ray.diffusion.rollout import Guide, rollout
 from redif_ray.learning.exploration import shared_steps
 from redif_ray.methods import phases_by_name
 from redif_ray.models.protocol import repeated
-from redif_ray.models.student import set_weights
+from redif_ray.models.student import initial_weights, set_weights
 from redif_ray.planning import factory
+from redif_ray.runs.deployed import INITIAL, checkpoint_of, deployed_weights
+from redif_ray.runs.folder import RunFolder
 from redif_ray.types import Condition, Meta, Trajectories, Work, WorkUnit
 from redif_ray.weights.publisher import fetch
 from redif_ray.weights.store import version
@@ -126,7 +129,15 @@ class StudentRolloutWorker:
     def _load(self, weights: Any, key: str) -> int:
         """Load the weights `key` into the student; return their policy version."""
         if self.loaded is None or self.loaded[0] != key:
-            fetched, checksum = fetch(weights, key)
-            set_weights(self.student, fetched)
+            found, checksum = self._found(weights, key)
+            set_weights(self.student, found)
             self.loaded = (key, checksum)
         return version(key)
+
+    def _found(self, weights: Any, key: str) -> tuple[Mapping[str, Tensor], str]:
+        """Return the weights that a key stands for, and their checksum, which the learner compares for the store's."""
+        if key == INITIAL:
+            return initial_weights(self.teacher, self.config.student.lora), key
+        if (checkpoint := checkpoint_of(key)) is not None:
+            return deployed_weights(RunFolder.place(self.config, resume=True), checkpoint)[0], key
+        return fetch(weights, key)
