@@ -8,9 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, EulerDiscreteScheduler, PNDMScheduler, UNet2DConditionModel
-from tiny_pipelines import clip_tokenizer
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+from diffusers import (
+    AutoencoderKL,
+    EDMEulerScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FluxTransformer2DModel,
+    PNDMScheduler,
+    SD3Transformer2DModel,
+    UNet2DConditionModel,
+    UNet2DModel,
+)
+from tiny_pipelines import clip_tokenizer, t5
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
 META = torch.device("meta")
@@ -52,22 +62,10 @@ def stable_diffusion_xl(folder: Path) -> Path:
             addition_time_embed_dim=256,
             projection_class_embeddings_input_dim=2816,
         )
-        big_g = CLIPTextModelWithProjection(
-            CLIPTextConfig(
-                hidden_size=1280,
-                intermediate_size=5120,
-                num_hidden_layers=32,
-                num_attention_heads=20,
-                projection_dim=1280,
-                hidden_act="gelu",
-                vocab_size=49408,
-                max_position_embeddings=77,
-            )
-        )
     _diffusers(network, folder / "unet")
     _diffusers(_vae(scaling_factor=0.13025), folder / "vae")
     _transformers(_clip_l(), folder / "text_encoder")
-    _transformers(big_g, folder / "text_encoder_2")
+    _transformers(_clip_g(), folder / "text_encoder_2")
     for name in ("tokenizer", "tokenizer_2"):
         clip_tokenizer().save_pretrained(folder / name)
     EulerDiscreteScheduler(timestep_spacing="leading", **BETAS).save_pretrained(folder / "scheduler")
@@ -85,9 +83,101 @@ def stable_diffusion_xl(folder: Path) -> Path:
     )
 
 
-def _clip_l() -> CLIPTextModel:
+def stable_diffusion_35_medium(folder: Path) -> Path:
+    """2.2 G parameters in the network, 128 x 128 x 16 latents, three text encoders, of which T5 has 4.8 G."""
     with META:
-        return CLIPTextModel(
+        network = SD3Transformer2DModel(
+            sample_size=128,
+            patch_size=2,
+            in_channels=16,
+            out_channels=16,
+            num_layers=24,
+            attention_head_dim=64,
+            num_attention_heads=24,
+            joint_attention_dim=4096,
+            caption_projection_dim=1536,
+            pooled_projection_dim=2048,
+            pos_embed_max_size=384,
+            dual_attention_layers=tuple(range(13)),
+            qk_norm="rms_norm",
+        )
+    _diffusers(network, folder / "transformer")
+    plain = {"use_quant_conv": False, "use_post_quant_conv": False}
+    _diffusers(_vae(16, scaling_factor=1.5305, shift_factor=0.0609, **plain), folder / "vae")
+    _transformers(_clip_l(CLIPTextModelWithProjection), folder / "text_encoder")
+    _transformers(_clip_g(), folder / "text_encoder_2")
+    _transformers(_t5_xxl(), folder / "text_encoder_3")
+    for name in ("tokenizer", "tokenizer_2"):
+        clip_tokenizer().save_pretrained(folder / name)
+    t5()[0].save_pretrained(folder / "tokenizer_3")
+    FlowMatchEulerDiscreteScheduler(shift=3.0).save_pretrained(folder / "scheduler")
+    clip = ["transformers", "CLIPTextModelWithProjection"]
+    return _index(
+        folder,
+        "StableDiffusion3Pipeline",
+        transformer=["diffusers", "SD3Transformer2DModel"],
+        vae=["diffusers", "AutoencoderKL"],
+        text_encoder=clip,
+        text_encoder_2=clip,
+        text_encoder_3=["transformers", "T5EncoderModel"],
+        tokenizer=["transformers", "CLIPTokenizer"],
+        tokenizer_2=["transformers", "CLIPTokenizer"],
+        tokenizer_3=["transformers", "T5Tokenizer"],
+        scheduler=["diffusers", "FlowMatchEulerDiscreteScheduler"],
+    )
+
+
+def flux_dev(folder: Path) -> Path:
+    """11.9 G parameters in the network, 128 x 128 x 16 latents; `flux_family.py` loads it."""
+    with META:
+        network = FluxTransformer2DModel(guidance_embeds=True)
+    _diffusers(network, folder / "transformer")
+    plain = {"use_quant_conv": False, "use_post_quant_conv": False}
+    _diffusers(_vae(16, scaling_factor=0.3611, shift_factor=0.1159, **plain), folder / "vae")
+    _transformers(_clip_l(), folder / "text_encoder")
+    _transformers(_t5_xxl(), folder / "text_encoder_2")
+    clip_tokenizer().save_pretrained(folder / "tokenizer")
+    t5()[0].save_pretrained(folder / "tokenizer_2")
+    FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True, max_shift=1.15).save_pretrained(
+        folder / "scheduler"
+    )
+    return _index(
+        folder,
+        "FluxPipeline",
+        transformer=["diffusers", "FluxTransformer2DModel"],
+        vae=["diffusers", "AutoencoderKL"],
+        text_encoder=["transformers", "CLIPTextModel"],
+        text_encoder_2=["transformers", "T5EncoderModel"],
+        tokenizer=["transformers", "CLIPTokenizer"],
+        tokenizer_2=["transformers", "T5Tokenizer"],
+        scheduler=["diffusers", "FlowMatchEulerDiscreteScheduler"],
+    )
+
+
+def edm_imagenet_64(folder: Path) -> Path:
+    """296 M parameters, 64 x 64 pixels, 1,000 classes: the size of EDM's network for ImageNet-64 (ADM)."""
+    with META:
+        network = UNet2DModel(
+            sample_size=64,
+            in_channels=3,
+            out_channels=3,
+            layers_per_block=3,
+            block_out_channels=(192, 384, 576, 768),
+            down_block_types=("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
+            up_block_types=("AttnUpBlock2D", "AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+            attention_head_dim=64,
+            num_class_embeds=1000,
+        )
+    _diffusers(network, folder / "unet")
+    EDMEulerScheduler(sigma_min=0.002, sigma_max=80.0, sigma_data=0.5).save_pretrained(folder / "scheduler")
+    return _index(
+        folder, "EDMPipeline", unet=["diffusers", "UNet2DModel"], scheduler=["diffusers", "EDMEulerScheduler"]
+    )
+
+
+def _clip_l(kind: Any = CLIPTextModel) -> Any:
+    with META:
+        return kind(
             CLIPTextConfig(
                 hidden_size=768,
                 intermediate_size=3072,
@@ -101,14 +191,45 @@ def _clip_l() -> CLIPTextModel:
         )
 
 
-def _vae(**config: Any) -> AutoencoderKL:
+def _clip_g() -> CLIPTextModelWithProjection:
+    with META:
+        return CLIPTextModelWithProjection(
+            CLIPTextConfig(
+                hidden_size=1280,
+                intermediate_size=5120,
+                num_hidden_layers=32,
+                num_attention_heads=20,
+                projection_dim=1280,
+                hidden_act="gelu",
+                vocab_size=49408,
+                max_position_embeddings=77,
+            )
+        )
+
+
+def _t5_xxl() -> T5EncoderModel:
+    with META:
+        return T5EncoderModel(
+            T5Config(
+                vocab_size=32128,
+                d_model=4096,
+                d_kv=64,
+                d_ff=10240,
+                num_layers=24,
+                num_heads=64,
+                feed_forward_proj="gated-gelu",
+            )
+        )
+
+
+def _vae(channels: int = 4, **config: Any) -> AutoencoderKL:
     with META:
         return AutoencoderKL(
             block_out_channels=(128, 256, 512, 512),
             down_block_types=("DownEncoderBlock2D",) * 4,
             up_block_types=("UpDecoderBlock2D",) * 4,
             layers_per_block=2,
-            latent_channels=4,
+            latent_channels=channels,
             **config,
         )
 
@@ -130,7 +251,11 @@ def _holes(model: Any, path: Path) -> None:
     """A safetensors file of float16 zeros for a model's weights, which the file system does not store."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
-    for name, value in model.state_dict().items():
+    seen: set[int] = set()  # of weights with two names, the files have one
+    for name, value in model.state_dict(keep_vars=True).items():
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
         start, end = end, end + 2 * value.numel()
         header[name] = {"dtype": "F16", "shape": list(value.shape), "data_offsets": [start, end]}
     text = json.dumps(header).encode()

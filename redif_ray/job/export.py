@@ -33,6 +33,12 @@ def export_checkpoint(run: Path, out: Path, checkpoint: str, schedule: Path | No
     return out
 
 
+def export_deployed(config: Config, run: Path, checkpoint: str, out: Path, summary: dict[str, Any]) -> None:
+    """Export what a checkpoint deploys; in a process of its own, which takes the memory of one network with it."""
+    weights, _ = deployed_weights(run, checkpoint)
+    export_weights(load_teacher(config.teacher), config, weights, out, summary)
+
+
 def export_weights(
     teacher: DiffusionModel,
     config: Config,
@@ -44,7 +50,7 @@ def export_weights(
 
     summary: results of the run for the model card; None: a card without results.
     """
-    student = make_student(teacher, config.student.lora)
+    student = make_student(teacher, config.student.lora, in_place=True)
     set_weights(student, weights)
     export_student(
         student,

@@ -15,9 +15,9 @@ from redif_ray.evaluation import plots
 from redif_ray.evaluation.report import GAPS, gap_closed, write_report
 from redif_ray.evaluation.summary import Summary
 from redif_ray.evaluation.table import result_table
-from redif_ray.job.export import export_weights
+from redif_ray.job.export import export_deployed
 from redif_ray.job.measure import measure
-from redif_ray.job.session import Session
+from redif_ray.job.session import Session, beside_driver
 from redif_ray.learner.compute import Accounts
 from redif_ray.learner.ray_train import Outcome
 from redif_ray.models.registry import replaced
@@ -53,7 +53,7 @@ def finish(run: Session, outcome: Outcome, console: Console) -> None:
         "notes": {**measured.notes, **_work(run), **_family(run)},
     }
     shutil.rmtree(folder / "student", ignore_errors=True)  # left by a start that was cut short after its export
-    export_weights(run.teacher, config, weights, folder / "student", summary)
+    run.get(beside_driver(export_deployed).remote(config, folder, BEST, folder / "student", summary))
     run.get(run.writer.flush.remote())
     metrics = read_rows(folder / "metrics.jsonl")
     plots.side_by_side(folder / "samples.png", measured.pictures)

@@ -188,8 +188,8 @@ def session(config: Config, conditions: Conditions, folder: RunFolder, stop: Sto
                 ray.kill(actor)
 
 
-def beside_driver(kind: type, **options: Any) -> Any:
-    """Return the actor class `kind`, pinned to the driver's node, for actors of which a run has only one.
+def beside_driver(kind: Any, **options: Any) -> Any:
+    """Return the actor class or the task `kind`, pinned to the driver's node, for what a run has only one of.
 
     Ray might place the actor on a node that is taken away. The driver's node is lost only with the driver. An SQLite
     store is also written from a single machine then.

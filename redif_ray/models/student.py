@@ -22,8 +22,10 @@ ADAPTER = "student"  # peft's name of the adapters
 ROUNDED_BY_AUTOCAST = (torch.nn.Linear, torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)  # on every device
 
 
-def make_student(teacher: DiffusionModel, lora: Lora) -> DiffusionModel:
+def make_student(teacher: DiffusionModel, lora: Lora, *, in_place: bool = False) -> DiffusionModel:
     """Return a student that predicts as `teacher` does, with own trainable float32 weights, and freeze the teacher.
+
+    in_place: a student without adapters takes the teacher's network, which a caller without need of a teacher gives it.
 
     In float32 the predictions agree bit for bit; in 16 bits, up to rounding. With lora.rank > 0 all other weights
     are the teacher's own tensors and each target layer W becomes W + (alpha / rank) B A, B = 0 at first.
@@ -34,7 +36,8 @@ def make_student(teacher: DiffusionModel, lora: Lora) -> DiffusionModel:
         network = _shared_copy(teacher.network)
         _add_adapters(network, lora)
     else:
-        network = copy.deepcopy(teacher.network).float().requires_grad_(True)
+        network = teacher.network if in_place else copy.deepcopy(teacher.network)
+        network = network.float().requires_grad_(True)
     return replace(teacher, network=network.eval())
 
 
@@ -168,11 +171,16 @@ def has_adapters(student: DiffusionModel) -> bool:
 
 
 def merged(student: DiffusionModel) -> Any:
-    """Return a plain diffusers network with each adapter added to its layer: W + (alpha / rank) B A."""
-    network = copy.deepcopy(student.network)
+    """Return a plain diffusers network with each adapter added to its layer: W + (alpha / rank) B A.
+
+    It shares all other tensors with the student's network, which stays as it is.
+    """
+    own: dict[int, Any] = {id(p): Parameter(p.data, requires_grad=False) for p in student.network.parameters()}
+    own |= {id(buffer): buffer for buffer in student.network.buffers()}
+    network = copy.deepcopy(student.network, own)  # shares all tensors until a layer is merged
     adapted = [(name, module) for name, module in network.named_modules() if isinstance(module, LoraLayer)]
     for name, module in adapted:
-        module.merge()
+        module.merge(safe_merge=True)  # into a new tensor
         _replace(network, name, module.get_base_layer())
     return network
 

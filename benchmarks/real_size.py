@@ -1,0 +1,206 @@
+"""Stable Diffusion 1.5 at its real size, with random weights, on CPUs: a run, its resumption, its export.
+
+    python -m benchmarks.real_size [lora] [whole] [--out FOLDER]
+
+The pipeline has the published architecture, 860 M parameters in the network, and is written in 16 bits; images have 64
+x 64 pixels, so that two cores can do it. `redif distill` runs on Ray as a user would start it. Peak memory of each
+process and the seconds by part stand beside what `redif doctor` and the estimate say before the start.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+import psutil
+import torch
+from rich.console import Console
+
+from benchmarks.gpu.random_pipelines import SD15
+from benchmarks.suite import Part, Suite
+from benchmarks.watch import watching
+from redif_ray.config import Config, load
+from redif_ray.errors import UserError
+from redif_ray.interrupt import StopRequest
+from redif_ray.job.preflight import preflight
+from redif_ray.job.requirements import main_memory_mb, process_mb
+from redif_ray.planning.cost import Estimate, estimate
+from redif_ray.planning.memory import footprints
+from redif_ray.runs.jsonl import read_rows
+from redif_ray.runs.timeline import SPANS
+
+ROLES = {
+    "StudentRolloutWorker": "rollout",
+    "TeacherRewardWorker": "reward",
+    "TrainWorker": "learner",
+    "export_deployed": "export",
+}
+LOOK_SECONDS = 0.5
+STEPS = (
+    "networks.precision=float32",
+    "conditions.source=emoji",
+    "teacher.steps=8",
+    "teacher.guidance=1",
+    "student.steps=4",
+    "student.guidance=1",
+    "reward.terms={mse: {normalise: std}}",
+    "rollout={groups: 4, siblings: 4, unit_groups: 1, gpus: 0}",
+    "reward.gpus=0",
+    "reward.calibration=8",
+    "warm_start={rounds: 2, groups: 8, lr: 1.0e-4, minibatch: 16}",
+    "learner={rounds: 3, microbatch: 4, gpus: 0, activation_checkpointing: false}",
+    "validation={every: 2, groups: 16}",
+    "checkpoint={every: 1, keep: 1}",
+    "evaluation={search: 8, batch: 8, judge: random-features}",
+    "tracking.uri=off",
+)
+
+
+@dataclass
+class Peaks:
+    """The most memory that the processes of a run took, in MB of PSS: by role of the largest, and of all at once."""
+
+    driver: psutil.Process
+    by_role: dict[str, float] = field(default_factory=dict)
+    together: float = 0.0
+
+    def look(self) -> None:
+        total = 0.0
+        for process in [self.driver, *_children(self.driver)]:
+            try:
+                mb, role = process.memory_full_info().pss / 1e6, _role(process, self.driver)
+            except (psutil.Error, OSError):
+                continue
+            total += mb
+            self.by_role[role] = max(self.by_role.get(role, 0.0), mb)
+        self.together = max(self.together, total)
+
+
+def _children(process: psutil.Process) -> list[psutil.Process]:
+    try:
+        return process.children(recursive=True)
+    except psutil.Error:
+        return []
+
+
+def _role(process: psutil.Process, driver: psutil.Process) -> str:
+    if process.pid == driver.pid:
+        return "driver"
+    title = " ".join(process.cmdline()[:1])
+    return next((role for name, role in ROLES.items() if name in title), "other")
+
+
+def real_size(root: Path, stop: StopRequest, _: Console, *, whole: bool, held_out: int = 200) -> Part:
+    """Run the recipe of Stable Diffusion 1.5; stop it after its first policy round, resume it, and export its student.
+
+    whole: train all weights instead of adapters.
+    """
+    small = replace(SD15, unet={**SD15.unet, "sample_size": 8}, vae={**SD15.vae, "sample_size": 64})
+    teacher = small.write(root / "teacher", dtype=torch.float16)
+    given = [*STEPS, f"teacher.model={teacher}", f"run.root={root}", "run.name=real", f"evaluation.held_out={held_out}"]
+    if whole:
+        given.append("student.lora={rank: 0}")
+    config: Config = load("sd15_coco_5step", given)
+    expected, found = estimate(config, preflight(config)), footprints(config)
+    said = {role: process_mb(config, found, role) for role in ("driver", *found.roles, "export")}
+    said["all processes"] = main_memory_mb(config, found)
+    began = time.monotonic()
+    peaks = _distilled(root, given, stop)
+    wall = time.monotonic() - began
+    student = root / "real" / "student"
+    _run("export", str(root / "real"), "--out", str(root / "exported"), stop=stop)
+    _run("sample", str(student), "--count", "2", "--out", str(root / "samples.png"), stop=stop)
+    rows = _memory(said, peaks) + _seconds(root / "real", expected, wall)
+    summary = json.loads((root / "real" / "summary.json").read_text())
+    what = "all weights" if whole else "adapters of rank 4"
+    return Part(
+        "whole" if whole else "lora",
+        f"Stable Diffusion 1.5 at 64 x 64 pixels, {what}",
+        ["", "said before", "measured", "measured / said"],
+        rows,
+        {"wall_seconds": wall, "said_mb": said["all processes"], "peak_mb": peaks.together},
+        [
+            f"`sd15_coco_5step` with `{' '.join(STEPS)}`, {held_out} held-out noises. Memory is the largest PSS of a "
+            f"process, looked at every {LOOK_SECONDS} s. The run was interrupted after its first policy round and "
+            f"resumed; its student ended with `weights_sha256` {summary['weights_sha256'][:12]}, was exported, and "
+            "sampled from."
+        ],
+    )
+
+
+def _distilled(root: Path, given: Sequence[str], stop: StopRequest) -> Peaks:
+    """Run `redif distill`, interrupt it after its first policy round, and resume it."""
+    first = _start("distill", "sd15_coco_5step", *given)
+    peaks = Peaks(psutil.Process(first.pid))
+    with watching(peaks.look, LOOK_SECONDS):
+        while first.poll() is None:
+            stop.check()
+            rows = read_rows(root / "real" / "metrics.jsonl") if (root / "real" / "metrics.jsonl").exists() else []
+            if any(row["phase"] == "policy" for row in rows):
+                first.send_signal(signal.SIGTERM)
+                first.wait(600)
+            time.sleep(1)
+    if first.returncode == 0:
+        raise UserError("the run ended before it could be interrupted; give it more rounds")
+    second = _start("distill", "sd15_coco_5step", *given, "--resume")
+    peaks.driver = psutil.Process(second.pid)
+    with watching(peaks.look, LOOK_SECONDS):
+        _wait(second, stop)
+    return peaks
+
+
+def _start(*arguments: str) -> subprocess.Popen[bytes]:
+    code = "from redif_ray.cli import main; main()"
+    return subprocess.Popen([sys.executable, "-c", code, *arguments], env={**os.environ, "PYTHONUNBUFFERED": "1"})
+
+
+def _run(*arguments: str, stop: StopRequest) -> None:
+    _wait(_start(*arguments), stop)
+
+
+def _wait(process: subprocess.Popen[bytes], stop: StopRequest) -> None:
+    while process.poll() is None:
+        stop.check()
+        time.sleep(0.5)
+    if process.returncode:
+        raise UserError(f"`redif` ended with {process.returncode}; see its output above")
+
+
+def _memory(said: dict[str, float], peaks: Peaks) -> list[list[str]]:
+    measured = {**peaks.by_role, "all processes": peaks.together}
+    return [
+        [f"{name}, MB", f"{mb:,.0f}", f"{measured[name]:,.0f}", f"{measured[name] / mb:.2f}"]
+        for name, mb in said.items()
+    ]
+
+
+def _seconds(run: Path, expected: Estimate, wall: float) -> list[list[str]]:
+    """Compare seconds by part: those of the rounds are summed from the metrics, those of the rest from the timeline."""
+    rows = read_rows(run / "metrics.jsonl")
+    parts = []
+    for phase, title in (("warm_start", "warm start"), ("policy", "policy gradient")):
+        took = sum(row["seconds/round"] for row in rows if row["phase"] == phase)
+        parts.append((title, expected.seconds[title] + expected.seconds[f"{title}, update"], took))
+    spans = read_rows(run / SPANS)
+    for part in ("validation", "evaluation"):
+        parts.append((part, expected.seconds[part], sum(s["seconds"] for s in spans if s["stage"] == part)))
+    parts.append(("all", sum(expected.seconds.values()), wall))
+    return [[f"{name}, s", f"{said:,.0f}", f"{took:,.0f}", f"{took / said:.2f}"] for name, said, took in parts]
+
+
+SUITE = Suite(
+    "real_size",
+    "A pipeline of real size on CPUs",
+    {"lora": partial(real_size, whole=False), "whole": partial(real_size, whole=True)},
+)
+
+if __name__ == "__main__":
+    SUITE.main(__doc__)

@@ -1,0 +1,72 @@
+"""What the driver of a run needs until it asks for its first worker, with networks of real size."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+import real_sizes
+
+FAMILY = Path(__file__).parents[1] / "flux_family.py"
+SIZES: dict[str, tuple[Callable[[Path], Path], list[str]]] = {
+    "sdxl_4step_lora": (real_sizes.stable_diffusion_xl, []),
+    "sd35_4step_lora": (real_sizes.stable_diffusion_35_medium, []),
+    "flux": (real_sizes.flux_dev, [f"teacher.family={FAMILY}:load"]),
+    "edm_imagenet64_4step": (real_sizes.edm_imagenet_64, []),
+}
+SECONDS, MB = 60, 2500
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("recipe", SIZES)
+def test_the_first_worker_is_asked_for_soon_and_in_little_memory(recipe: str, tmp_path: Path) -> None:
+    write, given = SIZES[recipe]
+    overrides = [
+        f"teacher.model={write(tmp_path / 'teacher')}",
+        f"run.root={tmp_path}",
+        "run.name=real",
+        "reward.terms={mse: {}}",
+        "evaluation.judge=random-features",
+        "tracking.uri=off",
+        *(f"{role}.gpus=0" for role in ("rollout", "reward", "learner")),
+        *given,
+    ]
+    if recipe != "edm_imagenet64_4step":
+        overrides.append("conditions.source=emoji")
+    base = "sd35_4step_lora" if recipe == "flux" else recipe
+    if recipe == "flux":
+        overrides.append("student.lora={rank: 32, targets: [to_q, to_k, to_v]}")
+    code = "from redif_ray.cli import main; main()"
+    with (tmp_path / "output").open("w") as output:
+        run = subprocess.Popen([sys.executable, "-c", code, "distill", base, *overrides], stdout=output, stderr=output)
+    driver, started, most, asked = psutil.Process(run.pid), time.monotonic(), 0.0, False
+    try:
+        while run.poll() is None and not asked:
+            most = max(most, driver.memory_full_info().pss / 1e6)
+            asked = any("Worker" in title for title in map(_title, driver.children(recursive=True)))
+            time.sleep(0.1)
+    finally:
+        _end(driver)
+    took = time.monotonic() - started
+    assert asked, (tmp_path / "output").read_text()
+    print(f"{recipe}: {took:.0f} s, {most:,.0f} MB")
+    assert took <= SECONDS and most <= MB
+
+
+def _title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline()[:1])
+    except psutil.Error:
+        return ""
+
+
+def _end(driver: psutil.Process) -> None:
+    """Kill a driver and all that it started."""
+    for process in [driver, *driver.children(recursive=True)]:
+        process.kill()
+    psutil.wait_procs([driver], timeout=20)
