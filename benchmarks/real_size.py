@@ -31,8 +31,8 @@ from redif_ray.config import Config, load
 from redif_ray.errors import UserError
 from redif_ray.interrupt import StopRequest
 from redif_ray.job.preflight import preflight
-from redif_ray.job.requirements import main_memory_mb, process_mb
 from redif_ray.planning.cost import Estimate, estimate
+from redif_ray.planning.host_memory import main_memory_mb, process_mb
 from redif_ray.planning.memory import footprints
 from redif_ray.runs.jsonl import read_rows
 from redif_ray.runs.timeline import SPANS

@@ -14,11 +14,10 @@ from redif_ray.cluster.connect import needed, resources
 from redif_ray.config import Config
 from redif_ray.export.carried import carried
 from redif_ray.models.registry import model_folder, teacher_outline
-from redif_ray.planning.cost import PROCESS_MB, RAY_MB, workers
+from redif_ray.planning.host_memory import main_memory_mb, workers
 from redif_ray.planning.memory import OVERHEAD_MB, Footprint, Footprints, footprints
 from redif_ray.planning.rounds import Phases
 
-DRIVER_MB = 700  # of the driver, which holds headers, features and pictures, and no network
 WEIGHT_BYTES = 4  # an exported weight, in float32
 CHECKPOINT_BYTES = 16  # a trained weight with Adam's two moments and the average, in float32
 
@@ -107,33 +106,6 @@ def _together_mb(config: Config, together: list[str], roles: dict[str, Footprint
     others = sum(roles[role].total for role in together if role != "learner")
     mb = max(learner, others) if config.pipeline.colocate else learner + others
     return mb + OVERHEAD_MB * len(together)
-
-
-def main_memory_mb(config: Config, found: Footprints) -> float:
-    """Return the main memory in MB of all processes.
-
-    The learner has ended when the student is exported, so the larger of the two counts.
-    """
-    numbers = {role: number for role, (number, _) in workers(config).items()}
-    mb = {role: process_mb(config, found, role) for role in (*numbers, "driver", "export")}
-    last = max(numbers.pop("learner") * mb["learner"], mb["export"])
-    return RAY_MB + 3 * PROCESS_MB + mb["driver"] + last + sum(number * mb[role] for role, number in numbers.items())
-
-
-def process_mb(config: Config, found: Footprints, role: str) -> float:
-    """Return the main memory in MB of one process: of a worker of a role, of the "driver", or of the "export".
-
-    A process without a GPU holds its tensors there, and one that takes turns on a GPU what it keeps between turns. The
-    driver holds no network. The export holds one in float32, and the layers that adapters are merged into once more.
-    """
-    if role == "driver":
-        return DRIVER_MB
-    if role == "export":
-        return PROCESS_MB + 4 * found.network / 1e6
-    one, gpus = found.roles[role], workers(config)[role][1]
-    if not gpus:
-        return PROCESS_MB + one.total
-    return PROCESS_MB + (one.weights + one.training if config.pipeline.colocate else 0)
 
 
 def disk_mb(config: Config, found: Footprints) -> float:

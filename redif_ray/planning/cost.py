@@ -21,11 +21,11 @@ from redif_ray.methods import Prices
 from redif_ray.models.protocol import DiffusionModel
 from redif_ray.models.registry import load_teacher, teacher_outline
 from redif_ray.models.student import trained_numbers
+from redif_ray.planning.host_memory import main_memory_mb, workers
+from redif_ray.planning.memory import footprints
 from redif_ray.planning.rounds import RoundPlan
 
 Calls = Mapping[str, float]  # network calls on single images that the workers of a role make, by role
-PROCESS_MB = 450  # torch, diffusers and Ray in one worker; shared pages are divided among the processes
-RAY_MB = 900  # Ray's own processes with the dashboard
 LARGEST_TIMED = 5e9  # most FLOPs of a network call that is timed, 0.1 s of a core
 GPU_FLOPS = {"float32": 20e12, "bfloat16": 100e12, "float16": 100e12}  # FLOP/s of one GPU: assumed, not measured
 START_SECONDS = 35
@@ -35,9 +35,10 @@ START_SECONDS = 35
 class Estimate:
     """The estimated time, memory and disk of a run.
 
-    seconds: by part of the run. round_seconds: of one round, by phase. memory_mb: of all processes. disk_mb: of the run
-    folder. forward_ms: time of a network call on one image on one core, or on one GPU where no role computes on CPUs.
-    gpu_flops: FLOPs of the network calls on GPUs; no GPU is timed, so their seconds assume `GPU_FLOPS`.
+    seconds: by part of the run. round_seconds: of one round, by phase. memory_mb: of all processes, without
+    activations. disk_mb: of the run folder. forward_ms: time of a network call on one image on one core, or on one GPU
+    where no role computes on CPUs. gpu_flops: FLOPs of the network calls on GPUs; no GPU is timed, so their seconds
+    assume `GPU_FLOPS`.
     """
 
     seconds: dict[str, float]
@@ -62,15 +63,12 @@ def estimate(config: Config, conditions: Conditions) -> Estimate:
     seconds = {name: _seconds(config, calls, by_core, by_gpu) for name, calls in work.items()}
     seconds["start"] = START_SECONDS
     weights = trained_numbers(teacher.network, config.student.lora) * 4 / 1e6
-    network = sum(p.numel() for p in teacher.network.parameters()) * 4 / 1e6
-    processes = config.rollout.max_workers + config.reward.max_workers + config.learner.workers + 4
-    trained = 1 if config.learner.fsdp else config.learner.workers  # copies of the trained weights
     targets = config.evaluation.held_out + config.validation.groups + plan.teacher_images
     on_gpus = sum(n for calls in work.values() for role, n in calls.items() if workers(config)[role][1])
     return Estimate(
         seconds,
         _round_seconds(seconds, plan),
-        memory_mb=RAY_MB + processes * (PROCESS_MB + 2 * network) + trained * 4 * weights,
+        memory_mb=main_memory_mb(config, footprints(config, activations=False)),
         disk_mb=(config.checkpoint.keep + 1) * 5 * weights + targets * math.prod(teacher.image_shape) * 4 / 1e6,
         forward_ms=1e3 * (by_core[1] if by_core else by_gpu),
         gpu_flops=on_gpus * flops,
@@ -102,15 +100,6 @@ def _work(config: Config, teacher: DiffusionModel, plan: RoundPlan) -> dict[str,
             "rollout": held_out * 3 * own,
             "reward": held_out * (target + own) + searched * (target + 8 * own),
         },
-    }
-
-
-def workers(config: Config) -> dict[str, tuple[int, float]]:
-    """Return (number of workers, GPUs of one) by role."""
-    return {
-        "rollout": (config.rollout.max_workers, config.rollout.gpus),
-        "reward": (config.reward.max_workers, config.reward.gpus),
-        "learner": (config.learner.workers, config.learner.gpus),
     }
 
 
@@ -184,7 +173,9 @@ def table(e: Estimate) -> Table:
         rates = f"{GPU_FLOPS['float32'] / 1e12:.0f} TFLOP/s in float32, {GPU_FLOPS['bfloat16'] / 1e12:.0f} in 16 bits"
         pace += f"; {e.gpu_flops / 1e12:,.0f} TFLOPs on GPUs, if each GPU reaches {rates} (assumed, not timed)"
     view.add_row("time", f"{_span(sum(e.seconds.values()))} {pace}  ({parts}); decoding and rewards come on top")
-    view.add_row("memory", f"{e.memory_mb / 1000:.1f} GB in all processes")
+    view.add_row(
+        "memory", f"{e.memory_mb / 1000:.1f} GB in all processes, without activations, which `redif doctor` counts too"
+    )
     view.add_row("disk", f"{e.disk_mb:.0f} MB")
     return view
 

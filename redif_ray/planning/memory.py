@@ -62,8 +62,12 @@ class Footprints:
     image: int
 
 
-def footprints(config: Config) -> Footprints:
-    """Return the footprints of a run's workers. Raises ModelError for a teacher that cannot be loaded."""
+def footprints(config: Config, *, activations: bool = True) -> Footprints:
+    """Return the footprints of a run's workers. Raises ModelError for a teacher that cannot be loaded.
+
+    activations: False leaves these out, which takes a moment; counting them takes seconds for a large network.
+    """
+    peak = peak_mb if activations else lambda _: 0.0
     dtype = getattr(torch, config.networks.precision)
     teacher = teacher_outline(config.teacher, dtype)
     student = make_student(teacher, config.student.lora)
@@ -81,16 +85,14 @@ def footprints(config: Config) -> Footprints:
     beside = parts.always + (parts.decode + _encoders(config) if scores else 0)
     held = beside + (_held(config, teacher, student) if config.learner.fsdp else _bytes(teacher.network) + added)
     rows = max(config.rollout.unit_groups * config.rollout.siblings, config.evaluation.batch)
-    rollout = peak_mb(lambda: _predict(student, rows, config.student.guidance))
-    reward = max(
-        peak_mb(lambda: _predict(teacher, rows, config.teacher.guidance)), peak_mb(lambda: _decode(teacher, rows))
-    )
+    rollout = peak(lambda: _predict(student, rows, config.student.guidance))
+    reward = max(peak(lambda: _predict(teacher, rows, config.teacher.guidance)), peak(lambda: _decode(teacher, rows)))
     for parameter in parameters:  # preset, so that the peak leaves out gradients: `training` counts them
         parameter.grad = torch.empty_like(parameter)
     learned = factory.learned_reward(config, teacher, "meta")
     own_learned = _bytes(learned.network) if learned else 0
     judge = _on_disk({config.evaluation.judge})
-    learner = max(peak_mb(lambda: _train(student, config)), peak_mb(lambda: _learn(learned, config)))
+    learner = max(peak(lambda: _train(student, config)), peak(lambda: _learn(learned, config)))
     training = training // (config.learner.workers if config.learner.fsdp else 1) + own_learned * (4 + ADAM_BYTES) // 4
     roles = {
         "rollout": Footprint((network + added) / 1e6, 0.0, rollout),
@@ -98,7 +100,7 @@ def footprints(config: Config) -> Footprints:
             (network + parts.decode + parts.encode + _encoders(config) + own_learned + judge) / 1e6, 0.0, reward
         ),
         "learner": Footprint(
-            (held + own_learned + judge) / 1e6, training / 1e6, learner, start=(network + added + own_learned) / 1e6
+            (held + own_learned) / 1e6, training / 1e6, learner, start=(network + added + own_learned) / 1e6
         ),
     }
     numbers = sum(p.numel() for p in teacher.network.parameters())

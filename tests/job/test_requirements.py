@@ -18,6 +18,7 @@ from redif_ray.models.discriminator import Discriminator
 from redif_ray.models.registry import load_model
 from redif_ray.models.student import make_student, trainable
 from redif_ray.planning import memory
+from redif_ray.planning.host_memory import main_memory_mb
 from redif_ray.planning.memory import Footprint, Footprints, footprints
 from redif_ray.planning.peak import peak_mb
 
@@ -182,7 +183,7 @@ def test_those_that_take_turns_are_not_added_up() -> None:
     assert requirements.fullest_gpu_mb(turns, ROLES) == pytest.approx(every - others)
     kept = sum(one.weights + one.training for one in ROLES.values())
     found = Footprints(ROLES, 10**6, 0, 1000)
-    assert requirements.main_memory_mb(turns, found) - requirements.main_memory_mb(beside, found) == pytest.approx(kept)
+    assert main_memory_mb(turns, found) - main_memory_mb(beside, found) == pytest.approx(kept)
 
 
 @pytest.mark.parametrize(("uri", "copies"), [("off", 1), ("http://127.0.0.1:5000", 2)])
@@ -212,7 +213,7 @@ def test_what_is_too_little_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_demo_by_measurement() -> None:
     """Five workers and five other processes: 5.6 GB at their peak, as `make demo` was measured."""
     demo: Config = load("fashion_mnist")
-    assert 4500 < requirements.main_memory_mb(demo, footprints(demo)) < 6500
+    assert 4500 < main_memory_mb(demo, footprints(demo)) < 6500
 
 
 def test_a_learned_reward_is_counted() -> None:
