@@ -43,7 +43,7 @@ ROLES = {
     "TrainWorker": "learner",
     "export_deployed": "export",
 }
-LOOK_SECONDS = 0.5
+LOOK_SECONDS = 1.0
 STEPS = (
     "networks.precision=float32",
     "conditions.source=emoji",
@@ -76,12 +76,18 @@ class Peaks:
         total = 0.0
         for process in [self.driver, *_children(self.driver)]:
             try:
-                mb, role = process.memory_full_info().pss / 1e6, _role(process, self.driver)
+                mb, role = _pss(process.pid), _role(process, self.driver)
             except (psutil.Error, OSError):
                 continue
             total += mb
             self.by_role[role] = max(self.by_role.get(role, 0.0), mb)
         self.together = max(self.together, total)
+
+
+def _pss(pid: int) -> float:
+    """Return the memory of a process in MB, pages that it shares divided among those that share them."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) * 1024 / 1e6
 
 
 def _children(process: psutil.Process) -> list[psutil.Process]:

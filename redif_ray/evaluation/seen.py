@@ -43,7 +43,7 @@ def see(
 def picture(images: Tensor) -> np.ndarray:
     """Return images [n, C, H, W], float in [0, 1], as uint8, reduced by a whole factor to at most LARGEST pixels."""
     factor = math.ceil(max(images.shape[-2:]) / LARGEST)
-    if factor > 1 and len(images):
+    if factor > 1:
         images = torch.nn.functional.avg_pool2d(images, factor, ceil_mode=True)
     return (images.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
 

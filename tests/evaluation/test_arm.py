@@ -137,5 +137,7 @@ def test_pictures_of_large_images_are_reduced() -> None:
     found = see(unit, images, images, {}, None)
     assert found.pictures.shape == (2, 3, 400, 234) and max(found.pictures.shape) <= LARGEST
     assert (found.pictures[:, :, :200] == 255).all() and (found.pictures[:, :, 200:] == 0).all()
+    others = replace(unit, groups=(11, 12, 13))  # of which none is shown
+    assert len(joined([found, see(others, images, images, {}, None)]).pictures) == 2
     with pytest.raises(ValueError, match="the judge was not asked"):
         _ = found.judged
