@@ -72,8 +72,8 @@ def held_out(loop: PlainLoop, weights: dict[str, Tensor], count: int) -> tuple[d
     images = []
     for unit in loop.plan.deploy(Stream.HELD_OUT, count):
         _, targets = loop.reward.targets(unit)
-        _, played = loop.rollout.rollout(unit, weights, "deploy-0")
-        _, scored = loop.reward.score(unit, played, targets)
+        _, _, final = loop.rollout.rollout(unit, weights, "deploy-0")
+        _, scored = loop.reward.score(unit, final, None, targets)
         images.append(scored.images)
         for name, values in scored.terms.items():
             terms.setdefault(name, []).append(values)

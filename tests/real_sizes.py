@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, EulerDiscreteScheduler, PNDMScheduler, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    PNDMScheduler,
+    SD3Transformer2DModel,
+    UNet2DConditionModel,
+)
 from tiny_pipelines import clip_tokenizer
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
@@ -52,22 +59,10 @@ def stable_diffusion_xl(folder: Path) -> Path:
             addition_time_embed_dim=256,
             projection_class_embeddings_input_dim=2816,
         )
-        big_g = CLIPTextModelWithProjection(
-            CLIPTextConfig(
-                hidden_size=1280,
-                intermediate_size=5120,
-                num_hidden_layers=32,
-                num_attention_heads=20,
-                projection_dim=1280,
-                hidden_act="gelu",
-                vocab_size=49408,
-                max_position_embeddings=77,
-            )
-        )
     _diffusers(network, folder / "unet")
     _diffusers(_vae(scaling_factor=0.13025), folder / "vae")
     _transformers(_clip_l(), folder / "text_encoder")
-    _transformers(big_g, folder / "text_encoder_2")
+    _transformers(_clip_big_g(), folder / "text_encoder_2")
     for name in ("tokenizer", "tokenizer_2"):
         clip_tokenizer().save_pretrained(folder / name)
     EulerDiscreteScheduler(timestep_spacing="leading", **BETAS).save_pretrained(folder / "scheduler")
@@ -85,20 +80,68 @@ def stable_diffusion_xl(folder: Path) -> Path:
     )
 
 
+def stable_diffusion_35(folder: Path) -> Path:
+    """2.2 G parameters in the network, 128 x 128 x 16 latents, two text encoders; T5, which may be absent, is."""
+    with META:
+        network = SD3Transformer2DModel(
+            sample_size=128,
+            num_layers=24,
+            num_attention_heads=24,
+            attention_head_dim=64,
+            joint_attention_dim=4096,
+            caption_projection_dim=1536,
+            pooled_projection_dim=2048,
+            pos_embed_max_size=384,
+            dual_attention_layers=tuple(range(13)),
+            qk_norm="rms_norm",
+        )
+        clip_l = CLIPTextModelWithProjection(_clip_l().config)
+    _diffusers(network, folder / "transformer")
+    _diffusers(
+        _vae(latent_channels=16, scaling_factor=1.5305, shift_factor=0.0609, use_quant_conv=False), folder / "vae"
+    )
+    _transformers(clip_l, folder / "text_encoder")
+    _transformers(_clip_big_g(), folder / "text_encoder_2")
+    for name in ("tokenizer", "tokenizer_2"):
+        clip_tokenizer().save_pretrained(folder / name)
+    FlowMatchEulerDiscreteScheduler(shift=3.0).save_pretrained(folder / "scheduler")
+    return _index(
+        folder,
+        "StableDiffusion3Pipeline",
+        transformer=["diffusers", "SD3Transformer2DModel"],
+        vae=["diffusers", "AutoencoderKL"],
+        text_encoder=["transformers", "CLIPTextModelWithProjection"],
+        text_encoder_2=["transformers", "CLIPTextModelWithProjection"],
+        text_encoder_3=[None, None],
+        tokenizer=["transformers", "CLIPTokenizer"],
+        tokenizer_2=["transformers", "CLIPTokenizer"],
+        tokenizer_3=[None, None],
+        scheduler=["diffusers", "FlowMatchEulerDiscreteScheduler"],
+    )
+
+
 def _clip_l() -> CLIPTextModel:
     with META:
-        return CLIPTextModel(
-            CLIPTextConfig(
-                hidden_size=768,
-                intermediate_size=3072,
-                num_hidden_layers=12,
-                num_attention_heads=12,
-                projection_dim=768,
-                hidden_act="quick_gelu",
-                vocab_size=49408,
-                max_position_embeddings=77,
-            )
-        )
+        return CLIPTextModel(_clip(768, 12, "quick_gelu"))
+
+
+def _clip_big_g() -> CLIPTextModelWithProjection:
+    with META:
+        return CLIPTextModelWithProjection(_clip(1280, 32, "gelu"))
+
+
+def _clip(width: int, layers: int, activation: str) -> CLIPTextConfig:
+    """The configuration of a text encoder of CLIP, whose heads are 64 wide."""
+    return CLIPTextConfig(
+        hidden_size=width,
+        intermediate_size=4 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=width // 64,
+        projection_dim=width,
+        hidden_act=activation,
+        vocab_size=49408,
+        max_position_embeddings=77,
+    )
 
 
 def _vae(**config: Any) -> AutoencoderKL:
@@ -108,8 +151,7 @@ def _vae(**config: Any) -> AutoencoderKL:
             down_block_types=("DownEncoderBlock2D",) * 4,
             up_block_types=("UpDecoderBlock2D",) * 4,
             layers_per_block=2,
-            latent_channels=4,
-            **config,
+            **{"latent_channels": 4} | config,
         )
 
 

@@ -34,7 +34,6 @@ from redif_ray.types import Meta, WorkUnit
 from redif_ray.weights.store import learned_key, policy_key
 
 ASKED: Urgency = (-1, 0)  # urgency of work that the learner or driver waits for, ahead of later rounds
-REMEMBERED = 3  # number of deployments whose references are kept
 WATCH_SECONDS = 1.0
 PATIENCE_SECONDS = 60.0  # time for a lost learner to come back before later workers are removed to make room
 log = logging.getLogger(__name__)
@@ -60,8 +59,8 @@ class Coordinator:
         self.watching: asyncio.Task[None] | None = None
         self.spans: list[Span] = []  # work not yet reported to the writer
         self.rounds: dict[int, Batch] = {}
-        self.deployments: dict[tuple[Any, ...], Batch] = {}
-        self.ahead: dict[tuple[int, int], asyncio.Future[tuple[Meta, Any]]] = {}  # of `_ahead`, by round and unit
+        self.deployment: tuple[tuple[Any, ...], Batch] | None = None  # the last one, by name
+        self.ahead: dict[tuple[int, int], asyncio.Future[tuple[Any, ...]]] = {}  # of `_ahead`, by round and unit
         self.stopping = False
         self.calibration: dict[str, Any] | None = None
         self.begun = asyncio.Event()
@@ -130,7 +129,8 @@ class Coordinator:
     async def round_for(self, round: int, rank: int, world: int, lost: tuple[str, ...] = ()) -> RoundData | None:
         """Return rank `rank`'s part of a round, made with the weights that the plan says; None when the run is to stop.
 
-        Repeated calls get the same answer until the round after the next is asked for.
+        Repeated calls get the same answer until the next round is asked for. A rank asks for it after all ranks have
+        fetched this one, so references to earlier rounds are let go, and to deployments.
         lost: ids of references of an earlier answer that could not be fetched; their units are computed again.
         """
         if self.stopping:
@@ -143,7 +143,7 @@ class Coordinator:
                 self.rounds[ahead] = Batch(self.plan.units(ahead), make)
         if not self.config.pipeline.colocate:  # with colocate, workers rest while the learner updates
             self._prefetch(round + self.config.pipeline.staleness + 1)
-        self._forget(round - 1)  # a rank that lags may still ask for the round before
+        self._forget(round)
         return await self._answer(self.rounds[round], rank, world, lost)
 
     async def deploy(
@@ -165,19 +165,17 @@ class Coordinator:
 
     async def ask(self, method: str, arguments: tuple[Any, ...]) -> tuple[Meta, Any]:
         """Call a reward worker for the driver, which waits; return the meta and a reference to the data."""
-        answer = await self.reward.call(ASKED, method, *arguments)
+        meta, data = await self.reward.call(ASKED, method, *arguments)
         self._tell()
-        return answer
+        return meta, data
 
     async def _deployed(
         self, name: tuple[Any, ...], units: list[WorkUnit], make: Make, lost: tuple[str, ...]
     ) -> RoundData:
-        batch = self.deployments.get(name)
-        if batch is None or batch.failed:
-            self.deployments[name] = Batch(units, make)
-            for old in list(self.deployments)[:-REMEMBERED]:
-                del self.deployments[old]
-        return await self._answer(self.deployments[name], 0, 1, lost)
+        known = self.deployment
+        if known is None or known[0] != name or known[1].failed:
+            known = self.deployment = name, Batch(units, make)
+        return await self._answer(known[1], 0, 1, lost)
 
     async def _answer(self, batch: Batch, rank: int, world: int, lost: tuple[str, ...]) -> RoundData:
         if again := batch.holding(lost):
@@ -214,7 +212,7 @@ class Coordinator:
                 if self.phases[unit.phase].teacher_images or self.captions:
                     self._ahead(unit)
 
-    def _ahead(self, unit: WorkUnit) -> asyncio.Future[tuple[Meta, Any]]:
+    def _ahead(self, unit: WorkUnit) -> asyncio.Future[tuple[Any, ...]]:
         """Call reward workers, once, for a unit's work that needs no weights: teacher images, or captions alone."""
         name = (unit.round, unit.index)
         if unit.phase == Deploy.name:
@@ -225,6 +223,7 @@ class Coordinator:
         return self.ahead[name]
 
     def _forget(self, before: int) -> None:
+        self.deployment = None
         self.rounds = {round: batch for round, batch in self.rounds.items() if round >= before}
         self.ahead = {name: work for name, work in self.ahead.items() if name[0] >= before}
 
@@ -245,15 +244,18 @@ class Coordinator:
         if phase.plays:
             if self.captions and ahead is not None:
                 await ahead
-            roll_meta, made["trajectories"] = await self.rollout.call(at, "rollout", unit, self.weights, key)
+            roll_meta, made["trajectories"], final = await self.rollout.call(at, "rollout", unit, self.weights, key)
             metas.append(roll_meta)
         if ahead is not None:
             target_meta, made["targets"] = await ahead
             metas.insert(0, target_meta)
         if phase.plays:
-            given = made["trajectories"], made.get("targets"), self.weights, learned
+            visited = made["trajectories"] if phase.asks_jumps else None
+            given = final, visited, made.get("targets"), self.weights, learned
             score_meta, made["scored"] = await self.reward.call(at, "score", unit, *given)
             metas.append(score_meta)
+        if phase.name != Deploy.name:
+            self.ahead.pop((unit.round, unit.index), None)
         return tuple(metas), tuple(made[name] for name in phase.learner_reads)
 
     async def _images(self, unit: WorkUnit) -> Parts:
