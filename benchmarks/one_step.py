@@ -72,8 +72,8 @@ def held_out(loop: PlainLoop, weights: dict[str, Tensor], count: int) -> Seen:
     """Measurements of the student as deployed."""
     parts = []
     for unit in loop.plan.deploy(Stream.HELD_OUT, count):
-        _, played = loop.rollout.rollout(unit, weights, "deploy-0")
-        parts.append(loop.reward.score(unit, played)[1].seen)
+        _, _, final = loop.rollout.rollout(unit, weights, "deploy-0")
+        parts.append(loop.reward.score(unit, final)[1].seen)
     return joined([part for part in parts if part is not None])
 
 

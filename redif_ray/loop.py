@@ -82,8 +82,8 @@ class PlainLoop:
         meta, targets = self.reward.targets(unit) if phase.teacher_images else self.reward.encode(unit)
         metas, made = [meta], dict[str, Any](targets=targets)
         if phase.plays:
-            roll_meta, made["trajectories"] = self.rollout.rollout(unit, weights, key)
-            score_meta, made["scored"] = self.reward.score(unit, made["trajectories"], targets)
+            roll_meta, made["trajectories"], final = self.rollout.rollout(unit, weights, key)
+            score_meta, made["scored"] = self.reward.score(unit, final, made["trajectories"], targets)
             metas += [roll_meta, score_meta]
         return tuple(metas), tuple(made[name] for name in phase.learner_reads)
 

@@ -4,7 +4,8 @@ Arrays are numpy, C-contiguous and float32 unless said otherwise: Ray hands them
 Rows are group-major: row = group position * siblings + sibling. N = student steps, R = rows of a work unit.
 
 Example: 4 groups x 16 siblings in units of 2 groups: unit 0 has R = 32 rows, rows 0..15 share one x_T, one condition
-and one teacher image; `Trajectories.latents` is [N + 1, 32, *latent_shape].
+and one teacher image; with 4 steps of which the last does not explore, `Trajectories.shared` is [1, 2, *latent_shape]
+and `Trajectories.latents` [3, 32, *latent_shape].
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from redif_ray.diffusion.noise import Stream
 
 Condition = int | str | None  # a class label, a caption, or nothing
 PICTURES = 10  # the first groups of a stream, whose images are kept as pictures
+LARGEST = 512  # most pixels along an edge of a picture
+VERSIONS_KEPT = 4  # versions of each kind of weights that the weight store keeps
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,14 +55,23 @@ class WorkUnit:
 
 @dataclass(frozen=True, slots=True)
 class Trajectories:
-    """A rollout worker's results for a work unit, made with the weights of `policy_version`."""
+    """The states that a rollout worker visited in a work unit, with the weights of `policy_version`.
+
+    The last latent, the result, is among them only where the last step explores, so that it is an action. The reward
+    worker that decodes it gets it apart.
+    """
 
     unit: WorkUnit
     policy_version: int
     weights_sha256: str
-    latents: np.ndarray  # [N + 1, R, *latent]: latents[0] is x_T, latents[N] the result
-    means: np.ndarray  # [N, R, *latent]: the policy's mean of each transition
+    shared: np.ndarray  # [M, G, *latent]: the first M states, x_T being the first; siblings share them
+    latents: np.ndarray  # [N - M or N + 1 - M, R, *latent]: the states after them
     log_probs: np.ndarray  # [N, R]: per-dimension mean log density of the action taken; 0 where S = 0
+    means: np.ndarray | None  # [N, R, *latent]: the policy's mean of each transition, if the phase reads means
+
+    def states(self) -> np.ndarray:
+        """Return the states of each row, [N or N + 1, R, *latent]."""
+        return np.concatenate([self.shared.repeat(self.unit.siblings, axis=1), self.latents])
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +89,7 @@ class Seen:
     conditions: n of them. pixel_mse: [n] float64. terms: raw reward terms by name, [n] each. darkest: the least pixel
     of the teacher's images. features: the judge's, [n, D] float32, or None if it was not asked. fit: how well an image
     fits its condition, by name, [n] each (`encoders.fit`). pictures, teacher_pictures: the first images, uint8
-    [at most PICTURES, C, h, w], reduced to a few hundred pixels along an edge.
+    [at most PICTURES, C, h, w], reduced to at most LARGEST pixels along an edge.
     """
 
     conditions: tuple[Condition, ...]
@@ -103,7 +115,7 @@ class Scored:
 
     unit: WorkUnit
     terms: dict[str, np.ndarray]  # [R] each, raw; empty in the warm start
-    targets: np.ndarray | None  # [G, C, H, W] in [0, 1]: the teacher's image of each group, if the phase uses it
+    targets: np.ndarray | None  # [G, C, H, W] in [0, 1]: the teacher's images, if deployed or for a learned reward
     anchors: np.ndarray | None  # [N, R, *latent]: the teacher's jump from each visited state, if a loss uses it
     images: np.ndarray | None = None  # [R, C, H, W] in [0, 1]: the student's, if a phase or reward uses them
     teacher_terms: dict[str, np.ndarray] | None = None  # [R] each: terms of the teacher's image in the student's place

@@ -54,11 +54,12 @@ class Worker:
 class Method:
     worker: Worker
     name: str
+    products: int = 1  # that a call returns beside the meta
 
     def options(self, num_returns: int, max_task_retries: int) -> Method:
-        return self
+        return Method(self.worker, self.name, num_returns - 1)
 
-    def remote(self, unit: WorkUnit, *_: Any) -> tuple[Any, Reference]:
+    def remote(self, unit: WorkUnit, *_: Any) -> tuple[Any, ...]:
         async def meta() -> Meta:
             await asyncio.sleep(0)
             self.worker.calls.append((self.name, unit.index))
@@ -67,8 +68,11 @@ class Method:
                 raise errors.pop(0)
             return Meta(unit, "worker", self.worker.work)
 
-        made = self.worker.made
-        return meta(), made.pop(0) if made else Reference(f"{self.name}-{unit.index}-{next(ids)}")
+        def product() -> Any:
+            made = self.worker.made
+            return made.pop(0) if made else Reference(f"{self.name}-{unit.index}-{next(ids)}")
+
+        return meta(), *(product() for _ in range(self.products))
 
 
 class Writer:

@@ -123,7 +123,7 @@ def _measure(
         if round == 1:  # the first warms up
             psutil.cpu_percent()
         data = fetched(partial(coordinator.round_for.remote, round, 0, 1))
-        touched = sum(float(t.latents[..., 0].sum() + t.means[..., 0].sum()) for t, _ in data.parts.values())
+        touched = sum(float(t.shared[..., 0].sum() + t.latents[..., 0].sum()) for t, _ in data.parts.values())
         assert touched == 0 and len(data.parts) == units
         del data
         if round:

@@ -40,25 +40,26 @@ class Sleepers:
     def targets(self, name: str, unit: WorkUnit) -> tuple[Meta, np.ndarray]:
         return self._did(name, unit, 0.0), np.zeros((len(unit.groups), *self.sizes.image), np.float32)
 
-    def rollout(self, name: str, unit: WorkUnit, weights: Any, key: str) -> tuple[Meta, Trajectories]:
+    def rollout(self, name: str, unit: WorkUnit, weights: Any, key: str) -> tuple[Meta, Trajectories, np.ndarray]:
         s = self.sizes
         time.sleep(s.seconds)
         made = Trajectories(
             unit,
             int(key.rpartition("-")[2]),
             "simulated",
-            np.zeros((s.steps + 1, unit.rows, *s.latent), np.float32),
-            np.zeros((s.steps, unit.rows, *s.latent), np.float32),
+            np.zeros((1, len(unit.groups), *s.latent), np.float32),
+            np.zeros((s.steps - 1, unit.rows, *s.latent), np.float32),
             np.zeros((s.steps, unit.rows), np.float32),
+            None,
         )
-        return self._did(name, unit, s.seconds), made
+        return self._did(name, unit, s.seconds), made, np.zeros((unit.rows, *s.latent), np.float32)
 
     def score(
-        self, name: str, unit: WorkUnit, trajectories: Trajectories, targets: np.ndarray, *_: Any
+        self, name: str, unit: WorkUnit, final: np.ndarray, trajectories: None, targets: np.ndarray, *_: Any
     ) -> tuple[Meta, Scored]:
         terms = {"mse": np.zeros(unit.rows, np.float32)}
         meta = Meta(unit, name, (Work("rewards", 0.0, 0),), terms)
-        return meta, Scored(unit, terms, targets, None)
+        return meta, Scored(unit, terms, None, None)
 
     def _did(self, name: str, unit: WorkUnit, seconds: float) -> Meta:
         return Meta(unit, name, (Work("rollout", seconds, 0),))

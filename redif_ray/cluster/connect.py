@@ -126,13 +126,28 @@ def start(config: Config) -> None:
     ray.init(
         address="local",
         num_cpus=_private_cpus(config),
-        object_store_memory=config.ray.object_store_mb * 10**6,
+        object_store_memory=config.ray.object_store_mb and config.ray.object_store_mb * 10**6,  # None: Ray's own choice
         include_dashboard=True,
         dashboard_host="127.0.0.1",
         log_to_driver=False,
         logging_level=logging.ERROR,
         _temp_dir=str(Path(tempfile.gettempdir()) / "ray"),
     )
+
+
+def warn_of_small_store(kept: int) -> None:
+    """Log a warning where the cluster's object stores are smaller than `kept`, the bytes that a run keeps in them."""
+    have = ray.cluster_resources().get("object_store_memory", 0.0)
+    if have < kept:
+        log.warning(
+            "the object stores of the cluster hold %.0f MB together and this run keeps up to %.0f MB there, so Ray "
+            "writes objects to disk; set ray.object_store_mb=%.0f, or start the nodes of a cluster of your own with "
+            "`ray start --object-store-memory=%.0f`",
+            have / 1e6,
+            kept / 1e6,
+            math.ceil(kept / 1e6),
+            kept,
+        )
 
 
 def _check(config: Config) -> None:

@@ -49,10 +49,10 @@ class Ray(Strict):
         description="The cluster: local starts a private one, auto joins the one of this machine, and a URL joins "
         "that one.",
     )
-    object_store_mb: Positive = Field(
-        300,
-        description="Size of a private cluster's object store in MB, above 0. Raise it where Ray spills objects to "
-        "disk.",
+    object_store_mb: Positive | None = Field(
+        None,
+        description="Size of a private cluster's object store in MB, above 0. null lets it grow to 30 % of the memory "
+        "that is free, at most. Set it to leave more memory to other programs.",
     )
     num_cpus: Positive | None = Field(
         None,

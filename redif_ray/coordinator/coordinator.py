@@ -27,14 +27,13 @@ from redif_ray.data.conditions import CONDITIONS, Conditions
 from redif_ray.diffusion.noise import Stream
 from redif_ray.faults import ATTEMPTS, RoundData, restarted
 from redif_ray.methods import Deploy, phases_by_name
-from redif_ray.planning.rounds import RoundPlan, reference_units
+from redif_ray.planning.rounds import RoundPlan, reference_units, units_at_once
 from redif_ray.runs.gauges import PoolGauges
 from redif_ray.runs.timeline import Span, spans
 from redif_ray.types import Meta, WorkUnit
 from redif_ray.weights.store import learned_key, policy_key
 
 ASKED: Urgency = (-1, 0)  # urgency of work that the learner or driver waits for, ahead of later rounds
-REMEMBERED = 3  # number of deployments whose references are kept
 WATCH_SECONDS = 1.0
 PATIENCE_SECONDS = 60.0  # time for a lost learner to come back before later workers are removed to make room
 log = logging.getLogger(__name__)
@@ -56,14 +55,14 @@ class Coordinator:
         timeout = config.pipeline.timeout_s
         self.rollout = Pool("rollout", rollout, self._lost, timeout, self._done, config.rollout.min_workers or 1)
         self.reward = Pool("reward", reward, self._lost, timeout, self._done, config.reward.min_workers or 1)
-        self.at_once = 2 * (config.rollout.max_workers + config.reward.max_workers)  # units of a deployment in progress
+        self.at_once = units_at_once(config)
         self.gauges = PoolGauges(config.run.name)
         self.watching: asyncio.Task[None] | None = None
         self.spans: list[Span] = []  # work not yet reported to the writer
         self.rounds: dict[int, Batch] = {}
         self.references: dict[int, Batch] = {}  # features of reference images, by number of work units
-        self.deployments: dict[tuple[Any, ...], Batch] = {}
-        self.ahead: dict[tuple[int, int], asyncio.Future[tuple[Meta, Any]]] = {}  # of `_ahead`, by round and unit
+        self.deployment: tuple[tuple[Any, ...], Batch] | None = None  # the last one, by name
+        self.ahead: dict[tuple[int, int], asyncio.Future[tuple[Any, ...]]] = {}  # of `_ahead`, by round and unit
         self.stopping = False
         self.calibration: dict[str, Any] | None = None
         self.begun = asyncio.Event()
@@ -132,7 +131,8 @@ class Coordinator:
     async def round_for(self, round: int, rank: int, world: int, lost: tuple[str, ...] = ()) -> RoundData | None:
         """Return rank `rank`'s part of a round, made with the weights that the plan says; None when the run is to stop.
 
-        Repeated calls get the same answer until the round after the next is asked for.
+        Repeated calls get the same answer until the next round is asked for. A rank asks for it after all ranks have
+        fetched this one, so references to earlier rounds are let go, and to deployments.
         lost: ids of references of an earlier answer that could not be fetched; their units are computed again.
         """
         if self.stopping:
@@ -145,7 +145,7 @@ class Coordinator:
                 self.rounds[ahead] = Batch(self.plan.units(ahead), make)
         if not self.config.pipeline.colocate:  # with colocate, workers rest while the learner updates
             self._prefetch(round + self.config.pipeline.staleness + 1)
-        self._forget(round - 1)  # a rank that lags may still ask for the round before
+        self._forget(round)
         return await self._answer(self.rounds[round], rank, world, lost)
 
     async def deploy(
@@ -172,19 +172,17 @@ class Coordinator:
 
     async def ask(self, method: str, arguments: tuple[Any, ...]) -> tuple[Meta, Any]:
         """Call a reward worker for the driver, which waits; return the meta and a reference to the data."""
-        answer = await self.reward.call(ASKED, method, *arguments)
+        meta, data = await self.reward.call(ASKED, method, *arguments)
         self._tell()
-        return answer
+        return meta, data
 
     async def _deployed(
         self, name: tuple[Any, ...], units: list[WorkUnit], make: Make, lost: tuple[str, ...]
     ) -> RoundData:
-        batch = self.deployments.get(name)
-        if batch is None or batch.failed:
-            self.deployments[name] = Batch(units, make, self.at_once)
-            for old in list(self.deployments)[:-REMEMBERED]:
-                del self.deployments[old]
-        return await self._answer(self.deployments[name], 0, 1, lost)
+        known = self.deployment
+        if known is None or known[0] != name or known[1].failed:
+            known = self.deployment = name, Batch(units, make, self.at_once)
+        return await self._answer(known[1], 0, 1, lost)
 
     async def _answer(self, batch: Batch, rank: int, world: int, lost: tuple[str, ...]) -> RoundData:
         if again := batch.holding(lost):
@@ -221,7 +219,7 @@ class Coordinator:
                 if self.phases[unit.phase].teacher_images or self.captions:
                     self._ahead(unit)
 
-    def _ahead(self, unit: WorkUnit) -> asyncio.Future[tuple[Meta, Any]]:
+    def _ahead(self, unit: WorkUnit) -> asyncio.Future[tuple[Any, ...]]:
         """Call reward workers, once, for a unit's work that needs no weights: teacher images, or captions alone."""
         name, method = (unit.round, unit.index), "targets" if self.phases[unit.phase].teacher_images else "encode"
         if unit.phase == Deploy.name:
@@ -231,6 +229,7 @@ class Coordinator:
         return self.ahead[name]
 
     def _forget(self, before: int) -> None:
+        self.deployment = None
         self.rounds = {round: batch for round, batch in self.rounds.items() if round >= before}
         self.ahead = {name: work for name, work in self.ahead.items() if name[0] >= before}
 
@@ -251,15 +250,18 @@ class Coordinator:
         if phase.plays:
             if self.captions and ahead is not None:
                 await ahead
-            roll_meta, made["trajectories"] = await self.rollout.call(at, "rollout", unit, self.weights, key)
+            roll_meta, made["trajectories"], final = await self.rollout.call(at, "rollout", unit, self.weights, key)
             metas.append(roll_meta)
         if ahead is not None:
             target_meta, made["targets"] = await ahead
             metas.insert(0, target_meta)
         if phase.plays:
-            given = made["trajectories"], made.get("targets"), self.weights, learned
+            visited = made["trajectories"] if phase.asks_jumps else None
+            given = final, visited, made.get("targets"), self.weights, learned
             score_meta, made["scored"] = await self.reward.call(at, "score", unit, *given)
             metas.append(score_meta)
+        if phase.name != Deploy.name:
+            self.ahead.pop((unit.round, unit.index), None)
         return tuple(metas), tuple(made[name] for name in phase.learner_reads)
 
     async def _reference(self, unit: WorkUnit) -> Parts:

@@ -22,6 +22,7 @@ from redif_ray.types import Meta
 
 log = logging.getLogger(__name__)
 BACK_SECONDS = 600  # time for a pool with too few workers to have enough of them again
+PRODUCTS = {"rollout": 2}  # number of objects that a method returns beside the meta, where it is not 1
 PAUSE_SECONDS = 0.2  # pause before a lost worker is asked whether it is back
 Urgency = tuple[int, int]  # the smallest comes first; equal ones in the order of their calls
 
@@ -34,7 +35,7 @@ class Call:
     ticket: int
     method: str = field(compare=False)
     arguments: tuple[Any, ...] = field(compare=False)
-    answer: asyncio.Future[tuple[Meta, Any]] = field(compare=False)
+    answer: asyncio.Future[tuple[Any, ...]] = field(compare=False)
     attempts: int = field(default=0, compare=False)
 
 
@@ -88,8 +89,8 @@ class Pool:
             seconds[name] = seconds.get(name, 0.0) + now - since
         return seconds
 
-    async def call(self, urgency: Urgency, method: str, *arguments: Any) -> tuple[Meta, Any]:
-        """Call `method` of the next free worker; return its meta and a reference to its data, which is not fetched.
+    async def call(self, urgency: Urgency, method: str, *arguments: Any) -> tuple[Any, ...]:
+        """Call `method` of the next free worker; return its meta and references to its products, which stay there.
 
         Where a worker dies, Ray restarts it and a free worker repeats the call; the result is the same, because it
         depends on the arguments alone. An error that the call itself raises is raised here, without a retry.
@@ -99,7 +100,7 @@ class Pool:
             raise self.failure
         if not self.serving:
             self.serving = [asyncio.ensure_future(self._serve(worker)) for worker in self.workers]
-        answer: asyncio.Future[tuple[Meta, Any]] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[tuple[Any, ...]] = asyncio.get_running_loop().create_future()
         self.calls.put_nowait(Call(urgency, next(self.tickets), method, arguments, answer))
         return await answer
 
@@ -126,8 +127,9 @@ class Pool:
             self.in_flight += 1
             try:
                 # no retries by Ray, which would wait for this worker while another may be free
-                method = getattr(worker, call.method).options(num_returns=2, max_task_retries=0)
-                meta_ref, data_ref = method.remote(*call.arguments)
+                returns = 1 + PRODUCTS.get(call.method, 1)
+                method = getattr(worker, call.method).options(num_returns=returns, max_task_retries=0)
+                meta_ref, *products = method.remote(*call.arguments)
                 meta: Meta = await asyncio.wait_for(meta_ref, self.timeout)
                 self.in_flight -= 1
             except Exception as error:
@@ -145,7 +147,7 @@ class Pool:
                 self.busy[meta.worker] += sum(w.seconds for w in meta.work)
                 self.done(meta)
                 if not call.answer.done():
-                    call.answer.set_result((meta, data_ref))
+                    call.answer.set_result((meta, *products))
 
     def _again(self, call: Call, error: Exception) -> None:
         self.lost(self.role)

@@ -1,9 +1,11 @@
-"""The store of encoded captions: one safetensors file a caption, found by the hash of its text.
+"""The store of encoded captions: one compressed safetensors file a caption, found by the hash of its text.
 
-    <root>/<hash of the encoders>/<sha256 of the caption>.safetensors
+    <root>/<hash of the encoders>/<sha256 of the caption>.safetensors.zst
 
-The first worker that needs a caption encodes it, and all others read the same bytes. Files are written whole or not at
-all.
+The first worker that needs a caption encodes it, and all others read the same bytes. Tensors keep the dtype in which
+the encoders made them, which is 16 bits where these compute in 16 bits. The states of padded tokens are stored, because
+Stable Diffusion's networks read them without a mask and they differ from one another. Constant padding, as in the
+channels that CLIP's states lack beside T5's, takes no room once compressed. Files are written whole or not at all.
 """
 
 from __future__ import annotations
@@ -12,8 +14,9 @@ import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
+import pyarrow as pa
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 from torch import Tensor
 
 from redif_ray.errors import UserError
@@ -40,13 +43,16 @@ class EncodingStore:
 
     def path(self, caption: str | None) -> Path:
         name = "none" if caption is None else hashlib.sha256(caption.encode()).hexdigest()
-        return self.folder / f"{name}.safetensors"
+        return self.folder / f"{name}.safetensors.zst"
 
     def get(self, caption: str | None) -> dict[str, Tensor] | None:
         """Return a caption's tensors on the CPU, or None if none are stored yet. Raises EncodingStoreError."""
         path = self.path(caption)
         try:
-            return load_file(path) if path.exists() else None
+            if not path.exists():
+                return None
+            with pa.input_stream(str(path), compression="zstd") as source:
+                return load(source.read())
         except (SafetensorError, OSError) as error:
             raise EncodingStoreError(f"{path} is corrupt ({error}); delete it, and it is encoded again") from error
 
@@ -54,7 +60,7 @@ class EncodingStore:
         """Store a caption's tensors. Raises EncodingStoreError if the disk fails."""
         path = self.path(caption)
         try:
-            with atomic_file(path) as partial:
-                partial.write_bytes(save({name: value.cpu().contiguous() for name, value in tensors.items()}))
+            with atomic_file(path) as partial, pa.output_stream(str(partial), compression="zstd") as sink:
+                sink.write(save({name: value.cpu().contiguous() for name, value in tensors.items()}))
         except OSError as error:
             raise EncodingStoreError(f"cannot write {path}: {error}; free space or move teacher.store") from error

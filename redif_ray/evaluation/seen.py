@@ -14,9 +14,7 @@ from torch import Tensor
 
 from redif_ray.evaluation.encoders import Encoder, embedded, fit
 from redif_ray.evaluation.paired import mse
-from redif_ray.types import PICTURES, Seen, WorkUnit
-
-LARGEST = 512  # most pixels along an edge of a picture
+from redif_ray.types import LARGEST, PICTURES, Seen, WorkUnit
 
 
 def see(

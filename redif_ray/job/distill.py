@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from redif_ray.cluster.connect import connect
+from redif_ray.cluster.connect import connect, warn_of_small_store
 from redif_ray.config import Config
 from redif_ray.data.conditions import Conditions
 from redif_ray.interrupt import Interrupted, StopRequest, stop_requests
@@ -20,7 +20,7 @@ from redif_ray.job.preflight import check_rounds, preflight
 from redif_ray.job.progress import show_progress
 from redif_ray.job.session import session
 from redif_ray.job.training import training
-from redif_ray.planning import cost
+from redif_ray.planning import cost, messages
 from redif_ray.planning.paths import absolute
 from redif_ray.runs import timeline
 from redif_ray.runs.backup import complete, prepare, uploading
@@ -118,6 +118,7 @@ def _distill(
     console.print(cost.table(expected))
     started = time.monotonic()
     with connect(config) as ends, session(config, conditions, folder, stop) as run:
+        warn_of_small_store(messages.store(config).total)
         with training(run, until, wait=not ends) as fit:
             run.ready()
             run.coordinator.begin.remote(calibration.calibration(run, console))

@@ -141,6 +141,7 @@ class Learner:
                 return Outcome(round, True, self.accounts.ledger.state())
             with self.stages.stage("update", round):
                 metrics = self._train(round, data)
+            data.parts.clear()  # lets the object store free the round
             self.round += 1
             self.versions.add(self.round, self._current())
             self._after_round(round, metrics, data, started)

@@ -28,17 +28,20 @@ class Ranks:
     def sum(self, tensors: list[Tensor]) -> None:
         """Sum tensors over ranks, in place: gradients of disjoint pairs, each already divided by the global count.
 
-        Gradients of sharded parameters (DTensor) are left alone: the backward pass has summed them.
+        Tensors of one dtype are sent together, in that dtype. Gradients of sharded parameters (DTensor) are left alone:
+        the backward pass has summed them.
         """
-        tensors = [t for t in tensors if not isinstance(t, DTensor)]
-        if self.world == 1 or not tensors:
+        if self.world == 1:
             return
-        flat = torch.cat([t.reshape(-1) for t in tensors])
-        dist.all_reduce(flat)
-        offset = 0
+        by_dtype: dict[torch.dtype, list[Tensor]] = {}
         for tensor in tensors:
-            tensor.copy_(flat[offset : offset + tensor.numel()].view_as(tensor))
-            offset += tensor.numel()
+            if not isinstance(tensor, DTensor):
+                by_dtype.setdefault(tensor.dtype, []).append(tensor)
+        for alike in by_dtype.values():
+            flat = torch.cat([t.reshape(-1) for t in alike])
+            dist.all_reduce(flat)
+            for tensor, summed in zip(alike, flat.split([t.numel() for t in alike]), strict=True):
+                tensor.copy_(summed.view_as(tensor))
 
     def any(self, flag: bool, device: torch.device) -> bool:
         """Tell whether `flag` is True on any rank."""

@@ -26,8 +26,8 @@ class RoundBatch:
 
     rows: Tensor
     total_rows: int
-    latents: Tensor  # [N + 1, R, ...]
-    means: Tensor  # [N, R, ...]: means of the behaviour policy
+    latents: Tensor  # [N + 1, R, ...]; [N, R, ...], without the results, where the last step does not explore
+    means: Tensor | None  # [N, R, ...]: means of the behaviour policy at the steps where S > 0, if the loss reads them
     log_probs: Tensor  # [N, R]; 0 where S = 0
     advantages: Tensor  # [R]
     encoded: dict[str, Tensor]  # [R, ...] each: the conditions, encoded for the network
@@ -41,7 +41,7 @@ class RoundBatch:
         steps, rows = self.log_probs.shape
         expected = {
             "rows": (self.rows, (rows,)),
-            "latents": (self.latents, (steps + 1, rows)),
+            "latents": (self.latents, (max(steps, min(len(self.latents), steps + 1)), rows)),
             "means": (self.means, (steps, rows)),
             "advantages": (self.advantages, (rows,)),
             "anchors": (self.anchors, (steps, rows)),
@@ -96,14 +96,15 @@ def assemble(
             raise ValueError(f"the round has {total} rows; found {values.numel()} values for them")
         return values.reshape(-1)[rows].float().to(device)
 
+    means = [t.means for t, _ in parts if t.means is not None]
     anchors = [s.anchors for _, s in parts if s.anchors is not None]
     if len(anchors) not in (0, len(parts)):
         raise ValueError(f"only {len(anchors)} of {len(parts)} work units carry anchors; expected all or none")
     return RoundBatch(
         rows=rows,
         total_rows=total,
-        latents=join([t.latents for t, _ in parts]),
-        means=join([t.means for t, _ in parts]),
+        latents=join([t.states() for t, _ in parts]),
+        means=join(means) if means else None,
         log_probs=join([t.log_probs for t, _ in parts]),
         advantages=of_these_rows(torch.zeros(total) if advantages is None else advantages),
         origin=torch.cumsum(torch.tensor([0, *siblings[:-1]]), 0)[group],

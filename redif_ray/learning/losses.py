@@ -50,7 +50,11 @@ class Action:
     @property
     def old_mean(self) -> Tensor:
         """Return the mean of the behaviour policy, [P, ...]."""
-        return self.mean.detach() if self.batch.on_policy else self.batch.means[self.steps, self.rows]
+        if self.batch.on_policy:
+            return self.mean.detach()
+        if self.batch.means is None:
+            raise ValueError("the loss reads means that the round does not carry; set reads_means=True in its phase")
+        return self.batch.means[self.steps, self.rows]
 
     def log_ratio(self, log_prob: Tensor) -> Tensor:
         """Return the log ratio of a density to the behaviour policy's, [P]; on-policy it is 0, with a gradient."""
@@ -119,6 +123,7 @@ def _grpo_guard(action: Action, advantage: Tensor, clip: float) -> Surrogate:
 
 LossFunction = Callable[[Action, Tensor, float], Surrogate]  # action, advantage [P], clip range
 LOSSES: Mapping[str, LossFunction] = {"ppo_clip": _ppo_clip, "reinforce": _reinforce, "grpo_guard": _grpo_guard}
+WITHOUT_MEANS = ("ppo_clip", "reinforce")  # losses that do not read `old_mean`; a loss of the user's own may
 
 
 def find_loss(name: str) -> LossFunction:

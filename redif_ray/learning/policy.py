@@ -85,10 +85,11 @@ def replayed(
 ) -> tuple[Tensor, Tensor, int]:
     """Return (means [N, R', ...], log densities [N, R'] of the actions taken, number of states predicted) of R' `rows`.
 
-    `predict` recomputes both at stochastic steps; where S = 0 they are the batch's own.
+    `predict` computes both at stochastic steps; where S = 0 they are 0.
     in_step: function that appends the idle calls for which other ranks wait.
     """
-    means, log_probs, predictions = batch.means[:, rows], batch.log_probs[:, rows], 0
+    means, predictions = batch.latents.new_zeros(len(stds), len(rows), *batch.latents.shape[2:]), 0
+    log_probs = torch.zeros_like(batch.log_probs[:, rows])
     for step in torch.nonzero(stds > 0).flatten().tolist():
         for part, pairs in in_step(states(batch, rows, torch.full_like(rows, step)).split(microbatch)):
             mean = policy_mean(predict, batch, schedule, stds, part)

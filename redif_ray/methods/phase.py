@@ -4,8 +4,8 @@ A round passes through three kinds of process, and a phase defines the work of e
 
     the plan            `rounds`, `groups`, `siblings`, `unit_groups`        planning/rounds.py
     a rollout worker    `plays`, `stds`                                      workers/rollout.py
-    a reward worker     `teacher_images`, `score`                            workers/reward.py, workers/scoring.py
-    the learner         `learner_reads`, `ema`, `update`                     learner/learner.py, loop.py
+    a reward worker     `teacher_images`, `asks_...`, `score`                workers/reward.py, workers/scoring.py
+    the learner         `learner_reads`, `reads_means`, `ema`, `update`      learner/learner.py, loop.py
 
 Processes that only plan hold phases too, and torch takes seconds to import, so a method's file imports numeric code
 inside the functions that use it.
@@ -62,7 +62,8 @@ class Scoring(ABC):
     """The operations that a reward worker offers to a phase, for one work unit of R rows and G groups."""
 
     unit: WorkUnit
-    trajectories: Trajectories
+    final: np.ndarray | None  # [R, *latent]: the last latents, if the phase asks for images
+    trajectories: Trajectories | None  # if the phase asks for jumps
     targets: np.ndarray | None  # [G, C, H, W] float32 in [0, 1]: the teacher's images
 
     @abstractmethod
@@ -105,6 +106,7 @@ class Phase(ABC):
     title: ClassVar[str]  # used in texts for people
     teacher_images: ClassVar[bool] = True  # whether each group needs the teacher's image
     plays: ClassVar[bool] = True  # whether workers roll out trajectories and score them
+    asks_images: ClassVar[bool] = True  # whether `score` asks for the student's images or for rewards
     learner_reads: ClassVar[tuple[Product, ...]] = ("trajectories", "scored")
     optimises_reward: ClassVar[bool] = (
         True  # whether the student may lose modes for the reward, which the guard watches
@@ -139,6 +141,16 @@ class Phase(ABC):
     def ema(self) -> float:
         """Return the decay of the averaged weights, in [0, 1); 0 keeps no average."""
         return 0.0
+
+    @property
+    def asks_jumps(self) -> bool:
+        """Tell whether `score` asks for the teacher's jumps, so that the reward worker needs every state."""
+        return False
+
+    @property
+    def reads_means(self) -> bool:
+        """Tell whether the update reads the means of the rollout, so that trajectories carry them."""
+        return True
 
     def stds(self, schedule: Schedule, round: int) -> Tensor:
         """Return the std S of each transition of a round, [N] float64; 0 is a deterministic step."""

@@ -42,6 +42,18 @@ class Policy(Phase):
     def ema(self) -> float:
         return self.config.learner.ema
 
+    @property
+    def asks_jumps(self) -> bool:
+        return self.config.learner.anchor.weight > 0
+
+    @property
+    def reads_means(self) -> bool:
+        """Tell whether the surrogate reads the rollout's means; a learner that recomputes densities has its own."""
+        from redif_ray.learning.losses import WITHOUT_MEANS
+        from redif_ray.learning.rounding import rounds_apart
+
+        return self.config.learner.loss not in WITHOUT_MEANS and not rounds_apart(self.config)
+
     def stds(self, schedule: Schedule, round: int) -> Tensor:
         """Explore at all steps or, with `exploration.one_step`, at one of them in turn."""
         from redif_ray.learning.exploration import explored_stds
@@ -54,8 +66,8 @@ class Policy(Phase):
         return Scored(
             scoring.unit,
             terms=scoring.terms(),
-            targets=scoring.targets,
-            anchors=scoring.jumps(anchor.substeps) if anchor.weight > 0 else None,
+            targets=scoring.targets if scoring.learns else None,
+            anchors=scoring.jumps(anchor.substeps) if self.asks_jumps else None,
             images=scoring.images() if scoring.learns else None,
             teacher_terms=scoring.teacher_terms() if anchor.gated else None,
         )

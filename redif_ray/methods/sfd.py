@@ -24,7 +24,8 @@ class WarmStart(Phase):
     """The rounds of the warm start."""
 
     name, title, teacher_images = "warm_start", "warm start", False
-    optimises_reward = False
+    optimises_reward = asks_images = reads_means = False
+    asks_jumps = True
 
     @property
     def rounds(self) -> int:

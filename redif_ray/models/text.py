@@ -140,10 +140,10 @@ class TextModel(DiffusionModel):
         encoding = self.store.get(caption) if self.store else None
         if encoding is None:
             with quiet():
-                encoding = {name: value.float() for name, value in self.encode_prompt(caption).items()}
+                encoding = self.encode_prompt(caption)
             if self.store:
                 self.store.put(caption, encoding)
-        return {name: value.to(self.device) for name, value in encoding.items()}
+        return {name: value.to(self.device).float() for name, value in encoding.items()}
 
     def keep_encodings(self, root: Path, digest: Callable[[Path], str] = file_sha256) -> None:
         """Share encodings with other processes through a folder in `root`, named by the hash of all that decides them.

@@ -83,6 +83,11 @@ class RoundPlan(Phases):
         ]
 
 
+def units_at_once(config: Config) -> int:
+    """Return the number of work units of a deployment that are in progress at once: two for each worker."""
+    return 2 * (config.rollout.max_workers + config.reward.max_workers)
+
+
 def reference_units(plan: RoundPlan, count: int) -> list[WorkUnit]:
     """Return work units whose groups are the judge's reference: rows of its own images, or noises of the teacher.
 

@@ -18,6 +18,7 @@ from ray import cloudpickle
 
 from redif_ray.config import LEARNED, Config
 from redif_ray.faults import restarted
+from redif_ray.types import VERSIONS_KEPT
 
 Weights = dict[str, np.ndarray]
 WAIT_SECONDS = 600  # time that a caller waits for any publication
@@ -34,7 +35,7 @@ class WeightStore:
     writer: pickled handle of the metrics writer, to which a restart of this actor is reported.
     """
 
-    def __init__(self, keep: int = 4, writer: bytes | None = None) -> None:
+    def __init__(self, keep: int = VERSIONS_KEPT, writer: bytes | None = None) -> None:
         self.keep = keep
         self.entries: dict[str, tuple[list[Any], str]] = {}  # ([reference], checksum) by key, in order of publication
         self.gone: set[str] = set()  # keys that were published here and dropped

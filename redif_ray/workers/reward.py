@@ -81,17 +81,20 @@ class TeacherRewardWorker:
     def score(
         self,
         unit: WorkUnit,
-        trajectories: Trajectories,
+        final: np.ndarray | None,
+        trajectories: Trajectories | None = None,
         targets: np.ndarray | None = None,
         weights: Any = None,
         learned: str | None = None,
     ) -> tuple[Meta, Scored]:
         """Compute the reward terms of each row and the teacher's jumps, as far as the work unit's phase asks for them.
 
-        targets: the teacher's images, or None where the phase needs none. weights: handle of the weight store.
-        learned: key in this store of the learned reward that scores; None for a run without one.
+        final: the last latents, [R, *latent], or None where the phase asks for no images. trajectories: the states that
+        jumps start from, or None where it asks for none. targets: the teacher's images, or None where it needs none.
+        weights: handle of the weight store. learned: key in this store of the learned reward that scores; None for a
+        run without one.
         """
-        scoring = UnitScoring(self, unit, trajectories, targets, (weights, learned))
+        scoring = UnitScoring(self, unit, final, trajectories, targets, (weights, learned))
         scored = self.phases[unit.phase].score(scoring)
         terms = scored.terms or None
         return Meta(unit, self.name, scoring.work, terms, scored.teacher_terms, scoring.learned_sha256), scored

@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import Module
@@ -18,6 +19,7 @@ from redif_ray.methods import phases_by_name
 from redif_ray.models.protocol import repeated
 from redif_ray.models.student import initial_weights, set_weights
 from redif_ray.planning import factory
+from redif_ray.planning.messages import rolled_out
 from redif_ray.runs.deployed import INITIAL, checkpoint_of, deployed_weights
 from redif_ray.runs.folder import RunFolder
 from redif_ray.types import Condition, Meta, Trajectories, Work, WorkUnit
@@ -47,10 +49,12 @@ class StudentRolloutWorker:
     def _belongings(self) -> list[Module]:
         return [self.student.network, self.teacher.network, *self.teacher.parts.values()]
 
-    def rollout(self, unit: WorkUnit, weights: Any, key: str) -> tuple[Meta, Trajectories]:
+    def rollout(self, unit: WorkUnit, weights: Any, key: str) -> tuple[Meta, Trajectories | None, np.ndarray | None]:
         """Roll out a work unit with the weights `key` of the store `weights`.
 
-        The pool calls this with num_returns=2, so that only the meta travels to the caller.
+        Return the meta, the trajectories for the learner or for the teacher's jumps, and the last latents,
+        [R, *latent], for a reward worker to decode; see `rolled_out`. The pool calls this with num_returns=3, so that
+        only the meta travels to the caller, and each product to its reader alone.
         """
         started = time.perf_counter()
         number = self._load(weights, key)
@@ -91,18 +95,12 @@ class StudentRolloutWorker:
             guided=guided,
         )
         calls = unit.predictions(self.schedule.steps, shared) * model.calls_per_step(config.student.guidance)
-        data = Trajectories(
-            unit,
-            number,
-            self.loaded[1] if self.loaded else "",
-            episode.latents.cpu().numpy(),
-            episode.means.cpu().numpy(),
-            episode.log_probs.cpu().numpy(),
-        )
         work = Work(
             "rollout" if unit.stream == noise.Stream.TRAIN else "evaluation", time.perf_counter() - started, calls
         )
-        return Meta(unit, self.name, (work,)), data
+        made_by = number, self.loaded[1] if self.loaded else ""
+        products = rolled_out(config, self.phases[unit.phase], unit, stds, episode, made_by)
+        return Meta(unit, self.name, (work,)), *products
 
     def _guide(self, conditions: list[Condition], guided: Tensor, stds: Tensor) -> Guide:
         """Return the function that moves the guided rows by the teacher's jump (teacher-guided siblings).

@@ -12,7 +12,6 @@ from torch import Tensor
 from redif_ray.config import Config
 from redif_ray.diffusion import solvers
 from redif_ray.diffusion.schedules import Schedule
-from redif_ray.learning.exploration import shared_steps
 from redif_ray.methods import Phase, Scoring
 from redif_ray.models.protocol import DiffusionModel, repeated
 from redif_ray.types import Meta, Seen, Trajectories, Work, WorkUnit
@@ -40,6 +39,8 @@ class UnitScoring(Scoring):
     """Rewards and jumps of the rows of one work unit.
 
     `work` accounts for them; `learned_sha256` is the checksum of the learned reward that scored.
+    final: the last latents, [R, *latent]; None where the phase asks for no images. trajectories: None where it asks for
+    no jumps.
     targets: the teacher's images, [G, C, H, W]; None where the phase needs none.
     learned: handle of the weight store, and the key of the learned reward in it, or None for a run without one.
     """
@@ -48,11 +49,13 @@ class UnitScoring(Scoring):
         self,
         worker: Host,
         unit: WorkUnit,
-        trajectories: Trajectories,
+        final: np.ndarray | None,
+        trajectories: Trajectories | None,
         targets: np.ndarray | None,
         learned: tuple[Any, str | None],
     ) -> None:
-        self.worker, self.unit, self.trajectories, self.targets = worker, unit, trajectories, targets
+        self.worker, self.unit, self.targets = worker, unit, targets
+        self.final, self.trajectories = final, trajectories
         self.learned_sha256: str | None = None
         self._learned = learned
         self._student: Tensor | None = None
@@ -80,19 +83,21 @@ class UnitScoring(Scoring):
         return self._decoded().cpu().numpy()
 
     def jumps(self, substeps: int) -> np.ndarray:
-        started, worker, unit = time.perf_counter(), self.worker, self.unit
+        started, worker, unit, visited = time.perf_counter(), self.worker, self.unit, self.trajectories
+        if visited is None:
+            raise ValueError(f"phase {unit.phase} asks for jumps; expected asks_jumps=True in its class")
         schedule, teacher, guidance = worker.student_schedule, worker.teacher, worker.config.teacher.guidance
         stds = worker.phases[unit.phase].stds(schedule, unit.round)
-        shared = shared_steps(worker.config, stds)
+        shared = len(visited.shared)
         once = teacher.encode(unit.conditions)
         encoded, jumps = repeated(once, unit.siblings), list[Tensor]()
         for k in range(schedule.steps):
-            every = unit.siblings if k < shared else 1  # siblings share the states of the first steps
-            x = torch.from_numpy(self.trajectories.latents[k][::every].copy()).to(worker.device)
-            predict = teacher.predictor(once if k < shared else encoded, guidance)
+            alike = k < shared  # siblings share the states of the first steps
+            x = torch.from_numpy((visited.shared[k] if alike else visited.latents[k - shared]).copy()).to(worker.device)
+            predict = teacher.predictor(once if alike else encoded, guidance)
             t, s = schedule.levels[k], schedule.levels[k + 1]
             made = solvers.jump(predict, x, teacher.process, t, s, stds[k], substeps)
-            jumps.append(made.repeat_interleave(every, 0))
+            jumps.append(made.repeat_interleave(unit.siblings if alike else 1, 0))
         calls = substeps * unit.predictions(schedule.steps, shared) * teacher.calls_per_step(guidance)
         anchors = torch.stack(jumps).cpu().numpy()
         self._add("anchor", started, calls)
@@ -116,8 +121,10 @@ class UnitScoring(Scoring):
 
     def _decoded(self) -> Tensor:
         """Return the student's images, [R, C, H, W] in [0, 1], decoded once."""
+        if self.final is None:
+            raise ValueError(f"phase {self.unit.phase} asks for images; expected asks_images=True in its class")
         if self._student is None:
-            latents = torch.from_numpy(self.trajectories.latents[-1].copy())
+            latents = torch.from_numpy(self.final.astype(np.float32))
             self._student = self.worker.teacher.decode(latents.to(self.worker.device))
         return self._student
 

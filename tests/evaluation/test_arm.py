@@ -18,9 +18,9 @@ from redif_ray.evaluation.encoders import Encoder, embedded, fit
 from redif_ray.evaluation.features import Draw
 from redif_ray.evaluation.judge import Judge
 from redif_ray.evaluation.paired import mse
-from redif_ray.evaluation.seen import LARGEST, joined, see
+from redif_ray.evaluation.seen import joined, see
 from redif_ray.evaluation.summary import Arm
-from redif_ray.types import PICTURES, Seen, WorkUnit
+from redif_ray.types import LARGEST, PICTURES, Seen, WorkUnit
 
 pytestmark = pytest.mark.slow
 Real = tuple[torch.Tensor, list[int]]

@@ -257,8 +257,8 @@ def test_the_learned_reward(device: str, tmp_path: Path) -> None:
     loop.reward.load_learned = lambda *_: None  # type: ignore[method-assign]  # Ray's store
     unit = replace(loop.plan.units(loop.plan.phases[-1].first_round)[0], index=0)
     _, targets = loop.reward.targets(unit)
-    _, trajectories = loop.rollout.rollout(unit, get_weights(loop.student), "policy-1")
-    meta, scored = loop.reward.score(unit, trajectories, targets, learned="discriminator-1")
+    _, trajectories, final = loop.rollout.rollout(unit, get_weights(loop.student), "policy-1")
+    meta, scored = loop.reward.score(unit, final, trajectories, targets, learned="discriminator-1")
     learned._check = lambda *_: None  # type: ignore[method-assign]
     found = learned.update(1, [(meta,)], {0: (trajectories, scored)})
     assert np.isfinite(list(found.values())).all()

@@ -71,7 +71,7 @@ def test_a_unit_whose_part_a_worker_cannot_fetch_is_made_again(tmp_path: Path) -
     wait_for(lambda: died(dead))
     found = coordinator(tmp_path)
     found.reward.workers = [Rewards(start_process())]
-    found.rollout.workers[0].made = [dead, ray.put(np.ones(3))]
+    found.rollout.workers[0].made = [None, dead, None, ray.put(np.ones(3))]
     data = asyncio.run(found.deploy(int(Stream.VALIDATION), 4, 0, "deploy-0", None))
     assert found.writer.noted == ["unit"]
     ((_, (scored,)),) = data.references

@@ -15,9 +15,9 @@ def test_rewards_and_jumps_are_booked_one_after_the_other(tmp_path: Path) -> Non
     config = absolute(load("smoke", [f"run.root={tmp_path}", "tracking.uri=off", "learner.anchor.gated=true"]))
     loop = PlainLoop(config)
     unit = loop.plan.units(loop.plan.phases[-1].first_round)[0]
-    _, trajectories = loop.rollout.rollout(unit, get_weights(loop.student), "policy-1")
+    _, trajectories, final = loop.rollout.rollout(unit, get_weights(loop.student), "policy-1")
     _, targets = loop.reward.targets(unit)
-    meta, _ = loop.reward.score(unit, trajectories, targets)
+    meta, _ = loop.reward.score(unit, final, trajectories, targets)
     parts = [(work.ended - work.seconds, work.ended) for work in meta.work]
     assert {work.component for work in meta.work} == {"rewards", "anchor"}
     assert all(end <= start + 1e-3 for (_, end), (start, _) in pairwise(parts))

@@ -143,10 +143,10 @@ def test_a_worker_scores_with_the_version_that_it_is_asked_for(tmp_path: Path, m
     worker = TeacherRewardWorker("reward-0", settings)
     unit = WorkUnit(1, 0, "policy", Stream.TRAIN, (0,), (3,), 4)
     latents = np.stack([np.stack([2 * image(k) - 1 for k in range(4)])] * 3)
-    trajectories = Trajectories(unit, 1, "", latents, latents[1:], np.zeros((2, 4), np.float32))
+    trajectories = Trajectories(unit, 1, "", latents[:1, :1], latents[1:], np.zeros((2, 4), np.float32), None)
     targets = image(99)[None]
     for version in (1, 0, 2, 1):
-        meta, scored = worker.score(unit, trajectories, targets, store, f"discriminator-{version}")
+        meta, scored = worker.score(unit, latents[-1], trajectories, targets, store, f"discriminator-{version}")
         of.term.load(store[f"discriminator-{version}"])
         assert scored.images is not None and meta.terms is not None
         expected = of.term.network(torch.from_numpy(scored.images), torch.tensor([3] * 4))
@@ -154,4 +154,4 @@ def test_a_worker_scores_with_the_version_that_it_is_asked_for(tmp_path: Path, m
         assert meta.learned_sha256 == weights_sha256(store[f"discriminator-{version}"])
         np.testing.assert_allclose(scored.images, (latents[-1] + 1) / 2, atol=1e-6)
     with pytest.raises(ValueError, match="learned reward None: expected a key"):
-        worker.score(unit, trajectories, targets)
+        worker.score(unit, latents[-1], trajectories, targets)

@@ -18,14 +18,19 @@ UNITS = [  # the last is short
 ]
 
 
-def part(unit: WorkUnit, *, anchors: bool = True, weights: str = "abc") -> tuple[Trajectories, Scored]:
-    """Every number says which (step, row of the round) it belongs to."""
+def part(
+    unit: WorkUnit, *, anchors: bool = True, weights: str = "abc", shared: int = 1, last: bool = True
+) -> tuple[Trajectories, Scored]:
+    """Every number says which (step, row) it belongs to; in the first `shared` steps it is the first sibling's row."""
     row = 4 * unit.index + np.arange(unit.rows, dtype=np.float32)
     grid = 100 * np.arange(4, dtype=np.float32)[:, None] + row
+    grid[:shared] = grid[:shared, ::2].repeat(2, 1)
     latents = np.repeat(grid[:, :, None], 3, 2)
     for array in (latents, grid):
         array.setflags(write=False)  # as Ray hands them over
-    trajectories = Trajectories(unit, 5, weights, latents, latents[:3] + 0.25, grid[:3] + 0.5)
+    states = latents if last else latents[:3]
+    means = latents[:3] + 0.25 if last else None
+    trajectories = Trajectories(unit, 5, weights, states[:shared, ::2].copy(), states[shared:], grid[:3] + 0.5, means)
     scored = Scored(
         unit, {"mse": row}, np.zeros((len(unit.groups), 1, 2, 2), np.float32), latents[:3] + 0.75 if anchors else None
     )
@@ -52,6 +57,8 @@ def test_rows_stay_with_their_values_in_any_order(indices: list[int], rows: Sequ
     row = torch.tensor(list(rows))
     assert batch.total_rows == 10 and torch.equal(batch.rows, row) and batch.dimensions == 3
     grid = 100 * torch.arange(4.0)[:, None] + row
+    grid[0] = row // 2 * 2
+    assert batch.means is not None
     torch.testing.assert_close(batch.latents, grid[:, :, None].expand(4, len(row), 3))
     torch.testing.assert_close(batch.means[..., 1], grid[:3] + 0.25)
     torch.testing.assert_close(batch.log_probs, grid[:3] + 0.5)
@@ -68,6 +75,19 @@ def test_rows_stay_with_their_values_in_any_order(indices: list[int], rows: Sequ
 def test_without_advantages_and_anchors() -> None:
     batch = assemble(UNITS, [part(s, anchors=False) for s in UNITS], weights_sha256="abc", encode=encode)
     assert batch.anchors is None and batch.gate is None and not batch.advantages.any()
+
+
+@pytest.mark.parametrize("shared", [1, 2, 3])
+def test_states_that_siblings_share_are_joined_to_the_others(shared: int) -> None:
+    """With results and means, and without both."""
+    for last in (True, False):
+        parts = [part(s, shared=shared, last=last) for s in UNITS]
+        batch = assemble(UNITS, parts, weights_sha256="abc", encode=encode)
+        row, steps = torch.arange(10.0), 4 if last else 3
+        grid = 100 * torch.arange(4.0)[:, None] + row
+        grid[:shared] = 100 * torch.arange(4.0)[:shared, None] + row // 2 * 2
+        torch.testing.assert_close(batch.latents, grid[:steps, :, None].expand(steps, 10, 3))
+        assert (batch.means is not None) == last
 
 
 def test_strangers_are_refused() -> None:
@@ -92,7 +112,7 @@ def test_strangers_are_refused() -> None:
 
 def test_shapes_that_do_not_fit_are_named() -> None:
     batch = assemble(UNITS, [part(s) for s in UNITS], weights_sha256="abc", encode=encode)
-    with pytest.raises(ValueError, match=r"latents has shape \[3, 10, 3\]; expected it to begin with \[4, 10\]"):
-        dataclasses.replace(batch, latents=batch.latents[:3])
+    with pytest.raises(ValueError, match=r"latents has shape \[2, 10, 3\]; expected it to begin with \[3, 10\]"):
+        dataclasses.replace(batch, latents=batch.latents[:2])
     with pytest.raises(ValueError, match=r"encoded\[label\]"):
         dataclasses.replace(batch, encoded={"label": torch.zeros(3)})

@@ -1,0 +1,126 @@
+"""The bytes of a round in the object store are counted as they are measured on the objects that workers make."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from real_sizes import stable_diffusion_35_medium, stable_diffusion_xl
+
+from redif_ray.config import Config, load
+from redif_ray.loop import PlainLoop
+from redif_ray.methods import Deploy
+from redif_ray.models.folder import without_weights
+from redif_ray.models.registry import load_teacher
+from redif_ray.models.student import get_weights
+from redif_ray.planning import messages
+from redif_ray.planning.paths import absolute
+
+BIG = ("rollout.groups=4", "rollout.unit_groups=2", "rollout.siblings=16", "warm_start.groups=64")
+SETTINGS = {
+    "ratios": ("learner.loss=ppo_clip", "learner.anchor.weight=0"),
+    "means": ("learner.loss=grpo_guard", "exploration.last_step=true", "learner.anchor.weight=0"),
+    "16 bits": ("learner.loss=grpo_guard", "networks.precision=bfloat16", "learner.anchor.weight=0"),
+    "jumps": ("learner.anchor={weight: 0.5, gated: true}", "rollout.guided=2"),
+    "one step": ("exploration.one_step=true",),
+    "learned": (
+        "reward.terms={discriminator: {options: {steps: 1}}, mse: {}}",
+        "learner.anchor.weight=0",
+    ),
+}
+
+
+def config(root: Path, *overrides: str) -> Config:
+    return absolute(load("smoke", [f"run.root={root}", "tracking.uri=off", *BIG, *overrides]))
+
+
+def size(value: Any) -> int:
+    """Bytes of a message as Ray stores it: the pickle with its arrays."""
+    buffers: list[pickle.PickleBuffer] = []
+    return len(pickle.dumps(value, protocol=5, buffer_callback=buffers.append)) + sum(
+        buffer.raw().nbytes for buffer in buffers
+    )
+
+
+def measured(loop: PlainLoop, units: list[Any]) -> messages.Messages:
+    """The messages of all units of a round, or of a deployment."""
+    total = messages.Messages()
+    for unit in units:
+        phase = loop.reward.phases[unit.phase]
+        _, targets = loop.reward.targets(unit) if phase.teacher_images else loop.reward.encode(unit)
+        _, trajectories, final = loop.rollout.rollout(unit, get_weights(loop.student), "policy-0")
+        _, scored = loop.reward.score(
+            unit, final, trajectories, targets, learned="discriminator-0" if loop.reward.rewards.learned else None
+        )
+        total = messages.Messages(
+            total.trajectories + size(trajectories),
+            total.final + size(final),
+            total.targets + size(targets),
+            total.scores + size(scored),
+        )
+    return total
+
+
+@pytest.mark.parametrize("name", list(SETTINGS))
+def test_a_round_is_counted_as_it_is_measured(name: str, tmp_path: Path) -> None:
+    """Of all rounds of one step in turn, the first is the largest, whose siblings share the fewest states."""
+    made = config(tmp_path, *SETTINGS[name])
+    loop = PlainLoop(made)
+    loop.reward.load_learned = lambda *_: ""  # type: ignore[method-assign]  # Ray's store
+    counted = messages.of_rounds(made, loop.rollout.teacher)
+    for phase in loop.plan.phases:
+        found = measured(loop, loop.plan.units(phase.first_round))
+        assert found.total == pytest.approx(counted[phase.name].total, rel=0.01)
+        for kind in ("trajectories", "final", "targets", "scores"):
+            assert getattr(found, kind) == pytest.approx(getattr(counted[phase.name], kind), rel=0.02, abs=2000), kind
+    carried = counted["policy"].trajectories
+    assert (counted["warm_start"].final, counted["warm_start"].targets) == (0, 0)
+    assert (counted["policy"].scores > carried / 2) == (name in ("jumps", "one step", "learned"))
+
+
+def test_a_deployment_is_counted_as_it_is_measured(tmp_path: Path) -> None:
+    made = config(tmp_path)
+    loop = PlainLoop(made)
+    units = loop.plan.deploy(messages.Stream.VALIDATION, 32)
+    counted = messages.of_phase(made, Deploy(made), loop.rollout.teacher, 32)
+    found, most = measured(loop, units), 4 * messages.LARGEST_FEATURES * 32
+    assert found.final == pytest.approx(counted.final, rel=0.02, abs=2000)
+    assert counted.trajectories == counted.targets == 0 and found.scores <= counted.scores <= found.scores + most
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("write", "recipe", "round_mb", "before_mb"),
+    [
+        (stable_diffusion_xl, "sdxl_4step_lora", 220, 430),
+        (stable_diffusion_35_medium, "sd35_4step_lora", 500, 1100),
+    ],
+)
+def test_rounds_of_real_size(write: Any, recipe: str, round_mb: float, before_mb: float, tmp_path: Path) -> None:
+    """The two recipes of docs/measurements.md: half of what a round was when it carried means and targets twice."""
+    made = load(recipe, [f"teacher.model={write(tmp_path)}", f"run.root={tmp_path}"])
+    with without_weights():
+        model = load_teacher(made.teacher, device="meta", dtype=torch.bfloat16)
+    found = messages.of_rounds(made, model)["policy"]
+    assert 0.85 * round_mb < found.total / 1e6 < round_mb
+    rows, (steps, latent) = 8 * 12, (4, 4 * torch.Size(model.latent_shape).numel())
+    image = 4 * torch.Size(model.image_shape).numel()
+    before = rows * (2 * steps + 1) * latent + 2 * 8 * image
+    assert before / 1e6 == pytest.approx(before_mb, rel=0.02)
+
+
+def test_a_stale_run_keeps_two_rounds_and_one_that_takes_turns_makes_no_images_ahead(tmp_path: Path) -> None:
+    made = config(tmp_path)
+    kept, stale, turns = (
+        messages.store(config(tmp_path, *options))
+        for options in ((), ("pipeline.staleness=1",), ("pipeline.colocate=true",))
+    )
+    model = load_teacher(made.teacher)
+    rounds = messages.of_rounds(made, model)
+    assert kept.rounds == max(each.total for each in rounds.values()) and kept.ahead == rounds["policy"].targets
+    assert stale.rounds == 2 * kept.rounds and (turns.rounds, turns.ahead) == (kept.rounds, 0)
+    trained = sum(value.numel() for value in model.network.parameters())
+    assert kept.weights == stale.weights == 4 * trained * 9  # four to roll out with and four to deploy, and one
