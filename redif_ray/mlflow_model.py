@@ -47,8 +47,9 @@ class Student(mlflow.pyfunc.PythonModel):
     def _captions(self, captions: list[str], generators: list[torch.Generator]) -> np.ndarray:
         """Sample with diffusers' own pipeline, as the code of the model card does."""
         levels = {"sigmas": self.settings["sigmas"][:-1]} if self.flow else {"timesteps": self.settings["timesteps"]}
+        size = {key: self.settings[key] for key in ("height", "width") if key in self.settings}
         images = self.pipeline(
-            captions, generator=generators, guidance_scale=self.settings["guidance"], output_type="np", **levels
+            captions, generator=generators, guidance_scale=self.settings["guidance"], output_type="np", **levels, **size
         ).images
         return np.ascontiguousarray(images.transpose(0, 3, 1, 2))
 

@@ -123,6 +123,23 @@ def test_the_card_samples_what_the_student_does(
 
 
 @pytest.mark.parametrize("name", list(TIMES))
+def test_a_student_of_another_size(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Card, MLflow and redif-ray make images of the size that it was trained at, and that need not be square."""
+    teacher, folder = write(name, tmp_path / "teacher"), tmp_path / "student"
+    student = trained(load_model(teacher, size=(24, 32)), Lora())
+    schedule = schedules.explicit(student.process, TIMES[name])
+    export_student(student, schedule, folder, name="wide", guidance=2.5, teacher=teacher, summary=None)
+    expected, atol = ours(student, schedule, 2.5), CLOSE if name == "sd" else EXACT
+    assert expected.shape == (3, 24, 32)
+    torch.testing.assert_close(run(blocks(folder)[0], folder, monkeypatch), expected, rtol=0, atol=atol)
+    torch.testing.assert_close(ours(load_model(folder), schedule, 2.5), expected, rtol=0, atol=EXACT)
+    model = Student()
+    model.load_context(SimpleNamespace(artifacts={"student": str(folder)}))
+    found = model.predict(None, pd.DataFrame({"seed": [0], "caption": [CAPTION]}))
+    np.testing.assert_allclose(found[0], expected.numpy(), rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("name", list(TIMES))
 def test_adapters_alone_beside_the_teacher(
     made: Callable[..., Any], name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,6 +18,8 @@ TRACKING_CREDENTIALS = (
     "PostgreSQL); `mlflow server` in front of a database needs neither"
 )
 
+Precision = Literal["float32", "bfloat16", "float16"]
+
 
 class Run(Strict):
     """The name, place and seed of a run."""
@@ -75,6 +77,14 @@ class Teacher(Strict):
         description="Your own code that loads the teacher, as path/to/file.py:load or package.module:load. null takes "
         "the family that knows the pipeline's class.",
     )
+    height: Positive | None = Field(
+        None,
+        description="Height of all images of the run in pixels, set together with teacher.width. null is the size that "
+        "the network's config.json names. Set it to train at 512 what was made for 1024, or where no size is named.",
+    )
+    width: Positive | None = Field(
+        None, description="Width of all images of the run in pixels, set together with teacher.height; see there."
+    )
     solver: Literal["euler", "heun", "dpmpp_2m"] = Field(
         "dpmpp_2m",
         description="The solver of target images: euler, heun or dpmpp_2m. heun calls the network twice a level.",
@@ -94,11 +104,16 @@ class Teacher(Strict):
         None, description="Folder of teacher targets, which runs may share. null is <run.root>/.targets."
     )
 
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Return (height, width) of the images in pixels, or None for the network's own size."""
+        return None if self.height is None or self.width is None else (self.height, self.width)
+
 
 class Networks(Strict):
     """The precision and the compilation of denoising networks."""
 
-    precision: Literal["float32", "bfloat16", "float16"] = Field(
+    precision: Precision = Field(
         "float32",
         description="Precision of the networks: float32, bfloat16 or float16. Use 16 bits on GPUs; latents, densities "
         "and trained weights stay float32.",

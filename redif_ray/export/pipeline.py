@@ -48,10 +48,10 @@ def pipeline_recipe(student: TextModel, schedule: Schedule, guidance: float) -> 
         scheduler = euler_scheduler(student, schedule)
         sigmas = scheduler.sigmas.tolist()
         levels = f"timesteps={timesteps(schedule)}"
-    return Recipe(scheduler, sigmas, _code(kind, levels, guidance), NEEDS)
+    return Recipe(scheduler, sigmas, _code(kind, levels, guidance, student.size), NEEDS)
 
 
-def _code(kind: str, levels: str, guidance: float) -> str:
+def _code(kind: str, levels: str, guidance: float, size: tuple[int, int] | None) -> str:
     return "\n".join(
         [
             "import torch",
@@ -62,6 +62,7 @@ def _code(kind: str, levels: str, guidance: float) -> str:
             "image = pipe(",
             f'    "{CAPTION}",',
             f"    {levels},",
+            *([] if size is None else [f"    height={size[0]}, width={size[1]},"]),
             f"    guidance_scale={guidance:g},",
             "    generator=torch.Generator().manual_seed(0),",
             ").images[0]",
