@@ -25,6 +25,7 @@ from redif_ray.evaluation.report import ARMS
 from redif_ray.evaluation.table import result_table
 from redif_ray.interrupt import stop_requests
 from redif_ray.job.deployed import deployed
+from redif_ray.job.preflight import check_held_out
 from redif_ray.job.session import INITIAL, Session, session
 from redif_ray.learner.compute import Accounts
 from redif_ray.learner.judge import judge_of
@@ -65,6 +66,7 @@ def evaluate(run: Path, overrides: list[str], *, checkpoint: str, console: Conso
     run = run.resolve()  # a relative path would mean another folder in the workers' working directories
     config, weights, version = deployed(run, checkpoint)
     config = evaluated(config, overrides)
+    check_held_out(config)
     handed_over(config.reward)  # raises before Ray starts
     with stop_requests("nothing was written; run the command again") as stop, RunFolder.reopen(run) as folder:
         conditions = folder.conditions() or factory.conditions(config, load_teacher(config.teacher))
