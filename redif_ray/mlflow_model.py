@@ -22,13 +22,15 @@ class Student(mlflow.pyfunc.PythonModel):
         folder = Path(context.artifacts["student"])
         index = json.loads((folder / "model_index.json").read_text())
         self.captions = "text_encoder" in index
+        device = "cuda" if torch.cuda.is_available() else "cpu"
         if not self.captions:
-            self.student = _sampler(folder).Student(folder)
+            self.student = _sampler(folder).Student(folder, device)
             return
         self.settings = json.loads((folder / "redif.json").read_text())
         self.flow = index["scheduler"][1] == "FlowMatchEulerDiscreteScheduler"
         kind = getattr(diffusers, index["_class_name"])
-        self.pipeline = kind.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
+        dtype = getattr(torch, self.settings["gpu_dtype"]) if device == "cuda" else torch.float32
+        self.pipeline = kind.from_pretrained(folder, dtype=dtype, use_safetensors=True).to(device)
         self.pipeline.set_progress_bar_config(disable=True)
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: Any = None) -> np.ndarray:

@@ -118,6 +118,7 @@ def test_the_card_samples_what_the_student_does(
         rtol=0,
         atol=EXACT,
     )
+    assert settings["gpu_dtype"] == "float32"  # as the teacher's files have it, which are small
     untrained = make_student(load_model(folder.parent / "teacher"), Lora())
     assert float((ours(untrained, schedule, guidance) - expected).abs().max()) > 0.005
 
@@ -183,6 +184,8 @@ def test_a_card_of_a_teacher_in_16_bits(halves: Any, half: str, monkeypatch: pyt
         bits = torch.from_numpy(np.array(picture)).permute(2, 0, 1) / 255
     torch.testing.assert_close(bits, expected, rtol=0, atol=0.5 / 255 + atol)
     sampling, loading = blocks(folder)
+    assert '("cuda", torch.bfloat16)' in sampling
+    assert json.loads((folder / "redif.json").read_text())["gpu_dtype"] == "bfloat16"
     code, teacher = re.sub(r"(?m)^pipe = .*\n", loading, sampling), str(folder.parent / "teacher")
     torch.testing.assert_close(run(code, folder, monkeypatch, TEACHER=teacher), expected, rtol=0, atol=atol)
 

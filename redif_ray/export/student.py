@@ -118,6 +118,7 @@ def _settings(student: DiffusionModel, schedule: Schedule, how: Recipe, name: st
         "sigmas": how.sigmas,
         "guidance": guidance,
         "clip_sample_range": student.clip,
+        "gpu_dtype": how.gpu_dtype,
         **({} if other is None else {"network_timesteps": other}),
         **({} if student.size is None else {"height": student.size[0], "width": student.size[1]}),
     }
