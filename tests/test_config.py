@@ -381,8 +381,8 @@ def test_what_may_differ_when_a_run_is_resumed() -> None:
 
 
 def test_what_may_differ_when_a_run_is_evaluated_again() -> None:
-    workers = {f"{role}.{key}" for role in ("rollout", "reward") for key in WORKERS}
-    assert set(changeable("evaluate")) == {"ray", "evaluation", *workers}
+    workers = {f"{role}.{key}" for role in ("rollout", "reward") for key in WORKERS | {"gpus"}}
+    assert set(changeable("evaluate")) == {"ray", "evaluation", "networks.precision", *workers}
     assert may_differ("rollout.resources.spot", "evaluate") and not may_differ("rollout.cpus", "evaluate")
 
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from redif_ray.config.base import ON_RESUME, Fraction, Positive, Strict
+from redif_ray.config.base import ON_EVALUATE, ON_RESUME, Fraction, Positive, Strict
 from redif_ray.config.uris import check_public
 
 UPLOAD_CREDENTIALS = (
@@ -115,6 +115,7 @@ class Networks(Strict):
 
     precision: Precision = Field(
         "float32",
+        json_schema_extra=ON_EVALUATE,
         description="Precision of the networks: float32, bfloat16 or float16. Use 16 bits on GPUs; latents, densities "
         "and trained weights stay float32.",
     )

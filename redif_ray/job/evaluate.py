@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -39,6 +40,7 @@ from redif_ray.types import Condition, WorkUnit
 from redif_ray.weights.store import learned_key
 from redif_ray.workers.runtime_env import handed_over
 
+log = logging.getLogger(__name__)
 NO_LEARNER = {"workers": 1, "fsdp": False, "cpus": 0, "gpus": 0, "resources": {}, "labels": {}}
 Way = tuple[str, str, int, float]  # how to sample the teacher: solver, schedule, steps, guidance
 
@@ -86,17 +88,23 @@ def evaluate(run: Path, overrides: list[str], *, checkpoint: str, console: Conso
 def evaluated(config: Config, overrides: list[str]) -> Config:
     """Return a run's configuration for its evaluation: with overrides, without tracking and a learner's resources.
 
+    On a private cluster of a machine without a GPU, what a run computed on GPUs is computed on CPUs, in float32.
     Raises ConfigError for an override of a key that an evaluation may not change.
     """
     changed = [o for o in overrides if not may_differ(o.partition("=")[0].strip(), "evaluate")]
     if changed:
         raise ConfigError(
-            f"{changed[0]}: an evaluation may change evaluation.*, ray.*, and the numbers, resources and labels of "
-            "workers; leave this override out"
+            f"{changed[0]}: an evaluation may change evaluation.*, ray.*, networks.precision, and the numbers, GPUs, "
+            "resources and labels of workers; leave this override out"
         )
     tree = config.model_dump()
     for text in overrides:
         assign(tree, *parse_override(text))
+    asks = tree["rollout"]["gpus"] or tree["reward"]["gpus"]
+    if asks and tree["ray"]["address"] == "local" and not torch.cuda.is_available():
+        log.warning("this machine has no GPU, so the evaluation computes on CPUs, in float32")
+        for text in ("rollout.gpus=0", "reward.gpus=0", "networks.precision=float32"):
+            assign(tree, *parse_override(text))
     tree["tracking"]["uri"] = "off"
     tree["learner"] |= NO_LEARNER
     evaluation_config: Config = validate(tree)
