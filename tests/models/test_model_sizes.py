@@ -14,12 +14,17 @@ from diffusers import DiffusionPipeline
 from tiny_models import normal, write_dit, write_unet
 from tiny_pipelines import write_edm, write_sd, write_sd3, write_sdxl
 
-from redif_ray.config import Config, load
+from redif_ray.config import Config, ConfigError, load
 from redif_ray.diffusion import schedules, solvers
+from redif_ray.evaluation.compute import prediction_flops
+from redif_ray.export import export_student
 from redif_ray.loop import PlainLoop
+from redif_ray.models.folder import without_weights
 from redif_ray.models.protocol import ModelError
 from redif_ray.models.registry import fingerprint, load_model, load_teacher
 from redif_ray.planning import factory
+from redif_ray.planning.memory import footprints
+from redif_ray.search.search import _check_size
 
 STEPS = 3
 TEXT: dict[str, Callable[[Path], Path]] = {"sd": write_sd, "sdxl": write_sdxl, "sd3": write_sd3}
@@ -133,3 +138,26 @@ def test_a_round_at_another_size(name: str, folders: dict[str, Path], tmp_path: 
     assert loop.checksum() != before
     shapes = {pq.read_schema(path).metadata[b"shape"] for path in loop.reward.store.folder.glob("*.parquet")}
     assert shapes == {b"[3, 24, 32]"}
+
+
+def test_memory_and_flops_follow_the_size(folders: dict[str, Path], tmp_path: Path) -> None:
+    small = recipe(folders["sd"], tmp_path)
+    large = recipe(folders["sd"], tmp_path, "teacher.height=32", "teacher.width=48")
+    before, after = footprints(small), footprints(large)
+    assert (before.image, after.image) == (3 * 16 * 16, 3 * 32 * 48)
+    assert after.roles["reward"].activations > 4 * before.roles["reward"].activations
+    with without_weights():
+        flops = [prediction_flops(load_teacher(config.teacher, device="meta")) for config in (small, large)]
+    assert 5 < flops[1] / flops[0] < 7  # 6 times the pixels; the caption's part stays
+
+
+def test_a_searched_student_has_the_teachers_size(folders: dict[str, Path], tmp_path: Path) -> None:
+    student = load_model(folders["sd"], size=(24, 32))
+    schedule = schedules.build(student.process, STEPS, "uniform_trailing")
+    out = tmp_path / "student"
+    export_student(student, schedule, out, name="wide", guidance=1.0, teacher=folders["sd"], summary=None)
+    searched = f"search.student={out}"
+    with pytest.raises(ConfigError, match=r"of \(3, 24, 32\), the teacher of \(3, 16, 16\); set teacher.height=24 tea"):
+        _check_size(recipe(folders["sd"], tmp_path, searched))
+    _check_size(recipe(folders["sd"], tmp_path, searched, "teacher.height=24", "teacher.width=32"))
+    _check_size(recipe(folders["sd"], tmp_path))
