@@ -47,9 +47,9 @@ LOOK_SECONDS = 1.0
 STEPS = (
     "networks.precision=float32",
     "conditions.source=emoji",
-    "teacher.steps=8",
+    "teacher.steps=6",
     "teacher.guidance=1",
-    "student.steps=4",
+    "student.steps=2",
     "student.guidance=1",
     "reward.terms={mse: {normalise: std}}",
     "rollout={groups: 4, siblings: 4, unit_groups: 1, gpus: 0}",
@@ -165,7 +165,8 @@ def _distilled(root: Path, given: Sequence[str], stop: StopRequest) -> Peaks:
 
 def _start(*arguments: str) -> subprocess.Popen[bytes]:
     code = "from redif_ray.cli import main; main()"
-    return subprocess.Popen([sys.executable, "-c", code, *arguments], env={**os.environ, "PYTHONUNBUFFERED": "1"})
+    usual = {"PYTHONUNBUFFERED": "1", "RAY_worker_niceness": "0"}  # Ray would let workers give way to other processes
+    return subprocess.Popen([sys.executable, "-c", code, *arguments], env={**os.environ, **usual})
 
 
 def _run(*arguments: str, stop: StopRequest) -> None:

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from redif_ray import __version__
-from redif_ray.config import Config, explained, load
+from redif_ray.config import Config, Precision, explained, load
 from redif_ray.errors import Notice, UserError
 
 app = typer.Typer(
@@ -170,11 +170,31 @@ def evaluate(
 @app.command()
 def sample(
     model: Annotated[str, typer.Argument(help="A run, an exported student, a diffusers folder or a shipped teacher.")],
-    out: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("samples.png"),
-    count: Annotated[int, typer.Option(min=1)] = 40,
+    out: Annotated[Path, typer.Option(help="The PNG to write, one picture of all images.")] = Path("samples.png"),
+    images: Annotated[
+        Path | None,
+        typer.Option(help="In place of --out: a new folder for one PNG an image and metadata.jsonl, which names them."),
+    ] = None,
+    count: Annotated[
+        int | None, typer.Option(min=1, help="Number of images. Default: one for each of --captions, or 40.")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     label: Annotated[int | None, typer.Option(help="The only class to draw. Default: all classes in turn.")] = None,
     caption: Annotated[str | None, typer.Option(help="The caption that a text-to-image model draws.")] = None,
+    captions: Annotated[
+        Path | None, typer.Option(help="A .txt file of captions, one a line, which are drawn in turn.")
+    ] = None,
+    height: Annotated[int | None, typer.Option(min=1, help="Height in pixels. Default: the model's own.")] = None,
+    width: Annotated[int | None, typer.Option(min=1, help="Width in pixels. Default: the model's own.")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cuda, cuda:1, mps or cpu. Default: a GPU if there is one, or else cpu.")
+    ] = None,
+    precision: Annotated[
+        Precision | None,
+        typer.Option(
+            help="Default: on a GPU 16 bits, if the model's files have them or it is large; everywhere else float32."
+        ),
+    ] = None,
     guidance: Annotated[
         float | None, typer.Option(min=0, help="Classifier-free guidance. Default: the student's own, or none.")
     ] = None,
@@ -186,22 +206,34 @@ def sample(
         str | None, typer.Option(help="Your own code that loads the model, as in teacher.family.")
     ] = None,
 ) -> None:
-    """Draw images from a student (with its own schedule) or a teacher, as one picture."""
+    """Draw images from a student (with its own schedule) or a teacher, as one picture or as a file each.
+
+    Of a run that is not finished, the newest checkpoint is drawn.
+
+    Example: redif sample runs/demo --captions captions.txt --images samples/
+    """
     from redif_ray.sample import sample as draw
 
-    draw(
+    if (height is None) != (width is None):
+        raise UserError("--height and --width: give both, or neither for the model's own size")
+    number = draw(
         model,
-        out,
+        images or out,
         count=count,
         seed=seed,
         label=label,
         caption=caption,
+        captions=captions,
+        separate=images is not None,
         steps=steps,
         guidance=guidance,
         schedule=schedule,
         family=family,
+        size=None if height is None or width is None else (height, width),
+        device=device,
+        precision=precision,
     )
-    console.print(f"{count} images in {out}")
+    console.print(f"{number} images in {images or out}")
 
 
 @app.command()

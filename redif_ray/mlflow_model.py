@@ -22,13 +22,15 @@ class Student(mlflow.pyfunc.PythonModel):
         folder = Path(context.artifacts["student"])
         index = json.loads((folder / "model_index.json").read_text())
         self.captions = "text_encoder" in index
+        device = "cuda" if torch.cuda.is_available() else "cpu"
         if not self.captions:
-            self.student = _sampler(folder).Student(folder)
+            self.student = _sampler(folder).Student(folder, device)
             return
         self.settings = json.loads((folder / "redif.json").read_text())
         self.flow = index["scheduler"][1] == "FlowMatchEulerDiscreteScheduler"
         kind = getattr(diffusers, index["_class_name"])
-        self.pipeline = kind.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
+        dtype = getattr(torch, self.settings["gpu_dtype"]) if device == "cuda" else torch.float32
+        self.pipeline = kind.from_pretrained(folder, dtype=dtype, use_safetensors=True).to(device)
         self.pipeline.set_progress_bar_config(disable=True)
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: Any = None) -> np.ndarray:
@@ -47,8 +49,9 @@ class Student(mlflow.pyfunc.PythonModel):
     def _captions(self, captions: list[str], generators: list[torch.Generator]) -> np.ndarray:
         """Sample with diffusers' own pipeline, as the code of the model card does."""
         levels = {"sigmas": self.settings["sigmas"][:-1]} if self.flow else {"timesteps": self.settings["timesteps"]}
+        size = {key: self.settings[key] for key in ("height", "width") if key in self.settings}
         images = self.pipeline(
-            captions, generator=generators, guidance_scale=self.settings["guidance"], output_type="np", **levels
+            captions, generator=generators, guidance_scale=self.settings["guidance"], output_type="np", **levels, **size
         ).images
         return np.ascontiguousarray(images.transpose(0, 3, 1, 2))
 

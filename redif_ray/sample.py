@@ -1,66 +1,94 @@
-"""The command `redif sample`: images of a student or a teacher as one picture."""
+"""The command `redif sample`: images of a student or a teacher, as one picture or as a file each."""
 
 from __future__ import annotations
 
 import json
+import logging
 import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 
-from redif_ray.config import Config, read_yaml, validate
+from redif_ray.config import Precision
+from redif_ray.data.captions import read_column
 from redif_ray.data.schedule_file import read_times
 from redif_ray.diffusion import noise, schedules, solvers
 from redif_ray.diffusion.levels import VarianceExploding
 from redif_ray.diffusion.noise import Stream
 from redif_ray.diffusion.schedules import Schedule
 from redif_ray.errors import UserError
-from redif_ray.evaluation.grids import write_grid
+from redif_ray.evaluation.grids import write_grid, write_image
+from redif_ray.job.deployed import deployed
+from redif_ray.models.device import sampling_device, sampling_dtype
+from redif_ray.models.folder import student_settings
 from redif_ray.models.protocol import DiffusionModel
-from redif_ray.models.registry import load_model
+from redif_ray.models.registry import load_model, load_teacher, model_folder
+from redif_ray.models.student import make_student, set_weights
+from redif_ray.planning import factory
+from redif_ray.runs.folder import RunError, latest_checkpoint, stored_config
 from redif_ray.types import Condition
 
+COUNT = 40  # images where neither a number nor captions are given
 BATCH = 50  # images at once, fewer for a large model
 BATCH_NUMBERS = 50_000  # limit of the numbers in the latents of a batch
+METADATA = "metadata.jsonl"  # the name that the datasets library looks for in a folder of images
+log = logging.getLogger(__name__)
 
 
 def sample(
     model: str,
     out: Path,
     *,
-    count: int,
+    count: int | None = None,
     seed: int,
     label: int | None = None,
     caption: str | None = None,
+    captions: Path | None = None,
+    separate: bool = False,
     steps: int = 20,
     guidance: float | None = None,
     schedule: Path | None = None,
     family: str | None = None,
-) -> None:
-    """Write `count` images of `model` to the PNG `out`; a student uses the schedule and guidance it was trained for.
+    size: tuple[int, int] | None = None,
+    device: str | None = None,
+    precision: Precision | None = None,
+) -> int:
+    """Write images of `model` to the PNG `out` and return their number; a student uses its own schedule and guidance.
 
+    count: number of images; None: one for each of `captions`, or `COUNT`.
     label, caption: the condition of all images; None: the classes in turn, or no condition.
+    captions: a file of captions, one a line, which are drawn in turn.
+    separate: `out` is a new folder instead, with one PNG an image and `METADATA`, which names each file's condition.
     steps: number of steps for a model without a schedule of its own. guidance: classifier-free guidance; None: the
         guidance of the student, or 1.
     schedule: a file of `redif search`, in which the schedule of as many steps as the model's is used; None: the
         model's own schedule.
     family: the user's own code that loads the model, as `teacher.family`; None: the family of the run, if `model` is a
-        run. Raises UserError for a condition or guidance that the model does not take.
+        run.
+    size: (height, width) of images in pixels; None: the model's own. device, precision: see `redif_ray.models.device`.
+    Raises UserError for conditions, guidance, sizes or devices that cannot be used, FileExistsError where `out` is
+    to be a folder and holds files already.
     """
-    source, network, levels, own = _load(model, steps, family)
+    if separate and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise FileExistsError(f"{out} is no empty folder; choose another one for the images, or move it away")
+    network, levels, own = _load(model, steps, family, size, sampling_device(device), precision)
     if schedule is not None:
         times = read_times(schedule, levels.steps)
         levels = schedules.explicit(network.process, times.levels, network_timesteps=times.network_timesteps)
-    conditions = _conditions(network, source, count, label, caption)
+    texts = _captions(caption, captions)
+    number = count or (COUNT if texts is None or captions is None else len(texts))
+    conditions = _conditions(network, model, number, label, texts)
     guidance = own if guidance is None else guidance
     if guidance != 1:
         network.check_guidance()
-    size = max(1, min(BATCH, BATCH_NUMBERS // math.prod(network.latent_shape)))
-    images = [
-        draw(network, levels, list(range(i, min(i + size, count))), conditions[i : i + size], seed, guidance)
-        for i in range(0, count, size)
-    ]
-    write_grid(out, torch.cat(images).numpy())
+    drawn = _batches(network, levels, conditions, seed, guidance)
+    if separate:
+        _write_files(out, drawn, conditions)
+    else:
+        write_grid(out, np.concatenate(list(drawn)))
+    return len(conditions)
 
 
 @torch.no_grad()
@@ -72,39 +100,96 @@ def draw(
     seed: int,
     guidance: float,
 ) -> torch.Tensor:
-    """Return images [B, C, H, W] in [0, 1] from the held-out noises of the groups, with a condition for each."""
+    """Return images [B, C, H, W] in [0, 1], on the CPU, from the groups' held-out noises, with a condition for each."""
     encoded = model.encode(conditions)
-    unit = noise.initial_noise(groups, model.latent_shape, seed=seed, stream=Stream.HELD_OUT)
-    return model.decode(solvers.sample("euler", model.predictor(encoded, guidance), unit, schedule))
+    unit = noise.initial_noise(groups, model.latent_shape, seed=seed, stream=Stream.HELD_OUT).to(model.device)
+    return model.decode(solvers.sample("euler", model.predictor(encoded, guidance), unit, schedule)).cpu()
+
+
+def _batches(
+    model: DiffusionModel, schedule: Schedule, conditions: list[Condition], seed: int, guidance: float
+) -> Iterator[np.ndarray]:
+    size = max(1, min(BATCH, BATCH_NUMBERS // math.prod(model.latent_shape)))
+    for i in range(0, len(conditions), size):
+        batch = conditions[i : i + size]
+        yield draw(model, schedule, list(range(i, i + len(batch))), batch, seed, guidance).numpy()
+
+
+def _write_files(folder: Path, drawn: Iterator[np.ndarray], conditions: list[Condition]) -> None:
+    """Write each image as NUMBER.png, in the order of the conditions, with a line of `METADATA`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for i, image in enumerate(image for batch in drawn for image in batch):
+        name, condition = f"{i:05d}.png", conditions[i]
+        write_image(folder / name, image)
+        key = "caption" if isinstance(condition, str) else "label"
+        rows.append({"file_name": name, **({} if condition is None else {key: condition})})
+    (folder / METADATA).write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def _captions(caption: str | None, file: Path | None) -> Sequence[str] | None:
+    if caption is not None and file is not None:
+        raise UserError(f"--caption {caption!r}: --captions {file} is given too; leave one out")
+    if file is not None:
+        return read_column(str(file), None, str, key="--captions")
+    return None if caption is None else [caption]
 
 
 def _conditions(
-    model: DiffusionModel, source: str, count: int, label: int | None, caption: str | None
+    model: DiffusionModel, source: str, number: int, label: int | None, captions: Sequence[str] | None
 ) -> list[Condition]:
+    """Return the condition of each image. source: what the user calls the model."""
     classes = model.num_classes
     if label is not None and (classes is None or not 0 <= label < classes):
         has = "no classes" if classes is None else f"classes 0 to {classes - 1}"
         raise UserError(f"--label {label}: {source} has {has}")
-    if caption is not None and not model.takes_captions:
-        raise UserError(f"--caption {caption!r}: {source} takes no captions; leave --caption out, or use --label")
+    if captions is not None and not model.takes_captions:
+        raise UserError(f"--caption {captions[0]!r}: {source} takes no captions; leave captions out, or use --label")
+    if captions is not None:
+        return [captions[i % len(captions)] for i in range(number)]
     if classes is None:
-        return [caption] * count
-    return [label if label is not None else i % classes for i in range(count)]
+        return [None] * number
+    return [label if label is not None else i % classes for i in range(number)]
 
 
-def _load(source: str, steps: int, family: str | None) -> tuple[str, DiffusionModel, Schedule, float]:
-    path = Path(source)
-    if (path / "config.yaml").exists():
-        family = family or validate(read_yaml(path / "config.yaml"), Config).teacher.family
-        if not (path / "student").exists():
-            raise FileNotFoundError(f"{path} has no student yet; finish the run first (redif distill ... --resume)")
-        path = path / "student"
-        source = str(path)
-    model = load_model(source, family=family)
-    settings = path / "redif.json"
-    if settings.exists():
-        own = json.loads(settings.read_text())
+def _load(
+    source: str,
+    steps: int,
+    family: str | None,
+    size: tuple[int, int] | None,
+    device: str,
+    precision: Precision | None,
+) -> tuple[DiffusionModel, Schedule, float]:
+    """Return the model at `source` with the schedule and the guidance to sample it with."""
+    run = Path(source)
+    if (run / "config.yaml").exists():
+        family = family or stored_config(run).teacher.family
+        if not (run / "student").exists():
+            return _unfinished(run, family, size, device, precision)
+        source = str(run / "student")
+    folder = model_folder(source)
+    dtype = sampling_dtype(precision, folder, device)
+    model = load_model(folder, family=family, device=device, dtype=dtype, size=size)
+    own = student_settings(folder)
+    if own is not None:
         schedule = schedules.explicit(model.process, own["timesteps"], network_timesteps=own.get("network_timesteps"))
-        return source, model, schedule, float(own["guidance"])
+        return model, schedule, float(own["guidance"])
     name = "karras" if isinstance(model.process, VarianceExploding) else "uniform_trailing"
-    return source, model, schedules.build(model.process, steps, name), 1.0
+    return model, schedules.build(model.process, steps, name), 1.0
+
+
+def _unfinished(
+    run: Path, family: str | None, size: tuple[int, int] | None, device: str, precision: Precision | None
+) -> tuple[DiffusionModel, Schedule, float]:
+    """Return the student in the newest checkpoint of a run that has not ended."""
+    newest = latest_checkpoint(run / "checkpoints")
+    if newest is None:
+        raise RunError(f"{run} has neither a student nor a checkpoint yet; wait for the first (checkpoint.every)")
+    log.warning("%s is not finished; the student is that of its newest checkpoint, %s", run, newest.name)
+    config, weights, _ = deployed(run, newest.name)
+    dtype = sampling_dtype(precision, model_folder(config.teacher.model), device)
+    changes = {"family": family} | ({} if size is None else {"height": size[0], "width": size[1]})
+    teacher = load_teacher(config.teacher.model_copy(update=changes), device=device, dtype=dtype)
+    student = make_student(teacher, config.student.lora)
+    set_weights(student, weights)
+    return student, factory.student_schedule(student, config.student), config.student.guidance

@@ -241,6 +241,8 @@ CONFLICTS = [
     (["ray.address=auto", "reward.max_workers=2", "reward.min_workers=3"], "min_workers=3: .*at most .*max_workers=2"),
     (["ray.address=auto", "reward.resources.GPU=1"], "reward.resources.GPU: .*expected reward.cpus and reward.gpus"),
     (["ray.address=auto", "learner.resources.big=1.5"], "learner.resources.big=1.5: .*a whole number, or less than 1"),
+    (["teacher.height=512"], "teacher.height=512: teacher.width is not set; expected both"),
+    (["teacher.width=512"], "teacher.width=512: teacher.height is not set; expected both"),
     (["ray.wait=true"], "ray.wait=true: the private cluster of ray.address=local does not grow"),
 ]
 
@@ -379,8 +381,8 @@ def test_what_may_differ_when_a_run_is_resumed() -> None:
 
 
 def test_what_may_differ_when_a_run_is_evaluated_again() -> None:
-    workers = {f"{role}.{key}" for role in ("rollout", "reward") for key in WORKERS}
-    assert set(changeable("evaluate")) == {"ray", "evaluation", *workers}
+    workers = {f"{role}.{key}" for role in ("rollout", "reward") for key in WORKERS | {"gpus"}}
+    assert set(changeable("evaluate")) == {"ray", "evaluation", "networks.precision", *workers}
     assert may_differ("rollout.resources.spot", "evaluate") and not may_differ("rollout.cpus", "evaluate")
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import second_device
 import torch
 import yaml
 from diffusers import DiTPipeline, EulerDiscreteScheduler
@@ -25,6 +26,7 @@ from redif_ray.diffusion.levels import FlowMatching
 from redif_ray.diffusion.schedules import Schedule
 from redif_ray.export import export_student
 from redif_ray.mlflow_model import Student
+from redif_ray.mlflow_model import _sampler as sampler
 from redif_ray.models.pixel import PixelUNet
 from redif_ray.models.protocol import DiffusionModel, ModelError
 from redif_ray.models.registry import load_model
@@ -153,6 +155,22 @@ def test_the_card_samples_what_the_student_does(
     own = schedules.explicit(again.process, settings["timesteps"], network_timesteps=settings.get("network_timesteps"))
     torch.testing.assert_close(ours(again, own, unit, settings["guidance"]), expected, rtol=0, atol=2e-5)
     assert settings["steps"] == 4 and settings["guidance"] == guidance
+
+
+@pytest.mark.parametrize(
+    ("write", "options", "times"),
+    [(write_dit, {}, [999, 600, 100]), (write_unet, MILD, [999, 600, 100]), (write_edm, {}, [80.0, 9.5, 1.25])],
+)
+def test_the_sampler_on_another_device(
+    tmp_path: Path, write: Callable[..., Path], options: dict[str, Any], times: list[float]
+) -> None:
+    student = trained(load_model(write(tmp_path / "teacher", **options)))
+    folder = export(student, schedules.explicit(student.process, times), tmp_path / "student")
+    noise = normal(3, *student.latent_shape)
+    labels = None if student.num_classes is None else torch.tensor([0, 1, 2])
+    here, there = (sampler(folder).Student(folder, device)(noise, labels) for device in ("cpu", second_device.NAME))
+    assert there.device.type == "cpu"
+    torch.testing.assert_close(there, here, rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize("network_timesteps", [False, True], ids=["", "network_timesteps"])

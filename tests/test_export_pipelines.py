@@ -118,8 +118,26 @@ def test_the_card_samples_what_the_student_does(
         rtol=0,
         atol=EXACT,
     )
+    assert settings["gpu_dtype"] == "float32"  # as the teacher's files have it, which are small
     untrained = make_student(load_model(folder.parent / "teacher"), Lora())
     assert float((ours(untrained, schedule, guidance) - expected).abs().max()) > 0.005
+
+
+@pytest.mark.parametrize("name", list(TIMES))
+def test_a_student_of_another_size(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Card, MLflow and redif-ray make images of the size that it was trained at, and that need not be square."""
+    teacher, folder = write(name, tmp_path / "teacher"), tmp_path / "student"
+    student = trained(load_model(teacher, size=(24, 32)), Lora())
+    schedule = schedules.explicit(student.process, TIMES[name])
+    export_student(student, schedule, folder, name="wide", guidance=2.5, teacher=teacher, summary=None)
+    expected, atol = ours(student, schedule, 2.5), CLOSE if name == "sd" else EXACT
+    assert expected.shape == (3, 24, 32)
+    torch.testing.assert_close(run(blocks(folder)[0], folder, monkeypatch), expected, rtol=0, atol=atol)
+    torch.testing.assert_close(ours(load_model(folder), schedule, 2.5), expected, rtol=0, atol=EXACT)
+    model = Student()
+    model.load_context(SimpleNamespace(artifacts={"student": str(folder)}))
+    found = model.predict(None, pd.DataFrame({"seed": [0], "caption": [CAPTION]}))
+    np.testing.assert_allclose(found[0], expected.numpy(), rtol=0, atol=atol)
 
 
 @pytest.mark.parametrize("name", list(TIMES))
@@ -166,6 +184,8 @@ def test_a_card_of_a_teacher_in_16_bits(halves: Any, half: str, monkeypatch: pyt
         bits = torch.from_numpy(np.array(picture)).permute(2, 0, 1) / 255
     torch.testing.assert_close(bits, expected, rtol=0, atol=0.5 / 255 + atol)
     sampling, loading = blocks(folder)
+    assert '("cuda", torch.bfloat16)' in sampling
+    assert json.loads((folder / "redif.json").read_text())["gpu_dtype"] == "bfloat16"
     code, teacher = re.sub(r"(?m)^pipe = .*\n", loading, sampling), str(folder.parent / "teacher")
     torch.testing.assert_close(run(code, folder, monkeypatch, TEACHER=teacher), expected, rtol=0, atol=atol)
 

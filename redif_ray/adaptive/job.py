@@ -32,7 +32,7 @@ from redif_ray.files import atomic_file
 from redif_ray.interrupt import StopRequest, stop_requests
 from redif_ray.job.preflight import preflight
 from redif_ray.job.session import get
-from redif_ray.models.registry import load_outline, teacher_outline
+from redif_ray.models.registry import teacher_outline
 from redif_ray.runs.folder import RunFolder
 from redif_ray.runs.jsonl import read_rows
 from redif_ray.search.finalists import MEASURED, chosen
@@ -185,7 +185,7 @@ def _train(job: Job, aim: Goal, conditions: tuple[Any, ...], targets: Any) -> No
     training = agent.Training(job.config, aim, job.weights, conditions, targets)
     count, began = job.config.search.adaptive.iterations, time.monotonic()
     teacher, student = job.config.teacher, job.config.search.student
-    process = load_outline(student or teacher.model, family=teacher.family).process
+    process = teacher_outline(teacher, student).process
     with agent.ppo(training, process) as algorithm:
         job.stop.listen()  # again, because RLlib may have replaced the signal handlers
         for i in range(count):

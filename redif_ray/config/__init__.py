@@ -16,7 +16,7 @@ from redif_ray.config.files import (
     validate,
 )
 from redif_ray.config.roles import LEARNED, Reward, RuntimeEnv, Term, Workers
-from redif_ray.config.run import Conditions, Lora, Networks, Student, Teacher
+from redif_ray.config.run import Conditions, Lora, Networks, Precision, Student, Teacher
 from redif_ray.config.searches import Search
 from redif_ray.config.training import NEIGHBOURS, Anchor, Learner, Regulariser, WarmStart
 from redif_ray.config.tree import Config
@@ -33,6 +33,7 @@ __all__ = [
     "Lora",
     "Networks",
     "Positive",
+    "Precision",
     "Regulariser",
     "Reward",
     "RuntimeEnv",

@@ -35,6 +35,7 @@ def may_change(*occasions: Occasion) -> dict[str, JsonValue]:
 
 ALWAYS = may_change("resume", "evaluate")
 ON_RESUME = may_change("resume")
+ON_EVALUATE = may_change("evaluate")
 
 
 def choice(*names: str) -> AfterValidator:

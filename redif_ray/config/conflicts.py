@@ -14,6 +14,7 @@ from redif_ray.config.sections import Sections
 
 def conflicts(c: Sections) -> Iterator[str]:
     """Yield a sentence for each conflict of a configuration."""
+    yield from _teacher(c)
     yield from _search(c)
     yield from _sweep(c)
     if _has_policy(c):
@@ -32,6 +33,13 @@ def conflicts(c: Sections) -> Iterator[str]:
 
 def _has_policy(c: Sections) -> bool:
     return c.method == "redif" and c.learner.rounds > 0
+
+
+def _teacher(c: Sections) -> Iterator[str]:
+    height, width = c.teacher.height, c.teacher.width
+    if (height is None) != (width is None):
+        key, missing = ("height", "width") if width is None else ("width", "height")
+        yield f"teacher.{key}={height or width}: teacher.{missing} is not set; expected both, or neither"
 
 
 def _search(c: Sections) -> Iterator[str]:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, JsonValue, field_validator
 
-from redif_ray.config.base import ALWAYS, ON_RESUME, SECRET, Labels, Positive, Resources, Strict
+from redif_ray.config.base import ALWAYS, ON_EVALUATE, ON_RESUME, SECRET, Labels, Positive, Resources, Strict
 
 
 class Workers(Strict):
@@ -37,6 +37,7 @@ class Workers(Strict):
     gpus: float = Field(
         0,
         ge=0,
+        json_schema_extra=ON_EVALUATE,
         description="GPUs that Ray reserves for each worker, from 0; a fraction shares one. 0 computes on the CPU.",
     )
     resources: Resources = Field(

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from redif_ray.config.base import ON_RESUME, Fraction, Positive, Strict
+from redif_ray.config.base import ON_EVALUATE, ON_RESUME, Fraction, Positive, Strict
 from redif_ray.config.uris import check_public
 
 UPLOAD_CREDENTIALS = (
@@ -17,6 +17,8 @@ TRACKING_CREDENTIALS = (
     "MLFLOW_TRACKING_TOKEN), a database's from its client's own file or environment (PGPASSWORD or ~/.pgpass for "
     "PostgreSQL); `mlflow server` in front of a database needs neither"
 )
+
+Precision = Literal["float32", "bfloat16", "float16"]
 
 
 class Run(Strict):
@@ -75,6 +77,14 @@ class Teacher(Strict):
         description="Your own code that loads the teacher, as path/to/file.py:load or package.module:load. null takes "
         "the family that knows the pipeline's class.",
     )
+    height: Positive | None = Field(
+        None,
+        description="Height of all images of the run in pixels, set together with teacher.width. null is the size that "
+        "the network's config.json names. Set it to train at 512 what was made for 1024, or where no size is named.",
+    )
+    width: Positive | None = Field(
+        None, description="Width of all images of the run in pixels, set together with teacher.height; see there."
+    )
     solver: Literal["euler", "heun", "dpmpp_2m"] = Field(
         "dpmpp_2m",
         description="The solver of target images: euler, heun or dpmpp_2m. heun calls the network twice a level.",
@@ -94,12 +104,18 @@ class Teacher(Strict):
         None, description="Folder of teacher targets, which runs may share. null is <run.root>/.targets."
     )
 
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Return (height, width) of the images in pixels, or None for the network's own size."""
+        return None if self.height is None or self.width is None else (self.height, self.width)
+
 
 class Networks(Strict):
     """The precision and the compilation of denoising networks."""
 
-    precision: Literal["float32", "bfloat16", "float16"] = Field(
+    precision: Precision = Field(
         "float32",
+        json_schema_extra=ON_EVALUATE,
         description="Precision of the networks: float32, bfloat16 or float16. Use 16 bits on GPUs; latents, densities "
         "and trained weights stay float32.",
     )

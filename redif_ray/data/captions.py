@@ -20,15 +20,15 @@ FORMATS = {".parquet": "parquet", ".jsonl": "json", ".ndjson": "json"}
 METADATA = ("metadata.parquet", "metadata.jsonl")  # an image folder's table in the datasets library
 
 
-def read_column(source: str, column: str | None, kind: type[Value]) -> list[Value]:
+def read_column(source: str, column: str | None, kind: type[Value], *, key: str = "conditions.source") -> list[Value]:
     """Return all values of `kind` in `source`, in its order.
 
     source: the name of a shipped list; a .txt file with one value a line; a .jsonl or .parquet file, or the URI of one;
         or a folder with `metadata.parquet` or `metadata.jsonl`, with such tables, or with .txt files of one caption.
     column: the column of a table; None: the first of `COLUMNS[kind]` that exists. A cell may be a list of values.
-    Raises ConfigError naming `conditions.source`.
+    key: what the user set to `source`. Raises ConfigError naming the key.
     """
-    where = f"conditions.source={source}"
+    where = f"{key}={source}"
     try:
         values = list(_read(source, column, kind, where))
     except (pa.ArrowException, OSError, UnicodeDecodeError, NotImplementedError) as error:

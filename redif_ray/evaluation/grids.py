@@ -27,6 +27,12 @@ def tile(rows: Sequence[np.ndarray]) -> np.ndarray:
     return pixels.transpose(0, 3, 1, 4, 2).reshape(high * height, wide * width, channels)
 
 
+def write_image(path: Path, image: np.ndarray) -> None:
+    """Write an image [C, H, W] float in [0, 1], of 1 or 3 channels, as a PNG of as many pixels."""
+    pixels = np.round(image * 255).astype(np.uint8)
+    Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)).save(path)
+
+
 def write_grid(path: str | Path, images: np.ndarray) -> None:
     """Write images [n, C, H, W] float in [0, 1] as a PNG, about square; white fills up the last row."""
     columns = 10 if len(images) % 10 == 0 else math.ceil(math.sqrt(len(images)))

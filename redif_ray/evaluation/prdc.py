@@ -13,6 +13,7 @@ from redif_ray.config import NEIGHBOURS
 from redif_ray.evaluation.features import Draw, as_features, as_pair, shuffled
 
 K = NEIGHBOURS
+LEAST = K + 1  # images in each set that is compared
 BLOCK = 500  # rows of the distance matrix in memory at once
 
 
@@ -48,7 +49,7 @@ def ceiling(reference: np.ndarray, n: int, seed: int) -> dict[str, float]:
     reference = as_features(reference, "reference")
     half = len(reference) // 2
     if not K < n <= half:
-        raise ValueError(f"n={n} of {len(reference)} reference rows; expected {K + 1} to {half} for two disjoint sets")
+        raise ValueError(f"n={n} of {len(reference)} reference rows; expected {LEAST} to {half} for two disjoint sets")
     order = shuffled(len(reference), Draw.CEILING, seed)
     return prdc(reference[order[:n]], reference[order[n : 2 * n]])
 

@@ -39,5 +39,6 @@ def adapter_lines(student: TextModel, recipe: Recipe) -> str:
             f"pipe = {kind}.from_pretrained(TEACHER, {WHOLE})",
             f'pipe.scheduler = {scheduler}.from_pretrained(folder, subfolder="scheduler")',
             "pipe.load_lora_weights(folder)",
+            "pipe.to(device)",
         ]
     )

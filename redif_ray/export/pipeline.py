@@ -7,19 +7,21 @@ decodes x / alpha, a factor of 1.0004 for Stable Diffusion's betas.
 
 from __future__ import annotations
 
+import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 from redif_ray.diffusion.levels import FlowMatching
 from redif_ray.diffusion.schedules import Schedule
 from redif_ray.export.euler import euler_scheduler
 from redif_ray.export.recipe import Recipe, timesteps
+from redif_ray.models.device import sampling_dtype
 from redif_ray.models.protocol import ModelError
 from redif_ray.models.text import TextModel
 
 CAPTION = "a photo of a red fox asleep in fresh snow"
 NEEDS = 'It needs no more than `pip install torch "diffusers>=0.40" transformers`.'  # 0.40 is the first with `dtype`
 # Without a dtype each part gets the dtype of its own files or config.json, and parts of two dtypes do not combine.
-WHOLE = "dtype=torch.float32, use_safetensors=True"
+WHOLE = "dtype=dtype, use_safetensors=True"
 
 
 def pipeline_recipe(student: TextModel, schedule: Schedule, guidance: float) -> Recipe:
@@ -48,20 +50,24 @@ def pipeline_recipe(student: TextModel, schedule: Schedule, guidance: float) -> 
         scheduler = euler_scheduler(student, schedule)
         sigmas = scheduler.sigmas.tolist()
         levels = f"timesteps={timesteps(schedule)}"
-    return Recipe(scheduler, sigmas, _code(kind, levels, guidance), NEEDS)
+    whole = sampling_dtype(None, student.frozen.folder, "cuda") == torch.float32
+    gpu_dtype = "float32" if whole else "bfloat16"  # which holds what overflows in a VAE's float16
+    code = _code(kind, levels, guidance, student.size, gpu_dtype)
+    return Recipe(scheduler, sigmas, code, NEEDS, gpu_dtype=gpu_dtype)
 
 
-def _code(kind: str, levels: str, guidance: float) -> str:
+def _code(kind: str, levels: str, guidance: float, size: tuple[int, int] | None, gpu_dtype: str) -> str:
     return "\n".join(
         [
             "import torch",
             f"from diffusers import {kind}",
             'folder = "."  # the folder of this file',
-            f"pipe = {kind}.from_pretrained(folder, {WHOLE})",
-            '# on a GPU: pipe.to("cuda", torch.bfloat16)',
+            f'device, dtype = ("cuda", torch.{gpu_dtype}) if torch.cuda.is_available() else ("cpu", torch.float32)',
+            f"pipe = {kind}.from_pretrained(folder, {WHOLE}).to(device)",
             "image = pipe(",
             f'    "{CAPTION}",',
             f"    {levels},",
+            *([] if size is None else [f"    height={size[0]}, width={size[1]},"]),
             f"    guidance_scale={guidance:g},",
             "    generator=torch.Generator().manual_seed(0),",
             ").images[0]",

@@ -37,7 +37,7 @@ def _code(student: PixelModel) -> str:
         [
             "import torch",
             "from sample import Student  # sample.py lies beside this file",
-            'student = Student(".")  # the folder of both files',
+            'student = Student(".", "cuda" if torch.cuda.is_available() else "cpu")  # "." is the folder of both files',
             f"noise = torch.randn({SHOWN}, *student.shape, generator=torch.Generator().manual_seed(0))",
             f"images = student(noise{labels})  # [{SHOWN}, C, H, W] in [0, 1]",
         ]

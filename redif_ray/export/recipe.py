@@ -16,7 +16,7 @@ class Recipe:
 
     scheduler: the scheduler to save. sigmas: the levels [N + 1] in the scheduler's units. code: the card's Python, at
     most 15 lines. needs: a sentence on the packages that the code needs. sampler: the file that the code imports as
-    `sample`; None: no file.
+    `sample`; None: no file. gpu_dtype: name of torch's dtype in which a GPU computes; a CPU computes in float32.
     """
 
     scheduler: Any
@@ -24,6 +24,7 @@ class Recipe:
     code: str
     needs: str
     sampler: Path | None = None
+    gpu_dtype: str = "float32"
 
 
 def timesteps(schedule: Schedule) -> list[float]:

@@ -14,30 +14,31 @@ from torch import Tensor
 class Student:
     """A denoising network of pixels and the levels it was trained for.
 
-    shape: (C, H, W) of an image and of its noise.
+    shape: (C, H, W) of an image and of its noise. device: where the network computes, in float32.
     """
 
-    def __init__(self, folder: str | Path) -> None:
-        folder = Path(folder)
+    def __init__(self, folder: str | Path, device: str = "cpu") -> None:
+        folder, self.device = Path(folder), device
         self.settings: dict[str, Any] = json.loads((folder / "redif.json").read_text())
         index = json.loads((folder / "model_index.json").read_text())
         part = "transformer" if "transformer" in index else "unet"
         self.network = getattr(diffusers, index[part][1]).from_pretrained(folder / part, use_safetensors=True)
-        self.network.eval().requires_grad_(False)
+        self.network.to(device).eval().requires_grad_(False)
         self.scheduler = getattr(diffusers, index["scheduler"][1]).from_pretrained(folder / "scheduler")
         channels, size = self.network.config.in_channels, self.network.config.sample_size
         self.shape = (channels, size, size) if isinstance(size, int) else (channels, *size)
 
     @torch.no_grad()
     def __call__(self, noise: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Return images [B, *shape] in [0, 1] from unit normal noise [B, *shape].
+        """Return images [B, *shape] in [0, 1], on the CPU, from unit normal noise [B, *shape].
 
         labels: classes, int64 [B]; None: the student has no classes.
         The update is Euler's, rearranged without the difference of sigmas, which loses three digits in float32 at
         sigma = 2e4.
         """
         sigmas, edm = torch.tensor(self.settings["sigmas"]), hasattr(self.scheduler, "precondition_inputs")
-        x, times, clip = noise * sigmas[0], sigmas[:-1], self.settings["clip_sample_range"]
+        x, times, clip = noise.to(self.device) * sigmas[0], sigmas[:-1], self.settings["clip_sample_range"]
+        labels = None if labels is None else labels.to(self.device)
         if not edm:
             self.scheduler.set_timesteps(timesteps=self.settings["timesteps"])
             times = self.scheduler.timesteps
@@ -54,7 +55,7 @@ class Student:
             x = x0 + (x - x0) * following / sigma
         if not edm:
             x = x / (sigmas[-1] ** 2 + 1) ** 0.5  # back from units of x / alpha
-        return (x / 2 + 0.5).clamp(0, 1)
+        return (x / 2 + 0.5).clamp(0, 1).cpu()
 
     def _output(self, scaled: Tensor, timestep: Tensor, labels: Tensor | None) -> Tensor:
         """Return the network's output for scaled images [B, C, H, W], guided as in training."""

@@ -2,7 +2,8 @@
 
 model_index.json, <network>/, scheduler/    the teacher's layout; adapters are merged into the weights
 pytorch_lora_weights.safetensors            the adapters alone, for a text-to-image student with adapters
-redif.json                                  timesteps, sigma / alpha and guidance that the student was trained for
+redif.json                                  timesteps, sigma / alpha, guidance and, if it is not the network's own, the
+                                            size in pixels, that the student was trained for
 README.md                                   a model card whose code samples with torch and diffusers alone
 sample.py                                   the sampler that the card's code imports, for a student of pixels
 LICENSE, NOTICE and the other parts         unchanged copies of the teacher's parts that its pipeline takes
@@ -25,13 +26,11 @@ from redif_ray.export.pipeline import pipeline_recipe
 from redif_ray.export.pixels import pixel_recipe
 from redif_ray.export.recipe import Recipe, network_timesteps, timesteps
 from redif_ray.files import atomic_folder
-from redif_ray.models.folder import INDEX
+from redif_ray.models.folder import INDEX, SETTINGS
 from redif_ray.models.pixel import PixelModel
 from redif_ray.models.protocol import DiffusionModel, ModelError
 from redif_ray.models.student import has_adapters, merged
 from redif_ray.models.text import TextModel
-
-SETTINGS = "redif.json"
 
 
 def export_student(
@@ -119,7 +118,9 @@ def _settings(student: DiffusionModel, schedule: Schedule, how: Recipe, name: st
         "sigmas": how.sigmas,
         "guidance": guidance,
         "clip_sample_range": student.clip,
+        "gpu_dtype": how.gpu_dtype,
         **({} if other is None else {"network_timesteps": other}),
+        **({} if student.size is None else {"height": student.size[0], "width": student.size[1]}),
     }
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 
+import torch
 from rich.console import Console
 
 from redif_ray.cluster.connect import connect
@@ -13,6 +15,7 @@ from redif_ray.config.changes import may_differ
 from redif_ray.evaluation.table import result_table
 from redif_ray.interrupt import stop_requests
 from redif_ray.job.measure import measure
+from redif_ray.job.preflight import check_held_out
 from redif_ray.job.session import session
 from redif_ray.learner.compute import Accounts
 from redif_ray.models.registry import teacher_outline
@@ -22,6 +25,7 @@ from redif_ray.runs.deployed import checkpoint_key, deployed_weights
 from redif_ray.runs.folder import RunFolder, stored_config
 from redif_ray.workers.runtime_env import handed_over
 
+log = logging.getLogger(__name__)
 NO_LEARNER = {"workers": 1, "fsdp": False, "cpus": 0, "gpus": 0, "resources": {}, "labels": {}}
 
 
@@ -34,6 +38,7 @@ def evaluate(run: Path, overrides: list[str], *, checkpoint: str, console: Conso
     run = run.resolve()  # a relative path would mean another folder in the workers' working directories
     config = evaluated(stored_config(run), overrides)
     _, version = deployed_weights(run, checkpoint)  # raises for a checkpoint that is missing or broken
+    check_held_out(config)
     handed_over(config.reward)  # raises before Ray starts
     with stop_requests("nothing was written; run the command again") as stop, RunFolder.reopen(run) as folder:
         conditions = folder.conditions() or factory.conditions(config, teacher_outline(config.teacher))
@@ -53,17 +58,23 @@ def evaluate(run: Path, overrides: list[str], *, checkpoint: str, console: Conso
 def evaluated(config: Config, overrides: list[str]) -> Config:
     """Return a run's configuration for its evaluation: with overrides, without tracking and a learner's resources.
 
+    On a private cluster of a machine without a GPU, what a run computed on GPUs is computed on CPUs, in float32.
     Raises ConfigError for an override of a key that an evaluation may not change.
     """
     changed = [o for o in overrides if not may_differ(o.partition("=")[0].strip(), "evaluate")]
     if changed:
         raise ConfigError(
-            f"{changed[0]}: an evaluation may change evaluation.*, ray.*, and the numbers, resources and labels of "
-            "workers; leave this override out"
+            f"{changed[0]}: an evaluation may change evaluation.*, ray.*, networks.precision, and the numbers, GPUs, "
+            "resources and labels of workers; leave this override out"
         )
     tree = config.model_dump()
     for text in overrides:
         assign(tree, *parse_override(text))
+    asks = tree["rollout"]["gpus"] or tree["reward"]["gpus"]
+    if asks and tree["ray"]["address"] == "local" and not torch.cuda.is_available():
+        log.warning("this machine has no GPU, so the evaluation computes on CPUs, in float32")
+        for text in ("rollout.gpus=0", "reward.gpus=0", "networks.precision=float32"):
+            assign(tree, *parse_override(text))
     tree["tracking"]["uri"] = "off"
     tree["learner"] |= NO_LEARNER
     evaluation_config: Config = validate(tree)

@@ -11,6 +11,7 @@ from redif_ray.diffusion.schedules import Schedule
 from redif_ray.evaluation.clip_features import ClipFeatures
 from redif_ray.evaluation.encoders import JudgeError, load_encoder
 from redif_ray.evaluation.judge_source import RANDOM_FEATURES, judge_files, needs_reference
+from redif_ray.evaluation.prdc import LEAST
 from redif_ray.evaluation.reference import ReferenceImages
 from redif_ray.export import recipe
 from redif_ray.export.card import licence
@@ -25,6 +26,7 @@ from redif_ray.models.student import make_student
 from redif_ray.planning import factory
 from redif_ray.workers import runtime_env
 
+MOST_REPEATS = 10  # held-out noises of a caption above which the evaluation says little about other captions
 log = logging.getLogger(__name__)
 
 
@@ -58,6 +60,7 @@ def preflight(config: Config, captions: Sequence[str] | None = None) -> Conditio
         for phase in phases_of(config):
             phase.check(rewards)
     _check_judge(config, teacher.image_shape)
+    _warn_of_few_captions(config, conditions)
     return conditions
 
 
@@ -91,6 +94,19 @@ def _warn_of_long_captions(teacher: DiffusionModel, conditions: Conditions) -> N
         )
 
 
+def _warn_of_few_captions(config: Config, conditions: Conditions) -> None:
+    noises, captions = config.evaluation.held_out, len(conditions.held_out)
+    if isinstance(conditions.held_out[0], str) and noises > MOST_REPEATS * captions:
+        log.warning(
+            "evaluation.held_out=%d noises share %d held-out captions, %d noises a caption, so the final numbers say "
+            "little about other captions; give more captions in conditions.source%s, or fewer noises",
+            noises,
+            captions,
+            noises // captions,
+            " (now the shipped list)" if config.conditions.source is None else "",
+        )
+
+
 def _check_guidance(key: str, guidance: float, teacher: DiffusionModel, conditions: Conditions) -> None:
     if guidance == 1:
         return
@@ -110,7 +126,21 @@ def _check_export(config: Config, teacher: DiffusionModel, schedule: Schedule) -
     licence(folder)
 
 
+def check_held_out(config: Config) -> None:
+    """Raise ConfigError where the teacher's images are the judge's reference and are too few for its limits.
+
+    The limits compare two halves of the reference, which holds as many images as an arm.
+    """
+    evaluation = config.evaluation
+    if needs_reference(evaluation.judge) and evaluation.held_out < 2 * LEAST:
+        raise ConfigError(
+            f"evaluation.held_out={evaluation.held_out}: judge {evaluation.judge} compares with as many images of the "
+            f"teacher, of which each half must hold {LEAST}; expected at least {2 * LEAST}"
+        )
+
+
 def _check_judge(config: Config, image_shape: tuple[int, ...]) -> None:
+    check_held_out(config)
     source = config.evaluation.judge
     encoder = load_encoder(source, image_shape)
     if isinstance(encoder, ClipFeatures):
@@ -129,4 +159,9 @@ def _check_judge(config: Config, image_shape: tuple[int, ...]) -> None:
         raise ConfigError(
             f"evaluation.held_out={config.evaluation.held_out}, validation.groups={config.validation.groups}: judge "
             f"{encoder.name} has {len(reference)} reference images; expected at most as many"
+        )
+    if len(reference) < 2 * LEAST:
+        raise ConfigError(
+            f"evaluation.judge={source}: it has {len(reference)} reference images, of which each half must hold "
+            f"{LEAST}; expected at least {2 * LEAST}"
         )

@@ -24,6 +24,7 @@ from redif_ray.models.logging import quiet
 from redif_ray.models.protocol import ModelError
 
 INDEX = "model_index.json"
+SETTINGS = "redif.json"  # of an exported student
 _without_weights = ContextVar("without_weights", default=False)
 PREDICTIONS = ("epsilon", "sample", "v_prediction")  # prediction types of variance preserving processes
 
@@ -43,6 +44,13 @@ def read_index(folder: Path) -> dict[str, Any]:
     if not isinstance(index, dict) or not isinstance(index.get("_class_name"), str):
         raise ModelError(f"{path} names no pipeline: expected a key _class_name")
     return index
+
+
+def student_settings(folder: Path) -> dict[str, Any] | None:
+    """Return what `redif.json` says of an exported student's sampling, or None for any other folder."""
+    path = folder / SETTINGS
+    settings: dict[str, Any] | None = json.loads(path.read_text()) if path.is_file() else None
+    return settings
 
 
 def load_network(kind: Any, folder: Path, component: str, dtype: torch.dtype, *, read: bool = True) -> Any:

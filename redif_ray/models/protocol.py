@@ -23,6 +23,7 @@ from redif_ray.models.prediction import to_prediction
 from redif_ray.types import Condition
 
 Encoded = dict[str, Tensor]
+SIZE_KEYS = "teacher.height and teacher.width (--height and --width of redif sample)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +51,14 @@ class DiffusionModel(ABC):
     process: NoiseProcess
     prediction_type: str  # a key of prediction.CONVERSIONS
     clip: float | None  # bound to which |x0_hat| is clamped; None: no clamping
-    latent_shape: tuple[int, ...]
-    image_shape: tuple[int, ...]
+    latent_shape: tuple[int, ...]  # (C, H, W); (C,) until `at_size` is called where the config.json names no size
+    image_shape: tuple[int, ...]  # likewise
     num_classes: int | None  # None: not conditional on a class
     component: str  # the network's folder in the pipeline
     index: dict[str, Any]  # the pipeline's model_index.json
     scheduler: Any  # the pipeline's diffusers scheduler, for its noise process; its `step` is never called
 
+    size: tuple[int, int] | None = None  # (height, width) of images in pixels where it is not the config.json's own
     dtype: torch.dtype = torch.float32  # of the network's computation
     family: OwnFamily | None = None  # None: a family of this package
 
@@ -81,6 +83,20 @@ class DiffusionModel(ABC):
         for network in (self.network, *self.parts.values()):
             network.to(device)
         return self
+
+    def at_size(self, height: int, width: int) -> Self:
+        """Return this model for images of `height` x `width` pixels, with the same networks.
+
+        A family whose network takes other sizes than its own overrides this method, which refuses all other sizes.
+        Raises ModelError for a size that the network does not take.
+        """
+        if (height, width) == self.image_shape[1:]:
+            return self
+        own = " x ".join(str(edge) for edge in self.image_shape[1:])
+        raise ModelError(
+            f"images of {height} x {width} pixels: this {type(self.network).__name__} makes images of {own} pixels "
+            f"only; leave out {SIZE_KEYS}"
+        )
 
     @property
     def device(self) -> torch.device:
@@ -149,7 +165,8 @@ class DiffusionModel(ABC):
         rows; w = 1 calls with B rows. Raises ModelError if the network has no conditions to guide by.
         """
         self._check(x, level, encoded)
-        timestep = level.timestep.to(x.device).expand(len(x))
+        timestep = level.timestep.to(x.device, torch.float32 if x.device.type == "mps" else None)  # it has no float64
+        timestep = timestep.expand(len(x))
         if guidance == 1:
             output = self.output(x, timestep, encoded).float()
         else:

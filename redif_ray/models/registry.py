@@ -21,10 +21,10 @@ from diffusers import DiffusionPipeline
 
 from redif_ray.checkpoint import file_sha256, weights_sha256
 from redif_ray.config import Teacher
-from redif_ray.models.folder import read_index, without_weights
+from redif_ray.models.folder import read_index, student_settings, without_weights
 from redif_ray.models.locate import ModelError, local_folder, missing
 from redif_ray.models.logging import quiet
-from redif_ray.models.protocol import DiffusionModel, OwnFamily, is_finite
+from redif_ray.models.protocol import SIZE_KEYS, DiffusionModel, OwnFamily, is_finite
 from redif_ray.user_code import UserCodeError, described, import_function, settings_kept, source_sha256
 
 GROUP = "redif_ray.models"
@@ -40,35 +40,43 @@ FAMILIES = {  # imported on first use: some pipelines take seconds
 
 
 def load_model(
-    source: str | Path, *, family: str | None = None, device: str = "cpu", dtype: torch.dtype = torch.float32
+    source: str | Path,
+    *,
+    family: str | None = None,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    size: tuple[int, int] | None = None,
 ) -> DiffusionModel:
     """Load the model at `source` (see `model_folder`) onto `device`, frozen and in eval mode. Raises ModelError.
 
     family: the user's loader, as in `teacher.family`; None: chosen by the pipeline's class. dtype: of the networks'
-    weights and computation; a VAE stays float32, since some overflow in float16.
+    weights and computation; a VAE stays float32, since some overflow in float16. size: (height, width) of images in
+    pixels; None: the size that an exported student was trained at, or else the size in the network's config.json.
     """
-    return replace(_load(model_folder(source), dtype, family).to(device), dtype=dtype)
+    folder = model_folder(source)
+    model = _sized(_load(folder, dtype, family), folder, size)
+    return replace(model.to(device), dtype=dtype)
 
 
-def load_teacher(teacher: Teacher, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> DiffusionModel:
-    """Load the configured teacher with its family; see `load_model`."""
-    return load_model(teacher.model, family=teacher.family, device=device, dtype=dtype)
-
-
-def load_outline(
-    source: str | Path, *, family: str | None = None, dtype: torch.dtype = torch.float32
+def load_teacher(
+    teacher: Teacher, source: str | None = None, *, device: str = "cpu", dtype: torch.dtype = torch.float32
 ) -> DiffusionModel:
-    """Load the model at `source` without its weights, onto the device "meta", in a moment and in little memory.
+    """Load the configured teacher with its family and size; see `load_model`.
 
-    The files are checked as far as their headers tell. family, dtype: as in `load_model`. Raises ModelError.
+    source: a student of the teacher, which is loaded in its place; None: the teacher.
+    """
+    return load_model(source or teacher.model, family=teacher.family, device=device, dtype=dtype, size=teacher.size)
+
+
+def teacher_outline(
+    teacher: Teacher, source: str | None = None, *, dtype: torch.dtype = torch.float32
+) -> DiffusionModel:
+    """Load the configured teacher without its weights, onto the device "meta", in a moment and in little memory.
+
+    The files are checked as far as their headers tell. source, dtype: as in `load_teacher`. Raises ModelError.
     """
     with without_weights():
-        return load_model(source, family=family, device="meta", dtype=dtype)
-
-
-def teacher_outline(teacher: Teacher, dtype: torch.dtype = torch.float32) -> DiffusionModel:
-    """Load the configured teacher without its weights; see `load_outline`."""
-    return load_outline(teacher.model, family=teacher.family, dtype=dtype)
+        return load_teacher(teacher, source, device="meta", dtype=dtype)
 
 
 def model_folder(source: str | Path) -> Path:
@@ -97,6 +105,17 @@ def _load(folder: Path, dtype: torch.dtype, family: str | None) -> DiffusionMode
         f"{folder} is a {name}; expected one of {known}; or code of your own that loads it: "
         f"teacher.family=path/to/file.py:load, or a package with entry point {name} in {GROUP}"
     )
+
+
+def _sized(model: DiffusionModel, folder: Path, size: tuple[int, int] | None) -> DiffusionModel:
+    settings = student_settings(folder) or {}
+    if size is None and "height" in settings:
+        size = settings["height"], settings["width"]
+    if size is not None:
+        return model.at_size(*size)
+    if len(model.image_shape) == 1:
+        raise ModelError(f"{folder / model.component / 'config.json'} has no sample_size; set {SIZE_KEYS}")
+    return model
 
 
 def _installed(name: str) -> str | None:
@@ -138,7 +157,7 @@ def replaced(model: DiffusionModel) -> str | None:
 
 def fingerprint(model: DiffusionModel, digest: Callable[[Path], str] = file_sha256) -> str:
     """Return the sha256 of all that decides an image: the network's weights, the files of the other parts,
-    architecture, noise process, clipping, the user's code. digest: sha256 of a file.
+    architecture, noise process, clipping, the user's code, a size of the user's. digest: sha256 of a file.
     """
     config = {k: v for k, v in model.config.items() if not k.startswith("_")}
     settings: list[Any] = [type(model.network).__name__, config, model.prediction_type, model.clip]
@@ -146,6 +165,8 @@ def fingerprint(model: DiffusionModel, digest: Callable[[Path], str] = file_sha2
         settings.append(parts)
     if model.family is not None:
         settings.append(model.family.sha256)
+    if model.size is not None:
+        settings.append({"size": model.size})
     text = torch.tensor(list(json.dumps(settings, sort_keys=True).encode()), dtype=torch.uint8)
     process = {f"process/{k}": torch.as_tensor(v) for k, v in vars(model.process).items()}
     check_finite(model)

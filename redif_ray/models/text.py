@@ -7,9 +7,10 @@ another process has encoded are read from the store.
 from __future__ import annotations
 
 import logging
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -24,7 +25,7 @@ from redif_ray.data.targets import content_hash
 from redif_ray.models.components import Parts
 from redif_ray.models.folder import INDEX, without_weights
 from redif_ray.models.logging import quiet
-from redif_ray.models.protocol import DiffusionModel, Encoded, ModelError
+from redif_ray.models.protocol import SIZE_KEYS, DiffusionModel, Encoded, ModelError
 from redif_ray.types import Condition
 
 REMEMBERED = 64 * 2**20  # bytes on the device: 12 encoded captions of Stable Diffusion 3, 280 of 1.5
@@ -63,6 +64,30 @@ class TextModel(DiffusionModel):
     def parts(self) -> dict[str, Module]:
         return self.frozen.networks()
 
+    def at_size(self, height: int, width: int) -> Self:
+        scale, own = vae_scale(self.frozen.configs[VAE]), self.image_shape[1:]
+        if (height, width) == own:
+            return self
+        if tuple(scale * edge for edge in self.latent_shape[1:]) != own:
+            return super().at_size(height, width)  # a family with another layout of latents has to say how they grow
+        multiple = self.size_multiple(scale)
+        if height % multiple or width % multiple:
+            near = " x ".join(str(max(multiple, round(edge / multiple) * multiple)) for edge in (height, width))
+            raise ModelError(
+                f"images of {height} x {width} pixels: a {type(self).__name__} takes multiples of {multiple}; set "
+                f"{SIZE_KEYS} to such numbers, {near} for instance"
+            )
+        latent_shape = (self.latent_shape[0], height // scale, width // scale)
+        image_shape = (self.image_shape[0], height, width)
+        return replace(self, latent_shape=latent_shape, image_shape=image_shape, size=(height, width), known={})
+
+    def size_multiple(self, scale: int) -> int:
+        """Return the number of which an image's height and width are multiples, in pixels.
+
+        scale: pixels of the image along the edge of one latent.
+        """
+        return math.lcm(scale, 8)  # diffusers' pipelines with a UNet refuse other sizes, whatever their VAE
+
     def part(self, name: str) -> Any:
         """Return a tokeniser, text encoder or the VAE, loading it onto the network's device if it is not loaded yet."""
         if self.store and name not in self.frozen.loaded and self.frozen.kinds[name] is not None:
@@ -92,7 +117,8 @@ class TextModel(DiffusionModel):
         empty = self
         if not self.frozen.empty:
             with without_weights():
-                empty = type(self).load(self.frozen.folder, self.dtype)
+                loaded = type(self).load(self.frozen.folder, self.dtype)
+            empty = replace(loaded, latent_shape=self.latent_shape, image_shape=self.image_shape)
         encoded = empty.encode([self.example] * batch)
         return {name: torch.zeros_like(value, device=self.device) for name, value in encoded.items()}
 
@@ -158,17 +184,23 @@ class TextModel(DiffusionModel):
 def latent_shapes(network: Any, vae: Any, where: Path) -> dict[str, Any]:
     """Return `latent_shape` and `image_shape` of a network on the latents of a VAE with the config `vae`.
 
-    where: the network's folder, for errors. Raises ModelError.
+    They are (C,) alone where the network's config names no size. where: the network's folder, for errors.
+    Raises ModelError.
     """
-    size, channels = network.config.sample_size, network.config.in_channels
-    if size is None or channels != vae.latent_channels:
+    size, channels = network.config.get("sample_size"), network.config.in_channels
+    if channels != vae.latent_channels:
         raise ModelError(
-            f"{where}: sample_size={size}, in_channels={channels}; expected a size, and the "
-            f"{vae.latent_channels} channels of the VAE's latents (an inpainting network has more)"
+            f"{where}: in_channels={channels}; expected the {vae.latent_channels} channels of the VAE's latents (an "
+            "inpainting network has more)"
         )
-    height, width = (size, size) if isinstance(size, int) else size
-    scale = 2 ** (len(vae.block_out_channels) - 1)
+    edges = () if size is None else (size, size) if isinstance(size, int) else tuple(size)
+    scale = vae_scale(vae)
     return {
-        "latent_shape": (channels, height, width),
-        "image_shape": (vae.out_channels, scale * height, scale * width),
+        "latent_shape": (channels, *edges),
+        "image_shape": (vae.out_channels, *(scale * edge for edge in edges)),
     }
+
+
+def vae_scale(vae: Any) -> int:
+    """Return the pixels of an image along the edge of one latent of a VAE with the config `vae`."""
+    return int(2 ** (len(vae.block_out_channels) - 1))

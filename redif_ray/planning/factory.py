@@ -15,7 +15,7 @@ from redif_ray.data.targets import TargetStore
 from redif_ray.diffusion import schedules
 from redif_ray.diffusion.schedules import Schedule
 from redif_ray.models.protocol import DiffusionModel
-from redif_ray.models.registry import fingerprint, load_model
+from redif_ray.models.registry import fingerprint, load_teacher
 from redif_ray.models.student import autocast_weights, make_student
 from redif_ray.models.text import TextModel
 from redif_ray.rewards.base import Rewards, build_terms
@@ -37,7 +37,7 @@ def teacher(config: Config, where: str) -> DiffusionModel:
 def model(config: Config, source: str, where: str) -> DiffusionModel:
     """Return the model at `source` in the run's precision; all processes of a run share its encoded captions."""
     dtype = getattr(torch, config.networks.precision)
-    loaded = load_model(source, family=config.teacher.family, device=where, dtype=dtype)
+    loaded = load_teacher(config.teacher, source, device=where, dtype=dtype)
     if isinstance(loaded, TextModel):
         loaded.keep_encodings(_stores(config) / "captions", digests(config))
     return loaded

@@ -69,7 +69,7 @@ def footprints(config: Config, *, activations: bool = True) -> Footprints:
     """
     peak = peak_mb if activations else lambda _: 0.0
     dtype = getattr(torch, config.networks.precision)
-    teacher = teacher_outline(config.teacher, dtype)
+    teacher = teacher_outline(config.teacher, dtype=dtype)
     student = make_student(teacher, config.student.lora)
     if config.learner.activation_checkpointing:
         enable_checkpointing(student)

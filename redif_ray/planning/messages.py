@@ -116,7 +116,7 @@ def of_rounds(config: Config, model: DiffusionModel) -> dict[str, Messages]:
 
 def store(config: Config) -> Store:
     """Count the bytes that a run keeps in the object store at once. Raises ModelError for an unknown teacher."""
-    model = teacher_outline(config.teacher, getattr(torch, config.networks.precision))
+    model = teacher_outline(config.teacher, dtype=getattr(torch, config.networks.precision))
     rounds = of_rounds(config, model).values()
     learned = factory.learned_reward(config, model, "meta")
     versions = _weights(config, model) * (2 * VERSIONS_KEPT + 1)  # to roll out with, to deploy, and one under way

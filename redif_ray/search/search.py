@@ -27,7 +27,7 @@ from redif_ray.evaluation.encoders import make_encoder
 from redif_ray.interrupt import Interrupted, StopRequest, stop_requests
 from redif_ray.job.preflight import preflight
 from redif_ray.job.session import all_ready, beside_driver, workers
-from redif_ray.models.registry import load_outline, teacher_outline
+from redif_ray.models.registry import teacher_outline
 from redif_ray.planning import factory
 from redif_ray.planning.paths import absolute
 from redif_ray.runs.backup import refuse
@@ -52,6 +52,7 @@ def search(config: Config, *, resume: bool = False, console: Console | None = No
     with stop_requests() as stop:
         config = searched(config)
         conditions = preflight(config)
+        _check_size(config)
         if config.search.frechet.weight:
             make_encoder(config.search.frechet.encoder, teacher_outline(config.teacher).image_shape)
         stop.check()
@@ -70,6 +71,19 @@ def search(config: Config, *, resume: bool = False, console: Console | None = No
             raise stop.interrupted(f"the search left at once; finished trials are in {folder.path}") from None
         finally:
             folder.close()
+
+
+def _check_size(config: Config) -> None:
+    """Raise ConfigError where the searched student makes images of another size than the teacher."""
+    if config.search.student is None:
+        return
+    teacher, student = (teacher_outline(config.teacher, source) for source in (None, config.search.student))
+    if student.image_shape != teacher.image_shape:
+        _, height, width = student.image_shape
+        raise ConfigError(
+            f"search.student={config.search.student} makes images of {student.image_shape}, the teacher of "
+            f"{teacher.image_shape}; set teacher.height={height} teacher.width={width}"
+        )
 
 
 def searched(config: Config) -> Config:
@@ -107,7 +121,7 @@ def _student(path: Path) -> Path:
 def _search(
     config: Config, conditions: Conditions, folder: RunFolder, records: Records, stop: StopRequest, console: Console
 ) -> None:
-    model = load_outline(config.search.student or config.teacher.model, family=config.teacher.family)
+    model = teacher_outline(config.teacher, config.search.student)
     model.parts_sha256(factory.digests(config))  # computed once, before every worker asks for the digests
     with connect(config), evaluator(config, conditions, folder, stop) as actor:
         job = Job(config, folder, model, actor, stop, console, records)

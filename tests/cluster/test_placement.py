@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import ray
+import torch
 
 from redif_ray.cluster import connect, placement
 from redif_ray.config import Config, ConfigError, load
@@ -124,6 +125,23 @@ def test_an_evaluation_needs_no_room_for_a_learner() -> None:
     assert connect.needed(evaluated(config, ["reward.max_workers=3"])) == {"CPU": 5, "GPU": 0}
     with pytest.raises(ConfigError, match=r"learner\.lr=1: an evaluation may change"):
         evaluated(config, ["learner.lr=1"])
+
+
+def test_an_evaluation_of_a_run_on_gpus(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """It computes on the CPUs of a machine that has no GPU, and where a cluster has GPUs, as it was run."""
+    options = ("rollout.gpus=0.25", "reward.gpus=0.25", "learner.gpus=0.5", "networks.precision=bfloat16")
+    for there, override, gpus, precision in (
+        (False, "ray.address=local", 0, "float32"),
+        (False, "ray.address=auto", 0.25, "bfloat16"),
+        (True, "ray.address=local", 0.25, "bfloat16"),
+        (True, "networks.precision=float32", 0.25, "float32"),
+        (True, "rollout.gpus=0", 0, "bfloat16"),
+    ):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
+        caplog.clear()
+        found = evaluated(load("smoke", options), [override])
+        assert (found.rollout.gpus, found.networks.precision) == (gpus, precision)
+        assert ("has no GPU" in caplog.text) == (gpus == 0 and not there)
 
 
 def test_what_a_run_waits_for_is_named() -> None:

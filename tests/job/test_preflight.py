@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from tiny_models import write_dit
 from tiny_pipelines import link_out, put_in_index, write_sd, write_sdxl
 
 from redif_ray.config import load
 from redif_ray.errors import UserError
+from redif_ray.evaluation.judge import JUDGES, REFERENCE
 from redif_ray.job.distill import distill
 
 
@@ -27,6 +30,9 @@ from redif_ray.job.distill import distill
         ("reward.terms={mse: {options: {sigma: 1}}}", "mse has no option 'sigma'"),
         ("evaluation.judge=me", "no judge 'me'"),
         ("evaluation.judge=random-features", None),
+        ("evaluation={judge: random-features, held_out: 11}", "held_out=11: judge random-features .*at least 12"),
+        ("evaluation={judge: random-features, held_out: 12}", None),
+        ("evaluation.held_out=6", None),
         ("evaluation.held_out=10001", "has 10000 reference images; expected at most as many"),
     ],
 )
@@ -93,6 +99,27 @@ def test_draft_needs_gradients(tmp_path: Path) -> None:
         distill(config)
 
 
+def test_a_judge_of_few_reference_images(tmp_path: Path) -> None:
+    classifier, reference = JUDGES["fashion-mnist"]
+    judge = shutil.copytree(classifier, tmp_path / "judge")
+    pq.write_table(pq.read_table(reference)[:11], judge / REFERENCE)
+    options = [f"run.root={tmp_path}", f"evaluation={{judge: {judge}, held_out: 11}}", "validation.groups=8"]
+    with pytest.raises(UserError, match=r"it has 11 reference images, of which each half must hold 6; .*at least 12"):
+        distill(load("smoke", options))
+
+
+def test_few_held_out_captions_are_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    from redif_ray.job.preflight import preflight
+
+    teacher = write_sd(tmp_path / "teacher")
+    fixed = [f"run.root={tmp_path}", f"teacher.model={teacher}", "evaluation.judge=random-features"]
+    preflight(load("smoke", [*fixed, "evaluation.held_out=130"]))
+    assert "share 13 held-out captions" not in caplog.text
+    preflight(load("smoke", [*fixed, "evaluation.held_out=1000"]))
+    assert "held_out=1000 noises share 13 held-out captions, 76 noises a caption" in caplog.text
+    assert "conditions.source (now the shipped list)" in caplog.text
+
+
 def test_captions_whose_end_is_not_seen_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     from redif_ray.job.preflight import preflight
 
@@ -105,7 +132,7 @@ def test_captions_whose_end_is_not_seen_are_counted(tmp_path: Path, caplog: pyte
             [
                 f"run.root={tmp_path}/runs",
                 f"teacher.model={teacher}",
-                "evaluation.judge=random-features",
+                "evaluation={judge: random-features, held_out: 12}",
                 f"conditions={{source: {captions}, held_out: 0}}",
             ],
         )

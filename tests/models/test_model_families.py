@@ -370,7 +370,7 @@ def edit(path: Path, **changes: Any) -> None:
     [
         (write_sd, "model_index.json", {"text_encoder": ["mycode", "Encoder"]}, r"text_encoder is \[mycode, Encoder\]"),
         (write_sd, "model_index.json", {"vae": [None, None]}, "has no vae"),
-        (write_sd, "unet/config.json", {"sample_size": None}, "sample_size=None"),
+        (write_sd, "unet/config.json", {"sample_size": None}, "has no sample_size; set teacher.height and teacher.wid"),
         (write_sd, "vae/config.json", {"scaling_factor": 0.5, "latent_channels": 3}, "vae"),
         (write_sd3, "scheduler/scheduler_config.json", {"use_dynamic_shifting": True}, "use_dynamic_shifting=True"),
         (write_sd3, "scheduler/scheduler_config.json", {"_class_name": "DDIMScheduler"}, "the scheduler is a DDIM"),
