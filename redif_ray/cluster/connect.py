@@ -29,6 +29,7 @@ import ray  # noqa: E402  # reads the environment that was set above
 from redif_ray.config import Config, ConfigError, Learner, Workers  # noqa: E402
 
 log = logging.getLogger(__name__)
+STARTUP = "timed out during startup"  # in the text of Ray's error on a machine that is too busy
 _started = ContextVar("started", default=False)
 
 
@@ -123,16 +124,23 @@ def start(config: Config) -> None:
     """
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # this machine is not preemptible
     # Paths of Ray's sockets, which lie below this folder, may not exceed 107 bytes, so the folder's path is short.
-    ray.init(
-        address="local",
-        num_cpus=_private_cpus(config),
-        object_store_memory=config.ray.object_store_mb and config.ray.object_store_mb * 10**6,  # None: Ray's own choice
-        include_dashboard=True,
-        dashboard_host="127.0.0.1",
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        _temp_dir=str(Path(tempfile.gettempdir()) / "ray"),
-    )
+    try:
+        ray.init(
+            address="local",
+            num_cpus=_private_cpus(config),
+            object_store_memory=config.ray.object_store_mb and config.ray.object_store_mb * 10**6,  # None: Ray chooses
+            include_dashboard=True,
+            dashboard_host="127.0.0.1",
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            _temp_dir=str(Path(tempfile.gettempdir()) / "ray"),
+        )
+    except Exception as error:
+        if STARTUP not in str(error):  # Ray raises a plain Exception
+            raise
+        raise ConfigError(
+            f"Ray did not start within 30 s: {error} Is this machine busy? Run the command again"
+        ) from error
 
 
 def warn_of_small_store(kept: int) -> None:

@@ -36,7 +36,7 @@ def preflight(config: Config, captions: Sequence[str] | None = None) -> Conditio
     captions: captions that replace those of `conditions.source`; None: no replacement.
     Raises UserError that names the configuration key.
     """
-    teacher = teacher_outline(config.teacher)
+    teacher = teacher_outline(config.teacher, check=True)
     if (replacement := replaced(teacher)) is not None:
         log.warning("%s", replacement)
     make_student(teacher, config.student.lora)

@@ -68,14 +68,14 @@ def report(config: Config) -> tuple[Table, list[Need]]:
     found = footprints(config)
     rows = needs(config, found)
     view = Table(title=f"{config.run.name}: {config.teacher.model}", title_justify="left", box=None, padding=(0, 1))
-    for column in ("MB of a worker", "number", "on", "weights", "training", "activations"):
+    for column in ("MB of a worker", "number", "on", "weights", "training", "batch", "activations"):
         view.add_column(column, justify="left" if column in ("MB of a worker", "on") else "right")
     for role, one in found.roles.items():
         number, gpus = workers(config)[role]
-        numbers = (f"{mb:,.0f}" for mb in (one.weights, one.training, one.activations))
+        numbers = (f"{mb:,.0f}" for mb in (one.weights, one.training, one.batch, one.activations))
         view.add_row(role, str(number), f"{gpus:g} GPU" if gpus else "CPU", *numbers)
         if one.start == one.total:
-            view.add_row(f"{role}, as it starts", str(number), "", f"{one.start:,.0f}", "", "")
+            view.add_row(f"{role}, as it starts", str(number), "", f"{one.start:,.0f}", "", "", "")
     view.add_section()
     for need in rows:
         stock = "unknown from here" if need.available is None else f"of {need.available:,.0f} {need.unit}"

@@ -79,7 +79,7 @@ class Parts:
 
     def _network(self, name: str, *, read: bool = True) -> Any:
         dtype = torch.float32 if name == "vae" else self.dtype
-        with without_weights() if self.empty else nullcontext():
+        with without_weights() if self.empty and not weightless() else nullcontext():
             return load_network(self.kinds[name], self.folder, name, dtype, read=read)
 
     def _tokenizer(self, name: str) -> Any:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import diffusers
 import torch
@@ -25,7 +25,7 @@ from redif_ray.models.protocol import ModelError
 
 INDEX = "model_index.json"
 SETTINGS = "redif.json"  # of an exported student
-_without_weights = ContextVar("without_weights", default=False)
+_without_weights = ContextVar[Literal["checked", "unseen"] | None]("without_weights", default=None)
 PREDICTIONS = ("epsilon", "sample", "v_prediction")  # prediction types of variance preserving processes
 
 
@@ -57,7 +57,7 @@ def load_network(kind: Any, folder: Path, component: str, dtype: torch.dtype, *,
     """Load the network of class `kind` in `dtype`, frozen and in eval mode.
 
     read: False compares the headers of the files with the network and does not read the weights; the network is on the
-    device "meta". So it is in a `without_weights` block.
+    device "meta". A `without_weights` block decides otherwise.
     Raises ModelError unless the file holds exactly the network's weights. Only the file of a text encoder may hold
     more, as those of old checkpoints do.
     """
@@ -67,7 +67,7 @@ def load_network(kind: Any, folder: Path, component: str, dtype: torch.dtype, *,
     options: dict[str, Any] = {"dtype" if from_transformers else "torch_dtype": dtype}
     if not read or weightless():
         skeleton = _skeleton(kind, folder / component, dtype)
-        if fits(skeleton, folder / component, may_hold_more=from_transformers):
+        if _without_weights.get() == "unseen" or fits(skeleton, folder / component, may_hold_more=from_transformers):
             return skeleton
         options["device_map"] = "meta"  # the library reads the file, and tells what is wrong with it
     try:
@@ -88,12 +88,12 @@ def load_network(kind: Any, folder: Path, component: str, dtype: torch.dtype, *,
 
 
 @contextmanager
-def without_weights() -> Iterator[None]:
+def without_weights(*, check: bool = False) -> Iterator[None]:
     """Make `load_network` return networks on the device "meta" in this block, with shapes and dtypes but no weights.
 
-    The headers of the weight files are checked.
+    check: whether to compare the networks with the headers of their weight files, which must exist then.
     """
-    token = _without_weights.set(True)
+    token = _without_weights.set("checked" if check else "unseen")
     try:
         yield
     finally:
@@ -102,7 +102,7 @@ def without_weights() -> Iterator[None]:
 
 def weightless() -> bool:
     """Tell whether the caller is in a `without_weights` block."""
-    return _without_weights.get()
+    return _without_weights.get() is not None
 
 
 def _skeleton(kind: Any, folder: Path, dtype: torch.dtype) -> Any:

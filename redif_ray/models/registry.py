@@ -69,13 +69,14 @@ def load_teacher(
 
 
 def teacher_outline(
-    teacher: Teacher, source: str | None = None, *, dtype: torch.dtype = torch.float32
+    teacher: Teacher, source: str | None = None, *, dtype: torch.dtype = torch.float32, check: bool = False
 ) -> DiffusionModel:
     """Load the configured teacher without its weights, onto the device "meta", in a moment and in little memory.
 
-    The files are checked as far as their headers tell. source, dtype: as in `load_teacher`. Raises ModelError.
+    source, dtype: as in `load_teacher`. check: whether to check the weight files as far as their headers tell.
+    Raises ModelError.
     """
-    with without_weights():
+    with without_weights(check=check):
         return load_teacher(teacher, source, device="meta", dtype=dtype)
 
 

@@ -35,17 +35,19 @@ ADAM_BYTES = 8  # for each weight: two float32 moments
 class Footprint:
     """MB of one worker: `weights` of all networks, `training` (gradients, moments, average), `activations` at most.
 
-    start: MB while the worker loads whole networks, before it keeps only its share of them.
+    Activations are those of a call, or what an optimiser step takes for itself, for the two never meet.
+    start: MB while the worker loads whole networks, before it keeps only its share of them. batch: a round's states.
     """
 
     weights: float
     training: float
     activations: float
     start: float = 0.0
+    batch: float = 0.0
 
     @property
     def total(self) -> float:
-        return max(self.start, self.weights + self.training + self.activations)
+        return max(self.start, self.weights + self.training + self.batch + self.activations)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,11 +102,38 @@ def footprints(config: Config, *, activations: bool = True) -> Footprints:
             (network + parts.decode + parts.encode + _encoders(config) + own_learned + judge) / 1e6, 0.0, reward
         ),
         "learner": Footprint(
-            (held + own_learned) / 1e6, training / 1e6, learner, start=(network + added + own_learned) / 1e6
+            (held + own_learned) / 1e6,
+            training / 1e6,
+            max(learner, _step(config, trained) / 1e6),
+            start=(network + added + own_learned) / 1e6,
+            batch=_batch(config, teacher) / 1e6,
         ),
     }
     numbers = sum(p.numel() for p in teacher.network.parameters())
     return Footprints(roles, trained, numbers, math.prod(teacher.image_shape))
+
+
+def _step(config: Config, trained: int) -> int:
+    """Return the bytes that an optimiser step takes for itself.
+
+    On a GPU, AdamW makes one temporary of all weights at once. Several ranks sum a copy of all gradients.
+    """
+    learner = config.learner
+    if not learner.gpus and learner.workers == 1:
+        return 0
+    return 4 * trained // (learner.workers if learner.fsdp else 1)
+
+
+def _batch(config: Config, model: DiffusionModel) -> int:
+    """Return the bytes of the largest round's batch on a rank: states, means, jumps and conditions of its rows."""
+    latent, n = 4 * math.prod(model.latent_shape), config.student.steps
+    encoded = sum(value.numel() * value.element_size() for value in model.encode([model.example]).values())
+    sizes = [
+        phase.groups * phase.siblings * (latent * (n + 1 + n * (phase.reads_means + phase.asks_jumps)) + encoded)
+        for phase in phases_of(config)
+        if phase.plays
+    ]
+    return max(sizes, default=0) // config.learner.workers
 
 
 class _Parts:

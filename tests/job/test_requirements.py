@@ -216,6 +216,22 @@ def test_the_demo_by_measurement() -> None:
     assert 4500 < main_memory_mb(demo, footprints(demo)) < 6500
 
 
+def test_the_batch_of_a_round_and_the_optimiser_step_are_counted() -> None:
+    """The demo's rounds have 16 x 16 rows and four steps: five states and the teacher's four jumps from them."""
+
+    def of(*overrides: str) -> Footprint:
+        return footprints(load("fashion_mnist", overrides), activations=False).roles["learner"]
+
+    alone, two, card = of(), of("learner.workers=2"), of("learner.gpus=1")
+    config = load("fashion_mnist")
+    rows, steps = config.rollout.groups * config.rollout.siblings, config.student.steps
+    jumps = steps if config.learner.anchor.weight else 0
+    least, most = (4 * rows * 28 * 28 * states / 1e6 for states in (steps + 1 + jumps, 2 * steps + 1 + jumps + 1))
+    assert least <= alone.batch <= most and two.batch == pytest.approx(alone.batch / 2)
+    weights = alone.training / 4  # gradients, two moments and the average
+    assert (alone.activations, two.activations) == (0, pytest.approx(weights)) and card.activations == two.activations
+
+
 def test_a_learned_reward_is_counted() -> None:
     """Its weights at both, its gradients and two moments at the learner, and what a microbatch of it holds."""
 
