@@ -21,6 +21,7 @@ from redif_ray.job.progress import show_progress
 from redif_ray.job.session import session
 from redif_ray.job.training import training
 from redif_ray.planning import cost, messages
+from redif_ray.planning.disk import check_room
 from redif_ray.planning.paths import absolute
 from redif_ray.runs import timeline
 from redif_ray.runs.backup import complete, prepare, uploading
@@ -63,6 +64,7 @@ def run_part(
     config = absolute(config)
     check_rounds(config)
     conditions = preflight(config, texts)
+    check_room(config, conditions)
     stop.check()
     remote, fetched = prepare(config, resume=resume, console=console)
     try:

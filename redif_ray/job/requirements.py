@@ -12,14 +12,11 @@ from rich.table import Table
 
 from redif_ray.cluster.connect import needed, resources
 from redif_ray.config import Config
-from redif_ray.export.carried import carried
-from redif_ray.models.registry import model_folder, teacher_outline
+from redif_ray.models.registry import teacher_outline
+from redif_ray.planning import messages
+from redif_ray.planning.disk import disk
 from redif_ray.planning.host_memory import main_memory_mb, workers
 from redif_ray.planning.memory import OVERHEAD_MB, Footprint, Footprints, footprints
-from redif_ray.planning.rounds import Phases
-
-WEIGHT_BYTES = 4  # an exported weight, in float32
-CHECKPOINT_BYTES = 16  # a trained weight with Adam's two moments and the average, in float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +47,24 @@ def needs(config: Config, found: Footprints) -> list[Need]:
     if "GPU" in asked:
         card = torch.cuda.get_device_properties(0).total_memory / 1e6 if torch.cuda.is_available() else None
         rows.append(Need("memory of a GPU", fullest_gpu_mb(config, found.roles), "MB", card))
+    rows.append(_object_store(config, have.get("object_store_memory")))
     memory = psutil.virtual_memory().available / 1e6 if local else None
     rows.append(Need("main memory", main_memory_mb(config, found), "MB", memory))
     root = Path(config.run.root).resolve()
     existing = next(path for path in (root, *root.parents) if path.exists())
     rows.append(Need("disk", disk_mb(config, found), "MB", shutil.disk_usage(existing).free / 1e6))
     return rows
+
+
+def _object_store(config: Config, have: float | None) -> Need:
+    """Return the need of object store. have: bytes of the cluster's; None for a private cluster that is not up yet.
+
+    Ray gives 30 % of the memory that is free to a private cluster's store, unless `ray.object_store_mb` is set.
+    """
+    if have is None:
+        usual = 0.3 * psutil.virtual_memory().available
+        have = usual if config.ray.object_store_mb is None else config.ray.object_store_mb * 1e6
+    return Need("object store", messages.store(config).total / 1e6, "MB", have / 1e6)
 
 
 def _devices(kind: str, asked: float, up: float, wait: bool) -> Need:
@@ -109,14 +118,5 @@ def _together_mb(config: Config, together: list[str], roles: dict[str, Footprint
 
 
 def disk_mb(config: Config, found: Footprints) -> float:
-    """Return the disk space in MB of checkpoints, exported student (and its MLflow copy) and the teacher's images.
-
-    Raises ModelError.
-    """
-    images = config.evaluation.held_out + config.validation.groups + Phases(config).teacher_images
-    teacher = teacher_outline(config.teacher)
-    parts = sum(file.size for file in carried(teacher, model_folder(config.teacher.model)))
-    exported = (parts + WEIGHT_BYTES * found.network) * (1 if config.tracking_uri is None else 2)
-    aside = 0 if config.checkpoint.upload is None else 2  # beyond `keep`: one in upload and one that waits
-    checkpoints = (config.checkpoint.keep + 3 + aside) * CHECKPOINT_BYTES * found.trained
-    return (checkpoints + exported + 4 * images * found.image) / 1e6
+    """Return the disk space in MB of a run, if each group has a caption of its own. Raises ModelError."""
+    return disk(config, teacher_outline(config.teacher), numbers=(found.trained, found.network)).total / 1e6

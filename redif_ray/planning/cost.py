@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -20,7 +19,7 @@ from redif_ray.learning.rounding import rounds_apart
 from redif_ray.methods import Prices
 from redif_ray.models.protocol import DiffusionModel
 from redif_ray.models.registry import load_teacher, teacher_outline
-from redif_ray.models.student import trained_numbers
+from redif_ray.planning.disk import disk
 from redif_ray.planning.host_memory import main_memory_mb, workers
 from redif_ray.planning.memory import footprints
 from redif_ray.planning.rounds import RoundPlan
@@ -36,7 +35,7 @@ class Estimate:
     """The estimated time, memory and disk of a run.
 
     seconds: by part of the run. round_seconds: of one round, by phase. memory_mb: of all processes, without
-    activations. disk_mb: of the run folder. forward_ms: time of a network call on one image on one core, or on one GPU
+    activations. disk_mb: that it writes. forward_ms: time of a network call on one image on one core, or on one GPU
     where no role computes on CPUs. gpu_flops: FLOPs of the network calls on GPUs; no GPU is timed, so their seconds
     assume `GPU_FLOPS`.
     """
@@ -62,14 +61,12 @@ def estimate(config: Config, conditions: Conditions) -> Estimate:
     by_core = _cpu_seconds(config, flops, {1, *widths}) if widths else {}
     seconds = {name: _seconds(config, calls, by_core, by_gpu) for name, calls in work.items()}
     seconds["start"] = START_SECONDS
-    weights = trained_numbers(teacher.network, config.student.lora) * 4 / 1e6
-    targets = config.evaluation.held_out + config.validation.groups + plan.teacher_images
     on_gpus = sum(n for calls in work.values() for role, n in calls.items() if workers(config)[role][1])
     return Estimate(
         seconds,
         _round_seconds(seconds, plan),
         memory_mb=main_memory_mb(config, footprints(config, activations=False)),
-        disk_mb=(config.checkpoint.keep + 1) * 5 * weights + targets * math.prod(teacher.image_shape) * 4 / 1e6,
+        disk_mb=disk(config, teacher, conditions).total / 1e6,
         forward_ms=1e3 * (by_core[1] if by_core else by_gpu),
         gpu_flops=on_gpus * flops,
     )

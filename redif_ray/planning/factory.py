@@ -39,7 +39,7 @@ def model(config: Config, source: str, where: str) -> DiffusionModel:
     dtype = getattr(torch, config.networks.precision)
     loaded = load_teacher(config.teacher, source, device=where, dtype=dtype)
     if isinstance(loaded, TextModel):
-        loaded.keep_encodings(_stores(config) / "captions", digests(config))
+        loaded.keep_encodings(stores(config) / "captions", digests(config))
     return loaded
 
 
@@ -117,13 +117,14 @@ def target_store(config: Config, teacher: DiffusionModel) -> TargetStore:
         "guidance": t.guidance,
         "seed": config.run.seed,
     }
-    return TargetStore(_stores(config), identity)
+    return TargetStore(stores(config), identity)
 
 
 def digests(config: Config) -> Digests:
     """Return the cache of checksums of model files, which are part of the names of stores."""
-    return Digests(_stores(config) / "files")
+    return Digests(stores(config) / "files")
 
 
-def _stores(config: Config) -> Path:
+def stores(config: Config) -> Path:
+    """Return the folder of the stores that runs share: the teacher's images, encoded captions, checksums of files."""
     return Path(config.teacher.store) if config.teacher.store else Path(config.run.root) / ".targets"

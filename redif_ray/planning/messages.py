@@ -1,4 +1,4 @@
-"""What a work unit sends through Ray's object store, and the bytes that a run keeps there, counted before it starts.
+"""The products of a rollout that travel through Ray's object store, and the bytes that a run keeps there, counted.
 
 Rollout workers send what `rolled_out` returns. The count calls the same function, and the phases' own `score`, with
 arrays that have a shape and no data.
