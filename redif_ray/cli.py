@@ -271,6 +271,7 @@ def doctor(
     resolved: Config = load(config, overrides or [])
     view, lacking = requirements.report(resolved)
     console.print(view)
+    console.print(f"time: {requirements.duration(resolved)}", highlight=False)
     if lacking:
         names = ", ".join(need.what for need in lacking)
         raise UserError(

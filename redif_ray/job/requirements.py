@@ -12,8 +12,9 @@ from rich.table import Table
 
 from redif_ray.cluster.connect import needed, resources
 from redif_ray.config import Config
+from redif_ray.data.conditions import Conditions
 from redif_ray.models.registry import teacher_outline
-from redif_ray.planning import messages
+from redif_ray.planning import cost, messages
 from redif_ray.planning.disk import disk
 from redif_ray.planning.host_memory import main_memory_mb, workers
 from redif_ray.planning.memory import OVERHEAD_MB, Footprint, Footprints, footprints
@@ -45,8 +46,9 @@ def needs(config: Config, found: Footprints) -> list[Need]:
     asked = {kind: amount for kind, amount in needed(config).items() if amount}
     rows = [_devices(kind, amount, have.get(kind, 0), config.ray.wait) for kind, amount in asked.items()]
     if "GPU" in asked:
-        card = torch.cuda.get_device_properties(0).total_memory / 1e6 if torch.cuda.is_available() else None
-        rows.append(Need("memory of a GPU", fullest_gpu_mb(config, found.roles), "MB", card))
+        cards = [torch.cuda.get_device_properties(i).total_memory for i in range(torch.cuda.device_count())]
+        smallest = min(cards) / 1e6 if cards else None
+        rows.append(Need("memory of a GPU", fullest_gpu_mb(config, found.roles), "MB", smallest))
     rows.append(_object_store(config, have.get("object_store_memory")))
     memory = psutil.virtual_memory().available / 1e6 if local else None
     rows.append(Need("main memory", main_memory_mb(config, found), "MB", memory))
@@ -90,6 +92,11 @@ def report(config: Config) -> tuple[Table, list[Need]]:
         stock = "unknown from here" if need.available is None else f"of {need.available:,.0f} {need.unit}"
         view.add_row(need.what, f"{need.needed:,.0f}", need.unit, stock, "" if need.met else "[bold red]too little[/]")
     return view, [need for need in rows if not need.met]
+
+
+def duration(config: Config) -> str:
+    """Return the estimated time of a run, in words."""
+    return cost.duration(cost.estimate(config, Conditions((None,), (None,))))
 
 
 def fullest_gpu_mb(config: Config, roles: dict[str, Footprint]) -> float:

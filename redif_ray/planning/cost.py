@@ -161,15 +161,20 @@ def _timed(call: Callable[[], object], together: int, repeats: int = 5) -> float
         return max(pool.map(one, range(together)))
 
 
-def table(e: Estimate) -> Table:
-    """Return the estimate as a table for the terminal."""
-    view = Table(title="Estimate", show_header=False, box=None, padding=(0, 2), title_justify="left")
+def duration(e: Estimate) -> str:
+    """Return the estimated time in words, with its parts."""
     parts = ", ".join(f"{name} {_span(s)}" for name, s in e.seconds.items() if s >= 0.5)
     pace = f"at {e.forward_ms:.1f} ms a network call"
     if e.gpu_flops:
         rates = f"{GPU_FLOPS['float32'] / 1e12:.0f} TFLOP/s in float32, {GPU_FLOPS['bfloat16'] / 1e12:.0f} in 16 bits"
         pace += f"; {e.gpu_flops / 1e12:,.0f} TFLOPs on GPUs, if each GPU reaches {rates} (assumed, not timed)"
-    view.add_row("time", f"{_span(sum(e.seconds.values()))} {pace}  ({parts}); decoding and rewards come on top")
+    return f"{_span(sum(e.seconds.values()))} {pace}  ({parts}); decoding and rewards come on top"
+
+
+def table(e: Estimate) -> Table:
+    """Return the estimate as a table for the terminal."""
+    view = Table(title="Estimate", show_header=False, box=None, padding=(0, 2), title_justify="left")
+    view.add_row("time", duration(e))
     view.add_row(
         "memory", f"{e.memory_mb / 1000:.1f} GB in all processes, without activations, which `redif doctor` counts too"
     )
