@@ -26,13 +26,17 @@ def forward_flops(call: Callable[[], object], images: int) -> float:
     """
     if images < 1:
         raise ValueError(f"images={images}; expected the number of images that the call runs, 1 or more")
-    eager = torch.compiler.set_stance("force_eager")  # the counter does not see compiled operations
-    with torch.no_grad(), eager, sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        call()
-    flops = counter.get_total_flops()
+    flops = _counted(call)
     if not flops:
         raise ValueError("no FLOPs were counted; expected a call that runs a network")
     return flops / images
+
+
+def _counted(call: Callable[[], object]) -> float:
+    eager = torch.compiler.set_stance("force_eager")  # the counter does not see compiled operations
+    with torch.no_grad(), eager, sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        call()
+    return counter.get_total_flops()
 
 
 def prediction_flops(model: DiffusionModel) -> float:
@@ -40,6 +44,11 @@ def prediction_flops(model: DiffusionModel) -> float:
     x = torch.empty(1, *model.latent_shape, device="meta")
     encoded = {name: value.to("meta") for name, value in model.blank(1).items()}
     return forward_flops(lambda: model.predict(x, model.process.noisiest(), encoded), 1)
+
+
+def decode_flops(model: DiffusionModel) -> float:
+    """Return the FLOPs of decoding the latent of one image by a model on the meta device; 0 for a model of pixels."""
+    return _counted(lambda: model.decode(torch.empty(1, *model.latent_shape, device="meta")))
 
 
 def update_factor(*, lora: bool, checkpointing: bool) -> float:

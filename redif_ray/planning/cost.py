@@ -13,8 +13,9 @@ from rich.table import Table
 
 from redif_ray.config import Config
 from redif_ray.data.conditions import Conditions
-from redif_ray.diffusion import solvers
-from redif_ray.evaluation.compute import prediction_flops, update_factor
+from redif_ray.diffusion import schedules, solvers
+from redif_ray.evaluation.compute import decode_flops, prediction_flops, update_factor
+from redif_ray.evaluation.judge_source import needs_reference
 from redif_ray.learning.rounding import rounds_apart
 from redif_ray.methods import Prices
 from redif_ray.models.protocol import DiffusionModel
@@ -55,7 +56,8 @@ def estimate(config: Config, conditions: Conditions) -> Estimate:
     """
     teacher = teacher_outline(config.teacher)
     plan = RoundPlan(config, conditions)
-    work, flops = _work(config, teacher, plan), prediction_flops(teacher)
+    flops = prediction_flops(teacher)
+    work = _work(config, teacher, plan, decode_flops(teacher) / flops)
     by_gpu = flops / GPU_FLOPS[config.networks.precision]
     widths = {_cores(config, calls) for calls in work.values()} - {0}
     by_core = _cpu_seconds(config, flops, {1, *widths}) if widths else {}
@@ -77,8 +79,11 @@ def _round_seconds(seconds: dict[str, float], plan: RoundPlan) -> dict[str, floa
     return {p.name: (seconds[p.title] + seconds[f"{p.title}, update"]) / p.rounds for p in plan.phases}
 
 
-def _work(config: Config, teacher: DiffusionModel, plan: RoundPlan) -> dict[str, Calls]:
-    """Count the network calls on single images that each role makes, by part of the run."""
+def _work(config: Config, teacher: DiffusionModel, plan: RoundPlan, decode: float) -> dict[str, Calls]:
+    """Count the network calls on single images that each role makes, by part of the run.
+
+    decode: cost of decoding one image, in network calls.
+    """
     ours, theirs = (teacher.calls_per_step(side.guidance) for side in (config.student, config.teacher))
     own = config.student.steps * ours
     target = solvers.network_calls(config.teacher.solver, config.teacher.steps) * theirs
@@ -86,18 +91,35 @@ def _work(config: Config, teacher: DiffusionModel, plan: RoundPlan) -> dict[str,
     prices = Prices(ours, theirs, target, backward, replayed=rounds_apart(config))
     work: dict[str, Calls] = {}
     for phase in plan.phases:
-        calls = phase.calls(prices)
-        work[phase.title] = {"rollout": calls.rollout, "reward": calls.reward}
-        work[f"{phase.title}, update"] = {"learner": calls.learner}
+        calls, groups = phase.calls(prices), phase.rounds * phase.groups
+        seen = groups * (phase.teacher_images + phase.siblings * (phase.plays and phase.asks_images))
+        learnt = groups * phase.scores_in_learner * backward
+        work[phase.title] = {"rollout": calls.rollout, "reward": calls.reward + seen * decode}
+        work[f"{phase.title}, update"] = {"learner": calls.learner + learnt * decode}
     checks, validated = 1 + plan.rounds // config.validation.every, config.validation.groups
-    held_out, searched = config.evaluation.held_out, config.evaluation.search
     return work | {
-        "validation": {"rollout": checks * validated * own, "reward": validated * target},
-        "evaluation": {
-            "rollout": held_out * 3 * own,
-            "reward": held_out * (target + own) + searched * (target + 8 * own),
+        "validation": {
+            "rollout": checks * validated * own,
+            "reward": validated * (target + (checks + 1) * decode) + _reference(config, validated, target + decode),
         },
+        "evaluation": _evaluation(config, teacher, own, target, decode),
     }
+
+
+def _evaluation(config: Config, teacher: DiffusionModel, own: int, target: int, decode: float) -> Calls:
+    """Count the calls of the evaluation: three arms of the student, two of the teacher, and the choice of one of these.
+
+    own, target: calls of an image of the student and of the teacher.
+    """
+    held_out, searched = config.evaluation.held_out, config.evaluation.search
+    ways = 2 * len(schedules.named(teacher.process, config.student.steps))  # two solvers on each named schedule
+    made = held_out * (target + own + 5 * decode) + searched * (target + decode + ways * (own + decode))
+    return {"rollout": held_out * 3 * own, "reward": made + _reference(config, held_out, target + decode)}
+
+
+def _reference(config: Config, count: int, image: float) -> float:
+    """Return the calls for `count` images of the teacher, of `image` calls each, if the judge brings none."""
+    return count * image if needs_reference(config.evaluation.judge) else 0.0
 
 
 def _cores(config: Config, calls: Calls) -> int:
@@ -168,7 +190,7 @@ def duration(e: Estimate) -> str:
     if e.gpu_flops:
         rates = f"{GPU_FLOPS['float32'] / 1e12:.0f} TFLOP/s in float32, {GPU_FLOPS['bfloat16'] / 1e12:.0f} in 16 bits"
         pace += f"; {e.gpu_flops / 1e12:,.0f} TFLOPs on GPUs, if each GPU reaches {rates} (assumed, not timed)"
-    return f"{_span(sum(e.seconds.values()))} {pace}  ({parts}); decoding and rewards come on top"
+    return f"{_span(sum(e.seconds.values()))} {pace}  ({parts}); rewards come on top"
 
 
 def table(e: Estimate) -> Table:
