@@ -38,12 +38,12 @@ from redif_ray.runs.jsonl import read_rows
 from redif_ray.runs.timeline import SPANS
 
 ROLES = {
-    "StudentRolloutWorker": "rollout",
-    "TeacherRewardWorker": "reward",
+    "RolloutActor": "rollout",
+    "RewardActor": "reward",
     "TrainWorker": "learner",
     "export_deployed": "export",
 }
-LOOK_SECONDS = 1.0
+LOOK_SECONDS = 2.0
 STEPS = (
     "networks.precision=float32",
     "conditions.source=emoji",

@@ -26,7 +26,7 @@ from redif_ray.planning.rounds import RoundPlan
 from redif_ray.types import WorkUnit
 from redif_ray.weights.publisher import Publisher
 from redif_ray.weights.store import WeightStore
-from redif_ray.workers.actors import StudentRolloutWorker
+from redif_ray.workers.actors import RolloutActor
 
 KEY = "policy-0"
 
@@ -57,7 +57,7 @@ def main() -> None:
         store = ray.remote(WeightStore).options(num_cpus=0).remote()
         Publisher(store).publish(KEY, get_weights(make_student(teacher, config.student.lora)))
         seen = Path(__file__)  # stands for the token of a run folder
-        workers = [ray.remote(StudentRolloutWorker).remote(f"rollout-{i}", config, seen) for i in range(2)]
+        workers = [ray.remote(RolloutActor).remote(f"rollout-{i}", config, seen) for i in range(2)]
         ray.get([worker.ready.remote() for worker in workers])
         found = asyncio.run(measure(workers, store, units, options.repeats))
     for one, two in found:

@@ -8,7 +8,7 @@ from contextlib import suppress
 import numpy as np
 import psutil
 
-WORK = {"RayTrainWorker": "learner", "StudentRolloutWorker": "rollout", "TeacherRewardWorker": "reward"}  # by class
+WORK = {"RayTrainWorker": "learner", "RolloutActor": "rollout", "RewardActor": "reward"}  # by class
 TITLES = tuple(f"ray::{kind}" for kind in WORK)
 
 

@@ -36,7 +36,7 @@ from redif_ray.types import Meta, Seen, Way, WorkUnit
 from redif_ray.weights.publisher import Publisher
 from redif_ray.weights.store import WeightStore, learned_key
 from redif_ray.workers import runtime_env
-from redif_ray.workers.actors import StudentRolloutWorker, TeacherRewardWorker
+from redif_ray.workers.actors import RewardActor, RolloutActor
 
 POLL_SECONDS = 0.5
 AT_ONCE = 2  # calls in flight per reward worker: one that runs and one that waits
@@ -155,8 +155,8 @@ def session(config: Config, conditions: Conditions, folder: RunFolder, stop: Sto
         hired = partial(workers, config=config, token=token, places=places)
 
         def more() -> dict[str, Any]:
-            rollout = hired(StudentRolloutWorker, "rollout", config.rollout, later=True)
-            return rollout | hired(TeacherRewardWorker, "reward", config.reward, later=True)
+            rollout = hired(RolloutActor, "rollout", config.rollout, later=True)
+            return rollout | hired(RewardActor, "reward", config.reward, later=True)
 
         writer = beside_driver(MetricsWriter, **RESTARTABLE).remote(
             str(folder.path),
@@ -167,8 +167,8 @@ def session(config: Config, conditions: Conditions, folder: RunFolder, stop: Sto
         )
         # Handles are pickled, because Ray warns of references among the arguments of a restartable actor.
         weights = beside_driver(WeightStore, **RESTARTABLE).remote(writer=cloudpickle.dumps(writer))
-        rollout = list(hired(StudentRolloutWorker, "rollout", config.rollout).values())
-        reward = list(hired(TeacherRewardWorker, "reward", config.reward).values())
+        rollout = list(hired(RolloutActor, "rollout", config.rollout).values())
+        reward = list(hired(RewardActor, "reward", config.reward).values())
         handles = cloudpickle.dumps((weights, writer, rollout, reward))
         kind = beside_driver(Coordinator, max_concurrency=100, **RESTARTABLE)
         coordinator = kind.remote(config, str(folder.path), handles, teacher.takes_captions)

@@ -19,12 +19,12 @@ from redif_ray.faults import ATTEMPTS
 from redif_ray.planning.rounds import RoundPlan, reference_units
 from redif_ray.search.terms import Terms, score
 from redif_ray.types import Seen, WorkUnit
-from redif_ray.workers.actors import TeacherRewardWorker
+from redif_ray.workers.actors import RewardActor
 
 SOON, LATER = (0, 0), (1, 0)  # urgency of a call in the pool
 
 
-class SearchActor(TeacherRewardWorker):
+class SearchActor(RewardActor):
     """A search worker in a process of its own."""
 
     source = "redif_ray.search.worker:SearchWorker"

@@ -43,14 +43,14 @@ class Actor:
         self._resting.offload.rest()
 
 
-class StudentRolloutWorker(Actor):
+class RolloutActor(Actor):
     source = "redif_ray.workers.rollout:StudentRolloutWorker"
 
     def rollout(self, *arguments: Any) -> Any:
         return self._worker.rollout(*arguments)
 
 
-class TeacherRewardWorker(Actor):
+class RewardActor(Actor):
     source = "redif_ray.workers.reward:TeacherRewardWorker"
 
     def targets(self, *arguments: Any) -> Any:

@@ -48,7 +48,7 @@ def test_the_first_worker_is_asked_for_soon_and_in_little_memory(recipe: str, tm
     try:
         while run.poll() is None and not asked:
             most = max(most, driver.memory_full_info().pss / 1e6)
-            asked = any("Worker" in title for title in map(_title, driver.children(recursive=True)))
+            asked = any("Actor" in title for title in map(_title, driver.children(recursive=True)))
             time.sleep(0.1)
     finally:
         _end(driver)

@@ -118,7 +118,7 @@ def test_text_to_image(root: Path, name: str, write: Callable[[Path], Path], lor
     assert last_weights(folder) == plain_weights(config) != initial_sha256(config)
     assert (found["arms"]["student"]["nfe"], found["arms"]["teacher_full"]["nfe"]) == (4, 8)
     parts = {p for p in load_model(root / name).index if p.startswith(("tokenizer", "text_encoder"))} | {"vae"}
-    assert loaded(root / name) == {("TeacherRewardWorker", part) for part in parts}
+    assert loaded(root / name) == {("RewardActor", part) for part in parts}
     drawn = json.loads((folder / "conditions.json").read_text())
     assert set(drawn["held_out"]) == {c for c in CAPTIONS if share(c) < 0.3}
 

@@ -58,7 +58,7 @@ def test_resumed_with_fewer_workers_it_loses_each_of_its_parts_and_ends_alike(
     config, first = smoke(root, "ahead", *AHEAD), last_round(stopped)
     run = Run(config, until=1000, resume=True)
     run.wait(lambda: rounds(stopped) > first)
-    kill_in_mid_round("ray::StudentRolloutWorker", "ray::TeacherRewardWorker")
+    kill_in_mid_round("ray::RolloutActor", "ray::RewardActor")
     run.wait(lambda: {"rollout", "reward"} <= lost(stopped) and rounds(stopped) > first + 1)
     kill_in_mid_round("ray::Coordinator", "ray::WeightStore", "ray::MetricsWriter")
     run.wait(lambda: rounds(stopped) > first + 2)

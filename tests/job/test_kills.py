@@ -77,7 +77,7 @@ def lost(folder: Path) -> set[str]:
 
 def kill_in_mid_round(*parts: str) -> None:
     """Workers that stand still let no round end: what is asked for meanwhile is lost in the middle of it."""
-    (rollout,), (reward,) = actors("ray::StudentRolloutWorker"), actors("ray::TeacherRewardWorker")
+    (rollout,), (reward,) = actors("ray::RolloutActor"), actors("ray::RewardActor")
     for worker in (rollout, reward):
         worker.suspend()
     time.sleep(1)
@@ -95,7 +95,7 @@ def test_a_run_that_loses_its_parts_goes_on(plain: str, root: Path, staleness: i
     config = smoke(root, f"losing-{staleness}", f"pipeline.staleness={staleness}")
     folder, run = root / config.run.name, Run(config)
     run.wait(lambda: rounds(folder) > 0)
-    kill_in_mid_round("ray::StudentRolloutWorker", "ray::TeacherRewardWorker")
+    kill_in_mid_round("ray::RolloutActor", "ray::RewardActor")
     run.wait(lambda: {"rollout", "reward"} <= lost(folder) and rounds(folder) > 1)
     kill_in_mid_round("ray::Coordinator", "ray::WeightStore", "ray::MetricsWriter")
     run.wait(lambda: rounds(folder) > 2)

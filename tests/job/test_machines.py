@@ -93,8 +93,8 @@ def test_roles_on_machines_of_their_own(shared: Path, plain: str) -> None:
     with machines(None, None, None) as net:
         up(net, "head", "hand")
         run = start(net, shared, *ON_TWO)
-        wait(lambda: net[2].runs("ray::StudentRolloutWorker"), DEADLINE, run)
-        wait(lambda: net[1].runs("ray::TeacherRewardWorker"), DEADLINE, run)
+        wait(lambda: net[2].runs("ray::RolloutActor"), DEADLINE, run)
+        wait(lambda: net[1].runs("ray::RewardActor"), DEADLINE, run)
         end(run)
     assert last_weights(shared / "run") == plain
 
@@ -120,10 +120,10 @@ def test_a_machine_whose_cable_is_pulled(shared: Path) -> None:
         up(net, "head", "hand", "hand")
         run = start(net, shared, *ON_TWO, *long)
         wait(lambda: (shared / "run/metrics.jsonl").exists() and rounds(shared / "run") > 5, DEADLINE, run)
-        gone = next(machine for machine in net[2:] if machine.runs("ray::StudentRolloutWorker"))
+        gone = next(machine for machine in net[2:] if machine.runs("ray::RolloutActor"))
         gone.cut()
         end(run)
-        assert gone.runs("ray::StudentRolloutWorker")
+        assert gone.runs("ray::RolloutActor")
     assert last_weights(shared / "run") == expected
     assert {row["lost"] for row in read_rows(shared / "run/lost.jsonl")} == {"rollout"}
 

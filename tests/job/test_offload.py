@@ -98,7 +98,7 @@ def config(tmp_path: Path) -> Config:
 def test_a_worker_is_on_its_device_from_a_call_to_the_next_rest(config: Config, tmp_path: Path) -> None:
     token = tmp_path / "token"
     token.touch()
-    worker = actors.TeacherRewardWorker("reward-0", config, token)
+    worker = actors.RewardActor("reward-0", config, token)
     offload: Offload = worker._resting.offload
     where = [offload.awake]
     unit = WorkUnit(0, 0, "deploy", Stream.VALIDATION, (0,), (0,))
@@ -107,14 +107,14 @@ def test_a_worker_is_on_its_device_from_a_call_to_the_next_rest(config: Config, 
     worker.rest()
     where.append(offload.awake)
     assert where == [False, True, False]
-    rollout = actors.StudentRolloutWorker("rollout-0", config, token)
+    rollout = actors.RolloutActor("rollout-0", config, token)
     assert not rollout._resting.offload.awake
     assert rollout._worker is rollout._resting and rollout._resting.offload.awake
 
 
 CALLS = [
     (kind, name)
-    for kind in (actors.StudentRolloutWorker, actors.TeacherRewardWorker, SearchActor, AdaptiveActor)
+    for kind in (actors.RolloutActor, actors.RewardActor, SearchActor, AdaptiveActor)
     for name in vars(kind)
     if not name.startswith("_") and name != "source"
 ]

@@ -22,7 +22,7 @@ from redif_ray.job.preflight import preflight
 from redif_ray.job.session import all_ready
 from redif_ray.rewards.base import RewardError
 from redif_ray.workers import runtime_env
-from redif_ray.workers.actors import TeacherRewardWorker
+from redif_ray.workers.actors import RewardActor
 
 
 def only_there(name: str) -> str:
@@ -61,7 +61,7 @@ def test_the_driver_builds_no_term_where_the_workers_have_more(tmp_path: Path) -
 def test_a_term_that_cannot_be_built_is_what_every_call_says(tmp_path: Path) -> None:
     (tmp_path / ".seen").touch()
     config = smoke(tmp_path, "run", only_there("nowhere"), "reward.runtime_env={}")
-    worker = TeacherRewardWorker("reward-0", config, tmp_path / ".seen", {"REDIF_TEST_HANDED": "over"})
+    worker = RewardActor("reward-0", config, tmp_path / ".seen", {"REDIF_TEST_HANDED": "over"})
     assert os.environ.pop("REDIF_TEST_HANDED") == "over"
     for call in (worker.ready, worker.score):
         with pytest.raises(RewardError, match=r"reward.terms.mine: callable 'nowhere:score': cannot import nowhere"):

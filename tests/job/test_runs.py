@@ -133,7 +133,7 @@ def test_what_a_run_found_it_leaves(first: Path) -> None:
     assert not [
         a
         for a in ray.util.state.list_actors(address=here, filters=[("state", "=", "ALIVE")])
-        if a.class_name in ("StudentRolloutWorker", "TeacherRewardWorker", "Coordinator", "WeightStore")
+        if a.class_name in ("RolloutActor", "RewardActor", "Coordinator", "WeightStore")
     ]
 
 

@@ -20,7 +20,7 @@ from redif_ray.runs.folder import (
     latest_checkpoint,
     prune_checkpoints,
 )
-from redif_ray.workers.actors import StudentRolloutWorker, TeacherRewardWorker
+from redif_ray.workers.actors import RewardActor, RolloutActor
 
 
 @pytest.fixture
@@ -233,7 +233,7 @@ def test_a_node_that_sees_the_folder(config: Any, started: Path) -> None:
     folder.close()
 
 
-@pytest.mark.parametrize("worker", [StudentRolloutWorker, TeacherRewardWorker])
+@pytest.mark.parametrize("worker", [RolloutActor, RewardActor])
 def test_a_node_that_does_not_see_the_folder(worker: type, config: Any, tmp_path: Path) -> None:
     """Nothing is loaded or written there, and every call says what to do."""
     token = tmp_path / "elsewhere" / "first" / ".seen-0"
