@@ -20,7 +20,6 @@ from redif_ray.diffusion.noise import Stream
 Condition = int | str | None  # a class label, a caption, or nothing
 PICTURES = 10  # the first groups of a stream, whose images are kept as pictures
 LARGEST = 512  # most pixels along an edge of a picture
-VERSIONS_KEPT = 4  # versions of each kind of weights that the weight store keeps
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,7 @@ from redif_ray.job.metrics_writer import MetricsWriter
 from redif_ray.models.protocol import DiffusionModel
 from redif_ray.models.registry import teacher_outline
 from redif_ray.planning import factory
-from redif_ray.planning.rounds import RoundPlan
+from redif_ray.planning.rounds import RoundPlan, versions_kept
 from redif_ray.runs.folder import RunFolder
 from redif_ray.types import Meta, Seen, Way, WorkUnit
 from redif_ray.weights.publisher import Publisher
@@ -166,7 +166,7 @@ def session(config: Config, conditions: Conditions, folder: RunFolder, stop: Sto
             folder.state.get("mlflow_run_id"),
         )
         # Handles are pickled, because Ray warns of references among the arguments of a restartable actor.
-        weights = beside_driver(WeightStore, **RESTARTABLE).remote(writer=cloudpickle.dumps(writer))
+        weights = beside_driver(WeightStore, **RESTARTABLE).remote(versions_kept(config), cloudpickle.dumps(writer))
         rollout = list(hired(RolloutActor, "rollout", config.rollout).values())
         reward = list(hired(RewardActor, "reward", config.reward).values())
         handles = cloudpickle.dumps((weights, writer, rollout, reward))

@@ -23,8 +23,8 @@ from redif_ray.models.protocol import DiffusionModel
 from redif_ray.models.registry import teacher_outline
 from redif_ray.models.student import make_student, trainable, trained_numbers
 from redif_ray.planning import factory
-from redif_ray.planning.rounds import units_at_once
-from redif_ray.types import LARGEST, PICTURES, VERSIONS_KEPT, Seen, Trajectories, WorkUnit
+from redif_ray.planning.rounds import units_at_once, versions_kept
+from redif_ray.types import LARGEST, PICTURES, Seen, Trajectories, WorkUnit
 
 LARGEST_FEATURES = 1024  # numbers that a judge makes of an image, at most
 
@@ -119,9 +119,10 @@ def store(config: Config) -> Store:
     model = teacher_outline(config.teacher, dtype=getattr(torch, config.networks.precision))
     rounds = of_rounds(config, model).values()
     learned = factory.learned_reward(config, model, "meta")
-    versions = _weights(config, model) * (2 * VERSIONS_KEPT + 1)  # to roll out with, to deploy, and one under way
+    kept = versions_kept(config)
+    versions = _weights(config, model) * (2 * kept + 1)  # to roll out with, to deploy, and one under way
     if learned is not None:
-        versions += VERSIONS_KEPT * sum(w.numel() * w.itemsize for w in learned.network.state_dict().values())
+        versions += kept * sum(w.numel() * w.itemsize for w in learned.network.state_dict().values())
     return Store(
         rounds=(config.pipeline.staleness + 1) * max((each.total for each in rounds), default=0),
         ahead=0 if config.pipeline.colocate else max((each.targets for each in rounds), default=0),

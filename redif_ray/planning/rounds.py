@@ -88,6 +88,14 @@ def units_at_once(config: Config) -> int:
     return 2 * (config.rollout.max_workers + config.reward.max_workers)
 
 
+def versions_kept(config: Config) -> int:
+    """Return how many versions of a kind a run needs at once.
+
+    These are the one that the learner publishes, those that rounds are rolled out with meanwhile, and the one before.
+    """
+    return config.pipeline.staleness + 2
+
+
 def reference_units(plan: RoundPlan, count: int) -> list[WorkUnit]:
     """Return work units whose groups are the judge's reference: rows of its own images, or noises of the teacher.
 

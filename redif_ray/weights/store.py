@@ -18,7 +18,6 @@ from ray import cloudpickle
 
 from redif_ray.config import LEARNED, Config
 from redif_ray.faults import restarted
-from redif_ray.types import VERSIONS_KEPT
 
 Weights = dict[str, np.ndarray]
 WAIT_SECONDS = 600  # time that a caller waits for any publication
@@ -32,10 +31,11 @@ class StaleWeightsError(RuntimeError):
 class WeightStore:
     """Keeps the last `keep` versions of each kind of weights.
 
-    writer: pickled handle of the metrics writer, to which a restart of this actor is reported.
+    keep: see `planning.rounds.versions_kept`. writer: pickled handle of the metrics writer, to which a restart of
+    this actor is reported.
     """
 
-    def __init__(self, keep: int = VERSIONS_KEPT, writer: bytes | None = None) -> None:
+    def __init__(self, keep: int = 2, writer: bytes | None = None) -> None:
         self.keep = keep
         self.entries: dict[str, tuple[list[Any], str]] = {}  # ([reference], checksum) by key, in order of publication
         self.gone: set[str] = set()  # keys that were published here and dropped
