@@ -12,7 +12,7 @@ from tiny_pipelines import link_out, put_in_index, write_sd, write_sdxl
 
 from redif_ray.config import load
 from redif_ray.errors import UserError
-from redif_ray.evaluation.judge import JUDGES, REFERENCE
+from redif_ray.evaluation.judge_source import JUDGES, REFERENCE
 from redif_ray.job.distill import distill
 
 
