@@ -16,8 +16,8 @@ from redif_ray.data.conditions import Conditions
 from redif_ray.models.registry import teacher_outline
 from redif_ray.planning import cost, messages
 from redif_ray.planning.disk import disk
-from redif_ray.planning.host_memory import main_memory_mb, workers
-from redif_ray.planning.memory import OVERHEAD_MB, Footprint, Footprints, footprints
+from redif_ray.planning.host_memory import main_memory_mb
+from redif_ray.planning.memory import OVERHEAD_MB, Footprint, Footprints, footprints, workers
 
 
 @dataclass(frozen=True, slots=True)

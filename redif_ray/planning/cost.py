@@ -21,8 +21,8 @@ from redif_ray.methods import Prices
 from redif_ray.models.protocol import DiffusionModel
 from redif_ray.models.registry import load_teacher, teacher_outline
 from redif_ray.planning.disk import disk
-from redif_ray.planning.host_memory import main_memory_mb, workers
-from redif_ray.planning.memory import footprints
+from redif_ray.planning.host_memory import main_memory_mb
+from redif_ray.planning.memory import footprints, workers
 from redif_ray.planning.rounds import RoundPlan
 
 Calls = Mapping[str, float]  # network calls on single images that the workers of a role make, by role

@@ -3,20 +3,11 @@
 from __future__ import annotations
 
 from redif_ray.config import Config
-from redif_ray.planning.memory import Footprints
+from redif_ray.planning.memory import Footprints, workers
 
 PROCESS_MB = 450  # torch, diffusers and Ray in one worker; shared pages are divided among the processes
 RAY_MB = 900  # Ray's own processes with the dashboard
 DRIVER_MB = 700  # the driver, which holds headers, features and pictures, and no network
-
-
-def workers(config: Config) -> dict[str, tuple[int, float]]:
-    """Return (number of workers, GPUs of one) by role."""
-    return {
-        "rollout": (config.rollout.max_workers, config.rollout.gpus),
-        "reward": (config.reward.max_workers, config.reward.gpus),
-        "learner": (config.learner.workers, config.learner.gpus),
-    }
 
 
 def main_memory_mb(config: Config, found: Footprints) -> float:

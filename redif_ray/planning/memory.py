@@ -17,9 +17,10 @@ from torch.nn import Module
 from redif_ray.config import Config
 from redif_ray.learning.discriminator import Images, student_loss, teacher_loss
 from redif_ray.methods import phases_of
+from redif_ray.models.headers import weight_files
 from redif_ray.models.logging import quiet
 from redif_ray.models.protocol import DiffusionModel
-from redif_ray.models.registry import teacher_outline
+from redif_ray.models.registry import model_folder, teacher_outline
 from redif_ray.models.sharding import units
 from redif_ray.models.student import enable_checkpointing, make_student, trainable
 from redif_ray.planning import factory
@@ -36,7 +37,8 @@ class Footprint:
     """MB of one worker: `weights` of all networks, `training` (gradients, moments, average), `activations` at most.
 
     Activations are those of a call, or what an optimiser step takes for itself, for the two never meet.
-    start: MB while the worker loads whole networks, before it keeps only its share of them. batch: a round's states.
+    start: MB while the worker loads whole networks, before it keeps only its share, or its dtype, of them.
+    batch: a round's states.
     """
 
     weights: float
@@ -62,6 +64,15 @@ class Footprints:
     trained: int
     network: int
     image: int
+
+
+def workers(config: Config) -> dict[str, tuple[int, float]]:
+    """Return (number of workers, GPUs of one) by role."""
+    return {
+        "rollout": (config.rollout.max_workers, config.rollout.gpus),
+        "reward": (config.reward.max_workers, config.reward.gpus),
+        "learner": (config.learner.workers, config.learner.gpus),
+    }
 
 
 def footprints(config: Config, *, activations: bool = True) -> Footprints:
@@ -96,21 +107,32 @@ def footprints(config: Config, *, activations: bool = True) -> Footprints:
     judge = _on_disk({config.evaluation.judge})
     learner = max(peak(lambda: _train(student, config)), peak(lambda: _learn(learned, config)))
     training = training // (config.learner.workers if config.learner.fsdp else 1) + own_learned * (4 + ADAM_BYTES) // 4
+    read = {role: 0 if gpus else _read(config, teacher) for role, (_, gpus) in workers(config).items()}
     roles = {
-        "rollout": Footprint((network + added) / 1e6, 0.0, rollout),
+        "rollout": Footprint((network + added) / 1e6, 0.0, rollout, start=(network + read["rollout"]) / 1e6),
         "reward": Footprint(
-            (network + parts.decode + parts.encode + _encoders(config) + own_learned + judge) / 1e6, 0.0, reward
+            (network + parts.decode + parts.encode + _encoders(config) + own_learned + judge) / 1e6,
+            0.0,
+            reward,
+            start=(network + read["reward"]) / 1e6,
         ),
         "learner": Footprint(
             (held + own_learned) / 1e6,
             training / 1e6,
             max(learner, _step(config, trained) / 1e6),
-            start=(network + added + own_learned) / 1e6,
+            start=(network + max(added + own_learned, read["learner"])) / 1e6,
             batch=_batch(config, teacher) / 1e6,
         ),
     }
     numbers = sum(p.numel() for p in teacher.network.parameters())
     return Footprints(roles, trained, numbers, math.prod(teacher.image_shape))
+
+
+def _read(config: Config, model: DiffusionModel) -> int:
+    """Return the bytes of the network's files if their dtype is another one, so that a process on CPUs holds both."""
+    files = sum(path.stat().st_size for path in weight_files(model_folder(config.teacher.model) / model.component))
+    own = _bytes(model.network)
+    return 0 if abs(files - own) < 0.1 * own else files
 
 
 def _step(config: Config, trained: int) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from real_sizes import stable_diffusion_15
 from tiny_models import write_dit, write_unet
 from tiny_pipelines import write_edm, write_sd, write_sd3, write_sdxl
 
@@ -70,6 +71,21 @@ def test_no_weight_is_read(tmp_path: Path) -> None:
     for path in folder.rglob("*.safetensors"):
         path.unlink()
     assert footprints(config(folder)).trained > 0
+
+
+@pytest.mark.slow
+def test_files_of_another_dtype_are_held_beside_the_network_that_is_made_of_them(tmp_path: Path) -> None:
+    """While it loads on CPUs: half as much again for files of 16 bits; a GPU gets the network alone."""
+    folder, network = stable_diffusion_15(tmp_path / "m"), 4 * 859.5
+    plain, half = (
+        footprints(config(folder, *more), activations=False) for more in ((), ("networks.precision=float16",))
+    )
+    card = footprints(config(folder, "rollout.gpus=1"), activations=False).roles["rollout"]
+    assert plain.roles["rollout"].start == pytest.approx(1.5 * network, rel=0.02)
+    assert (half.roles["rollout"].start, card.start) == (
+        pytest.approx(network / 2, rel=0.1),
+        pytest.approx(network, rel=0.1),
+    )
 
 
 def test_adapters_and_sixteen_bits(tmp_path: Path) -> None:
