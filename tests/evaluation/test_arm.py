@@ -28,11 +28,18 @@ def arm(
     return evaluate_arm(judge.see(images), conditions, judge, teacher=judge.see(teacher), **given)
 
 
-def test_real_images_against_themselves_and_against_noisy_ones(judge: Judge, real: Real) -> None:
+@pytest.fixture(scope="module")
+def good(judge: Judge, real: Real) -> dict[str, Any]:
+    """What real images get, compared with themselves."""
+    images, labels = real
+    return arm(judge, images, images, labels)
+
+
+def test_real_images_against_themselves_and_against_noisy_ones(judge: Judge, real: Real, good: dict[str, Any]) -> None:
     images, labels = real
     grain = noise.normal(images.numel(), Stream.RESAMPLE, seed=0, round=50).reshape(images.shape)
     noisy = (images + 0.3 * torch.from_numpy(grain)).clamp(0, 1)
-    good, bad = arm(judge, images, images, labels), arm(judge, noisy, images, labels)
+    bad = arm(judge, noisy, images, labels)
     assert set(good) == set(Arm.model_fields)
     assert Arm.model_validate(good).model_dump(mode="json") == good
     assert good["paired"] == pytest.approx({"pixel_mse": 0, "pixel_psnr": 60, "judge_cosine": 1, "l1": 0})
@@ -50,27 +57,26 @@ def test_real_images_against_themselves_and_against_noisy_ones(judge: Judge, rea
         assert found["frechet_ci"][0] < found["frechet"] < found["frechet_ci"][1]
 
 
-def test_set_metrics_use_a_seeded_part_of_the_reference(judge: Judge, real: Real) -> None:
+def test_set_metrics_use_a_seeded_part_of_the_reference(judge: Judge, real: Real, good: dict[str, Any]) -> None:
     images, labels = real
-    found = arm(judge, images, images, labels)
     rows = noise.permutation(400, Stream.RESAMPLE, seed=3, round=Draw.REFERENCE)[:120]
     expected = authors.compute_prdc(judge.reference_features()[rows], judge.embed(images), nearest_k=5)
-    assert {k: found[k] for k in expected} == pytest.approx({k: float(v) for k, v in expected.items()})
-    assert found == arm(judge, images, images, labels)
-    assert found["frechet_ci"] != arm(judge, images, images, labels, seed=4)["frechet_ci"]
+    assert {k: good[k] for k in expected} == pytest.approx({k: float(v) for k, v in expected.items()})
+    assert good == arm(judge, images, images, labels)
+    assert good["frechet_ci"] != arm(judge, images, images, labels, seed=4)["frechet_ci"]
 
 
 def test_class_accuracy_needs_classes(judge: Judge, real: Real) -> None:
     images, labels = real
-    assert arm(judge, images, images, [None] * 120)["class_accuracy"] is None
-    assert arm(judge, images, images, ["an ankle boot"] * 120)["class_accuracy"] is None
+    for conditions in ([None] * 120, ["an ankle boot"] * 120):
+        assert arm(judge, images, images, conditions, resamples=40)["class_accuracy"] is None
     expected = judge.class_accuracy(judge.embed(images), labels)
-    assert arm(judge, images, images, list(np.array(labels)))["class_accuracy"] == expected
+    assert arm(judge, images, images, list(np.array(labels)), resamples=40)["class_accuracy"] == expected
 
 
-def test_limits_bound_what_real_images_get(judge: Judge, real: Real) -> None:
-    found, images = limits(judge, 120, seed=0), arm(judge, real[0], real[0], real[1])
-    assert 0.5 < found["frechet"] / images["frechet"] < 2  # at n = 120 it varies much
+def test_limits_bound_what_real_images_get(judge: Judge, good: dict[str, Any]) -> None:
+    found = limits(judge, 120, seed=0)
+    assert 0.5 < found["frechet"] / good["frechet"] < 2  # at n = 120 it varies much
     assert found["coverage"] == pytest.approx(1 - 2.0**-5, abs=0.06)
     assert limits(judge, 5000, seed=0) == limits(judge, 200, seed=0)  # 400 reference images make two sets of 200
 
