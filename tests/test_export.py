@@ -91,6 +91,7 @@ def ours(model: DiffusionModel, schedule: Schedule, unit: Tensor, guidance: floa
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network_timesteps", [False, True], ids=["", "network_timesteps"])
 @pytest.mark.parametrize(
     ("write", "options", "lora", "guidance"),
@@ -155,6 +156,7 @@ def test_the_card_samples_what_the_student_does(
     assert settings["steps"] == 4 and settings["guidance"] == guidance
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network_timesteps", [False, True], ids=["", "network_timesteps"])
 @pytest.mark.parametrize(
     ("write", "options", "guidance"),
