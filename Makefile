@@ -1,8 +1,11 @@
 # Two commands for newcomers: `make demo` distils the shipped Fashion-MNIST teacher, `make test` checks that all
 # of it works. `make test-all` adds what is for more confidence: every family, every store, every kill, every resume.
+# `make fast` is for after an edit: it leaves out each test of more than half a second, and names those that take one.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# A process for each core. Each takes a stretch of the tests, so that a fixture is made in one of them as a rule.
+SPREAD := --numprocesses=logical --dist=worksteal
 
 .PHONY: demo test test-all unit fast lint install clean
 
@@ -16,10 +19,10 @@ test-all: unit
 	$(BIN)/python -m pytest -m "cluster or long" $(ARGS)
 
 unit: $(VENV)/.installed-test lint
-	$(BIN)/python -m pytest -m "not cluster and not long" --numprocesses=logical $(ARGS)
+	$(BIN)/python -m pytest -m "not cluster and not long" $(SPREAD) $(ARGS)
 
 fast: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -m "not cluster and not slow and not long" --numprocesses=logical $(ARGS)
+	$(BIN)/python -m pytest -m "not cluster and not slow and not long" $(SPREAD) --durations=9 --durations-min=1 $(ARGS)
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check redif_ray jobs tests benchmarks docs/examples

@@ -1,6 +1,7 @@
 """Small faults that a Python file can be given: one expression or statement of one function changed, the rest as it is.
 
-No fault is made in docstrings, annotations, f-strings, errors, log lines, and arguments that only check or format.
+No fault is made in docstrings, annotations, f-strings, errors, log lines, sizes of reads, and arguments that only
+check or format.
 """
 
 from __future__ import annotations
@@ -147,7 +148,7 @@ def _within(node: ast.AST) -> Iterator[tuple[str, ast.AST, str]]:
     """The faults of an expression and of all below it."""
     if isinstance(node, ast.JoinedStr) or (isinstance(node, ast.keyword) and node.arg in NO_CHANGE):
         return
-    if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("Error"):
+    if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("Error", ".read")):
         return
     for kind, part, after in _own(node):
         text = ast.unparse(after)

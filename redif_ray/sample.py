@@ -20,13 +20,13 @@ from redif_ray.diffusion.noise import Stream
 from redif_ray.diffusion.schedules import Schedule
 from redif_ray.errors import UserError
 from redif_ray.evaluation.grids import write_grid, write_image
-from redif_ray.job.deployed import deployed
 from redif_ray.models.device import sampling_device, sampling_dtype
 from redif_ray.models.folder import student_settings
 from redif_ray.models.protocol import DiffusionModel
 from redif_ray.models.registry import load_model, load_teacher, model_folder
 from redif_ray.models.student import make_student, set_weights
 from redif_ray.planning import factory
+from redif_ray.runs.deployed import deployed_weights
 from redif_ray.runs.folder import RunError, latest_checkpoint, stored_config
 from redif_ray.types import Condition
 
@@ -186,10 +186,10 @@ def _unfinished(
     if newest is None:
         raise RunError(f"{run} has neither a student nor a checkpoint yet; wait for the first (checkpoint.every)")
     log.warning("%s is not finished; the student is that of its newest checkpoint, %s", run, newest.name)
-    config, weights, _ = deployed(run, newest.name)
+    config, (weights, _) = stored_config(run), deployed_weights(run, newest.name)
     dtype = sampling_dtype(precision, model_folder(config.teacher.model), device)
     changes = {"family": family} | ({} if size is None else {"height": size[0], "width": size[1]})
     teacher = load_teacher(config.teacher.model_copy(update=changes), device=device, dtype=dtype)
-    student = make_student(teacher, config.student.lora)
+    student = make_student(teacher, config.student.lora, in_place=True)
     set_weights(student, weights)
     return student, factory.student_schedule(student, config.student), config.student.guidance

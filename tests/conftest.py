@@ -11,6 +11,7 @@ import pytest
 gc.disable()  # until all is imported, which is there to stay: a third of the time that imports take
 os.environ |= {"AWS_ACCESS_KEY_ID": "nobody", "AWS_SECRET_ACCESS_KEY": "nothing"}  # of buckets that tests make
 os.environ.setdefault("RAY_worker_niceness", "0")  # else tests starve beside whatever else this machine does
+os.environ.setdefault("RAY_metrics_report_interval_ms", "1000")  # tests wait for what Prometheus is told
 
 
 def pytest_collection_finish() -> None:

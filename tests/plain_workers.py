@@ -36,6 +36,7 @@ class Worker:
     order: list[tuple[str, int]] = field(default_factory=list)  # its calls among those of others
     made: list[Any] = field(default_factory=list)  # references to answer with, before those that are made up
     work: tuple[Work, ...] = ()  # that each call says it did
+    rested: int = 0  # times that it was told to free its device
 
     @property
     def ready(self) -> Any:
@@ -43,6 +44,13 @@ class Worker:
 
     async def _name(self) -> str:
         return "worker"
+
+    @property
+    def rest(self) -> Any:
+        return SimpleNamespace(remote=self._rest)
+
+    async def _rest(self) -> None:
+        self.rested += 1
 
     def __getattr__(self, method: str) -> Any:
         if method.startswith("__"):
@@ -87,9 +95,9 @@ class Writer:
         self.noted.append(what)
 
 
-def coordinator(folder: Path, *, captions: bool = False) -> Coordinator:
+def coordinator(folder: Path, *overrides: str, captions: bool = False) -> Coordinator:
     (folder / CONDITIONS).write_text(Conditions((None,), (None,)).to_json())
     order: list[tuple[str, int]] = []
     handles = (None, Writer(), [Worker(order=order)], [Worker(order=order)])
-    config = load("smoke", ["rollout.unit_groups=2"])
+    config = load("smoke", ["rollout.unit_groups=2", *overrides])
     return Coordinator(config, str(folder), cloudpickle.dumps(handles), captions)

@@ -66,6 +66,7 @@ def test_text_encoder_of_the_teacher_is_the_one_of_clip_a(teacher: Any) -> None:
     torch.testing.assert_close(own, model.text_model(input_ids=ids).last_hidden_state)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["a", "b"])
 def test_teacher_draws_what_the_caption_says(teacher: Any, name: str) -> None:
     said = ["red apple", "grinning face", "flag: japan", "blue heart", "dog face", "pizza", "snowman", "green book"]
@@ -81,6 +82,7 @@ def test_teacher_draws_what_the_caption_says(teacher: Any, name: str) -> None:
     assert right.float().mean() >= 0.85
 
 
+@pytest.mark.slow
 def test_its_card_and_that_of_its_student_run_by_themselves(teacher: Any, tmp_path: Path) -> None:
     """Its files are in half precision. The card's DDIM starts at pure noise, our sampler a little below."""
     own = copytree(ASSETS / "teachers" / "emoji", tmp_path / "own")

@@ -93,6 +93,7 @@ def ours(model: DiffusionModel, schedule: Schedule, unit: Tensor, guidance: floa
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network_timesteps", [False, True], ids=["", "network_timesteps"])
 @pytest.mark.parametrize(
     ("write", "options", "lora", "guidance"),
@@ -173,6 +174,7 @@ def test_the_sampler_on_another_device(
     torch.testing.assert_close(there, here, rtol=0, atol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network_timesteps", [False, True], ids=["", "network_timesteps"])
 @pytest.mark.parametrize(
     ("write", "options", "guidance"),

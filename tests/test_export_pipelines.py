@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from cases import mostly_long
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -33,10 +34,14 @@ from redif_ray.models.protocol import DiffusionModel, ModelError
 from redif_ray.models.registry import load_model
 from redif_ray.models.student import get_weights, make_student, set_weights
 
+pytestmark = pytest.mark.slow
 UNET = Lora(rank=2, alpha=7.0, targets=("to_v", "conv1"))  # in a tiny one, attention alone changes little
 LORA = {"sd": UNET, "sdxl": UNET, "sd3": Lora(rank=2, alpha=7.0, targets=("to_q", "to_v"))}
 TIMES = {"sd": [999, 700, 350, 100], "sdxl": [999, 640, 350, 100], "sd3": [1000.0, 812.5, 400.25, 90.0]}
-HALVES = [f"{name}-torch.{dtype}" for name in TIMES for dtype in ("float16", "bfloat16")]
+HALVES = mostly_long(
+    (f"{name}-torch.{dtype}" for name in TIMES for dtype in ("float16", "bfloat16")),
+    lambda half: half in ("sdxl-torch.float16", "sd3-torch.bfloat16"),
+)
 EXACT = 1e-4  # of a pixel's range: both round in float32
 CLOSE = 3e-4  # where the pipeline decodes x / alpha, alpha = 0.9996
 
@@ -100,9 +105,13 @@ def made(tmp_path: Path) -> Callable[..., tuple[DiffusionModel, Schedule, Path]]
     return make
 
 
-@pytest.mark.parametrize("guidance", [1.0, 2.5])
-@pytest.mark.parametrize("adapted", [False, True], ids=["full", "lora"])
-@pytest.mark.parametrize("name", list(TIMES))
+@pytest.mark.parametrize(
+    ("name", "adapted", "guidance"),
+    mostly_long(
+        itertools.product(TIMES, (False, True), (1.0, 2.5)),
+        lambda *case: case in [("sd", True, 2.5), ("sdxl", False, 2.5), ("sd3", False, 1.0)],
+    ),
+)
 def test_the_card_samples_what_the_student_does(
     made: Callable[..., Any], name: str, adapted: bool, guidance: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -123,7 +132,7 @@ def test_the_card_samples_what_the_student_does(
     assert float((ours(untrained, schedule, guidance) - expected).abs().max()) > 0.005
 
 
-@pytest.mark.parametrize("name", list(TIMES))
+@pytest.mark.parametrize("name", mostly_long(TIMES, lambda name: name != "sdxl"))
 def test_a_student_of_another_size(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Card, MLflow and redif-ray make images of the size that it was trained at, and that need not be square."""
     teacher, folder = write(name, tmp_path / "teacher"), tmp_path / "student"
@@ -140,7 +149,7 @@ def test_a_student_of_another_size(name: str, tmp_path: Path, monkeypatch: pytes
     np.testing.assert_allclose(found[0], expected.numpy(), rtol=0, atol=atol)
 
 
-@pytest.mark.parametrize("name", list(TIMES))
+@pytest.mark.parametrize("name", mostly_long(TIMES, lambda name: name != "sdxl"))
 def test_adapters_alone_beside_the_teacher(
     made: Callable[..., Any], name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -160,10 +169,16 @@ def test_adapters_alone_beside_the_teacher(
 
 
 @pytest.fixture(scope="module")
-def halves(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[DiffusionModel, Schedule, Path]]:
+def halves(
+    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> dict[str, tuple[DiffusionModel, Schedule, Path]]:
     """Students with adapters of teachers in 16 bits, exported; the cards' code has been run where only it runs."""
+    cases = [getattr(item, "callspec", None) for item in request.session.items]
+    asked = {case.params.get("half") for case in cases if case is not None}
     found = {}
     for name, dtype in itertools.product(TIMES, (torch.float16, torch.bfloat16)):
+        if f"{name}-{dtype}" not in asked:
+            continue
         folder = tmp_path_factory.mktemp(f"{name}-{dtype}")
         teacher = write(name, folder / "teacher", dtype)
         student = trained(load_model(teacher), LORA[name])

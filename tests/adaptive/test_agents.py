@@ -120,6 +120,7 @@ def test_an_agent_is_compared_at_its_own_mean_number_of_calls(tmp_path: Path) ->
     assert (tmp_path / "adaptive.png").stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_rllib_acts_as_the_policy_and_its_critic_knows_more(task: Task) -> None:
     from ray.rllib.core.columns import Columns
     from ray.rllib.core.rl_module.rl_module import RLModuleSpec

@@ -24,6 +24,7 @@ from redif_ray.interrupt import StopRequest
 QUIET = Console(file=io.StringIO())
 
 
+@pytest.mark.slow
 def test_the_first_step_is_predicted_once_a_group(tmp_path: Path) -> None:
     part = first_step(tmp_path, StopRequest(), QUIET, repeats=1, base="smoke")  # N = 2, 6 groups of 4
     assert [row[1:3] for row in part.rows] == [["30", "48"], ["12", "40"]]  # with the check, of 16 rows
@@ -56,6 +57,7 @@ def test_a_run_on_ray_beside_the_plain_loop(cluster: None, tmp_path: Path) -> No
     assert 0 < numbers["work_cpu_seconds"] < 3 * numbers["ray_seconds"]  # of three processes of one thread each
 
 
+@pytest.mark.long
 @pytest.mark.cluster
 def test_simulated_workers_sleep_side_by_side(cluster: None, tmp_path: Path) -> None:
     sizes = Sizes("nothing", latent=(1, 4, 4), image=(1, 8, 8), steps=2, seconds=1.0)

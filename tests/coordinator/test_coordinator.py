@@ -77,6 +77,24 @@ def test_captions_are_encoded_before_a_unit_is_rolled_out(captions: bool, tmp_pa
     asyncio.run(run())
 
 
+@pytest.mark.parametrize(
+    ("override", "made"),
+    [("pipeline.staleness=0", {1, 2}), ("pipeline.staleness=1", {1, 2, 3}), ("pipeline.colocate=true", {1})],
+)
+def test_targets_are_made_one_round_ahead_unless_workers_rest(override: str, made: set[int], tmp_path: Path) -> None:
+    """One round ahead of those that are played for the learner's present round."""
+    found = coordinator(tmp_path, override)
+
+    async def run() -> None:
+        await found.round_for(1, 0, 1)
+        await asyncio.gather(*found.ahead.values())
+
+    asyncio.run(run())
+    assert {round for round, _ in found.ahead} == made
+    resting = int("colocate" in override)
+    assert (found.rollout.workers[0].rested, found.reward.workers[0].rested) == (resting, resting)
+
+
 def test_the_writer_hears_of_what_the_driver_asked_for(tmp_path: Path) -> None:
     """The writer hears with the answer, not with the next round: a run may end after a call of the driver."""
     found, told, work = coordinator(tmp_path), list[Any](), Work("teacher", 2.0, 4, ended=10.0)

@@ -230,6 +230,28 @@ def test_a_worker_that_hangs_is_killed_and_its_work_done_again(monkeypatch: pyte
     assert sorted(good.done) == [0, 1]
 
 
+def test_who_joins_may_take_long_to_load_but_not_to_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    killed: list[Any] = []
+    monkeypatch.setattr("ray.kill", lambda worker, no_restart: killed.append(worker))
+    one, late, lost = Worker(), Worker([RayActorError()], name="late", leaves=True), list[str]()
+    late.there.clear()
+
+    async def run() -> None:
+        pool = Pool("rollout", [one], lost.append, 0.5)
+        await every(pool, range(1))
+        pool.join(late)
+        await asyncio.sleep(0.7)
+        assert not killed and not lost
+        late.there.set()
+        while not late.done:
+            await every(pool, range(4))
+        while not killed:
+            await asyncio.sleep(0.05)
+        assert killed == [late] and lost == ["rollout"] * 2  # its call, and itself
+
+    asyncio.run(run())
+
+
 @pytest.mark.parametrize("cause", [ValueError("nan"), ActorDiedError(), TimeoutError("nan")])
 def test_an_error_of_the_work_itself_is_for_whoever_asked(cause: Exception) -> None:
     """Another actor's death, met in the course of the work, is one too."""

@@ -67,6 +67,7 @@ def test_the_hash_is_of_the_content() -> None:
     assert content_hash([[0, 1, 2]]) != content_hash([[0, 12]])
 
 
+@pytest.mark.slow
 def test_a_corrupt_byte_anywhere_is_an_error_or_harmless(store: TargetStore) -> None:
     """Never other numbers: pages carry checksums, and a footer that still parses must agree with the rows."""
     store.put(Stream.TRAIN, GROUPS, CONDITIONS, images())

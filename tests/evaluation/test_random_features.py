@@ -45,6 +45,7 @@ def test_by_hand_for_any_shape(shape: tuple[int, ...]) -> None:
         network.embedding(images * 2 - 1)
 
 
+@pytest.mark.slow
 def test_they_tell_what_is_wrong(shipped: ImageSet) -> None:
     """Real images against real ones are near; blurred, noisy and one-class ones are not, and lose recall."""
     pixels = shipped.images / np.float32(255)

@@ -187,6 +187,7 @@ def ink(path: Path) -> float:
     return float((np.asarray(Image.open(path).convert("L")) < 250).mean())
 
 
+@pytest.mark.slow
 def test_pictures_are_drawn_and_leave_no_trace(tmp_path: Path) -> None:
     settings = dict(mpl.rcParams)
     process = VariancePreserving(torch.linspace(0.999, 0.01, 1000))

@@ -134,6 +134,7 @@ def test_training_wants_a_test_split(tmp_path: Path) -> None:
         main([f"data={tmp_path / 'set.npz'}", "name=x", f"out={tmp_path / 'x'}"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("half", ["first", "second"])
 def test_shipped_classifiers_are_what_their_cards_say(half: str) -> None:
     model = load_classifier(SHIPPED[half])

@@ -28,7 +28,7 @@ TERMS = (
 
 
 def learned_run(root: Path, *overrides: str) -> Config:
-    """A checkpoint after each of 4 rounds: one of warm start, three with rewards. Under `root` are module and store."""
+    """Two ranks, a checkpoint after each of 4 rounds, the first of warm start. Under `root` are module and store."""
     modules = root / "modules"
     modules.mkdir(exist_ok=True)
     (modules / "only_there.py").write_text(MODULE)
@@ -37,6 +37,7 @@ def learned_run(root: Path, *overrides: str) -> Config:
         root / "runs",
         "learned",
         f"reward.terms={{{', '.join(TERMS)}}}",
+        "learner.workers=2",
         "checkpoint.every=1",
         "checkpoint.keep=4",
         f"reward.runtime_env.env_vars={{SCORER_TOKEN: null, PYTHONPATH: '{there}'}}",

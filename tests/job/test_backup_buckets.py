@@ -30,6 +30,7 @@ def config(bucket: Bucket, tmp_path: Path) -> Config:
     return configured(tmp_path / "runs", f"checkpoint.upload={bucket.at('runs')}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["corrupt", "missing"])
 def test_only_what_is_whole_comes_back_from_a_bucket(part: str, config: Config, run: RunFolder, tmp_path: Path) -> None:
     remote, _ = prepare(config, resume=False, console=CONSOLE)

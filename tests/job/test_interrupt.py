@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import time
 from collections import Counter
@@ -9,6 +10,8 @@ from pathlib import Path
 
 import psutil
 import pytest
+import ray
+import requests
 from several_nodes import Run
 from smoke_runs import last_checkpoint, last_weights, plain_weights, rounds, smoke, start
 from test_kills import OTHERS, kill_in_mid_round, lost
@@ -18,6 +21,8 @@ from redif_ray.runs.jsonl import read_rows
 
 pytestmark = pytest.mark.cluster
 DEADLINE = 180
+GAUGES = {"round", "rounds_per_second", "groups_per_second", "staleness", "stage_seconds", "queue", "in_flight"}
+STAGES = {"round", "gather", "fetch", "rollout", "targets", "score", "anchor", "update"}
 AHEAD = ("pipeline.staleness=1", "checkpoint.every=5", "learner.rounds=6", "validation.every=7")
 
 
@@ -51,14 +56,26 @@ def test_sigterm_leaves_a_run_that_can_be_resumed(stopped: Path) -> None:
     assert not (stopped / "summary.json").exists() and (stopped / "timeline.json").stat().st_size > 0
 
 
+def scraped(run: str) -> set[str]:
+    """The names and stages of a run's metrics where Prometheus reads them."""
+    (node,) = ray.nodes()
+    url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+    found = set[str]()
+    for line in requests.get(url, timeout=30).text.splitlines():
+        if line.startswith("ray_redif_") and f'run="{run}"' in line:
+            found.add(line.partition("{")[0].removeprefix("ray_redif_"))
+            found.update(re.findall(r'stage="(\w+)"', line))
+    return found
+
+
 def test_resumed_with_fewer_workers_it_loses_each_of_its_parts_and_ends_alike(
     cluster: None, stopped: Path, root: Path
 ) -> None:
-    """The run ends with the weights of a plain loop, which knows of no overlap, no stop and no loss."""
+    """Prometheus sees the run, which ends with the weights of a plain loop: that knows of no overlap, stop or loss."""
     config, first = smoke(root, "ahead", *AHEAD), last_round(stopped)
     run = Run(config, until=1000, resume=True)
     run.wait(lambda: rounds(stopped) > first)
-    kill_in_mid_round("ray::RolloutActor", "ray::RewardActor")
+    kill_in_mid_round("ray::RolloutActor", "ray::RewardActor", seen=lambda: scraped("ahead") >= GAUGES | STAGES)
     run.wait(lambda: {"rollout", "reward"} <= lost(stopped) and rounds(stopped) > first + 1)
     kill_in_mid_round("ray::Coordinator", "ray::WeightStore", "ray::MetricsWriter")
     run.wait(lambda: rounds(stopped) > first + 2)

@@ -75,12 +75,16 @@ def lost(folder: Path) -> set[str]:
     return {row["lost"] for row in read_rows(folder / "lost.jsonl")}
 
 
-def kill_in_mid_round(*parts: str) -> None:
-    """Workers that stand still let no round end: what is asked for meanwhile is lost in the middle of it."""
+def kill_in_mid_round(*parts: str, seen: Callable[[], bool] = lambda: True) -> None:
+    """Workers that stand still, until all is `seen`, let no round end: what is asked for meanwhile is lost in it."""
     (rollout,), (reward,) = actors("ray::RolloutActor"), actors("ray::RewardActor")
+    deadline = time.monotonic() + 60
     for worker in (rollout, reward):
         worker.suspend()
     time.sleep(1)
+    while not seen():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
     for part in parts:
         (victim,) = actors(part)
         victim.kill()

@@ -12,7 +12,7 @@ import psutil
 import pytest
 from smoke_runs import start
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.long]
 DEADLINE = 120
 RAY = "with started(load('smoke')): pass"
 JOB = "import redif_ray.job.distill"
@@ -32,7 +32,6 @@ print(*({{*sys.modules}} - before))
     return {*subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()}
 
 
-@pytest.mark.long
 def test_two_threads_that_import_do_not_meet() -> None:
     """Where one waits for a package that the other has begun, Python may hand out half of it."""
     ray, job = imports(RAY), imports(JOB)
@@ -40,7 +39,6 @@ def test_two_threads_that_import_do_not_meet() -> None:
     assert {name.partition(".")[0] for name in ray & job} <= sys.stdlib_module_names
 
 
-@pytest.mark.long
 def test_ctrl_c_while_ray_starts(tmp_path: Path) -> None:
     process = start(tmp_path, "early")
     deadline = time.monotonic() + DEADLINE

@@ -59,6 +59,7 @@ def test_nothing_stays(rank: int) -> None:
     assert all(state["step"].device.type == "cpu" for state in optimizer.state.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("device", second_device.DEVICES)
 @pytest.mark.parametrize("rank", [0, 4], ids=["full", "lora"])
 def test_all_comes_back_to_a_device_as_it_was(rank: int, device: str) -> None:

@@ -8,17 +8,29 @@ import pytest
 import ray
 import torch
 from mlflow import MlflowClient
-from smoke_runs import initial_sha256, last_checkpoint, last_weights, smoke, summary, train
+from several_nodes import Run
+from smoke_runs import initial_sha256, last_checkpoint, last_weights, rounds, smoke, summary, train
 
 from redif_ray.checkpoint import load_checkpoint, unpack
 from redif_ray.config import ConfigError
 from redif_ray.job.distill import distill
 from redif_ray.learner.validation import GuardError
 from redif_ray.models.registry import load_model
+from redif_ray.rewards.base import RewardError
 from redif_ray.runs.folder import RunError, RunFinished
 from redif_ray.runs.jsonl import read_rows
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("cluster")]
+REWARD = """
+from pathlib import Path
+
+import torch
+
+
+def score(student, teacher, conditions):
+    value = -(student - teacher).square().mean((1, 2, 3))
+    return value * torch.nan if Path(__file__).with_name("seen").exists() else value
+"""
 
 
 def test_a_run_leaves_what_it_promises(first: Path, root: Path) -> None:
@@ -86,6 +98,15 @@ def test_a_plain_loop_ends_with_the_same_weights(first: Path, plain: str) -> Non
 
 
 @pytest.mark.long
+def test_two_ranks_agree_with_one(first: Path, root: Path) -> None:
+    """Sums over ranks round differently: 4 steps of AdamW at 1e-4 stay within 2e-5 of one rank's."""
+    ranks = train(smoke(root, "ranks", "learner.workers=2"))
+    name = last_checkpoint(first).name
+    one, two = (unpack("student", load_checkpoint(run / "checkpoints" / name)[0]) for run in (first, ranks))
+    assert max(float((one[name] - two[name]).abs().max()) for name in one) < 2e-5
+
+
+@pytest.mark.long
 def test_ranks_that_share_the_student_agree_with_one(root: Path) -> None:
     """Also where they begin again in mid-run; the best, the average and versions still needed are gathered of both."""
     options = ("pipeline.staleness=1", "learner.ema=0.9")
@@ -125,6 +146,21 @@ def test_the_guard_stops_a_run_that_loses_modes(root: Path) -> None:
         distill(smoke(root, "wild", *wild))
     assert (root / "wild" / "checkpoints" / "round-000002").exists()
     assert not (root / "wild" / "summary.json").exists()
+
+
+@pytest.mark.long
+def test_a_run_whose_reward_turns_nan(root: Path, tmp_path: Path) -> None:
+    """In training, in a worker: one error that names the term, a run that can be resumed."""
+    (tmp_path / "reward.py").write_text(REWARD)
+    terms = f"reward.terms={{mine: {{options: {{callable: '{tmp_path}/reward.py:score'}}}}}}"
+    many = ("learner.rounds=5000", "validation.every=1000", "checkpoint.every=4")
+    folder, run = root / "nan", Run(smoke(root, "nan", terms, *many))
+    run.wait(lambda: rounds(folder) > 1)
+    (tmp_path / "seen").touch()
+    with pytest.raises(RewardError, match=r"'mine' is nan at row 0"):
+        run.wait()
+    assert (folder / "timeline.json").stat().st_size > 0
+    assert (folder / "config.yaml").exists() and not (folder / "summary.json").exists()
 
 
 def test_what_a_run_found_it_leaves(first: Path) -> None:

@@ -1,4 +1,4 @@
-"""Two processes that share out a tiny student, and one that has it whole, doing the same updates."""
+"""Two processes that share out a tiny student, two that have it each, and one, doing the same updates."""
 
 from __future__ import annotations
 
@@ -61,13 +61,13 @@ class Policy:
 class Run:
     """Rounds whose weights are one round old when they are played, on one rank or several."""
 
-    def __init__(self, folder: Path, case: str, rank: int = 0, world: int = 1) -> None:
+    def __init__(self, folder: Path, case: str, rank: int = 0, world: int = 1, *, sharded: bool = True) -> None:
         teacher = load_model(folder)
         self.player = make_student(teacher, CASES[case])
         self.student = make_student(teacher, CASES[case])
         enable_checkpointing(self.student)
         self.rank, self.world = rank, world
-        if world > 1:
+        if sharded and world > 1:
             shard(self.student)
             shard(teacher)
         self.optimizer = torch.optim.AdamW(trainable(self.student).values(), lr=1e-3)
@@ -84,7 +84,7 @@ class Run:
             reference=Policy(teacher).predict,
             rank=rank,
             world=world,
-            sharded=world > 1,
+            sharded=sharded and world > 1,
             all_reduce=Ranks(rank, world).all_reduce,
         )
 
@@ -162,17 +162,18 @@ def work(rank: int, root: Path, cases: list[str], teacher: Path, families: dict[
     """What a process does. Rank 0 leaves under `root` what it found."""
     torch.set_num_threads(1)
     meet = f"file://{root}/meet"
-    dist.init_process_group("gloo", init_method=meet, rank=rank, world_size=2, timeout=timedelta(seconds=60))
+    dist.init_process_group("gloo", init_method=meet, rank=rank, world_size=2, timeout=timedelta(minutes=5))
     leave: Callable[..., None] = save_checkpoint if rank == 0 else lambda *_: None
     for case in cases:
-        run = Run(teacher, case, rank, 2)
-        metrics = run.round(0) | run.round(1)
-        parts = torch.zeros(2)
-        parts[rank] = run.part()
-        dist.all_reduce(parts)
-        leave(root / f"{case}-sharded-2", run.state(), {"metrics": metrics, "part": parts.tolist()})
-        run.round(2)
-        leave(root / f"{case}-sharded-3", run.state(), {})
+        for name, sharded in (("sharded", True), ("each", False)):
+            run = Run(teacher, case, rank, 2, sharded=sharded)
+            metrics = run.round(0) | run.round(1)
+            parts = torch.zeros(2)
+            parts[rank] = run.part()
+            dist.all_reduce(parts)
+            leave(root / f"{case}-{name}-2", run.state(), {"metrics": metrics, "part": parts.tolist()})
+            run.round(2)
+            leave(root / f"{case}-{name}-3", run.state(), {})
         other = Run(teacher, case, rank, 2)  # goes on from the checkpoint of one that was not sharded
         other.load(root / f"{case}-whole-2")
         leave(root / f"{case}-reloaded-2", other.state(), {})

@@ -176,6 +176,7 @@ def side(count: int, level: float, round: int, group: int) -> Images:
     return Images((level + 0.15 * z).clamp(0, 1), None, count)
 
 
+@pytest.mark.slow
 def test_it_learns_to_tell_two_distributions() -> None:
     """On images that it has not seen; of one distribution it learns nothing."""
 
@@ -192,6 +193,7 @@ def test_it_learns_to_tell_two_distributions() -> None:
     assert np.mean(apart[-5:]) > 0.95 and 0.3 < np.mean(alike[-10:]) < 0.7
 
 
+@pytest.mark.slow
 def test_a_student_that_maximises_it_comes_to_the_teacher() -> None:
     """A student with one number, its grey level, moved by the sign of the mean reward's slope each round."""
     net, level, path = Discriminator((1, 8, 8), width=8), 0.8, []

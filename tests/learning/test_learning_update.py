@@ -231,6 +231,7 @@ def test_golden_updates() -> None:
         assert found == pytest.approx(stored, rel=1e-3, abs=1e-6), f"round {number}; regenerate only for a meant change"
 
 
+@pytest.mark.slow
 def test_training_raises_the_reward() -> None:
     """The whole loop on a toy, measured by E[R] in closed form."""
     model, stds = Affine(), schedule(3).stds(0.6, "posterior", True)

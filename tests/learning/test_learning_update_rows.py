@@ -18,6 +18,7 @@ from redif_ray.learning.policy import Predict
 from redif_ray.learning.update import Updater
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["ppo_clip", "grpo_guard"])
 def test_microbatches_change_nothing(loss: str) -> None:
     config = Learner(

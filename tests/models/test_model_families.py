@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from cases import mostly_long
 from diffusers import DiffusionPipeline
 from tiny_models import normal, write_dit, write_unet
 from tiny_pipelines import write_edm, write_sd, write_sd3, write_sdxl
@@ -31,8 +33,12 @@ from redif_ray.models.student import (
 )
 from redif_ray.models.text import TextModel
 
+pytestmark = pytest.mark.slow
 CAPTIONS = ["a cat", "a very long caption about dogs"]
 STEPS = 4
+NAMES = ("sd", "sdxl", "sd3", "edm")
+HALVES = (torch.bfloat16, torch.float16)
+ADAPTERS = Lora(rank=2, alpha=6.0, targets=("to_q", "to_v"))
 TEXT: dict[str, Callable[..., Path]] = {
     "sd": write_sd,
     "sd, v": lambda folder: write_sd(folder, prediction_type="v_prediction"),
@@ -64,8 +70,9 @@ def sampled(model: DiffusionModel, conditions: list[Any], unit: Tensor, schedule
         )
 
 
-@pytest.mark.parametrize("guidance", [1.0, 3.0])
-@pytest.mark.parametrize("name", list(TEXT))
+@pytest.mark.parametrize(
+    ("name", "guidance"), mostly_long(product(TEXT, (1.0, 3.0)), lambda name, guidance: guidance > 1 or name == "sd")
+)
 def test_the_image_is_the_pipeline_s(name: str, guidance: float, folders: dict[str, Path]) -> None:
     """Within 1e-4 of a pixel's range: both round in float32, guided predictions are differences."""
     absent = {"text_encoder_3": None, "tokenizer_3": None} if "no T5" in name else {}
@@ -102,9 +109,13 @@ def test_edm_is_diffusers_euler_with_preconditioning(tmp_path: Path, classes: in
     assert float(found.std()) > 0.05
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("name", ["sd", "sdxl", "sd3", "edm"])
-@pytest.mark.parametrize("lora", [Lora(), Lora(rank=2, alpha=6.0, targets=("to_q", "to_v"))])
+@pytest.mark.parametrize(
+    ("name", "lora", "dtype"),
+    mostly_long(
+        product(NAMES, (Lora(), ADAPTERS), (torch.float32, torch.bfloat16, torch.float16)),
+        lambda name, lora, dtype: lora is ADAPTERS if dtype is torch.bfloat16 else name == "sd" and not lora.rank,
+    ),
+)
 def test_the_ratio_of_a_fresh_rollout_is_one(
     name: str, lora: Lora, dtype: torch.dtype, folders: dict[str, Path]
 ) -> None:
@@ -142,8 +153,10 @@ def test_the_ratio_of_a_fresh_rollout_is_one(
             torch.testing.assert_close(again, torch.stack([d[row] for d in densities]), rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("name", ["sd", "sdxl", "sd3", "edm", "dit", "unet"])
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    mostly_long(product((*NAMES, "dit", "unet"), HALVES), lambda name, dtype: dtype is torch.bfloat16 or name == "dit"),
+)
 def test_weights_that_travel_in_16_bits_give_the_rollout_of_float32(
     name: str, dtype: torch.dtype, folders: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -182,8 +195,10 @@ def test_a_caption_s_encoding_does_not_depend_on_its_company(name: str, folders:
         first.encode([3])
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("name", ["sd", "sdxl", "sd3", "edm"])
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    mostly_long(product(NAMES, HALVES), lambda name, dtype: dtype is torch.bfloat16 or name == "edm"),
+)
 def test_networks_of_sixteen_bits_predict_in_float32(name: str, dtype: torch.dtype, folders: dict[str, Path]) -> None:
     """To 16 bits' rounding what float32 predicts: the teacher, a student with float32 weights, one with adapters."""
     whole, half = load_model(folders[name]), load_model(folders[name], dtype=dtype)

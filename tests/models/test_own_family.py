@@ -91,6 +91,7 @@ def test_another_process_finds_it_and_samples_what_was_exported(
         load_model(student)
 
 
+@pytest.mark.slow
 def test_a_run_takes_it_from_a_file(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copyfile(EXAMPLES / "own_family.py", tmp_path / "family.py")
     monkeypatch.chdir(tmp_path)

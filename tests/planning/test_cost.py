@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from cases import mostly_long
 from real_sizes import stable_diffusion_15, stable_diffusion_xl
 
 from redif_ray.config import Lora, load
@@ -36,6 +37,7 @@ def test_work_counted_by_hand() -> None:
     assert set(found.seconds) == {"warm start", "warm start, update", "validation", "evaluation", "start"}
 
 
+@pytest.mark.slow
 def test_guided_calls_count_twice() -> None:
     base = ["method=sfd", "warm_start.rounds=10", "learner.threads=1"]
     student = estimate(load("fashion_mnist", [*base, "student.guidance=2"]), CLASSES)
@@ -51,6 +53,7 @@ def test_guided_calls_count_twice() -> None:
         assert found.seconds["warm start"] / found.seconds["evaluation"] == pytest.approx(warm / evaluation)
 
 
+@pytest.mark.slow
 def test_sixteen_bits_predict_a_round_once_more_where_it_makes_several_steps() -> None:
     base = ["learner.anchor.weight=0", "learner.threads=1"]
     half = [*base, "networks.precision=bfloat16"]
@@ -93,8 +96,13 @@ def test_decoding_and_the_reference_are_counted(big: dict[str, Path]) -> None:
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize(("recipe", "tflops"), [("sd15_coco_5step", 0.80), ("sdxl_4step_lora", 6.7)])
-@pytest.mark.parametrize("gpus", [True, False])
+@pytest.mark.parametrize(
+    ("recipe", "tflops", "gpus"),
+    mostly_long(
+        [(*recipe, gpus) for recipe in (("sd15_coco_5step", 0.80), ("sdxl_4step_lora", 6.7)) for gpus in (True, False)],
+        lambda recipe, tflops, gpus: gpus == (recipe == "sdxl_4step_lora"),
+    ),
+)
 def test_a_network_of_real_size_is_counted_in_seconds(
     recipe: str, tflops: float, gpus: bool, big: dict[str, Path]
 ) -> None:
@@ -113,9 +121,10 @@ def test_a_network_of_real_size_is_counted_in_seconds(
         assert rate * precision / 1e12 == pytest.approx(tflops, rel=0.02)
         assert found.forward_ms == pytest.approx(1e3 * tflops * 1e12 / precision, rel=0.02) and found.gpu_flops > 1e15
     else:
-        assert 1e10 < tflops * 1e12 / found.forward_ms * 1e3 < 1e12 and found.gpu_flops == 0
+        assert 1e9 < tflops * 1e12 / found.forward_ms * 1e3 < 1e12 and found.gpu_flops == 0
 
 
+@pytest.mark.slow
 def test_a_share_of_a_gpu_is_not_slower_than_its_card(big: dict[str, Path]) -> None:
     """Two roles of half a GPU each take turns on one; with one each they take half the time."""
     model = f"teacher.model={big['sd15_coco_5step']}"
@@ -126,6 +135,7 @@ def test_a_share_of_a_gpu_is_not_slower_than_its_card(big: dict[str, Path]) -> N
     assert half == pytest.approx(2 * one)
 
 
+@pytest.mark.slow
 def test_adapters_are_counted_as_they_are_made(big: dict[str, Path]) -> None:
     with without_weights():
         teacher = load_model(big["sd15_coco_5step"], device="meta")

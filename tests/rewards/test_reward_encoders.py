@@ -84,6 +84,7 @@ def test_classifier_is_the_log_probability_of_the_class_that_was_asked_for(pair,
     assert (got < 0).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["feature_cosine", "classifier"])
 def test_gradient_equals_finite_differences(name, pair, build, classifier_folder):
     rewards = build(terms={name: {"path": str(classifier_folder)}}, shape=SHAPE)

@@ -211,6 +211,7 @@ def every(build, clip_folder, head_file, tmp_path) -> Callable[..., Any]:
     return make
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["clip", "text_image", "aesthetic", "dino"])
 def test_gradient_equals_finite_differences(name, pair, every):
     rewards, small = every(name, shape=(3, 6, 5)), pair(shape=(2, 3, 6, 5))
@@ -251,6 +252,7 @@ def test_no_gradient_flows_to_the_teacher(inputs, every):
     assert not any(value.requires_grad for value in every("clip", "dino")(given).values())
 
 
+@pytest.mark.slow
 def test_shared_features_carry_every_terms_gradient(inputs, every):
     student = inputs.student.requires_grad_()
     together = torch.autograd.grad(sum(v.sum() for v in every()(inputs).values()), student)[0]

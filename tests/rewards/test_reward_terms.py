@@ -34,6 +34,7 @@ def value(rewards, name, student, teacher):
     return rewards(RewardInputs(student, teacher, [None] * len(student)))[name].numpy()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DIFFERENTIABLE)
 def test_gradient_equals_finite_differences(name, pair, build):
     rewards, inputs = build(name), pair(shape=(2, 2, 12, 13))

@@ -12,6 +12,7 @@ from redif_ray.search.records import Records
 from redif_ray.tracking import Tracker
 
 
+@pytest.mark.slow
 def test_a_trial_is_a_nested_run_and_a_failed_one_says_so(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     tracker = Tracker(uri, "tests", "search")

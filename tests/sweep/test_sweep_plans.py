@@ -62,6 +62,7 @@ def population(*overrides: str) -> Population:
     return Population(config, read_space(config))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "make",
     [
@@ -74,6 +75,7 @@ def test_the_order_in_which_trials_end_changes_nothing(make: Callable[[], Plan])
     assert play(make(), 1) == play(make(), 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["gp", "tpe", "random", "cmaes", "grid"])
 def test_the_best_is_never_worse_than_the_recipe_and_here_better(sampler: str) -> None:
     plan = selection(f"sweep.sampler={sampler}", "sweep.trials=24")

@@ -24,6 +24,7 @@ def run(sampler: str, space: Space, value: Callable[[Params], float], trials: in
     return [params for params, _ in seen]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_a_search_is_a_function_of_its_seed(sampler: str) -> None:
     space = shape_space(["a", "b"], 4)
@@ -32,6 +33,7 @@ def test_a_search_is_a_function_of_its_seed(sampler: str) -> None:
     assert found != run(sampler, space, bowl, 12, seed=4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("steps", [2, 4])
 def test_proposals_lie_in_the_space(sampler: str, steps: int) -> None:
@@ -46,6 +48,7 @@ def test_proposals_lie_in_the_space(sampler: str, steps: int) -> None:
                     assert isinstance(part, Range) and part.low <= float(value) <= part.high
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("sampler", "trials", "reached"), [("gp", 25, 0.01), ("tpe", 60, 0.1), ("cmaes", 60, 0.1)])
 def test_it_finds_the_bottom_of_a_bowl(sampler: str, trials: int, reached: float) -> None:
     assert min(map(bowl, run(sampler, shape_space(["a", "b", "c"], 4), bowl, trials, seed=0))) < reached
