@@ -71,6 +71,27 @@ def test_it_trains() -> None:
         torch.testing.assert_close(mine, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "cast",
+    [
+        lambda layer: layer.float(),
+        lambda layer: [setattr(p, "data", p.data.float()) for p in layer.parameters()],
+    ],
+)
+def test_a_parameter_of_16_bits_becomes_float32_in_place(cast: Callable[[torch.nn.Module], Any]) -> None:
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(3, 2, bias=False).to(second_device.NAME, torch.bfloat16)
+    weight = layer.weight
+    before = weight.detach().cpu().float()
+    cast(layer)
+    assert layer.weight is weight and weight.dtype == torch.float32
+    assert torch.equal(weight.detach().cpu(), before)
+    found = layer(there)
+    found.sum().backward()
+    assert torch.equal(found.detach().cpu(), here @ before.T)
+    assert weight.grad is not None and weight.grad.dtype == torch.float32
+
+
 def test_nobody_computes_on_it_unasked() -> None:
     assert not torch.accelerator.is_available()
     assert torch.zeros(1).device.type == "cpu"

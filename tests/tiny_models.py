@@ -29,7 +29,9 @@ def scheduler(**options: Any) -> DDIMScheduler:
     return DDIMScheduler(**({"clip_sample": False, "prediction_type": "epsilon"} | options))
 
 
-def write_dit(folder: Path, *, classes: int = 3, out_channels: int = 1, **options: Any) -> Path:
+def write_dit(
+    folder: Path, *, classes: int = 3, out_channels: int = 1, dtype: torch.dtype = torch.float32, **options: Any
+) -> Path:
     with torch.random.fork_rng(devices=[]):
         network = DiTTransformer2DModel(
             num_attention_heads=2,
@@ -43,7 +45,7 @@ def write_dit(folder: Path, *, classes: int = 3, out_channels: int = 1, **option
             norm_elementwise_affine=False,
         )
     randomise(network)
-    network.save_pretrained(folder / "transformer")
+    network.to(dtype).save_pretrained(folder / "transformer")
     scheduler(**({"prediction_type": "v_prediction", "beta_schedule": "squaredcos_cap_v2"} | options)).save_pretrained(
         folder / "scheduler"
     )
@@ -64,6 +66,7 @@ def write_unet(
     classes: int | None = None,
     out_channels: int = 2,
     network: dict[str, Any] | None = None,
+    dtype: torch.dtype = torch.float32,
     **options: Any,
 ) -> Path:
     with torch.random.fork_rng(devices=[]):
@@ -86,5 +89,5 @@ def write_unet(
             )
         )
     randomise(unet)
-    DDPMPipeline(unet, scheduler(**options)).save_pretrained(folder)
+    DDPMPipeline(unet.to(dtype), scheduler(**options)).save_pretrained(folder)
     return folder

@@ -241,7 +241,7 @@ def run_alone(folders: Sequence[Path]) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def write_edm(folder: Path, *, classes: int | None = 3, channels: int = 2) -> Path:
+def write_edm(folder: Path, *, classes: int | None = 3, channels: int = 2, dtype: torch.dtype = torch.float32) -> Path:
     with torch.random.fork_rng(devices=[]):
         network = UNet2DModel(
             sample_size=8,
@@ -257,7 +257,7 @@ def write_edm(folder: Path, *, classes: int | None = 3, channels: int = 2) -> Pa
             num_class_embeds=classes,
         )
     randomise(network)
-    network.save_pretrained(folder / "unet")
+    network.to(dtype).save_pretrained(folder / "unet")
     EDMEulerScheduler(sigma_min=0.002, sigma_max=80.0, sigma_data=0.5).save_pretrained(folder / "scheduler")
     index = {
         "_class_name": "EDMPipeline",

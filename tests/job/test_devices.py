@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,10 @@ import numpy as np
 import pytest
 import second_device
 import torch
+from short_runs import FAMILIES, SHORT, adapted, flat, rounds, told, written
 from smoke_runs import last_weights, plain_weights, smoke, summary
 from tiny_models import write_dit
-from tiny_pipelines import write_edm, write_sd, write_sd3, write_sdxl
+from tiny_pipelines import write_sd
 from torch import Tensor
 
 from redif_ray.adaptive.observation import size
@@ -42,7 +42,6 @@ from redif_ray.types import Way, WorkUnit
 from redif_ray.workers.reward import TeacherRewardWorker
 
 pytestmark = pytest.mark.slow
-SHORT = ("learner.rounds=1", "rollout.groups=2", "warm_start.groups=2", "teacher.steps=2")
 GPUS = tuple(f"{role}.gpus=1" for role in ("rollout", "reward", "learner"))
 
 
@@ -53,15 +52,6 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
     return str(request.param)
 
 
-def rounds(config: Config) -> tuple[PlainLoop, dict[str, Tensor], dict[str, Tensor]]:
-    """A run's loop after its rounds, its weights before and after."""
-    loop = PlainLoop(config)
-    before = get_weights(loop.student)
-    for round in range(loop.plan.rounds):
-        loop.round(round)
-    return loop, before, get_weights(loop.student)
-
-
 def same_on_both(device: str, root: Path, *overrides: str) -> PlainLoop:
     """The loop on the device, whose weights moved as those on the CPU."""
     _, _, expected = rounds(smoke(root / "cpu", "cpu", *SHORT, *overrides))
@@ -70,18 +60,6 @@ def same_on_both(device: str, root: Path, *overrides: str) -> PlainLoop:
     moved, apart = (flat(expected) - flat(before)).norm(), (flat(found) - flat(expected)).norm()
     assert moved > 1e-3 and apart < 0.02 * moved
     return loop
-
-
-def flat(weights: dict[str, Tensor]) -> Tensor:
-    return torch.cat([weights[name].reshape(-1).double() for name in sorted(weights)])
-
-
-def told(root: Path) -> tuple[str, ...]:
-    """Captions, and guidance by them."""
-    captions = root / "captions.txt"
-    captions.write_text("\n".join(f"a picture of {i}" for i in range(40)))
-    source = f"conditions={{source: {captions}, held_out: 0.3}}"
-    return "teacher.guidance=2.5", "student.guidance=2.5", source, "evaluation.judge=random-features"
 
 
 @pytest.mark.parametrize(
@@ -109,29 +87,35 @@ def test_rounds(overrides: tuple[str, ...], device: str, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("write", "targets", "more"),
-    [
-        (write_sd, "to_v, conv1", ()),
-        pytest.param(write_sdxl, "to_q", (), marks=pytest.mark.long),
-        pytest.param(write_sd3, "to_q, to_v", (), marks=pytest.mark.long),
-        (write_edm, "conv1", ("teacher.solver=heun", "teacher.schedule=karras", "student.schedule=karras")),
-    ],
-    ids=["sd", "sdxl", "sd3", "edm"],
+    "name", [pytest.param(n, marks=pytest.mark.long) if n in ("sdxl", "sd3") else n for n in FAMILIES]
 )
-def test_families(
-    write: Callable[[Path], Path], targets: str, more: tuple[str, ...], device: str, tmp_path: Path
-) -> None:
-    text = ("evaluation.judge=random-features",) if write is write_edm else told(tmp_path)
-    loop = same_on_both(
-        device,
-        tmp_path,
-        f"teacher.model={write(tmp_path / 'teacher')}",
-        f"student.lora={{rank: 2, targets: [{targets}]}}",
-        "learner.lr=1e-2",
-        *text,
-        *more,
-    )
+def test_families(name: str, device: str, tmp_path: Path) -> None:
+    loop = same_on_both(device, tmp_path, *written(name, tmp_path), *adapted(name))
     assert all(p.device.type == device for part in loop.reward.teacher.parts.values() for p in part.parameters())
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_float32_adapters_of_networks_in_16_bits(name: str, device: str, tmp_path: Path) -> None:
+    """A policy round's weights are no measure: Adam makes whole steps of what rounding in 16 bits made of gradients."""
+    overrides = (*written(name, tmp_path), *adapted(name), *SHORT, "networks.precision=bfloat16")
+    moved, metrics = [], []
+    for where, gpus in (("cpu", ()), ("device", GPUS)):
+        loop = PlainLoop(smoke(tmp_path / where, where, *overrides, *gpus))
+        weights, found = [flat(get_weights(loop.student))], []
+        for round in range(loop.plan.rounds):
+            found.append(loop.round(round))
+            weights.append(flat(get_weights(loop.student)))
+        start, warm, policy = weights
+        assert (policy - warm).norm() > 1e-3
+        moved.append(warm - start), metrics.append(found)
+    expected, apart = moved[0].norm(), (moved[1] - moved[0]).norm()
+    assert expected > 1e-3 and apart < 0.4 * expected
+    for here, there in zip(*metrics, strict=True):
+        assert there["update/loss_anchor"] == pytest.approx(here["update/loss_anchor"], rel=0.1)
+    assert metrics[1][1]["reward/mean"] == pytest.approx(metrics[0][1]["reward/mean"], rel=0.1)
+    frozen = [p for p in loop.student.network.parameters() if not p.requires_grad]
+    assert {(p.dtype, p.device.type) for p in frozen} == {(torch.bfloat16, device)}
+    assert {(p.dtype, p.device.type) for p in trainable(loop.student).values()} == {(torch.float32, device)}
 
 
 def test_workers_that_take_turns(device: str, tmp_path: Path) -> None:
