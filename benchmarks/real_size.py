@@ -1,6 +1,6 @@
 """Stable Diffusion 1.5 at its real size, with random weights, on CPUs: a run, its resumption, its export.
 
-    python -m benchmarks.real_size [lora] [whole] [--out FOLDER]
+    python -m benchmarks.real_size [short] [lora] [whole] [--out FOLDER]
 
 The pipeline has the published architecture, 860 M parameters in the network, and is written in 16 bits; images have 64
 x 64 pixels, so that two cores can do it. `redif distill` runs on Ray as a user would start it. Peak memory of each
@@ -104,10 +104,12 @@ def _role(process: psutil.Process, driver: psutil.Process) -> str:
     return next((role for name, role in ROLES.items() if name in title), "other")
 
 
-def real_size(root: Path, stop: StopRequest, _: Console, *, whole: bool, held_out: int = 200) -> Part:
+def real_size(
+    root: Path, stop: StopRequest, _: Console, *, whole: bool = False, name: str = "lora", held_out: int = 200
+) -> Part:
     """Run the recipe of Stable Diffusion 1.5; stop it after its first policy round, resume it, and export its student.
 
-    whole: train all weights instead of adapters.
+    whole: train all weights instead of adapters. name: of the part. held_out: noises of the evaluation.
     """
     small = replace(SD15, unet={**SD15.unet, "sample_size": 8}, vae={**SD15.vae, "sample_size": 64})
     teacher = small.write(root / "teacher", dtype=torch.float16)
@@ -128,11 +130,13 @@ def real_size(root: Path, stop: StopRequest, _: Console, *, whole: bool, held_ou
     summary = json.loads((root / "real" / "summary.json").read_text())
     what = "all weights" if whole else "adapters of rank 4"
     return Part(
-        "whole" if whole else "lora",
-        f"Stable Diffusion 1.5 at 64 x 64 pixels, {what}",
+        name,
+        f"Stable Diffusion 1.5 at 64 x 64 pixels, {what}, {held_out} held-out noises",
         ["", "said before", "measured", "measured / said"],
         rows,
-        {"wall_seconds": wall, "said_mb": said["all processes"], "peak_mb": peaks.together},
+        {"wall_seconds": wall}
+        | {f"{role.replace(' ', '_')}_said_mb": mb for role, mb in said.items()}
+        | {f"{role}_peak_mb": mb for role, mb in {**peaks.by_role, "all_processes": peaks.together}.items()},
         [
             f"`sd15_coco_5step` with `{' '.join(STEPS)}`, {held_out} held-out noises. Memory is the largest PSS of a "
             f"process, looked at every {LOOK_SECONDS} s. The run was interrupted after its first policy round and "
@@ -206,7 +210,11 @@ def _seconds(run: Path, expected: Estimate, wall: float) -> list[list[str]]:
 SUITE = Suite(
     "real_size",
     "A pipeline of real size on CPUs",
-    {"lora": partial(real_size, whole=False), "whole": partial(real_size, whole=True)},
+    {
+        "short": partial(real_size, name="short", held_out=24),
+        "lora": real_size,
+        "whole": partial(real_size, name="whole", whole=True),
+    },
 )
 
 if __name__ == "__main__":
