@@ -78,11 +78,11 @@ def test_captions_are_encoded_before_a_unit_is_rolled_out(captions: bool, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("override", "made"),
-    [("pipeline.staleness=0", {1, 2}), ("pipeline.staleness=1", {1, 2, 3}), ("pipeline.colocate=true", {1})],
+    ("override", "kept"),
+    [("pipeline.staleness=0", {2}), ("pipeline.staleness=1", {3}), ("pipeline.colocate=true", set())],
 )
-def test_targets_are_made_one_round_ahead_unless_workers_rest(override: str, made: set[int], tmp_path: Path) -> None:
-    """One round ahead of those that are played for the learner's present round."""
+def test_targets_are_made_one_round_ahead_unless_workers_rest(override: str, kept: set[int], tmp_path: Path) -> None:
+    """One round ahead of those that are played for the learner's present round; theirs are let go once they are scored."""
     found = coordinator(tmp_path, override)
 
     async def run() -> None:
@@ -90,7 +90,7 @@ def test_targets_are_made_one_round_ahead_unless_workers_rest(override: str, mad
         await asyncio.gather(*found.ahead.values())
 
     asyncio.run(run())
-    assert {round for round, _ in found.ahead} == made
+    assert {round for round, _ in found.ahead} == kept
     resting = int("colocate" in override)
     assert (found.rollout.workers[0].rested, found.reward.workers[0].rested) == (resting, resting)
 
