@@ -82,7 +82,7 @@ def test_captions_are_encoded_before_a_unit_is_rolled_out(captions: bool, tmp_pa
     [("pipeline.staleness=0", {2}), ("pipeline.staleness=1", {3}), ("pipeline.colocate=true", set())],
 )
 def test_targets_are_made_one_round_ahead_unless_workers_rest(override: str, kept: set[int], tmp_path: Path) -> None:
-    """One round ahead of those that are played for the learner's present round; theirs are let go once they are scored."""
+    """One round ahead of those that are played; images of these are let go once they are scored."""
     found = coordinator(tmp_path, override)
 
     async def run() -> None:
