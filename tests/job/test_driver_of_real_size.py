@@ -19,7 +19,7 @@ SIZES: dict[str, tuple[Callable[[Path], Path], list[str]]] = {
     "flux": (real_sizes.flux_dev, [f"teacher.family={FAMILY}:load"]),
     "edm_imagenet64_4step": (real_sizes.edm_imagenet_64, []),
 }
-SECONDS, MB = 60, 2500
+SECONDS, MB = 60, 2500  # of a core of the driver, so that other work on the machine does not count; and of memory
 
 
 @pytest.mark.long
@@ -33,6 +33,9 @@ def test_the_first_worker_is_asked_for_soon_and_in_little_memory(recipe: str, tm
         "reward.terms={mse: {}}",
         "evaluation.judge=random-features",
         "tracking.uri=off",
+        "evaluation.held_out=24",  # or the disk of a small machine would be too small, which a run checks first
+        "learner.rounds=4",
+        "warm_start.rounds=1",
         *(f"{role}.gpus=0" for role in ("rollout", "reward", "learner")),
         *given,
     ]
@@ -44,18 +47,18 @@ def test_the_first_worker_is_asked_for_soon_and_in_little_memory(recipe: str, tm
     code = "from redif_ray.cli import main; main()"
     with (tmp_path / "output").open("w") as output:
         run = subprocess.Popen([sys.executable, "-c", code, "distill", base, *overrides], stdout=output, stderr=output)
-    driver, started, most, asked = psutil.Process(run.pid), time.monotonic(), 0.0, False
+    driver, started, cpu, most, asked = psutil.Process(run.pid), time.monotonic(), 0.0, 0.0, False
     try:
         while run.poll() is None and not asked:
-            most = max(most, driver.memory_full_info().pss / 1e6)
+            most, cpu = max(most, driver.memory_full_info().pss / 1e6), sum(driver.cpu_times()[:2])
             asked = any("Actor" in title for title in map(_title, driver.children(recursive=True)))
             time.sleep(0.1)
     finally:
         _end(driver)
     took = time.monotonic() - started
     assert asked, (tmp_path / "output").read_text()
-    print(f"{recipe}: {took:.0f} s, {most:,.0f} MB")
-    assert took <= SECONDS and most <= MB
+    print(f"{recipe}: {cpu:.0f} s of a core in {took:.0f} s, {most:,.0f} MB")
+    assert cpu <= SECONDS and most <= MB
 
 
 def _title(process: psutil.Process) -> str:
