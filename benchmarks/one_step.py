@@ -110,7 +110,7 @@ def _calls(loop: PlainLoop, round: int, metrics: dict[str, float], flops: Accoun
 
 def _frechet(loop: PlainLoop, features: np.ndarray) -> float:
     parts = [loop.reward.reference(unit)[1] for unit in reference_units(loop.plan, len(features))]
-    return float(Judge(parts[0].judge, np.concatenate([part.features for part in parts])).frechet(features))
+    return float(Judge.of(parts).frechet(features))
 
 
 class Kept(torch.optim.SGD):

@@ -5,13 +5,15 @@ The images themselves stay where they are made: reward workers embed them (`eval
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
+from typing import Self
 
 import numpy as np
 
 from redif_ray.evaluation.frechet import frechet_to
 from redif_ray.evaluation.kid import kid_to
+from redif_ray.types import Reference
 
 
 class Judge:
@@ -22,6 +24,11 @@ class Judge:
 
     def __init__(self, name: str, features: np.ndarray) -> None:
         self.name, self.reference = name, np.asarray(features, np.float64)
+
+    @classmethod
+    def of(cls, parts: Sequence[Reference]) -> Self:
+        """Return the judge whose reference is that of successive work units together."""
+        return cls(parts[0].judge, np.concatenate([part.features for part in parts]))
 
     @cached_property
     def frechet(self) -> Callable[[np.ndarray], float]:

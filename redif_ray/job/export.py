@@ -25,15 +25,15 @@ def export_checkpoint(run: Path, out: Path, checkpoint: str, schedule: Path | No
     run: run folder. out: folder to write. checkpoint: name of a folder below `checkpoints/`.
     schedule: schedule.yaml of `redif search`; None: the run's own schedule.
     """
-    config, (weights, _) = stored_config(run), deployed_weights(run, checkpoint)
+    config = stored_config(run)
     if schedule is not None:
         times = read_times(schedule, config.student.steps)
         config = config.model_copy(update={"student": config.student.model_copy(update=times._asdict())})
-    export_weights(load_teacher(config.teacher), config, weights, out, None)
+    export_deployed(config, run, checkpoint, out, None)
     return out
 
 
-def export_deployed(config: Config, run: Path, checkpoint: str, out: Path, summary: dict[str, Any]) -> None:
+def export_deployed(config: Config, run: Path, checkpoint: str, out: Path, summary: dict[str, Any] | None) -> None:
     """Export what a checkpoint deploys; in a process of its own, which takes the memory of one network with it."""
     weights, _ = deployed_weights(run, checkpoint)
     export_weights(load_teacher(config.teacher), config, weights, out, summary)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import ray
 
 from redif_ray.evaluation.judge import Judge
@@ -20,5 +19,4 @@ def judge_of(coordinator: Any, count: int, accounts: Accounts, get: Callable[[An
     """
     data = fetched(lambda lost: coordinator.reference.remote(count, lost), get)
     accounts.add_evaluation(meta for metas in data.metas for meta in metas)
-    parts = [reference for (reference,) in data.parts.values()]
-    return Judge(parts[0].judge, np.concatenate([part.features for part in parts]))
+    return Judge.of([reference for (reference,) in data.parts.values()])

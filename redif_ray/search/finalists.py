@@ -60,7 +60,7 @@ def measure(job: Job, finalists: list[Finalist]) -> list[dict[str, Any]]:
     missing = [f for f in finalists if (f.steps, f.name) not in known]
     if missing:
         job.console.print(f"{len(missing)} schedules on {job.config.evaluation.held_out} held-out noises")
-        judge = _judge(job)
+        judge = Judge.of(job.get(job.evaluator.reference.remote()))
         teacher = job.get(job.evaluator.seen.remote(None))
     for finalist in missing:
         row = asdict(finalist) | _measured(job, finalist, teacher, judge)
@@ -86,11 +86,6 @@ def _measured(job: Job, finalist: Finalist, teacher: Seen, judge: Judge) -> dict
 
 def _mean(values: np.ndarray) -> float:
     return float(values.mean(dtype=np.float64))
-
-
-def _judge(job: Job) -> Judge:
-    parts = job.get(job.evaluator.reference.remote())
-    return Judge(parts[0].judge, np.concatenate([part.features for part in parts]))
 
 
 def compare(rows: list[dict[str, Any]], resamples: int, seed: int, conditions: Sequence[Condition]) -> None:

@@ -1,4 +1,4 @@
-"""What is said of a cluster before a run uses it."""
+"""A run says what a cluster lacks before it uses the cluster."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ def test_of_two_ranks_each_loses_its_own(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("captions", [True, False])
 def test_captions_are_encoded_before_a_unit_is_rolled_out(captions: bool, tmp_path: Path) -> None:
-    """Where nobody asks for the teacher's images, by a call of its own; elsewhere with these images."""
+    """A call of its own encodes them where nobody asks for the teacher's images; elsewhere that call does."""
     found = coordinator(tmp_path, captions=captions)
     done = found.reward.workers[0].order
 

@@ -44,7 +44,7 @@ def arm(judge: Judge, encoder: Encoder) -> Callable[..., dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def good(arm: Arms, real: Real) -> dict[str, Any]:
-    """What real images get, compared with themselves."""
+    """Return the metrics of real images that are compared with themselves."""
     images, labels = real
     return arm(images, images, labels)
 

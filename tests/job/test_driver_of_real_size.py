@@ -1,4 +1,4 @@
-"""What the driver of a run needs until it asks for its first worker, with networks of real size."""
+"""The driver of a run needs little time and memory until it asks for its first worker, at real sizes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the evaluation holds in the driver: it does not grow with the number and the size of the images."""
+"""The memory that an evaluation takes in the driver does not grow with the number and the size of the images."""
 
 from __future__ import annotations
 
