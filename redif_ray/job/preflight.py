@@ -22,7 +22,7 @@ from redif_ray.learning.regularisers import find_divergence
 from redif_ray.methods import phases_of
 from redif_ray.models.protocol import DiffusionModel, ModelError
 from redif_ray.models.registry import model_folder, replaced, teacher_outline
-from redif_ray.models.student import make_student
+from redif_ray.models.student import check_targets
 from redif_ray.planning import factory
 from redif_ray.workers import runtime_env
 
@@ -39,7 +39,7 @@ def preflight(config: Config, captions: Sequence[str] | None = None) -> Conditio
     teacher = teacher_outline(config.teacher, check=True)
     if (replacement := replaced(teacher)) is not None:
         log.warning("%s", replacement)
-    make_student(teacher, config.student.lora)
+    check_targets(teacher.network, config.student.lora)
     teacher.blank(1)  # raises for a tokeniser that cannot be read
     conditions = factory.conditions(config, teacher, captions)
     _warn_of_long_captions(teacher, conditions)

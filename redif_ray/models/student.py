@@ -47,7 +47,10 @@ def _shared_copy(network: Module) -> Any:
     return copy.deepcopy(network, tensors)
 
 
-def _add_adapters(network: Module, lora: Lora) -> None:
+def check_targets(network: Module, lora: Lora) -> None:
+    """Raise ModelError where one of `lora.targets` matches no layer of the network that a student would adapt."""
+    if not lora.rank:
+        return
     names = [name for name, _ in network.named_modules()]
     absent = [target for target in lora.targets if not any(_matches(name, target) for name in names)]
     if absent:
@@ -55,8 +58,15 @@ def _add_adapters(network: Module, lora: Lora) -> None:
         raise ModelError(
             f"student.lora.targets={absent} match no layer of {type(network).__name__}, which has {sorted(layers)}"
         )
+
+
+def _add_adapters(network: Module, lora: Lora) -> None:
+    check_targets(network, lora)
     alpha: Any = lora.alpha or lora.rank  # peft annotates an int and divides a float
-    config = LoraConfig(r=lora.rank, lora_alpha=alpha, target_modules=list(lora.targets))
+    has_data = (
+        next(network.parameters()).device.type != "meta"
+    )  # otherwise initial values would cost seconds for nothing
+    config = LoraConfig(r=lora.rank, lora_alpha=alpha, target_modules=list(lora.targets), init_lora_weights=has_data)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # A is the same in every process; published weights replace it anyhow
         inject_adapter_in_model(config, network, adapter_name=ADAPTER)
