@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -19,14 +17,14 @@ from redif_ray.evaluation.judge_source import needs_reference
 from redif_ray.learning.rounding import rounds_apart
 from redif_ray.methods import Prices
 from redif_ray.models.protocol import DiffusionModel
-from redif_ray.models.registry import load_teacher, teacher_outline
+from redif_ray.models.registry import teacher_outline
 from redif_ray.planning.disk import disk
 from redif_ray.planning.host_memory import main_memory_mb
 from redif_ray.planning.memory import footprints, workers
 from redif_ray.planning.rounds import RoundPlan
+from redif_ray.planning.timing import Speed, cpu_speed
 
 Calls = Mapping[str, float]  # network calls on single images that the workers of a role make, by role
-LARGEST_TIMED = 5e9  # most FLOPs of a network call that is timed, 0.1 s of a core
 GPU_FLOPS = {"float32": 20e12, "bfloat16": 100e12, "float16": 100e12}  # FLOP/s of one GPU: assumed, not measured
 START_SECONDS = 35
 
@@ -54,14 +52,13 @@ def estimate(config: Config, conditions: Conditions) -> Estimate:
 
     Network calls are counted on a network without weights. One is timed if it runs on CPUs and the network is small.
     """
-    teacher = teacher_outline(config.teacher)
+    teacher = teacher_outline(config.teacher, dtype=getattr(torch, config.networks.precision))
     plan = RoundPlan(config, conditions)
-    flops = prediction_flops(teacher)
-    work = _work(config, teacher, plan, decode_flops(teacher) / flops)
+    flops, decode = prediction_flops(teacher), decode_flops(teacher)
     by_gpu = flops / GPU_FLOPS[config.networks.precision]
-    widths = {_cores(config, calls) for calls in work.values()} - {0}
-    by_core = _cpu_seconds(config, flops, {1, *widths}) if widths else {}
-    seconds = {name: _seconds(config, calls, by_core, by_gpu) for name, calls in work.items()}
+    speed, ratio = _speed(config, teacher, flops, decode), decode / flops
+    work = _work(config, teacher, plan, ratio if config.reward.gpus else speed.decode)
+    seconds = {name: _seconds(config, calls, speed.call, by_gpu) for name, calls in work.items()}
     seconds["start"] = START_SECONDS
     on_gpus = sum(n for calls in work.values() for role, n in calls.items() if workers(config)[role][1])
     return Estimate(
@@ -69,7 +66,7 @@ def estimate(config: Config, conditions: Conditions) -> Estimate:
         _round_seconds(seconds, plan),
         memory_mb=main_memory_mb(config, footprints(config, activations=False)),
         disk_mb=disk(config, teacher, conditions).total / 1e6,
-        forward_ms=1e3 * (by_core[1] if by_core else by_gpu),
+        forward_ms=1e3 * speed.call.get(1, by_gpu),
         gpu_flops=on_gpus * flops,
     )
 
@@ -97,7 +94,9 @@ def _work(config: Config, teacher: DiffusionModel, plan: RoundPlan, decode: floa
         work[phase.title] = {"rollout": calls.rollout, "reward": calls.reward + seen * decode}
         work[f"{phase.title}, update"] = {"learner": calls.learner + learnt * decode}
     checks, validated = 1 + plan.rounds // config.validation.every, config.validation.groups
+    calibrated = config.reward.calibration
     return work | {
+        "calibration": {"rollout": calibrated * own, "reward": calibrated * (2 * target + 6 * decode)},
         "validation": {
             "rollout": checks * validated * own,
             "reward": validated * (target + (checks + 1) * decode) + _reference(config, validated, target + decode),
@@ -122,8 +121,17 @@ def _reference(config: Config, count: int, image: float) -> float:
     return count * image if needs_reference(config.evaluation.judge) else 0.0
 
 
-def _cores(config: Config, calls: Calls) -> int:
-    """Return the number of cores that share the calls of the roles without GPUs; 0 if every role has GPUs."""
+def _speed(config: Config, teacher: DiffusionModel, flops: float, decode: float) -> Speed:
+    """Return the speed of the roles without GPUs, with one busy core and with as many as they keep busy."""
+    widths = {_cores(config, roles) for roles in (("rollout", "reward"), ("learner",))} - {0}
+    rows = config.rollout.unit_groups * config.rollout.siblings
+    return (
+        cpu_speed(config.teacher, teacher, flops, decode, rows, {1, *widths}) if widths else Speed({}, decode / flops)
+    )
+
+
+def _cores(config: Config, calls: Iterable[str]) -> int:
+    """Return the number of cores that share the calls of those of the roles without GPUs; 0 if all have GPUs."""
     threads = {"learner": config.learner.threads}
     roles = workers(config)
     widths = [roles[role][0] * threads.get(role, 1) for role in calls if not roles[role][1]]
@@ -140,47 +148,6 @@ def _seconds(config: Config, calls: Calls, by_core: Mapping[int, float], by_gpu:
     on_gpu = sum(number for role, number in calls.items() if roles[role][1])
     gpus = max(1.0, sum(count * share for count, share in (roles[role] for role in calls)))
     return (on_cpu * by_core[cores] / cores if cores else 0.0) + on_gpu * by_gpu / gpus
-
-
-def _cpu_seconds(config: Config, flops: float, together: Iterable[int]) -> dict[int, float]:
-    """Return the seconds of a network call on one image on a core, by the number of busy cores.
-
-    Busy cores share caches and memory, so the call is timed on as many threads as each of `together` says. A network
-    of more than LARGEST_TIMED FLOPs is assumed to reach the FLOP/s of a matrix product.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        if flops > LARGEST_TIMED:
-            return {cores: flops / _product_rate(cores) for cores in together}
-        teacher = load_teacher(config.teacher)
-        batch = max(1, min(16, int(LARGEST_TIMED / flops)))
-        x, encoded = torch.zeros(batch, *teacher.latent_shape), teacher.blank(batch)
-        level = teacher.process.noisiest()
-        return {c: _timed(lambda: teacher.predict(x, level, encoded), c) / batch for c in together}
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _product_rate(together: int, size: int = 1024) -> float:
-    """Return the measured FLOP/s of float32 matrix products on a core while `together` cores are busy."""
-    a = torch.ones(size, size)
-    return 2 * size**3 / _timed(lambda: a @ a, together)
-
-
-def _timed(call: Callable[[], object], together: int, repeats: int = 5) -> float:
-    """Return the measured seconds of a call, on the slowest of `together` threads that make it at the same time."""
-
-    @torch.no_grad()
-    def one(_: int) -> float:
-        call()
-        started = time.perf_counter()
-        for _ in range(repeats):
-            call()
-        return (time.perf_counter() - started) / repeats
-
-    with ThreadPoolExecutor(together) as pool:
-        return max(pool.map(one, range(together)))
 
 
 def duration(e: Estimate) -> str:

@@ -34,7 +34,18 @@ def test_work_counted_by_hand() -> None:
     rows, call = 10 * 48 * 4, found.forward_ms / 1e3
     assert set(found.round_seconds) == {"warm_start"}
     assert found.seconds["warm start, update"] == pytest.approx(rows * 2.9 * call)
-    assert set(found.seconds) == {"warm start", "warm start, update", "validation", "evaluation", "start"}
+    assert set(found.seconds) == {
+        "warm start",
+        "warm start, update",
+        "calibration",
+        "validation",
+        "evaluation",
+        "start",
+    }
+    calls = {"warm start": rows * (1 + 3), "calibration": 64 * (4 + 2 * 20)}  # two images of the teacher a group
+    assert found.seconds["calibration"] / found.seconds["warm start"] == pytest.approx(
+        calls["calibration"] / calls["warm start"]
+    )
 
 
 @pytest.mark.slow

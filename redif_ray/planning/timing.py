@@ -1,0 +1,146 @@
+"""The seconds of a network's calls on this machine's cores, measured before a run starts."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from torch.nn import Module, Parameter
+
+from redif_ray.config import Teacher
+from redif_ray.models.protocol import DiffusionModel
+from redif_ray.models.registry import load_teacher
+
+LARGEST_LOADED = 5e9  # most FLOPs of a network call on one image for which the weights are loaded, 0.1 s of a core
+LARGEST_TIMED = {torch.float32: 6e10}  # most FLOPs of a call that is timed without weights, a few seconds of a core
+LARGEST_OTHER = 3e9  # the same in 16 bits, which CPUs compute far more slowly
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """Measured seconds of a core.
+
+    call: seconds of a network call on one image, by the number of busy cores. decode: seconds of decoding one image, in
+    calls on one core.
+    """
+
+    call: dict[int, float]
+    decode: float
+
+
+def cpu_speed(
+    teacher: Teacher, outline: DiffusionModel, flops: float, decode_flops: float, rows: int, together: Iterable[int]
+) -> Speed:
+    """Measure a network, with busy cores besides, because these share caches and memory.
+
+    outline: the teacher on the device "meta", in the dtype in which it computes. flops, decode_flops: of a call on one
+    image, and of decoding it. rows: images of a call. together: the numbers of busy cores to measure with.
+
+    A small network is loaded. A larger one is called with zeros for weights, which a layer has only while it computes.
+    One whose calls are too long for that is assumed to reach the FLOP/s of a matrix product.
+    """
+    threads, decode = torch.get_num_threads(), decode_flops / flops
+    torch.set_num_threads(1)
+    try:
+        if flops <= LARGEST_LOADED:
+            model = load_teacher(teacher, dtype=outline.dtype)
+            rows = max(1, min(16, int(LARGEST_LOADED / flops)))
+            return Speed({cores: _timed(lambda: _call(model, rows), cores) / rows for cores in together}, decode)
+        most = LARGEST_TIMED.get(outline.dtype, LARGEST_OTHER)
+        if flops > most:
+            return Speed({cores: flops / _product_rate(outline.dtype, cores) for cores in together}, decode)
+        rows = max(1, min(rows, int(most / flops)))
+        call = {cores: _timed_hollow(outline, rows, cores) / rows for cores in together}
+        if 0 < decode_flops <= LARGEST_TIMED[torch.float32]:
+            decode = _decode_seconds(outline) / call[1]
+        return Speed(call, decode)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _call(model: DiffusionModel, rows: int) -> None:
+    encoded = {name: torch.zeros_like(value, device="cpu") for name, value in model.blank(rows).items()}
+    model.predict(torch.zeros(rows, *model.latent_shape), model.process.noisiest(), encoded)
+
+
+def _product_rate(dtype: torch.dtype, together: int, size: int = 512) -> float:
+    """Return the measured FLOP/s of matrix products on a core while `together` cores are busy."""
+    a = torch.ones(size, size, dtype=dtype)
+    return 2 * size**3 / _timed(lambda: a @ a, together)
+
+
+def _timed(call: Callable[[], object], together: int, repeats: int = 5) -> float:
+    """Return the measured seconds of a call, on the slowest of `together` threads that make it at the same time."""
+
+    @torch.no_grad()
+    def one(_: int) -> float:
+        call()
+        started = time.perf_counter()
+        for _ in range(repeats):
+            call()
+        return (time.perf_counter() - started) / repeats
+
+    with ThreadPoolExecutor(together) as pool:
+        return max(pool.map(one, range(together)))
+
+
+def _timed_hollow(outline: DiffusionModel, rows: int, together: int) -> float:
+    """Return the measured seconds of a call on `rows` images, on the slowest of `together` threads, without weights."""
+    models = [replace(outline, network=copy.deepcopy(outline.network)) for _ in range(together)]
+
+    @torch.no_grad()
+    def one(model: DiffusionModel) -> float:
+        with hollow(model.network) as aside:
+            started = time.perf_counter()
+            _call(model, rows)
+            return time.perf_counter() - started - aside.seconds
+
+    with ThreadPoolExecutor(together) as pool:
+        return max(pool.map(one, models))
+
+
+@torch.no_grad()
+def _decode_seconds(outline: DiffusionModel) -> float:
+    """Return the measured seconds of decoding one image, without weights."""
+    outline.decode(torch.zeros(1, *outline.latent_shape, device="meta"))  # makes the networks that decode
+    with hollow(*outline.parts.values()) as aside:
+        started = time.perf_counter()
+        outline.decode(torch.zeros(1, *outline.latent_shape))
+        return time.perf_counter() - started - aside.seconds
+
+
+@dataclass
+class Aside:
+    """Seconds that a measurement leaves out."""
+
+    seconds: float = 0.0
+
+
+@contextmanager
+def hollow(*networks: Module) -> Iterator[Aside]:
+    """Let networks on the device "meta" compute on the CPU in this block, with zeros for weights.
+
+    A layer has its zeros only while it computes, so the block needs little memory. Yields the seconds of making them.
+    """
+    aside = Aside()
+
+    def moved(module: Module, device: str) -> None:
+        started = time.perf_counter()
+        for name, value in [*module.named_parameters(recurse=False)]:
+            setattr(module, name, Parameter(torch.zeros_like(value, device=device), requires_grad=False))
+        for name, value in [*module.named_buffers(recurse=False)]:
+            setattr(module, name, torch.zeros_like(value, device=device))
+        aside.seconds += time.perf_counter() - started
+
+    with ExitStack() as hooks:
+        for module in (module for network in networks for module in network.modules()):
+            before = module.register_forward_pre_hook(lambda module, _: moved(module, "cpu"))
+            after = module.register_forward_hook(lambda module, *_: moved(module, "meta"))
+            hooks.callback(before.remove)
+            hooks.callback(after.remove)
+        yield aside
