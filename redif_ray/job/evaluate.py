@@ -46,7 +46,7 @@ def evaluate(run: Path, overrides: list[str], *, checkpoint: str, console: Conso
         with connect(config), session(config, conditions, folder, stop) as opened:
             opened.ready()
             opened.growth.start()
-            measured = measure(opened, checkpoint_key(checkpoint, version), Accounts(config))
+            measured = measure(opened, checkpoint_key(checkpoint, version), Accounts(config), console)
         name = f"evaluation-{config.evaluation.held_out}.json"
         result = {**measured.fields, "notes": measured.notes}
         folder.write(name, json.dumps(result, indent=1) + "\n")

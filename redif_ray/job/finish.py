@@ -38,7 +38,7 @@ def finish(run: Session, outcome: Outcome, console: Console) -> None:
     accounts.load(outcome.ledger)
     weights, version = deployed_weights(folder, BEST)
     console.print(f"evaluating on {config.evaluation.held_out} held-out noises")
-    measured = measure(run, checkpoint_key(BEST, version), accounts)
+    measured = measure(run, checkpoint_key(BEST, version), accounts, console)
     summary = {
         "schema": 1,
         "name": config.run.name,

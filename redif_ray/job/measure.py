@@ -5,10 +5,12 @@ The images stay in the reward workers; what reaches the driver does not grow wit
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from rich.console import Console
 
 from redif_ray.checkpoint import check_checkpoint, find_checkpoint
 from redif_ray.config import LEARNED
@@ -41,22 +43,31 @@ class Measured:
     notes: dict[str, Any]
 
 
-def measure(run: Session, key: str, accounts: Accounts) -> Measured:
-    """Measure every arm on the same held-out noises, with the same judge.
+def measure(run: Session, key: str, accounts: Accounts, console: Console) -> Measured:
+    """Measure every arm on the same held-out noises, with the same judge, and print a line for each that is done.
 
     key: name of the student's weights; see `runs.deployed`.
     accounts: takes the cost of the evaluation.
     """
-    config, count = run.config, run.config.evaluation.held_out
+    config, count, said = run.config, run.config.evaluation.held_out, _Progress(console)
     judge = judge_of(run.coordinator, count, accounts, run.get)
+    said("the judge's reference")
     _take_learned(run)
-    few, warm, student = _held_out(run, INITIAL, accounts), _warm_start(run, accounts), _held_out(run, key, accounts)
+    few = _held_out(run, INITIAL, accounts)
+    said(ARMS["teacher_few"])
+    if (warm := _warm_start(run, accounts)) is not None:
+        said(ARMS["warm_start"])
+    student = _held_out(run, key, accounts)
+    said(ARMS["student"])
     units = run.plan.deploy(Stream.HELD_OUT, count)
     teacher, metas = run.see(units, units)
     accounts.add_evaluation(metas)
+    said(ARMS["teacher_full"])
     name, way = best_teacher(run, accounts)
+    said("the teacher's best schedule and solver")
     best, metas = run.see(units, [way] * len(units))
     accounts.add_evaluation(metas)
+    said(ARMS["teacher_best"])
     calls = config.student.steps * run.teacher.calls_per_step(config.student.guidance)
     full_calls = solvers.network_calls(config.teacher.solver, config.teacher.steps)
     full_calls *= run.teacher.calls_per_step(config.teacher.guidance)
@@ -83,6 +94,18 @@ def measure(run: Session, key: str, accounts: Accounts) -> Measured:
     }
     notes = {"teacher_best": name, "seconds_per_image": seconds_per_image(run), "student_gain": gains}
     return Measured(fields, [(label, seen.pictures) for label, seen in rows if seen is not None], notes)
+
+
+class _Progress:
+    """Prints what was measured last, and the seconds that it took."""
+
+    def __init__(self, console: Console) -> None:
+        self.console, self.since = console, time.monotonic()
+
+    def __call__(self, what: str) -> None:
+        now = time.monotonic()
+        self.console.print(f"  {what}: {now - self.since:.0f} s", highlight=False)
+        self.since = now
 
 
 def _take_learned(run: Session) -> None:
