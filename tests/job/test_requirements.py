@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,14 +11,16 @@ from typing import Any
 import pytest
 import torch
 from cases import mostly_long
-from real_sizes import stable_diffusion_15
+from real_sizes import edm_imagenet_64, flux_dev, stable_diffusion_15, stable_diffusion_35_medium, stable_diffusion_xl
+from safetensors import safe_open
 from tiny_models import write_dit, write_unet
 from tiny_pipelines import write_edm, write_sd, write_sd3, write_sdxl
 
 from redif_ray.config import Config, load
+from redif_ray.config.roles import Term
 from redif_ray.job import requirements
 from redif_ray.models.discriminator import Discriminator
-from redif_ray.models.registry import load_model
+from redif_ray.models.registry import load_model, teacher_outline
 from redif_ray.models.student import make_student, trainable
 from redif_ray.planning import memory
 from redif_ray.planning.host_memory import main_memory_mb
@@ -63,6 +66,47 @@ def test_weights_are_those_of_the_files(name: str, tmp_path: Path) -> None:
     drafting = footprints(config(folder, "method=draft", "learner.ema=0.9")).roles["learner"]
     assert drafting.weights == pytest.approx(network + 4 * own / 1e6 + decoder)
     assert drafting.training == pytest.approx(16 * own / 1e6)
+
+
+FLUX = f"teacher.family={Path(__file__).parents[1] / 'flux_family.py'}:load"
+REAL: dict[str, tuple[Callable[[Path], Path], list[str]]] = {
+    "sd15_coco_5step": (stable_diffusion_15, []),
+    "sdxl_4step_lora": (stable_diffusion_xl, []),
+    "sd35_4step_lora": (stable_diffusion_35_medium, []),
+    "flux": (flux_dev, [FLUX]),
+    "edm_imagenet64_4step": (edm_imagenet_64, []),
+}
+
+
+def in_headers(folder: Path, bits: int) -> float:
+    """MB of a network's weights, as the headers of its files tell, in floats of so many bits."""
+    values = 0
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, framework="np") as file:
+            values += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    return values * bits / 8e6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", mostly_long(REAL, lambda name: name == "sdxl_4step_lora"))
+def test_weights_of_real_size_are_those_of_the_headers(recipe: str, tmp_path: Path) -> None:
+    """A VAE is kept in float32; all other networks are in the recipe's precision, and adapters come on top."""
+    write, given = REAL[recipe]
+    folder = write(tmp_path / "m")
+    own: Config = load("sd35_4step_lora" if recipe == "flux" else recipe, [f"teacher.model={folder}", *given])
+    own = own.model_copy(update={"reward": own.reward.model_copy(update={"terms": {"mse": Term()}})})
+    bits = 32 if own.networks.precision == "float32" else 16
+    component = teacher_outline(own.teacher).component
+    network = in_headers(folder / component, bits)
+    beside = sum(
+        in_headers(part, 32 if part.name == "vae" else bits)
+        for part in folder.iterdir()
+        if part.is_dir() and part.name != component
+    )
+    found = footprints(own, activations=False)
+    adapters = 4 * found.trained / 1e6
+    assert found.roles["reward"].weights == pytest.approx(network + beside, rel=0.02)
+    assert found.roles["rollout"].weights == pytest.approx(network + adapters, rel=0.02)
 
 
 @pytest.mark.slow

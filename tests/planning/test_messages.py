@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from real_sizes import stable_diffusion_35_medium, stable_diffusion_xl
+from tiny_pipelines import write_sdxl
 
 from redif_ray.config import Config, load
 from redif_ray.loop import PlainLoop
@@ -89,6 +90,31 @@ def test_a_deployment_is_counted_as_it_is_measured(tmp_path: Path) -> None:
     found, most = measured(loop, units), 4 * messages.LARGEST_FEATURES * 32
     assert found.final == pytest.approx(counted.final, rel=0.02, abs=2000)
     assert counted.trajectories == counted.targets == 0 and found.scores <= counted.scores <= found.scores + most
+
+
+@pytest.mark.long
+def test_a_work_unit_of_the_size_of_sdxl_is_measured(tmp_path: Path) -> None:
+    """A small network on the latents of 1,024 pixels, in 16 bits: messages do not depend on the number of weights."""
+    (tmp_path / "captions.txt").write_text("\n".join(f"a picture of {i}" for i in range(60)))
+    folder = write_sdxl(tmp_path / "teacher")
+    given = [
+        f"teacher={{model: {folder}, height: 256, width: 256, steps: 2}}",
+        f"conditions.source={tmp_path}/captions.txt",
+        f"run.root={tmp_path}",
+        "reward.terms={mse: {}}",
+        "warm_start.rounds=0",
+        *(f"{role}.gpus=0" for role in ("rollout", "reward", "learner")),
+    ]
+    made = absolute(load("sdxl_4step_lora", given))
+    loop = PlainLoop(made)
+    assert loop.student.latent_shape == (4, 128, 128)
+    units = loop.plan.units(0)
+    one, counted = measured(loop, units[:1]), messages.of_rounds(made, loop.rollout.teacher)["policy"]
+    assert (one.trajectories + one.final) * len(units) == pytest.approx(counted.trajectories + counted.final, rel=0.01)
+    images = (
+        8 * 4 * 3 * 1024**2
+    )  # of the teacher's VAE, which makes eight pixels of an edge where the small one makes two
+    assert (one.trajectories + one.final) * len(units) + images == pytest.approx(191e6, rel=0.01)
 
 
 @pytest.mark.slow
