@@ -56,8 +56,8 @@ class WorkUnit:
 class Trajectories:
     """The states that a rollout worker visited in a work unit, with the weights of `policy_version`.
 
-    The last latent, the result, is among them only where the last step explores, so that it is an action. The reward
-    worker that decodes it gets it apart.
+    The last latent, the result, is among them only where the last step explores, so that it is an action, or where the
+    phase reads it. The reward worker that decodes it gets it apart.
     """
 
     unit: WorkUnit
@@ -119,6 +119,22 @@ class Scored:
     images: np.ndarray | None = None  # [R, C, H, W] in [0, 1]: the student's, if a phase or reward uses them
     teacher_terms: dict[str, np.ndarray] | None = None  # [R] each: terms of the teacher's image in the student's place
     seen: Seen | None = None  # measurements of the student's images, which stay in the reward worker; in deployments
+    gradients: dict[str, np.ndarray] | None = None  # [R, *latent] each: of terms at the last latents, see `Slopes`
+    spreads: dict[str, np.ndarray] | None = None  # [R] each: std of the terms around the last latents
+
+
+@dataclass(frozen=True, slots=True)
+class Slopes:
+    """The reward terms around the last latents of a work unit, R rows.
+
+    terms: [R] each, raw: at the last latents or, where a term is sampled, the mean around them. gradients: [R, *latent]
+    each, of the terms that have a weight. spreads: [R] each, std of these terms at the exploration's distance; that of
+    a differentiable term to first order.
+    """
+
+    terms: dict[str, np.ndarray]
+    gradients: dict[str, np.ndarray]
+    spreads: dict[str, np.ndarray]
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,3 +167,4 @@ class Meta:
     terms: dict[str, np.ndarray] | None = None
     teacher_terms: dict[str, np.ndarray] | None = None  # of the teacher's image in the student's place
     learned_sha256: str | None = None  # of the learned reward's weights, if `terms` has one
+    spreads: dict[str, np.ndarray] | None = None  # [R] each: std of the terms around the last latents

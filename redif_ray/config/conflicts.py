@@ -19,6 +19,8 @@ def conflicts(c: Sections) -> Iterator[str]:
     yield from _sweep(c)
     if _has_policy(c):
         yield from _policy(c)
+    if c.method in ("output", "straight") and c.learner.rounds > 0:
+        yield from _output(c)
     yield from _pipeline(c)
     yield from _rollout(c)
     yield from _student(c)
@@ -111,6 +113,20 @@ def _policy(c: Sections) -> Iterator[str]:
         yield (
             f"pipeline.staleness={c.pipeline.staleness}: learner.loss=reinforce has no ratio that corrects for older "
             "weights; expected 0, or loss=ppo_clip"
+        )
+
+
+def _output(c: Sections) -> Iterator[str]:
+    if c.pipeline.staleness:
+        yield (
+            f"pipeline.staleness={c.pipeline.staleness}: method={c.method} takes gradients back through the states of "
+            "the current weights; expected 0"
+        )
+    units = -(-c.output.groups // c.rollout.unit_groups)
+    if units < c.learner.workers:
+        yield (
+            f"learner.workers={c.learner.workers}: output.groups={c.output.groups} in units of rollout.unit_groups="
+            f"{c.rollout.unit_groups} are {units} work units a round; expected at least one for each rank"
         )
 
 

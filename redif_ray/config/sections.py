@@ -20,14 +20,16 @@ from redif_ray.config.run import (
     Tracking,
 )
 from redif_ray.config.searches import Search, Sweep
-from redif_ray.config.training import Draft, Evaluation, Guard, Learner, Validation, WarmStart
+from redif_ray.config.training import Draft, Evaluation, Guard, Learner, Output, Validation, WarmStart
 
 
 class Sections(Strict):
-    method: Annotated[str, choice("redif", "sfd", "draft")] = Field(
+    method: Annotated[str, choice("redif", "output", "sfd", "draft", "straight")] = Field(
         "redif",
-        description="What follows the warm start: redif (policy gradient), sfd (nothing), draft (back-propagation "
-        "through the reward), or your own as path/to/file.py:MyPhase.",
+        description="What follows the warm start: redif (policy gradient at every step), output (policy "
+        "gradient at the image), sfd (nothing), draft (back-propagation through the reward), straight "
+        "(the reward's gradient given to each step), or your own as "
+        "path/to/file.py:MyPhase.",
     )
     run: Run = Run()
     ray: Ray = Field(Ray(), json_schema_extra=ALWAYS)
@@ -42,6 +44,7 @@ class Sections(Strict):
     learner: Learner = Learner()
     pipeline: Pipeline = Pipeline()
     draft: Draft = Draft()
+    output: Output = Output()
     validation: Validation = Validation()
     guard: Guard = Guard()
     evaluation: Evaluation = Field(Evaluation(), json_schema_extra=may_change("evaluate"))

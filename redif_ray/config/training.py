@@ -106,6 +106,34 @@ class Draft(Strict):
     minibatch: Positive = Field(48, description="Trajectories of an optimiser step of draft, at least 1.")
 
 
+class Output(Strict):
+    """The methods output, a policy gradient whose single action is the student's image, and straight."""
+
+    groups: Positive = Field(
+        8,
+        description="Groups of a round, at least 1. More give a less noisy update; 8 follow a warm start well, 16 to "
+        "64 an untrained student.",
+    )
+    samples: int = Field(
+        64,
+        ge=2,
+        multiple_of=2,
+        description="Images around each final latent that are scored, an even number from 2 to twice the latent's "
+        "dimensions. More give a less noisy gradient and cost reward scorings, but no network call.",
+    )
+    std: float = Field(
+        0.1,
+        gt=0,
+        description="S, the distance of these images from the final latent in each dimension, in latent units, above "
+        "0. Raise it for a reward with steps, such as a rounded or compressed one, until it crosses some.",
+    )
+    sampled: bool = Field(
+        False,
+        description="Whether to estimate the gradient of differentiable reward terms from scores too, as of all other "
+        "terms. true compares estimators; false is exact and needs no scores.",
+    )
+
+
 class Learner(Strict):
     """The ranks that train the student, and the policy's update."""
 

@@ -41,6 +41,7 @@ class Stream(IntEnum):
     DESCENT = 17  # order of x_T in the fit of a schedule by gradient
     ADAPTIVE = 18  # x_T on which the adaptive schedule agent is trained
     EPISODE = 19  # choice among those x_T for the agent's next episode
+    DIRECTION = 20  # directions in which scores around an image are taken
 
 
 def bits(

@@ -25,6 +25,8 @@ PHASES = {  # name, tint
     "warm_start": ("warm start", "#F0E442"),
     "policy": ("policy gradient", "#56B4E9"),
     "draft": ("back-propagation", "#CC79A7"),
+    "straight": ("straight gradient", "#E69F00"),
+    "output": ("policy gradient at the output", "#009E73"),
 }
 CURVES = {"reward/mean": "training, with exploration", "validation/reward": "validation, deployed (eta 0)"}
 DPI = 150

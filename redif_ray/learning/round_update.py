@@ -19,7 +19,7 @@ from redif_ray.checkpoint import weights_sha256
 from redif_ray.config import Config, Learner
 from redif_ray.diffusion.schedules import Schedule
 from redif_ray.learning.advantages import Advantages, RunningStatistics, advantages
-from redif_ray.learning.batch import assemble
+from redif_ray.learning.batch import RoundBatch, assemble
 from redif_ray.learning.exploration import shared_steps
 from redif_ray.learning.rounding import ratio_tolerance, rounds_apart
 from redif_ray.learning.step import AllReduce
@@ -28,7 +28,7 @@ from redif_ray.models.protocol import DiffusionModel
 from redif_ray.models.student import get_weights, with_weights
 from redif_ray.rewards.base import Rewards
 from redif_ray.rewards.combine import Combined, combine, weighted_sum
-from redif_ray.types import Meta
+from redif_ray.types import Meta, Scored
 
 LOSS_SCALES = {"float16": 2.0**16}  # a mean over an image has gradients below 6e-8, the smallest float16
 Metas = Sequence[Sequence[Meta]]  # the metas of each work unit of a round, in order of the units
@@ -81,16 +81,7 @@ def update_on_trajectories(
     """
     config, student, guidance = learning.config, learning.student, learning.config.student.guidance
     teacher = learning.teacher
-    batch = assemble(
-        [unit_metas[0].unit for unit_metas in metas],
-        [(trajectories, scored) for trajectories, scored in parts.values()],
-        weights_sha256=made_by or weights_sha256(behaviour or get_weights(student)),
-        encode=student.encode,
-        advantages=advantages,
-        gate=gate,
-        shared=shared_steps(config, stds),
-        device=next(student.network.parameters()).device,
-    )
+    batch, _ = batch_of(learning, metas, parts, stds, behaviour, made_by, advantages, gate)
     updater = Updater(
         partial(student.predict, guidance=guidance),
         optimizer,
@@ -111,9 +102,37 @@ def update_on_trajectories(
     return {f"update/{name}": value for name, value in metrics.items()}
 
 
+def batch_of(
+    learning: Learning,
+    metas: Metas,
+    parts: Mapping[int, Sequence[Any]],
+    stds: Tensor,
+    behaviour: Mapping[str, Tensor] | None = None,
+    made_by: str | None = None,
+    advantages: Tensor | None = None,
+    gate: Tensor | None = None,
+) -> tuple[RoundBatch, list[Scored]]:
+    """Join this rank's trajectories; return the batch, and the scores of its work units in the order of its rows.
+
+    The arguments are those of `update_on_trajectories`. Raises ValueError as `assemble`.
+    """
+    student = learning.student
+    batch = assemble(
+        [unit_metas[0].unit for unit_metas in metas],
+        [(trajectories, scored) for trajectories, scored in parts.values()],
+        weights_sha256=made_by or weights_sha256(behaviour or get_weights(student)),
+        encode=student.encode,
+        advantages=advantages,
+        gate=gate,
+        shared=shared_steps(learning.config, stds),
+        device=next(student.network.parameters()).device,
+    )
+    return batch, sorted((scored for _, scored in parts.values()), key=lambda scored: scored.unit.index)
+
+
 def relative_rewards(learning: Learning, metas: Metas) -> tuple[Advantages, dict[str, float]]:
     """Combine the reward terms of a round and compare siblings; return advantages [G, K] and reward metrics."""
-    config, terms = learning.config, _joined(metas, "terms")
+    config, terms = learning.config, joined([unit_metas[-1].terms for unit_metas in metas])
     combined = combine(terms, config.reward.terms, siblings=config.rollout.siblings)
     relative = advantages(
         combined.rewards.view(-1, config.rollout.siblings),
@@ -129,14 +148,20 @@ def relative_rewards(learning: Learning, metas: Metas) -> tuple[Advantages, dict
 def anchor_gate(learning: Learning, metas: Metas) -> Tensor:
     """Return 1 for each row whose teacher image scores higher than the student's, else 0, [R] float32 (RATS)."""
     weights = learning.config.reward.weights
-    student, teacher = (weighted_sum(_joined(metas, field), weights) for field in ("terms", "teacher_terms"))
+    last = [unit_metas[-1] for unit_metas in metas]
+    student = weighted_sum(joined([meta.terms for meta in last]), weights)
+    teacher = weighted_sum(joined([meta.teacher_terms for meta in last]), weights)
     return (teacher > student).float()
 
 
-def _joined(metas: Metas, field: str) -> dict[str, Tensor]:
-    """Join the arrays of a meta's field over the rows of the whole round; return them by reward term."""
-    parts: list[dict[str, np.ndarray]] = [getattr(unit_metas[-1], field) for unit_metas in metas]
-    return {name: torch.from_numpy(np.concatenate([part[name] for part in parts])) for name in parts[0]}
+def joined(parts: Sequence[Mapping[str, np.ndarray] | None], device: str | torch.device = "cpu") -> dict[str, Tensor]:
+    """Join the arrays of several work units, in order; return them by reward term.
+
+    Raises ValueError for a unit without arrays.
+    """
+    if not (held := [part for part in parts if part is not None]) or len(held) < len(parts):
+        raise ValueError(f"{len(held)} of {len(parts)} work units have scores; expected all")
+    return {name: torch.from_numpy(np.concatenate([part[name] for part in held])).to(device) for name in held[0]}
 
 
 def _reward_metrics(terms: Mapping[str, Tensor], combined: Combined, relative: Advantages) -> dict[str, float]:

@@ -10,13 +10,21 @@ from collections.abc import Mapping
 
 from redif_ray.config import Config, ConfigError
 from redif_ray.methods.draft import Draft
+from redif_ray.methods.output import Output
 from redif_ray.methods.phase import Calls, Deploy, Phase, Prices, Scoring
 from redif_ray.methods.redif import Policy
 from redif_ray.methods.sfd import WarmStart
+from redif_ray.methods.straight import Straight
 
 __all__ = ["METHODS", "Calls", "Deploy", "Phase", "Prices", "Scoring", "phases_by_name", "phases_of"]
 
-METHODS: Mapping[str, type[Phase] | None] = {"redif": Policy, "sfd": None, "draft": Draft}
+METHODS: Mapping[str, type[Phase] | None] = {
+    "redif": Policy,
+    "sfd": None,
+    "draft": Draft,
+    "output": Output,
+    "straight": Straight,
+}
 
 
 def phases_of(config: Config) -> tuple[Phase, ...]:

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from redif_ray.types import Scored, Seen, Trajectories, WorkUnit
+from redif_ray.types import Scored, Seen, Slopes, Trajectories, WorkUnit
 
 if TYPE_CHECKING:
     import numpy as np
@@ -86,6 +86,10 @@ class Scoring(ABC):
         """
 
     @abstractmethod
+    def gradients(self) -> Slopes:
+        """Return the reward terms around the last latents, and their gradients there."""
+
+    @abstractmethod
     def seen(self) -> Seen:
         """Return measurements of the student's images beside the teacher's, which the worker makes if need be."""
 
@@ -107,6 +111,7 @@ class Phase(ABC):
     teacher_images: ClassVar[bool] = True  # whether each group needs the teacher's image
     plays: ClassVar[bool] = True  # whether workers roll out trajectories and score them
     asks_images: ClassVar[bool] = True  # whether `score` asks for the student's images or for rewards
+    reads_last: ClassVar[bool] = False  # whether trajectories carry the last latents where no step explores
     learner_reads: ClassVar[tuple[Product, ...]] = ("trajectories", "scored")
     optimises_reward: ClassVar[bool] = (
         True  # whether the student may lose modes for the reward, which the guard watches
@@ -136,6 +141,11 @@ class Phase(ABC):
     def unit_groups(self) -> int:
         """Return the number of groups in a work unit, which has as many rows as a unit of the policy phase."""
         return self.config.rollout.unit_groups * self.config.rollout.siblings // self.siblings
+
+    @property
+    def decodes(self) -> int:
+        """Return the number of the student's images that a reward worker decodes for a group."""
+        return self.siblings if self.plays and self.asks_images else 0
 
     @property
     def ema(self) -> float:

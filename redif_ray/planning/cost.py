@@ -89,7 +89,7 @@ def _work(config: Config, teacher: DiffusionModel, plan: RoundPlan, decode: floa
     work: dict[str, Calls] = {}
     for phase in plan.phases:
         calls, groups = phase.calls(prices), phase.rounds * phase.groups
-        seen = groups * (phase.teacher_images + phase.siblings * (phase.plays and phase.asks_images))
+        seen = groups * (phase.teacher_images + phase.decodes)
         learnt = groups * phase.scores_in_learner * backward
         work[phase.title] = {"rollout": calls.rollout, "reward": calls.reward + seen * decode}
         work[f"{phase.title}, update"] = {"learner": calls.learner + learnt * decode}

@@ -24,7 +24,7 @@ from redif_ray.models.registry import teacher_outline
 from redif_ray.models.student import make_student, trainable, trained_numbers
 from redif_ray.planning import factory
 from redif_ray.planning.rounds import units_at_once, versions_kept
-from redif_ray.types import LARGEST, PICTURES, Seen, Trajectories, WorkUnit
+from redif_ray.types import LARGEST, PICTURES, Seen, Slopes, Trajectories, WorkUnit
 
 LARGEST_FEATURES = 1024  # numbers that a judge makes of an image, at most
 
@@ -43,7 +43,7 @@ def rolled_out(
         final = final.astype(np.float16)
     if not phase.asks_jumps and "trajectories" not in phase.learner_reads:
         return None, final
-    shared, acts = shared_steps(config, stds), bool(stds[-1] > 0)
+    shared, acts = shared_steps(config, stds), phase.reads_last or bool(stds[-1] > 0)
     states = (episode.latents if acts else episode.latents[:-1]).cpu().numpy()
     means = episode.means.cpu().numpy() if phase.reads_means else None
     first = np.ascontiguousarray(states[:shared, :: unit.siblings])
@@ -174,6 +174,15 @@ class _Hollow(Scoring):
 
     def jumps(self, substeps: int) -> np.ndarray:
         return _hollow(self.config.student.steps, self.unit.rows, *self.model.latent_shape)
+
+    def gradients(self) -> Slopes:
+        each = {name: _hollow(self.unit.rows) for name in self.config.reward.weights}
+        weighted = [name for name, weight in self.config.reward.weights.items() if weight]
+        return Slopes(
+            each,
+            {name: _hollow(self.unit.rows, *self.model.latent_shape) for name in weighted},
+            {name: _hollow(self.unit.rows) for name in weighted},
+        )
 
     def seen(self) -> Seen:
         rows, (channels, height, width) = self.unit.rows, self.model.image_shape

@@ -6,7 +6,7 @@ Every value of a term is checked here, so that a term which returns NaN stops th
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
@@ -87,6 +87,10 @@ class Rewards:
     def learned(self) -> DiscriminatorTerm | None:
         """Return the term whose weights a run trains, or None if no term is learned."""
         return next((term for term in self.terms.values() if isinstance(term, DiscriminatorTerm)), None)
+
+    def only(self, names: Sequence[str]) -> Rewards:
+        """Return the terms of these labels, at least one, in the order of the configuration."""
+        return Rewards({name: term for name, term in self.terms.items() if name in names}, self.setting)
 
     def networks(self) -> list[Module]:
         """List the networks that the terms use, each once; networks inside a user's function are not included."""

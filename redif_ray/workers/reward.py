@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -97,7 +98,8 @@ class TeacherRewardWorker:
         scoring = UnitScoring(self, unit, final, trajectories, targets, (weights, learned))
         scored = self.phases[unit.phase].score(scoring)
         terms = scored.terms or None
-        return Meta(unit, self.name, scoring.work, terms, scored.teacher_terms, scoring.learned_sha256), scored
+        meta = Meta(unit, self.name, scoring.work, terms, scored.teacher_terms, scoring.learned_sha256, scored.spreads)
+        return meta, scored
 
     @torch.no_grad()
     def see(
@@ -151,10 +153,17 @@ class TeacherRewardWorker:
 
     def terms_of(self, unit: WorkUnit, images: Tensor, teacher: Tensor) -> dict[str, np.ndarray]:
         """Return the reward terms of images [R, C, H, W], one for each row of a unit, beside the teacher's."""
+        terms = self.raw_terms(unit, images, teacher)
+        return {name: value.cpu().numpy().astype(np.float32) for name, value in terms.items()}
+
+    def raw_terms(
+        self, unit: WorkUnit, images: Tensor, teacher: Tensor, names: Sequence[str] | None = None
+    ) -> dict[str, Tensor]:
+        """Return reward terms as `terms_of` does, on the device and with their gradient. names: of these; None: all."""
         kept = self.store.features(unit.stream, unit.groups, unit.conditions)
         _, _, conditions = unit.per_row()
-        terms = self.rewards(RewardInputs(images, teacher, conditions, kept))
-        return {name: value.cpu().numpy().astype(np.float32) for name, value in terms.items()}
+        rewards = self.rewards if names is None else self.rewards.only(names)
+        return rewards(RewardInputs(images, teacher, conditions, kept))
 
     def measured(self, unit: WorkUnit, images: Tensor, teacher: Tensor, *, judged: bool) -> Seen:
         """Return the measurements of images [G, C, H, W] beside the teacher's; see `see`."""

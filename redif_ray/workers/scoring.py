@@ -9,20 +9,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from redif_ray.config import Config
 from redif_ray.diffusion import solvers
 from redif_ray.diffusion.schedules import Schedule
 from redif_ray.methods import Phase, Scoring
-from redif_ray.models.protocol import DiffusionModel, repeated
-from redif_ray.types import Meta, Seen, Trajectories, Work, WorkUnit
+from redif_ray.models.protocol import repeated
+from redif_ray.types import Meta, Seen, Slopes, Trajectories, Work, WorkUnit
+from redif_ray.workers.slopes import Scorer, slopes
 
 
-class Host(Protocol):
+class Host(Scorer, Protocol):
     """The reward worker that a work unit is scored by: its models, its reward terms and its device."""
 
-    config: Config
     device: str
-    teacher: DiffusionModel
     student_schedule: Schedule
     phases: dict[str, Phase]
 
@@ -102,6 +100,15 @@ class UnitScoring(Scoring):
         anchors = torch.stack(jumps).cpu().numpy()
         self._add("anchor", started, calls)
         return anchors
+
+    def gradients(self) -> Slopes:
+        started = time.perf_counter()
+        if self.final is None or self.targets is None:
+            raise ValueError(f"phase {self.unit.phase} asks for gradients; expected asks_images and teacher_images")
+        latents = torch.from_numpy(self.final.astype(np.float32)).to(self.worker.device)
+        found = slopes(self.worker, self.unit, latents, self._teacher())
+        self._add("rewards", started)
+        return found
 
     def seen(self) -> Seen:
         work, targets = self.worker.targets(self.unit)

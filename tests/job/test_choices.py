@@ -104,6 +104,12 @@ def test_methods(trainer: Trainer) -> None:
             ("method=sfd", "warm_start.rounds=2", "warm_start.groups=4"),
             ("method=draft", "draft.groups=4"),
             ("method=draft", "draft.groups=4", "draft.last_steps=1"),
+            ("method=output", "output.groups=4"),
+            ("method=straight", "output.groups=4"),
+            ("method=output", "output={groups: 4, sampled: true}"),
+            ("method=output", "output={groups: 4, sampled: true, std: 0.2, samples: 8}"),
+            ("method=output", "output.groups=4", "student.steps=1"),
+            ("method=output", "output.groups=4", "reward.terms={jpeg_compressibility: {normalise: std}, mse: {}}"),
         ]
     )
 

@@ -78,8 +78,14 @@ def same_on_both(device: str, root: Path, *overrides: str) -> PlainLoop:
             "learner.regulariser={kind: js, weight: 0.1}",
         ),
         ("method=draft", "learner.anchor.weight=0", "draft={groups: 2, minibatch: 1}"),
+        (
+            "method=output",
+            "learner.anchor.weight=0",
+            "output.groups=2",
+            "reward.terms={jpeg_compressibility: {}, mse: {}}",
+        ),
     ],
-    ids=["rewards", "one step", "regulariser", "gate", "draft"],
+    ids=["rewards", "one step", "regulariser", "gate", "draft", "output"],
 )
 def test_rounds(overrides: tuple[str, ...], device: str, tmp_path: Path) -> None:
     teacher = () if "classifier" in overrides[0] else (f"teacher.model={write_dit(tmp_path / 'teacher')}",)

@@ -1,0 +1,106 @@
+"""The policy gradient at the output: the student's N deterministic steps are one action, explored around its image.
+
+A group has one trajectory, and no sibling costs a network call: reward workers score images around the final latents
+and estimate the gradient of the reward there, from scores alone. Terms that are differentiable give their own gradient
+unless `output.sampled` asks for scores. The learner takes the gradient back through the student's steps, one at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from redif_ray.methods.phase import Calls, Phase, Prices, Scoring
+from redif_ray.types import Scored
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from redif_ray.learning.round_update import Learning, Metas
+
+
+class Output(Phase):
+    """The rounds of the policy gradient at the output."""
+
+    name, title, reads_means, reads_last = "output", "policy gradient at the output", False, True
+    through_steps: ClassVar[bool] = True  # whether the gradient is taken back from step to step
+
+    @property
+    def rounds(self) -> int:
+        return self.config.learner.rounds
+
+    @property
+    def groups(self) -> int:
+        return self.config.output.groups
+
+    @property
+    def unit_groups(self) -> int:
+        """Return the number of groups in a work unit, each of which takes many scores."""
+        return self.config.rollout.unit_groups
+
+    @property
+    def ema(self) -> float:
+        return self.config.learner.ema
+
+    @property
+    def decodes(self) -> int:
+        """Return the images that a reward worker decodes for a group: at most those around its final latent, and it."""
+        return self.config.output.samples + 1
+
+    def score(self, scoring: Scoring) -> Scored:
+        """Ask for the reward terms around each final latent, and for their gradients there."""
+        found = scoring.gradients()
+        return Scored(scoring.unit, found.terms, None, None, gradients=found.gradients, spreads=found.spreads)
+
+    def calls(self, prices: Prices) -> Calls:
+        groups, n = self.rounds * self.groups, self.config.student.steps
+        own = groups * n * prices.student
+        return Calls(rollout=own, reward=groups * prices.target, learner=int(own * prices.backward))
+
+    def update(
+        self,
+        learning: Learning,
+        round: int,
+        metas: Metas,
+        parts: Mapping[int, Sequence[Any]],
+        optimizer: torch.optim.Optimizer,
+        behaviour: Mapping[str, Tensor] | None = None,
+        made_by: str | None = None,
+    ) -> dict[str, float]:
+        """Ascend the weighted reward by its gradients at the student's images, in one optimiser step."""
+        from functools import partial
+
+        from redif_ray.learning.output import OutputUpdater, ascent
+        from redif_ray.learning.round_update import batch_of, joined
+        from redif_ray.learning.rounding import ratio_tolerance
+        from redif_ray.learning.step import learning_rate
+        from redif_ray.rewards.combine import weighted_sum
+
+        config, student = self.config, learning.student
+        batch, scored = batch_of(learning, metas, parts, self.stds(learning.schedule, round), behaviour, made_by)
+        gradients = joined([each.gradients for each in scored], student.device)
+        total, spreads = ascent(gradients, joined([m[-1].spreads for m in metas]), config.reward.terms)
+        terms = joined([m[-1].terms for m in metas])
+        updater = OutputUpdater(
+            partial(student.predict, guidance=config.student.guidance),
+            optimizer,
+            learning.schedule,
+            config.output.std,
+            through_steps=self.through_steps,
+            tolerance=ratio_tolerance(config),
+            microbatch=config.learner.microbatch,
+            max_grad_norm=config.learner.max_grad_norm,
+            rank=learning.rank,
+            world=learning.world,
+            all_reduce=learning.all_reduce,
+            sharded=config.learner.fsdp and learning.world > 1,
+            loss_scale=learning.loss_scale,
+        )
+        lr = learning_rate(config.learner, round - self.first_round)
+        metrics = updater.run(batch.latents, batch.encoded, total, total=batch.total_rows, round=round, lr=lr)
+        reward = weighted_sum(terms, config.reward.weights)
+        found = {"reward/mean": float(reward.mean()), "reward/std": float(reward.std(correction=0))}
+        found |= {f"reward/{name}": float(values.mean()) for name, values in terms.items()}
+        found |= {f"reward/{name}_spread": spread for name, spread in spreads.items()}
+        return found | {f"update/{name}": value for name, value in metrics.items()}
