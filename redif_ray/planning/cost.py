@@ -27,6 +27,7 @@ from redif_ray.planning.timing import Speed, cpu_speed
 Calls = Mapping[str, float]  # network calls on single images that the workers of a role make, by role
 GPU_FLOPS = {"float32": 20e12, "bfloat16": 100e12, "float16": 100e12}  # FLOP/s of one GPU: assumed, not measured
 START_SECONDS = 35
+EVALUATIONS = ("calibration", "validation", "evaluation")  # parts whose calls have `evaluation.batch` images
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +57,12 @@ def estimate(config: Config, conditions: Conditions) -> Estimate:
     plan = RoundPlan(config, conditions)
     flops, decode = prediction_flops(teacher), decode_flops(teacher)
     by_gpu = flops / GPU_FLOPS[config.networks.precision]
-    speed, ratio = _speed(config, teacher, flops, decode), decode / flops
-    work = _work(config, teacher, plan, ratio if config.reward.gpus else speed.decode)
-    seconds = {name: _seconds(config, calls, speed.call, by_gpu) for name, calls in work.items()}
+    training, evaluating = _speeds(config, teacher, flops, decode)
+    work = _work(config, teacher, plan, decode / flops if config.reward.gpus else evaluating.decode)
+    seconds = {
+        name: _seconds(config, calls, (evaluating if name in EVALUATIONS else training).call, by_gpu)
+        for name, calls in work.items()
+    }
     seconds["start"] = START_SECONDS
     on_gpus = sum(n for calls in work.values() for role, n in calls.items() if workers(config)[role][1])
     return Estimate(
@@ -66,7 +70,7 @@ def estimate(config: Config, conditions: Conditions) -> Estimate:
         _round_seconds(seconds, plan),
         memory_mb=main_memory_mb(config, footprints(config, activations=False)),
         disk_mb=disk(config, teacher, conditions).total / 1e6,
-        forward_ms=1e3 * speed.call.get(1, by_gpu),
+        forward_ms=1e3 * evaluating.call.get(1, by_gpu),
         gpu_flops=on_gpus * flops,
     )
 
@@ -121,13 +125,14 @@ def _reference(config: Config, count: int, image: float) -> float:
     return count * image if needs_reference(config.evaluation.judge) else 0.0
 
 
-def _speed(config: Config, teacher: DiffusionModel, flops: float, decode: float) -> Speed:
-    """Return the speed of the roles without GPUs, with one busy core and with as many as they keep busy."""
+def _speeds(config: Config, teacher: DiffusionModel, flops: float, decode: float) -> tuple[Speed, Speed]:
+    """Return the speeds of the roles without GPUs, in training and in evaluations, by the number of busy cores."""
     widths = {_cores(config, roles) for roles in (("rollout", "reward"), ("learner",))} - {0}
-    rows = config.rollout.unit_groups * config.rollout.siblings
-    return (
-        cpu_speed(config.teacher, teacher, flops, decode, rows, {1, *widths}) if widths else Speed({}, decode / flops)
-    )
+    rows = config.rollout.unit_groups * config.rollout.siblings, config.evaluation.batch
+    if not widths:
+        return Speed({}, decode / flops), Speed({}, decode / flops)
+    speeds = cpu_speed(config.teacher, teacher, flops, decode, rows, {1, *widths})
+    return speeds[rows[0]], speeds[rows[1]]
 
 
 def _cores(config: Config, calls: Iterable[str]) -> int:

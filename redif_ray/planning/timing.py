@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -17,7 +17,7 @@ from redif_ray.models.protocol import DiffusionModel
 from redif_ray.models.registry import load_teacher
 
 LARGEST_LOADED = 5e9  # most FLOPs of a network call on one image for which the weights are loaded, 0.1 s of a core
-LARGEST_TIMED = {torch.float32: 6e10}  # most FLOPs of a call that is timed without weights, a few seconds of a core
+LARGEST_TIMED = {torch.float32: 1.2e11}  # most FLOPs of a call that is timed without weights, some seconds of a core
 LARGEST_OTHER = 3e9  # the same in 16 bits, which CPUs compute far more slowly
 
 
@@ -34,31 +34,40 @@ class Speed:
 
 
 def cpu_speed(
-    teacher: Teacher, outline: DiffusionModel, flops: float, decode_flops: float, rows: int, together: Iterable[int]
-) -> Speed:
-    """Measure a network, with busy cores besides, because these share caches and memory.
+    teacher: Teacher,
+    outline: DiffusionModel,
+    flops: float,
+    decode_flops: float,
+    rows: Collection[int],
+    together: Collection[int],
+) -> dict[int, Speed]:
+    """Measure a network, with busy cores besides, because these share caches and memory; return speeds by `rows`.
 
     outline: the teacher on the device "meta", in the dtype in which it computes. flops, decode_flops: of a call on one
-    image, and of decoding it. rows: images of a call. together: the numbers of busy cores to measure with.
+    image, and of decoding it. rows: the numbers of images of a call. together: the numbers of busy cores.
 
-    A small network is loaded. A larger one is called with zeros for weights, which a layer has only while it computes.
-    One whose calls are too long for that is assumed to reach the FLOP/s of a matrix product.
+    A small network is loaded. A larger one is called once, on as many cores as are ever busy, with zeros for weights,
+    which a layer has only while it computes. One whose calls are too long for that is assumed to reach the FLOP/s of a
+    matrix product.
     """
     threads, decode = torch.get_num_threads(), decode_flops / flops
     torch.set_num_threads(1)
     try:
         if flops <= LARGEST_LOADED:
-            model = load_teacher(teacher, dtype=outline.dtype)
-            rows = max(1, min(16, int(LARGEST_LOADED / flops)))
-            return Speed({cores: _timed(lambda: _call(model, rows), cores) / rows for cores in together}, decode)
-        most = LARGEST_TIMED.get(outline.dtype, LARGEST_OTHER)
-        if flops > most:
-            return Speed({cores: flops / _product_rate(outline.dtype, cores) for cores in together}, decode)
-        rows = max(1, min(rows, int(most / flops)))
-        call = {cores: _timed_hollow(outline, rows, cores) / rows for cores in together}
-        if 0 < decode_flops <= LARGEST_TIMED[torch.float32]:
-            decode = _decode_seconds(outline) / call[1]
-        return Speed(call, decode)
+            model, most = load_teacher(teacher, dtype=outline.dtype), max(1, min(16, int(LARGEST_LOADED / flops)))
+            call = {cores: _timed(lambda: _call(model, most), cores) / most for cores in together}
+            return dict.fromkeys(rows, Speed(call, decode))
+        largest = LARGEST_TIMED.get(outline.dtype, LARGEST_OTHER)
+        if flops > largest:
+            call = {cores: flops / _product_rate(outline.dtype, cores) for cores in together}
+            return dict.fromkeys(rows, Speed(call, decode))
+        counts = {each: max(1, min(each, int(largest / flops))) for each in rows}
+        taken = {count: _timed_hollow(outline, count, max(together)) / count for count in set(counts.values())}
+        decoding = _decode_seconds(outline) if 0 < decode_flops <= LARGEST_TIMED[torch.float32] else None
+        return {
+            each: Speed(dict.fromkeys(together, taken[count]), decode if decoding is None else decoding / taken[count])
+            for each, count in counts.items()
+        }
     finally:
         torch.set_num_threads(threads)
 
@@ -90,15 +99,18 @@ def _timed(call: Callable[[], object], together: int, repeats: int = 5) -> float
 
 
 def _timed_hollow(outline: DiffusionModel, rows: int, together: int) -> float:
-    """Return the measured seconds of a call on `rows` images, on the slowest of `together` threads, without weights."""
+    """Return the measured seconds of a call on `rows` images, on the slowest of `together` threads, without weights.
+
+    Seconds are those in which a core computed, so that other work on the machine does not count.
+    """
     models = [replace(outline, network=copy.deepcopy(outline.network)) for _ in range(together)]
 
     @torch.no_grad()
     def one(model: DiffusionModel) -> float:
         with hollow(model.network) as aside:
-            started = time.perf_counter()
+            started = time.thread_time()
             _call(model, rows)
-            return time.perf_counter() - started - aside.seconds
+            return time.thread_time() - started - aside.seconds
 
     with ThreadPoolExecutor(together) as pool:
         return max(pool.map(one, models))
@@ -109,9 +121,9 @@ def _decode_seconds(outline: DiffusionModel) -> float:
     """Return the measured seconds of decoding one image, without weights."""
     outline.decode(torch.zeros(1, *outline.latent_shape, device="meta"))  # makes the networks that decode
     with hollow(*outline.parts.values()) as aside:
-        started = time.perf_counter()
+        started = time.thread_time()
         outline.decode(torch.zeros(1, *outline.latent_shape))
-        return time.perf_counter() - started - aside.seconds
+        return time.thread_time() - started - aside.seconds
 
 
 @dataclass
@@ -130,12 +142,12 @@ def hollow(*networks: Module) -> Iterator[Aside]:
     aside = Aside()
 
     def moved(module: Module, device: str) -> None:
-        started = time.perf_counter()
+        started = time.thread_time()
         for name, value in [*module.named_parameters(recurse=False)]:
-            setattr(module, name, Parameter(torch.zeros_like(value, device=device), requires_grad=False))
+            setattr(module, name, Parameter(torch.empty_like(value, device=device).zero_(), requires_grad=False))
         for name, value in [*module.named_buffers(recurse=False)]:
-            setattr(module, name, torch.zeros_like(value, device=device))
-        aside.seconds += time.perf_counter() - started
+            setattr(module, name, torch.empty_like(value, device=device).zero_())
+        aside.seconds += time.thread_time() - started
 
     with ExitStack() as hooks:
         for module in (module for network in networks for module in network.modules()):

@@ -59,7 +59,9 @@ def test_each_way_to_measure_a_speed(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     def measured(**limits: Any) -> timing.Speed:
         for name, value in limits.items():
             monkeypatch.setattr(timing, name, value)
-        return cpu_speed(teacher, replace(outline), flops, decode, 4, {1, 2})
+        speeds = cpu_speed(teacher, replace(outline), flops, decode, (4, 2), {1, 2})
+        assert set(speeds) == {4, 2}
+        return speeds[4]
 
     loaded = measured()
     without = measured(LARGEST_LOADED=0.0)
