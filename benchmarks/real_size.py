@@ -145,7 +145,7 @@ def real_size(
     peaks = _distilled(root, given, stop)
     wall = time.monotonic() - began
     student = root / "real" / "student"
-    _run("export", str(root / "real"), "--out", str(root / "exported"), stop=stop)
+    _run("export", str(root / "real"), str(root / "exported"), stop=stop)
     _run("sample", str(student), "--count", "2", "--out", str(root / "samples.png"), stop=stop)
     rows = _memory(said, peaks) + _seconds(root / "real", expected, wall)
     summary = json.loads((root / "real" / "summary.json").read_text())
