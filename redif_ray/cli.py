@@ -35,6 +35,8 @@ Overrides = Annotated[
         help="Dotted keys that override it, such as learner.lr=1e-5 run.name=first.", metavar="[KEY=VALUE]..."
     ),
 ]
+Height = Annotated[int | None, typer.Option(min=1, help="Height in pixels. Default: the model's own.")]
+Width = Annotated[int | None, typer.Option(min=1, help="Width in pixels. Default: the model's own.")]
 PrintConfig = Annotated[
     bool, typer.Option("--print-config", help="Print the resolved configuration with explanations, and stop.")
 ]
@@ -47,6 +49,13 @@ def _resolved(config: str, overrides: list[str] | None, print_config: bool, mode
         sys.stdout.write(explained(resolved))
         raise typer.Exit
     return resolved
+
+
+def _size(height: int | None, width: int | None) -> tuple[int, int] | None:
+    """Return (height, width), or None where neither is given. Raises UserError where one of them is."""
+    if (height is None) != (width is None):
+        raise UserError("--height and --width: give both, or neither for the model's own size")
+    return None if height is None or width is None else (height, width)
 
 
 @app.command()
@@ -156,14 +165,17 @@ def evaluate(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
     overrides: Overrides = None,
     checkpoint: Annotated[str, typer.Option(help="best, warm_start, or a folder below checkpoints/.")] = "best",
+    height: Height = None,
+    width: Width = None,
 ) -> None:
-    """Measure a run's student and its control arms again, on as many held-out noises as you like.
+    """Measure a run's student and its control arms again, on as many held-out noises as you like, also at another size.
 
     Example: redif evaluate runs/demo evaluation.held_out=10000
     """
+    size = _size(height, width)
     from redif_ray.job.evaluate import evaluate as measure
 
-    path = measure(run, overrides or [], checkpoint=checkpoint, console=console)
+    path = measure(run, overrides or [], checkpoint=checkpoint, console=console, size=size)
     console.print(f"written to {path}")
 
 
@@ -184,8 +196,8 @@ def sample(
     captions: Annotated[
         Path | None, typer.Option(help="A .txt file of captions, one a line, which are drawn in turn.")
     ] = None,
-    height: Annotated[int | None, typer.Option(min=1, help="Height in pixels. Default: the model's own.")] = None,
-    width: Annotated[int | None, typer.Option(min=1, help="Width in pixels. Default: the model's own.")] = None,
+    height: Height = None,
+    width: Width = None,
     device: Annotated[
         str | None, typer.Option(help="cuda, cuda:1, mps or cpu. Default: a GPU if there is one, or else cpu.")
     ] = None,
@@ -214,8 +226,6 @@ def sample(
     """
     from redif_ray.sample import sample as draw
 
-    if (height is None) != (width is None):
-        raise UserError("--height and --width: give both, or neither for the model's own size")
     number = draw(
         model,
         images or out,
@@ -229,7 +239,7 @@ def sample(
         guidance=guidance,
         schedule=schedule,
         family=family,
-        size=None if height is None or width is None else (height, width),
+        size=_size(height, width),
         device=device,
         precision=precision,
     )

@@ -80,6 +80,9 @@ class Summary(Strict):
     student_steps: Positive
     seed: int = Field(ge=0)
     held_out: Positive = Field(description="images per arm")
+    size: tuple[Positive, Positive] | None = Field(
+        None, description="height and width of the images in pixels; null: an earlier version did not note it"
+    )
     judge: str
     reference: Literal["real", "teacher"] = Field("real", description="images that the judge compares with")
     arms: Arms

@@ -14,8 +14,9 @@ def result_table(summary: dict[str, Any]) -> Table:
 
     summary: the fields of an evaluation, with its `notes`.
     """
+    height, width = summary["size"]
     view = Table(
-        title=f"{summary['held_out']} held-out noises, judge {summary['judge']}",
+        title=f"{summary['held_out']} held-out noises, {height} x {width} pixels, judge {summary['judge']}",
         caption="ms: time per image on one worker. mse: distance to the teacher's image.",
         title_justify="left",
         caption_justify="left",

@@ -1,4 +1,4 @@
-"""`redif evaluate`: measure a run's student and its controls again, on other noises or by another judge."""
+"""`redif evaluate`: measure a run's student and its controls again: other noises, another judge, another size."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ import torch
 from rich.console import Console
 
 from redif_ray.cluster.connect import connect
-from redif_ray.config import Config, ConfigError, assign, parse_override, validate
+from redif_ray.config import LEARNED, Config, ConfigError, assign, parse_override, validate
 from redif_ray.config.changes import may_differ
 from redif_ray.evaluation.table import result_table
 from redif_ray.interrupt import stop_requests
 from redif_ray.job.measure import measure
-from redif_ray.job.preflight import check_held_out
+from redif_ray.job.preflight import check_judge
 from redif_ray.job.session import session
 from redif_ray.learner.compute import Accounts
+from redif_ray.models.protocol import DiffusionModel
 from redif_ray.models.registry import teacher_outline
 from redif_ray.planning import factory
 from redif_ray.runs import timeline
@@ -29,25 +30,32 @@ log = logging.getLogger(__name__)
 NO_LEARNER = {"workers": 1, "fsdp": False, "cpus": 0, "gpus": 0, "resources": {}, "labels": {}}
 
 
-def evaluate(run: Path, overrides: list[str], *, checkpoint: str, console: Console) -> Path:
+def evaluate(
+    run: Path, overrides: list[str], *, checkpoint: str, console: Console, size: tuple[int, int] | None = None
+) -> Path:
     """Run `redif evaluate`: measure the arms of a run again and return the path of evaluation-<held_out>.json.
 
-    run: run folder. overrides: KEY=VALUE texts. checkpoint: name of a folder below `checkpoints/`.
+    run: run folder. overrides: KEY=VALUE texts. checkpoint: name of a folder below `checkpoints/`. size: (height,
+    width) of all images in pixels; None: the run's. What is measured at another size than the run's lies in the
+    folder <height>x<width> below the run folder.
     Raises UserError, and Interrupted after Ctrl-C or SIGTERM.
     """
     run = run.resolve()  # a relative path would mean another folder in the workers' working directories
-    config = evaluated(stored_config(run), overrides)
+    stored = stored_config(run)
+    config = evaluated(stored, overrides, size)
     _, version = deployed_weights(run, checkpoint)  # raises for a checkpoint that is missing or broken
-    check_held_out(config)
-    handed_over(config.reward)  # raises before Ray starts
+    own, teacher = teacher_outline(stored.teacher), teacher_outline(config.teacher)
+    _check(config, own, teacher)
     with stop_requests("nothing was written; run the command again") as stop, RunFolder.reopen(run) as folder:
-        conditions = folder.conditions() or factory.conditions(config, teacher_outline(config.teacher))
+        conditions = folder.conditions() or factory.conditions(config, teacher)
         folder.keep_conditions(conditions)
         with connect(config), session(config, conditions, folder, stop) as opened:
             opened.ready()
             opened.growth.start()
             measured = measure(opened, checkpoint_key(checkpoint, version), Accounts(config), console)
         name = f"evaluation-{config.evaluation.held_out}.json"
+        if teacher.image_shape != own.image_shape:
+            name = f"{'x'.join(str(edge) for edge in teacher.image_shape[1:])}/{name}"
         result = {**measured.fields, "notes": measured.notes}
         folder.write(name, json.dumps(result, indent=1) + "\n")
         timeline.draw(folder)
@@ -55,9 +63,26 @@ def evaluate(run: Path, overrides: list[str], *, checkpoint: str, console: Conso
     return run / name
 
 
-def evaluated(config: Config, overrides: list[str]) -> Config:
+def _check(config: Config, own: DiffusionModel, teacher: DiffusionModel) -> None:
+    """Raise UserError where the judge or a reward does not take the images of `teacher`, before Ray starts.
+
+    own: the teacher at the run's size.
+    """
+    check_judge(config, teacher.image_shape, config.evaluation.held_out)
+    handed_over(config.reward)
+    if LEARNED in config.reward.terms and teacher.image_shape != own.image_shape:
+        raise ConfigError(
+            f"reward.terms.{LEARNED} has learned from images of {own.image_shape} and takes no others, the teacher "
+            f"makes {teacher.image_shape}; leave out --height and --width"
+        )
+    if config.reward.runtime_env is None:  # otherwise only reward workers can build the terms
+        factory.rewards(config, teacher, "cpu")
+
+
+def evaluated(config: Config, overrides: list[str], size: tuple[int, int] | None = None) -> Config:
     """Return a run's configuration for its evaluation: with overrides, without tracking and a learner's resources.
 
+    size: (height, width) of all images in pixels; None: the run's.
     On a private cluster of a machine without a GPU, what a run computed on GPUs is computed on CPUs, in float32.
     Raises ConfigError for an override of a key that an evaluation may not change.
     """
@@ -65,9 +90,11 @@ def evaluated(config: Config, overrides: list[str]) -> Config:
     if changed:
         raise ConfigError(
             f"{changed[0]}: an evaluation may change evaluation.*, ray.*, networks.precision, and the numbers, GPUs, "
-            "resources and labels of workers; leave this override out"
+            "resources and labels of workers, and the size by --height and --width; leave this override out"
         )
     tree = config.model_dump()
+    if size is not None:
+        tree["teacher"]["height"], tree["teacher"]["width"] = size
     for text in overrides:
         assign(tree, *parse_override(text))
     asks = tree["rollout"]["gpus"] or tree["reward"]["gpus"]

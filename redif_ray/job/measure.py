@@ -87,6 +87,7 @@ def measure(run: Session, key: str, accounts: Accounts, console: Console) -> Mea
     rows = [("teacher", teacher), (ARMS["teacher_few"], few), (ARMS["warm_start"], warm), (ARMS["student"], student)]
     fields = {
         "held_out": count,
+        "size": list(run.teacher.image_shape[1:]),
         "judge": judge.name,
         "reference": "teacher" if needs_reference(config.evaluation.judge) else "real",
         "arms": {name: arms[name] for name in ARMS},

@@ -59,7 +59,7 @@ def preflight(config: Config, captions: Sequence[str] | None = None) -> Conditio
         rewards = factory.rewards(config, teacher, "cpu")
         for phase in phases_of(config):
             phase.check(rewards)
-    _check_judge(config, teacher.image_shape)
+    check_judge(config, teacher.image_shape, max(config.evaluation.held_out, config.validation.groups))
     _warn_of_few_captions(config, conditions)
     return conditions
 
@@ -126,7 +126,7 @@ def _check_export(config: Config, teacher: DiffusionModel, schedule: Schedule) -
     licence(folder)
 
 
-def check_held_out(config: Config) -> None:
+def _check_held_out(config: Config) -> None:
     """Raise ConfigError where the teacher's images are the judge's reference and are too few for its limits.
 
     The limits compare two halves of the reference, which holds as many images as an arm.
@@ -139,8 +139,9 @@ def check_held_out(config: Config) -> None:
         )
 
 
-def _check_judge(config: Config, image_shape: tuple[int, ...]) -> None:
-    check_held_out(config)
+def check_judge(config: Config, image_shape: tuple[int, ...], most: int) -> None:
+    """Raise UserError where the judge cannot be loaded, or does not take images of `image_shape` or `most` of them."""
+    _check_held_out(config)
     source = config.evaluation.judge
     encoder = load_encoder(source, image_shape)
     if isinstance(encoder, ClipFeatures):
@@ -155,7 +156,7 @@ def _check_judge(config: Config, image_shape: tuple[int, ...]) -> None:
     reference = ReferenceImages(judge_files(source)[1])
     if reference.shape != image_shape:
         raise JudgeError(f"{reference.path} holds images of {reference.shape}; judge {source} expects {image_shape}")
-    if max(config.evaluation.held_out, config.validation.groups) > len(reference):
+    if most > len(reference):
         raise ConfigError(
             f"evaluation.held_out={config.evaluation.held_out}, validation.groups={config.validation.groups}: judge "
             f"{encoder.name} has {len(reference)} reference images; expected at most as many"

@@ -23,7 +23,7 @@ from redif_ray.models.prediction import to_prediction
 from redif_ray.types import Condition
 
 Encoded = dict[str, Tensor]
-SIZE_KEYS = "teacher.height and teacher.width (--height and --width of redif sample)"
+SIZE_KEYS = "teacher.height and teacher.width (--height and --width of redif sample and redif evaluate)"
 
 
 @dataclass(frozen=True, slots=True)

@@ -99,8 +99,9 @@ class RunFolder:
             raise ConfigError(f"{self.path} was started with another configuration; resume it with that one\n  {lines}")
 
     def write(self, name: str, text: str) -> None:
-        """Write a file whole or not at all. Raises RunError."""
+        """Write a file, which may lie in a folder of the run folder, whole or not at all. Raises RunError."""
         try:
+            (self.path / name).parent.mkdir(exist_ok=True)
             with atomic_file(self.path / name) as partial:
                 partial.write_text(text)
         except OSError as error:

@@ -28,6 +28,7 @@ def test_it_fits_80_columns() -> None:
     seconds = {"teacher": 0.1244, "student": 0.0049}
     summary = {
         "held_out": 2000,
+        "size": [1024, 1024],
         "judge": "fashion-mnist-b",
         "arms": arms,
         "notes": {"seconds_per_image": seconds},
@@ -35,6 +36,7 @@ def test_it_fits_80_columns() -> None:
     console = Console(width=80, file=StringIO())
     console.print(result_table(summary))
     lines = [" ".join(line.split()) for line in console.file.getvalue().splitlines()]  # type: ignore[attr-defined]
+    assert "2000 held-out noises, 1024 x 1024 pixels, judge fashion-mnist-b" in lines
     assert "NFE ms Fréchet 1000 KID recall mse" in lines
     assert "teacher, full steps 20 124.4 111 [108, 115] 80.7 ± 6.3 0.641 0.01278" in lines
     assert "teacher, best named 4 4.9 0.124 [0.12, 0.127] 80.7 ± 6.3 0.641 0.01278" in lines
