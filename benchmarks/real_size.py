@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -43,6 +43,7 @@ ROLES = {
     "TrainWorker": "learner",
     "export_deployed": "export",
 }
+HEAD = ["", "said before", "measured", "measured / said"]
 LOOK_SECONDS = 2.0
 STEPS = (
     "networks.precision=float32",
@@ -95,6 +96,9 @@ class Peaks:
             self.by_role[role] = max(self.by_role.get(role, 0.0), mb)
         self.together = max(self.together, total)
 
+    def measured(self) -> dict[str, float]:
+        return {**self.by_role, "all processes": self.together}
+
 
 def _pss(pid: int) -> float:
     """Return the memory of a process in MB, pages that it shares divided among those that share them."""
@@ -121,7 +125,11 @@ def _children(process: psutil.Process) -> list[psutil.Process]:
 def _role(process: psutil.Process, driver: psutil.Process) -> str:
     if process.pid == driver.pid:
         return "driver"
-    title = " ".join(process.cmdline()[:1])
+    return role_of(" ".join(process.cmdline()[:1]))
+
+
+def role_of(title: str) -> str:
+    """Return the role of a process of Ray, by the title that Ray gives it."""
     return next((role for name, role in ROLES.items() if name in title), "other")
 
 
@@ -147,17 +155,17 @@ def real_size(
     student = root / "real" / "student"
     _run("export", str(root / "real"), str(root / "exported"), stop=stop)
     _run("sample", str(student), "--count", "2", "--out", str(root / "samples.png"), stop=stop)
-    rows = _memory(said, peaks) + _seconds(root / "real", expected, wall)
+    rows = memory(said, peaks.measured()) + seconds(root / "real", expected, wall)
     summary = json.loads((root / "real" / "summary.json").read_text())
     what = "all weights" if whole else "adapters of rank 4"
     return Part(
         name,
         f"Stable Diffusion 1.5 at 64 x 64 pixels, {what}, {held_out} held-out noises",
-        ["", "said before", "measured", "measured / said"],
+        HEAD,
         rows,
         {"wall_seconds": wall}
         | {f"{role.replace(' ', '_')}_said_mb": mb for role, mb in said.items()}
-        | {f"{role}_peak_mb": mb for role, mb in {**peaks.by_role, "all_processes": peaks.together}.items()},
+        | {f"{role.replace(' ', '_')}_peak_mb": mb for role, mb in peaks.measured().items()},
         [
             f"`sd15_coco_5step` with `{' '.join(STEPS)}`, {held_out} held-out noises. Memory is the largest PSS of a "
             f"process, looked at every {LOOK_SECONDS} s. The run was interrupted after its first policy round and "
@@ -169,7 +177,7 @@ def real_size(
 
 def _distilled(root: Path, given: Sequence[str], stop: StopRequest) -> Peaks:
     """Run `redif distill`, interrupt it after its first policy round, and resume it."""
-    first = _start("distill", "sd15_coco_5step", *given)
+    first = start("distill", "sd15_coco_5step", *given)
     peaks = Peaks(psutil.Process(first.pid))
     with watching(peaks.look, LOOK_SECONDS):
         while first.poll() is None:
@@ -181,24 +189,26 @@ def _distilled(root: Path, given: Sequence[str], stop: StopRequest) -> Peaks:
             time.sleep(1)
     if first.returncode == 0:
         raise UserError("the run ended before it could be interrupted; give it more rounds")
-    second = _start("distill", "sd15_coco_5step", *given, "--resume")
+    second = start("distill", "sd15_coco_5step", *given, "--resume")
     peaks.driver = psutil.Process(second.pid)
     with watching(peaks.look, LOOK_SECONDS):
-        _wait(second, stop)
+        wait(second, stop)
     return peaks
 
 
-def _start(*arguments: str) -> subprocess.Popen[bytes]:
+def start(*arguments: str, **environment: str) -> subprocess.Popen[bytes]:
+    """Start `redif` as a user would, with more variables in its environment."""
     code = "from redif_ray.cli import main; main()"
     usual = {"PYTHONUNBUFFERED": "1", "RAY_worker_niceness": "0"}  # Ray would let workers give way to other processes
-    return subprocess.Popen([sys.executable, "-c", code, *arguments], env={**os.environ, **usual})
+    return subprocess.Popen([sys.executable, "-c", code, *arguments], env={**os.environ, **usual, **environment})
 
 
 def _run(*arguments: str, stop: StopRequest) -> None:
-    _wait(_start(*arguments), stop)
+    wait(start(*arguments), stop)
 
 
-def _wait(process: subprocess.Popen[bytes], stop: StopRequest) -> None:
+def wait(process: subprocess.Popen[bytes], stop: StopRequest) -> None:
+    """Wait until a `redif` has ended. Raises UserError where it failed."""
     while process.poll() is None:
         stop.check()
         time.sleep(0.5)
@@ -206,15 +216,15 @@ def _wait(process: subprocess.Popen[bytes], stop: StopRequest) -> None:
         raise UserError(f"`redif` ended with {process.returncode}; see its output above")
 
 
-def _memory(said: dict[str, float], peaks: Peaks) -> list[list[str]]:
-    measured = {**peaks.by_role, "all processes": peaks.together}
+def memory(said: Mapping[str, float], measured: Mapping[str, float]) -> list[list[str]]:
+    """Return the rows of memory in MB. said, measured: by the name of a process, or of several."""
     return [
         [f"{name}, MB", f"{mb:,.0f}", f"{measured[name]:,.0f}", f"{measured[name] / mb:.2f}"]
         for name, mb in said.items()
     ]
 
 
-def _seconds(run: Path, expected: Estimate, wall: float) -> list[list[str]]:
+def seconds(run: Path, expected: Estimate, wall: float) -> list[list[str]]:
     """Compare seconds by part: those of the rounds are summed from the metrics, those of the rest from the timeline."""
     rows = read_rows(run / "metrics.jsonl")
     parts = []

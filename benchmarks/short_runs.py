@@ -49,10 +49,10 @@ def worked(folder: Path, rounds: int) -> dict[str, float]:
     return total
 
 
-def median_work(folder: Path, *stages: str) -> float:
-    """Seconds of work of all workers together on `stages`: the median over the rounds but the first."""
+def median_work(folder: Path, *stages: str, first: int = 1) -> float:
+    """Seconds of work of all workers together on `stages`: the median over the rounds from `first` on."""
     rounds: dict[int, float] = {}
     for span in read_rows(folder / SPANS):
-        if span["stage"] in stages and span["round"]:
+        if span["stage"] in stages and span["round"] >= first:
             rounds[span["round"]] = rounds.get(span["round"], 0.0) + span["seconds"]
     return float(np.median(list(rounds.values())))

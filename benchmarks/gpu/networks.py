@@ -49,14 +49,14 @@ def networks(root: Path, stop: StopRequest, console: Console, *, case: Case, rou
     where, dtype = ("cuda" if torch.cuda.is_available() else "cpu"), torch.bfloat16
     teacher = case.architecture.write(root / "teacher", device=where, dtype=dtype)
     config = _config(root, case, teacher, rounds, where)
-    before = _used(where)
+    before = used(where)
     peak = [before]
-    with watching(lambda: peak.append(_used(where)), LOOK_SECONDS):
+    with watching(lambda: peak.append(used(where)), LOOK_SECONDS):
         folder = run_part(config, stop, until=rounds, resume=False, console=console)
     stop.check()
     rollout, update = (median_work(folder, stage) for stage in ("rollout", "update"))
     images = config.rollout.groups * config.rollout.siblings
-    plain_rollout, plain_update = _plain(config, teacher, where, dtype, stop)
+    plain_rollout, plain_update = plain(config, teacher, where, dtype, stop)
     rows = [
         [
             "rollout, images/s",
@@ -108,7 +108,7 @@ def _config(root: Path, case: Case, teacher: Path, rounds: int, where: str) -> C
     )
 
 
-def _used(where: str) -> int:
+def used(where: str) -> int:
     """Bytes of the device's memory that all processes together use."""
     if where == "cuda":
         free, total = torch.cuda.mem_get_info()
@@ -116,7 +116,7 @@ def _used(where: str) -> int:
     return int(psutil.virtual_memory().used)
 
 
-def _plain(config: Config, teacher: Path, where: str, dtype: torch.dtype, stop: StopRequest) -> tuple[float, float]:
+def plain(config: Config, teacher: Path, where: str, dtype: torch.dtype, stop: StopRequest) -> tuple[float, float]:
     """Seconds of plain diffusers for the images of a round, and for its update."""
     pipe = DiffusionPipeline.from_pretrained(teacher, torch_dtype=dtype, use_safetensors=True).to(where)
     pipe.set_progress_bar_config(disable=True)

@@ -7,11 +7,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from real_sizes import stable_diffusion_15
 from rich.console import Console
 
 from benchmarks.gpu.networks import Case, networks
 from benchmarks.gpu.random_pipelines import SD15, SDXL, TOKENS, Architecture
+from benchmarks.gpu.whole_run import BASE, settings, whole_run
+from redif_ray.config import Config, load
+from redif_ray.data.conditions import Conditions
+from redif_ray.errors import UserError
 from redif_ray.interrupt import StopRequest
+from redif_ray.job.requirements import fullest_gpu_mb
+from redif_ray.planning.cost import estimate
+from redif_ray.planning.memory import footprints
 
 TEXT = {
     "vocab_size": len(TOKENS),
@@ -43,6 +51,14 @@ ADDED = {
     "projection_class_embeddings_input_dim": 6 * 4 + 16,
 }
 TINY = Architecture(UNET | ADDED, VAE, (TEXT, TEXT | {"projection_dim": 16}), context=8)
+TINY_15 = Architecture(UNET | {"cross_attention_dim": 16}, VAE, (TEXT,), context=8)
+ON_CPU = (
+    "teacher.steps=3",
+    "rollout={groups: 2, siblings: 4, unit_groups: 1, gpus: 0}",
+    "reward.gpus=0",
+    "learner={rounds: 2, microbatch: 4, gpus: 0}",
+    "evaluation={held_out: 12, search: 4, batch: 4, judge: random-features}",
+)
 
 
 @pytest.mark.parametrize(("architecture", "parameters"), [(SD15, 859_520_964), (SDXL, 2_567_463_684)])
@@ -60,3 +76,34 @@ def test_a_small_one_beside_plain_diffusers(cluster: None, tmp_path: Path) -> No
     assert all(value > 0 for name, value in part.numbers.items() if name != "peak_gb")
     assert "2 groups of 4, N = 4, guidance 1;" in part.notes[0]
     assert [row[0] for row in part.rows][:2] == ["rollout, images/s", "update, s"]
+
+
+@pytest.mark.long
+def test_a_small_whole_run_beside_what_was_said_of_it(tmp_path: Path) -> None:
+    """On CPUs, where the processes note their main memory: every row of the table has its numbers."""
+    quiet = Console(file=io.StringIO())
+    part = whole_run(tmp_path, StopRequest(), quiet, architecture=TINY_15, overrides=ON_CPU, where="cpu")
+    assert [row[0] for row in part.rows] == [
+        *(f"{name}, MB" for name in ("rollout", "reward", "learner", "all processes")),
+        *(f"{name}, s" for name in ("warm start", "policy gradient", "validation", "evaluation", "all")),
+        "rollout, images/s",
+        "update, images/s",
+    ]
+    assert all(part.numbers[f"{role}_peak_mb"] > 200 for role in ("rollout", "reward", "learner"))
+    assert all(value > 0 for name, value in part.numbers.items() if name != "all_processes_peak_mb")
+
+
+@pytest.mark.slow
+def test_the_whole_run_is_short_and_fits_one_gpu(tmp_path: Path) -> None:
+    """By the estimate, which assumes 100 TFLOP/s: with the plain loops it takes less than 12 minutes."""
+    config: Config = load(BASE, settings(tmp_path, stable_diffusion_15(tmp_path / "m")))
+    assert config.rollout.gpus + config.reward.gpus + config.learner.gpus == 1
+    assert sum(estimate(config, Conditions(("a",), ("b",))).seconds.values()) < 8 * 60
+    assert fullest_gpu_mb(config, footprints(config).roles) < 24_000
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_the_whole_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="one GPU, and torch finds none; start it on a machine that has one"):
+        whole_run(tmp_path, StopRequest(), Console())
+    assert not list(tmp_path.iterdir())
