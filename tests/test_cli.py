@@ -77,6 +77,12 @@ def test_a_missing_teacher_and_a_missing_run_are_errors(tmp_path: Path) -> None:
     assert done.returncode == 2 and "is not a run folder" in one_line(done.stderr)
 
 
+@pytest.mark.parametrize("command", ["sample", "evaluate"])
+def test_half_a_size_is_an_error(command: str, tmp_path: Path) -> None:
+    done = here(command, str(tmp_path), "--height", "512")
+    assert done.returncode == 2 and "--height and --width: give both, or neither" in one_line(done.stderr)
+
+
 def test_sample_draws_the_shipped_teacher(tmp_path: Path) -> None:
     from PIL import Image
 

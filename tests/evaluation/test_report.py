@@ -46,6 +46,7 @@ RESULT: dict[str, Any] = {
     "student_steps": 4,
     "seed": 0,
     "held_out": 2000,
+    "size": [28, 28],
     "judge": "fashion-mnist-b",
     "reference": "real",
     "arms": {

@@ -33,7 +33,7 @@ SHORT = (
     "warm_start.rounds=0",
     "rollout.groups=2",
     "learner.rounds=1",
-    "evaluation={held_out: 12, search: 2, batch: 6, bootstrap: 10, judge: random-features}",
+    "evaluation={held_out: 12, search: 2, batch: 6, bootstrap: 40, judge: random-features}",
 )
 JUDGE, LEARNED = "evaluation.judge=fashion-mnist", "reward.terms={mse: {}, discriminator: {}}"
 
