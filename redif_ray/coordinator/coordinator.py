@@ -60,7 +60,7 @@ class Coordinator:
         self.watching: asyncio.Task[None] | None = None
         self.spans: list[Span] = []  # work not yet reported to the writer
         self.rounds: dict[int, Batch] = {}
-        self.references: dict[int, Batch] = {}  # features of reference images, by number of work units
+        self.references: dict[int, Batch] = {}  # features of reference images, by their number
         self.deployment: tuple[tuple[Any, ...], Batch] | None = None  # the last one, by name
         self.ahead: dict[tuple[int, int], asyncio.Future[tuple[Any, ...]]] = {}  # of `_ahead`, by round and unit
         self.stopping = False
@@ -166,8 +166,9 @@ class Coordinator:
         The teacher's are images of `count` noises from which no arm of the evaluation starts.
         """
         units = reference_units(self.plan, count)
-        if (batch := self.references.get(len(units))) is None or batch.failed:
-            batch = self.references[len(units)] = Batch(units, self._reference, self.at_once)
+        images = sum(len(unit.groups) for unit in units)
+        if (batch := self.references.get(images)) is None or batch.failed:
+            batch = self.references[images] = Batch(units, self._reference, self.at_once)
         return await self._answer(batch, 0, 1, lost)
 
     async def ask(self, method: str, arguments: tuple[Any, ...]) -> tuple[Meta, Any]:

@@ -95,6 +95,18 @@ def test_targets_are_made_one_round_ahead_unless_workers_rest(override: str, kep
     assert (found.rollout.workers[0].rested, found.reward.workers[0].rested) == (resting, resting)
 
 
+def test_a_larger_reference_is_made_even_of_as_many_work_units(tmp_path: Path) -> None:
+    """A validation's 7 images and an evaluation's 9 are two units of 5 each; each is made once."""
+    found = coordinator(tmp_path, "evaluation.judge=random-features", "evaluation.batch=5")
+
+    async def run() -> list[int]:
+        answers = [await found.reference(count) for count in (7, 9, 9)]
+        return [sum(len(meta.unit.groups) for metas in data.metas for meta in metas) for data in answers]
+
+    assert asyncio.run(run()) == [7, 9, 9]
+    assert [method for method, _ in found.reward.workers[0].calls] == ["reference"] * 4
+
+
 def test_the_writer_hears_of_what_the_driver_asked_for(tmp_path: Path) -> None:
     """The writer hears with the answer, not with the next round: a run may end after a call of the driver."""
     found, told, work = coordinator(tmp_path), list[Any](), Work("teacher", 2.0, 4, ended=10.0)
