@@ -26,17 +26,12 @@ for _name, _value in ENVIRONMENT.items():
 
 import ray  # noqa: E402  # reads the environment that was set above
 
-from redif_ray.config import Config, ConfigError, Learner, Workers  # noqa: E402
+from redif_ray.config import Config, ConfigError  # noqa: E402
+from redif_ray.planning.nodes import bundle  # noqa: E402
 
 log = logging.getLogger(__name__)
 STARTUP = "timed out during startup"  # in the text of Ray's error on a machine that is too busy
 _started = ContextVar("started", default=False)
-
-
-def bundle(role: Workers | Learner) -> dict[str, float]:
-    """Return the resources that Ray reserves for one worker of a role, by name; zero amounts are left out."""
-    asked = {"CPU": role.cpus, "GPU": role.gpus} | role.resources
-    return {kind: amount for kind, amount in asked.items() if amount}
 
 
 def needed(config: Config) -> dict[str, float]:
@@ -62,7 +57,7 @@ def connect(config: Config) -> Iterator[bool]:
     if config.ray.address == "local":
         start(config)
     else:
-        _join(config.ray.address)
+        join(config.ray.address)
     try:
         _check(config)
         yield True
@@ -82,26 +77,18 @@ def started(config: Config) -> Iterator[None]:
         ray.shutdown()
 
 
-def resources(config: Config) -> dict[str, float]:
-    """Return the resources, by name, of the cluster at `ray.address`, or of the private one that a run would start."""
-    import torch  # here, since the import takes seconds that other users of this module need not spend
-
-    if config.ray.address == "local":
-        return {"CPU": _private_cpus(config), "GPU": torch.cuda.device_count()}
-    if ray.is_initialized():
-        return ray.cluster_resources()
-    _join(config.ray.address)
-    try:
-        return ray.cluster_resources()
-    finally:
-        ray.shutdown()
+def in_own_cluster() -> bool:
+    """Tell whether this code runs in a block of `started`, which has a private cluster."""
+    return _started.get()
 
 
-def _private_cpus(config: Config) -> int:
+def private_cpus(config: Config) -> int:
+    """Return the number of logical CPUs that a private cluster has."""
     return config.ray.num_cpus or max(os.cpu_count() or 1, math.ceil(needed(config)["CPU"]))
 
 
-def _join(address: str) -> None:
+def join(address: str) -> None:
+    """Join the cluster at an address other than local. Raises ConfigError."""
     try:
         ray.init(
             address=address,
@@ -127,7 +114,7 @@ def start(config: Config) -> None:
     try:
         ray.init(
             address="local",
-            num_cpus=_private_cpus(config),
+            num_cpus=private_cpus(config),
             object_store_memory=config.ray.object_store_mb and config.ray.object_store_mb * 10**6,  # None: Ray chooses
             include_dashboard=True,
             dashboard_host="127.0.0.1",

@@ -18,9 +18,9 @@ import ray
 from ray.util import placement_group, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from redif_ray.cluster.connect import bundle
 from redif_ray.config import Learner, Workers
 from redif_ray.interrupt import StopRequest
+from redif_ray.planning.nodes import bundle
 
 log = logging.getLogger(__name__)
 POLL_SECONDS = 0.5

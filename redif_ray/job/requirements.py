@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
-import torch
+from rich.console import Group
 from rich.table import Table
 
-from redif_ray.cluster.connect import needed, resources
+from redif_ray.cluster.connect import needed
+from redif_ray.cluster.nodes import nodes
 from redif_ray.config import Config
 from redif_ray.data.conditions import Conditions
 from redif_ray.models.registry import teacher_outline
 from redif_ray.planning import cost, messages
 from redif_ray.planning.disk import disk
-from redif_ray.planning.host_memory import main_memory_mb
-from redif_ray.planning.memory import OVERHEAD_MB, Footprint, Footprints, footprints, workers
+from redif_ray.planning.gpu_memory import tightest_gpu_mb
+from redif_ray.planning.host_memory import tightest_node_mb
+from redif_ray.planning.memory import Footprints, footprints, workers
+from redif_ray.planning.nodes import Node, total
 
 
 @dataclass(frozen=True, slots=True)
 class Need:
     """One need of a run.
 
-    what: name of the resource. needed, available: amounts in `unit`; available None: unknown from this machine.
+    what: name of the resource. needed, available: amounts in `unit`; available None: unknown.
     """
 
     what: str
@@ -37,36 +41,25 @@ class Need:
         return self.available is None or self.needed <= self.available
 
 
-def needs(config: Config, found: Footprints) -> list[Need]:
-    """List the needs of a run: devices of the cluster, memory of the fullest GPU, main memory and disk of this machine.
+def needs(config: Config, found: Footprints, cluster: Sequence[Node]) -> list[Need]:
+    """List the needs of a run: devices, GPU memory, object store and main memory of the cluster, and disk here.
 
-    found: the footprints of the workers.
+    Of a memory, the need is that of the node which has the least to spare. found: the footprints of the workers.
+    cluster: the nodes that they may be placed on.
     """
-    have, local = resources(config), config.ray.address == "local"
+    have = total(cluster)
     asked = {kind: amount for kind, amount in needed(config).items() if amount}
     rows = [_devices(kind, amount, have.get(kind, 0), config.ray.wait) for kind, amount in asked.items()]
     if "GPU" in asked:
-        cards = [torch.cuda.get_device_properties(i).total_memory for i in range(torch.cuda.device_count())]
-        smallest = min(cards) / 1e6 if cards else None
-        rows.append(Need("memory of a GPU", fullest_gpu_mb(config, found.roles), "MB", smallest))
-    rows.append(_object_store(config, have.get("object_store_memory")))
-    memory = psutil.virtual_memory().available / 1e6 if local else None
-    rows.append(Need("main memory", main_memory_mb(config, found), "MB", memory))
+        gpu, smallest = tightest_gpu_mb(config, found.roles, cluster)
+        rows.append(Need("memory of a GPU", gpu, "MB", smallest))
+    rows.append(Need("object store", messages.store(config).total / 1e6, "MB", sum(node.store for node in cluster)))
+    main, there = tightest_node_mb(config, found, cluster)
+    rows.append(Need("main memory", main, "MB", there))
     root = Path(config.run.root).resolve()
     existing = next(path for path in (root, *root.parents) if path.exists())
     rows.append(Need("disk", disk_mb(config, found), "MB", shutil.disk_usage(existing).free / 1e6))
     return rows
-
-
-def _object_store(config: Config, have: float | None) -> Need:
-    """Return the need of object store. have: bytes of the cluster's; None for a private cluster that is not up yet.
-
-    Ray gives 30 % of the memory that is free to a private cluster's store, unless `ray.object_store_mb` is set.
-    """
-    if have is None:
-        usual = 0.3 * psutil.virtual_memory().available
-        have = usual if config.ray.object_store_mb is None else config.ray.object_store_mb * 1e6
-    return Need("object store", messages.store(config).total / 1e6, "MB", have / 1e6)
 
 
 def _devices(kind: str, asked: float, up: float, wait: bool) -> Need:
@@ -74,10 +67,14 @@ def _devices(kind: str, asked: float, up: float, wait: bool) -> Need:
     return Need(f"{kind}s" if kind in ("CPU", "GPU") else kind, asked, "", None if wait and up < asked else up)
 
 
-def report(config: Config) -> tuple[Table, list[Need]]:
-    """Return a table of each role's memory per worker and of every need, and the list of needs that are not met."""
+def report(config: Config) -> tuple[Group, list[Need]]:
+    """Return a report and the list of needs that are not met.
+
+    The report has each role's memory per worker and every need, and the nodes.
+    """
+    cluster = nodes(config)
     found = footprints(config)
-    rows = needs(config, found)
+    rows = needs(config, found, cluster)
     view = Table(title=f"{config.run.name}: {config.teacher.model}", title_justify="left", box=None, padding=(0, 1))
     for column in ("MB of a worker", "number", "on", "weights", "training", "batch", "activations"):
         view.add_column(column, justify="left" if column in ("MB of a worker", "on") else "right")
@@ -89,39 +86,32 @@ def report(config: Config) -> tuple[Table, list[Need]]:
             view.add_row(f"{role}, as it starts", str(number), "", f"{one.start:,.0f}", "", "", "")
     view.add_section()
     for need in rows:
-        stock = "unknown from here" if need.available is None else f"of {need.available:,.0f} {need.unit}"
+        stock = "unknown" if need.available is None else f"of {need.available:,.0f} {need.unit}"
         view.add_row(need.what, f"{need.needed:,.0f}", need.unit, stock, "" if need.met else "[bold red]too little[/]")
-    return view, [need for need in rows if not need.met]
+    return Group(view, _machines(cluster)), [need for need in rows if not need.met]
+
+
+def _machines(cluster: Sequence[Node]) -> Table:
+    """Return a table of the nodes, those that are alike in one row."""
+    view = Table(box=None, padding=(0, 1))
+    for column in ("nodes", "CPUs", "GPUs", "MB of main memory", "of object store"):
+        view.add_column(column, justify="left" if column == "GPUs" else "right")
+    for row, count in Counter(map(_machine, cluster)).items():
+        view.add_row(str(count), *row)
+    return view
+
+
+def _machine(node: Node) -> tuple[str, ...]:
+    counted = node.resources.get("GPU", 0)
+    kinds = Counter(f"{name} of {mb:,.0f} MB" for name, mb in node.gpus)
+    seen = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+    gpus = seen or (f"{counted:g}, unknown" if counted else "none")
+    return f"{node.resources.get('CPU', 0):g}", gpus, f"{node.memory:,.0f}", f"{node.store:,.0f}"
 
 
 def duration(config: Config) -> str:
     """Return the estimated time of a run, in words."""
     return cost.duration(cost.estimate(config, Conditions((None,), (None,))))
-
-
-def fullest_gpu_mb(config: Config, roles: dict[str, Footprint]) -> float:
-    """Return the memory in MB of the fullest GPU.
-
-    Workers whose shares fit on one GPU may be placed there together, and their memory is added up. With
-    `pipeline.colocate` the learner and the other workers take turns, so only the larger of the two counts.
-    """
-    shares = [(role, gpus) for role, (number, gpus) in workers(config).items() if gpus for _ in range(number)]
-    shares.sort(key=lambda share: -roles[share[0]].total)
-    fullest = 0.0
-    for i, (role, share) in enumerate(shares):
-        room, together = 1 - min(share, 1), [role]
-        for other, more in shares[:i] + shares[i + 1 :]:
-            if more <= room + 1e-9:
-                room, together = room - more, [*together, other]
-        fullest = max(fullest, _together_mb(config, together, roles))
-    return fullest
-
-
-def _together_mb(config: Config, together: list[str], roles: dict[str, Footprint]) -> float:
-    learner = sum(roles[role].total for role in together if role == "learner")
-    others = sum(roles[role].total for role in together if role != "learner")
-    mb = max(learner, others) if config.pipeline.colocate else learner + others
-    return mb + OVERHEAD_MB * len(together)
 
 
 def disk_mb(config: Config, found: Footprints) -> float:

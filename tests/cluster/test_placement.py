@@ -17,6 +17,7 @@ from redif_ray.interrupt import Interrupted, StopRequest
 from redif_ray.job import requirements
 from redif_ray.job.evaluate import evaluated
 from redif_ray.planning.memory import Footprint, Footprints
+from redif_ray.planning.nodes import Node
 
 PLACED = (
     "ray.address=auto",
@@ -50,7 +51,6 @@ def up(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     have = dict(ENOUGH)
     monkeypatch.setattr(ray, "cluster_resources", lambda: have)
     monkeypatch.setattr(ray, "nodes", lambda: NODES)
-    monkeypatch.setattr(requirements, "resources", lambda _: have)
     return have
 
 
@@ -174,7 +174,10 @@ def test_doctor_counts_custom_resources(up: dict[str, float]) -> None:
     del up["spot"]
 
     def rows(*overrides: str) -> dict[str, Any]:
-        return {need.what: need for need in requirements.needs(placed(*overrides), Footprints(roles, 10, 10, 10))}
+        one = Node(up, {}, (("card", 80_000.0),), 64_000, 10_000)
+        return {
+            need.what: need for need in requirements.needs(placed(*overrides), Footprints(roles, 10, 10, 10), [one])
+        }
 
     found = rows()
     assert found["rollout"].met and found["GPUs"].met and found["spot"].needed == 2 and not found["spot"].met

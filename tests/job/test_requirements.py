@@ -16,6 +16,7 @@ from safetensors import safe_open
 from tiny_models import write_dit, write_unet
 from tiny_pipelines import write_edm, write_sd, write_sd3, write_sdxl
 
+from redif_ray.cluster.nodes import nodes
 from redif_ray.config import Config, load
 from redif_ray.config.roles import Term
 from redif_ray.job import requirements
@@ -23,6 +24,7 @@ from redif_ray.models.discriminator import Discriminator
 from redif_ray.models.registry import load_model, teacher_outline
 from redif_ray.models.student import make_student, trainable
 from redif_ray.planning import memory
+from redif_ray.planning.gpu_memory import fullest_gpu_mb
 from redif_ray.planning.host_memory import main_memory_mb
 from redif_ray.planning.memory import Footprint, Footprints, footprints
 from redif_ray.planning.peak import peak_mb
@@ -233,7 +235,7 @@ ROLES = {"rollout": Footprint(100, 0, 50), "reward": Footprint(300, 0, 100), "le
 )
 def test_the_fullest_gpu(overrides: list[str], together: list[str]) -> None:
     """Each worker brings its process's share of CUDA along."""
-    found = requirements.fullest_gpu_mb(config("fashion-mnist", *overrides), ROLES)
+    found = fullest_gpu_mb(config("fashion-mnist", *overrides), ROLES)
     assert found == pytest.approx(sum(ROLES[role].total + memory.OVERHEAD_MB for role in together))
 
 
@@ -241,9 +243,9 @@ def test_those_that_take_turns_are_not_added_up() -> None:
     shares = ["rollout.gpus=0.25", "reward.gpus=0.25", "learner.gpus=0.5"]
     every = sum(one.total for one in ROLES.values()) + 3 * memory.OVERHEAD_MB
     beside, turns = (config("fashion-mnist", *shares, f"pipeline.colocate={offload}") for offload in ("false", "true"))
-    assert requirements.fullest_gpu_mb(beside, ROLES) == pytest.approx(every)
+    assert fullest_gpu_mb(beside, ROLES) == pytest.approx(every)
     others = ROLES["rollout"].total + ROLES["reward"].total
-    assert requirements.fullest_gpu_mb(turns, ROLES) == pytest.approx(every - others)
+    assert fullest_gpu_mb(turns, ROLES) == pytest.approx(every - others)
     kept = sum(one.weights + one.training for one in ROLES.values())
     found = Footprints(ROLES, 10**6, 0, 1000)
     assert main_memory_mb(turns, found) - main_memory_mb(beside, found) == pytest.approx(kept)
@@ -267,9 +269,14 @@ def test_the_disk_of_an_export(tmp_path: Path, uri: str, copies: int) -> None:
 
 def test_what_is_too_little_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     found = Footprints(ROLES | {"rollout": replace(ROLES["rollout"], weights=1e9)}, 10**6, 10**6, 1000)
-    few = {need.what: need for need in requirements.needs(config("fashion-mnist"), found)}
+
+    def needs(*overrides: str) -> dict[str, requirements.Need]:
+        run = config("fashion-mnist", *overrides)
+        return {need.what: need for need in requirements.needs(run, found, nodes(run))}
+
+    few = needs()
     assert not few["main memory"].met and few["disk"].met and few["CPUs"].met and "GPUs" not in few
-    gpus = {need.what: need for need in requirements.needs(config("fashion-mnist", "rollout.gpus=64"), found)}
+    gpus = needs("rollout.gpus=64")
     assert not gpus["GPUs"].met and gpus["GPUs"].needed == 64 and gpus["main memory"].met
 
 
