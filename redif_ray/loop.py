@@ -6,8 +6,9 @@ A round goes through three parts, which are the same objects that a run on Ray u
     TeacherRewardWorker.score      makes the teacher's images and the rewards    workers/reward.py
     Phase.update                   advantages, loss, optimiser steps             methods/redif.py
 
-On the CPU the weights after the last round are, bit for bit, those of the same run on Ray. A run on Ray adds the
-distribution of work (coordinator/, workers/actors.py), recovery from losses (faults.py), and checkpoints.
+On the CPU the weights after the last round are, bit for bit, those of the same run on Ray, with the same
+`learner.microbatch`, which a run on Ray chooses where it is not given. A run on Ray adds the distribution of work
+(coordinator/, workers/actors.py), recovery from losses (faults.py), and checkpoints.
 """
 
 from __future__ import annotations

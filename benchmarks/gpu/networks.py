@@ -148,8 +148,8 @@ def _step(config: Config, pipe: DiffusionPipeline, where: str, dtype: torch.dtyp
     embedded = _context(pipe)
 
     def step() -> None:
-        for start in range(0, states, config.learner.microbatch):
-            rows = side * min(config.learner.microbatch, states - start)
+        for start in range(0, states, config.learner.states_at_once):
+            rows = side * min(config.learner.states_at_once, states - start)
             x = torch.randn(rows, network.config.in_channels, size, size, device=where, dtype=dtype)
             context = {name: value.expand(rows, *value.shape[1:]) for name, value in embedded.items()}
             states_of = context.pop("encoder_hidden_states")

@@ -24,8 +24,8 @@ from redif_ray.config import Config, load
 from redif_ray.errors import UserError
 from redif_ray.interrupt import StopRequest
 from redif_ray.job.preflight import preflight
-from redif_ray.job.requirements import fullest_gpu_mb
 from redif_ray.planning.cost import estimate
+from redif_ray.planning.gpu_memory import fullest_gpu_mb
 from redif_ray.planning.host_memory import main_memory_mb
 from redif_ray.planning.memory import Footprints, footprints
 

@@ -30,6 +30,7 @@ from redif_ray.config import Config, ConfigError
 from redif_ray.data.conditions import Conditions
 from redif_ray.files import atomic_file
 from redif_ray.interrupt import StopRequest, stop_requests
+from redif_ray.job.batches import with_batches
 from redif_ray.job.preflight import preflight
 from redif_ray.job.session import get
 from redif_ray.models.registry import teacher_outline
@@ -70,6 +71,7 @@ def adapt(config: Config, *, resume: bool = False, console: Console | None = Non
         search(config, resume=resume, console=console)
     with stop_requests() as stop:
         conditions = preflight(own)
+        own = with_batches(own, console, resume=True, roles=("reward",))
         folder = RunFolder.open(own, resume=True, finished=True)
         try:
             folder.keep_conditions(conditions)

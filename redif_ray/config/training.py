@@ -9,6 +9,7 @@ from pydantic import Field
 from redif_ray.config.base import ON_RESUME, Fraction, Labels, Positive, Resources, Strict, choice
 
 NEIGHBOURS = 5  # nearest neighbours around each image that recall and precision use
+UNCHOSEN = 4  # states or images at once where no number is given and no memory is known to choose one by
 LossName = Annotated[str, choice("ppo_clip", "reinforce", "grpo_guard")]
 AdvantageName = Annotated[str, choice("global_std", "group_std", "mean_only", "running", "batch")]
 DivergenceName = Annotated[str, choice("none", "mse", "kl", "chi2", "renyi", "power", "js")]
@@ -191,10 +192,10 @@ class Learner(Strict):
         description="Decay per optimiser step of the averaged student, from 0 to below 1. 0 keeps no average. Use "
         "0.99 or more for noisy updates. The average is deployed.",
     )
-    microbatch: Positive = Field(
-        64,
-        description="States of one forward and backward pass, at least 1. Lower it where memory is short; results "
-        "differ by rounding only.",
+    microbatch: Positive | None = Field(
+        None,
+        description="States of one forward and backward pass, at least 1. null chooses the largest power of two up to "
+        "32 that fits, when a run starts, and keeps it. Results of other numbers differ by rounding only.",
     )
     activation_checkpointing: bool = Field(
         False,
@@ -239,6 +240,11 @@ class Learner(Strict):
         """Return the number of ranks that a run starts with: all of them, since no rank joins later."""
         return self.workers
 
+    @property
+    def states_at_once(self) -> int:
+        """Return `microbatch`, or a small number where none is chosen yet."""
+        return self.microbatch or UNCHOSEN
+
 
 class Validation(Strict):
     """The measurements of the student during training."""
@@ -279,8 +285,10 @@ class Evaluation(Strict):
     search: Positive = Field(
         256, description="Noises on which the teacher's best schedule at N steps is chosen, at least 1."
     )
-    batch: Positive = Field(
-        50, description="Images that a worker makes at once in evaluations, at least 1. Lower it where memory is short."
+    batch: Positive | None = Field(
+        None,
+        description="Images that a worker makes at once in evaluations and for the calibration, at least 1. null "
+        "chooses the largest power of two up to 32 that fits, when a run starts, and keeps it.",
     )
     judge: str = Field(
         "fashion-mnist",
@@ -288,3 +296,8 @@ class Evaluation(Strict):
         "classes.",
     )
     bootstrap: int = Field(500, ge=40, description="Bootstrap resamples of each interval, at least 40.")
+
+    @property
+    def images_at_once(self) -> int:
+        """Return `batch`, or a small number where none is chosen yet."""
+        return self.batch or UNCHOSEN

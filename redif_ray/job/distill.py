@@ -15,6 +15,7 @@ from redif_ray.config import Config
 from redif_ray.data.conditions import Conditions
 from redif_ray.interrupt import Interrupted, StopRequest, stop_requests
 from redif_ray.job import calibration
+from redif_ray.job.batches import with_batches
 from redif_ray.job.finish import finish
 from redif_ray.job.preflight import check_rounds, preflight
 from redif_ray.job.progress import show_progress
@@ -67,6 +68,7 @@ def run_part(
     check_room(config, conditions)
     stop.check()
     remote, fetched = prepare(config, resume=resume, console=console)
+    config = with_batches(config, console, resume=resume)
     try:
         folder = RunFolder.open(config, resume=resume)
     except RunFinished:

@@ -14,6 +14,7 @@ from redif_ray.config import LEARNED, Config, ConfigError, assign, parse_overrid
 from redif_ray.config.changes import may_differ
 from redif_ray.evaluation.table import result_table
 from redif_ray.interrupt import stop_requests
+from redif_ray.job.batches import with_batches
 from redif_ray.job.measure import measure
 from redif_ray.job.preflight import check_judge
 from redif_ray.job.session import session
@@ -46,6 +47,7 @@ def evaluate(
     _, version = deployed_weights(run, checkpoint)  # raises for a checkpoint that is missing or broken
     own, teacher = teacher_outline(stored.teacher), teacher_outline(config.teacher)
     _check(config, own, teacher)
+    config = with_batches(config, console, roles=("rollout", "reward"))
     with stop_requests("nothing was written; run the command again") as stop, RunFolder.reopen(run) as folder:
         conditions = folder.conditions() or factory.conditions(config, teacher)
         folder.keep_conditions(conditions)

@@ -167,7 +167,7 @@ def seconds_per_image(run: Session) -> dict[str, float]:
     The levels do not change the time, so both are timed on the teacher's schedule.
     """
     config = run.config
-    unit = run.plan.deploy(Stream.SEARCH, min(config.evaluation.search, config.evaluation.batch))[0]
+    unit = run.plan.deploy(Stream.SEARCH, min(config.evaluation.search, config.evaluation.images_at_once))[0]
     teacher, student = config.teacher, config.student
     sampled = {
         "teacher": Way(teacher.solver, teacher.schedule, teacher.steps, teacher.guidance),

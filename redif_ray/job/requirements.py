@@ -17,6 +17,7 @@ from redif_ray.config import Config
 from redif_ray.data.conditions import Conditions
 from redif_ray.models.registry import teacher_outline
 from redif_ray.planning import cost, messages
+from redif_ray.planning.batches import chosen
 from redif_ray.planning.disk import disk
 from redif_ray.planning.gpu_memory import tightest_gpu_mb
 from redif_ray.planning.host_memory import tightest_node_mb
@@ -70,9 +71,10 @@ def _devices(kind: str, asked: float, up: float, wait: bool) -> Need:
 def report(config: Config) -> tuple[Group, list[Need]]:
     """Return a report and the list of needs that are not met.
 
-    The report has each role's memory per worker and every need, and the nodes.
+    The report has each role's memory per worker and every need, the nodes, and which batches were chosen.
     """
     cluster = nodes(config)
+    config, why = chosen(config, cluster)
     found = footprints(config)
     rows = needs(config, found, cluster)
     view = Table(title=f"{config.run.name}: {config.teacher.model}", title_justify="left", box=None, padding=(0, 1))
@@ -88,7 +90,8 @@ def report(config: Config) -> tuple[Group, list[Need]]:
     for need in rows:
         stock = "unknown" if need.available is None else f"of {need.available:,.0f} {need.unit}"
         view.add_row(need.what, f"{need.needed:,.0f}", need.unit, stock, "" if need.met else "[bold red]too little[/]")
-    return Group(view, _machines(cluster)), [need for need in rows if not need.met]
+    parts = Group(view, _machines(cluster), *([why] if why else ()))
+    return parts, [need for need in rows if not need.met]
 
 
 def _machines(cluster: Sequence[Node]) -> Table:

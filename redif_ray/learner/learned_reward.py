@@ -61,7 +61,7 @@ class LearnedReward:
             self.optimizer,
             steps=term.steps,
             r1=term.r1,
-            microbatch=config.learner.microbatch,
+            microbatch=config.learner.states_at_once,
             all_reduce=all_reduce,
         )
         example = torch.zeros(1, *term.setting.image_shape, device=self.device)

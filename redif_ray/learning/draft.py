@@ -103,7 +103,7 @@ class DraftUpdater:
             where = f"round {round}, minibatch {i} of {count}"
             loss = 0.0
             self.optimizer.zero_grad(set_to_none=True)
-            for r in rows.split(self.config.learner.microbatch):
+            for r in rows.split(self.config.learner.states_at_once):
                 losses = self._losses([groups[j] for j in r], [conditions[j] for j in r], targets[r])
                 (losses.sum() * count / total * self.loss_scale).backward()
                 loss += float(losses.detach().sum()) * count / total

@@ -143,7 +143,7 @@ class Updater:
         count = len(batch.rows)
         rows = torch.arange(count) if self.rounds_apart and not on_policy else checked_rows(count)
         means, log_probs, predictions = replayed(
-            self.predict, batch, self.schedule, self.stds, rows, self.config.microbatch, self._in_step
+            self.predict, batch, self.schedule, self.stds, rows, self.config.states_at_once, self._in_step
         )
         fresh = check_ratio(log_probs, batch, self.stds, rows, self.ratio_tolerance)
         if self.rounds_apart:
@@ -179,7 +179,7 @@ class Updater:
         rows, steps = rows[rows >= 0], steps[rows >= 0]
         self.optimizer.zero_grad(set_to_none=True)
         losses = dict.fromkeys(("policy", "regulariser", "anchor"), 0.0)
-        for part, pairs in self._in_step(states(batch, rows, steps).split(self.config.microbatch)):
+        for part, pairs in self._in_step(states(batch, rows, steps).split(self.config.states_at_once)):
             mean = policy_mean(self.predict, batch, self.schedule, self.stds, part)
             loss = self.objective(batch, mean, rows[pairs], steps[pairs])
             loss.total.div(len(chosen)).mul(self.loss_scale).backward()

@@ -89,7 +89,7 @@ class Output(Phase):
             config.output.std,
             through_steps=self.through_steps,
             tolerance=ratio_tolerance(config),
-            microbatch=config.learner.microbatch,
+            microbatch=config.learner.states_at_once,
             max_grad_norm=config.learner.max_grad_norm,
             rank=learning.rank,
             world=learning.world,

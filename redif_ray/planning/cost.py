@@ -128,7 +128,7 @@ def _reference(config: Config, count: int, image: float) -> float:
 def _speeds(config: Config, teacher: DiffusionModel, flops: float, decode: float) -> tuple[Speed, Speed]:
     """Return the speeds of the roles without GPUs, in training and in evaluations, by the number of busy cores."""
     widths = {_cores(config, roles) for roles in (("rollout", "reward"), ("learner",))} - {0}
-    rows = config.rollout.unit_groups * config.rollout.siblings, config.evaluation.batch
+    rows = config.rollout.unit_groups * config.rollout.siblings, config.evaluation.images_at_once
     if not widths:
         return Speed({}, decode / flops), Speed({}, decode / flops)
     speeds = cpu_speed(config.teacher, teacher, flops, decode, rows, {1, *widths})

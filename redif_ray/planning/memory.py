@@ -97,7 +97,7 @@ def footprints(config: Config, *, activations: bool = True) -> Footprints:
     scores = any(phase.scores_in_learner for phase in phases_of(config))
     beside = parts.always + (parts.decode + _encoders(config) if scores else 0)
     held = beside + (_held(config, teacher, student) if config.learner.fsdp else _bytes(teacher.network) + added)
-    rows = max(config.rollout.unit_groups * config.rollout.siblings, config.evaluation.batch)
+    rows = max(config.rollout.unit_groups * config.rollout.siblings, config.evaluation.images_at_once)
     rollout = peak(lambda: _predict(student, rows, config.student.guidance))
     reward = max(peak(lambda: _predict(teacher, rows, config.teacher.guidance)), peak(lambda: _decode(teacher, rows)))
     for parameter in parameters:  # preset, so that the peak leaves out gradients: `training` counts them
@@ -221,16 +221,16 @@ def _decode(model: DiffusionModel, rows: int) -> None:
 
 
 def _train(student: DiffusionModel, config: Config) -> None:
-    _forward(student, config.learner.microbatch, config.student.guidance).sum().backward()
+    _forward(student, config.learner.states_at_once, config.student.guidance).sum().backward()
 
 
 def _learn(term: DiscriminatorTerm | None, config: Config) -> None:
     """Train the learned reward on a microbatch, which peaks at the second gradient of the teacher's images."""
     if term is None:
         return
-    rows = min(config.learner.microbatch, config.rollout.groups)
+    rows = min(config.learner.states_at_once, config.rollout.groups)
     term.network.requires_grad_(True)
-    images = torch.empty(config.learner.microbatch, *term.setting.image_shape, device="meta")
+    images = torch.empty(config.learner.states_at_once, *term.setting.image_shape, device="meta")
     labels = torch.zeros(len(images), dtype=torch.int64, device="meta")
     student_loss(term.network, Images(images, labels, 1))[0].backward()
     loss, _, squares = teacher_loss(term.network, Images(images[:rows], labels[:rows], 1))

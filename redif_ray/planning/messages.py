@@ -134,7 +134,7 @@ def store(config: Config) -> Store:
 def _deployment(config: Config, model: DiffusionModel) -> int:
     """Return the bytes of the largest deployment: last latents of the units in progress, measurements of all."""
     count = max(config.validation.groups, config.evaluation.held_out)
-    in_progress = min(count, units_at_once(config) * config.evaluation.batch)
+    in_progress = min(count, units_at_once(config) * config.evaluation.images_at_once)
     phase = Deploy(config)
     return of_phase(config, phase, model, in_progress).final + of_phase(config, phase, model, count).scores
 

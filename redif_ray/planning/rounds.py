@@ -64,7 +64,8 @@ class RoundPlan(Phases):
 
         size: groups of a work unit; None: `evaluation.batch`.
         """
-        return self._cut(round, Deploy.name, stream, list(range(count)), size or self.config.evaluation.batch, 1)
+        size = size or self.config.evaluation.images_at_once
+        return self._cut(round, Deploy.name, stream, list(range(count)), size, 1)
 
     def _group(self, position: int) -> int:
         pool = self.config.conditions.pool

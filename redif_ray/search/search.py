@@ -25,6 +25,7 @@ from redif_ray.diffusion.schedules import Schedule, Times
 from redif_ray.errors import UserError
 from redif_ray.evaluation.encoders import make_encoder
 from redif_ray.interrupt import Interrupted, StopRequest, stop_requests
+from redif_ray.job.batches import with_batches
 from redif_ray.job.preflight import preflight
 from redif_ray.job.session import all_ready, beside_driver, workers
 from redif_ray.models.registry import teacher_outline
@@ -56,11 +57,13 @@ def search(config: Config, *, resume: bool = False, console: Console | None = No
         if config.search.frechet.weight:
             make_encoder(config.search.frechet.encoder, teacher_outline(config.teacher).image_shape)
         stop.check()
+        console = console or Console()
+        config = with_batches(config, console, resume=resume, roles=("reward",))
         folder = RunFolder.open(config, resume=resume)
         try:
             folder.keep_conditions(conditions)
             with Records.open(config, folder) as records:
-                _search(config, conditions, folder, records, stop, console or Console())
+                _search(config, conditions, folder, records, stop, console)
             return folder.path
         except Interrupted:
             raise

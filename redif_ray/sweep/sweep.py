@@ -21,6 +21,7 @@ from redif_ray.cluster.placement import bundles
 from redif_ray.config import Config, dump
 from redif_ray.errors import UserError
 from redif_ray.interrupt import StopRequest, stop_requests
+from redif_ray.job.batches import with_batches
 from redif_ray.job.preflight import check_rounds, preflight
 from redif_ray.job.session import beside_driver
 from redif_ray.planning.paths import absolute
@@ -57,13 +58,15 @@ def sweep(config: Config, *, resume: bool = False, console: Console | None = Non
         check_rounds(config)
         preflight(config)
         stop.check()
+        console = console or Console()
         config = configured(config, {"run.name": config.run.name + SWEEP, **_cpus(config)})
+        config = with_batches(config, console, resume=resume, runs=config.sweep.concurrent)
         folder = RunFolder.open(config, resume=resume)
         try:
             with Records.open(config, folder) as records:
                 uri = config.tracking_uri or "off"
                 recipe = configured(config, {"tracking.uri": uri, "ray.num_cpus": None})
-                _sweep(Job(config, recipe, folder, records, stop, console or Console()), plan)
+                _sweep(Job(config, recipe, folder, records, stop, console), plan)
             return folder.path
         except KeyboardInterrupt:  # the second Ctrl-C
             raise stop.interrupted(f"stopped at once; the finished trials are in {folder.path}") from None

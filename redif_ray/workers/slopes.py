@@ -73,7 +73,7 @@ def _sampled(worker: Scorer, unit: WorkUnit, x: Tensor, teacher: Tensor, names: 
     output, seed = worker.config.output, worker.config.run.seed
     z = directions(unit.groups[0], output.samples // 2, x.shape, seed=seed, round=unit.round).to(x.device)
     scores: dict[str, list[Tensor]] = {name: [] for name in names}
-    for part in mirrored(x, z, output.std).split(worker.config.evaluation.batch):
+    for part in mirrored(x, z, output.std).split(worker.config.evaluation.images_at_once):
         rows = replace(unit, siblings=len(part))
         beside = teacher.expand(len(part), *teacher.shape[1:])
         for name, values in worker.raw_terms(rows, worker.teacher.decode(part), beside, names).items():

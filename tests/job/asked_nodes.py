@@ -27,7 +27,7 @@ def main(*folders: str) -> None:
         for folder in folders:
             os.environ["PATH"] = f"{folder}:{path}"
             cluster.add_node(num_cpus=2, num_gpus=2, object_store_memory=150 * 10**6, labels={"from": folder})
-        config = load("smoke", ROLES)
+        config = load("smoke", [*ROLES, "learner.microbatch=null", "evaluation.batch=null"])
         view, lacking = requirements.report(config)
         Console(width=160).print(view)
         print(json.dumps({"lacking": [need.what for need in lacking], "nodes": [asdict(n) for n in nodes(config)]}))

@@ -46,3 +46,4 @@ def test_doctor_looks_at_every_node(tmp_path: Path) -> None:
     assert all(node["memory"] > 0 and node["store"] == pytest.approx(150, rel=0.4) for node in nodes.values())
     assert found["lacking"] == ["memory of a GPU"] and "of 944 MB" in said
     assert "1 NVIDIA L4 of 24,153 MB, 1 NVIDIA T1 of 944 MB" in said and "2 NVIDIA H200 of 150,755 MB" in said
+    assert "learner.microbatch=1 and evaluation.batch=1: the least" in said

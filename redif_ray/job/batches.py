@@ -1,0 +1,35 @@
+"""The numbers of `planning.batches` for a command that starts, or goes on with those that it started with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+
+from redif_ray.cluster.nodes import nodes
+from redif_ray.config import Config
+from redif_ray.planning.batches import chosen, filled, lacks
+from redif_ray.planning.nodes import ROLES
+from redif_ray.runs.folder import stored_config
+
+
+def with_batches(
+    config: Config, console: Console, *, resume: bool = False, roles: Sequence[str] = ROLES, runs: int = 1
+) -> Config:
+    """Return the configuration with `learner.microbatch` and `evaluation.batch`, and print which ones were chosen.
+
+    What is resumed keeps the numbers in its folder. roles: those whose workers there are. runs: runs at once that share
+    the main memory of a node. Raises ConfigError where the cluster cannot be joined.
+    """
+    if not lacks(config, roles):
+        return config
+    folder = Path(config.run.root).resolve() / config.run.name
+    if resume and (folder / "config.yaml").exists():
+        stored = stored_config(folder)
+        return filled(config, stored.learner.microbatch, stored.evaluation.batch)
+    there = [replace(node, memory=node.memory / runs) for node in nodes(config)]
+    own, why = chosen(config, there, roles)
+    console.print(why, highlight=False, soft_wrap=True)
+    return own

@@ -1,0 +1,120 @@
+"""The choice of `learner.microbatch` and `evaluation.batch` for a run that does not give them.
+
+The numbers are the largest powers of two for which all that is counted in memory fits, wherever the cluster may place
+the workers. They change the last bits of results, so a run keeps those that it started with. They end at MOST, beyond
+which a device gains little, so that machines with enough memory choose alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from redif_ray.config import Config
+from redif_ray.config.training import UNCHOSEN
+from redif_ray.planning.gpu_memory import tightest_gpu_mb
+from redif_ray.planning.host_memory import tightest_node_mb
+from redif_ray.planning.memory import Footprint, Footprints, footprints
+from redif_ray.planning.nodes import ROLES, Node, section
+
+MOST = 32  # states or images at once
+SIZES = tuple(2**power for power in range(MOST.bit_length()))
+MARGIN = 0.9  # of a memory that may be filled by what is counted
+
+
+def lacks(config: Config, roles: Sequence[str] = ROLES) -> list[str]:
+    """Return the keys that have no number yet, of the two that workers of `roles` read."""
+    microbatch = ["learner.microbatch"] if config.learner.microbatch is None and "learner" in roles else []
+    return microbatch + (["evaluation.batch"] if config.evaluation.batch is None else [])
+
+
+def filled(config: Config, states: int | None, images: int | None) -> Config:
+    """Return the configuration with `learner.microbatch` and `evaluation.batch` where it has none of its own."""
+    learner, evaluation = config.learner, config.evaluation
+    if learner.microbatch is None:
+        learner = learner.model_copy(update={"microbatch": states})
+    if evaluation.batch is None:
+        evaluation = evaluation.model_copy(update={"batch": images})
+    return config.model_copy(update={"learner": learner, "evaluation": evaluation})
+
+
+def chosen(config: Config, nodes: Sequence[Node], roles: Sequence[str] = ROLES) -> tuple[Config, str]:
+    """Return the configuration with both numbers, and a sentence that says which were chosen and why.
+
+    nodes: the machines that the run may be placed on. roles: those whose workers the run has. Without a number to
+    choose, the sentence is empty.
+    """
+    keys = lacks(config, roles)
+    if not keys:
+        return config, ""
+    learns = "learner" in roles
+    unseen = [role for role in roles if section(config, role).gpus and not _seen(config, role, nodes)]
+    if unseen:
+        why = f"no GPU is known that workers of {' and '.join(unseen)} may be placed on, so this is a small number"
+        return _told(filled(config, UNCHOSEN if learns else None, UNCHOSEN), keys, why)
+    counted = Counted(config, roles)
+
+    def fits(states: int, images: int) -> bool:
+        return not _short(config, counted.at(states, images), nodes)
+
+    both = _largest(lambda n: fits(n, n))
+    states = _largest(lambda n: fits(n, both))
+    images = _largest(lambda n: fits(states, n))
+    why = f"the largest power of two up to {MOST} that fits in {_memory(config, counted.at(states, images), nodes)}"
+    if short := _short(config, counted.at(states, images), nodes):
+        why = f"the least, and yet there may be too little {short}; see `redif doctor`"
+    return _told(filled(config, states if learns else None, images), keys, why)
+
+
+class Counted:
+    """The footprints of a run's workers for any two numbers, counted for 1 and for MOST.
+
+    The peak of a call is the largest of sums that grow linearly, so between the two it is at most on the line.
+    """
+
+    def __init__(self, config: Config, roles: Sequence[str]) -> None:
+        self.rows = config.rollout.unit_groups * config.rollout.siblings  # of a work unit, which a run plays anyway
+        self.least, self.most = (footprints(filled(config, n, n)) for n in (1, MOST))
+        self.roles = roles
+
+    def at(self, states: int, images: int) -> Footprints:
+        rows, most = max(self.rows, images), max(self.rows, MOST)
+        parts = {"learner": (states - 1) / (MOST - 1)}
+        others = (rows - self.rows) / (most - self.rows) if most > self.rows else 0.0
+        between = {
+            role: _between(self.least.roles[role], self.most.roles[role], parts.get(role, others))
+            for role in self.roles
+        }
+        return replace(self.least, roles=between)
+
+
+def _between(least: Footprint, most: Footprint, part: float) -> Footprint:
+    return replace(least, activations=least.activations + part * (most.activations - least.activations))
+
+
+def _seen(config: Config, role: str, nodes: Sequence[Node]) -> bool:
+    return any(node.gpus and node.takes(section(config, role)) for node in nodes)
+
+
+def _largest(fits: Callable[[int], bool]) -> int:
+    """Return the largest of SIZES that fits, or the least one."""
+    return next((n for n in reversed(SIZES) if fits(n)), SIZES[0])
+
+
+def _short(config: Config, found: Footprints, nodes: Sequence[Node]) -> str:
+    """Return the name of the memory of which there is too little, an empty one for none."""
+    names = ("memory of a GPU", "main memory")
+    pairs = tightest_gpu_mb(config, found.roles, nodes), tightest_node_mb(config, found, nodes)
+    return next((n for n, (need, has) in zip(names, pairs, strict=True) if has and need > MARGIN * has), "")
+
+
+def _memory(config: Config, found: Footprints, nodes: Sequence[Node]) -> str:
+    """Return the sizes of the tightest memories, in words."""
+    gpu, main = tightest_gpu_mb(config, found.roles, nodes)[1], tightest_node_mb(config, found, nodes)[1]
+    sizes = [f"a GPU of {gpu:,.0f} MB"] if gpu else []
+    return " and ".join([*sizes, f"{main:,.0f} MB of main memory"]) + f", of which {MARGIN:.0%} may be filled"
+
+
+def _told(config: Config, keys: Sequence[str], why: str) -> tuple[Config, str]:
+    numbers = {"learner.microbatch": config.learner.microbatch, "evaluation.batch": config.evaluation.batch}
+    return config, f"{' and '.join(f'{key}={numbers[key]}' for key in keys)}: {why}"

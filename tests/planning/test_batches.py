@@ -1,0 +1,136 @@
+"""The batches that are chosen by what fits, against what doctor counts for them."""
+
+from __future__ import annotations
+
+import pytest
+
+from redif_ray.config import Config, load
+from redif_ray.planning.batches import MARGIN, MOST, SIZES, Counted, chosen, filled
+from redif_ray.planning.gpu_memory import tightest_gpu_mb
+from redif_ray.planning.host_memory import main_memory_mb
+from redif_ray.planning.memory import footprints
+from redif_ray.planning.nodes import ROLES, Node
+
+OPEN = ("learner.microbatch=null", "evaluation.batch=null")
+SHARED = ("rollout.gpus=0.25", "reward.gpus=0.25", "learner.gpus=0.5")
+APART = ("rollout.labels={size: small}", "reward.labels={size: small}", "learner.labels={size: large}")
+
+
+def config(*overrides: str) -> Config:
+    found: Config = load("smoke", [*OPEN, *overrides])
+    return found
+
+
+def node(memory: float = 1e6, *gpus: float, **labels: str) -> Node:
+    """A machine with enough of all else."""
+    return Node({"CPU": 64, "GPU": len(gpus)}, labels, tuple(("card", mb) for mb in gpus), memory, 1e6, driver=True)
+
+
+def numbers(found: Config) -> tuple[int | None, int | None]:
+    return found.learner.microbatch, found.evaluation.batch
+
+
+def needed(found: Config, states: int, images: int) -> float:
+    """MB of main memory of a run on CPUs with these two numbers."""
+    return main_memory_mb(found, footprints(filled(found, states, images)))
+
+
+@pytest.mark.slow
+def test_where_there_is_room_both_are_the_most() -> None:
+    found, why = chosen(config(), [node(128_000)])
+    assert numbers(found) == (MOST, MOST)
+    assert why == (
+        "learner.microbatch=32 and evaluation.batch=32: the largest power of two up to 32 that fits in 128,000 MB of "
+        "main memory, of which 90% may be filled"
+    )
+
+
+def test_numbers_that_are_given_stay_and_count_nothing() -> None:
+    given = load("smoke")
+    assert chosen(given, []) == (given, "")
+
+
+@pytest.mark.slow
+def test_of_two_one_may_be_given() -> None:
+    found, why = chosen(config("learner.microbatch=3"), [node()])
+    assert numbers(found) == (3, MOST) and why.startswith("evaluation.batch=32: ")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("states", [2, 8])
+def test_they_are_the_largest_that_fit(states: int) -> None:
+    """With the memory that the counts for them need, and the margin, they are chosen; of the next ones none fits."""
+    open_ = config("rollout.siblings=4", "teacher.model=emoji", "conditions.source=emoji")
+    counted = Counted(open_, ROLES)
+    enough = main_memory_mb(open_, counted.at(states, states)) / MARGIN
+    found, _ = chosen(open_, [node(enough * 1.0001)])
+    assert min(numbers(found)) >= states
+    assert needed(found, *numbers(found)) <= MARGIN * enough * 1.0001
+    larger = [(2 * numbers(found)[0], numbers(found)[1]), (numbers(found)[0], 2 * numbers(found)[1])]
+    for pair in larger:
+        assert main_memory_mb(open_, counted.at(*pair)) > MARGIN * enough * 1.0001
+
+
+@pytest.mark.slow
+def test_between_the_two_counts_none_is_too_small() -> None:
+    """For each number, what is taken to be needed is at least what doctor counts, and not much more."""
+    open_ = config("rollout.siblings=4")
+    counted = Counted(open_, ROLES)
+    for n in SIZES:
+        real, taken = footprints(filled(open_, n, n)).roles, counted.at(n, n).roles
+        for role in ROLES:
+            assert real[role].total <= taken[role].total * (1 + 1e-9)
+            assert taken[role].activations <= 1.5 * real[role].activations + 0.5, (role, n)
+
+
+@pytest.mark.slow
+def test_roles_that_share_a_gpu_share_its_memory() -> None:
+    shared = config(*SHARED)
+    counted = Counted(shared, ROLES)
+    card = tightest_gpu_mb(shared, counted.at(8, 8).roles, [node(1e6, 1e9)])[0] / MARGIN
+    found, why = chosen(shared, [node(1e6, card * 1.00001)])
+    assert min(numbers(found)) >= 8 and numbers(found) != (MOST, MOST)
+    assert tightest_gpu_mb(shared, footprints(found).roles, [node(1e6, card)])[0] <= MARGIN * card * 1.00001
+    assert f"a GPU of {card:,.0f} MB and 1,000,000 MB of main memory" in why
+    small, _ = chosen(shared, [node(1e6, card * 1.00001, 80_000), node(1e6, 80_000)])
+    assert numbers(small) == numbers(found)  # a worker may come to the smallest of them
+
+
+@pytest.mark.slow
+def test_each_role_fills_the_nodes_that_take_it() -> None:
+    """The learner's number is that of its own large GPU, whatever the others' small one holds."""
+    apart = config("ray.address=auto", "rollout.gpus=0.5", "reward.gpus=0.5", "learner.gpus=1", *APART)
+    counted = Counted(apart, ROLES)
+    others = {role: one for role, one in counted.at(1, 4).roles.items() if role != "learner"}
+    small = tightest_gpu_mb(apart, others, [node(1e6, 1e9, size="small")])[0] / MARGIN * 1.00001
+    found, _ = chosen(apart, [node(1e6, small, size="small"), node(1e6, 1e6, size="large")])
+    states, images = numbers(found)
+    assert states == MOST and images is not None and 4 <= images < MOST
+
+
+@pytest.mark.parametrize("there", [[], [node(1e6)], [node(1e6, 80_000, size="other")]])
+def test_where_no_gpu_is_known_both_are_small(there: list[Node]) -> None:
+    found, why = chosen(config("ray.address=auto", *SHARED, *APART), there)
+    assert numbers(found) == (4, 4)
+    assert "no GPU is known that workers of rollout and reward and learner may be placed on" in why
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("overrides", "there", "said"), [(SHARED, node(1e6, 100), "memory of a GPU"), ((), node(100), "main memory")]
+)
+def test_where_nothing_fits_both_are_one(overrides: tuple[str, ...], there: Node, said: str) -> None:
+    found, why = chosen(config(*overrides), [there])
+    assert numbers(found) == (1, 1) and f"too little {said}" in why and "redif doctor" in why
+
+
+@pytest.mark.slow
+def test_a_command_without_a_learner_chooses_for_its_workers_alone() -> None:
+    """A search has reward workers only, so it chooses as if the learner needed nothing."""
+    large = config("student.steps=4")
+    counted = Counted(large, ROLES)
+    alone = Counted(large, ("reward",))
+    enough = main_memory_mb(large, alone.at(1, MOST)) / MARGIN * 1.00001
+    assert main_memory_mb(large, counted.at(1, 1)) > MARGIN * enough
+    found, why = chosen(large, [node(enough)], ("reward",))
+    assert numbers(found) == (None, MOST) and why.startswith("evaluation.batch=32: ")
