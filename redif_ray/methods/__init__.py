@@ -20,9 +20,9 @@ __all__ = ["METHODS", "Calls", "Deploy", "Phase", "Prices", "Scoring", "phases_b
 
 METHODS: Mapping[str, type[Phase] | None] = {
     "redif": Policy,
+    "output": Output,
     "sfd": None,
     "draft": Draft,
-    "output": Output,
     "straight": Straight,
 }
 

@@ -40,13 +40,13 @@ def test_a_run_that_goes_on_keeps_its_own(tmp_path: Path) -> None:
 
 @pytest.mark.cluster
 @pytest.mark.usefixtures("cluster")
-def test_a_run_has_them_in_its_folder(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_has_them_in_its_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Interrupted and resumed, it ends as one that is given the same numbers."""
-    config = smoke(root, "chosen", *OPEN)
+    config = smoke(tmp_path, "chosen", *OPEN)
     folder = train(config, until=2)
     stored = stored_config(folder)
     assert (stored.learner.microbatch, stored.evaluation.batch) == (32, 32)
     assert "learner.microbatch=32 and evaluation.batch=32" in capsys.readouterr().out
     train(config, resume=True)
     assert "evaluation.batch=" not in capsys.readouterr().out
-    assert last_weights(folder) == plain_weights(smoke(root, "given", "learner.microbatch=32"))
+    assert last_weights(folder) == plain_weights(smoke(tmp_path, "given", "learner.microbatch=32"))
