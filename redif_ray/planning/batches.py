@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cached_property
 
 from redif_ray.config import Config
 from redif_ray.config.training import UNCHOSEN
@@ -67,17 +68,24 @@ def chosen(config: Config, nodes: Sequence[Node], roles: Sequence[str] = ROLES) 
 
 
 class Counted:
-    """The footprints of a run's workers for any two numbers, counted for 1 and for MOST.
+    """The footprints of a run's workers for any two numbers, counted for MOST and, where that does not fit, for 1.
 
-    The peak of a call is the largest of sums that grow linearly, so between the two it is at most on the line.
+    The peak of a call is the largest of sums that grow linearly, so between the two it is at most on the line. A count
+    takes a core some 10 s for Stable Diffusion XL, so there are no more of them.
     """
 
     def __init__(self, config: Config, roles: Sequence[str]) -> None:
         self.rows = config.rollout.unit_groups * config.rollout.siblings  # of a work unit, which a run plays anyway
-        self.least, self.most = (footprints(filled(config, n, n)) for n in (1, MOST))
-        self.roles = roles
+        self.config, self.roles = config, roles
+        self.most = footprints(filled(config, MOST, MOST))
+
+    @cached_property
+    def least(self) -> Footprints:
+        return footprints(filled(self.config, 1, 1))
 
     def at(self, states: int, images: int) -> Footprints:
+        if states == images == MOST:
+            return replace(self.most, roles={role: self.most.roles[role] for role in self.roles})
         rows, most = max(self.rows, images), max(self.rows, MOST)
         parts = {"learner": (states - 1) / (MOST - 1)}
         others = (rows - self.rows) / (most - self.rows) if most > self.rows else 0.0

@@ -39,6 +39,7 @@ def test_a_run_that_goes_on_keeps_its_own(tmp_path: Path) -> None:
 
 
 @pytest.mark.cluster
+@pytest.mark.long
 @pytest.mark.usefixtures("cluster")
 def test_a_run_has_them_in_its_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Interrupted and resumed, it ends as one that is given the same numbers."""

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import time
+from pathlib import Path
+
 import pytest
+from real_sizes import stable_diffusion_xl
 
 from redif_ray.config import Config, load
 from redif_ray.planning.batches import MARGIN, MOST, SIZES, Counted, chosen, filled
@@ -134,3 +138,16 @@ def test_a_command_without_a_learner_chooses_for_its_workers_alone() -> None:
     assert main_memory_mb(large, counted.at(1, 1)) > MARGIN * enough
     found, why = chosen(large, [node(enough)], ("reward",))
     assert numbers(found) == (None, MOST) and why.startswith("evaluation.batch=32: ")
+
+
+@pytest.mark.long
+def test_a_network_of_real_size_is_counted_in_seconds(tmp_path: Path) -> None:
+    """All three roles of SDXL on a GPU of 40 GB; 35 s of a slow core, of which another's work does not count."""
+    recipe: Config = load(
+        "sdxl_4step_lora", [f"teacher.model={stable_diffusion_xl(tmp_path)}", "reward.terms={mse: {}}"]
+    )
+    started = time.process_time()
+    found, _ = chosen(recipe, [node(64_000, 40_000)])
+    assert time.process_time() - started < 80
+    states, images = numbers(found)
+    assert states is not None and 4 <= states < MOST and images is not None and 8 <= images < MOST
