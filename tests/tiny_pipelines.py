@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from diffusers import (
     UNet2DConditionModel,
     UNet2DModel,
 )
-from tiny_models import randomise
+from tiny_models import randomise, write_dit, write_unet
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
@@ -266,3 +266,13 @@ def write_edm(folder: Path, *, classes: int | None = 3, channels: int = 2, dtype
     }
     (folder / "model_index.json").write_text(json.dumps(index))
     return folder
+
+
+FAMILIES: dict[str, Callable[[Path], Path]] = {
+    "dit": write_dit,
+    "unet": write_unet,
+    "edm": write_edm,
+    "sd": write_sd,
+    "sdxl": write_sdxl,
+    "sd3": write_sd3,
+}

@@ -26,10 +26,9 @@ from redif_ray.config.training import Draft, Evaluation, Guard, Learner, Output,
 class Sections(Strict):
     method: Annotated[str, choice("redif", "output", "sfd", "draft", "straight")] = Field(
         "redif",
-        description="What follows the warm start: redif (policy gradient at every step), output (policy "
-        "gradient at the image), sfd (nothing), draft (back-propagation through the reward), straight "
-        "(the reward's gradient given to each step), or your own as "
-        "path/to/file.py:MyPhase.",
+        description="What follows the warm start: redif (policy gradient at every step), output (policy gradient at "
+        "the image), sfd (nothing), draft (back-propagation through the reward), straight (the reward's gradient "
+        "given to each step), or your own as path/to/file.py:MyPhase.",
     )
     run: Run = Run()
     ray: Ray = Field(Ray(), json_schema_extra=ALWAYS)

@@ -45,7 +45,8 @@ def evaluate(
     stored = stored_config(run)
     config = evaluated(stored, overrides, size)
     _, version = deployed_weights(run, checkpoint)  # raises for a checkpoint that is missing or broken
-    own, teacher = teacher_outline(stored.teacher), teacher_outline(config.teacher)
+    teacher = teacher_outline(config.teacher)
+    own = teacher if config.teacher == stored.teacher else teacher_outline(stored.teacher)
     _check(config, own, teacher)
     config = with_batches(config, console, roles=("rollout", "reward"))
     with stop_requests("nothing was written; run the command again") as stop, RunFolder.reopen(run) as folder:

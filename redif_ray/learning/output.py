@@ -20,15 +20,16 @@ from torch import Tensor
 from redif_ray.config import Term
 from redif_ray.diffusion.schedules import Schedule
 from redif_ray.diffusion.transition import transition_mean
-from redif_ray.learning.policy import Predict, RatioError
-from redif_ray.learning.step import AllReduce, optimiser_step
+from redif_ray.learning.policy import CAUSES, Predict, RatioError
+from redif_ray.learning.step import AllReduce, idle_calls, optimiser_step
+from redif_ray.rewards.combine import weighted_sum
 
 DETERMINISTIC = torch.zeros((), dtype=torch.float64)  # S of every step
 
 
 def ascent(
     gradients: Mapping[str, Tensor], spreads: Mapping[str, Tensor], terms: Mapping[str, Term]
-) -> tuple[Tensor | float, dict[str, float]]:
+) -> tuple[Tensor, dict[str, float]]:
     """Return the gradient of the weighted reward, sum_i w_i g_i / s_i, [G', *latent], and the spread of each term.
 
     gradients: of each term with a weight, for some groups. spreads: std of each term around the final image of every
@@ -36,11 +37,9 @@ def ascent(
     term that is equal everywhere then adds 0.
     """
     found = {name: float(values.double().square().mean().sqrt()) for name, values in spreads.items()}
-    total: Tensor | float = 0.0
-    for name, gradient in gradients.items():
-        scale = found[name] if terms[name].normalise == "std" else 1.0
-        total = total + gradient * (terms[name].weight / scale if scale else 0.0)
-    return total, found
+    scales = {name: found[name] if terms[name].normalise == "std" else 1.0 for name in gradients}
+    weights = {name: terms[name].weight / scale if scale else 0.0 for name, scale in scales.items()}
+    return weighted_sum(gradients, weights), found
 
 
 def chain(
@@ -131,9 +130,7 @@ class OutputUpdater:
             self.optimizer.zero_grad(set_to_none=True)
             raise RatioError(
                 f"round {round}: |log ratio| of a fresh round is {ratio:.3g} before training; expected at most "
-                f"{self.tolerance:g}. Likely causes: the rollout used other weights, another guidance or schedule; "
-                "dropout is on; a compiled or differently batched kernel rounds otherwise (then raise "
-                "guard.ratio_tolerance)"
+                f"{self.tolerance:g}. {CAUSES}"
             )
         losses = {"output": float(sizes[:, 1].sum())}
         norm = optimiser_step(
@@ -152,15 +149,11 @@ class OutputUpdater:
         }
 
     def _parts(self, count: int) -> Iterator[tuple[Tensor, bool]]:
-        """Yield this rank's rows in microbatches, then idle calls until every rank has made as many; True marks these.
-
-        Ranks that shard the network gather its weights together, so each must call it equally often.
-        """
+        """Yield this rank's rows in microbatches, and then its idle calls, which True marks."""
         own = list(torch.arange(count).split(self.microbatch))
         yield from ((rows, False) for rows in own)
         if not self.sharded or self.all_reduce is None:
             return
-        counts = torch.zeros(self.world, device=self.optimizer.param_groups[0]["params"][0].device)
-        counts[self.rank] = len(own)
-        self.all_reduce([counts])
-        yield from ((torch.zeros(1, dtype=torch.int64), True) for _ in range(int(counts.max()) - len(own)))
+        device = self.optimizer.param_groups[0]["params"][0].device
+        idle = idle_calls(len(own), self.rank, self.world, self.all_reduce, device)
+        yield from [(torch.zeros(1, dtype=torch.int64), True)] * idle

@@ -17,6 +17,12 @@ from redif_ray.learning.batch import RoundBatch
 Predict = Callable[[Tensor, Level, dict[str, Tensor]], Prediction]  # x [P, ...], level [P], encoded conditions [P, ...]
 
 
+CAUSES = (
+    "Likely causes: the rollout used other weights, another guidance or schedule; dropout is on; latents were stored "
+    "below float32; a compiled or differently batched kernel rounds otherwise (then raise guard.ratio_tolerance)"
+)
+
+
 class RatioError(UserError, RuntimeError):
     """The actions of a fresh round have another density under the learner's weights than in the rollout."""
 
@@ -113,9 +119,7 @@ def check_ratio(log_probs: Tensor, batch: RoundBatch, stds: Tensor, rows: Tensor
         if not largest[step] <= tolerance:
             raise RatioError(
                 f"step {step}: |log ratio| of a fresh round is {largest[step]:.3g} before training; expected at most "
-                f"{tolerance:g}. Likely causes: the rollout used other weights, another guidance or schedule; dropout "
-                "is on; latents were stored below float32; a compiled or differently batched kernel rounds otherwise "
-                "(then raise guard.ratio_tolerance)"
+                f"{tolerance:g}. {CAUSES}"
             )
     return largest
 

@@ -53,6 +53,18 @@ def optimiser_step(
     return norm
 
 
+def idle_calls(made: int, rank: int, world: int, all_reduce: AllReduce, device: torch.device) -> int:
+    """Return the number of idle calls after which every rank has called the network equally often.
+
+    Ranks that shard a network gather its weights together, so each waits for the others in every call. made: calls that
+    this rank makes anyway. Every rank must call this function.
+    """
+    counts = torch.zeros(world, device=device)
+    counts[rank] = made
+    all_reduce([counts])
+    return int(counts.max()) - made
+
+
 def learning_rate(config: Learner, round: int) -> float:
     """Return the learning rate of round `round` of the method's own phase, counted from 0.
 

@@ -39,7 +39,7 @@ from redif_ray.learning.policy import (
     replayed,
     states,
 )
-from redif_ray.learning.step import AllReduce, optimiser_step
+from redif_ray.learning.step import AllReduce, idle_calls, optimiser_step
 
 
 class Updater:
@@ -162,10 +162,7 @@ class Updater:
         own = list(parts)
         if not self.sharded or self.all_reduce is None:
             return own
-        counts = torch.zeros(self.world, device=self._device())
-        counts[self.rank] = len(own)
-        self.all_reduce([counts])
-        return own + [(IDLE, NONE)] * (int(counts.max()) - len(own))
+        return own + [(IDLE, NONE)] * idle_calls(len(own), self.rank, self.world, self.all_reduce, self._device())
 
     def _device(self) -> torch.device:
         device: torch.device = self.optimizer.param_groups[0]["params"][0].device

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from redif_ray.methods.phase import Calls, Phase, Prices
+from redif_ray.methods.phase import Calls, MethodPhase, Prices
 
 if TYPE_CHECKING:
     import torch
@@ -20,23 +20,15 @@ if TYPE_CHECKING:
     from redif_ray.rewards.base import Rewards
 
 
-class Draft(Phase):
+class Draft(MethodPhase):
     """The rounds of DRaFT."""
 
     name, title, plays = "draft", "back-propagation", False
     learner_reads, scores_in_learner = ("targets",), True
 
     @property
-    def rounds(self) -> int:
-        return self.config.learner.rounds
-
-    @property
     def groups(self) -> int:
         return self.config.draft.groups
-
-    @property
-    def ema(self) -> float:
-        return self.config.learner.ema
 
     def check(self, rewards: Rewards) -> None:
         rewards.require_differentiable("method=draft")

@@ -8,9 +8,10 @@ unless `output.sampled` asks for scores. The learner takes the gradient back thr
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from redif_ray.methods.phase import Calls, Phase, Prices, Scoring
+from redif_ray.methods.phase import Calls, MethodPhase, Prices, Scoring
 from redif_ray.types import Scored
 
 if TYPE_CHECKING:
@@ -20,15 +21,11 @@ if TYPE_CHECKING:
     from redif_ray.learning.round_update import Learning, Metas
 
 
-class Output(Phase):
+class Output(MethodPhase):
     """The rounds of the policy gradient at the output."""
 
     name, title, reads_means, reads_last = "output", "policy gradient at the output", False, True
     through_steps: ClassVar[bool] = True  # whether the gradient is taken back from step to step
-
-    @property
-    def rounds(self) -> int:
-        return self.config.learner.rounds
 
     @property
     def groups(self) -> int:
@@ -38,10 +35,6 @@ class Output(Phase):
     def unit_groups(self) -> int:
         """Return the number of groups in a work unit, each of which takes many scores."""
         return self.config.rollout.unit_groups
-
-    @property
-    def ema(self) -> float:
-        return self.config.learner.ema
 
     @property
     def decodes(self) -> int:
@@ -69,8 +62,6 @@ class Output(Phase):
         made_by: str | None = None,
     ) -> dict[str, float]:
         """Ascend the weighted reward by its gradients at the student's images, in one optimiser step."""
-        from functools import partial
-
         from redif_ray.learning.output import OutputUpdater, ascent
         from redif_ray.learning.round_update import batch_of, joined
         from redif_ray.learning.rounding import ratio_tolerance

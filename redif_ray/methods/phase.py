@@ -198,6 +198,18 @@ class Phase(ABC):
         """
 
 
+class MethodPhase(Phase):
+    """The phase after the warm start of a built-in method, whose rounds and average are those of `learner`."""
+
+    @property
+    def rounds(self) -> int:
+        return self.config.learner.rounds
+
+    @property
+    def ema(self) -> float:
+        return self.config.learner.ema
+
+
 class Deploy(Phase):
     """Samples of the student as it is deployed: no exploration, scored against the teacher, not learned from."""
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from redif_ray.methods.phase import Calls, Phase, Prices, Scoring
+from redif_ray.methods.phase import Calls, MethodPhase, Prices, Scoring
 from redif_ray.types import Scored
 
 if TYPE_CHECKING:
@@ -21,14 +21,10 @@ if TYPE_CHECKING:
     from redif_ray.learning.round_update import Learning, Metas
 
 
-class Policy(Phase):
+class Policy(MethodPhase):
     """The rounds of the policy gradient."""
 
     name, title, trains_rewards = "policy", "policy gradient", True
-
-    @property
-    def rounds(self) -> int:
-        return self.config.learner.rounds
 
     @property
     def groups(self) -> int:
@@ -37,10 +33,6 @@ class Policy(Phase):
     @property
     def siblings(self) -> int:
         return self.config.rollout.siblings
-
-    @property
-    def ema(self) -> float:
-        return self.config.learner.ema
 
     @property
     def asks_jumps(self) -> bool:

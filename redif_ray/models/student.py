@@ -63,9 +63,8 @@ def check_targets(network: Module, lora: Lora) -> None:
 def _add_adapters(network: Module, lora: Lora) -> None:
     check_targets(network, lora)
     alpha: Any = lora.alpha or lora.rank  # peft annotates an int and divides a float
-    has_data = (
-        next(network.parameters()).device.type != "meta"
-    )  # otherwise initial values would cost seconds for nothing
+    # On the device "meta" initial values would take seconds and be lost.
+    has_data = next(network.parameters()).device.type != "meta"
     config = LoraConfig(r=lora.rank, lora_alpha=alpha, target_modules=list(lora.targets), init_lora_weights=has_data)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # A is the same in every process; published weights replace it anyhow

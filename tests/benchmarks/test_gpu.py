@@ -95,7 +95,7 @@ def test_a_small_whole_run_beside_what_was_said_of_it(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_whole_run_is_short_and_fits_one_gpu(tmp_path: Path) -> None:
-    """By the estimate, which assumes 100 TFLOP/s: with the plain loops it takes less than 12 minutes."""
+    """The run and the plain loops take less than 12 minutes by the estimate, which assumes 100 TFLOP/s."""
     config: Config = load(BASE, settings(tmp_path, stable_diffusion_15(tmp_path / "m")))
     assert config.rollout.gpus + config.reward.gpus + config.learner.gpus == 1
     assert sum(estimate(config, Conditions(("a",), ("b",))).seconds.values()) < 8 * 60

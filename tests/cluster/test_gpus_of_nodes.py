@@ -1,4 +1,4 @@
-"""What nvidia-smi says of a machine, and what is made of it."""
+"""The GPUs of a machine are those that nvidia-smi lists."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ def test_they_are_chosen_once_and_said(tmp_path: Path) -> None:
 
 
 def test_a_run_that_goes_on_keeps_its_own(tmp_path: Path) -> None:
-    """Those of its folder, which another machine may have chosen; others that are given are refused, as any key."""
+    """A resumed run takes the numbers of its folder, which another machine may have chosen, and refuses others."""
     RunFolder.open(smoke(tmp_path, "old", "learner.microbatch=7", "evaluation.batch=9"), resume=False).close()
     assert told(smoke(tmp_path, "old", *OPEN), resume=True) == ((7, 9), "")
     assert told(smoke(tmp_path, "old", "evaluation.batch=null"), resume=True) == ((64, 9), "")

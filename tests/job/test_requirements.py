@@ -13,8 +13,7 @@ import torch
 from cases import mostly_long
 from real_sizes import edm_imagenet_64, flux_dev, stable_diffusion_15, stable_diffusion_35_medium, stable_diffusion_xl
 from safetensors import safe_open
-from tiny_models import write_dit, write_unet
-from tiny_pipelines import write_edm, write_sd, write_sd3, write_sdxl
+from tiny_pipelines import FAMILIES, write_sd, write_sd3
 
 from redif_ray.cluster.nodes import nodes
 from redif_ray.config import Config, load
@@ -28,15 +27,6 @@ from redif_ray.planning.gpu_memory import fullest_gpu_mb
 from redif_ray.planning.host_memory import main_memory_mb
 from redif_ray.planning.memory import Footprint, Footprints, footprints
 from redif_ray.planning.peak import peak_mb
-
-FAMILIES: dict[str, Callable[[Path], Path]] = {
-    "dit": write_dit,
-    "unet": write_unet,
-    "edm": write_edm,
-    "sd": write_sd,
-    "sdxl": write_sdxl,
-    "sd3": write_sd3,
-}
 
 
 def config(teacher: Path | str, *overrides: str) -> Config:

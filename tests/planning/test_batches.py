@@ -63,7 +63,7 @@ def test_of_two_one_may_be_given() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("states", [2, 8])
 def test_they_are_the_largest_that_fit(states: int) -> None:
-    """With the memory that the counts for them need, and the margin, they are chosen; of the next ones none fits."""
+    """The numbers are chosen where there is the memory that they need, and the margin; no larger ones fit there."""
     open_ = config("rollout.siblings=4", "teacher.model=emoji", "conditions.source=emoji")
     counted = Counted(open_, ROLES)
     enough = main_memory_mb(open_, counted.at(states, states)) / MARGIN

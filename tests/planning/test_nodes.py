@@ -1,4 +1,4 @@
-"""What stands on a machine of a cluster: as much as its resources and labels allow, of which memory is the tightest."""
+"""A machine of a cluster takes the workers that its resources and labels allow; the tightest memory decides."""
 
 from __future__ import annotations
 

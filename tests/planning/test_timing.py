@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tiny_models import write_dit, write_unet
-from tiny_pipelines import write_edm, write_sd, write_sd3, write_sdxl
+from tiny_pipelines import FAMILIES, write_sd
 
 from redif_ray.config import Teacher
 from redif_ray.evaluation.compute import decode_flops, prediction_flops
@@ -18,15 +16,6 @@ from redif_ray.models.folder import without_weights
 from redif_ray.models.registry import load_model, teacher_outline
 from redif_ray.planning import timing
 from redif_ray.planning.timing import cpu_speed, hollow
-
-FAMILIES: dict[str, Callable[[Path], Path]] = {
-    "dit": write_dit,
-    "unet": write_unet,
-    "edm": write_edm,
-    "sd": write_sd,
-    "sdxl": write_sdxl,
-    "sd3": write_sd3,
-}
 
 
 @pytest.mark.parametrize("name", FAMILIES)
