@@ -134,7 +134,7 @@ def role_of(title: str) -> str:
 
 
 def real_size(
-    root: Path, stop: StopRequest, _: Console, *, whole: bool = False, name: str = "lora", held_out: int = 200
+    root: Path, stop: StopRequest, console: Console, *, whole: bool = False, name: str = "lora", held_out: int = 200
 ) -> Part:
     """Run the recipe of Stable Diffusion 1.5; stop it after its first policy round, resume it, and export its student.
 
@@ -152,6 +152,7 @@ def real_size(
     began = time.monotonic()
     peaks = _distilled(root, given, stop)
     wall = time.monotonic() - began
+    console.print(f"the run took {wall:.0f} s; most memory in MB: {peaks.measured()}")
     student = root / "real" / "student"
     _run("export", str(root / "real"), str(root / "exported"), stop=stop)
     _run("sample", str(student), "--count", "2", "--out", str(root / "samples.png"), stop=stop)
