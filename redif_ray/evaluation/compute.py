@@ -11,6 +11,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from redif_ray.models.layouts import RememberedLayouts
 from redif_ray.models.protocol import DiffusionModel
 
 COMPONENTS = ("student_rollout", "update", "teacher", "rewards", "anchor", "evaluation")
@@ -34,9 +35,9 @@ def forward_flops(call: Callable[[], object], images: int) -> float:
 
 def _counted(call: Callable[[], object]) -> float:
     eager = torch.compiler.set_stance("force_eager")  # the counter does not see compiled operations
-    with torch.no_grad(), eager, sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), eager, sdpa_kernel(SDPBackend.MATH), RememberedLayouts(), FlopCounterMode(display=False) as c:
         call()
-    return counter.get_total_flops()
+    return c.get_total_flops()
 
 
 def prediction_flops(model: DiffusionModel) -> float:

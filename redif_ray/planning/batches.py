@@ -71,7 +71,7 @@ class Counted:
     """The footprints of a run's workers for any two numbers, counted for MOST and, where that does not fit, for 1.
 
     The peak of a call is the largest of sums that grow linearly, so between the two it is at most on the line. A count
-    takes a core some 10 s for Stable Diffusion XL, so there are no more of them.
+    takes a core some 7 s for Stable Diffusion XL, so there are no more of them.
     """
 
     def __init__(self, config: Config, roles: Sequence[str]) -> None:

@@ -8,24 +8,22 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
 from torch.nn import Module
 
 from redif_ray.config import Config
-from redif_ray.learning.discriminator import Images, student_loss, teacher_loss
 from redif_ray.methods import phases_of
 from redif_ray.models.headers import weight_files
-from redif_ray.models.logging import quiet
 from redif_ray.models.protocol import DiffusionModel
 from redif_ray.models.registry import model_folder, teacher_outline
 from redif_ray.models.sharding import units
 from redif_ray.models.student import enable_checkpointing, make_student, trainable
 from redif_ray.planning import factory
+from redif_ray.planning.activations import decode, learn, predict, ready, train
 from redif_ray.planning.peak import peak_mb
-from redif_ray.rewards.discriminator import DiscriminatorTerm
 from redif_ray.rewards.pretrained import SHIPPED
 
 OVERHEAD_MB = 1200  # CUDA's context, cuBLAS and cuDNN workspaces, fragments
@@ -80,52 +78,86 @@ def footprints(config: Config, *, activations: bool = True) -> Footprints:
 
     activations: False leaves these out, which takes a moment; counting them takes seconds for a large network.
     """
-    peak = peak_mb if activations else lambda _: 0.0
-    dtype = getattr(torch, config.networks.precision)
-    teacher = teacher_outline(config.teacher, dtype=dtype)
-    student = make_student(teacher, config.student.lora)
-    if config.learner.activation_checkpointing:
-        enable_checkpointing(student)
-    parameters = trainable(student).values()
-    parts = _Parts(teacher)
-    network = _bytes(teacher.network) + parts.always
-    own = {id(p) for p in teacher.network.parameters()}
-    added = sum(p.numel() * p.element_size() for p in student.network.parameters() if id(p) not in own)
-    average = 4 if config.learner.ema or config.warm_start.ema else 0
-    trained = sum(p.numel() for p in parameters)
-    training = trained * (4 + ADAM_BYTES + average)
-    scores = any(phase.scores_in_learner for phase in phases_of(config))
-    beside = parts.always + (parts.decode + _encoders(config) if scores else 0)
-    held = beside + (_held(config, teacher, student) if config.learner.fsdp else _bytes(teacher.network) + added)
-    rows = max(config.rollout.unit_groups * config.rollout.siblings, config.evaluation.images_at_once)
-    rollout = peak(lambda: _predict(student, rows, config.student.guidance))
-    reward = max(peak(lambda: _predict(teacher, rows, config.teacher.guidance)), peak(lambda: _decode(teacher, rows)))
-    for parameter in parameters:  # preset, so that the peak leaves out gradients: `training` counts them
-        parameter.grad = torch.empty_like(parameter)
-    learned = factory.learned_reward(config, teacher, "meta")
-    own_learned = _bytes(learned.network) if learned else 0
-    judge = _on_disk({config.evaluation.judge})
-    learner = max(peak(lambda: _train(student, config)), peak(lambda: _learn(learned, config)))
-    training = training // (config.learner.workers if config.learner.fsdp else 1) + own_learned * (4 + ADAM_BYTES) // 4
-    read = {role: 0 if gpus else _read(config, teacher) for role, (_, gpus) in workers(config).items()}
-    roles = {
-        "rollout": Footprint((network + added) / 1e6, 0.0, rollout, start=(network + read["rollout"]) / 1e6),
-        "reward": Footprint(
-            (network + parts.decode + parts.encode + _encoders(config) + own_learned + judge) / 1e6,
-            0.0,
-            reward,
-            start=(network + read["reward"]) / 1e6,
-        ),
-        "learner": Footprint(
-            (held + own_learned) / 1e6,
-            training / 1e6,
-            max(learner, _step(config, trained) / 1e6),
-            start=(network + max(added + own_learned, read["learner"])) / 1e6,
-            batch=_batch(config, teacher) / 1e6,
-        ),
-    }
-    numbers = sum(p.numel() for p in teacher.network.parameters())
-    return Footprints(roles, trained, numbers, math.prod(teacher.image_shape))
+    free = {"learner": {"microbatch"}, "evaluation": {"batch"}}  # the networks are the same for any such numbers
+    networks = _networks(config.model_dump_json(exclude=free))
+    return networks.footprints(config) if activations else networks.held
+
+
+@lru_cache(maxsize=1)  # the choice of the two numbers and the estimate count the same networks
+def _networks(config: str) -> Networks:
+    return Networks(Config.model_validate_json(config))
+
+
+class Networks:
+    """The networks of a run, without weights.
+
+    held: the footprints without activations, which do not depend on `learner.microbatch` and `evaluation.batch`.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.teacher = teacher_outline(config.teacher, dtype=getattr(torch, config.networks.precision))
+        self.student = make_student(self.teacher, config.student.lora)
+        if config.learner.activation_checkpointing:
+            enable_checkpointing(self.student)
+        self.learned = factory.learned_reward(config, self.teacher, "meta")
+        self.held = self._held(config)
+        self.cast = ready(self.student) + ready(self.teacher)
+
+    def footprints(self, config: Config) -> Footprints:
+        """Return the footprints with the activations of a configuration's batches."""
+        batch, states = config.evaluation.images_at_once, config.learner.states_at_once
+        rows = max(config.rollout.unit_groups * config.rollout.siblings, batch)
+        learned = partial(learn, self.learned, states, min(states, config.rollout.groups))
+        calls = {
+            "rollout": [partial(predict, self.student, rows, config.student.guidance)],
+            "reward": [
+                partial(predict, self.teacher, rows, config.teacher.guidance),
+                partial(decode, self.teacher, rows),
+            ],
+            "learner": [partial(train, self.student, states, config.student.guidance), learned],
+        }
+        peaks = {role: max(map(peak_mb, made)) for role, made in calls.items()}
+        peaks["rollout"] += self.cast / 1e6
+        roles = {
+            role: replace(held, activations=max(held.activations, peaks[role]))
+            for role, held in self.held.roles.items()
+        }
+        return replace(self.held, roles=roles)
+
+    def _held(self, config: Config) -> Footprints:
+        teacher, student, parts = self.teacher, self.student, _Parts(self.teacher)
+        network = _bytes(teacher.network) + parts.always
+        own = {id(p) for p in teacher.network.parameters()}
+        added = sum(p.numel() * p.element_size() for p in student.network.parameters() if id(p) not in own)
+        average = 4 if config.learner.ema or config.warm_start.ema else 0
+        trained = sum(p.numel() for p in trainable(student).values())
+        scores = any(phase.scores_in_learner for phase in phases_of(config))
+        beside = parts.always + (parts.decode + _encoders(config) if scores else 0)
+        held = beside + (_shared(config, teacher, student) if config.learner.fsdp else _bytes(teacher.network) + added)
+        learned = _bytes(self.learned.network) if self.learned else 0
+        ranks = config.learner.workers if config.learner.fsdp else 1
+        training = trained * (4 + ADAM_BYTES + average) // ranks + learned * (4 + ADAM_BYTES) // 4
+        reward = (
+            network + parts.decode + parts.encode + _encoders(config) + learned + _on_disk({config.evaluation.judge})
+        )
+        read = {role: 0 if gpus else _read(config, teacher) for role, (_, gpus) in workers(config).items()}
+        starts = {
+            "rollout": read["rollout"],
+            "reward": read["reward"],
+            "learner": max(added + learned, read["learner"]),
+        }
+        rollout, step = network + added, _step(config, trained)
+        start = {role: (network + extra) / 1e6 for role, extra in starts.items()}
+        batch = _batch(config, teacher) / 1e6
+        roles = {
+            "rollout": Footprint(rollout / 1e6, 0.0, 0.0, start=start["rollout"]),
+            "reward": Footprint(reward / 1e6, 0.0, 0.0, start=start["reward"]),
+            "learner": Footprint(
+                (held + learned) / 1e6, training / 1e6, step / 1e6, start=start["learner"], batch=batch
+            ),
+        }
+        numbers = sum(p.numel() for p in teacher.network.parameters())
+        return Footprints(roles, trained, numbers, math.prod(teacher.image_shape))
 
 
 def _read(config: Config, model: DiffusionModel) -> int:
@@ -163,13 +195,13 @@ class _Parts:
 
     def __init__(self, model: DiffusionModel) -> None:
         self.always = _bytes(*model.parts.values())
-        _decode(model, 1)
+        decode(model, 1)
         self.decode = _bytes(*model.parts.values()) - self.always
         model.encode([model.example])
         self.encode = _bytes(*model.parts.values()) - self.always - self.decode
 
 
-def _held(config: Config, teacher: DiffusionModel, student: DiffusionModel) -> int:
+def _shared(config: Config, teacher: DiffusionModel, student: DiffusionModel) -> int:
     """Return the bytes of weights on an FSDP rank: its shares, the blocks gathered at once, and autocast's copies."""
     shares = _bytes(student.network) + (_bytes(teacher.network) if config.learner.regulariser.kind != "none" else 0)
     held = shares // config.learner.workers + _gathered(student)
@@ -208,40 +240,3 @@ def _on_disk(values: set[str]) -> int:
     """Return the bytes of the weights in the folders among `values`, which may also be names of shipped models."""
     folders = {folder for value in values for folder in (Path(value), SHIPPED / value) if folder.is_dir()}
     return sum(path.stat().st_size for folder in folders for path in folder.rglob("*.safetensors"))
-
-
-@torch.no_grad()
-def _predict(model: DiffusionModel, rows: int, guidance: float) -> None:
-    _forward(model, rows, guidance)
-
-
-@torch.no_grad()
-def _decode(model: DiffusionModel, rows: int) -> None:
-    model.decode(torch.empty(rows, *model.latent_shape, device="meta"))
-
-
-def _train(student: DiffusionModel, config: Config) -> None:
-    _forward(student, config.learner.states_at_once, config.student.guidance).sum().backward()
-
-
-def _learn(term: DiscriminatorTerm | None, config: Config) -> None:
-    """Train the learned reward on a microbatch, which peaks at the second gradient of the teacher's images."""
-    if term is None:
-        return
-    rows = min(config.learner.states_at_once, config.rollout.groups)
-    term.network.requires_grad_(True)
-    images = torch.empty(config.learner.states_at_once, *term.setting.image_shape, device="meta")
-    labels = torch.zeros(len(images), dtype=torch.int64, device="meta")
-    student_loss(term.network, Images(images, labels, 1))[0].backward()
-    loss, _, squares = teacher_loss(term.network, Images(images[:rows], labels[:rows], 1))
-    (loss + squares.sum()).backward()
-
-
-def _forward(model: DiffusionModel, rows: int, guidance: float) -> Tensor:
-    """Return a prediction. The network is cast to its dtype of computation, as meta tensors have no autocast."""
-    with quiet():
-        at_work = replace(model, network=model.network.to(model.dtype))
-    with torch.no_grad():
-        encoded = {name: value.to("meta") for name, value in at_work.encode([model.example] * rows).items()}
-    x = torch.empty(rows, *model.latent_shape, device="meta")
-    return at_work.predict(x, model.process.noisiest(), encoded, guidance=guidance).x0

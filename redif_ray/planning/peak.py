@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode  # private: no public hook sees what each operation makes
 
+from redif_ray.models.layouts import RememberedLayouts
+
 
 def peak_mb(call: Callable[[], Any]) -> float:
     """Return the most MB that tensors made by `call` take at once, if a GPU ran it. Use it on meta tensors."""
-    with _fused_attention(), _Live() as live:
+    with _fused_attention(), RememberedLayouts(), _Live() as live:
         call()
     return live.peak / 1e6
 

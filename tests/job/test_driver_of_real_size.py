@@ -35,8 +35,6 @@ def test_the_first_worker_is_asked_for_soon_and_in_little_memory(recipe: str, tm
         "tracking.uri=off",
         "evaluation.held_out=24",  # or the disk of a small machine would be too small, which a run checks first
         "learner.rounds=4",
-        "learner.microbatch=4",  # or the driver counts what fits, which tests/planning/test_batches.py times
-        "evaluation.batch=8",
         "warm_start.rounds=1",
         *(f"{role}.gpus=0" for role in ("rollout", "reward", "learner")),
         *given,

@@ -1,0 +1,61 @@
+"""The calls of networks on the device "meta" whose activations `planning.memory` counts."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from redif_ray.learning.discriminator import Images, student_loss, teacher_loss
+from redif_ray.models.logging import quiet
+from redif_ray.models.protocol import DiffusionModel
+from redif_ray.rewards.discriminator import DiscriminatorTerm
+
+
+def ready(model: DiffusionModel) -> int:
+    """Cast a network to its dtype of computation, as meta tensors have no autocast; return the bytes of what it cast.
+
+    Trained weights get gradients, so that a peak leaves these out.
+    """
+    others = [p for p in model.network.parameters() if p.dtype != model.dtype]
+    with quiet():
+        model.network.to(model.dtype)
+    for parameter in model.network.parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.empty_like(parameter)
+    return sum(parameter.numel() * parameter.element_size() for parameter in others)
+
+
+@torch.no_grad()
+def predict(model: DiffusionModel, rows: int, guidance: float) -> None:
+    """Predict for `rows` images as a worker does."""
+    _forward(model, rows, guidance)
+
+
+@torch.no_grad()
+def decode(model: DiffusionModel, rows: int) -> None:
+    """Decode the latents of `rows` images."""
+    model.decode(torch.empty(rows, *model.latent_shape, device="meta"))
+
+
+def train(student: DiffusionModel, states: int, guidance: float) -> None:
+    """Make the gradient of a microbatch of `states`."""
+    _forward(student, states, guidance).sum().backward()
+
+
+def learn(term: DiscriminatorTerm | None, states: int, teacher_images: int) -> None:
+    """Train the learned reward on a microbatch, which peaks at the second gradient of the teacher's images."""
+    if term is None:
+        return
+    term.network.requires_grad_(True)
+    images = torch.empty(states, *term.setting.image_shape, device="meta")
+    labels = torch.zeros(states, dtype=torch.int64, device="meta")
+    student_loss(term.network, Images(images, labels, 1))[0].backward()
+    loss, _, squares = teacher_loss(term.network, Images(images[:teacher_images], labels[:teacher_images], 1))
+    (loss + squares.sum()).backward()
+
+
+def _forward(model: DiffusionModel, rows: int, guidance: float) -> Tensor:
+    with torch.no_grad():
+        encoded = {name: value.to("meta") for name, value in model.encode([model.example] * rows).items()}
+    x = torch.empty(rows, *model.latent_shape, device="meta")
+    return model.predict(x, model.process.noisiest(), encoded, guidance=guidance).x0
