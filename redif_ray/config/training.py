@@ -14,6 +14,7 @@ LossName = Annotated[str, choice("ppo_clip", "reinforce", "grpo_guard")]
 AdvantageName = Annotated[str, choice("global_std", "group_std", "mean_only", "running", "batch")]
 DivergenceName = Annotated[str, choice("none", "mse", "kl", "chi2", "renyi", "power", "js")]
 
+LearningRates = Literal["constant", "cosine"]
 JumpLoss = Annotated[
     Literal["l1", "huber", "mse"],
     Field(description="The loss of a jump: l1, huber or mse. Huber is less sensitive than mse to a few large errors."),
@@ -76,13 +77,23 @@ class WarmStart(Strict):
     rounds: int = Field(0, ge=0, description="Rounds of the warm start, from 0; 0 leaves it out.")
     groups: Positive = Field(48, description="Trajectories of a warm-start round, without siblings, at least 1.")
     lr: float = Field(2e-4, gt=0, description="Learning rate of AdamW in the warm start, above 0.")
+    schedule: LearningRates = Field(
+        "constant",
+        description="Learning rate over the rounds of the warm start: constant, or cosine down to 0. Use cosine where "
+        "the warm start is the whole training.",
+    )
     minibatch: Positive = Field(
         192, description="(trajectory, step) pairs of an optimiser step in the warm start, at least 1."
     )
     substeps: Positive = Field(
         3,
-        description="The teacher's Euler steps in a jump, at least 1. More steps are closer to the teacher and cost "
-        "more calls.",
+        description="The teacher's steps in a jump, at least 1. More steps are closer to the teacher and cost more "
+        "calls.",
+    )
+    solver: Literal["euler", "dpmpp_2m"] = Field(
+        "euler",
+        description="The solver of a jump: euler or dpmpp_2m. dpmpp_2m is of second order, so that as many calls end "
+        "closer to the teacher; with one substep both are the same.",
     )
     loss: JumpLoss = "huber"
     delta: HuberDelta = 0.1
@@ -180,7 +191,7 @@ class Learner(Strict):
         gt=0,
         description="Learning rate of AdamW after the warm start, above 0. Lower it where reward or recall falls.",
     )
-    schedule: Literal["constant", "cosine"] = Field(
+    schedule: LearningRates = Field(
         "constant", description="Learning rate over the rounds: constant, or cosine down to 0."
     )
     weight_decay: float = Field(1e-4, ge=0, description="Weight decay of AdamW, from 0.")

@@ -12,6 +12,7 @@ sigma_T / alpha_T.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ from redif_ray.diffusion.transition import Prediction, transition_mean
 
 Predict = Callable[[Tensor, Level], Prediction]  # one network call: x [B, ...] at a scalar level
 Solver = Callable[[Predict, Tensor, Schedule], Tensor]
+JumpSolver = Literal["euler", "dpmpp_2m"]
 
 _NO_NOISE = torch.zeros((), dtype=torch.float64)
 
@@ -47,10 +49,11 @@ def heun(predict: Predict, x: Tensor, schedule: Schedule) -> Tensor:
     return x
 
 
-def dpmpp_2m(predict: Predict, x: Tensor, schedule: Schedule) -> Tensor:
+def dpmpp_2m(predict: Predict, x: Tensor, schedule: Schedule, *, terminal: bool = True) -> Tensor:
     """Solve by DPM-Solver++(2M) (Lu et al., arXiv 2211.01095, algorithm 2): x0_hat is extrapolated to midpoints.
 
     The order is 2 in half log-SNR; the first step and the one to the terminal level are Euler steps. N network calls.
+    terminal: whether the schedule ends at the terminal level, to which half log-SNR makes a long or infinite step.
     """
     h = schedule.levels.half_log_snr.diff()
     previous: Tensor | None = None
@@ -58,7 +61,7 @@ def dpmpp_2m(predict: Predict, x: Tensor, schedule: Schedule) -> Tensor:
         t, s = schedule[i], schedule[i + 1]
         x0 = predict(x, t).x0
         midpoint = x0
-        if previous is not None and i < schedule.steps - 1:
+        if previous is not None and not (terminal and i == schedule.steps - 1):
             midpoint = x0 + like(h[i] / (2 * h[i - 1]), x0) * (x0 - previous)
         x, previous = _advance(x, midpoint, t, s), x0
     return x
@@ -107,14 +110,26 @@ def sample(solver: str, predict: Predict, unit_noise: Tensor, schedule: Schedule
     return x
 
 
-def jump(predict: Predict, x: Tensor, process: NoiseProcess, t: Level, s: Level, std: Tensor, substeps: int) -> Tensor:
-    """Return the teacher's mean of x_s from x at level t, by at most M = `substeps` Euler steps; S = `std`, all scalar.
+def jump(
+    predict: Predict,
+    x: Tensor,
+    process: NoiseProcess,
+    t: Level,
+    s: Level,
+    std: Tensor,
+    substeps: int,
+    solver: JumpSolver = "euler",
+) -> Tensor:
+    """Return the teacher's mean of x_s from x at level t, in at most M = `substeps` steps; t, s, S = `std` are scalar.
 
     The mean carries less noise than level s, so the steps lead to the level d with sigma_d / alpha_d =
     sqrt(sigma_s^2 - S^2) / alpha_s, and the result is x_d alpha_s / alpha_d: a target of the same noise as the policy's
-    mean. M = 1 is the teacher's own transition mean; a terminal s ends at x0.
+    mean. M = 1 is the teacher's own transition mean; a terminal s ends at x0. Both solvers make M network calls.
     """
-    return euler(predict, x, sub_schedule(process, t, s, std, substeps))
+    schedule = sub_schedule(process, t, s, std, substeps)
+    if solver == "euler":
+        return euler(predict, x, schedule)
+    return dpmpp_2m(predict, x, schedule, terminal=bool(schedule[-1].half_log_snr > process.span[1]))
 
 
 def _solver(name: str) -> Solver:

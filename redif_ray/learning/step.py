@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from redif_ray.config import Learner
+from redif_ray.config import Learner, WarmStart
 
 AllReduce = Callable[[list[Tensor]], None]  # sums each tensor over all ranks, in place
 
@@ -65,8 +65,8 @@ def idle_calls(made: int, rank: int, world: int, all_reduce: AllReduce, device: 
     return int(counts.max()) - made
 
 
-def learning_rate(config: Learner, round: int) -> float:
-    """Return the learning rate of round `round` of the method's own phase, counted from 0.
+def learning_rate(config: Learner | WarmStart, round: int) -> float:
+    """Return the learning rate of round `round` of the warm start, or of the method's own phase, counted from 0.
 
     The rate is constant, or falls along half a cosine from lr towards 0.
     """

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from redif_ray.config import Config
     from redif_ray.diffusion.schedules import Schedule
+    from redif_ray.diffusion.solvers import JumpSolver
     from redif_ray.learning.round_update import Learning, Metas
     from redif_ray.rewards.base import Rewards
 
@@ -79,7 +80,7 @@ class Scoring(ABC):
         """Return the student's images, [R, C, H, W] float32 in [0, 1]."""
 
     @abstractmethod
-    def jumps(self, substeps: int) -> np.ndarray:
+    def jumps(self, substeps: int, solver: JumpSolver = "euler") -> np.ndarray:
         """Return the teacher's jump of `substeps` steps from each visited state, [N, R, *latent] float32.
 
         A jump ends at the noise level of the student's mean, which is below the next level where the step explores.

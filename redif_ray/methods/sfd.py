@@ -41,7 +41,9 @@ class WarmStart(Phase):
 
     def score(self, scoring: Scoring) -> Scored:
         """Ask for the teacher's jumps and for no reward."""
-        return Scored(scoring.unit, {}, None, scoring.jumps(self.config.warm_start.substeps))
+        return Scored(
+            scoring.unit, {}, None, scoring.jumps(self.config.warm_start.substeps, self.config.warm_start.solver)
+        )
 
     def calls(self, prices: Prices) -> Calls:
         rows, n = self.rounds * self.groups, self.config.student.steps
@@ -64,9 +66,10 @@ class WarmStart(Phase):
     ) -> dict[str, float]:
         """Minimise the anchor alone: mean over (trajectory, step) pairs of loss(mean_k - jump_k)."""
         from redif_ray.learning.round_update import update_on_trajectories
+        from redif_ray.learning.step import learning_rate
         from redif_ray.learning.update import regression_settings
 
         stds = self.stds(learning.schedule, round)
         settings = regression_settings(self.config.warm_start, self.config.learner)
-        lr = self.config.warm_start.lr
+        lr = learning_rate(self.config.warm_start, round - self.first_round)
         return update_on_trajectories(learning, round, metas, parts, optimizer, stds, settings, lr, behaviour, made_by)

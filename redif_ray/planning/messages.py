@@ -17,6 +17,7 @@ from torch import Tensor
 from redif_ray.config import LEARNED, Config
 from redif_ray.diffusion.noise import Stream
 from redif_ray.diffusion.rollout import Episode
+from redif_ray.diffusion.solvers import JumpSolver
 from redif_ray.learning.exploration import shared_steps
 from redif_ray.methods import Deploy, Phase, Scoring, phases_of
 from redif_ray.models.protocol import DiffusionModel
@@ -172,7 +173,7 @@ class _Hollow(Scoring):
     def images(self) -> np.ndarray:
         return _hollow(self.unit.rows, *self.model.image_shape)
 
-    def jumps(self, substeps: int) -> np.ndarray:
+    def jumps(self, substeps: int, solver: JumpSolver = "euler") -> np.ndarray:
         return _hollow(self.config.student.steps, self.unit.rows, *self.model.latent_shape)
 
     def gradients(self) -> Slopes:

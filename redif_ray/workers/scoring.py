@@ -80,7 +80,7 @@ class UnitScoring(Scoring):
     def images(self) -> np.ndarray:
         return self._decoded().cpu().numpy()
 
-    def jumps(self, substeps: int) -> np.ndarray:
+    def jumps(self, substeps: int, solver: solvers.JumpSolver = "euler") -> np.ndarray:
         started, worker, unit, visited = time.perf_counter(), self.worker, self.unit, self.trajectories
         if visited is None:
             raise ValueError(f"phase {unit.phase} asks for jumps; expected asks_jumps=True in its class")
@@ -94,7 +94,7 @@ class UnitScoring(Scoring):
             x = torch.from_numpy((visited.shared[k] if alike else visited.latents[k - shared]).copy()).to(worker.device)
             predict = teacher.predictor(once if alike else encoded, guidance)
             t, s = schedule.levels[k], schedule.levels[k + 1]
-            made = solvers.jump(predict, x, teacher.process, t, s, stds[k], substeps)
+            made = solvers.jump(predict, x, teacher.process, t, s, stds[k], substeps, solver)
             jumps.append(made.repeat_interleave(unit.siblings if alike else 1, 0))
         calls = substeps * unit.predictions(schedule.steps, shared) * teacher.calls_per_step(guidance)
         anchors = torch.stack(jumps).cpu().numpy()

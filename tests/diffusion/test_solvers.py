@@ -248,3 +248,28 @@ def test_a_jump_to_the_terminal_level_ends_at_the_data() -> None:
     for std in (0.0, 0.05):  # a last step that explores keeps its mean
         out = solvers.jump(network, x, process, t, process.terminal(), torch.tensor(std, dtype=F64), 250)
         torch.testing.assert_close(out, 0.5 * normals(3, 4), rtol=0.05, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_a_jump_by_dpmpp_2m_ends_closer_with_as_many_calls(name: str) -> None:
+    """The last substep is of second order too, unless it leads to the terminal level."""
+    process, network, none = PROCESSES[name], Bent(0.6), torch.zeros((), dtype=F64)
+    schedule = build(process, 4, "karras")
+    t, s = schedule[2], schedule[3]
+    x = network.marginal_std(t) * normals(3, 4)
+    exact = solvers.jump(network, x, process, t, s, none, 1000)
+
+    def off(solver: solvers.JumpSolver) -> float:
+        network.timesteps.clear()
+        return float((solvers.jump(network, x, process, t, s, none, 6, solver) - exact).abs().max())
+
+    by_euler, calls = off("euler"), list(network.timesteps)
+    assert off("dpmpp_2m") < 0.4 * by_euler and network.timesteps == calls
+    end, ends = process.terminal(), dict[str, float]()
+    fine = solvers.jump(network, x, process, t, end, none, 1000)
+    for solver in ("euler", "dpmpp_2m"):
+        ends[solver] = float((solvers.jump(network, x, process, t, end, none, 12, solver) - fine).abs().max())
+    print(name, ends)
+    assert ends["dpmpp_2m"] < ends["euler"]
+    once = [solvers.jump(network, x, process, t, s, none, 1, solver) for solver in ("euler", "dpmpp_2m")]
+    torch.testing.assert_close(*once, rtol=1e-12, atol=1e-12)

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
+from rich.console import Console
 
 from redif_ray.config import Config, load
 from redif_ray.diffusion.noise import Stream
@@ -85,7 +86,7 @@ def main(count: int, folder: Path) -> None:
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
-    measured = measure(run, "checkpoint/best-1", Accounts(config))
+    measured = measure(run, "checkpoint/best-1", Accounts(config), Console(quiet=True))
     over.set()
     thread.join()
     assert [len(pictures) for _, pictures in measured.pictures] == [10] * len(measured.pictures)

@@ -12,7 +12,7 @@ import torch
 from learning_toy import FULL, Affine, Tiny, change, flat, play, schedule, tiny_round, updater, values
 from torch import Tensor
 
-from redif_ray.config import Anchor, Learner, Regulariser
+from redif_ray.config import Anchor, Learner, Regulariser, WarmStart
 from redif_ray.diffusion import noise
 from redif_ray.diffusion.noise import Stream
 from redif_ray.diffusion.transition import log_prob
@@ -197,6 +197,8 @@ def test_learning_rate() -> None:
     cosine = Learner(lr=2.0, schedule="cosine", rounds=10)
     assert [learning_rate(cosine, r) for r in (0, 5, 10)] == pytest.approx([2.0, 1.0, 0.0])
     assert learning_rate(Learner(lr=2.0), 7) == 2.0
+    warm = WarmStart(lr=4.0, schedule="cosine", rounds=10)
+    assert [learning_rate(warm, r) for r in (0, 5, 10)] == pytest.approx([4.0, 2.0, 0.0])
 
 
 def three_rounds(predict_model: Tiny) -> list[dict[str, float]]:
