@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -67,7 +68,10 @@ STEPS = (
 
 @dataclass
 class Peaks:
-    """The most memory that the processes of a run took, in MB of PSS: by role of the largest, and of all at once."""
+    """The most memory that the processes of a run took, in MB of PSS: by role of the largest, and of all at once.
+
+    Before there are workers the driver takes more for a moment, to time the network; that counts for nothing here.
+    """
 
     driver: psutil.Process
     by_role: dict[str, float] = field(default_factory=dict)
@@ -82,6 +86,8 @@ class Peaks:
         """
         total = 0.0
         processes = [self.driver, *_children(self.driver)]
+        if not any(_works(process) for process in processes):
+            return
         private = {process.pid: _private(process.pid) for process in processes}
         private[0] = sum(private.values())
         if all(size <= 1.01 * self.seen.get(pid, 0) for pid, size in private.items()):
@@ -126,6 +132,14 @@ def _role(process: psutil.Process, driver: psutil.Process) -> str:
     if process.pid == driver.pid:
         return "driver"
     return role_of(" ".join(process.cmdline()[:1]))
+
+
+def _works(process: psutil.Process) -> bool:
+    """Tell whether a process is a worker of the run."""
+    try:
+        return role_of(" ".join(process.cmdline()[:1])) != "other"
+    except psutil.Error:
+        return False
 
 
 def role_of(title: str) -> str:
@@ -226,17 +240,29 @@ def memory(said: Mapping[str, float], measured: Mapping[str, float]) -> list[lis
 
 
 def seconds(run: Path, expected: Estimate, wall: float) -> list[list[str]]:
-    """Compare seconds by part: those of the rounds are summed from the metrics, those of the rest from the timeline."""
-    rows = read_rows(run / "metrics.jsonl")
+    """Compare seconds by part, from the timeline and the metrics; a round's are those without its validation."""
+    rows, spans = read_rows(run / "metrics.jsonl"), read_rows(run / SPANS)
+    validated = {span["round"]: span["seconds"] for span in spans if span["row"] == "learner-0" and _validates(span)}
     parts = []
     for phase, title in (("warm_start", "warm start"), ("policy", "policy gradient")):
-        took = sum(row["seconds/round"] for row in rows if row["phase"] == phase)
+        own = [row for row in rows if row["phase"] == phase]
+        took = sum(row["seconds/round"] - validated.get(row["round"] + 1, 0.0) for row in own)
         parts.append((title, expected.seconds[title] + expected.seconds[f"{title}, update"], took))
-    spans = read_rows(run / SPANS)
-    for part in ("validation", "evaluation"):
-        parts.append((part, expected.seconds[part], sum(s["seconds"] for s in spans if s["stage"] == part)))
+    parts.append(("validation", expected.seconds["validation"], sum(validated.values())))
+    evaluated = [span for span in spans if span["stage"] == "evaluation" and span["start"] > _trained(spans)]
+    ends = [span["start"] + span["seconds"] for span in evaluated]
+    parts.append(("evaluation", expected.seconds["evaluation"], max(ends) - _trained(spans)))
     parts.append(("all", sum(expected.seconds.values()), wall))
     return [[f"{name}, s", f"{said:,.0f}", f"{took:,.0f}", f"{took / said:.2f}"] for name, said, took in parts]
+
+
+def _validates(span: Mapping[str, Any]) -> bool:
+    return bool(span["stage"] == "validation")
+
+
+def _trained(spans: Sequence[Mapping[str, Any]]) -> float:
+    """Return the time at which the last validation ended."""
+    return float(max(span["start"] + span["seconds"] for span in spans if _validates(span)))
 
 
 SUITE = Suite(

@@ -217,6 +217,7 @@ CONFLICTS = [
     (["method=draft", "reward.terms.mse.normalise=std"], "terms.mse.normalise=std: method=draft .*expected none"),
     (["reward.terms={discriminator: {}}"], "discriminator has no other term beside it: .*choose the best checkpoint"),
     (["reward.terms={mse: {weight: 0}, discriminator: {}}"], "discriminator has no other term .*any weight but 0"),
+    (["method=output", "reward.terms={mse: {weight: 0}}"], "every term has weight 0, so method=output has no reward"),
     (["method=draft", "reward.terms={mse: {}, discriminator: {}}"], "this term learns .*method=draft .*remove"),
     (["method=sfd", "reward.terms={mse: {}, discriminator: {}}"], "this term learns .*method=sfd .*remove"),
     (["learner.rounds=0", "reward.terms={mse: {}, discriminator: {}}"], "discriminator: .*learner.rounds=0 has none"),

@@ -166,6 +166,11 @@ def _reward_terms(c: Sections) -> Iterator[str]:
         yield f"{normalised}.normalise=std: method=draft has no siblings to normalise over; expected none"
     if normalised and _has_policy(c) and c.rollout.siblings == 1:
         yield f"{normalised}.normalise=std: rollout.siblings=1 leaves no siblings to normalise over; expected none"
+    if c.method != "sfd" and c.learner.rounds and not any(c.reward.weights.values()):
+        yield (
+            f"reward.terms: every term has weight 0, so method={c.method} has no reward to raise; give one a weight, "
+            "or use method=sfd"
+        )
     learned = next((f"reward.terms.{name}" for name in c.reward.terms if name not in c.reward.fixed), None)
     if learned and not _has_policy(c):
         yield (

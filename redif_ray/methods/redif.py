@@ -65,15 +65,24 @@ class Policy(MethodPhase):
         )
 
     def calls(self, prices: Prices) -> Calls:
+        from redif_ray.learning.policy import CHECKED_ROWS
+
         c, n = self.config, self.config.student.steps
         groups = self.rounds * self.groups
         rows, alone = groups * self.siblings, c.exploration.one_step
         shared = groups * (self.siblings - 1)  # states that siblings share, predicted once
         played = rows * n - shared * ((n + c.exploration.last_step) / 2 if alone else 1)
+        explored = 1 if alone else n - 1 + c.exploration.last_step  # steps of a trajectory
         substeps = c.learner.anchor.substeps if c.learner.anchor.weight else 0
-        trained = groups if alone and not substeps and c.learner.regulariser.kind != "mse" else played
+        if substeps or c.learner.regulariser.kind == "mse":  # every step is trained
+            trained = played
+        else:
+            trained = groups if alone else rows * explored - shared
         several = c.learner.inner_epochs > 1 or c.learner.minibatch or c.pipeline.staleness
-        replayed = trained if prices.replayed and several else 0  # predictions to which ratios refer
+        if prices.replayed and several:  # predictions to which ratios refer
+            replayed = trained
+        else:
+            replayed = self.rounds * explored * min(CHECKED_ROWS, self.groups * self.siblings)
         return Calls(
             rollout=int(played * prices.student),
             reward=int(played * substeps * prices.teacher) + groups * prices.target,

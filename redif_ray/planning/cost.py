@@ -27,7 +27,6 @@ from redif_ray.planning.timing import Speed, cpu_speed
 Calls = Mapping[str, float]  # network calls on single images that the workers of a role make, by role
 GPU_FLOPS = {"float32": 20e12, "bfloat16": 100e12, "float16": 100e12}  # FLOP/s of one GPU: assumed, not measured
 START_SECONDS = 35
-EVALUATIONS = ("calibration", "validation", "evaluation")  # parts whose calls have `evaluation.batch` images
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +56,11 @@ def estimate(config: Config, conditions: Conditions) -> Estimate:
     plan = RoundPlan(config, conditions)
     flops, decode = prediction_flops(teacher), decode_flops(teacher)
     by_gpu = flops / GPU_FLOPS[config.networks.precision]
-    training, evaluating = _speeds(config, teacher, flops, decode)
+    speeds = _speeds(config, teacher, plan, flops, decode)
+    evaluating = speeds[config.evaluation.images_at_once]
     work = _work(config, teacher, plan, decode / flops if config.reward.gpus else evaluating.decode)
     seconds = {
-        name: _seconds(config, calls, (evaluating if name in EVALUATIONS else training).call, by_gpu)
+        name: _on_gpus(config, calls, by_gpu) + _on_cpus(config, calls, _batches(config, plan, name), speeds)
         for name, calls in work.items()
     }
     seconds["start"] = START_SECONDS
@@ -125,34 +125,77 @@ def _reference(config: Config, count: int, image: float) -> float:
     return count * image if needs_reference(config.evaluation.judge) else 0.0
 
 
-def _speeds(config: Config, teacher: DiffusionModel, flops: float, decode: float) -> tuple[Speed, Speed]:
-    """Return the speeds of the roles without GPUs, in training and in evaluations, by the number of busy cores."""
-    widths = {_cores(config, roles) for roles in (("rollout", "reward"), ("learner",))} - {0}
-    rows = config.rollout.unit_groups * config.rollout.siblings, config.evaluation.images_at_once
-    if not widths:
-        return Speed({}, decode / flops), Speed({}, decode / flops)
-    speeds = cpu_speed(config.teacher, teacher, flops, decode, rows, {1, *widths})
-    return speeds[rows[0]], speeds[rows[1]]
+@dataclass(frozen=True, slots=True)
+class Batches:
+    """The batches of a part of a run.
 
-
-def _cores(config: Config, calls: Iterable[str]) -> int:
-    """Return the number of cores that share the calls of those of the roles without GPUs; 0 if all have GPUs."""
-    threads = {"learner": config.learner.threads}
-    roles = workers(config)
-    widths = [roles[role][0] * threads.get(role, 1) for role in calls if not roles[role][1]]
-    return min(os.cpu_count() or 1, max(widths, default=0))
-
-
-def _seconds(config: Config, calls: Calls, by_core: Mapping[int, float], by_gpu: float) -> float:
-    """Return the seconds of one part of the run.
-
-    by_core: seconds of one call on a core, by the number of busy cores. by_gpu: seconds of one call on a GPU.
+    units: number of work units of a round, or of an arm of an evaluation. rows: images of a network call, by role.
     """
-    cores, roles = _cores(config, calls), workers(config)
-    on_cpu = sum(number for role, number in calls.items() if not roles[role][1])
-    on_gpu = sum(number for role, number in calls.items() if roles[role][1])
+
+    units: float
+    rows: Mapping[str, int]
+
+
+def _batches(config: Config, plan: RoundPlan, part: str) -> Batches:
+    for phase in plan.phases:
+        if part.startswith(phase.title):
+            rows = phase.unit_groups * phase.siblings
+            rewarding = phase.unit_groups if phase.teacher_images else rows  # few images a call, for few groups
+            states = max(1, min(config.learner.states_at_once, phase.groups))
+            return Batches(
+                max(1.0, phase.groups / phase.unit_groups), {"rollout": rows, "reward": rewarding, "learner": states}
+            )
+    images = {"calibration": config.reward.calibration, "validation": config.validation.groups}
+    at_once = config.evaluation.images_at_once
+    units = max(1.0, images.get(part, config.evaluation.held_out) / at_once)
+    return Batches(units, {"rollout": at_once, "reward": at_once})
+
+
+def _speeds(
+    config: Config, teacher: DiffusionModel, plan: RoundPlan, flops: float, decode: float
+) -> Mapping[int, Speed]:
+    """Return the speeds of the roles without GPUs by the images of a call; each is by the number of busy cores."""
+    parts = {"rollout": ("rollout", "reward"), "learner": ("learner",)}
+    widths = {_cores(config, roles) for roles in parts.values()} - {0}
+    rows = {config.evaluation.images_at_once}
+    for phase in plan.phases:
+        by_role = _batches(config, plan, phase.title).rows
+        rows |= {count for role, count in by_role.items() if not workers(config)[role][1]}
+    if not widths:
+        return dict.fromkeys(rows, Speed({}, decode / flops))
+    return cpu_speed(config.teacher, teacher, flops, decode, rows, {1, *widths})
+
+
+def _width(config: Config, role: str) -> int:
+    """Return the number of cores that the workers of a role without GPUs can use."""
+    count = workers(config)[role][0] * (config.learner.threads if role == "learner" else 1)
+    return min(os.cpu_count() or 1, count)
+
+
+def _cores(config: Config, roles: Iterable[str]) -> int:
+    """Return the number of cores that those of the roles without GPUs use together; 0 if all have GPUs."""
+    return min(os.cpu_count() or 1, sum(_width(config, role) for role in roles if not workers(config)[role][1]))
+
+
+def _on_gpus(config: Config, calls: Calls, by_gpu: float) -> float:
+    """Return the seconds of one part of the run on GPUs. by_gpu: seconds of one call on a GPU."""
+    roles = workers(config)
     gpus = max(1.0, sum(count * share for count, share in (roles[role] for role in calls)))
-    return (on_cpu * by_core[cores] / cores if cores else 0.0) + on_gpu * by_gpu / gpus
+    return sum(number for role, number in calls.items() if roles[role][1]) * by_gpu / gpus
+
+
+def _on_cpus(config: Config, calls: Calls, batches: Batches, speeds: Mapping[int, Speed]) -> float:
+    """Return the seconds of one part of the run on CPUs, where roles work at once on different work units.
+
+    The part takes as long as its slowest role, and the others for one work unit; or longer where cores are too few.
+    """
+    cores = _cores(config, calls)
+    if not cores:
+        return 0.0
+    on_cpus = {role: number for role, number in calls.items() if not workers(config)[role][1]}
+    busy = {role: number * speeds[batches.rows[role]].call[cores] for role, number in on_cpus.items()}
+    alone = [seconds / _width(config, role) for role, seconds in busy.items()]
+    return max(sum(busy.values()) / cores, max(alone) + (sum(alone) - max(alone)) / batches.units)
 
 
 def duration(e: Estimate) -> str:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+import ctypes
 import time
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 
 import torch
@@ -55,8 +56,9 @@ def cpu_speed(
     try:
         if flops <= LARGEST_LOADED:
             model, most = load_teacher(teacher, dtype=outline.dtype), max(1, min(16, int(LARGEST_LOADED / flops)))
-            call = {cores: _timed(lambda: _call(model, most), cores) / most for cores in together}
-            return dict.fromkeys(rows, Speed(call, decode))
+            counts = {each: min(each, most) for each in rows}
+            timed = {count: _loaded(model, count, together) for count in set(counts.values())}
+            return {each: Speed(timed[count], decode) for each, count in counts.items()}
         largest = LARGEST_TIMED.get(outline.dtype, LARGEST_OTHER)
         if flops > largest:
             call = {cores: flops / _product_rate(outline.dtype, cores) for cores in together}
@@ -70,11 +72,26 @@ def cpu_speed(
         }
     finally:
         torch.set_num_threads(threads)
+        _give_back()
 
 
-def _call(model: DiffusionModel, rows: int) -> None:
+def _give_back() -> None:
+    """Give freed memory back to the system where the C library can; glibc would keep hundreds of MB for itself."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _call(model: DiffusionModel, rows: int) -> Callable[[], object]:
+    """Return a network call on `rows` images, whose conditions are encoded before it."""
     encoded = {name: torch.zeros_like(value, device="cpu") for name, value in model.blank(rows).items()}
-    model.predict(torch.zeros(rows, *model.latent_shape), model.process.noisiest(), encoded)
+    x, level = torch.zeros(rows, *model.latent_shape), model.process.noisiest()
+    return lambda: model.predict(x, level, encoded)
+
+
+def _loaded(model: DiffusionModel, rows: int, together: Collection[int]) -> dict[int, float]:
+    """Return the measured seconds of a call for each of its images, by the number of busy cores."""
+    call = _call(model, rows)
+    return {cores: _timed(call, cores) / rows for cores in together}
 
 
 def _product_rate(dtype: torch.dtype, together: int, size: int = 512) -> float:
@@ -107,9 +124,10 @@ def _timed_hollow(outline: DiffusionModel, rows: int, together: int) -> float:
 
     @torch.no_grad()
     def one(model: DiffusionModel) -> float:
+        call = _call(model, rows)
         with hollow(model.network) as aside:
             started = time.thread_time()
-            _call(model, rows)
+            call()
             return time.thread_time() - started - aside.seconds
 
     with ThreadPoolExecutor(together) as pool:
