@@ -410,7 +410,7 @@ json_values = st.recursive(
     st.builds(Run, name=words, root=texts, seed=st.integers(0, 2**63 - 1)),
     st.dictionaries(
         texts,
-        st.builds(Term, weight=st.floats(-1e9, 1e9), options=st.dictionaries(texts, json_values, max_size=3)),
+        st.builds(Term, weight=st.floats(1e-9, 1e9), options=st.dictionaries(texts, json_values, max_size=3)),
         min_size=1,
         max_size=3,
     ),
