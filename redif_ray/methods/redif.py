@@ -82,7 +82,7 @@ class Policy(MethodPhase):
         if prices.replayed and several:  # predictions to which ratios refer
             replayed = trained
         else:
-            checked, first = (min(CHECKED_ROWS, n) for n in (self.groups * self.siblings, self.groups))
+            checked, first = (min(CHECKED_ROWS, count) for count in (self.groups * self.siblings, self.groups))
             replayed = self.rounds * (first + (explored - 1) * checked)  # of the first step, siblings share the state
         return Calls(
             rollout=int(played * prices.student),

@@ -27,9 +27,6 @@ from redif_ray.planning.timing import Speed, cpu_speed
 Calls = Mapping[str, float]  # network calls on single images that the workers of a role make, by role
 GPU_FLOPS = {"float32": 20e12, "bfloat16": 100e12, "float16": 100e12}  # FLOP/s of one GPU: assumed, not measured
 START_SECONDS = 45
-CROWDED = (
-    1.25  # seconds of a call beside the processes of a run, in those of one timed alone; 1.17 to 1.41 were measured
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +195,7 @@ def _on_cpus(config: Config, calls: Calls, batches: Batches, speeds: Mapping[int
     on_cpus = {role: number for role, number in calls.items() if not workers(config)[role][1]}
     busy = {role: number * speeds[batches.rows[role]].call[cores] for role, number in on_cpus.items()}
     alone = [seconds / _width(config, role) for role, seconds in busy.items()]
-    return CROWDED * max(sum(busy.values()) / cores, max(alone) + (sum(alone) - max(alone)) / batches.units)
+    return max(sum(busy.values()) / cores, max(alone) + (sum(alone) - max(alone)) / batches.units)
 
 
 def duration(e: Estimate) -> str:

@@ -19,6 +19,7 @@ from redif_ray.models.registry import load_teacher
 
 LARGEST_LOADED = 5e9  # most FLOPs of a network call on one image for which the weights are loaded, 0.1 s of a core
 LARGEST_TIMED = {torch.float32: 1.2e11}  # most FLOPs of a call that is timed without weights, some seconds of a core
+CROWDED = 1.25  # time of a small network's call beside a run's other processes, alone 1; 1.17 to 1.41 were measured
 LARGEST_OTHER = 3e9  # the same in 16 bits, which CPUs compute far more slowly
 
 
@@ -89,9 +90,9 @@ def _call(model: DiffusionModel, rows: int) -> Callable[[], object]:
 
 
 def _loaded(model: DiffusionModel, rows: int, together: Collection[int]) -> dict[int, float]:
-    """Return the measured seconds of a call for each of its images, by the number of busy cores."""
+    """Return the seconds of a call for each of its images in a run, by the number of busy cores."""
     call = _call(model, rows)
-    return {cores: _timed(call, cores) / rows for cores in together}
+    return {cores: CROWDED * _timed(call, cores) / rows for cores in together}
 
 
 def _product_rate(dtype: torch.dtype, together: int, size: int = 512) -> float:

@@ -17,7 +17,7 @@ from redif_ray.models.folder import without_weights
 from redif_ray.models.registry import load_model
 from redif_ray.models.student import make_student, trainable, trained_numbers
 from redif_ray.planning import cost
-from redif_ray.planning.cost import CROWDED, GPU_FLOPS, estimate
+from redif_ray.planning.cost import GPU_FLOPS, estimate
 from redif_ray.planning.timing import Speed
 
 CLASSES = Conditions(tuple(range(10)), tuple(range(10)))
@@ -33,11 +33,11 @@ def test_rounds_share_the_seconds_of_their_phase() -> None:
 
 @pytest.fixture
 def even(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two cores, on which every call takes 1 ms an image beside other processes, so that counts are ms."""
+    """Two cores, on which every call takes 1 ms an image, so that counts can be read from seconds."""
 
     def speeds(*given: Any) -> dict[int, Speed]:
         _, _, flops, decode_flops, rows, together = given
-        return dict.fromkeys(rows, Speed(dict.fromkeys(together, 1e-3 / CROWDED), decode_flops / flops))
+        return dict.fromkeys(rows, Speed(dict.fromkeys(together, 1e-3), decode_flops / flops))
 
     monkeypatch.setattr(cost, "cpu_speed", speeds)
     monkeypatch.setattr(cost.os, "cpu_count", lambda: 2)
@@ -47,7 +47,7 @@ def even(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_work_counted_by_hand() -> None:
     """Regression alone: 10 rounds of 48 rows, 4 steps, jumps of 3; the update is a forward and 1.9 for its backward."""
     found = estimate(load("fashion_mnist", ["method=sfd", "warm_start.rounds=10", "learner.threads=1"]), CLASSES)
-    rows, call = 10 * 48 * 4, CROWDED * found.forward_ms / 1e3
+    rows, call = 10 * 48 * 4, found.forward_ms / 1e3
     assert set(found.round_seconds) == {"warm_start"}
     assert found.seconds["warm start, update"] == pytest.approx(rows * 2.9 * call)
     assert set(found.seconds) == {
@@ -71,9 +71,9 @@ def test_guided_calls_count_twice() -> None:
     student = estimate(load("fashion_mnist", [*base, "student.guidance=2"]), CLASSES)
     teacher = estimate(load("fashion_mnist", [*base, "teacher.guidance=2"]), CLASSES)
     rows, jump = 10 * 48 * 4, 3
-    call = CROWDED * student.forward_ms / 1e3
+    call = student.forward_ms / 1e3
     assert student.seconds["warm start, update"] == pytest.approx(2 * rows * 2.9 * call)
-    call = CROWDED * teacher.forward_ms / 1e3
+    call = teacher.forward_ms / 1e3
     assert teacher.seconds["warm start, update"] == pytest.approx(rows * 2.9 * call)
     for found, own, jump_calls, target in ((student, 8, 1, 20), (teacher, 4, 2, 40)):
         ways = 2 * len(schedules.named(load_model("fashion-mnist").process, 4))
