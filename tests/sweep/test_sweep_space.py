@@ -51,7 +51,7 @@ def test_settings_change_a_recipe_and_are_read_from_it() -> None:
         ("learner.loss=choice(ppo_clip)", "at least two"),
         ("run.seed=integer(0, 3)", "sweep.repeats"),
         ("validation.groups=integer(4, 8)", "judged differently"),
-        ("reward.terms.mse.weight=uniform(0, 1)", "set sweep.metric to one of validation/recall, validation/mse"),
+        ("reward.terms.mse.weight=uniform(0.1, 1)", "set sweep.metric to one of validation/recall, validation/mse"),
     ],
 )
 def test_a_space_that_cannot_be_used_is_one_clear_error(said: str, told: str) -> None:
