@@ -47,6 +47,7 @@ def learn(term: DiscriminatorTerm | None, states: int, teacher_images: int) -> N
     if term is None:
         return
     term.network.requires_grad_(True)
+    term.network.zero_grad()  # a second count would find the gradients of the first
     images = torch.empty(states, *term.setting.image_shape, device="meta")
     labels = torch.zeros(states, dtype=torch.int64, device="meta")
     student_loss(term.network, Images(images, labels, 1))[0].backward()

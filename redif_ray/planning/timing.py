@@ -19,8 +19,8 @@ from redif_ray.models.registry import load_teacher
 
 LARGEST_LOADED = 5e9  # most FLOPs of a network call on one image for which the weights are loaded, 0.1 s of a core
 LARGEST_TIMED = {torch.float32: 1.2e11}  # most FLOPs of a call that is timed without weights, some seconds of a core
-CROWDED = 1.25  # time of a small network's call beside a run's other processes, alone 1; 1.17 to 1.41 were measured
 LARGEST_OTHER = 3e9  # the same in 16 bits, which CPUs compute far more slowly
+CROWDED = 1.25  # time of a small network's call beside a run's other processes, alone 1; 1.17 to 1.41 were measured
 
 
 @dataclass(frozen=True, slots=True)

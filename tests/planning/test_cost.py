@@ -166,7 +166,7 @@ def test_a_network_of_real_size_is_counted_in_seconds(
         assert rate * precision / 1e12 == pytest.approx(tflops, rel=0.02)
         assert found.forward_ms == pytest.approx(1e3 * tflops * 1e12 / precision, rel=0.02) and found.gpu_flops > 1e15
     else:
-        assert 1e8 < tflops * 1e12 / found.forward_ms * 1e3 < 1e12 and found.gpu_flops == 0
+        assert 1e9 < tflops * 1e12 / found.forward_ms * 1e3 < 1e12 and found.gpu_flops == 0
 
 
 @pytest.mark.slow
