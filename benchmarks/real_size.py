@@ -86,7 +86,7 @@ class Peaks:
         """
         total = 0.0
         processes = [self.driver, *_children(self.driver)]
-        if not any(_works(process) for process in processes):
+        if all(_role(process, self.driver) in ("driver", "other") for process in processes):
             return
         private = {process.pid: _private(process.pid) for process in processes}
         private[0] = sum(private.values())
@@ -129,17 +129,11 @@ def _children(process: psutil.Process) -> list[psutil.Process]:
 
 
 def _role(process: psutil.Process, driver: psutil.Process) -> str:
-    if process.pid == driver.pid:
-        return "driver"
-    return role_of(" ".join(process.cmdline()[:1]))
-
-
-def _works(process: psutil.Process) -> bool:
-    """Tell whether a process is a worker of the run."""
+    """Return the role of a process, "driver" or "other"; this too for one that has ended."""
     try:
-        return role_of(" ".join(process.cmdline()[:1])) != "other"
+        return "driver" if process.pid == driver.pid else role_of(" ".join(process.cmdline()[:1]))
     except psutil.Error:
-        return False
+        return "other"
 
 
 def role_of(title: str) -> str:

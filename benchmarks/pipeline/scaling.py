@@ -95,8 +95,8 @@ class _Measured:
 
 
 def _megabytes(sizes: Sizes, siblings: int) -> float:
-    """Return the bytes that the rollout and the scores of a work unit hand to the learner."""
-    numbers = (2 * sizes.steps + 1) * siblings * np.prod(sizes.latent) + np.prod(sizes.image)
+    """Return the MB that a work unit puts into the object store: states, last latents and the teacher's image."""
+    numbers = (1 + sizes.steps * siblings) * np.prod(sizes.latent) + np.prod(sizes.image)
     return float(numbers) * 4 / 1e6
 
 

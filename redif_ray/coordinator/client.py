@@ -6,7 +6,6 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import numpy as np
 import ray
 from ray.exceptions import ObjectLostError
 
@@ -32,15 +31,15 @@ def ask(
     flight. Raises ObjectLostError for a call whose data is lost in every attempt.
     """
     every = list(calls)
-    left, asked, tries = deque(range(len(every))), dict[Any, tuple[int, Any]](), Counter[int]()
+    left, asked, tries = deque(range(len(every))), dict[Any, int](), Counter[int]()
     answers: dict[int, tuple[Meta, Any]] = {}
     while left or asked:
         while left and len(asked) < at_once:
-            arguments = tuple(_handed(each) for each in every[left[0]])
-            asked[coordinator.ask.remote(method, arguments)] = left.popleft(), arguments
+            index = left.popleft()
+            asked[coordinator.ask.remote(method, every[index])] = index
         meanwhile()
         for answer in ray.wait(list(asked), timeout=POLL_SECONDS)[0]:
-            index, _ = asked.pop(answer)
+            index = asked.pop(answer)
             tries[index] += 1
             try:
                 meta, reference = get(answer)
@@ -50,8 +49,3 @@ def ask(
                     raise
                 left.appendleft(index)
     return [answers[i][0] for i in range(len(every))], [answers[i][1] for i in range(len(every))]
-
-
-def _handed(argument: Any) -> Any:
-    """Put an array into the object store, so that it does not travel through the coordinator."""
-    return ray.put(argument) if isinstance(argument, np.ndarray) else argument

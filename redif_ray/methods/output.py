@@ -18,7 +18,16 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from redif_ray.config import Config
     from redif_ray.learning.round_update import Learning, Metas
+
+
+def sampled_terms(config: Config) -> list[str]:
+    """List the reward terms with a weight whose gradient is estimated from scores, not computed."""
+    from redif_ray.rewards.base import with_gradient
+
+    exact = [] if config.output.sampled else with_gradient(config.reward.terms)
+    return [name for name, weight in config.reward.weights.items() if weight and name not in exact]
 
 
 class Output(MethodPhase):
@@ -38,8 +47,15 @@ class Output(MethodPhase):
 
     @property
     def decodes(self) -> int:
-        """Return the images that a reward worker decodes for a group: at most those around its final latent, and it."""
-        return self.config.output.samples + 1
+        """Return the images that a reward worker decodes for a group: those around its final latent, and its own."""
+        sampled = sampled_terms(self.config)
+        return self.config.output.samples * bool(sampled) + (len(sampled) < len(self.config.reward.terms))
+
+    @property
+    def differentiates(self) -> int:
+        """Return the images of a group through whose decoding a reward worker takes a gradient back."""
+        sampled, weights = sampled_terms(self.config), self.config.reward.weights
+        return int(any(weights[name] for name in weights if name not in sampled))
 
     def score(self, scoring: Scoring) -> Scored:
         """Ask for the reward terms around each final latent, and for their gradients there."""

@@ -149,6 +149,11 @@ class Phase(ABC):
         return self.siblings if self.plays and self.asks_images else 0
 
     @property
+    def differentiates(self) -> int:
+        """Return the number of a group's images through whose decoding a reward worker takes a gradient back."""
+        return 0
+
+    @property
     def ema(self) -> float:
         """Return the decay of the averaged weights, in [0, 1); 0 keeps no average."""
         return 0.0

@@ -37,6 +37,12 @@ def decode(model: DiffusionModel, rows: int) -> None:
     model.decode(torch.empty(rows, *model.latent_shape, device="meta"))
 
 
+def decode_and_back(model: DiffusionModel, rows: int) -> None:
+    """Decode the latents of `rows` images and take a gradient of the images back to these."""
+    latents = torch.empty(rows, *model.latent_shape, device="meta", requires_grad=True)
+    torch.autograd.grad(model.decode(latents).sum(), latents)
+
+
 def train(student: DiffusionModel, states: int, guidance: float) -> None:
     """Make the gradient of a microbatch of `states`."""
     _forward(student, states, guidance).sum().backward()

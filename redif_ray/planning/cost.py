@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -93,7 +94,7 @@ def _work(config: Config, teacher: DiffusionModel, plan: RoundPlan, decode: floa
     work: dict[str, Calls] = {}
     for phase in plan.phases:
         calls, groups = phase.calls(prices), phase.rounds * phase.groups
-        seen = groups * (phase.teacher_images + phase.decodes)
+        seen = groups * (phase.teacher_images + phase.decodes + phase.differentiates)  # back costs as much as forth
         learnt = groups * phase.scores_in_learner * backward
         work[phase.title] = {"rollout": calls.rollout, "reward": calls.reward + seen * decode}
         work[f"{phase.title}, update"] = {"learner": calls.learner + learnt * decode}
@@ -129,11 +130,24 @@ def _reference(config: Config, count: int, image: float) -> float:
 class Batches:
     """The batches of a part of a run.
 
-    units: number of work units of a round, or of an arm of an evaluation. rows: images of a network call, by role.
+    groups: number of groups of a round, or of images of an arm of an evaluation. unit: number of these in a work unit.
+    rows: images of a network call, by role.
     """
 
-    units: float
+    groups: int
+    unit: int
     rows: Mapping[str, int]
+
+    @property
+    def units(self) -> int:
+        """Return the number of work units."""
+        return max(1, math.ceil(self.groups / self.unit))
+
+    def share(self, workers: int) -> float:
+        """Return the share of the groups that the busiest of several workers has, which take whole work units."""
+        full, rest = divmod(self.groups, self.unit)
+        each, left = divmod(full, workers)
+        return (each * self.unit + (self.unit if left else rest)) / max(1, self.groups)
 
 
 def _batches(config: Config, plan: RoundPlan, part: str) -> Batches:
@@ -142,13 +156,10 @@ def _batches(config: Config, plan: RoundPlan, part: str) -> Batches:
             rows = phase.unit_groups * phase.siblings
             rewarding = phase.unit_groups if phase.teacher_images else rows  # few images a call, for few groups
             states = max(1, min(config.learner.states_at_once, phase.groups))
-            return Batches(
-                max(1.0, phase.groups / phase.unit_groups), {"rollout": rows, "reward": rewarding, "learner": states}
-            )
+            return Batches(phase.groups, phase.unit_groups, {"rollout": rows, "reward": rewarding, "learner": states})
     images = {"calibration": config.reward.calibration, "validation": config.validation.groups}
     at_once = config.evaluation.images_at_once
-    units = max(1.0, images.get(part, config.evaluation.held_out) / at_once)
-    return Batches(units, {"rollout": at_once, "reward": at_once})
+    return Batches(images.get(part, config.evaluation.held_out), at_once, {"rollout": at_once, "reward": at_once})
 
 
 def _speeds(
@@ -163,7 +174,8 @@ def _speeds(
         rows |= {count for role, count in by_role.items() if not workers(config)[role][1]}
     if not widths:
         return dict.fromkeys(rows, Speed({}, decode / flops))
-    return cpu_speed(config.teacher, teacher, flops, decode, rows, {1, *widths})
+    threads = min(os.cpu_count() or 1, config.learner.threads)
+    return cpu_speed(config.teacher, teacher, flops, decode, rows, {1, *widths}, threads)
 
 
 def _width(config: Config, role: str) -> int:
@@ -193,9 +205,20 @@ def _on_cpus(config: Config, calls: Calls, batches: Batches, speeds: Mapping[int
     if not cores:
         return 0.0
     on_cpus = {role: number for role, number in calls.items() if not workers(config)[role][1]}
-    busy = {role: number * speeds[batches.rows[role]].call[cores] for role, number in on_cpus.items()}
-    alone = [seconds / _width(config, role) for role, seconds in busy.items()]
+    busy = {role: number * _seconds(speeds[batches.rows[role]], role, cores) for role, number in on_cpus.items()}
+    alone = [seconds * _share(config, role, batches) for role, seconds in busy.items()]
     return max(sum(busy.values()) / cores, max(alone) + (sum(alone) - max(alone)) / batches.units)
+
+
+def _seconds(speed: Speed, role: str, cores: int) -> float:
+    """Return the seconds of a core that a role's call on one image takes while `cores` are busy."""
+    return speed.call[cores] * (speed.threaded if role == "learner" else 1.0)
+
+
+def _share(config: Config, role: str, batches: Batches) -> float:
+    """Return the share of a role's work that its busiest worker does; the learner's threads share all of it."""
+    width = _width(config, role)
+    return 1 / width if role == "learner" else batches.share(width)
 
 
 def duration(e: Estimate) -> str:

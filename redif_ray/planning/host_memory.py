@@ -61,12 +61,12 @@ def process_mb(config: Config, found: Footprints, role: str) -> float:
     """Return the main memory in MB of one process: of a worker of a role, of the "driver", or of the "export".
 
     A process without a GPU holds its tensors there, and one that takes turns on a GPU what it keeps between turns. The
-    driver holds no network. The export holds one in float32, and the layers that adapters are merged into once more.
+    driver holds no network. The export loads one in float32 from its files.
     """
     if role == "driver":
         return DRIVER_MB
     if role == "export":
-        return PROCESS_MB + 4 * found.network / 1e6
+        return PROCESS_MB + found.export
     one, gpus = found.roles[role], workers(config)[role][1]
     if not gpus:
         return PROCESS_MB + one.total

@@ -9,22 +9,26 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
-from pathlib import Path
 
 import torch
-from torch.nn import Module
 
 from redif_ray.config import Config
 from redif_ray.methods import phases_of
-from redif_ray.models.headers import weight_files
 from redif_ray.models.protocol import DiffusionModel
-from redif_ray.models.registry import model_folder, teacher_outline
-from redif_ray.models.sharding import units
+from redif_ray.models.registry import teacher_outline
 from redif_ray.models.student import enable_checkpointing, make_student, trainable
 from redif_ray.planning import factory
-from redif_ray.planning.activations import decode, learn, predict, ready, train
+from redif_ray.planning.activations import decode, decode_and_back, learn, predict, ready, train
 from redif_ray.planning.peak import peak_mb
-from redif_ray.rewards.pretrained import SHIPPED
+from redif_ray.planning.weight_bytes import (
+    PartBytes,
+    bytes_on_disk,
+    encoder_bytes,
+    file_bytes,
+    fsdp_rank_bytes,
+    mapped_bytes,
+    network_bytes,
+)
 
 OVERHEAD_MB = 1200  # CUDA's context, cuBLAS and cuDNN workspaces, fragments
 ADAM_BYTES = 8  # for each weight: two float32 moments
@@ -55,13 +59,14 @@ class Footprints:
     """The footprint of a worker of each role, and sizes.
 
     roles: by `rollout`, `reward` and `learner`. trained, network: numbers of trained weights and of all weights of the
-    network. image: number of values of an image.
+    network. image: number of values of an image. export: MB of the process that exports the student.
     """
 
     roles: dict[str, Footprint]
     trained: int
     network: int
     image: int
+    export: float
 
 
 def workers(config: Config) -> dict[str, tuple[int, float]]:
@@ -116,6 +121,13 @@ class Networks:
             ],
             "learner": [partial(train, self.student, states, config.student.guidance), learned],
         }
+        phases = phases_of(config)
+        back = {
+            "reward": max(phase.differentiates for phase in phases),
+            "learner": states * any(phase.scores_in_learner for phase in phases),
+        }
+        for role, images in back.items():
+            calls[role] += [partial(decode_and_back, self.teacher, images)] if images else []
         peaks = {role: max(map(peak_mb, made)) for role, made in calls.items()}
         peaks["rollout"] += self.cast / 1e6
         roles = {
@@ -125,22 +137,31 @@ class Networks:
         return replace(self.held, roles=roles)
 
     def _held(self, config: Config) -> Footprints:
-        teacher, student, parts = self.teacher, self.student, _Parts(self.teacher)
-        network = _bytes(teacher.network) + parts.always
+        teacher, student, parts = self.teacher, self.student, PartBytes(self.teacher)
+        network = network_bytes(teacher.network) + parts.always
         own = {id(p) for p in teacher.network.parameters()}
         added = sum(p.numel() * p.element_size() for p in student.network.parameters() if id(p) not in own)
         average = 4 if config.learner.ema or config.warm_start.ema else 0
         trained = sum(p.numel() for p in trainable(student).values())
         scores = any(phase.scores_in_learner for phase in phases_of(config))
-        beside = parts.always + (parts.decode + _encoders(config) if scores else 0)
-        held = beside + (_shared(config, teacher, student) if config.learner.fsdp else _bytes(teacher.network) + added)
-        learned = _bytes(self.learned.network) if self.learned else 0
+        beside = parts.always + (parts.decode + encoder_bytes(config) if scores else 0)
+        held = beside + (
+            fsdp_rank_bytes(config, teacher, student) if config.learner.fsdp else network_bytes(teacher.network) + added
+        )
+        learned = network_bytes(self.learned.network) if self.learned else 0
         ranks = config.learner.workers if config.learner.fsdp else 1
         training = trained * (4 + ADAM_BYTES + average) // ranks + learned * (4 + ADAM_BYTES) // 4
         reward = (
-            network + parts.decode + parts.encode + _encoders(config) + learned + _on_disk({config.evaluation.judge})
+            network
+            + parts.decode
+            + parts.encode
+            + encoder_bytes(config)
+            + learned
+            + bytes_on_disk({config.evaluation.judge})
         )
-        read = {role: 0 if gpus else _read(config, teacher) for role, (_, gpus) in workers(config).items()}
+        files = file_bytes(config, teacher)
+        mapped = mapped_bytes(files, network_bytes(teacher.network))
+        read = {role: 0 if gpus else mapped for role, (_, gpus) in workers(config).items()}
         starts = {
             "rollout": read["rollout"],
             "reward": read["reward"],
@@ -157,14 +178,8 @@ class Networks:
             ),
         }
         numbers = sum(p.numel() for p in teacher.network.parameters())
-        return Footprints(roles, trained, numbers, math.prod(teacher.image_shape))
-
-
-def _read(config: Config, model: DiffusionModel) -> int:
-    """Return the bytes of the network's files if their dtype is another one, so that a process on CPUs holds both."""
-    files = sum(path.stat().st_size for path in weight_files(model_folder(config.teacher.model) / model.component))
-    own = _bytes(model.network)
-    return 0 if abs(files - own) < 0.1 * own else files
+        export = (4 * numbers + mapped_bytes(files, 4 * numbers)) / 1e6
+        return Footprints(roles, trained, numbers, math.prod(teacher.image_shape), export)
 
 
 def _step(config: Config, trained: int) -> int:
@@ -188,55 +203,3 @@ def _batch(config: Config, model: DiffusionModel) -> int:
         if phase.plays
     ]
     return max(sizes, default=0) // config.learner.workers
-
-
-class _Parts:
-    """Bytes of the networks beside the denoising one: `always` held, and added to `decode` and to `encode`."""
-
-    def __init__(self, model: DiffusionModel) -> None:
-        self.always = _bytes(*model.parts.values())
-        decode(model, 1)
-        self.decode = _bytes(*model.parts.values()) - self.always
-        model.encode([model.example])
-        self.encode = _bytes(*model.parts.values()) - self.always - self.decode
-
-
-def _shared(config: Config, teacher: DiffusionModel, student: DiffusionModel) -> int:
-    """Return the bytes of weights on an FSDP rank: its shares, the blocks gathered at once, and autocast's copies."""
-    shares = _bytes(student.network) + (_bytes(teacher.network) if config.learner.regulariser.kind != "none" else 0)
-    held = shares // config.learner.workers + _gathered(student)
-    if student.dtype != torch.float32 and not config.student.lora.rank and not config.learner.activation_checkpointing:
-        held += 2 * sum(
-            p.numel() for p in student.network.parameters()
-        )  # autocast's copies, kept for the backward pass
-    return held
-
-
-def _gathered(student: DiffusionModel) -> int:
-    """Return the bytes of the gathered weights and gradients: those in no block, and those of the two largest blocks.
-
-    Two blocks are whole at once, because the next one is gathered while one computes.
-    """
-    counted: set[int] = set()
-    sizes = []
-    for unit in units(student):
-        own = [p for p in unit.parameters() if id(p) not in counted]
-        counted |= {id(p) for p in own}
-        sizes.append(sum(p.numel() * p.element_size() * (1 + p.requires_grad) for p in own))
-    *blocks, rest = sizes
-    return rest + sum(sorted(blocks)[-2:])
-
-
-def _bytes(*networks: Module) -> int:
-    return sum(t.numel() * t.element_size() for n in networks for t in (*n.parameters(), *n.buffers()))
-
-
-def _encoders(config: Config) -> int:
-    """Return the bytes of the rewards' own networks, which are float32 as in their files."""
-    return _on_disk({str(value) for term in config.reward.terms.values() for value in term.options.values()})
-
-
-def _on_disk(values: set[str]) -> int:
-    """Return the bytes of the weights in the folders among `values`, which may also be names of shipped models."""
-    folders = {folder for value in values for folder in (Path(value), SHIPPED / value) if folder.is_dir()}
-    return sum(path.stat().st_size for folder in folders for path in folder.rglob("*.safetensors"))

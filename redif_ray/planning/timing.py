@@ -28,11 +28,12 @@ class Speed:
     """Measured seconds of a core.
 
     call: seconds of a network call on one image, by the number of busy cores. decode: seconds of decoding one image, in
-    calls on one core.
+    calls on one core. threaded: seconds of a core that a call takes on all threads of a learner; on one thread, 1.
     """
 
     call: dict[int, float]
     decode: float
+    threaded: float = 1.0
 
 
 def cpu_speed(
@@ -42,24 +43,26 @@ def cpu_speed(
     decode_flops: float,
     rows: Collection[int],
     together: Collection[int],
+    threads: int,
 ) -> dict[int, Speed]:
     """Measure a network, with busy cores besides, because these share caches and memory; return speeds by `rows`.
 
     outline: the teacher on the device "meta", in the dtype in which it computes. flops, decode_flops: of a call on one
     image, and of decoding it. rows: the numbers of images of a call. together: the numbers of busy cores.
+    threads: of a learner.
 
     A small network is loaded. A larger one is called once, on as many cores as are ever busy, with zeros for weights,
     which a layer has only while it computes. One whose calls are too long for that is assumed to reach the FLOP/s of a
     matrix product.
     """
-    threads, decode = torch.get_num_threads(), decode_flops / flops
+    before, decode = torch.get_num_threads(), decode_flops / flops
     torch.set_num_threads(1)
     try:
         if flops <= LARGEST_LOADED:
             model, most = load_teacher(teacher, dtype=outline.dtype), max(1, min(16, int(LARGEST_LOADED / flops)))
             counts = {each: min(each, most) for each in rows}
-            timed = {count: _loaded(model, count, together) for count in set(counts.values())}
-            return {each: Speed(timed[count], decode) for each, count in counts.items()}
+            timed = {count: _loaded(model, count, together, threads) for count in set(counts.values())}
+            return {each: Speed(timed[count][0], decode, timed[count][1]) for each, count in counts.items()}
         largest = LARGEST_TIMED.get(outline.dtype, LARGEST_OTHER)
         if flops > largest:
             call = {cores: flops / _product_rate(outline.dtype, cores) for cores in together}
@@ -72,7 +75,7 @@ def cpu_speed(
             for each, count in counts.items()
         }
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)
         _give_back()
 
 
@@ -89,10 +92,22 @@ def _call(model: DiffusionModel, rows: int) -> Callable[[], object]:
     return lambda: model.predict(x, level, encoded)
 
 
-def _loaded(model: DiffusionModel, rows: int, together: Collection[int]) -> dict[int, float]:
-    """Return the seconds of a call for each of its images in a run, by the number of busy cores."""
+def _loaded(
+    model: DiffusionModel, rows: int, together: Collection[int], threads: int
+) -> tuple[dict[int, float], float]:
+    """Return the seconds of a call for each of its images in a run, by the number of busy cores; and on `threads`."""
     call = _call(model, rows)
-    return {cores: CROWDED * _timed(call, cores) / rows for cores in together}
+    return {cores: CROWDED * _timed(call, cores) / rows for cores in together}, _threaded(call, threads)
+
+
+def _threaded(call: Callable[[], object], threads: int) -> float:
+    """Return the seconds of a core that a call takes on several threads, in those that it takes on one."""
+    one = _timed(call, 1)
+    torch.set_num_threads(threads)
+    try:
+        return max(1.0, threads * _timed(call, 1) / one)
+    finally:
+        torch.set_num_threads(1)
 
 
 def _product_rate(dtype: torch.dtype, together: int, size: int = 512) -> float:

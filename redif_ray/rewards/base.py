@@ -196,6 +196,15 @@ def build_terms(
     return Rewards({label: _build(label, term.options, setting) for label, term in terms.items()}, setting)
 
 
+def with_gradient(terms: Mapping[str, config.Term]) -> list[str]:
+    """List the labels of the terms that declare a gradient, which is known before they are built."""
+    return [
+        label
+        for label, term in terms.items()
+        if (TERMS[label].differentiable if label in TERMS else term.options.get("differentiable", False))
+    ]
+
+
 def _build(label: str, options: Mapping[str, Any], setting: Setting) -> RewardTerm:
     if label in TERMS:
         kind = TERMS[label]

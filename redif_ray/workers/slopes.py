@@ -12,6 +12,7 @@ from torch import Tensor
 
 from redif_ray.config import Config
 from redif_ray.learning.smoothing import directions, mirrored, smoothed_gradient
+from redif_ray.methods.output import sampled_terms
 from redif_ray.models.protocol import DiffusionModel
 from redif_ray.rewards.base import Rewards
 from redif_ray.types import Slopes, WorkUnit
@@ -35,10 +36,8 @@ def slopes(worker: Scorer, unit: WorkUnit, latents: Tensor, teacher: Tensor) -> 
     teacher: the teacher's images, [G, C, H, W] in [0, 1]. A differentiable term is differentiated unless
     `output.sampled`; the gradient of any other term is estimated from scores (`learning.smoothing`).
     """
-    output, weights = worker.config.output, worker.config.reward.weights
-    differentiable = {name for name, term in worker.rewards.terms.items() if term.differentiable}
-    sampled = [name for name in weights if weights[name] and (output.sampled or name not in differentiable)]
-    rest = [name for name in weights if name not in sampled]
+    sampled = sampled_terms(worker.config)
+    rest = [name for name in worker.config.reward.weights if name not in sampled]
     found = []
     for i, (group, condition) in enumerate(zip(unit.groups, unit.conditions, strict=True)):
         alone = replace(unit, groups=(group,), conditions=(condition,))

@@ -176,7 +176,7 @@ def test_doctor_counts_custom_resources(up: dict[str, float]) -> None:
     def rows(*overrides: str) -> dict[str, Any]:
         one = Node(up, {}, (("card", 80_000.0),), 64_000, 10_000)
         return {
-            need.what: need for need in requirements.needs(placed(*overrides), Footprints(roles, 10, 10, 10), [one])
+            need.what: need for need in requirements.needs(placed(*overrides), Footprints(roles, 10, 10, 10, 10), [one])
         }
 
     found = rows()

@@ -116,8 +116,8 @@ def test_what_the_driver_cannot_fetch_is_made_again() -> None:
 
         def ask(self, method: str, arguments: tuple[Any, ...]) -> tuple[Meta, Any]:
             unit, given = arguments
-            assert method == "compare" and isinstance(given, ray.ObjectRef)  # the bytes go past it
-            return Meta(unit, "process", ()), self.lost.pop() if unit.index == 1 and self.lost else given
+            assert method == "compare"
+            return Meta(unit, "process", ()), self.lost.pop() if unit.index == 1 and self.lost else ray.put(given)
 
     desk = ray.remote(Desk).options(num_cpus=0).remote([dead])
     metas, found = ask(desk, "compare", calls(5), at_once=2)

@@ -22,7 +22,8 @@ from redif_ray.job import requirements
 from redif_ray.models.discriminator import Discriminator
 from redif_ray.models.registry import load_model, teacher_outline
 from redif_ray.models.student import make_student, trainable
-from redif_ray.planning import memory
+from redif_ray.planning import memory, weight_bytes
+from redif_ray.planning.activations import decode_and_back
 from redif_ray.planning.gpu_memory import fullest_gpu_mb
 from redif_ray.planning.host_memory import main_memory_mb
 from redif_ray.planning.memory import Footprint, Footprints, footprints
@@ -111,13 +112,14 @@ def test_no_weight_is_read(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_files_of_another_dtype_are_held_beside_the_network_that_is_made_of_them(tmp_path: Path) -> None:
-    """While it loads on CPUs: half as much again for files of 16 bits; a GPU gets the network alone."""
+    """On CPUs a worker and the export hold files of 16 bits beside a network of 32; a GPU gets the network alone."""
     folder, network = stable_diffusion_15(tmp_path / "m"), 4 * 859.5
     plain, half = (
         footprints(config(folder, *more), activations=False) for more in ((), ("networks.precision=float16",))
     )
     card = footprints(config(folder, "rollout.gpus=1"), activations=False).roles["rollout"]
-    assert plain.roles["rollout"].start == pytest.approx(1.5 * network, rel=0.02)
+    assert plain.roles["rollout"].start == plain.export == pytest.approx(1.5 * network, rel=0.02)
+    assert half.export == plain.export  # the exported student is float32
     assert (half.roles["rollout"].start, card.start) == (
         pytest.approx(network / 2, rel=0.1),
         pytest.approx(network, rel=0.1),
@@ -140,15 +142,9 @@ def test_adapters_and_sixteen_bits(tmp_path: Path) -> None:
     assert 0.4 < half.roles["learner"].activations / adapted.roles["learner"].activations < 0.65
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "name", mostly_long(["dit", "unet", "edm", "sd", "sd3"], lambda name: name in ("dit", "sd", "sd3"))
-)
-def test_activations_are_what_a_real_backward_pass_holds(name: str, tmp_path: Path) -> None:
-    """At least what autograd saves of a real one, and not much more; linear in the pairs; less with checkpointing."""
-    folder = FAMILIES[name](tmp_path / "m")
-    student = make_student(load_model(folder), config(folder).student.lora)
-    own = {p.untyped_storage()._cdata for p in student.network.parameters()}
+def saved_mb(call: Callable[[], torch.Tensor], network: torch.nn.Module) -> tuple[torch.Tensor, float]:
+    """Return the value of a call, and the MB that autograd saves for its backward pass beside the weights."""
+    own = {p.untyped_storage()._cdata for p in network.parameters()}
     saved: dict[int, int] = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
@@ -157,11 +153,22 @@ def test_activations_are_what_a_real_backward_pass_holds(name: str, tmp_path: Pa
             saved[storage._cdata] = storage.nbytes()
         return tensor
 
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        value = call()
+    return value, sum(saved.values()) / 1e6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", mostly_long(["dit", "unet", "edm", "sd", "sd3"], lambda name: name in ("dit", "sd", "sd3"))
+)
+def test_activations_are_what_a_real_backward_pass_holds(name: str, tmp_path: Path) -> None:
+    """At least what autograd saves of a real one, and not much more; linear in the pairs; less with checkpointing."""
+    folder = FAMILIES[name](tmp_path / "m")
+    student = make_student(load_model(folder), config(folder).student.lora)
     condition = "a caption" if student.takes_captions else 0 if student.num_classes else None
     x, encoded = torch.zeros(16, *student.latent_shape), student.encode([condition] * 16)
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        kept = student.predict(x, student.process.noisiest(), encoded).x0
-    expected = sum(saved.values()) / 1e6
+    kept, expected = saved_mb(lambda: student.predict(x, student.process.noisiest(), encoded).x0, student.network)
     assert kept.requires_grad
 
     def activations(*overrides: str) -> float:
@@ -172,6 +179,27 @@ def test_activations_are_what_a_real_backward_pass_holds(name: str, tmp_path: Pa
     assert 1.7 * found < activations("learner.microbatch=32") < 2.05 * found  # a part is the weights' alone
     recomputed = activations("learner.microbatch=16", "learner.activation_checkpointing=true")
     assert recomputed <= (1.0 if name == "dit" else 0.95) * found
+
+
+@pytest.mark.slow
+def test_a_gradient_through_the_decoder_is_counted_where_it_is_taken(tmp_path: Path) -> None:
+    folder = write_sd(tmp_path / "m")
+    model: Any = load_model(folder)
+    vae = model.part("vae")
+    latents = torch.zeros(16, *model.latent_shape, requires_grad=True)
+    decoded, expected = saved_mb(lambda: model.decode(latents), vae)
+    assert decoded.requires_grad
+
+    def activations(role: str, *overrides: str) -> float:
+        return footprints(config(folder, "learner.microbatch=16", *overrides)).roles[role].activations
+
+    weightless = teacher_outline(config(folder).teacher)
+    assert expected < peak_mb(lambda: decode_and_back(weightless, 16)) < 1.8 * expected
+    assert activations("learner", "method=draft") >= peak_mb(lambda: decode_and_back(weightless, 16))
+    few = ("method=output", "rollout={siblings: 2, unit_groups: 1}", "evaluation.batch=1")
+    one = peak_mb(lambda: decode_and_back(weightless, 1))
+    assert activations("reward", *few) >= one
+    assert activations("reward", *few, "output.sampled=true") < one
 
 
 def test_gradients_are_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -237,7 +265,7 @@ def test_those_that_take_turns_are_not_added_up() -> None:
     others = ROLES["rollout"].total + ROLES["reward"].total
     assert fullest_gpu_mb(turns, ROLES) == pytest.approx(every - others)
     kept = sum(one.weights + one.training for one in ROLES.values())
-    found = Footprints(ROLES, 10**6, 0, 1000)
+    found = Footprints(ROLES, 10**6, 0, 1000, 0.0)
     assert main_memory_mb(turns, found) - main_memory_mb(beside, found) == pytest.approx(kept)
 
 
@@ -246,7 +274,7 @@ def test_those_that_take_turns_are_not_added_up() -> None:
 def test_the_disk_of_an_export(tmp_path: Path, uri: str, copies: int) -> None:
     """What is copied of the teacher's folder and the network in float32, once more for MLflow; nothing else of it."""
     teacher = write_sd(tmp_path / "m", dtype=torch.float16)
-    tracked, found = config(teacher, f"tracking.uri={uri}"), Footprints(ROLES, 10**6, 10**6, 1000)
+    tracked, found = config(teacher, f"tracking.uri={uri}"), Footprints(ROLES, 10**6, 10**6, 1000, 4.0)
     before = requirements.disk_mb(tracked, found)
     (teacher / "checkpoint.safetensors").write_bytes(bytes(10**6))
     (teacher / "vae" / "old.bin").write_bytes(bytes(10**6))
@@ -258,7 +286,7 @@ def test_the_disk_of_an_export(tmp_path: Path, uri: str, copies: int) -> None:
 
 
 def test_what_is_too_little_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = Footprints(ROLES | {"rollout": replace(ROLES["rollout"], weights=1e9)}, 10**6, 10**6, 1000)
+    found = Footprints(ROLES | {"rollout": replace(ROLES["rollout"], weights=1e9)}, 10**6, 10**6, 1000, 4.0)
 
     def needs(*overrides: str) -> dict[str, requirements.Need]:
         run = config("fashion-mnist", *overrides)
@@ -331,4 +359,4 @@ def test_a_rank_of_a_sharded_learner_needs_its_share(tmp_path: Path) -> None:
 def test_blocks_are_gathered_two_at_a_time(tmp_path: Path) -> None:
     student = make_student(load_model(write_sd(tmp_path / "m")), config("fashion-mnist").student.lora)
     everything = 2 * sum(p.numel() for p in student.network.parameters()) * 4
-    assert everything / 5 < memory._gathered(student) < everything * 0.9
+    assert everything / 5 < weight_bytes._gathered(student) < everything * 0.9

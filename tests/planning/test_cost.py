@@ -17,7 +17,7 @@ from redif_ray.models.folder import without_weights
 from redif_ray.models.registry import load_model
 from redif_ray.models.student import make_student, trainable, trained_numbers
 from redif_ray.planning import cost
-from redif_ray.planning.cost import GPU_FLOPS, estimate
+from redif_ray.planning.cost import GPU_FLOPS, Batches, estimate
 from redif_ray.planning.timing import Speed
 
 CLASSES = Conditions(tuple(range(10)), tuple(range(10)))
@@ -36,7 +36,7 @@ def even(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two cores, on which every call takes 1 ms an image, so that counts can be read from seconds."""
 
     def speeds(*given: Any) -> dict[int, Speed]:
-        _, _, flops, decode_flops, rows, together = given
+        _, _, flops, decode_flops, rows, together, _ = given
         return dict.fromkeys(rows, Speed(dict.fromkeys(together, 1e-3), decode_flops / flops))
 
     monkeypatch.setattr(cost, "cpu_speed", speeds)
@@ -112,6 +112,18 @@ def test_roles_work_at_once() -> None:
     rollout, reward = 3 * (4 * 4 * 2 - 4 * 3), 3 * 4 * solvers.network_calls(teacher.solver, teacher.steps)
     slower, other = max(rollout, reward), min(rollout, reward)
     assert found.seconds["policy gradient"] * 1e3 == pytest.approx(max((rollout + reward) / 2, slower + other / 2))
+
+
+@pytest.mark.parametrize(
+    ("groups", "unit", "workers", "busiest"), [(48, 32, 2, 32), (5, 2, 2, 3), (8, 2, 2, 4), (6, 2, 4, 2), (3, 8, 2, 3)]
+)
+def test_the_busiest_worker_takes_whole_work_units(groups: int, unit: int, workers: int, busiest: int) -> None:
+    """In turn, each by the worker that is free."""
+    free = [0] * workers
+    for first in range(0, groups, unit):
+        free[free.index(min(free))] += min(unit, groups - first)
+    assert max(free) == busiest
+    assert Batches(groups, unit, {}).share(workers) == pytest.approx(busiest / groups)
 
 
 CAPTIONS = Conditions(("a red fox", "a blue bird"), ("a green frog",))

@@ -12,7 +12,7 @@ from redif_ray.planning.memory import OVERHEAD_MB, Footprint, Footprints
 from redif_ray.planning.nodes import Node, total
 
 ROLES = {"rollout": Footprint(100, 0, 50), "reward": Footprint(300, 0, 100), "learner": Footprint(100, 200, 700)}
-FOUND = Footprints(ROLES, 10**6, 10**6, 1000)
+FOUND = Footprints(ROLES, 10**6, 10**6, 1000, 4.0)
 CLUSTER = (
     "ray.address=auto",
     "rollout={max_workers: 6, groups: 6, cpus: 2, gpus: 1, resources: {hand: 1}, labels: {market: spot}}",

@@ -1,0 +1,80 @@
+"""The bytes of the weights that a worker holds, counted on networks without weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch.nn import Module
+
+from redif_ray.config import Config
+from redif_ray.models.headers import weight_files
+from redif_ray.models.protocol import DiffusionModel
+from redif_ray.models.registry import model_folder
+from redif_ray.models.sharding import units
+from redif_ray.planning.activations import decode
+from redif_ray.rewards.pretrained import SHIPPED
+
+
+class PartBytes:
+    """Bytes of the networks beside the denoising one: `always` held, and added to `decode` and to `encode`."""
+
+    def __init__(self, model: DiffusionModel) -> None:
+        self.always = network_bytes(*model.parts.values())
+        decode(model, 1)
+        self.decode = network_bytes(*model.parts.values()) - self.always
+        model.encode([model.example])
+        self.encode = network_bytes(*model.parts.values()) - self.always - self.decode
+
+
+def fsdp_rank_bytes(config: Config, teacher: DiffusionModel, student: DiffusionModel) -> int:
+    """Return the bytes of weights on an FSDP rank: its shares, the blocks gathered at once, and autocast's copies."""
+    shares = network_bytes(student.network) + (
+        network_bytes(teacher.network) if config.learner.regulariser.kind != "none" else 0
+    )
+    held = shares // config.learner.workers + _gathered(student)
+    if student.dtype != torch.float32 and not config.student.lora.rank and not config.learner.activation_checkpointing:
+        held += 2 * sum(
+            p.numel() for p in student.network.parameters()
+        )  # autocast's copies, kept for the backward pass
+    return held
+
+
+def _gathered(student: DiffusionModel) -> int:
+    """Return the bytes of the gathered weights and gradients: those in no block, and those of the two largest blocks.
+
+    Two blocks are whole at once, because the next one is gathered while one computes.
+    """
+    counted: set[int] = set()
+    sizes = []
+    for unit in units(student):
+        own = [p for p in unit.parameters() if id(p) not in counted]
+        counted |= {id(p) for p in own}
+        sizes.append(sum(p.numel() * p.element_size() * (1 + p.requires_grad) for p in own))
+    *blocks, rest = sizes
+    return rest + sum(sorted(blocks)[-2:])
+
+
+def network_bytes(*networks: Module) -> int:
+    return sum(t.numel() * t.element_size() for n in networks for t in (*n.parameters(), *n.buffers()))
+
+
+def encoder_bytes(config: Config) -> int:
+    """Return the bytes of the rewards' own networks, which are float32 as in their files."""
+    return bytes_on_disk({str(value) for term in config.reward.terms.values() for value in term.options.values()})
+
+
+def bytes_on_disk(values: set[str]) -> int:
+    """Return the bytes of the weights in the folders among `values`, which may also be names of shipped models."""
+    folders = {folder for value in values for folder in (Path(value), SHIPPED / value) if folder.is_dir()}
+    return sum(path.stat().st_size for folder in folders for path in folder.rglob("*.safetensors"))
+
+
+def file_bytes(config: Config, model: DiffusionModel) -> int:
+    """Return the bytes of the files of the teacher's network."""
+    return sum(path.stat().st_size for path in weight_files(model_folder(config.teacher.model) / model.component))
+
+
+def mapped_bytes(files: int, network: int) -> int:
+    """Return the bytes of the files if their dtype is not the network's, so that a process on CPUs holds both."""
+    return 0 if abs(files - network) < 0.1 * network else files
