@@ -139,7 +139,7 @@ def signal(recipe: str, seed: int) -> list[list[str]]:
                 weights = get_weights(loop.student)
                 played = {s.index: loop.play(s, weights, f"policy-{round}") for s in loop.plan.units(round)}
                 metas, parts = [m for m, _ in played.values()], {i: data for i, (_, data) in played.items()}
-                metrics = loop.plan.phase(round).update(loop.learning, round, metas, parts, optimizer)
+                metrics = loop.plan.phase(round).update(loop.trainee.learning, round, metas, parts, optimizer)
                 calls += _calls(loop, round, metrics, flops)
             sums.append(torch.stack(optimizer.found).sum(0))
         cosines = [float(torch.cosine_similarity(total, truth, dim=0)) for total in sums]

@@ -20,14 +20,12 @@ from torch import Tensor
 
 from redif_ray.checkpoint import weights_sha256
 from redif_ray.config import Config
-from redif_ray.learning.advantages import RunningStatistics
-from redif_ray.learning.round_update import Learning
-from redif_ray.learning.step import make_optimizer
+from redif_ray.learner.ranks import Ranks
+from redif_ray.learner.trainee import Trainee
 from redif_ray.methods import Phase
-from redif_ray.models.student import get_weights, set_weights, trainable
+from redif_ray.models.student import get_weights, set_weights
 from redif_ray.planning import factory
 from redif_ray.planning.rounds import RoundPlan
-from redif_ray.rewards.base import Rewards
 from redif_ray.types import WorkUnit
 from redif_ray.weights.store import policy_key, version
 from redif_ray.workers.reward import TeacherRewardWorker
@@ -51,8 +49,7 @@ class PlainLoop:
         teacher = factory.teacher(config, factory.device(config.learner.gpus))
         self.config, self.student = config, factory.student(config, teacher)
         self.rollout, self.reward = HereRolloutWorker("rollout-0", config), TeacherRewardWorker("reward-0", config)
-        schedule = factory.student_schedule(self.student, config.student)
-        self.learning = Learning(config, self.student, schedule, teacher, RunningStatistics(), self._rewards)
+        self.trainee = Trainee(config, self.student, teacher, Ranks(0, 1))
         self.plan = RoundPlan(config, factory.conditions(config, teacher))
         self.versions: dict[int, dict[str, Tensor]] = {}
         self.phase: Phase | None = None
@@ -62,7 +59,7 @@ class PlainLoop:
         phase = self.plan.phase(round)
         if phase is not self.phase:
             self.phase = phase
-            self.optimizer = make_optimizer(trainable(self.student).values(), self.config.learner)
+            self.trainee.start(phase)
         made_by = self.plan.version(round)
         self.versions[round] = get_weights(self.student)
         self.versions = {after: weights for after, weights in self.versions.items() if after >= made_by}
@@ -71,7 +68,7 @@ class PlainLoop:
         metas = [metas for metas, _ in played.values()]
         parts = {index: data for index, (_, data) in played.items()}
         behaviour = None if made_by == round else weights
-        return phase.update(self.learning, round, metas, parts, self.optimizer, behaviour)
+        return self.trainee.update(round, metas, parts, behaviour)
 
     def checksum(self) -> str:
         """Return the checksum of the student's weights."""
@@ -87,6 +84,3 @@ class PlainLoop:
             score_meta, made["scored"] = self.reward.score(unit, final, made["trajectories"], targets)
             metas += [roll_meta, score_meta]
         return tuple(metas), tuple(made[name] for name in phase.learner_reads)
-
-    def _rewards(self) -> Rewards:
-        return factory.rewards(self.config, self.student, self.student.device)

@@ -121,6 +121,7 @@ class Scored:
     seen: Seen | None = None  # measurements of the student's images, which stay in the reward worker; in deployments
     gradients: dict[str, np.ndarray] | None = None  # [R, *latent] each: of terms at the last latents, see `Slopes`
     spreads: dict[str, np.ndarray] | None = None  # [R] each: std of the terms around the last latents
+    denoised: np.ndarray | None = None  # [R, *latent]: the teacher's, of the noised last latents
 
 
 @dataclass(frozen=True, slots=True)

@@ -117,7 +117,7 @@ def test_a_last_part_that_several_sections_have_names_them_all() -> None:
         ("student.steps=2.5", ["student.steps=2.5", "integer"]),
         ("student.steps=0", ["student.steps=0", "greater than 0"]),
         ("student.steps=65", ["student.steps=65", "less than or equal to 64"]),
-        ("method=ppo", ["method='ppo'", "redif, output, sfd, draft, straight, or your own"]),
+        ("method=ppo", ["method='ppo'", "redif, output, sfd, draft, straight, distribution_matching, or your own"]),
         ("student.levels=[999,x]", ["student.levels.1='x'", "number"]),
         ("rollout.guided=true", ["rollout.guided=True", "not a value"]),
         ("exploration.antithetic=7", ["exploration.antithetic=7", "boolean"]),
@@ -194,6 +194,7 @@ def test_a_teacher_takes_only_finite_numbers_too() -> None:
         load(None, ["out=y"], TeacherConfig)
 
 
+MATCHING = "method=distribution_matching"
 CONFLICTS = [
     (["exploration.eta=0"], "exploration.eta=0: .*expected a value in"),
     (["student.steps=1"], "student.steps=1: .*set exploration.last_step=true"),
@@ -233,6 +234,20 @@ CONFLICTS = [
     (["learner.workers=3"], "learner.workers=3: expected a divisor of rollout.groups=4"),
     (["learner.workers=2", "learner.gpus=0.5"], "gpus=0.5: each of learner.workers=2 .* whole GPU"),
     (["learner.fsdp=true"], "fsdp=true: learner.workers=1 has no other rank .*at least 2"),
+    (
+        ["learner.fsdp=true", "learner.workers=2", MATCHING],
+        "fsdp=true: the second network of method=distribution_matching .*or distribution_matching.lora",
+    ),
+    ([MATCHING, "pipeline.staleness=1"], "staleness=1: method=distribution_matching takes gradients back .*expected 0"),
+    (
+        [
+            MATCHING,
+            "learner.workers=2",
+            "distribution_matching.groups=8",
+            "rollout={groups: 4, siblings: 4, unit_groups: 2}",
+        ],
+        "workers=2: distribution_matching.groups=8 in work units of 8 groups are 1 units",
+    ),
     (["learner.fsdp=true", "learner.workers=2", "method=draft"], "fsdp=true: method=draft .*method=redif or sfd"),
     (["learner.fsdp=true", "learner.workers=2", "networks.compile=true"], "networks.compile=true .*expected false"),
     (["rollout.resources.spot=1"], "rollout.resources.spot=1: the private cluster .*no custom .*ray.address=auto"),

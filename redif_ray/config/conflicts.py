@@ -19,8 +19,8 @@ def conflicts(c: Sections) -> Iterator[str]:
     yield from _sweep(c)
     if _has_policy(c):
         yield from _policy(c)
-    if c.method in ("output", "straight") and c.learner.rounds > 0:
-        yield from _output(c)
+    if c.method in ("output", "straight", "distribution_matching") and c.learner.rounds > 0:
+        yield from _through_the_sampler(c)
     yield from _pipeline(c)
     yield from _rollout(c)
     yield from _student(c)
@@ -116,17 +116,20 @@ def _policy(c: Sections) -> Iterator[str]:
         )
 
 
-def _output(c: Sections) -> Iterator[str]:
+def _through_the_sampler(c: Sections) -> Iterator[str]:
     if c.pipeline.staleness:
         yield (
             f"pipeline.staleness={c.pipeline.staleness}: method={c.method} takes gradients back through the states of "
             "the current weights; expected 0"
         )
-    units = -(-c.output.groups // c.rollout.unit_groups)
+    key, groups, unit = "output.groups", c.output.groups, c.rollout.unit_groups
+    if c.method == "distribution_matching":
+        key, groups, unit = "distribution_matching.groups", c.distribution_matching.groups, unit * c.rollout.siblings
+    units = -(-groups // unit)
     if units < c.learner.workers:
         yield (
-            f"learner.workers={c.learner.workers}: output.groups={c.output.groups} in units of rollout.unit_groups="
-            f"{c.rollout.unit_groups} are {units} work units a round; expected at least one for each rank"
+            f"learner.workers={c.learner.workers}: {key}={groups} in work units of {unit} groups are {units} units a "
+            "round; expected at least one for each rank"
         )
 
 
@@ -166,7 +169,7 @@ def _reward_terms(c: Sections) -> Iterator[str]:
         yield f"{normalised}.normalise=std: method=draft has no siblings to normalise over; expected none"
     if normalised and _has_policy(c) and c.rollout.siblings == 1:
         yield f"{normalised}.normalise=std: rollout.siblings=1 leaves no siblings to normalise over; expected none"
-    if c.method != "sfd" and c.learner.rounds and not any(c.reward.weights.values()):
+    if c.method not in ("sfd", "distribution_matching") and c.learner.rounds and not any(c.reward.weights.values()):
         yield (
             f"reward.terms: every term has weight 0, so method={c.method} has no reward to raise; give one a weight, "
             "or use method=sfd"
@@ -201,6 +204,11 @@ def _fsdp(c: Sections) -> Iterator[str]:
         yield (
             "learner.fsdp=true: method=draft differentiates through several network calls at once, which FSDP does "
             "not support here; expected method=redif or sfd"
+        )
+    if c.method == "distribution_matching":
+        yield (
+            "learner.fsdp=true: the second network of method=distribution_matching cannot be shared among ranks; "
+            "expected false, or distribution_matching.lora for less memory"
         )
     if c.networks.compile:
         yield (

@@ -20,15 +20,24 @@ from redif_ray.config.run import (
     Tracking,
 )
 from redif_ray.config.searches import Search, Sweep
-from redif_ray.config.training import Draft, Evaluation, Guard, Learner, Output, Validation, WarmStart
+from redif_ray.config.training import (
+    DistributionMatching,
+    Draft,
+    Evaluation,
+    Guard,
+    Learner,
+    Output,
+    Validation,
+    WarmStart,
+)
 
 
 class Sections(Strict):
-    method: Annotated[str, choice("redif", "output", "sfd", "draft", "straight")] = Field(
+    method: Annotated[str, choice("redif", "output", "sfd", "draft", "straight", "distribution_matching")] = Field(
         "redif",
         description="What follows the warm start: redif (policy gradient at every step), output (policy gradient at "
         "the image), sfd (nothing), draft (back-propagation through the reward), straight (the reward's gradient "
-        "given to each step), or your own as path/to/file.py:MyPhase.",
+        "given to each step), distribution_matching (DMD2, without reward), or your own as path/to/file.py:MyPhase.",
     )
     run: Run = Run()
     ray: Ray = Field(Ray(), json_schema_extra=ALWAYS)
@@ -44,6 +53,7 @@ class Sections(Strict):
     pipeline: Pipeline = Pipeline()
     draft: Draft = Draft()
     output: Output = Output()
+    distribution_matching: DistributionMatching = DistributionMatching()
     validation: Validation = Validation()
     guard: Guard = Guard()
     evaluation: Evaluation = Field(Evaluation(), json_schema_extra=may_change("evaluate"))

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from redif_ray.config.base import ON_RESUME, Fraction, Labels, Positive, Resources, Strict, choice
+from redif_ray.config.run import Lora
 
 NEIGHBOURS = 5  # nearest neighbours around each image that recall and precision use
 UNCHOSEN = 4  # states or images at once where no number is given and no memory is known to choose one by
@@ -143,6 +144,26 @@ class Output(Strict):
         False,
         description="Whether to estimate the gradient of differentiable reward terms from scores too, as of all other "
         "terms. true compares estimators; false is exact and needs no scores.",
+    )
+
+
+class DistributionMatching(Strict):
+    """The method distribution_matching."""
+
+    groups: Positive = Field(48, description="Trajectories of a round of distribution matching, at least 1.")
+    fake_steps: Positive = Field(
+        5,
+        description="Optimiser steps of the fake score before each of the student's, at least 1. Raise it where the "
+        "student's images lose variety.",
+    )
+    fake_lr: float = Field(
+        1e-4,
+        gt=0,
+        description="Learning rate of the fake score, above 0. Raise it where the student moves faster than the fake "
+        "score can follow.",
+    )
+    lora: Lora = Field(
+        Lora(), description="Adapters of the fake score; rank 0 trains a copy of the teacher, which needs more memory."
     )
 
 

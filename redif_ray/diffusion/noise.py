@@ -42,6 +42,7 @@ class Stream(IntEnum):
     ADAPTIVE = 18  # x_T on which the adaptive schedule agent is trained
     EPISODE = 19  # choice among those x_T for the agent's next episode
     DIRECTION = 20  # directions in which scores around an image are taken
+    MATCHING = 21  # noise and noise levels of distribution matching
 
 
 def bits(

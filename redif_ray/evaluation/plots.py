@@ -27,6 +27,7 @@ PHASES = {  # name, tint
     "draft": ("back-propagation", "#CC79A7"),
     "straight": ("straight gradient", "#E69F00"),
     "output": ("policy gradient at the output", "#009E73"),
+    "distribution_matching": ("distribution matching", "#D55E00"),
 }
 CURVES = {"reward/mean": "training, with exploration", "validation/reward": "validation, deployed (eta 0)"}
 DPI = 150

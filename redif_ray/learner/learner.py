@@ -26,16 +26,12 @@ from redif_ray.learner.judge import judge_of
 from redif_ray.learner.learned_reward import learned_reward
 from redif_ray.learner.ranks import Ranks
 from redif_ray.learner.ray_train import Outcome
-from redif_ray.learner.train_state import load_trained, trained
+from redif_ray.learner.trainee import Trainee
 from redif_ray.learner.validation import Validator
-from redif_ray.learning.advantages import RunningStatistics
-from redif_ray.learning.ema import ExponentialAverage
-from redif_ray.learning.round_update import Learning
-from redif_ray.learning.step import make_optimizer
 from redif_ray.methods import Phase
 from redif_ray.models.protocol import DiffusionModel
 from redif_ray.models.sharding import shard, whole
-from redif_ray.models.student import enable_checkpointing, get_weights, trainable
+from redif_ray.models.student import enable_checkpointing, get_weights
 from redif_ray.planning import factory
 from redif_ray.planning.rounds import Phases
 from redif_ray.runs.backup_thread import uploader
@@ -72,21 +68,9 @@ class Learner:
             self.plan, self.publisher if self.ranks.first else None, factory.travelling_dtypes(config, self.student)
         )
         self.accounts = Accounts(config)
-        self.running = RunningStatistics()
         self.learned = learned_reward(config, teacher, device, self.ranks.all_reduce)
         reference = self._share_out(teacher) if config.learner.fsdp else teacher
-        self.parameters = trainable(self.student)
-        self.learning = Learning(
-            config,
-            self.student,
-            factory.student_schedule(self.student, config.student),
-            reference,
-            self.running,
-            lambda: factory.rewards(config, self.student, self.student.device),
-            self.ranks.rank,
-            self.ranks.world,
-            self.ranks.all_reduce,
-        )
+        self.trainee = Trainee(config, self.student, reference, self.ranks)
         self.validator: Validator | None = None
         self.round = 0
         self.best: dict[str, float] | None = None
@@ -94,17 +78,18 @@ class Learner:
         self.stages, self.gauges = Stages(f"learner-{rank}", self.writer), RoundGauges(config.run.name)
         lost = self.writer.lost.remote
         self.uploader = uploader(config, self.folder, lambda: lost("upload")) if self.ranks.first else None
-        self._start_phase(self.plan.phase(0))
+        self.trainee.start(self.plan.phase(0))
         self.offload = Offload(device, self._belongings, taken=offload)
         self.offload.rest()
 
+    @property
+    def phase(self) -> Phase:
+        """Return the phase that trains the student now."""
+        return self.trainee.phase
+
     def _belongings(self) -> list[Belonging]:
         """Return everything that this rank keeps on its device and moves to host memory between its turns."""
-        models = [self.student, *([] if self.learning.teacher is None else [self.learning.teacher])]
-        networks = [network for model in models for network in (model.network, *model.parts.values())]
-        average = [] if self.average is None else [self.average.average]
-        learned = [] if self.learned is None else self.learned.belongings()
-        return [*networks, self.optimizer, *average, *learned]
+        return [*self.trainee.belongings(), *([] if self.learned is None else self.learned.belongings())]
 
     def _share_out(self, teacher: DiffusionModel) -> DiffusionModel | None:
         """Shard the student, and the teacher where a regulariser uses it; return the teacher then, else None.
@@ -134,7 +119,7 @@ class Learner:
         while self.round < self.until:
             round, started = self.round, time.perf_counter()
             if self.plan.phase(round) is not self.phase:
-                self._start_phase(self.plan.phase(round))
+                self.trainee.start(self.plan.phase(round))
             data = self._data(round)
             if data is None:
                 self._checkpoint()
@@ -162,23 +147,15 @@ class Learner:
         with self.offload.resting():
             return fetched(lambda lost: method.remote(*arguments, lost), self.publisher.get)
 
-    def _start_phase(self, phase: Phase) -> None:
-        """Begin a phase, with an optimiser and an average of the weights of its own."""
-        self.phase = phase
-        self.optimizer = make_optimizer(self.parameters.values(), self.config.learner)
-        self.average = ExponentialAverage(self.parameters, phase.ema) if phase.ema else None
-
     def _train(self, round: int, data: Fetched) -> dict[str, float]:
         """Update the student and the learned reward on a round; return the metrics."""
         behaviour = self.versions.policy(round)
         made_by = self.versions.checksum(self.plan.version(round))
-        metrics = self.phase.update(self.learning, round, data.metas, data.parts, self.optimizer, behaviour, made_by)
+        metrics = self.trainee.update(round, data.metas, data.parts, behaviour, made_by)
         metrics |= {"seconds/fetch": data.fetch_seconds, "staleness": float(round - self.plan.version(round))}
         if self.learned is not None and self.phase.trains_rewards:
             metrics |= self.learned.update(round, data.metas, data.parts, self.versions.learned(round))
         self.accounts.add_round(data, metrics)
-        if self.average is not None:
-            self.average.update(self.parameters)
         return metrics
 
     def _after_round(self, round: int, metrics: dict[str, float], data: Fetched, started: float) -> None:
@@ -186,7 +163,7 @@ class Learner:
         last = self.round == self.until
         boundary = self.round < self.plan.rounds and self.plan.phase(self.round) is not self.phase
         validates = last or boundary or self.round % self.config.validation.every == 0
-        deployed = self._deployed() if validates else {}
+        deployed = self.trainee.deployed(keep=self.ranks.first) if validates else {}
         scores = self._validate(deployed) if validates else {}
         if self.ranks.first:
             self._log_round(round, metrics | scores, data, started)
@@ -243,11 +220,6 @@ class Learner:
         self.writer.image.remote("samples", picture, self.round)
         return scores
 
-    def _deployed(self) -> dict[str, Tensor]:
-        """Return, on rank 0, the weights that a deployment would use: the average where the phase keeps one."""
-        weights = self.average.average if self.average is not None else self.parameters
-        return whole(weights, keep=self.ranks.first)
-
     def _begin(self) -> None:
         """Publish all weights that later rounds are rolled out with, before any rank asks for a round."""
         if self.ranks.first:
@@ -261,7 +233,7 @@ class Learner:
         return learned | {POLICY: get_weights(self.student)}
 
     def _checkpoint(self) -> None:
-        tensors = trained(self.student, self.optimizer, self.average, keep=self.ranks.first)
+        tensors = self.trainee.state(keep=self.ranks.first)
         if not self.ranks.first:
             return
         if self.learned is not None:
@@ -273,7 +245,7 @@ class Learner:
             "phase": self.phase.name,
             "best": self.best,
             "stale": keys,
-            "running": self.running.state_dict(),
+            "running": self.trainee.running.state_dict(),
             "ledger": self.accounts.ledger.state(),
             "weights_sha256": self.versions.checksum(self.round),
             "guard": self.validator.start_recall if self.validator else None,
@@ -305,12 +277,12 @@ class Learner:
             return False
         tensors, meta = load_checkpoint(path)
         self.round, self.best = int(meta["round"]), meta["best"]
-        self._start_phase(self.plan.named(meta["phase"]))
-        load_trained(self.student, self.optimizer, self.average, tensors)
+        self.trainee.start(self.plan.named(meta["phase"]))
+        self.trainee.load(tensors)
         if self.learned is not None:
             self.learned.load(tensors)
         self.versions.load(tensors, meta.get("stale", []))
-        self.running.load_state_dict(meta["running"])
+        self.trainee.running.load_state_dict(meta["running"])
         self.accounts.load(meta["ledger"])
         if self.validator is not None:
             self.validator.start_recall = float(meta["guard"])
@@ -319,7 +291,7 @@ class Learner:
 
     def _first_validation(self) -> None:
         """Validate and log the untrained student: the first point of the curves, and the guard's reference recall."""
-        weights = whole(self.parameters, keep=self.ranks.first)
+        weights = whole(self.trainee.parameters, keep=self.ranks.first)
         if self.validator is None:
             return
         scores = self._deploy(self.validator, weights)

@@ -40,6 +40,7 @@ class Learning:
 
     teacher: may be None where no regulariser pulls towards it. running: statistics for the advantage `running`.
     rewards: builds the reward terms on the rank's device. all_reduce: sums tensors over `world` ranks; None for one.
+    companion: what the phase trains beside the student (`Phase.companion`), or None.
     """
 
     config: Config
@@ -51,6 +52,7 @@ class Learning:
     rank: int = 0
     world: int = 1
     all_reduce: AllReduce | None = None
+    companion: Any = None
 
     @property
     def loss_scale(self) -> float:

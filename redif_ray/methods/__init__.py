@@ -9,14 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from redif_ray.config import Config, ConfigError
+from redif_ray.methods.distribution_matching import DistributionMatching
 from redif_ray.methods.draft import Draft
 from redif_ray.methods.output import Output
-from redif_ray.methods.phase import Calls, Deploy, Phase, Prices, Scoring
+from redif_ray.methods.phase import Calls, Companion, Deploy, Phase, Prices, Scoring
 from redif_ray.methods.redif import Policy
 from redif_ray.methods.sfd import WarmStart
 from redif_ray.methods.straight import Straight
 
-__all__ = ["METHODS", "Calls", "Deploy", "Phase", "Prices", "Scoring", "phases_by_name", "phases_of"]
+__all__ = ["METHODS", "Calls", "Companion", "Deploy", "Phase", "Prices", "Scoring", "phases_by_name", "phases_of"]
 
 METHODS: Mapping[str, type[Phase] | None] = {
     "redif": Policy,
@@ -24,6 +25,7 @@ METHODS: Mapping[str, type[Phase] | None] = {
     "sfd": None,
     "draft": Draft,
     "straight": Straight,
+    "distribution_matching": DistributionMatching,
 }
 
 

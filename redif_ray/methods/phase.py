@@ -16,7 +16,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from redif_ray.types import Scored, Seen, Slopes, Trajectories, WorkUnit
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from redif_ray.config import Config
+    from redif_ray.config import Config, Lora
     from redif_ray.diffusion.schedules import Schedule
     from redif_ray.diffusion.solvers import JumpSolver
     from redif_ray.learning.round_update import Learning, Metas
@@ -59,6 +59,22 @@ class Calls:
     learner: float = 0.0
 
 
+class Companion(Protocol):
+    """A network that a phase trains beside the student, in the learner, where every rank has the same one."""
+
+    def belongings(self) -> list[Any]:
+        """Return the networks and optimisers that leave a shared device between the learner's turns."""
+        ...
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the tensors for a checkpoint."""
+        ...
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Restore `state` from the tensors of a whole checkpoint."""
+        ...
+
+
 class Scoring(ABC):
     """The operations that a reward worker offers to a phase, for one work unit of R rows and G groups."""
 
@@ -89,6 +105,13 @@ class Scoring(ABC):
     @abstractmethod
     def gradients(self) -> Slopes:
         """Return the reward terms around the last latents, and their gradients there."""
+
+    @abstractmethod
+    def denoised(self) -> np.ndarray:
+        """Return the teacher's prediction of the clean image from the noised last latents, [R, *latent] float32.
+
+        `learning.matching.noised` adds the noise, as draw 0 of the unit's round.
+        """
 
     @abstractmethod
     def seen(self) -> Seen:
@@ -157,6 +180,15 @@ class Phase(ABC):
     def ema(self) -> float:
         """Return the decay of the averaged weights, in [0, 1); 0 keeps no average."""
         return 0.0
+
+    @property
+    def second_network(self) -> Lora | None:
+        """Return the adapters of the companion's network, of rank 0 for a whole copy; None without a companion."""
+        return None
+
+    def companion(self, learning: Learning) -> Companion | None:
+        """Return what the phase trains beside the student, untrained; the learner keeps it and its checkpoints."""
+        return None
 
     @property
     def asks_jumps(self) -> bool:

@@ -22,9 +22,11 @@ from redif_ray.models.student import trained_numbers
 from redif_ray.models.text import TextModel
 from redif_ray.planning.factory import stores
 from redif_ray.planning.rounds import Phases
+from redif_ray.planning.weight_bytes import second_numbers
 
 WEIGHT_BYTES = 4  # an exported weight, in float32
 CHECKPOINT_BYTES = 16  # a trained weight with Adam's two moments and the average, in float32
+SECOND_BYTES = 12  # a weight of a network that is trained beside the student, with the moments
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +67,8 @@ def disk(
     parts = sum(file.size for file in carried(teacher, model_folder(config.teacher.model)))
     exported = (parts + WEIGHT_BYTES * network) * (1 if config.tracking_uri is None else 2)
     aside = 0 if config.checkpoint.upload is None else 2  # beyond `keep`: one in upload and one that waits
-    checkpoints = (config.checkpoint.keep + 3 + aside) * CHECKPOINT_BYTES * trained
+    saved = CHECKPOINT_BYTES * trained + SECOND_BYTES * second_numbers(config, teacher)
+    checkpoints = (config.checkpoint.keep + 3 + aside) * saved
     images = 4 * math.prod(teacher.image_shape)
     captions = 0
     if isinstance(teacher, TextModel):

@@ -28,6 +28,7 @@ from redif_ray.planning.weight_bytes import (
     fsdp_rank_bytes,
     mapped_bytes,
     network_bytes,
+    second_numbers,
 )
 
 OVERHEAD_MB = 1200  # CUDA's context, cuBLAS and cuDNN workspaces, fragments
@@ -151,6 +152,8 @@ class Networks:
         learned = network_bytes(self.learned.network) if self.learned else 0
         ranks = config.learner.workers if config.learner.fsdp else 1
         training = trained * (4 + ADAM_BYTES + average) // ranks + learned * (4 + ADAM_BYTES) // 4
+        second = second_numbers(config, teacher)
+        training += second * (4 + ADAM_BYTES)
         reward = (
             network
             + parts.decode
@@ -174,7 +177,7 @@ class Networks:
             "rollout": Footprint(rollout / 1e6, 0.0, 0.0, start=start["rollout"]),
             "reward": Footprint(reward / 1e6, 0.0, 0.0, start=start["reward"]),
             "learner": Footprint(
-                (held + learned) / 1e6, training / 1e6, step / 1e6, start=start["learner"], batch=batch
+                (held + learned + 4 * second) / 1e6, training / 1e6, step / 1e6, start=start["learner"], batch=batch
             ),
         }
         numbers = sum(p.numel() for p in teacher.network.parameters())

@@ -185,6 +185,9 @@ class _Hollow(Scoring):
             {name: _hollow(self.unit.rows) for name in weighted},
         )
 
+    def denoised(self) -> np.ndarray:
+        return _hollow(self.unit.rows, *self.model.latent_shape)
+
     def seen(self) -> Seen:
         rows, (channels, height, width) = self.unit.rows, self.model.image_shape
         pictures = _hollow(min(rows, PICTURES), channels, min(height, LARGEST), min(width, LARGEST)).astype(np.uint8)

@@ -101,11 +101,14 @@ def _loaded(
 
 
 def _threaded(call: Callable[[], object], threads: int) -> float:
-    """Return the seconds of a core that a call takes on several threads, in those that it takes on one."""
+    """Return the seconds of a core that a call takes on several threads, in those that it takes on one.
+
+    Threads may help or not, so this lies between 1 and their number, also on a machine that is busy with other work.
+    """
     one = _timed(call, 1)
     torch.set_num_threads(threads)
     try:
-        return max(1.0, threads * _timed(call, 1) / one)
+        return min(float(threads), max(1.0, threads * _timed(call, 1) / one))
     finally:
         torch.set_num_threads(1)
 

@@ -8,10 +8,12 @@ import torch
 from torch.nn import Module
 
 from redif_ray.config import Config
+from redif_ray.methods import phases_of
 from redif_ray.models.headers import weight_files
 from redif_ray.models.protocol import DiffusionModel
 from redif_ray.models.registry import model_folder
 from redif_ray.models.sharding import units
+from redif_ray.models.student import trained_numbers
 from redif_ray.planning.activations import decode
 from redif_ray.rewards.pretrained import SHIPPED
 
@@ -78,3 +80,9 @@ def file_bytes(config: Config, model: DiffusionModel) -> int:
 def mapped_bytes(files: int, network: int) -> int:
     """Return the bytes of the files if their dtype is not the network's, so that a process on CPUs holds both."""
     return 0 if abs(files - network) < 0.1 * network else files
+
+
+def second_numbers(config: Config, teacher: DiffusionModel) -> int:
+    """Return the number of trained weights of the network that a phase trains beside the student, 0 without one."""
+    adapters = [phase.second_network for phase in phases_of(config)]
+    return max((trained_numbers(teacher.network, each) for each in adapters if each is not None), default=0)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from redif_ray.diffusion import solvers
 from redif_ray.diffusion.schedules import Schedule
+from redif_ray.learning.matching import noised
 from redif_ray.methods import Phase, Scoring
 from redif_ray.models.protocol import repeated
 from redif_ray.types import Meta, Seen, Slopes, Trajectories, Work, WorkUnit
@@ -108,6 +109,19 @@ class UnitScoring(Scoring):
         latents = torch.from_numpy(self.final.astype(np.float32)).to(self.worker.device)
         found = slopes(self.worker, self.unit, latents, self._teacher())
         self._add("rewards", started)
+        return found
+
+    def denoised(self) -> np.ndarray:
+        started, worker, unit = time.perf_counter(), self.worker, self.unit
+        if self.final is None:
+            raise ValueError(f"phase {unit.phase} asks for denoised latents; expected asks_images=True in its class")
+        teacher, guidance = worker.teacher, worker.config.teacher.guidance
+        final = torch.from_numpy(self.final.astype(np.float32)).to(worker.device)
+        groups = [g for g in unit.groups for _ in range(unit.siblings)]
+        x_t, level = noised(final, groups, teacher.process, seed=worker.config.run.seed, round=unit.round, draw=0)
+        encoded = repeated(teacher.encode(unit.conditions), unit.siblings)
+        found = teacher.predict(x_t, level, encoded, guidance=guidance).x0.cpu().numpy()
+        self._add("teacher", started, unit.rows * teacher.calls_per_step(guidance))
         return found
 
     def seen(self) -> Seen:

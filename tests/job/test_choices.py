@@ -97,6 +97,9 @@ def test_staleness(trainer: Trainer) -> None:
     trainer.all_differ([(f"pipeline.staleness={s}", "learner.rounds=3") for s in (0, 1, 2)])
 
 
+MATCHING = "method=distribution_matching"
+
+
 def test_methods(trainer: Trainer) -> None:
     trainer.all_differ(
         [
@@ -109,6 +112,10 @@ def test_methods(trainer: Trainer) -> None:
             ("method=output", "output={groups: 4, sampled: true}"),
             ("method=output", "output={groups: 4, sampled: true, std: 0.2, samples: 8}"),
             ("method=output", "output.groups=4", "student.steps=1"),
+            (MATCHING, "distribution_matching.groups=4"),
+            (MATCHING, "distribution_matching={groups: 4, fake_steps: 1}"),
+            (MATCHING, "distribution_matching={groups: 4, fake_lr: 1.0e-3}"),
+            (MATCHING, "distribution_matching={groups: 4, lora: {rank: 2}}"),
             ("method=output", "output.groups=4", "reward.terms={jpeg_compressibility: {normalise: std}, mse: {}}"),
         ]
     )

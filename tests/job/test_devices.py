@@ -84,8 +84,9 @@ def same_on_both(device: str, root: Path, *overrides: str) -> PlainLoop:
             "output.groups=2",
             "reward.terms={jpeg_compressibility: {}, mse: {}}",
         ),
+        ("method=distribution_matching", "learner.anchor.weight=0", "distribution_matching.groups=2"),
     ],
-    ids=["rewards", "one step", "regulariser", "gate", "draft", "output"],
+    ids=["rewards", "one step", "regulariser", "gate", "draft", "output", "matching"],
 )
 def test_rounds(overrides: tuple[str, ...], device: str, tmp_path: Path) -> None:
     teacher = () if "classifier" in overrides[0] else (f"teacher.model={write_dit(tmp_path / 'teacher')}",)
@@ -161,7 +162,7 @@ def test_what_a_learner_keeps_comes_back(device: str, tmp_path: Path) -> None:
     loop, _, weights = rounds(smoke(tmp_path, "kept", teacher, *SHORT, *GPUS))
     average = ExponentialAverage(trainable(loop.student), 0.9)
     average.update(trainable(loop.student))
-    kept = trained(loop.student, loop.optimizer, average)
+    kept = trained(loop.student, loop.trainee.optimizer, average)
     assert {type(tensor) for tensor in kept.values()} == {Tensor}
     again = PlainLoop(smoke(tmp_path, "again", teacher, *GPUS))
     optimizer = torch.optim.AdamW(trainable(again.student).values())

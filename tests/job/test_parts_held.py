@@ -56,7 +56,7 @@ def test_rollout_and_update_hold_the_network_alone(model: str, regulariser: str,
     Accounts(loop.config)
     for round in range(3):
         loop.round(round)
-    for network in (loop.student, loop.rollout.student, loop.rollout.teacher, loop.learning.teacher):
+    for network in (loop.student, loop.rollout.student, loop.rollout.teacher, loop.trainee.learning.teacher):
         assert network is not None and not network.parts
     own = {part for part in loop.reward.teacher.index if part in ENCODERS}
     assert loop.reward.teacher.parts.keys() == {*own, "vae"}

@@ -24,6 +24,7 @@ from redif_ray.models.registry import load_model, teacher_outline
 from redif_ray.models.student import make_student, trainable
 from redif_ray.planning import memory, weight_bytes
 from redif_ray.planning.activations import decode_and_back
+from redif_ray.planning.disk import disk
 from redif_ray.planning.gpu_memory import fullest_gpu_mb
 from redif_ray.planning.host_memory import main_memory_mb
 from redif_ray.planning.memory import Footprint, Footprints, footprints
@@ -200,6 +201,23 @@ def test_a_gradient_through_the_decoder_is_counted_where_it_is_taken(tmp_path: P
     one = peak_mb(lambda: decode_and_back(weightless, 1))
     assert activations("reward", *few) >= one
     assert activations("reward", *few, "output.sampled=true") < one
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_second_network_is_counted(rank: int, tmp_path: Path) -> None:
+    """Its weights, gradients and moments in the learner, and in each checkpoint all but the gradients."""
+    folder = write_sd(tmp_path / "m")
+    lora = f"{{rank: {rank}, targets: [to_q]}}"
+    second = ("method=distribution_matching", f"distribution_matching.lora={lora}", "warm_start.rounds=0")
+    alone = ("method=straight", "output.groups=48", "warm_start.rounds=0")
+    network = make_student(load_model(folder), config(folder, f"student.lora={lora}").student.lora)
+    trained = sum(p.numel() for p in trainable(network).values())
+    one, other = (footprints(config(folder, *given)).roles["learner"] for given in (second, alone))
+    assert one.weights + one.training - other.weights - other.training == pytest.approx(16 * trained / 1e6, abs=0.1)
+    model, kept = teacher_outline(config(folder).teacher), load("smoke").checkpoint.keep + 3
+    written = [disk(config(folder, *given), model).run for given in (second, alone)]
+    assert written[0] - written[1] == kept * 12 * trained
 
 
 def test_gradients_are_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,11 +57,13 @@ LEARNER = "learner={rounds: 80, lr: 3.0e-3, schedule: cosine, microbatch: 1024}"
 UNITS = "rollout={groups: 32, siblings: 16, unit_groups: 32}"
 WARM = "rounds: 80, groups: 256, minibatch: 128, lr: 3.0e-3, schedule: cosine"
 NONE = "warm_start={rounds: 0}"
+MATCHING, FAKE = "method=distribution_matching", "distribution_matching={groups: 128, fake_lr: 3.0e-3}"
 ARMS = {
     "sfd": ("method=sfd", UNITS, f"warm_start={{{WARM}, substeps: 20}}"),
     "redif": ("method=redif", NONE, LEARNER, UNITS, "exploration={eta: 0.5}"),
     "output": ("method=output", NONE, LEARNER, UNITS, "output={groups: 128, samples: 4, std: 0.1, sampled: true}"),
     "straight": ("method=straight", NONE, LEARNER, UNITS, "output={groups: 128}"),
+    "distribution_matching": (MATCHING, NONE, LEARNER, UNITS, FAKE),
     "draft": ("method=draft", NONE, LEARNER, UNITS, "draft={groups: 128, minibatch: 128}"),
 }
 
@@ -81,4 +83,14 @@ def test_a_regression_to_jumps_of_one_step_learns_nothing(tmp_path: Path) -> Non
     torch.set_num_threads(1)
     found = trained(tmp_path, "method=sfd", UNITS, f"warm_start={{{WARM}, substeps: 1}}")
     print(f"jumps of one step: W2 {found:.3f}")
+    assert found == pytest.approx(UNTRAINED, abs=0.01)
+
+
+@pytest.mark.long
+def test_distribution_matching_learns_nothing_from_a_fake_score_that_does_not_learn(tmp_path: Path) -> None:
+    """It stays the teacher, so there is no difference between the two to descend."""
+    torch.set_num_threads(1)
+    still = "distribution_matching={groups: 128, fake_lr: 1.0e-12}"
+    found = trained(tmp_path, MATCHING, NONE, LEARNER, UNITS, still)
+    print(f"a still fake score: W2 {found:.3f}")
     assert found == pytest.approx(UNTRAINED, abs=0.01)

@@ -21,6 +21,7 @@ from redif_ray.planning.cost import GPU_FLOPS, Batches, estimate
 from redif_ray.planning.timing import Speed
 
 CLASSES = Conditions(tuple(range(10)), tuple(range(10)))
+REGRESSION = ("method=sfd", "warm_start={rounds: 10, groups: 64}", "learner.threads=1")  # two work units a round
 
 
 def test_rounds_share_the_seconds_of_their_phase() -> None:
@@ -45,9 +46,9 @@ def even(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("even")
 def test_work_counted_by_hand() -> None:
-    """Regression alone: 10 rounds of 48 rows, 4 steps, jumps of 3; the update is a forward and 1.9 for its backward."""
-    found = estimate(load("fashion_mnist", ["method=sfd", "warm_start.rounds=10", "learner.threads=1"]), CLASSES)
-    rows, call = 10 * 48 * 4, found.forward_ms / 1e3
+    """Regression alone: 10 rounds of 64 rows, 4 steps, jumps of 3; the update is a forward and 1.9 for its backward."""
+    found = estimate(load("fashion_mnist", [*REGRESSION, "reward.calibration=100"]), CLASSES)
+    rows, call = 10 * 64 * 4, found.forward_ms / 1e3
     assert set(found.round_seconds) == {"warm_start"}
     assert found.seconds["warm start, update"] == pytest.approx(rows * 2.9 * call)
     assert set(found.seconds) == {
@@ -58,7 +59,7 @@ def test_work_counted_by_hand() -> None:
         "evaluation",
         "start",
     }
-    calls = {"warm start": rows * (1 + 3), "calibration": 64 * (4 + 2 * 20)}  # two images of the teacher a group
+    calls = {"warm start": rows * (1 + 3), "calibration": 100 * (4 + 2 * 20)}  # two images of the teacher a group
     assert found.seconds["calibration"] / found.seconds["warm start"] == pytest.approx(
         calls["calibration"] / calls["warm start"]
     )
@@ -67,17 +68,16 @@ def test_work_counted_by_hand() -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("even")
 def test_guided_calls_count_twice() -> None:
-    base = ["method=sfd", "warm_start.rounds=10", "learner.threads=1"]
-    student = estimate(load("fashion_mnist", [*base, "student.guidance=2"]), CLASSES)
-    teacher = estimate(load("fashion_mnist", [*base, "teacher.guidance=2"]), CLASSES)
-    rows, jump = 10 * 48 * 4, 3
+    student = estimate(load("fashion_mnist", [*REGRESSION, "student.guidance=2"]), CLASSES)
+    teacher = estimate(load("fashion_mnist", [*REGRESSION, "teacher.guidance=2"]), CLASSES)
+    rows, jump = 10 * 64 * 4, 3
     call = student.forward_ms / 1e3
     assert student.seconds["warm start, update"] == pytest.approx(2 * rows * 2.9 * call)
     call = teacher.forward_ms / 1e3
     assert teacher.seconds["warm start, update"] == pytest.approx(rows * 2.9 * call)
     for found, own, jump_calls, target in ((student, 8, 1, 20), (teacher, 4, 2, 40)):
         ways = 2 * len(schedules.named(load_model("fashion-mnist").process, 4))
-        warm, evaluation = 480 * (own + 4 * jump * jump_calls), 2000 * (4 * own + target) + 200 * (target + ways * own)
+        warm, evaluation = 640 * (own + 4 * jump * jump_calls), 2000 * (4 * own + target) + 200 * (target + ways * own)
         assert found.seconds["warm start"] / found.seconds["evaluation"] == pytest.approx(warm / evaluation)
 
 

@@ -1,0 +1,103 @@
+"""Distribution matching (DMD2, Yin et al., arXiv 2405.14867): a control arm that reads no image of the teacher.
+
+A reward worker denoises the student's final latents, noised at a random level, with the teacher; the learner does the
+same with a network that it trains on these latents. The difference of the two is the gradient at the student's image,
+and the learner takes it back through the student's steps. The reward plays no part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from redif_ray.methods.phase import Calls, MethodPhase, Prices, Scoring
+from redif_ray.types import Scored
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from redif_ray.config import Lora
+    from redif_ray.learning.fake_score import FakeScore
+    from redif_ray.learning.round_update import Learning, Metas
+
+
+class DistributionMatching(MethodPhase):
+    """The rounds of distribution matching."""
+
+    name, title = "distribution_matching", "distribution matching"
+    teacher_images, reads_means, reads_last = False, False, True
+    decodes = 0
+
+    @property
+    def groups(self) -> int:
+        return self.config.distribution_matching.groups
+
+    @property
+    def second_network(self) -> Lora:
+        return self.config.distribution_matching.lora
+
+    def companion(self, learning: Learning) -> FakeScore:
+        from redif_ray.learning.fake_score import FakeScore
+
+        return FakeScore(learning)
+
+    def score(self, scoring: Scoring) -> Scored:
+        """Ask for what the teacher makes of the noised last latents, and for no reward."""
+        return Scored(scoring.unit, {}, None, None, denoised=scoring.denoised())
+
+    def calls(self, prices: Prices) -> Calls:
+        groups, n = self.rounds * self.groups, self.config.student.steps
+        own, fake = (
+            groups * n * prices.student,
+            groups * (1 + self.config.distribution_matching.fake_steps * prices.backward),
+        )
+        return Calls(rollout=own, reward=groups * prices.teacher, learner=own * prices.backward + fake)
+
+    def update(
+        self,
+        learning: Learning,
+        round: int,
+        metas: Metas,
+        parts: Mapping[int, Sequence[Any]],
+        optimizer: torch.optim.Optimizer,
+        behaviour: Mapping[str, Tensor] | None = None,
+        made_by: str | None = None,
+    ) -> dict[str, float]:
+        """Train the fake score on the round, and then the student by the difference of teacher and fake score."""
+        import numpy as np
+        import torch
+
+        from redif_ray.learning.matching import direction, noised
+        from redif_ray.learning.output import OutputUpdater
+        from redif_ray.learning.round_update import batch_of
+        from redif_ray.learning.rounding import ratio_tolerance
+        from redif_ray.learning.step import learning_rate
+
+        config, student, fake = learning.config, learning.student, learning.companion
+        batch, scored = batch_of(learning, metas, parts, self.stds(learning.schedule, round), behaviour, made_by)
+        x, groups = batch.latents[-1], [g for each in scored for g in each.unit.groups]
+        found = fake.run(x, batch.encoded, groups, total=batch.total_rows, round=round)
+        x_t, level = noised(x, groups, student.process, seed=config.run.seed, round=round, draw=0)
+        teacher = torch.from_numpy(np.concatenate([each.denoised for each in scored])).to(x)
+        ascent = direction(x, teacher, fake.denoised(x_t, level, batch.encoded))
+        updater = OutputUpdater(
+            partial(student.predict, guidance=config.student.guidance),
+            optimizer,
+            learning.schedule,
+            config.output.std,
+            tolerance=ratio_tolerance(config),
+            microbatch=config.learner.states_at_once,
+            max_grad_norm=config.learner.max_grad_norm,
+            rank=learning.rank,
+            world=learning.world,
+            all_reduce=learning.all_reduce,
+            loss_scale=learning.loss_scale,
+        )
+        lr = learning_rate(config.learner, round - self.first_round)
+        metrics = updater.run(batch.latents, batch.encoded, ascent, total=batch.total_rows, round=round, lr=lr)
+        steps = self.config.distribution_matching.fake_steps * batch.total_rows
+        metrics["network_calls_forward"] += float(batch.total_rows + steps)
+        metrics["network_calls_backward"] += float(steps)
+        return {f"update/{k}": v for k, v in metrics.items()} | {f"fake_score/{k}": v for k, v in found.items()}
