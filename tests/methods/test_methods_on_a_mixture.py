@@ -57,7 +57,7 @@ LEARNER = "learner={rounds: 80, lr: 3.0e-3, schedule: cosine, microbatch: 1024}"
 UNITS = "rollout={groups: 32, siblings: 16, unit_groups: 32}"
 WARM = "rounds: 80, groups: 256, minibatch: 128, lr: 3.0e-3, schedule: cosine"
 NONE = "warm_start={rounds: 0}"
-MATCHING, FAKE = "method=distribution_matching", "distribution_matching={groups: 128, fake_lr: 3.0e-3}"
+MATCHING, FAKE = "method=distribution_matching", "distribution_matching={groups: 128, fake_steps: 10, fake_lr: 3.0e-3}"
 ARMS = {
     "sfd": ("method=sfd", UNITS, f"warm_start={{{WARM}, substeps: 20}}"),
     "redif": ("method=redif", NONE, LEARNER, UNITS, "exploration={eta: 0.5}"),
