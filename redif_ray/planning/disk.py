@@ -21,7 +21,7 @@ from redif_ray.models.registry import model_folder, teacher_outline
 from redif_ray.models.student import trained_numbers
 from redif_ray.models.text import TextModel
 from redif_ray.planning.factory import stores
-from redif_ray.planning.rounds import Phases
+from redif_ray.planning.rounds import Phases, kept_together
 from redif_ray.planning.weight_bytes import second_numbers
 
 WEIGHT_BYTES = 4  # an exported weight, in float32
@@ -87,10 +87,10 @@ def caption_bytes(teacher: TextModel, dtype: torch.dtype) -> int:
 def _distinct(config: Config, phase: Phase) -> int:
     """Return the number of groups of a phase whose images are stored apart.
 
-    A file has the images of a work unit, so a pool of noises is stored once if each group is a unit of its own.
+    A file has the images of a work unit, so a pool of noises is stored once if the groups of a unit stay together.
     """
     groups, pool = phase.rounds * phase.groups, config.conditions.pool
-    return min(groups, pool) if pool is not None and phase.unit_groups == 1 else groups
+    return min(groups, pool) if pool is not None and kept_together(pool, phase) == phase.unit_groups else groups
 
 
 def check_room(config: Config, conditions: Conditions) -> None:

@@ -55,8 +55,8 @@ class RoundPlan(Phases):
     def units(self, round: int) -> list[WorkUnit]:
         """Return the work units of a training round."""
         phase = self.phase(round)
-        first = phase.first_group + (round - phase.first_round) * phase.groups
-        groups = [self._group(i) for i in range(first, first + phase.groups)]
+        first = (round - phase.first_round) * phase.groups
+        groups = [self._group(phase, i) for i in range(first, first + phase.groups)]
         return self._cut(round, phase.name, Stream.TRAIN, groups, phase.unit_groups, phase.siblings)
 
     def deploy(self, stream: Stream, count: int, *, round: int = 0, size: int | None = None) -> list[WorkUnit]:
@@ -67,12 +67,17 @@ class RoundPlan(Phases):
         size = size or self.config.evaluation.images_at_once
         return self._cut(round, Deploy.name, stream, list(range(count)), size, 1)
 
-    def _group(self, position: int) -> int:
+    def _group(self, phase: Phase, position: int) -> int:
+        """Return the group at a position among all groups of a phase; phases share the pool and pass over it anew."""
         pool = self.config.conditions.pool
         if pool is None:
-            return position
+            return phase.first_group + position
+        together = kept_together(pool, phase)
         epoch, offset = divmod(position, pool)
-        return int(noise.permutation(pool, Stream.CONDITION, seed=self.config.run.seed, round=epoch)[offset])
+        block, inside = divmod(offset, together)
+        ids = {"seed": self.config.run.seed, "round": epoch, "step": phase.first_round}
+        order = noise.permutation(pool // together, Stream.CONDITION, **ids)
+        return int(order[block]) * together + inside
 
     def _cut(
         self, round: int, phase: str, stream: Stream, groups: Sequence[int], size: int, siblings: int
@@ -82,6 +87,15 @@ class RoundPlan(Phases):
             WorkUnit(round, index, phase, stream, part, tuple(self.conditions.of(stream, g) for g in part), siblings)
             for index, part in enumerate(parts)
         ]
+
+
+def kept_together(pool: int, phase: Phase) -> int:
+    """Return how many groups of a pool stay together in every pass over it.
+
+    These are a work unit's, so that its file of the teacher's images serves all passes, where such units divide the
+    pool and the rounds; or 1, and every pass cuts other units.
+    """
+    return 1 if pool % phase.unit_groups or phase.groups % phase.unit_groups else phase.unit_groups
 
 
 def units_at_once(config: Config) -> int:

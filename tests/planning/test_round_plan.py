@@ -55,14 +55,25 @@ def test_the_warm_start_and_the_policy_never_share_a_group() -> None:
 
 
 @pytest.mark.parametrize("pool", [1, 3, 7, 16, 50])
-def test_with_a_pool_each_epoch_is_a_permutation_of_it(pool: int) -> None:
-    order = groups(plan(f"conditions.pool={pool}"))
+@pytest.mark.parametrize("rounds", [(0, 1), (2, 3, 4, 5, 6)])
+def test_with_a_pool_each_epoch_is_a_permutation_of_it(pool: int, rounds: tuple[int, ...]) -> None:
+    """In each phase anew."""
+    order = groups(plan(f"conditions.pool={pool}"), *rounds)
     epochs = [order[i : i + pool] for i in range(0, len(order), pool)]
     whole = [epoch for epoch in epochs if len(epoch) == pool]
     assert all(sorted(epoch) == list(range(pool)) for epoch in whole)
     assert len(set(epochs[-1])) == len(epochs[-1]) and set(epochs[-1]) <= set(range(pool))
     if pool >= 7:
         assert len({tuple(epoch) for epoch in whole}) == len(whole)
+
+
+@pytest.mark.parametrize(("pool", "units"), [(12, 6), (6, 3)])
+def test_every_pass_over_a_pool_has_the_same_work_units(pool: int, units: int) -> None:
+    """So that the teacher's images of a unit, which are one file, serve all passes."""
+    found = plan(f"conditions.pool={pool}")
+    cut = [unit.groups for round in range(2, 7) for unit in found.units(round)]
+    assert len(cut) == 15 and len(set(cut)) == units
+    assert len(set(cut[: pool // 2])) == pool // 2
 
 
 def test_the_order_of_a_pool_depends_on_the_seed() -> None:
