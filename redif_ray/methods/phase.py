@@ -38,14 +38,14 @@ Product = Literal["targets", "trajectories", "scored"]
 class Prices:
     """Costs of the parts of a run, in network calls on one image; a guided call counts as two.
 
-    student, teacher: cost of one prediction of each. target: cost of one image of the teacher. backward: cost of a
-    forward and a backward pass, relative to a forward pass. replayed: True where the learner predicts every state once
-    more before it trains.
+    student, teacher: cost of one prediction of each. target: mean cost of the teacher's image of a group. backward:
+    cost of a forward and a backward pass, relative to a forward pass. replayed: True where the learner predicts every
+    state once more before it trains.
     """
 
     student: int
     teacher: int
-    target: int
+    target: float
     backward: float
     replayed: bool
 

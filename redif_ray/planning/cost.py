@@ -12,20 +12,16 @@ from rich.table import Table
 
 from redif_ray.config import Config
 from redif_ray.data.conditions import Conditions
-from redif_ray.diffusion import schedules, solvers
-from redif_ray.evaluation.compute import decode_flops, prediction_flops, update_factor
-from redif_ray.evaluation.judge_source import needs_reference
-from redif_ray.learning.rounding import rounds_apart
-from redif_ray.methods import Prices
+from redif_ray.evaluation.compute import decode_flops, prediction_flops
 from redif_ray.models.protocol import DiffusionModel
 from redif_ray.models.registry import teacher_outline
+from redif_ray.planning.calls import Calls, network_calls
 from redif_ray.planning.disk import disk
 from redif_ray.planning.host_memory import main_memory_mb
 from redif_ray.planning.memory import footprints, workers
 from redif_ray.planning.rounds import RoundPlan
 from redif_ray.planning.timing import Speed, cpu_speed
 
-Calls = Mapping[str, float]  # network calls on single images that the workers of a role make, by role
 GPU_FLOPS = {"float32": 20e12, "bfloat16": 100e12, "float16": 100e12}  # FLOP/s of one GPU: assumed, not measured
 START_SECONDS = 45
 
@@ -59,7 +55,7 @@ def estimate(config: Config, conditions: Conditions) -> Estimate:
     by_gpu = flops / GPU_FLOPS[config.networks.precision]
     speeds = _speeds(config, teacher, plan, flops, decode)
     evaluating = speeds[config.evaluation.images_at_once]
-    work = _work(config, teacher, plan, decode / flops if config.reward.gpus else evaluating.decode)
+    work = network_calls(config, teacher, plan, decode / flops if config.reward.gpus else evaluating.decode)
     seconds = {
         name: _on_gpus(config, calls, by_gpu) + _on_cpus(config, calls, _batches(config, plan, name), speeds)
         for name, calls in work.items()
@@ -79,51 +75,6 @@ def estimate(config: Config, conditions: Conditions) -> Estimate:
 def _round_seconds(seconds: dict[str, float], plan: RoundPlan) -> dict[str, float]:
     """Return the seconds of one round by the name of its phase."""
     return {p.name: (seconds[p.title] + seconds[f"{p.title}, update"]) / p.rounds for p in plan.phases}
-
-
-def _work(config: Config, teacher: DiffusionModel, plan: RoundPlan, decode: float) -> dict[str, Calls]:
-    """Count the network calls on single images that each role makes, by part of the run.
-
-    decode: cost of decoding one image, in network calls.
-    """
-    ours, theirs = (teacher.calls_per_step(side.guidance) for side in (config.student, config.teacher))
-    own = config.student.steps * ours
-    target = solvers.network_calls(config.teacher.solver, config.teacher.steps) * theirs
-    backward = update_factor(lora=config.student.lora.rank > 0, checkpointing=config.learner.activation_checkpointing)
-    prices = Prices(ours, theirs, target, backward, replayed=rounds_apart(config))
-    work: dict[str, Calls] = {}
-    for phase in plan.phases:
-        calls, groups = phase.calls(prices), phase.rounds * phase.groups
-        seen = groups * (phase.teacher_images + phase.decodes + phase.differentiates)  # back costs as much as forth
-        learnt = groups * phase.scores_in_learner * backward
-        work[phase.title] = {"rollout": calls.rollout, "reward": calls.reward + seen * decode}
-        work[f"{phase.title}, update"] = {"learner": calls.learner + learnt * decode}
-    checks, validated = 1 + plan.rounds // config.validation.every, config.validation.groups
-    calibrated = config.reward.calibration
-    return work | {
-        "calibration": {"rollout": calibrated * own, "reward": calibrated * (2 * target + 6 * decode)},
-        "validation": {
-            "rollout": checks * validated * own,
-            "reward": validated * (target + (checks + 1) * decode) + _reference(config, validated, target + decode),
-        },
-        "evaluation": _evaluation(config, teacher, own, target, decode),
-    }
-
-
-def _evaluation(config: Config, teacher: DiffusionModel, own: int, target: int, decode: float) -> Calls:
-    """Count the calls of the evaluation: three arms of the student, two of the teacher, and the choice of one of these.
-
-    own, target: calls of an image of the student and of the teacher.
-    """
-    held_out, searched = config.evaluation.held_out, config.evaluation.search
-    ways = 2 * len(schedules.named(teacher.process, config.student.steps))  # two solvers on each named schedule
-    made = held_out * (target + own + 5 * decode) + searched * (target + decode + ways * (own + decode))
-    return {"rollout": held_out * 3 * own, "reward": made + _reference(config, held_out, target + decode)}
-
-
-def _reference(config: Config, count: int, image: float) -> float:
-    """Return the calls for `count` images of the teacher, of `image` calls each, if the judge brings none."""
-    return count * image if needs_reference(config.evaluation.judge) else 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,13 +15,12 @@ from redif_ray.config import Config, ConfigError
 from redif_ray.data.conditions import Conditions
 from redif_ray.evaluation.judge_source import needs_reference
 from redif_ray.export.carried import carried
-from redif_ray.methods import Phase
 from redif_ray.models.protocol import DiffusionModel
 from redif_ray.models.registry import model_folder, teacher_outline
 from redif_ray.models.student import trained_numbers
 from redif_ray.models.text import TextModel
 from redif_ray.planning.factory import stores
-from redif_ray.planning.rounds import Phases, kept_together
+from redif_ray.planning.rounds import Phases, distinct_groups
 from redif_ray.planning.weight_bytes import second_numbers
 
 WEIGHT_BYTES = 4  # an exported weight, in float32
@@ -62,7 +61,7 @@ def disk(
     e = config.evaluation
     phases = Phases(config).phases
     drawn = config.validation.groups + e.search + 2 * config.reward.calibration
-    training = drawn + sum(_distinct(config, phase) for phase in phases if phase.teacher_images)
+    training = drawn + sum(distinct_groups(config, phase) for phase in phases if phase.teacher_images)
     held_out = e.held_out * (2 if needs_reference(e.judge) else 1)
     parts = sum(file.size for file in carried(teacher, model_folder(config.teacher.model)))
     exported = (parts + WEIGHT_BYTES * network) * (1 if config.tracking_uri is None else 2)
@@ -72,7 +71,7 @@ def disk(
     images = 4 * math.prod(teacher.image_shape)
     captions = 0
     if isinstance(teacher, TextModel):
-        every = drawn + sum(_distinct(config, phase) for phase in phases), held_out
+        every = drawn + sum(distinct_groups(config, phase) for phase in phases), held_out
         known = every if conditions is None else (len(conditions.training), len(conditions.held_out))
         captions = 1 + sum(min(pair) for pair in zip(every, known, strict=True))  # 1: the empty caption
         captions *= caption_bytes(teacher, getattr(torch, config.networks.precision))
@@ -82,15 +81,6 @@ def disk(
 def caption_bytes(teacher: TextModel, dtype: torch.dtype) -> int:
     """Return the bytes of an encoded caption whose text encoders compute in `dtype`."""
     return sum(value.numel() * dtype.itemsize for value in teacher.blank(1).values())
-
-
-def _distinct(config: Config, phase: Phase) -> int:
-    """Return the number of groups of a phase whose images are stored apart.
-
-    A file has the images of a work unit, so a pool of noises is stored once if the groups of a unit stay together.
-    """
-    groups, pool = phase.rounds * phase.groups, config.conditions.pool
-    return min(groups, pool) if pool is not None and kept_together(pool, phase) == phase.unit_groups else groups
 
 
 def check_room(config: Config, conditions: Conditions) -> None:

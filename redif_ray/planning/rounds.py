@@ -98,6 +98,15 @@ def kept_together(pool: int, phase: Phase) -> int:
     return 1 if pool % phase.unit_groups or phase.groups % phase.unit_groups else phase.unit_groups
 
 
+def distinct_groups(config: Config, phase: Phase) -> int:
+    """Return the number of groups of a phase whose images of the teacher are made and stored.
+
+    A file has the images of a work unit, so a pool of noises is stored once if the groups of a unit stay together.
+    """
+    groups, pool = phase.rounds * phase.groups, config.conditions.pool
+    return min(groups, pool) if pool is not None and kept_together(pool, phase) == phase.unit_groups else groups
+
+
 def units_at_once(config: Config) -> int:
     """Return the number of work units of a deployment that are in progress at once: two for each worker."""
     return 2 * (config.rollout.max_workers + config.reward.max_workers)

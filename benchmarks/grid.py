@@ -1,0 +1,212 @@
+"""Every method at the same cost and with the same tuning, for students of 1, 2, 4 and 8 steps; it can be resumed.
+
+    python -m benchmarks.grid [--steps 4] [--arms output straight] [--seeds 1 2 3]
+
+An arm has four candidates, which are trained on seed 0 at a quarter of the budget; the one with the highest validation
+reward is trained on the other seeds at the whole budget. Rounds follow from the budget: the network calls of rollouts,
+teacher and learner on one image, a backward pass as 1.9 forward passes. Images are pixels, so nothing is decoded, and a
+reward takes next to nothing. All arms have the same pool of noises, reward, average and number of validations.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from scipy.stats import t as student_t
+
+from benchmarks.kept import Result, Results, training_cost
+from redif_ray.config import Config, load
+from redif_ray.errors import Notice
+from redif_ray.methods import phases_of
+from redif_ray.models.registry import teacher_outline
+from redif_ray.planning.calls import phase_calls, prices
+
+TUNING_SEED = 0
+BUDGET = {1: 120_000, 2: 60_000, 4: 60_000, 8: 60_000}  # forward passes on one image, by the student's steps
+POOL, VALIDATIONS = 1024, 8
+COMMON = (
+    "reward={max_workers: 2, terms: {mse: {}, gradient_mse: {}, blurred_mse: {}}}",
+    "learner.schedule=cosine",
+    "learner.ema=0.95",
+    f"conditions.pool={POOL}",
+)
+GROUPS = {1: 64, 2: 32, 4: 16, 8: 16}  # groups of an optimiser step at the student's image, by the student's steps
+RATE = {1: 3e-4, 2: 2e-4, 4: 1e-4, 8: 1e-4}  # learning rate of these steps, between the candidates
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """A method's settings, and the candidates among which the tuning seed chooses.
+
+    key: of its number of rounds. warm: share of the budget for the warm start before it.
+    """
+
+    fixed: tuple[str, ...]
+    candidates: tuple[tuple[str, ...], ...]
+    key: str = "learner.rounds"
+    warm: float = 0.0
+
+
+def arms(steps: int) -> dict[str, Arm]:
+    """Return the arms of the grid for students of `steps` steps, by name."""
+    groups, rate = GROUPS[steps], RATE[steps]
+    rates = tuple((f"learner.lr={factor * rate:g}",) for factor in (0.25, 0.5, 1, 2))
+    halves = f"rollout={{max_workers: 2, groups: {groups}, siblings: 2, unit_groups: {groups // 2}}}"
+    quarters = f"rollout={{max_workers: 2, groups: {groups}, siblings: 2, unit_groups: {groups // 4}}}"
+    output = f"output={{groups: {groups}, samples: 64, std: 0.1, sampled: true}}"
+    regression = ("method=sfd", "warm_start={groups: 48, schedule: cosine, ema: 0.95}")
+    every = {
+        "sfd": Arm(
+            regression,
+            tuple(
+                tuple(f"warm_start.{each}" for each in candidate)
+                for candidate in (
+                    ("substeps=6", "minibatch=48", "lr=1e-4"),
+                    ("substeps=6", "minibatch=48", "lr=1e-4", "solver=dpmpp_2m"),
+                    ("substeps=6", "minibatch=48", "lr=2e-4", "solver=dpmpp_2m"),
+                    ("substeps=10", "minibatch=24", "lr=1e-4", "solver=dpmpp_2m"),
+                )
+            ),
+            "warm_start.rounds",
+        ),
+        "output": Arm(("method=output", halves, output), rates),
+        "straight": Arm(("method=straight", halves, f"output.groups={groups}"), rates),
+        "draft": Arm(("method=draft", quarters, f"draft={{groups: {groups}, minibatch: {groups}}}"), rates),
+        "distribution_matching": Arm(
+            ("method=distribution_matching", quarters),
+            tuple(
+                (
+                    f"learner.lr={lr:g}",
+                    f"distribution_matching={{groups: {groups}, fake_steps: {fakes}, fake_lr: {fake:g}}}",
+                )
+                for lr, fakes, fake in ((1e-5, 5, 1e-4), (3e-5, 5, 1e-4), (3e-5, 10, 2e-4), (1e-4, 5, 3e-4))
+            ),
+        ),
+    }
+    if steps == 4:
+        every["redif"] = Arm(
+            (
+                "exploration={eta: 0.15, one_step: true}",
+                "rollout={groups: 4, siblings: 16, unit_groups: 2}",
+                "learner.loss=grpo_guard",
+            ),
+            tuple((f"learner.lr={lr:g}",) for lr in (0.7e-5, 1.4e-5, 2.8e-5, 5.6e-5)),
+            warm=0.4,
+        )
+    kept = {1: ("sfd", "output", "straight", "draft", "distribution_matching"), 8: ("sfd", "output", "straight")}
+    return {name: every[name] for name in kept.get(steps, kept[1])} | {k: v for k, v in every.items() if k == "redif"}
+
+
+def cost(config: Config) -> float:
+    """Return the forward passes on one image that the training of a run takes."""
+    every = prices(config, teacher_outline(config.teacher))
+    found = [phase_calls(config, phase, every) for phase in phases_of(config)]
+    return sum(calls.rollout + calls.reward + calls.learner for calls in found)
+
+
+def settings(steps: int, arm: Arm, candidate: Sequence[str], budget: float) -> tuple[str, ...]:
+    """Return the overrides of a run whose rounds are the most that the budget pays for."""
+    given = (*COMMON, f"student.steps={steps}", "warm_start.rounds=0", *arm.fixed, *candidate)
+    if arm.warm:
+        first = ("method=sfd", "warm_start.schedule=cosine")
+        given += (f"warm_start.rounds={_most((*given, *first), 'warm_start.rounds', arm.warm * budget)}",)
+    rounds = _most(given, arm.key, budget)
+    every = max(1, rounds // VALIDATIONS)
+    return (*given, f"{arm.key}={rounds}", f"validation.every={every}", f"checkpoint.every={every}")
+
+
+def _most(given: Sequence[str], key: str, budget: float) -> int:
+    """Return the most rounds that the budget pays for. Raises ValueError where it pays for none."""
+
+    def within(rounds: int) -> bool:
+        return cost(load("fashion_mnist", [*given, f"{key}={rounds}"])) <= budget
+
+    low, high = 0, 1
+    while within(high):
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if within(middle) else (low, middle)
+    if not low:
+        raise ValueError(f"{given}: one round takes more than the budget of {budget:,.0f} calls")
+    return low
+
+
+def chosen(steps: int, name: str, results: Results) -> tuple[str, ...]:
+    """Return the candidate whose validation reward gets highest on the tuning seed at a quarter of the budget."""
+    arm, rewards = arms(steps)[name], {}
+    small = ("evaluation={held_out: 24, search: 10, batch: 24}",)  # not read
+    for i, candidate in enumerate(arm.candidates):
+        given = (*settings(steps, arm, candidate, BUDGET[steps] / 4), *small)
+        found = results.of(f"{steps}-{name}-tune-{i}", "fashion_mnist", given, seed=TUNING_SEED, targets="all")
+        rewards[candidate] = found["validation_reward"]
+        print(f"{steps} steps, {name}, {' '.join(candidate)}: validation reward {rewards[candidate]:.6f}", flush=True)
+    return max(rewards, key=lambda candidate: rewards[candidate])
+
+
+def interval(values: Sequence[float]) -> str:
+    """Return the mean and its 95 % interval by Student's t over seeds."""
+    mean = statistics.fmean(values)
+    if len(values) < 2:
+        return f"{mean:+.2f}"
+    half = float(student_t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / len(values) ** 0.5
+    return f"{mean:+.2f} [{mean - half:+.2f}, {mean + half:+.2f}]"
+
+
+def table(found: dict[str, list[Result]]) -> str:
+    """Return the arms as a Markdown table. Differences are paired by seed; the intervals are those of seeds alone."""
+    frechet = {arm: [r["arms"]["student"]["frechet"] for r in results] for arm, results in found.items()}
+    best = min(frechet, key=lambda arm: statistics.fmean(frechet[arm]))
+    head = ["arm", "Fréchet", "above the teacher", f"above {best}", "recall", "paired mse", "worker seconds", "TFLOPs"]
+    lines = ["| " + " | ".join(head) + " |", "|---" + "|---:" * (len(head) - 1) + "|"]
+    for arm, results in found.items():
+        students = [r["arms"]["student"] for r in results]
+        teacher = [r["arms"]["teacher_full"]["frechet"] for r in results]
+        costs = [training_cost(r) for r in results]
+        cells = [
+            f"{statistics.fmean(frechet[arm]):.1f}",
+            interval([a - b for a, b in zip(frechet[arm], teacher, strict=True)]),
+            "" if arm == best else interval([a - b for a, b in zip(frechet[arm], frechet[best], strict=True)]),
+            f"{statistics.fmean(s['recall'] for s in students):.3f}",
+            f"{statistics.fmean(s['paired']['pixel_mse'] for s in students):.5f}",
+            f"{statistics.fmean(c['seconds'] for c in costs):.0f}",
+            f"{statistics.fmean(c['flops'] for c in costs) / 1e12:.1f}",
+        ]
+        lines.append("| " + " | ".join([arm, *cells]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", type=Path, default=Path("runs/grid"), help="where the run folders go")
+    parser.add_argument("--results", type=Path, default=Path("benchmarks/results/grid.json"))
+    parser.add_argument("--steps", type=int, nargs="+", choices=list(BUDGET), default=list(BUDGET))
+    parser.add_argument("--seeds", type=int, nargs="*", default=[1, 2, 3])
+    parser.add_argument("--arms", nargs="+", help="default: all of each number of steps")
+    options = parser.parse_args()
+    if TUNING_SEED in options.seeds:
+        parser.error(f"seed {TUNING_SEED} tunes the arms; expected others")
+    results = Results(options.results, options.root)
+    try:
+        for steps in options.steps:
+            found: dict[str, list[Result]] = {}
+            for name in options.arms or arms(steps):
+                arm = arms(steps)[name]
+                given = settings(steps, arm, chosen(steps, name, results), BUDGET[steps])
+                made = [
+                    results.of(f"{steps}-{name}-{seed}", "fashion_mnist", given, seed=seed, targets="all")
+                    for seed in options.seeds
+                ]
+                found |= {name: made} if made else {}
+            if found:
+                print(f"{steps} steps\n\n{table(found)}", flush=True)
+    except Notice as notice:
+        raise SystemExit(f"{notice} (run this command again)") from None
+
+
+if __name__ == "__main__":
+    main()
