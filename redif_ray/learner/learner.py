@@ -204,7 +204,9 @@ class Learner:
         return scores
 
     def _keep_best(self, reward: float, deployed: Mapping[str, Tensor]) -> None:
-        if self.phase is self.plan.phases[-1] and (self.best is None or reward > self.best["reward"]):
+        if self.phase is not self.plan.phases[-1]:
+            return
+        if self.best is None or reward > self.best["reward"] or not self.phase.reward_chooses:
             self.best = {"reward": reward, "round": float(self.round)}
             self._save("best", pack("deploy", deployed), {"version": self.round, "reward": reward})
 

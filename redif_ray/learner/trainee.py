@@ -51,7 +51,8 @@ class Trainee:
         self.phase = phase
         self.optimizer = make_optimizer(self.parameters.values(), self.config.learner)
         self.average = ExponentialAverage(self.parameters, phase.ema) if phase.ema else None
-        self.learning = replace(self.learning, companion=phase.companion(self.learning))
+        alone = replace(self.learning, companion=None)  # lets go of the companion of the phase before
+        self.learning = replace(alone, companion=phase.companion(alone))
 
     def update(
         self,

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from redif_ray.config import Config
 from redif_ray.diffusion import noise, schedules
 from redif_ray.diffusion.levels import Level, NoiseProcess, like
 from redif_ray.diffusion.noise import Stream
@@ -28,7 +29,7 @@ def noised(
 
     groups: of each row, which decides level and noise together with `seed`, `round` and `draw`, a number from 0.
     """
-    grid = next(iter(schedules.named(process, LEVELS).values()))
+    grid = next(iter(schedules.named(process, min(LEVELS, getattr(process, "timesteps", LEVELS))).values()))
     ids = {"seed": seed, "round": round, "step": draw}
     drawn = [float(noise.uniform(1, Stream.MATCHING, group=g, sibling=1, **ids)[0]) for g in groups]
     level = grid.levels[torch.tensor([1 + int(u * (grid.steps - 1)) for u in drawn])]
@@ -37,12 +38,17 @@ def noised(
     return like(level.alpha, x) * x + like(level.sigma, x) * eps, level
 
 
-def direction(x: Tensor, teacher: Tensor, fake: Tensor) -> Tensor:
-    """Return minus the gradient of the divergence at x, (D_teacher - D_fake) / mean |x - D_teacher|, [B, *latent].
+def as_sent(x: Tensor, config: Config) -> Tensor:
+    """Return last latents with the rounding in which reward workers got them: 16 bits where networks compute in 16."""
+    return x if config.networks.precision == "float32" else x.half().float()
 
-    teacher, fake: denoised x_t, [B, *latent]. The mean is over each row, and makes levels count alike (DMD, eq. 8).
+
+def direction(x: Tensor, teacher: Tensor, fake: Tensor) -> Tensor:
+    """Return minus the gradient of the divergence at x, (D_teacher - D_fake) / ||x - D_teacher||_1, [B, *latent].
+
+    teacher, fake: denoised x_t, [B, *latent]. The norm is that of each row, and makes levels count alike (DMD, eq. 8).
     """
-    scale = (x - teacher).abs().flatten(1).mean(1).clamp_min(1e-6)
+    scale = (x - teacher).abs().flatten(1).sum(1).clamp_min(1e-6)
     return (teacher - fake) / like(scale, x)
 
 

@@ -7,6 +7,7 @@ and the learner takes it back through the student's steps. The reward plays no p
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ class DistributionMatching(MethodPhase):
 
     name, title = "distribution_matching", "distribution matching"
     teacher_images, reads_means, reads_last = False, False, True
+    reward_chooses = False  # the reward is not what it raises
     decodes = 0
 
     @property
@@ -69,15 +71,15 @@ class DistributionMatching(MethodPhase):
         import numpy as np
         import torch
 
-        from redif_ray.learning.matching import direction, noised
+        from redif_ray.learning.matching import as_sent, direction, noised
         from redif_ray.learning.output import OutputUpdater
         from redif_ray.learning.round_update import batch_of
         from redif_ray.learning.rounding import ratio_tolerance
         from redif_ray.learning.step import learning_rate
 
-        config, student, fake = learning.config, learning.student, learning.companion
+        started, config, student, fake = time.perf_counter(), learning.config, learning.student, learning.companion
         batch, scored = batch_of(learning, metas, parts, self.stds(learning.schedule, round), behaviour, made_by)
-        x, groups = batch.latents[-1], [g for each in scored for g in each.unit.groups]
+        x, groups = as_sent(batch.latents[-1], config), [g for each in scored for g in each.unit.groups]
         found = fake.run(x, batch.encoded, groups, total=batch.total_rows, round=round)
         x_t, level = noised(x, groups, student.process, seed=config.run.seed, round=round, draw=0)
         teacher = torch.from_numpy(np.concatenate([each.denoised for each in scored])).to(x)
@@ -97,7 +99,9 @@ class DistributionMatching(MethodPhase):
         )
         lr = learning_rate(config.learner, round - self.first_round)
         metrics = updater.run(batch.latents, batch.encoded, ascent, total=batch.total_rows, round=round, lr=lr)
-        steps = self.config.distribution_matching.fake_steps * batch.total_rows
-        metrics["network_calls_forward"] += float(batch.total_rows + steps)
-        metrics["network_calls_backward"] += float(steps)
+        beside = batch.total_rows / student.calls_per_step(config.student.guidance)  # in guided calls, as the others
+        steps = self.config.distribution_matching.fake_steps
+        metrics["network_calls_forward"] += (1 + steps) * beside
+        metrics["network_calls_backward"] += steps * beside
+        metrics["seconds"] = time.perf_counter() - started
         return {f"update/{k}": v for k, v in metrics.items()} | {f"fake_score/{k}": v for k, v in found.items()}

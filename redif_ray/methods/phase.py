@@ -140,6 +140,7 @@ class Phase(ABC):
     optimises_reward: ClassVar[bool] = (
         True  # whether the student may lose modes for the reward, which the guard watches
     )
+    reward_chooses: ClassVar[bool] = True  # whether the highest validation reward is the best checkpoint, or the last
     trains_rewards: ClassVar[bool] = False  # whether a learned reward term trains on the phase's images
     scores_in_learner: ClassVar[bool] = False  # whether the learner decodes and evaluates rewards itself
 

@@ -106,7 +106,13 @@ class Networks:
         if config.learner.activation_checkpointing:
             enable_checkpointing(self.student)
         self.learned = factory.learned_reward(config, self.teacher, "meta")
+        lora = next((p.second_network for p in phases_of(config) if p.second_network is not None), None)
+        self.second = None if lora is None else make_student(self.teacher, lora)
+        if self.second is not None and config.learner.activation_checkpointing:
+            enable_checkpointing(self.second)
         self.held = self._held(config)
+        if self.second is not None:
+            ready(self.second)
         self.cast = ready(self.student) + ready(self.teacher)
 
     def footprints(self, config: Config) -> Footprints:
@@ -129,6 +135,8 @@ class Networks:
         }
         for role, images in back.items():
             calls[role] += [partial(decode_and_back, self.teacher, images)] if images else []
+        if self.second is not None:
+            calls["learner"].append(partial(train, self.second, states, 1.0))
         peaks = {role: max(map(peak_mb, made)) for role, made in calls.items()}
         peaks["rollout"] += self.cast / 1e6
         roles = {
@@ -170,7 +178,7 @@ class Networks:
             "reward": read["reward"],
             "learner": max(added + learned, read["learner"]),
         }
-        rollout, step = network + added, _step(config, trained)
+        rollout, step = network + added, _step(config, max(trained, second))
         start = {role: (network + extra) / 1e6 for role, extra in starts.items()}
         batch = _batch(config, teacher) / 1e6
         roles = {

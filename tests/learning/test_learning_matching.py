@@ -76,7 +76,7 @@ def test_the_direction_descends_the_divergence_of_the_noised_laws(name: str) -> 
     real = teacher.denoised(x_t, level)
     found = direction(x, real, student.denoised(x_t, level))
     ratio = differences(lambda y: student.log_density(y, level) - teacher.log_density(y, level), x_t)
-    expected = -like(level.sigma.square() / level.alpha, x_t) * ratio / (x - real).abs().mean(1, keepdim=True)
+    expected = -like(level.sigma.square() / level.alpha, x_t) * ratio / (x - real).abs().sum(1, keepdim=True)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
     assert float(found.mean()) < 0  # towards the teacher's mean
 
