@@ -130,7 +130,7 @@ class Networks:
         }
         phases = phases_of(config)
         back = {
-            "reward": max(phase.differentiates for phase in phases),
+            "reward": max((phase.differentiates for phase in phases), default=0),
             "learner": states * any(phase.scores_in_learner for phase in phases),
         }
         for role, images in back.items():

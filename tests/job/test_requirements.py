@@ -378,3 +378,9 @@ def test_blocks_are_gathered_two_at_a_time(tmp_path: Path) -> None:
     student = make_student(load_model(write_sd(tmp_path / "m")), config("fashion-mnist").student.lora)
     everything = 2 * sum(p.numel() for p in student.network.parameters()) * 4
     assert everything / 5 < weight_bytes._gathered(student) < everything * 0.9
+
+
+def test_a_run_without_rounds_has_footprints() -> None:
+    """As one that only evaluates has."""
+    found = footprints(config("fashion-mnist", "warm_start.rounds=0", "learner.rounds=0"))
+    assert found.roles["reward"].activations > 0
