@@ -29,7 +29,7 @@ from redif_ray.models.registry import load_teacher
 from redif_ray.planning import factory
 from redif_ray.weights.store import WeightStore
 
-SD15 = Sizes("Stable Diffusion", latent=(4, 64, 64), image=(3, 512, 512), steps=5, seconds=4.0)
+SD15 = Sizes("Stable Diffusion", latent=(4, 64, 64), image=(3, 512, 512), steps=5, seconds=4.0, dtype=np.float16)
 FASHION_MNIST = Sizes("Fashion-MNIST", latent=(1, 28, 28), image=(1, 28, 28), steps=5, seconds=4.0)
 HEAD = ["rollout workers", "work units a round", "seconds a round", "ideal", "efficiency", "MB a round", "core seconds"]
 
@@ -96,8 +96,9 @@ class _Measured:
 
 def _megabytes(sizes: Sizes, siblings: int) -> float:
     """Return the MB that a work unit puts into the object store: states, last latents and the teacher's image."""
-    numbers = (1 + sizes.steps * siblings) * np.prod(sizes.latent) + np.prod(sizes.image)
-    return float(numbers) * 4 / 1e6
+    states = (1 + (sizes.steps - 1) * siblings) * np.prod(sizes.latent)
+    sent = siblings * np.prod(sizes.latent) + np.prod(sizes.image)
+    return float(4 * states + np.dtype(sizes.dtype).itemsize * sent) / 1e6
 
 
 def _measure(

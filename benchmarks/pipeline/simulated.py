@@ -26,6 +26,7 @@ class Sizes:
     image: tuple[int, ...]
     steps: int
     seconds: float
+    dtype: type[np.floating[Any]] = np.float32  # of last latents and images on their way
 
 
 class Sleepers:
@@ -38,7 +39,7 @@ class Sleepers:
         return name
 
     def targets(self, name: str, unit: WorkUnit) -> tuple[Meta, np.ndarray]:
-        return self._did(name, unit, 0.0), np.zeros((len(unit.groups), *self.sizes.image), np.float32)
+        return self._did(name, unit, 0.0), np.zeros((len(unit.groups), *self.sizes.image), self.sizes.dtype)
 
     def rollout(self, name: str, unit: WorkUnit, weights: Any, key: str) -> tuple[Meta, Trajectories, np.ndarray]:
         s = self.sizes
@@ -52,7 +53,7 @@ class Sleepers:
             np.zeros((s.steps, unit.rows), np.float32),
             None,
         )
-        return self._did(name, unit, s.seconds), made, np.zeros((unit.rows, *s.latent), np.float32)
+        return self._did(name, unit, s.seconds), made, np.zeros((unit.rows, *s.latent), s.dtype)
 
     def score(
         self, name: str, unit: WorkUnit, final: np.ndarray, trajectories: None, targets: np.ndarray, *_: Any

@@ -130,7 +130,7 @@ class LearnedReward:
     def _images(self, own: Sequence[Scored], images: Sequence[Any], each: int, groups: int) -> Images:
         """Join the images of each work unit, `each` for every group; the whole round has `groups` groups."""
         conditions = [c for scored in own for c in scored.unit.conditions for _ in range(each)]
-        joined = torch.from_numpy(np.concatenate(images)).to(self.device)
+        joined = torch.from_numpy(np.concatenate(images)).float().to(self.device)
         return Images(joined, self.term.labels(conditions), groups * each)
 
 

@@ -96,7 +96,7 @@ class DraftUpdater:
             group["lr"] = lr
         groups = [g for unit, _ in parts for g in unit.groups]
         conditions = [c for unit, _ in parts for c in unit.conditions]
-        targets = torch.from_numpy(np.concatenate([images for _, images in parts]))
+        targets = torch.from_numpy(np.concatenate([images for _, images in parts])).float()
         count = math.ceil(total / self.config.draft.minibatch)
         reward, norms = 0.0, []
         for i, rows in enumerate(torch.arange(len(groups)).tensor_split(count)):

@@ -39,9 +39,9 @@ def rolled_out(
     the networks compute in 16 bits. Either is None where the phase reads none. stds: S of each transition, [N].
     made_by: policy version and checksum of the weights.
     """
-    final = episode.latents[-1].cpu().numpy() if phase.asks_images else None
-    if final is not None and config.networks.precision != "float32":
-        final = final.astype(np.float16)
+    final = None
+    if phase.asks_images:
+        final = episode.latents[-1].cpu().numpy().astype(travelling_dtype(config), copy=False)
     if not phase.asks_jumps and "trajectories" not in phase.learner_reads:
         return None, final
     shared, acts = shared_steps(config, stds), phase.reads_last or bool(stds[-1] > 0)
@@ -49,6 +49,11 @@ def rolled_out(
     means = episode.means.cpu().numpy() if phase.reads_means else None
     first = np.ascontiguousarray(states[:shared, :: unit.siblings])
     return Trajectories(unit, *made_by, first, states[shared:], episode.log_probs.cpu().numpy(), means), final
+
+
+def travelling_dtype(config: Config) -> type[np.floating[Any]]:
+    """Return the dtype of last latents and of the teacher's images between workers."""
+    return np.float32 if config.networks.precision == "float32" else np.float16
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +99,8 @@ def of_phase(config: Config, phase: Phase, model: DiffusionModel, groups: int) -
     model: the teacher, which may be on the meta device.
     """
     unit = WorkUnit(0, 0, phase.name, Stream.TRAIN, (0,) * groups, (None,) * groups, phase.siblings)
-    targets = _hollow(groups, *model.image_shape) if phase.teacher_images else None
+    dtype = travelling_dtype(config)
+    targets = _hollow(groups, *model.image_shape, dtype=dtype) if phase.teacher_images else None
     if not phase.plays:
         return Messages(targets=_bytes(targets))
     schedule = factory.student_schedule(model, config.student)
@@ -199,9 +205,9 @@ class _Hollow(Scoring):
         return LEARNED in self.config.reward.terms
 
 
-def _hollow(*shape: int) -> np.ndarray:
-    """Return a float32 array of a shape, whose numbers all lie in the same four bytes."""
-    return np.broadcast_to(np.float32(0), shape)
+def _hollow(*shape: int, dtype: type[np.floating[Any]] = np.float32) -> np.ndarray:
+    """Return an array of a shape, whose numbers all lie in the same bytes."""
+    return np.broadcast_to(dtype(0), shape)
 
 
 def _bytes(value: Any) -> int:

@@ -54,7 +54,7 @@ class RewardActor(Actor):
     source = "redif_ray.workers.reward:TeacherRewardWorker"
 
     def targets(self, *arguments: Any) -> Any:
-        return self._worker.targets(*arguments)
+        return self._worker.sent_targets(*arguments)
 
     def encode(self, *arguments: Any) -> Any:
         return self._worker.encode(*arguments)

@@ -22,6 +22,7 @@ from redif_ray.evaluation.seen import see
 from redif_ray.methods import phases_by_name
 from redif_ray.models.protocol import DiffusionModel
 from redif_ray.planning import factory
+from redif_ray.planning.messages import travelling_dtype
 from redif_ray.rewards.base import RewardInputs
 from redif_ray.types import Meta, Reference, Scored, Seen, Trajectories, Way, Work, WorkUnit
 from redif_ray.weights.publisher import fetch
@@ -71,6 +72,11 @@ class TeacherRewardWorker:
             images = made.cpu().numpy()
             self.store.put(unit.stream, unit.groups, unit.conditions, images)
         return Meta(unit, self.name, (Work("teacher", time.perf_counter() - started, calls),)), images
+
+    def sent_targets(self, unit: WorkUnit) -> tuple[Meta, np.ndarray]:
+        """Return `targets` as they travel: in 16 bits where the networks compute in 16 bits."""
+        meta, images = self.targets(unit)
+        return meta, images.astype(travelling_dtype(self.config), copy=False)
 
     def encode(self, unit: WorkUnit) -> tuple[Meta, None]:
         """Encode a work unit's captions into the store from which rollout workers and the learner read them."""

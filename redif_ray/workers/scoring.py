@@ -153,7 +153,7 @@ class UnitScoring(Scoring):
         """Return the teacher's image of each row, [R, C, H, W] in [0, 1]."""
         if self.targets is None:
             raise ValueError(f"phase {self.unit.phase} asks for rewards; expected teacher_images=True in its class")
-        images = torch.from_numpy(self.targets.copy()).to(self.worker.device)
+        images = torch.from_numpy(self.targets.astype(np.float32)).to(self.worker.device)
         return images.repeat_interleave(self.unit.siblings, 0)
 
     def _add(self, component: str, started: float, calls: int = 0) -> None:

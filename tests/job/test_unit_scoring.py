@@ -16,7 +16,7 @@ def test_rewards_and_jumps_are_booked_one_after_the_other(tmp_path: Path) -> Non
     loop = PlainLoop(config)
     unit = loop.plan.units(loop.plan.phases[-1].first_round)[0]
     _, trajectories, final = loop.rollout.rollout(unit, get_weights(loop.student), "policy-1")
-    _, targets = loop.reward.targets(unit)
+    _, targets = loop.reward.sent_targets(unit)
     meta, _ = loop.reward.score(unit, final, trajectories, targets)
     parts = [(work.ended - work.seconds, work.ended) for work in meta.work]
     assert {work.component for work in meta.work} == {"rewards", "anchor"}
