@@ -14,7 +14,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from redif_ray.config import Config
 from redif_ray.diffusion import noise, schedules
 from redif_ray.diffusion.levels import Level, NoiseProcess, like
 from redif_ray.diffusion.noise import Stream
@@ -36,11 +35,6 @@ def noised(
     rows = [torch.from_numpy(noise.normal(x[0].numel(), Stream.MATCHING, group=g, **ids)) for g in groups]
     eps = torch.stack(rows).reshape(x.shape).to(x)
     return like(level.alpha, x) * x + like(level.sigma, x) * eps, level
-
-
-def as_sent(x: Tensor, config: Config) -> Tensor:
-    """Return last latents with the rounding in which reward workers got them: 16 bits where networks compute in 16."""
-    return x if config.networks.precision == "float32" else x.half().float()
 
 
 def direction(x: Tensor, teacher: Tensor, fake: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -21,6 +22,8 @@ from redif_ray.config import Term
 from redif_ray.diffusion.schedules import Schedule
 from redif_ray.diffusion.transition import transition_mean
 from redif_ray.learning.policy import CAUSES, Predict, RatioError
+from redif_ray.learning.round_update import Learning
+from redif_ray.learning.rounding import ratio_tolerance
 from redif_ray.learning.step import AllReduce, idle_calls, optimiser_step
 from redif_ray.rewards.combine import weighted_sum
 
@@ -97,6 +100,26 @@ class OutputUpdater:
         self.tolerance, self.microbatch, self.max_grad_norm = tolerance, microbatch, max_grad_norm
         self.rank, self.world, self.all_reduce = rank, world, all_reduce
         self.sharded, self.loss_scale = sharded, loss_scale
+
+    @classmethod
+    def of(cls, learning: Learning, optimizer: torch.optim.Optimizer, *, through_steps: bool = True) -> OutputUpdater:
+        """Return the updater of a rank's student, with the settings of its configuration."""
+        config = learning.config
+        return cls(
+            partial(learning.student.predict, guidance=config.student.guidance),
+            optimizer,
+            learning.schedule,
+            config.output.std,
+            through_steps=through_steps,
+            tolerance=ratio_tolerance(config),
+            microbatch=config.learner.states_at_once,
+            max_grad_norm=config.learner.max_grad_norm,
+            rank=learning.rank,
+            world=learning.world,
+            all_reduce=learning.all_reduce,
+            sharded=config.learner.fsdp and learning.world > 1,
+            loss_scale=learning.loss_scale,
+        )
 
     def run(
         self, states: Tensor, encoded: dict[str, Tensor], gradient: Tensor, *, total: int, round: int, lr: float

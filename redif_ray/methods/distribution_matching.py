@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from redif_ray.methods.phase import Calls, MethodPhase, Prices, Scoring
@@ -71,10 +70,10 @@ class DistributionMatching(MethodPhase):
         import numpy as np
         import torch
 
-        from redif_ray.learning.matching import as_sent, direction, noised
+        from redif_ray.learning.matching import direction, noised
         from redif_ray.learning.output import OutputUpdater
         from redif_ray.learning.round_update import batch_of
-        from redif_ray.learning.rounding import ratio_tolerance
+        from redif_ray.learning.rounding import as_sent
         from redif_ray.learning.step import learning_rate
 
         started, config, student, fake = time.perf_counter(), learning.config, learning.student, learning.companion
@@ -84,19 +83,7 @@ class DistributionMatching(MethodPhase):
         x_t, level = noised(x, groups, student.process, seed=config.run.seed, round=round, draw=0)
         teacher = torch.from_numpy(np.concatenate([each.denoised for each in scored])).to(x)
         ascent = direction(x, teacher, fake.denoised(x_t, level, batch.encoded))
-        updater = OutputUpdater(
-            partial(student.predict, guidance=config.student.guidance),
-            optimizer,
-            learning.schedule,
-            config.output.std,
-            tolerance=ratio_tolerance(config),
-            microbatch=config.learner.states_at_once,
-            max_grad_norm=config.learner.max_grad_norm,
-            rank=learning.rank,
-            world=learning.world,
-            all_reduce=learning.all_reduce,
-            loss_scale=learning.loss_scale,
-        )
+        updater = OutputUpdater.of(learning, optimizer)
         lr = learning_rate(config.learner, round - self.first_round)
         metrics = updater.run(batch.latents, batch.encoded, ascent, total=batch.total_rows, round=round, lr=lr)
         beside = batch.total_rows / student.calls_per_step(config.student.guidance)  # in guided calls, as the others

@@ -8,7 +8,6 @@ unless `output.sampled` asks for scores. The learner takes the gradient back thr
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from redif_ray.methods.phase import Calls, MethodPhase, Prices, Scoring
@@ -80,7 +79,6 @@ class Output(MethodPhase):
         """Ascend the weighted reward by its gradients at the student's images, in one optimiser step."""
         from redif_ray.learning.output import OutputUpdater, ascent
         from redif_ray.learning.round_update import batch_of, joined
-        from redif_ray.learning.rounding import ratio_tolerance
         from redif_ray.learning.step import learning_rate
         from redif_ray.rewards.combine import weighted_sum
 
@@ -89,22 +87,8 @@ class Output(MethodPhase):
         gradients = joined([each.gradients for each in scored], student.device)
         total, spreads = ascent(gradients, joined([m[-1].spreads for m in metas]), config.reward.terms)
         terms = joined([m[-1].terms for m in metas])
-        updater = OutputUpdater(
-            partial(student.predict, guidance=config.student.guidance),
-            optimizer,
-            learning.schedule,
-            config.output.std,
-            through_steps=self.through_steps,
-            tolerance=ratio_tolerance(config),
-            microbatch=config.learner.states_at_once,
-            max_grad_norm=config.learner.max_grad_norm,
-            rank=learning.rank,
-            world=learning.world,
-            all_reduce=learning.all_reduce,
-            sharded=config.learner.fsdp and learning.world > 1,
-            loss_scale=learning.loss_scale,
-        )
         lr = learning_rate(config.learner, round - self.first_round)
+        updater = OutputUpdater.of(learning, optimizer, through_steps=self.through_steps)
         metrics = updater.run(batch.latents, batch.encoded, total, total=batch.total_rows, round=round, lr=lr)
         reward = weighted_sum(terms, config.reward.weights)
         found = {"reward/mean": float(reward.mean()), "reward/std": float(reward.std(correction=0))}

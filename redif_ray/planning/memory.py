@@ -28,7 +28,6 @@ from redif_ray.planning.weight_bytes import (
     fsdp_rank_bytes,
     mapped_bytes,
     network_bytes,
-    second_numbers,
 )
 
 OVERHEAD_MB = 1200  # CUDA's context, cuBLAS and cuDNN workspaces, fragments
@@ -160,7 +159,7 @@ class Networks:
         learned = network_bytes(self.learned.network) if self.learned else 0
         ranks = config.learner.workers if config.learner.fsdp else 1
         training = trained * (4 + ADAM_BYTES + average) // ranks + learned * (4 + ADAM_BYTES) // 4
-        second = second_numbers(config, teacher)
+        second = 0 if self.second is None else sum(p.numel() for p in trainable(self.second).values())
         training += second * (4 + ADAM_BYTES)
         reward = (
             network

@@ -19,6 +19,7 @@ from redif_ray.diffusion.noise import Stream
 from redif_ray.diffusion.rollout import Episode
 from redif_ray.diffusion.solvers import JumpSolver
 from redif_ray.learning.exploration import shared_steps
+from redif_ray.learning.rounding import travelling_dtype
 from redif_ray.methods import Deploy, Phase, Scoring, phases_of
 from redif_ray.models.protocol import DiffusionModel
 from redif_ray.models.registry import teacher_outline
@@ -49,11 +50,6 @@ def rolled_out(
     means = episode.means.cpu().numpy() if phase.reads_means else None
     first = np.ascontiguousarray(states[:shared, :: unit.siblings])
     return Trajectories(unit, *made_by, first, states[shared:], episode.log_probs.cpu().numpy(), means), final
-
-
-def travelling_dtype(config: Config) -> type[np.floating[Any]]:
-    """Return the dtype of last latents and of the teacher's images between workers."""
-    return np.float32 if config.networks.precision == "float32" else np.float16
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,10 +19,10 @@ from redif_ray.evaluation.encoders import Encoder, embedded, load_encoder, netwo
 from redif_ray.evaluation.judge_source import judge_files, needs_reference
 from redif_ray.evaluation.reference import ReferenceImages
 from redif_ray.evaluation.seen import see
+from redif_ray.learning.rounding import travelling_dtype
 from redif_ray.methods import phases_by_name
 from redif_ray.models.protocol import DiffusionModel
 from redif_ray.planning import factory
-from redif_ray.planning.messages import travelling_dtype
 from redif_ray.rewards.base import RewardInputs
 from redif_ray.types import Meta, Reference, Scored, Seen, Trajectories, Way, Work, WorkUnit
 from redif_ray.weights.publisher import fetch

@@ -381,6 +381,6 @@ def test_blocks_are_gathered_two_at_a_time(tmp_path: Path) -> None:
 
 
 def test_a_run_without_rounds_has_footprints() -> None:
-    """As one that only evaluates has."""
+    """A run that only evaluates has none."""
     found = footprints(config("fashion-mnist", "warm_start.rounds=0", "learner.rounds=0"))
     assert found.roles["reward"].activations > 0

@@ -69,7 +69,7 @@ def differences(function: Callable[[Tensor], Tensor], x: Tensor, step: float = 1
 
 @pytest.mark.parametrize("name", ["vp", "flow"])
 def test_the_direction_descends_the_divergence_of_the_noised_laws(name: str) -> None:
-    """By Tweedie's formula D - D' is sigma^2 / alpha times the gradient of the log ratio of the densities."""
+    """Tweedie's formula gives D - D' as sigma^2 / alpha times the gradient of the log ratio of the densities."""
     student, teacher = Gaussian(0.7, 0.3), Gaussian(-0.2, 0.8)
     x = 0.7 + 0.3 * torch.randn(64, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     x_t, level = noised(x, range(64), PROCESSES[name], seed=0, round=0, draw=0)
