@@ -35,7 +35,7 @@ class CheckpointError(UserError, RuntimeError):
 def file_sha256(path: Path) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
+        while block := stream.read(1 << 24):  # in large blocks, since each one waits for the interpreter's lock twice
             digest.update(block)
     return digest.hexdigest()
 

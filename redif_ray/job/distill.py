@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,8 @@ from redif_ray.job.preflight import check_rounds, preflight
 from redif_ray.job.progress import show_progress
 from redif_ray.job.session import session
 from redif_ray.job.training import training
-from redif_ray.planning import cost, messages
+from redif_ray.models.registry import teacher_outline
+from redif_ray.planning import cost, factory, messages
 from redif_ray.planning.disk import check_room
 from redif_ray.planning.paths import absolute
 from redif_ray.runs import timeline
@@ -68,7 +71,8 @@ def run_part(
     check_room(config, conditions)
     stop.check()
     remote, fetched = prepare(config, resume=resume, console=console)
-    config = with_batches(config, console, resume=resume)
+    with _hashed_meanwhile(config):
+        config = with_batches(config, console, resume=resume)
     try:
         folder = RunFolder.open(config, resume=resume)
     except RunFinished:
@@ -97,6 +101,20 @@ def run_part(
         raise
     finally:
         folder.close()
+
+
+@contextmanager
+def _hashed_meanwhile(config: Config) -> Iterator[None]:
+    """Keep the checksums of the teacher's parts in the store, where all processes find them, computed beside the block.
+
+    The files of a large text encoder take tens of seconds, and so does the choice of batches in the block, which keeps
+    one core busy.
+    """
+    teacher = teacher_outline(config.teacher)
+    with ThreadPoolExecutor(1) as beside:
+        hashed = beside.submit(teacher.parts_sha256, factory.digests(config))
+        yield
+        hashed.result()
 
 
 def _texts(given: Any, column: str) -> Sequence[str] | None:
