@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from redif_ray.learner.compute import Accounts
 from redif_ray.learning.draft import DraftUpdater
 from redif_ray.learning.ema import ExponentialAverage
 from redif_ray.learning.exploration import explored_stds, shared_steps
+from redif_ray.learning.round_update import Round
 from redif_ray.loop import PlainLoop
 from redif_ray.models.student import get_weights, set_weights, trainable
 from redif_ray.planning import factory
@@ -133,13 +135,16 @@ def signal(recipe: str, seed: int) -> list[list[str]]:
         set_weights(loop.student, warm(recipe, seed))
         truth = _back_propagated(loop, c) if truth is None else truth
         first, sums, calls = c.warm_start.rounds, [], 0.0
+        phase = loop.plan.phase(first)
+        loop.trainee.start(phase)
         for cycle in range(CYCLES):
             optimizer = Kept(trainable(loop.student).values())
+            learning = replace(loop.trainee.learning, optimizer=optimizer)
             for round in range(first + cycle * CYCLE, first + (cycle + 1) * CYCLE):
                 weights = get_weights(loop.student)
                 played = {s.index: loop.play(s, weights, f"policy-{round}") for s in loop.plan.units(round)}
                 metas, parts = [m for m, _ in played.values()], {i: data for i, (_, data) in played.items()}
-                metrics = loop.plan.phase(round).update(loop.trainee.learning, round, metas, parts, optimizer)
+                metrics = phase.update(learning, Round(round, metas, parts))
                 calls += _calls(loop, round, metrics, flops)
             sums.append(torch.stack(optimizer.found).sum(0))
         cosines = [float(torch.cosine_similarity(total, truth, dim=0)) for total in sums]

@@ -22,6 +22,7 @@ from redif_ray.checkpoint import weights_sha256
 from redif_ray.config import Config
 from redif_ray.learner.ranks import Ranks
 from redif_ray.learner.trainee import Trainee
+from redif_ray.learning.round_update import Round
 from redif_ray.methods import Phase
 from redif_ray.models.student import get_weights, set_weights
 from redif_ray.planning import factory
@@ -68,7 +69,7 @@ class PlainLoop:
         metas = [metas for metas, _ in played.values()]
         parts = {index: data for index, (_, data) in played.items()}
         behaviour = None if made_by == round else weights
-        return self.trainee.update(round, metas, parts, behaviour)
+        return self.trainee.update(Round(round, metas, parts, behaviour))
 
     def checksum(self) -> str:
         """Return the checksum of the student's weights."""

@@ -16,22 +16,11 @@ from redif_ray.methods.redif import Policy
 class BestSibling(Policy):
     name, title = "best_sibling", "imitation of the best"
 
-    def update(self, learning, round, metas, parts, optimizer, behaviour=None, made_by=None) -> dict[str, float]:
-        relative, metrics = relative_rewards(learning, metas)
-        stds, settings = self.stds(learning.schedule, round), self.config.learner
-        return metrics | update_on_trajectories(
-            learning,
-            round,
-            metas,
-            parts,
-            optimizer,
-            stds,
-            settings,
-            learning_rate(settings, round - self.first_round),
-            behaviour,
-            made_by,
-            advantages=winners(relative.values),
-        )
+    def update(self, learning, round) -> dict[str, float]:
+        relative, metrics = relative_rewards(learning, round.metas)
+        stds, settings = self.stds(learning.schedule, round.number), self.config.learner
+        lr = learning_rate(settings, round.number - self.first_round)
+        return metrics | update_on_trajectories(learning, round, stds, settings, lr, winners(relative.values))
 
 
 def winners(values: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ from redif_ray.learner.ranks import Ranks
 from redif_ray.learner.ray_train import Outcome
 from redif_ray.learner.trainee import Trainee
 from redif_ray.learner.validation import Validator
+from redif_ray.learning.round_update import Round
 from redif_ray.methods import Phase
 from redif_ray.models.protocol import DiffusionModel
 from redif_ray.models.sharding import shard, whole
@@ -151,7 +152,7 @@ class Learner:
         """Update the student and the learned reward on a round; return the metrics."""
         behaviour = self.versions.policy(round)
         made_by = self.versions.checksum(self.plan.version(round))
-        metrics = self.trainee.update(round, data.metas, data.parts, behaviour, made_by)
+        metrics = self.trainee.update(Round(round, data.metas, data.parts, behaviour, made_by))
         metrics |= {"seconds/fetch": data.fetch_seconds, "staleness": float(round - self.plan.version(round))}
         if self.learned is not None and self.phase.trains_rewards:
             metrics |= self.learned.update(round, data.metas, data.parts, self.versions.learned(round))

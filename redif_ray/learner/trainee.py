@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 from torch import Tensor
 
@@ -13,7 +12,7 @@ from redif_ray.learner.ranks import Ranks
 from redif_ray.learner.train_state import load_trained, trained
 from redif_ray.learning.advantages import RunningStatistics
 from redif_ray.learning.ema import ExponentialAverage
-from redif_ray.learning.round_update import Learning, Metas
+from redif_ray.learning.round_update import Learning, Round
 from redif_ray.learning.step import make_optimizer
 from redif_ray.methods import Phase
 from redif_ray.models.protocol import DiffusionModel
@@ -30,40 +29,33 @@ class Trainee:
     """
 
     phase: Phase
+    learning: Learning
 
     def __init__(self, config: Config, student: DiffusionModel, teacher: DiffusionModel | None, ranks: Ranks) -> None:
-        self.config, self.student, self.parameters = config, student, trainable(student)
-        self.running = RunningStatistics()
-        self.learning = Learning(
-            config,
-            student,
-            factory.student_schedule(student, config.student),
-            teacher,
-            self.running,
-            lambda: factory.rewards(config, student, student.device),
-            ranks.rank,
-            ranks.world,
-            ranks.all_reduce,
-        )
+        self.config, self.student, self.teacher, self.ranks = config, student, teacher, ranks
+        self.parameters, self.running = trainable(student), RunningStatistics()
 
     def start(self, phase: Phase) -> None:
         """Begin a phase, with an optimiser, an average of the weights and a companion of its own."""
-        self.phase = phase
-        self.optimizer = make_optimizer(self.parameters.values(), self.config.learner)
+        self.phase, config, student = phase, self.config, self.student
         self.average = ExponentialAverage(self.parameters, phase.ema) if phase.ema else None
-        alone = replace(self.learning, companion=None)  # lets go of the companion of the phase before
-        self.learning = replace(alone, companion=phase.companion(alone))
+        self.learning = Learning(
+            config,
+            student,
+            make_optimizer(self.parameters.values(), config.learner),
+            factory.student_schedule(student, config.student),
+            self.teacher,
+            self.running,
+            lambda: factory.rewards(config, student, student.device),
+            self.ranks.rank,
+            self.ranks.world,
+            self.ranks.all_reduce,
+        )
+        self.learning = replace(self.learning, companion=phase.companion(self.learning))
 
-    def update(
-        self,
-        round: int,
-        metas: Metas,
-        parts: Mapping[int, Sequence[Any]],
-        behaviour: Mapping[str, Tensor] | None = None,
-        made_by: str | None = None,
-    ) -> dict[str, float]:
-        """Train on a round, as `Phase.update`; return its metrics."""
-        metrics = self.phase.update(self.learning, round, metas, parts, self.optimizer, behaviour, made_by)
+    def update(self, round: Round) -> dict[str, float]:
+        """Train on a round; return its metrics."""
+        metrics = self.phase.update(self.learning, round)
         if self.average is not None:
             self.average.update(self.parameters)
         return metrics
@@ -77,21 +69,21 @@ class Trainee:
 
     def belongings(self) -> list[Belonging]:
         """Return everything that is on the rank's device and moves to host memory between its turns."""
-        models = [self.student, *([] if self.learning.teacher is None else [self.learning.teacher])]
+        models = [self.student, *([] if self.teacher is None else [self.teacher])]
         networks = [network for model in models for network in (model.network, *model.parts.values())]
         average = [] if self.average is None else [self.average.average]
         companion = self.learning.companion
         beside = [] if companion is None else companion.belongings()
-        return [*networks, self.optimizer, *average, *beside]
+        return [*networks, self.learning.optimizer, *average, *beside]
 
     def state(self, *, keep: bool = True) -> dict[str, Tensor]:
         """Return the tensors for a checkpoint. Every rank must call this; one with keep=False gets an empty dict."""
-        tensors = trained(self.student, self.optimizer, self.average, keep=keep)
+        tensors = trained(self.student, self.learning.optimizer, self.average, keep=keep)
         companion = self.learning.companion
         return tensors | (companion.state() if keep and companion is not None else {})
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Restore `state` in its phase, from the tensors of a whole checkpoint."""
-        load_trained(self.student, self.optimizer, self.average, tensors)
+        load_trained(self.student, self.learning.optimizer, self.average, tensors)
         if self.learning.companion is not None:
             self.learning.companion.load(tensors)

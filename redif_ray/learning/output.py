@@ -102,12 +102,12 @@ class OutputUpdater:
         self.sharded, self.loss_scale = sharded, loss_scale
 
     @classmethod
-    def of(cls, learning: Learning, optimizer: torch.optim.Optimizer, *, through_steps: bool = True) -> OutputUpdater:
+    def of(cls, learning: Learning, *, through_steps: bool = True) -> OutputUpdater:
         """Return the updater of a rank's student, with the settings of its configuration."""
         config = learning.config
         return cls(
             partial(learning.student.predict, guidance=config.student.guidance),
-            optimizer,
+            learning.optimizer,
             learning.schedule,
             config.output.std,
             through_steps=through_steps,

@@ -35,16 +35,34 @@ Metas = Sequence[Sequence[Meta]]  # the metas of each work unit of a round, in o
 
 
 @dataclass(frozen=True, slots=True)
+class Round:
+    """A round as a rank of the learner has it.
+
+    metas: metas of every work unit. parts: the products that `Phase.learner_reads` names, for this rank's units, by
+    unit index. behaviour: weights that rolled out the round; None: the student's own. made_by: their checksum, if
+    known.
+    """
+
+    number: int
+    metas: Metas
+    parts: Mapping[int, Sequence[Any]]
+    behaviour: Mapping[str, Tensor] | None = None
+    made_by: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Learning:
     """The objects of a learner's rank that the phases of a run train with.
 
-    teacher: may be None where no regulariser pulls towards it. running: statistics for the advantage `running`.
+    optimizer: optimiser of the student's weights; each phase has a new one. teacher: may be None where no regulariser
+    pulls towards it. running: statistics for the advantage `running`.
     rewards: builds the reward terms on the rank's device. all_reduce: sums tensors over `world` ranks; None for one.
     companion: what the phase trains beside the student (`Phase.companion`), or None.
     """
 
     config: Config
     student: DiffusionModel
+    optimizer: torch.optim.Optimizer
     schedule: Schedule
     teacher: DiffusionModel | None
     running: RunningStatistics
@@ -62,31 +80,25 @@ class Learning:
 
 def update_on_trajectories(
     learning: Learning,
-    round: int,
-    metas: Metas,
-    parts: Mapping[int, Sequence[Any]],
-    optimizer: torch.optim.Optimizer,
+    round: Round,
     stds: Tensor,
     settings: Learner,
     lr: float,
-    behaviour: Mapping[str, Tensor] | None = None,
-    made_by: str | None = None,
     advantages: Tensor | None = None,
     gate: Tensor | None = None,
 ) -> dict[str, float]:
     """Join this rank's trajectories into a batch and run the updates of `settings` on it; return their metrics.
 
-    metas: metas of every work unit of the round. parts: (trajectories, scored) of this rank's units, by unit index.
-    stds: S of each transition, [N] float64. settings, lr: learner settings and learning rate of the phase.
-    behaviour: weights that rolled out the round; None: the student's own. made_by: their checksum, if known.
+    round: its parts are (trajectories, scored). stds: S of each transition, [N] float64. settings, lr: learner settings
+    and learning rate of the phase.
     advantages, gate: one value for each row of the round; None: zeros, and no gate.
     """
     config, student, guidance = learning.config, learning.student, learning.config.student.guidance
     teacher = learning.teacher
-    batch, _ = batch_of(learning, metas, parts, stds, behaviour, made_by, advantages, gate)
+    batch, _ = batch_of(learning, round, stds, advantages, gate)
     updater = Updater(
         partial(student.predict, guidance=guidance),
-        optimizer,
+        learning.optimizer,
         learning.schedule,
         stds,
         settings,
@@ -99,18 +111,15 @@ def update_on_trajectories(
         loss_scale=learning.loss_scale,
         rounds_apart=rounds_apart(config),
     )
-    block = with_weights(student, behaviour) if behaviour else None
-    metrics = updater.run(batch, round=round, seed=config.run.seed, lr=lr, behaviour=block)
+    block = with_weights(student, round.behaviour) if round.behaviour else None
+    metrics = updater.run(batch, round=round.number, seed=config.run.seed, lr=lr, behaviour=block)
     return {f"update/{name}": value for name, value in metrics.items()}
 
 
 def batch_of(
     learning: Learning,
-    metas: Metas,
-    parts: Mapping[int, Sequence[Any]],
+    round: Round,
     stds: Tensor,
-    behaviour: Mapping[str, Tensor] | None = None,
-    made_by: str | None = None,
     advantages: Tensor | None = None,
     gate: Tensor | None = None,
 ) -> tuple[RoundBatch, list[Scored]]:
@@ -120,16 +129,16 @@ def batch_of(
     """
     student = learning.student
     batch = assemble(
-        [unit_metas[0].unit for unit_metas in metas],
-        [(trajectories, scored) for trajectories, scored in parts.values()],
-        weights_sha256=made_by or weights_sha256(behaviour or get_weights(student)),
+        [unit_metas[0].unit for unit_metas in round.metas],
+        [(trajectories, scored) for trajectories, scored in round.parts.values()],
+        weights_sha256=round.made_by or weights_sha256(round.behaviour or get_weights(student)),
         encode=student.encode,
         advantages=advantages,
         gate=gate,
         shared=shared_steps(learning.config, stds),
         device=next(student.network.parameters()).device,
     )
-    return batch, sorted((scored for _, scored in parts.values()), key=lambda scored: scored.unit.index)
+    return batch, sorted((scored for _, scored in round.parts.values()), key=lambda scored: scored.unit.index)
 
 
 def relative_rewards(learning: Learning, metas: Metas) -> tuple[Advantages, dict[str, float]]:

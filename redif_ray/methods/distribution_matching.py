@@ -8,19 +8,15 @@ and the learner takes it back through the student's steps. The reward plays no p
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from redif_ray.methods.phase import Calls, MethodPhase, Prices, Scoring
 from redif_ray.types import Scored
 
 if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-
     from redif_ray.config import Lora
     from redif_ray.learning.fake_score import FakeScore
-    from redif_ray.learning.round_update import Learning, Metas
+    from redif_ray.learning.round_update import Learning, Round
 
 
 class DistributionMatching(MethodPhase):
@@ -56,16 +52,7 @@ class DistributionMatching(MethodPhase):
         )
         return Calls(rollout=own, reward=groups * prices.teacher, learner=own * prices.backward + fake)
 
-    def update(
-        self,
-        learning: Learning,
-        round: int,
-        metas: Metas,
-        parts: Mapping[int, Sequence[Any]],
-        optimizer: torch.optim.Optimizer,
-        behaviour: Mapping[str, Tensor] | None = None,
-        made_by: str | None = None,
-    ) -> dict[str, float]:
+    def update(self, learning: Learning, round: Round) -> dict[str, float]:
         """Train the fake score on the round, and then the student by the difference of teacher and fake score."""
         import numpy as np
         import torch
@@ -77,15 +64,15 @@ class DistributionMatching(MethodPhase):
         from redif_ray.learning.step import learning_rate
 
         started, config, student, fake = time.perf_counter(), learning.config, learning.student, learning.companion
-        batch, scored = batch_of(learning, metas, parts, self.stds(learning.schedule, round), behaviour, made_by)
+        batch, scored = batch_of(learning, round, self.stds(learning.schedule, round.number))
         x, groups = as_sent(batch.latents[-1], config), [g for each in scored for g in each.unit.groups]
-        found = fake.run(x, batch.encoded, groups, total=batch.total_rows, round=round)
-        x_t, level = noised(x, groups, student.process, seed=config.run.seed, round=round, draw=0)
+        found = fake.run(x, batch.encoded, groups, total=batch.total_rows, round=round.number)
+        x_t, level = noised(x, groups, student.process, seed=config.run.seed, round=round.number, draw=0)
         teacher = torch.from_numpy(np.concatenate([each.denoised for each in scored])).to(x)
         ascent = direction(x, teacher, fake.denoised(x_t, level, batch.encoded))
-        updater = OutputUpdater.of(learning, optimizer)
-        lr = learning_rate(config.learner, round - self.first_round)
-        metrics = updater.run(batch.latents, batch.encoded, ascent, total=batch.total_rows, round=round, lr=lr)
+        updater = OutputUpdater.of(learning)
+        lr = learning_rate(config.learner, round.number - self.first_round)
+        metrics = updater.run(batch.latents, batch.encoded, ascent, total=batch.total_rows, round=round.number, lr=lr)
         beside = batch.total_rows / student.calls_per_step(config.student.guidance)  # in guided calls, as the others
         steps = self.config.distribution_matching.fake_steps
         metrics["network_calls_forward"] += (1 + steps) * beside

@@ -7,16 +7,12 @@ the teacher's images.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from redif_ray.methods.phase import Calls, MethodPhase, Prices
 
 if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-
-    from redif_ray.learning.round_update import Learning, Metas
+    from redif_ray.learning.round_update import Learning, Round
     from redif_ray.rewards.base import Rewards
 
 
@@ -41,31 +37,22 @@ class Draft(MethodPhase):
             learner=int(rows * prices.student * (n + last * prices.backward)),  # backward recomputes the last steps
         )
 
-    def update(
-        self,
-        learning: Learning,
-        round: int,
-        metas: Metas,
-        parts: Mapping[int, Sequence[Any]],
-        optimizer: torch.optim.Optimizer,
-        behaviour: Mapping[str, Tensor] | None = None,
-        made_by: str | None = None,
-    ) -> dict[str, float]:
+    def update(self, learning: Learning, round: Round) -> dict[str, float]:
         """Maximise the reward of the deterministic sample by its own gradient."""
         from redif_ray.learning.draft import DraftUpdater
         from redif_ray.learning.step import learning_rate
 
-        units = [unit_metas[0].unit for unit_metas in metas]
-        own = [(units[index], targets) for index, (targets,) in parts.items()]
+        units = [unit_metas[0].unit for unit_metas in round.metas]
+        own = [(units[index], targets) for index, (targets,) in round.parts.items()]
         updater = DraftUpdater(
             learning.student,
-            optimizer,
+            learning.optimizer,
             learning.schedule,
             self.config,
             learning.rewards(),
             all_reduce=learning.all_reduce,
             loss_scale=learning.loss_scale,
         )
-        lr = learning_rate(self.config.learner, round - self.first_round)
-        metrics = updater.run(own, total=sum(unit.rows for unit in units), round=round, lr=lr)
+        lr = learning_rate(self.config.learner, round.number - self.first_round)
+        metrics = updater.run(own, total=sum(unit.rows for unit in units), round=round.number, lr=lr)
         return {"reward/mean": metrics.pop("reward")} | {f"update/{k}": v for k, v in metrics.items()}

@@ -7,18 +7,14 @@ unless `output.sampled` asks for scores. The learner takes the gradient back thr
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from redif_ray.methods.phase import Calls, MethodPhase, Prices, Scoring
 from redif_ray.types import Scored
 
 if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-
     from redif_ray.config import Config
-    from redif_ray.learning.round_update import Learning, Metas
+    from redif_ray.learning.round_update import Learning, Round
 
 
 def sampled_terms(config: Config) -> list[str]:
@@ -66,16 +62,7 @@ class Output(MethodPhase):
         own = groups * n * prices.student
         return Calls(rollout=own, reward=groups * prices.target, learner=int(own * prices.backward))
 
-    def update(
-        self,
-        learning: Learning,
-        round: int,
-        metas: Metas,
-        parts: Mapping[int, Sequence[Any]],
-        optimizer: torch.optim.Optimizer,
-        behaviour: Mapping[str, Tensor] | None = None,
-        made_by: str | None = None,
-    ) -> dict[str, float]:
+    def update(self, learning: Learning, round: Round) -> dict[str, float]:
         """Ascend the weighted reward by its gradients at the student's images, in one optimiser step."""
         from redif_ray.learning.output import OutputUpdater, ascent
         from redif_ray.learning.round_update import batch_of, joined
@@ -83,13 +70,13 @@ class Output(MethodPhase):
         from redif_ray.rewards.combine import weighted_sum
 
         config, student = self.config, learning.student
-        batch, scored = batch_of(learning, metas, parts, self.stds(learning.schedule, round), behaviour, made_by)
+        batch, scored = batch_of(learning, round, self.stds(learning.schedule, round.number))
         gradients = joined([each.gradients for each in scored], student.device)
-        total, spreads = ascent(gradients, joined([m[-1].spreads for m in metas]), config.reward.terms)
-        terms = joined([m[-1].terms for m in metas])
-        lr = learning_rate(config.learner, round - self.first_round)
-        updater = OutputUpdater.of(learning, optimizer, through_steps=self.through_steps)
-        metrics = updater.run(batch.latents, batch.encoded, total, total=batch.total_rows, round=round, lr=lr)
+        total, spreads = ascent(gradients, joined([m[-1].spreads for m in round.metas]), config.reward.terms)
+        terms = joined([m[-1].terms for m in round.metas])
+        lr = learning_rate(config.learner, round.number - self.first_round)
+        updater = OutputUpdater.of(learning, through_steps=self.through_steps)
+        metrics = updater.run(batch.latents, batch.encoded, total, total=batch.total_rows, round=round.number, lr=lr)
         reward = weighted_sum(terms, config.reward.weights)
         found = {"reward/mean": float(reward.mean()), "reward/std": float(reward.std(correction=0))}
         found |= {f"reward/{name}": float(values.mean()) for name, values in terms.items()}

@@ -14,7 +14,7 @@ inside the functions that use it.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
@@ -22,13 +22,12 @@ from redif_ray.types import Scored, Seen, Slopes, Trajectories, WorkUnit
 
 if TYPE_CHECKING:
     import numpy as np
-    import torch
     from torch import Tensor
 
     from redif_ray.config import Config, Lora
     from redif_ray.diffusion.schedules import Schedule
     from redif_ray.diffusion.solvers import JumpSolver
-    from redif_ray.learning.round_update import Learning, Metas
+    from redif_ray.learning.round_update import Learning, Round
     from redif_ray.rewards.base import Rewards
 
 Product = Literal["targets", "trajectories", "scored"]
@@ -219,22 +218,8 @@ class Phase(ABC):
         """Count the network calls of all rounds, for the estimate of a run."""
 
     @abstractmethod
-    def update(
-        self,
-        learning: Learning,
-        round: int,
-        metas: Metas,
-        parts: Mapping[int, Sequence[Any]],
-        optimizer: torch.optim.Optimizer,
-        behaviour: Mapping[str, Tensor] | None = None,
-        made_by: str | None = None,
-    ) -> dict[str, float]:
-        """Train the student on a round; return metrics, alike on every rank.
-
-        metas: metas of every work unit of the round. parts: the products that `learner_reads` names, for this rank's
-        units, by unit index. optimizer: optimiser of the student's weights.
-        behaviour: weights that rolled out the round; None: the student's own. made_by: their checksum, if known.
-        """
+    def update(self, learning: Learning, round: Round) -> dict[str, float]:
+        """Train the student on a round; return metrics, alike on every rank."""
 
 
 class MethodPhase(Phase):

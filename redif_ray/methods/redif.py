@@ -7,18 +7,16 @@ teacher's image and explore with different noise, so the rewards of a group tell
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from redif_ray.methods.phase import Calls, MethodPhase, Prices, Scoring
 from redif_ray.types import Scored
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
     from redif_ray.diffusion.schedules import Schedule
-    from redif_ray.learning.round_update import Learning, Metas
+    from redif_ray.learning.round_update import Learning, Round
 
 
 class Policy(MethodPhase):
@@ -90,24 +88,13 @@ class Policy(MethodPhase):
             learner=int(prices.student * (trained * c.learner.inner_epochs * prices.backward + replayed)),
         )
 
-    def update(
-        self,
-        learning: Learning,
-        round: int,
-        metas: Metas,
-        parts: Mapping[int, Sequence[Any]],
-        optimizer: torch.optim.Optimizer,
-        behaviour: Mapping[str, Tensor] | None = None,
-        made_by: str | None = None,
-    ) -> dict[str, float]:
+    def update(self, learning: Learning, round: Round) -> dict[str, float]:
         """Turn rewards into advantages and take the optimiser steps of the policy gradient."""
         from redif_ray.learning import round_update as learn
         from redif_ray.learning.step import learning_rate
 
         config = self.config.learner
-        relative, metrics = learn.relative_rewards(learning, metas)
-        gate = learn.anchor_gate(learning, metas) if config.anchor.gated else None
-        stds, lr = self.stds(learning.schedule, round), learning_rate(config, round - self.first_round)
-        return metrics | learn.update_on_trajectories(
-            learning, round, metas, parts, optimizer, stds, config, lr, behaviour, made_by, relative.values, gate
-        )
+        relative, metrics = learn.relative_rewards(learning, round.metas)
+        gate = learn.anchor_gate(learning, round.metas) if config.anchor.gated else None
+        stds, lr = self.stds(learning.schedule, round.number), learning_rate(config, round.number - self.first_round)
+        return metrics | learn.update_on_trajectories(learning, round, stds, config, lr, relative.values, gate)

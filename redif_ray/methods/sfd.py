@@ -7,17 +7,13 @@ alone it is the method `sfd`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from redif_ray.methods.phase import Calls, Phase, Prices, Scoring
 from redif_ray.types import Scored
 
 if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-
-    from redif_ray.learning.round_update import Learning, Metas
+    from redif_ray.learning.round_update import Learning, Round
 
 
 class WarmStart(Phase):
@@ -54,22 +50,13 @@ class WarmStart(Phase):
             learner=own * prices.backward,
         )
 
-    def update(
-        self,
-        learning: Learning,
-        round: int,
-        metas: Metas,
-        parts: Mapping[int, Sequence[Any]],
-        optimizer: torch.optim.Optimizer,
-        behaviour: Mapping[str, Tensor] | None = None,
-        made_by: str | None = None,
-    ) -> dict[str, float]:
+    def update(self, learning: Learning, round: Round) -> dict[str, float]:
         """Minimise the anchor alone: mean over (trajectory, step) pairs of loss(mean_k - jump_k)."""
         from redif_ray.learning.round_update import update_on_trajectories
         from redif_ray.learning.step import learning_rate
         from redif_ray.learning.update import regression_settings
 
-        stds = self.stds(learning.schedule, round)
+        stds = self.stds(learning.schedule, round.number)
         settings = regression_settings(self.config.warm_start, self.config.learner)
-        lr = learning_rate(self.config.warm_start, round - self.first_round)
-        return update_on_trajectories(learning, round, metas, parts, optimizer, stds, settings, lr, behaviour, made_by)
+        lr = learning_rate(self.config.warm_start, round.number - self.first_round)
+        return update_on_trajectories(learning, round, stds, settings, lr)

@@ -162,7 +162,7 @@ def test_what_a_learner_keeps_comes_back(device: str, tmp_path: Path) -> None:
     loop, _, weights = rounds(smoke(tmp_path, "kept", teacher, *SHORT, *GPUS))
     average = ExponentialAverage(trainable(loop.student), 0.9)
     average.update(trainable(loop.student))
-    kept = trained(loop.student, loop.trainee.optimizer, average)
+    kept = trained(loop.student, loop.trainee.learning.optimizer, average)
     assert {type(tensor) for tensor in kept.values()} == {Tensor}
     again = PlainLoop(smoke(tmp_path, "again", teacher, *GPUS))
     optimizer = torch.optim.AdamW(trainable(again.student).values())

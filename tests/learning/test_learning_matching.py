@@ -14,8 +14,10 @@ from redif_ray.learning.advantages import RunningStatistics
 from redif_ray.learning.fake_score import FakeScore
 from redif_ray.learning.matching import LEVELS, denoising_loss, direction, noised
 from redif_ray.learning.round_update import Learning
+from redif_ray.learning.step import make_optimizer
 from redif_ray.loop import PlainLoop
 from redif_ray.models.registry import load_teacher
+from redif_ray.models.student import trainable
 from redif_ray.planning import factory
 
 PROCESSES: dict[str, NoiseProcess] = {
@@ -97,7 +99,8 @@ def fake_score(*overrides: str) -> FakeScore:
     student = factory.student(config, teacher)
     schedule = factory.student_schedule(student, config.student)
     rewards: Callable[[], object] = lambda: None  # noqa: E731
-    return FakeScore(Learning(config, student, schedule, teacher, RunningStatistics(), rewards))  # type: ignore[arg-type]
+    optimizer = make_optimizer(trainable(student).values(), config.learner)
+    return FakeScore(Learning(config, student, optimizer, schedule, teacher, RunningStatistics(), rewards))  # type: ignore[arg-type]
 
 
 def steps(fake: FakeScore, round: int) -> float:
