@@ -117,7 +117,7 @@ def test_a_last_part_that_several_sections_have_names_them_all() -> None:
         ("student.steps=2.5", ["student.steps=2.5", "integer"]),
         ("student.steps=0", ["student.steps=0", "greater than 0"]),
         ("student.steps=65", ["student.steps=65", "less than or equal to 64"]),
-        ("method=ppo", ["method='ppo'", "redif, output, sfd, draft, straight, distribution_matching, or your own"]),
+        ("method=ppo", ["method='ppo'", "redif, output, sfd, draft, straight, dist", "progressive, or your own"]),
         ("student.levels=[999,x]", ["student.levels.1='x'", "number"]),
         ("rollout.guided=true", ["rollout.guided=True", "not a value"]),
         ("exploration.antithetic=7", ["exploration.antithetic=7", "boolean"]),
@@ -247,6 +247,14 @@ CONFLICTS = [
             "rollout={groups: 4, siblings: 4, unit_groups: 2}",
         ],
         "workers=2: distribution_matching.groups=8 in work units of 8 groups are 1 units",
+    ),
+    (
+        ["learner.fsdp=true", "learner.workers=2", "method=progressive"],
+        "fsdp=true: ranks cannot share the earlier student of method=progressive",
+    ),
+    (
+        ["method=consistency", "learner.workers=2", "consistency.groups=8", "rollout.siblings=8"],
+        "workers=2: consistency.groups=8 in work units of 16 groups are 1 units",
     ),
     (["learner.fsdp=true", "learner.workers=2", "method=draft"], "fsdp=true: method=draft .*method=redif or sfd"),
     (["learner.fsdp=true", "learner.workers=2", "networks.compile=true"], "networks.compile=true .*expected false"),

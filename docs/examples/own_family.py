@@ -29,6 +29,9 @@ class ScoreSdeVe(PixelModel):
     def decode(self, latents: Tensor) -> Tensor:
         return latents.clamp(0, 1)
 
+    def encode_images(self, images: Tensor) -> Tensor:  # only for methods that train on the teacher's images
+        return images
+
 
 def load(folder: Path, dtype: torch.dtype) -> ScoreSdeVe:
     network, scheduler = load_network(UNet2DModel, folder, "unet", dtype), load_scheduler(folder)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from redif_ray.config.sections import Sections
+from redif_ray.config.sections import BUILT_IN, Sections
 
 
 def conflicts(c: Sections) -> Iterator[str]:
@@ -19,8 +19,8 @@ def conflicts(c: Sections) -> Iterator[str]:
     yield from _sweep(c)
     if _has_policy(c):
         yield from _policy(c)
-    if c.method in ("output", "straight", "distribution_matching") and c.learner.rounds > 0:
-        yield from _through_the_sampler(c)
+    if c.method in BUILT_IN and c.method not in ("redif", "sfd") and c.learner.rounds > 0:
+        yield from _own_rounds(c)
     yield from _pipeline(c)
     yield from _rollout(c)
     yield from _student(c)
@@ -116,20 +116,19 @@ def _policy(c: Sections) -> Iterator[str]:
         )
 
 
-def _through_the_sampler(c: Sections) -> Iterator[str]:
-    if c.pipeline.staleness:
+def _own_rounds(c: Sections) -> Iterator[str]:
+    if c.pipeline.staleness and c.method in ("output", "straight", "distribution_matching"):
         yield (
             f"pipeline.staleness={c.pipeline.staleness}: method={c.method} takes gradients back through the states of "
             "the current weights; expected 0"
         )
-    key, groups, unit = "output.groups", c.output.groups, c.rollout.unit_groups
-    if c.method == "distribution_matching":
-        key, groups, unit = "distribution_matching.groups", c.distribution_matching.groups, unit * c.rollout.siblings
+    section, siblings = ("output", 1) if c.method in ("output", "straight") else (c.method, c.rollout.siblings)
+    groups, unit = getattr(c, section).groups, c.rollout.unit_groups * siblings
     units = -(-groups // unit)
     if units < c.learner.workers:
         yield (
-            f"learner.workers={c.learner.workers}: {key}={groups} in work units of {unit} groups are {units} units a "
-            "round; expected at least one for each rank"
+            f"learner.workers={c.learner.workers}: {section}.groups={groups} in work units of {unit} groups are "
+            f"{units} units a round; expected at least one for each rank"
         )
 
 
@@ -169,7 +168,8 @@ def _reward_terms(c: Sections) -> Iterator[str]:
         yield f"{normalised}.normalise=std: method=draft has no siblings to normalise over; expected none"
     if normalised and _has_policy(c) and c.rollout.siblings == 1:
         yield f"{normalised}.normalise=std: rollout.siblings=1 leaves no siblings to normalise over; expected none"
-    if c.method not in ("sfd", "distribution_matching") and c.learner.rounds and not any(c.reward.weights.values()):
+    unrewarded = ("sfd", "distribution_matching", "consistency", "progressive")
+    if c.method not in unrewarded and c.learner.rounds and not any(c.reward.weights.values()):
         yield (
             f"reward.terms: every term has weight 0, so method={c.method} has no reward to raise; give one a weight, "
             "or use method=sfd"
@@ -210,6 +210,8 @@ def _fsdp(c: Sections) -> Iterator[str]:
             "learner.fsdp=true: the second network of method=distribution_matching cannot be shared among ranks; "
             "expected false, or distribution_matching.lora for less memory"
         )
+    if c.method in ("consistency", "progressive"):
+        yield f"learner.fsdp=true: ranks cannot share the earlier student of method={c.method}; expected false"
     if c.networks.compile:
         yield (
             "learner.fsdp=true: networks.compile=true would compile the hooks that gather the shares of the weights; "

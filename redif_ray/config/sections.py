@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from redif_ray.config.base import ALWAYS, ON_RESUME, Strict, choice, may_change
+from redif_ray.config.methods import Consistency, DistributionMatching, Draft, Output, Progressive
 from redif_ray.config.roles import Pipeline, Reward, Rollout
 from redif_ray.config.run import (
     Checkpoint,
@@ -21,23 +22,32 @@ from redif_ray.config.run import (
 )
 from redif_ray.config.searches import Search, Sweep
 from redif_ray.config.training import (
-    DistributionMatching,
-    Draft,
     Evaluation,
     Guard,
     Learner,
-    Output,
     Validation,
     WarmStart,
 )
 
+BUILT_IN = (
+    "redif",
+    "output",
+    "sfd",
+    "draft",
+    "straight",
+    "distribution_matching",
+    "consistency",
+    "progressive",
+)
+
 
 class Sections(Strict):
-    method: Annotated[str, choice("redif", "output", "sfd", "draft", "straight", "distribution_matching")] = Field(
+    method: Annotated[str, choice(*BUILT_IN)] = Field(
         "redif",
         description="What follows the warm start: redif (policy gradient at every step), output (policy gradient at "
         "the image), sfd (nothing), draft (back-propagation through the reward), straight (the reward's gradient "
-        "given to each step), distribution_matching (DMD2, without reward), or your own as path/to/file.py:MyPhase.",
+        "given to each step), distribution_matching (DMD2), consistency and progressive (all three without reward), or "
+        "your own as path/to/file.py:MyPhase.",
     )
     run: Run = Run()
     ray: Ray = Field(Ray(), json_schema_extra=ALWAYS)
@@ -54,6 +64,8 @@ class Sections(Strict):
     draft: Draft = Draft()
     output: Output = Output()
     distribution_matching: DistributionMatching = DistributionMatching()
+    consistency: Consistency = Consistency()
+    progressive: Progressive = Progressive()
     validation: Validation = Validation()
     guard: Guard = Guard()
     evaluation: Evaluation = Field(Evaluation(), json_schema_extra=may_change("evaluate"))

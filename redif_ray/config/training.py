@@ -7,7 +7,6 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from redif_ray.config.base import ON_RESUME, Fraction, Labels, Positive, Resources, Strict, choice
-from redif_ray.config.run import Lora
 
 NEIGHBOURS = 5  # nearest neighbours around each image that recall and precision use
 UNCHOSEN = 4  # states or images at once where no number is given and no memory is known to choose one by
@@ -104,66 +103,6 @@ class WarmStart(Strict):
         lt=1,
         description="Decay per optimiser step of the averaged student, from 0 to below 1. 0 keeps no average. Use "
         "0.99 or more for noisy updates.",
-    )
-
-
-class Draft(Strict):
-    """The method draft: back-propagation of the reward through the student's steps."""
-
-    last_steps: Positive | None = Field(
-        None,
-        description="The last steps through which draft back-propagates, from 1 to student.steps. null is all; fewer "
-        "need less memory.",
-    )
-    groups: Positive = Field(48, description="Trajectories of a draft round, at least 1.")
-    minibatch: Positive = Field(48, description="Trajectories of an optimiser step of draft, at least 1.")
-
-
-class Output(Strict):
-    """The methods output, a policy gradient whose single action is the student's image, and straight."""
-
-    groups: Positive = Field(
-        8,
-        description="Groups of a round, at least 1. More give a less noisy update; 8 follow a warm start well, 16 to "
-        "64 an untrained student.",
-    )
-    samples: int = Field(
-        64,
-        ge=2,
-        multiple_of=2,
-        description="Images around each final latent that are scored, an even number from 2 to twice the latent's "
-        "dimensions. More give a less noisy gradient and cost reward scorings, but no network call.",
-    )
-    std: float = Field(
-        0.1,
-        gt=0,
-        description="S, the distance of these images from the final latent in each dimension, in latent units, above "
-        "0. Raise it for a reward with steps, such as a rounded or compressed one, until it crosses some.",
-    )
-    sampled: bool = Field(
-        False,
-        description="Whether to estimate the gradient of differentiable reward terms from scores too, as of all other "
-        "terms. true compares estimators; false is exact and needs no scores.",
-    )
-
-
-class DistributionMatching(Strict):
-    """The method distribution_matching."""
-
-    groups: Positive = Field(48, description="Trajectories of a round of distribution matching, at least 1.")
-    fake_steps: Positive = Field(
-        5,
-        description="Optimiser steps of the fake score before each of the student's, at least 1. Raise it where the "
-        "student's images lose variety.",
-    )
-    fake_lr: float = Field(
-        1e-4,
-        gt=0,
-        description="Learning rate of the fake score, above 0. Raise it where the student moves faster than the fake "
-        "score can follow.",
-    )
-    lora: Lora = Field(
-        Lora(), description="Adapters of the fake score; rank 0 trains a copy of the teacher, which needs more memory."
     )
 
 

@@ -43,6 +43,7 @@ class Stream(IntEnum):
     EPISODE = 19  # choice among those x_T for the agent's next episode
     DIRECTION = 20  # directions in which scores around an image are taken
     MATCHING = 21  # noise and noise levels of distribution matching
+    NOISED = 22  # noise and steps of a regression on the teacher's noised images
 
 
 def bits(

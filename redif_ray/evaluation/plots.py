@@ -28,6 +28,8 @@ PHASES = {  # name, tint
     "straight": ("straight gradient", "#E69F00"),
     "output": ("policy gradient at the output", "#009E73"),
     "distribution_matching": ("distribution matching", "#D55E00"),
+    "consistency": ("consistency distillation", "#999999"),
+    "progressive": ("progressive distillation", "#882255"),
 }
 CURVES = {"reward/mean": "training, with exploration", "validation/reward": "validation, deployed (eta 0)"}
 DPI = 150

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
+import torch
+
 from redif_ray.config import Config, ConfigError
 from redif_ray.data.conditions import Conditions
 from redif_ray.diffusion.schedules import Schedule
@@ -40,6 +42,8 @@ def preflight(config: Config, captions: Sequence[str] | None = None) -> Conditio
     if (replacement := replaced(teacher)) is not None:
         log.warning("%s", replacement)
     check_targets(teacher.network, config.student.lora)
+    if any(phase.encodes_images for phase in phases_of(config)):
+        teacher.encode_images(torch.empty(1, *teacher.image_shape, device="meta"))  # raises for a family without it
     teacher.blank(1)  # raises for a tokeniser that cannot be read
     conditions = factory.conditions(config, teacher, captions)
     _warn_of_long_captions(teacher, conditions)

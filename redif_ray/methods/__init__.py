@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from redif_ray.config import Config, ConfigError
+from redif_ray.methods.consistency import Consistency
 from redif_ray.methods.distribution_matching import DistributionMatching
 from redif_ray.methods.draft import Draft
 from redif_ray.methods.output import Output
 from redif_ray.methods.phase import Calls, Companion, Deploy, Phase, Prices, Scoring
+from redif_ray.methods.progressive import Progressive
 from redif_ray.methods.redif import Policy
 from redif_ray.methods.sfd import WarmStart
 from redif_ray.methods.straight import Straight
@@ -26,6 +28,8 @@ METHODS: Mapping[str, type[Phase] | None] = {
     "draft": Draft,
     "straight": Straight,
     "distribution_matching": DistributionMatching,
+    "consistency": Consistency,
+    "progressive": Progressive,
 }
 
 

@@ -142,6 +142,8 @@ class Phase(ABC):
     reward_chooses: ClassVar[bool] = True  # whether the highest validation reward is the best checkpoint, or the last
     trains_rewards: ClassVar[bool] = False  # whether a learned reward term trains on the phase's images
     scores_in_learner: ClassVar[bool] = False  # whether the learner decodes and evaluates rewards itself
+    encodes_images: ClassVar[bool] = False  # whether the learner turns the teacher's images into latents
+    earlier_students: ClassVar[int] = 0  # copies of the trained weights that a companion keeps
 
     def __init__(self, config: Config, first_round: int = 0, first_group: int = 0) -> None:
         self.config, self.first_round, self.first_group = config, first_round, first_group

@@ -145,6 +145,16 @@ class DiffusionModel(ABC):
     def decode(self, latents: Tensor) -> Tensor:
         """Return the images [B, *image_shape], float in [0, 1], of latents [B, *latent_shape]."""
 
+    def encode_images(self, images: Tensor) -> Tensor:
+        """Return the latents [B, *latent_shape] whose images these are, [B, *image_shape] in [0, 1], on `device`.
+
+        Only methods that train on the teacher's noised images need it. Raises ModelError for a family without it.
+        """
+        raise ModelError(
+            f"{type(self).__name__} has no encode_images, which turns images into latents for a method that trains on "
+            "the teacher's images; add it to the family, or use another method"
+        )
+
     def call_network(self, x: Tensor, timestep: Tensor, **conditions: Any) -> Any:
         """Call the network in `dtype`: weights that are kept in more bits are cast as autocast does.
 

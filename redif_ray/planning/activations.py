@@ -37,6 +37,12 @@ def decode(model: DiffusionModel, rows: int) -> None:
     model.decode(torch.empty(rows, *model.latent_shape, device="meta"))
 
 
+@torch.no_grad()
+def encode_images(model: DiffusionModel, rows: int) -> None:
+    """Encode `rows` images to latents."""
+    model.encode_images(torch.empty(rows, *model.image_shape, device="meta"))
+
+
 def decode_and_back(model: DiffusionModel, rows: int) -> None:
     """Decode the latents of `rows` images and take a gradient of the images back to these."""
     latents = torch.empty(rows, *model.latent_shape, device="meta", requires_grad=True)

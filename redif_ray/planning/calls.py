@@ -43,7 +43,7 @@ def network_calls(config: Config, teacher: DiffusionModel, plan: RoundPlan, deco
     for phase in plan.phases:
         calls, groups = phase_calls(config, phase, every), phase.rounds * phase.groups
         seen = groups * (phase.teacher_images + phase.decodes + phase.differentiates)  # back costs as much as forth
-        learnt = groups * phase.scores_in_learner * backward
+        learnt = groups * (phase.scores_in_learner * backward + phase.encodes_images)  # to encode costs as to decode
         work[phase.title] = {"rollout": calls.rollout, "reward": calls.reward + seen * decode}
         work[f"{phase.title}, update"] = {"learner": calls.learner + learnt * decode}
     checks, validated = 1 + plan.rounds // config.validation.every, config.validation.groups

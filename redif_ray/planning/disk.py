@@ -66,7 +66,8 @@ def disk(
     parts = sum(file.size for file in carried(teacher, model_folder(config.teacher.model)))
     exported = (parts + WEIGHT_BYTES * network) * (1 if config.tracking_uri is None else 2)
     aside = 0 if config.checkpoint.upload is None else 2  # beyond `keep`: one in upload and one that waits
-    saved = CHECKPOINT_BYTES * trained + SECOND_BYTES * second_numbers(config, teacher)
+    earlier = max((phase.earlier_students for phase in phases), default=0)
+    saved = (CHECKPOINT_BYTES + 4 * earlier) * trained + SECOND_BYTES * second_numbers(config, teacher)
     checkpoints = (config.checkpoint.keep + 3 + aside) * saved
     images = 4 * math.prod(teacher.image_shape)
     captions = 0

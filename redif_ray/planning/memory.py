@@ -18,7 +18,7 @@ from redif_ray.models.protocol import DiffusionModel
 from redif_ray.models.registry import teacher_outline
 from redif_ray.models.student import enable_checkpointing, make_student, trainable
 from redif_ray.planning import factory
-from redif_ray.planning.activations import decode, decode_and_back, learn, predict, ready, train
+from redif_ray.planning.activations import decode, decode_and_back, encode_images, learn, predict, ready, train
 from redif_ray.planning.peak import peak_mb
 from redif_ray.planning.weight_bytes import (
     PartBytes,
@@ -134,6 +134,8 @@ class Networks:
         }
         for role, images in back.items():
             calls[role] += [partial(decode_and_back, self.teacher, images)] if images else []
+        if any(phase.encodes_images for phase in phases):
+            calls["learner"].append(partial(encode_images, self.teacher, states))
         if self.second is not None:
             calls["learner"].append(partial(train, self.second, states, 1.0))
         peaks = {role: max(map(peak_mb, made)) for role, made in calls.items()}
@@ -151,8 +153,12 @@ class Networks:
         added = sum(p.numel() * p.element_size() for p in student.network.parameters() if id(p) not in own)
         average = 4 if config.learner.ema or config.warm_start.ema else 0
         trained = sum(p.numel() for p in trainable(student).values())
-        scores = any(phase.scores_in_learner for phase in phases_of(config))
-        beside = parts.always + (parts.decode + encoder_bytes(config) if scores else 0)
+        phases = phases_of(config)
+        scores, encodes = (
+            any(phase.scores_in_learner for phase in phases),
+            any(phase.encodes_images for phase in phases),
+        )
+        beside = parts.always + (parts.decode if scores or encodes else 0) + (encoder_bytes(config) if scores else 0)
         held = beside + (
             fsdp_rank_bytes(config, teacher, student) if config.learner.fsdp else network_bytes(teacher.network) + added
         )
@@ -160,7 +166,7 @@ class Networks:
         ranks = config.learner.workers if config.learner.fsdp else 1
         training = trained * (4 + ADAM_BYTES + average) // ranks + learned * (4 + ADAM_BYTES) // 4
         second = 0 if self.second is None else sum(p.numel() for p in trainable(self.second).values())
-        training += second * (4 + ADAM_BYTES)
+        training += second * (4 + ADAM_BYTES) + 4 * trained * max((p.earlier_students for p in phases), default=0)
         reward = (
             network
             + parts.decode

@@ -116,6 +116,11 @@ def test_methods(trainer: Trainer) -> None:
             (MATCHING, "distribution_matching={groups: 4, fake_steps: 1}"),
             (MATCHING, "distribution_matching={groups: 4, fake_lr: 1.0e-3}"),
             (MATCHING, "distribution_matching={groups: 4, lora: {rank: 2}}"),
+            ("method=consistency", "consistency={groups: 4, draws: 2, substeps: 3, decay: 0.5}"),
+            ("method=consistency", "consistency={groups: 4, draws: 2, substeps: 3, decay: 0.0}"),
+            ("method=consistency", "consistency={groups: 4, draws: 2, substeps: 2, decay: 0.5}"),
+            ("method=progressive", "learner.rounds=2", "progressive={groups: 4, draws: 2, halvings: 2}"),
+            ("method=progressive", "learner.rounds=2", "progressive={groups: 4, draws: 2, halvings: 1}"),
             ("method=output", "output.groups=4", "reward.terms={jpeg_compressibility: {normalise: std}, mse: {}}"),
         ]
     )

@@ -85,8 +85,10 @@ def same_on_both(device: str, root: Path, *overrides: str) -> PlainLoop:
             "reward.terms={jpeg_compressibility: {}, mse: {}}",
         ),
         ("method=distribution_matching", "learner.anchor.weight=0", "distribution_matching.groups=2"),
+        ("method=consistency", "learner.anchor.weight=0", "consistency={groups: 2, draws: 2}"),
+        ("method=progressive", "learner.anchor.weight=0", "progressive={groups: 2, draws: 2, halvings: 2}"),
     ],
-    ids=["rewards", "one step", "regulariser", "gate", "draft", "output", "matching"],
+    ids=["rewards", "one step", "regulariser", "gate", "draft", "output", "matching", "consistency", "progressive"],
 )
 def test_rounds(overrides: tuple[str, ...], device: str, tmp_path: Path) -> None:
     teacher = () if "classifier" in overrides[0] else (f"teacher.model={write_dit(tmp_path / 'teacher')}",)

@@ -59,6 +59,8 @@ def test_no_recipe_is_left_out() -> None:
         "fashion_mnist_draft",
         "fashion_mnist_output",
         "fashion_mnist_matching",
+        "fashion_mnist_consistency",
+        "fashion_mnist_progressive",
         "fashion_mnist_search",
         "fashion_mnist_sweep",
         "fashion_mnist_options",

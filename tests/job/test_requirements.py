@@ -220,6 +220,23 @@ def test_a_second_network_is_counted(rank: int, tmp_path: Path) -> None:
     assert written[0] - written[1] == kept * 12 * trained
 
 
+@pytest.mark.slow
+def test_an_earlier_student_and_its_encoder_are_counted(tmp_path: Path) -> None:
+    """The weights as they were in the learner and in each checkpoint, and the VAE that makes latents of images."""
+    folder = write_sd(tmp_path / "m")
+    given = ("student.lora={rank: 2, targets: [to_q]}", "warm_start.rounds=0")
+    one, other = (
+        footprints(config(folder, *given, f"method={method}")).roles["learner"] for method in ("consistency", "redif")
+    )
+    trained = footprints(config(folder, *given)).trained
+    vae = numbers(load_model(folder).part("vae"))
+    assert one.training - other.training == pytest.approx(4 * trained / 1e6, abs=0.01)
+    assert one.weights - other.weights == pytest.approx(vae / 1e6, rel=1e-6)
+    model, kept = teacher_outline(config(folder).teacher), load("smoke").checkpoint.keep + 3
+    written = [disk(config(folder, *given, f"method={method}"), model).run for method in ("progressive", "redif")]
+    assert written[0] - written[1] == kept * 4 * trained
+
+
 def test_gradients_are_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """They are part of `training`, so they are there before activations are counted."""
     seen: list[bool] = []

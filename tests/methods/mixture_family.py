@@ -68,6 +68,9 @@ class Mixture(DiffusionModel):
     def decode(self, latents: Tensor) -> Tensor:
         return ((latents + 1) / 2).clamp(0, 1)
 
+    def encode_images(self, images: Tensor) -> Tensor:
+        return 2 * images - 1
+
 
 def load(folder: Path, dtype: torch.dtype) -> Mixture:
     with torch.random.fork_rng(devices=[]):

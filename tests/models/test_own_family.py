@@ -48,6 +48,18 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "m"
 
 
+def test_latents_of_one_s_own_need_an_encoder_of_one_s_own(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(EXAMPLES)
+    from own_family import ScoreSdeVe
+    from own_family import load as own
+
+    model, images = own(folder, torch.float32), torch.linspace(0, 1, 128).reshape(2, 1, 8, 8)
+    assert torch.equal(model.decode(model.encode_images(images)), images)
+    monkeypatch.delattr(ScoreSdeVe, "encode_images")
+    with pytest.raises(ModelError, match=r"ScoreSdeVe has no encode_images.* add it to the family"):
+        model.encode_images(images)
+
+
 def test_it_predicts_what_the_score_says(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tweedie: x0_hat = x + sigma^2 score."""
     monkeypatch.syspath_prepend(EXAMPLES)
