@@ -53,54 +53,78 @@ class Arm:
     warm: float = 0.0
 
 
+KEPT = {  # arms by the student's steps; 4 have all
+    1: ("sfd", "output", "straight", "draft", "distribution_matching"),
+    2: ("sfd", "output", "straight", "draft", "distribution_matching"),
+    8: ("sfd", "output", "straight"),
+}
+
+
 def arms(steps: int) -> dict[str, Arm]:
     """Return the arms of the grid for students of `steps` steps, by name."""
-    groups, rate = GROUPS[steps], RATE[steps]
+    every = _without_reward(GROUPS[steps], RATE[steps]) | _with_reward(GROUPS[steps], RATE[steps])
+    return {name: every[name] for name in KEPT.get(steps, every)}
+
+
+def _quarters(groups: int) -> str:
+    """Return the rollout of methods whose work units have two groups for each of `unit_groups`: four units a round."""
+    return f"rollout={{max_workers: 2, groups: {groups}, siblings: 2, unit_groups: {groups // 4}}}"
+
+
+def _with_reward(groups: int, rate: float) -> dict[str, Arm]:
     rates = tuple((f"learner.lr={factor * rate:g}",) for factor in (0.25, 0.5, 1, 2))
     halves = f"rollout={{max_workers: 2, groups: {groups}, siblings: 2, unit_groups: {groups // 2}}}"
-    quarters = f"rollout={{max_workers: 2, groups: {groups}, siblings: 2, unit_groups: {groups // 4}}}"
     output = f"output={{groups: {groups}, samples: 64, std: 0.1, sampled: true}}"
-    regression = ("method=sfd", "warm_start={groups: 16, schedule: cosine, ema: 0.95, minibatch: 48, substeps: 6}")
-    every = {
-        "sfd": Arm(
-            regression,
-            tuple(
-                (f"warm_start.lr={factor * rate:g}", f"warm_start.solver={solver}")
-                for factor, solver in ((0.5, "dpmpp_2m"), (1, "dpmpp_2m"), (2, "dpmpp_2m"), (1, "euler"))
-            ),
-            "warm_start.rounds",
-        ),
+    draft = ("method=draft", _quarters(groups), f"draft={{groups: {groups}, minibatch: {groups}}}")
+    steps = (
+        "exploration={eta: 0.15, one_step: true}",
+        "rollout={max_workers: 2, groups: 4, siblings: 16, unit_groups: 2}",
+        "learner.loss=grpo_guard",
+    )
+    return {
         "output": Arm(("method=output", halves, output), rates),
         "straight": Arm(("method=straight", halves, f"output.groups={groups}"), rates),
-        "draft": Arm(("method=draft", quarters, f"draft={{groups: {groups}, minibatch: {groups}}}"), rates),
+        "draft": Arm(draft, rates),
+        "redif": Arm(steps, tuple((f"learner.lr={lr:g}",) for lr in (0.7e-5, 1.4e-5, 2.8e-5, 5.6e-5)), warm=0.4),
+    }
+
+
+def _without_reward(groups: int, rate: float) -> dict[str, Arm]:
+    quarters, images = _quarters(groups), f"groups: {groups}, draws: 8"
+    regression = ("method=sfd", "warm_start={groups: 16, schedule: cosine, ema: 0.95, minibatch: 48, substeps: 6}")
+    jumps = ((0.5, "dpmpp_2m"), (1, "dpmpp_2m"), (2, "dpmpp_2m"), (1, "euler"))
+    scores = ((0.25, 5, 1), (0.5, 5, 1), (1, 5, 2), (0.5, 10, 1))  # rate, steps and rate of the fake score
+    return {
+        "sfd": Arm(
+            regression,
+            tuple((f"warm_start.lr={factor * rate:g}", f"warm_start.solver={solver}") for factor, solver in jumps),
+            "warm_start.rounds",
+        ),
         "distribution_matching": Arm(
             ("method=distribution_matching", quarters),
             tuple(
                 (
-                    f"learner.lr={lr:g}",
-                    f"distribution_matching={{groups: {groups}, fake_steps: {fakes}, fake_lr: {fake:g}}}",
+                    f"learner.lr={factor * rate:g}",
+                    f"distribution_matching={{groups: {groups}, fake_steps: {fakes}, fake_lr: {fake * rate:g}}}",
                 )
-                for lr, fakes, fake in (
-                    (0.25 * rate, 5, rate),
-                    (0.5 * rate, 5, rate),
-                    (rate, 5, 2 * rate),
-                    (0.5 * rate, 10, rate),
-                )
+                for factor, fakes, fake in scores
+            ),
+        ),
+        "consistency": Arm(
+            ("method=consistency", quarters),
+            tuple(
+                (f"learner.lr={factor * rate:g}", f"consistency={{{images}, substeps: {parts}, decay: 0.95}}")
+                for factor, parts in ((1, 8), (2, 8), (4, 8), (2, 4))
+            ),
+        ),
+        "progressive": Arm(
+            ("method=progressive", quarters),
+            tuple(
+                (f"learner.lr={factor * rate:g}", f"progressive={{{images}, halvings: {halvings}}}")
+                for factor, halvings in ((1, 3), (2, 3), (4, 3), (2, 2))
             ),
         ),
     }
-    if steps == 4:
-        every["redif"] = Arm(
-            (
-                "exploration={eta: 0.15, one_step: true}",
-                "rollout={max_workers: 2, groups: 4, siblings: 16, unit_groups: 2}",
-                "learner.loss=grpo_guard",
-            ),
-            tuple((f"learner.lr={lr:g}",) for lr in (0.7e-5, 1.4e-5, 2.8e-5, 5.6e-5)),
-            warm=0.4,
-        )
-    kept = {1: ("sfd", "output", "straight", "draft", "distribution_matching"), 8: ("sfd", "output", "straight")}
-    return {name: every[name] for name in kept.get(steps, kept[1])} | {k: v for k, v in every.items() if k == "redif"}
 
 
 def cost(config: Config) -> float:
