@@ -32,7 +32,6 @@ from redif_ray.learning.step import optimiser_step
 from redif_ray.models.protocol import DiffusionModel
 
 DETERMINISTIC = torch.zeros((), dtype=torch.float64)  # S of every step
-Networks = tuple[Predict, Predict]  # that take the first and the second step
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,16 +94,38 @@ def drawn(
     return torch.stack(eps).reshape(len(groups), *shape), torch.tensor(at)
 
 
+@dataclass(frozen=True, slots=True)
+class Taught:
+    """The networks that take the two steps.
+
+    starts: t with the timesteps of the first one's calls, [T]: `Steps.t` for the teacher, `Steps.called` for a student.
+    costs: of a call of each, in calls of the student. during: the context in which both are called.
+    """
+
+    first: Predict
+    second: Predict
+    starts: Level
+    costs: tuple[float, float]
+    during: Callable[[], AbstractContextManager[None]] = nullcontext
+
+    def calls(self, steps: Steps, at: Tensor) -> float:
+        """Return the cost of both steps for all rows."""
+        return self.costs[0] * len(at) + self.costs[1] * len(_left(steps, at))
+
+
 @torch.no_grad()
-def endpoint(networks: Networks, x: Tensor, t: Level, steps: Steps, at: Tensor, encoded: dict[str, Tensor]) -> Tensor:
-    """Return x_s after two steps from x [B, *latent]. t: its levels, [B]. at: numbers of the steps, [B] int64."""
-    first, second = networks
-    x = transition_mean(first(x, t, encoded), steps.u[at], DETERMINISTIC)
-    left = torch.nonzero(steps.u[at].half_log_snr < steps.s[at].half_log_snr).flatten()
-    if len(left):
+def endpoint(taught: Taught, x: Tensor, steps: Steps, at: Tensor, encoded: dict[str, Tensor]) -> Tensor:
+    """Return x_s after two steps from x = x_t [B, *latent]. at: numbers of the steps, [B] int64."""
+    x = transition_mean(taught.first(x, taught.starts[at], encoded), steps.u[at], DETERMINISTIC)
+    if len(left := _left(steps, at)):
         own = {name: value[left] for name, value in encoded.items()}
-        x[left] = transition_mean(second(x[left], steps.u[at[left]], own), steps.s[at[left]], DETERMINISTIC)
+        x[left] = transition_mean(taught.second(x[left], steps.u[at[left]], own), steps.s[at[left]], DETERMINISTIC)
     return x
+
+
+def _left(steps: Steps, at: Tensor) -> Tensor:
+    """Return the rows that have a second step to take, int64."""
+    return torch.nonzero(steps.u[at].half_log_snr < steps.s[at].half_log_snr).flatten()
 
 
 def predictor(model: DiffusionModel, guidance: float) -> Predict:
@@ -112,70 +133,71 @@ def predictor(model: DiffusionModel, guidance: float) -> Predict:
     return partial(model.predict, guidance=guidance)
 
 
-def run(
-    learning: Learning,
-    round: Round,
-    steps: Steps,
-    networks: Networks,
-    *,
-    draws: int,
-    lr: float,
-    earlier: Callable[[], AbstractContextManager[None]] = nullcontext,
-    by_teacher: bool,
-    after: Callable[[], None] = lambda: None,
-) -> dict[str, float]:
-    """Take `draws` optimiser steps on a round's images, each with new noise; return metrics.
+class TwoStepUpdater:
+    """Takes the optimiser steps of a round on this rank's images; the counterpart of `learning.update.Updater`.
 
-    round: its parts are the teacher's images. networks: those that take the two steps. earlier: the context in which
-    they are called. by_teacher: whether the first is the teacher's, which the student's `network_timesteps` do not
-    concern. after: is called after each optimiser step.
-    Raises FloatingPointError where the loss or a gradient is not finite.
+    round: its parts are the teacher's images.
     """
-    started, config, student, optimizer = time.perf_counter(), learning.config, learning.student, learning.optimizer
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-    units = {metas[0].unit.index: metas[0].unit for metas in round.metas}
-    total = sum(unit.rows for unit in units.values())
-    held = sorted(round.parts)
-    groups = [g for index in held for g in units[index].groups]
-    images = torch.from_numpy(np.concatenate([round.parts[index][0] for index in held])).float()
-    parts = torch.arange(len(groups)).split(config.learner.states_at_once)
-    clean = torch.cat([student.encode_images(images[r].to(student.device)) for r in parts])
-    encoded = student.encode([c for index in held for c in units[index].conditions])
-    own = [{name: value[r] for name, value in encoded.items()} for r in parts]
-    predict = predictor(student, config.student.guidance)
-    losses, norms = torch.zeros(draws, dtype=torch.float64), []
-    for draw in range(draws):
-        ids = {"seed": config.run.seed, "round": round.number, "draw": draw}
-        eps, at = drawn(groups, len(steps), student.latent_shape, **ids)
+
+    def __init__(self, learning: Learning, round: Round, steps: Steps, taught: Taught) -> None:
+        self.learning, self.round, self.steps, self.taught = learning, round, steps, taught
+        units = {metas[0].unit.index: metas[0].unit for metas in round.metas}
+        self.total, held, student = sum(unit.rows for unit in units.values()), sorted(round.parts), learning.student
+        self.groups = [g for index in held for g in units[index].groups]
+        self.rows = torch.arange(len(self.groups)).split(learning.config.learner.states_at_once)
+        images = torch.from_numpy(np.concatenate([round.parts[index][0] for index in held])).float()
+        self.clean = torch.cat([student.encode_images(images[r].to(student.device)) for r in self.rows])
+        encoded = student.encode([c for index in held for c in units[index].conditions])
+        self.encoded = [{name: value[r] for name, value in encoded.items()} for r in self.rows]
+        self.predict = predictor(student, learning.config.student.guidance)
+
+    def run(self, draws: int, lr: float, after: Callable[[], None] = lambda: None) -> dict[str, float]:
+        """Take `draws` optimiser steps, each with new noise; return metrics. after: is called after each.
+
+        Raises FloatingPointError where the loss or a gradient is not finite.
+        """
+        started, learning = time.perf_counter(), self.learning
+        for group in learning.optimizer.param_groups:
+            group["lr"] = lr
+        sums = torch.zeros(2, dtype=torch.float64, device=self.clean.device)  # of losses, of calls
+        norms = []
+        for draw in range(draws):
+            loss, norm, calls = self._step(draw)
+            sums += torch.tensor([loss, calls], dtype=torch.float64, device=sums.device)
+            norms.append(norm)
+            after()
+        if learning.all_reduce is not None:
+            learning.all_reduce([sums])
+        trained = float(draws * self.total)
+        return {
+            "loss": float(sums[0]) / draws,
+            "grad_norm": float(np.mean(norms)),
+            "optimiser_steps": draws,
+            "learning_rate": lr,
+            "network_calls_forward": float(sums[1]) + trained,
+            "network_calls_backward": trained,
+            "seconds": time.perf_counter() - started,
+        }
+
+    def _step(self, draw: int) -> tuple[float, float, float]:
+        """Take an optimiser step; return this rank's share of the loss, the gradient norm, and the cost of targets."""
+        learning, steps, config = self.learning, self.steps, self.learning.config
+        ids = {"seed": config.run.seed, "round": self.round.number, "draw": draw}
+        eps, at = drawn(self.groups, len(steps), learning.student.latent_shape, **ids)
         t = steps.t[at]
-        x = like(t.alpha, clean) * clean + like(t.sigma, clean) * eps.to(clean)
-        with earlier():
-            t = (steps.t if by_teacher else steps.called)[at]
-            ends = [endpoint(networks, x[r], t[r], steps, at[r], kept) for r, kept in zip(parts, own, strict=True)]
-        optimizer.zero_grad(set_to_none=True)
-        for r, kept, end in zip(parts, own, ends, strict=True):
-            mean = transition_mean(predict(x[r], steps.called[at[r]], kept), steps.s[at[r]], DETERMINISTIC)
-            loss = (mean - end).square().flatten(1).mean(1).sum() / total
-            (loss * learning.loss_scale).backward()
-            losses[draw] += loss.item()
-        where = f"round {round.number}, draw {draw}"
-        named = {"regression": float(losses[draw])}
-        norms.append(
-            optimiser_step(
-                optimizer, named, config.learner.max_grad_norm, where, learning.all_reduce, learning.loss_scale
-            )
+        x = like(t.alpha, self.clean) * self.clean + like(t.sigma, self.clean) * eps.to(self.clean)
+        batches = list(zip(self.rows, self.encoded, strict=True))
+        with self.taught.during():
+            ends = [endpoint(self.taught, x[r], steps, at[r], own) for r, own in batches]
+        learning.optimizer.zero_grad(set_to_none=True)
+        loss = 0.0
+        for (r, own), end in zip(batches, ends, strict=True):
+            mean = transition_mean(self.predict(x[r], steps.called[at[r]], own), steps.s[at[r]], DETERMINISTIC)
+            part = (mean - end).square().flatten(1).mean(1).sum() / self.total
+            (part * learning.loss_scale).backward()
+            loss += part.item()
+        where, most = f"round {self.round.number}, draw {draw}", config.learner.max_grad_norm
+        norm = optimiser_step(
+            learning.optimizer, {"regression": loss}, most, where, learning.all_reduce, learning.loss_scale
         )
-        after()
-    sums = losses.to(clean.device)
-    if learning.all_reduce is not None:
-        learning.all_reduce([sums])
-    return {
-        "loss": float(sums.mean()),
-        "grad_norm": float(np.mean(norms)),
-        "optimiser_steps": draws,
-        "learning_rate": lr,
-        "network_calls_forward": float(3 * draws * total),
-        "network_calls_backward": float(draws * total),
-        "seconds": time.perf_counter() - started,
-    }
+        return loss, norm, self.taught.calls(steps, at)

@@ -44,26 +44,16 @@ class Consistency(MethodPhase):
 
         config, student, teacher = self.config, learning.student, learning.teacher
         assert teacher is not None, "learner.fsdp=true is refused for this method"
-        networks = (
+        steps = two_steps.segment_steps(student.process, learning.schedule, config.consistency.substeps)
+        guided, own = teacher.calls_per_step(config.teacher.guidance), student.calls_per_step(config.student.guidance)
+        taught = two_steps.Taught(
             two_steps.predictor(teacher, config.teacher.guidance),
             two_steps.predictor(student, config.student.guidance),
+            starts=steps.t,
+            costs=(guided / own, 1.0),
+            during=learning.companion.in_place,
         )
-        steps = two_steps.segment_steps(student.process, learning.schedule, config.consistency.substeps)
-        average, draws = learning.companion, config.consistency.draws
-        metrics = two_steps.run(
-            learning,
-            round,
-            steps,
-            networks,
-            draws=draws,
-            lr=learning_rate(config.learner, round.number - self.first_round),
-            earlier=average.in_place,
-            by_teacher=True,
-            after=average.follow,
-        )
-        own, other = (
-            model.calls_per_step(guidance)
-            for model, guidance in ((student, config.student.guidance), (teacher, config.teacher.guidance))
-        )
-        metrics["network_calls_forward"] *= (2 + other / own) / 3  # in guided calls of the student, as the others
+        lr = learning_rate(config.learner, round.number - self.first_round)
+        updater = two_steps.TwoStepUpdater(learning, round, steps, taught)
+        metrics = updater.run(config.consistency.draws, lr, after=learning.companion.follow)
         return {f"update/{name}": value for name, value in metrics.items()}

@@ -52,22 +52,19 @@ class Progressive(MethodPhase):
 
         config, student, teacher = self.config, learning.student, learning.teacher
         assert teacher is not None, "learner.fsdp=true is refused for this method"
-        (stage, first), settings = self.stage(round.number), config.progressive
-        own = round.number - self.first_round
+        (stage, first), settings, own = self.stage(round.number), config.progressive, round.number - self.first_round
         if stage and own == first:
             learning.companion.follow()
+        steps = two_steps.halved_steps(student.process, learning.schedule, 2 ** (settings.halvings - 1 - stage))
         model, guidance = (student, config.student.guidance) if stage else (teacher, config.teacher.guidance)
-        parts = 2 ** (settings.halvings - 1 - stage)
-        metrics = two_steps.run(
-            learning,
-            round,
-            two_steps.halved_steps(student.process, learning.schedule, parts),
-            (two_steps.predictor(model, guidance),) * 2,
-            draws=settings.draws,
-            lr=learning_rate(config.learner, (own - first) * settings.halvings),
-            earlier=learning.companion.in_place if stage else nullcontext,
-            by_teacher=not stage,
+        cost = model.calls_per_step(guidance) / student.calls_per_step(config.student.guidance)
+        taught = two_steps.Taught(
+            two_steps.predictor(model, guidance),
+            two_steps.predictor(model, guidance),
+            starts=steps.called if stage else steps.t,
+            costs=(cost, cost),
+            during=learning.companion.in_place if stage else nullcontext,
         )
-        taught = model.calls_per_step(guidance) / student.calls_per_step(config.student.guidance)
-        metrics["network_calls_forward"] *= (1 + 2 * taught) / 3  # in guided calls of the student, as the others
+        lr = learning_rate(config.learner, (own - first) * settings.halvings)  # which falls once in each stage
+        metrics = two_steps.TwoStepUpdater(learning, round, steps, taught).run(settings.draws, lr)
         return {f"update/{name}": value for name, value in metrics.items()}

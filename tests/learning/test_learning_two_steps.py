@@ -15,7 +15,8 @@ from redif_ray.diffusion.levels import FlowMatching, Level, NoiseProcess, Varian
 from redif_ray.diffusion.schedules import Schedule, build
 from redif_ray.diffusion.transition import Prediction, transition_mean
 from redif_ray.learning.earlier import EarlierStudent
-from redif_ray.learning.two_steps import Steps, drawn, endpoint, halved_steps, segment_steps
+from redif_ray.learning.policy import Predict
+from redif_ray.learning.two_steps import Steps, Taught, drawn, endpoint, halved_steps, segment_steps
 from redif_ray.loop import PlainLoop
 from redif_ray.models.registry import load_teacher
 from redif_ray.models.student import get_weights, trainable
@@ -69,7 +70,7 @@ def test_a_student_s_step_is_called_with_its_own_timestep() -> None:
         assert torch.equal(steps.t.sigma, steps.called.sigma)
 
 
-def one_image(clean: Tensor) -> object:
+def one_image(clean: Tensor) -> Predict:
     """Return a denoiser that always answers `clean` [*SHAPE]."""
 
     def predict(x: Tensor, level: Level, encoded: dict[str, Tensor]) -> Prediction:
@@ -86,8 +87,8 @@ def test_two_steps_of_an_exact_denoiser_stay_on_their_line(name: str) -> None:
     for steps in (halved_steps(process, schedule, 2), segment_steps(process, schedule, 3)):
         eps, at = torch.randn(len(steps), *SHAPE, generator=torch.Generator().manual_seed(0)), torch.arange(len(steps))
         x = like(steps.t.alpha, eps) * clean + like(steps.t.sigma, eps) * eps
-        networks = (one_image(clean), one_image(clean))
-        found = endpoint(networks, x, steps.t, steps, at, {})  # type: ignore[arg-type]
+        taught = Taught(one_image(clean), one_image(clean), steps.t, (1.0, 1.0))
+        found = endpoint(taught, x, steps, at, {})
         expected = like(steps.s.alpha, eps) * clean + like(steps.s.sigma, eps) * eps
         torch.testing.assert_close(found, expected, rtol=2e-4, atol=2e-4)
 
@@ -98,9 +99,11 @@ def test_the_second_network_takes_the_second_step_alone() -> None:
     at = torch.arange(len(steps))
     x = torch.randn(len(steps), *SHAPE, generator=torch.Generator().manual_seed(1))
     near, far = one_image(torch.zeros(SHAPE)), one_image(torch.ones(SHAPE))
-    alone, mixed = (endpoint((near, second), x, steps.t, steps, at, {}) for second in (near, far))  # type: ignore[arg-type]
+    one, other = (Taught(near, second, steps.t, (2.0, 1.0)) for second in (near, far))
+    alone, mixed = (endpoint(taught, x, steps, at, {}) for taught in (one, other))
     differ = (alone - mixed).abs().flatten(1).amax(1) > 1e-6
     assert differ.tolist() == [True, False] * 3
+    assert one.calls(steps, at) == 2 * 6 + 3
 
 
 def test_draws_depend_on_ids_alone() -> None:
@@ -171,8 +174,8 @@ def test_a_latent_model_is_noised_in_the_latents_of_its_vae(tmp_path: Path) -> N
     eps, at = drawn(unit.groups, len(steps), student.latent_shape, seed=0, round=0, draw=0)
     t, s = steps.t[at], steps.s[at]
     x, encoded = like(t.alpha, clean) * clean + like(t.sigma, clean) * eps, student.encode(unit.conditions)
-    networks = (student.predict, student.predict)  # which starts as the teacher
+    taught = Taught(student.predict, student.predict, steps.t, (1.0, 1.0))  # the student starts as the teacher
     with torch.no_grad():
-        end = endpoint(networks, x, t, steps, at, encoded)
+        end = endpoint(taught, x, steps, at, encoded)
         mean = transition_mean(student.predict(x, t, encoded), s, torch.zeros((), dtype=torch.float64))
     assert loop.round(0)["update/loss"] == pytest.approx(float((mean - end).square().mean()), rel=1e-3)

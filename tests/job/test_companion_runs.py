@@ -1,4 +1,4 @@
-"""A run of distribution matching on Ray, whose second network survives an interruption."""
+"""Runs on Ray that train something beside the student, which survives an interruption."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from redif_ray.runs.jsonl import read_rows
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("cluster")]
 
 
-def test_an_interrupted_run_ends_as_a_plain_loop(root: Path) -> None:
+def test_an_interrupted_run_of_distribution_matching_ends_as_a_plain_loop(root: Path) -> None:
     config = smoke(
         root,
         "matching",
@@ -33,3 +33,18 @@ def test_an_interrupted_run_ends_as_a_plain_loop(root: Path) -> None:
     assert not one.equal(two)
     rows = [row for row in read_rows(folder / "metrics.jsonl") if row["phase"] == "distribution_matching"]
     assert len(rows) == 3 and all(row["fake_score/loss"] > 0 for row in rows)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("method", ["consistency", "progressive"])
+def test_an_interrupted_run_with_an_earlier_student_ends_as_a_plain_loop(method: str, root: Path) -> None:
+    """Progressive distillation is interrupted within its second stage."""
+    own = "substeps: 3" if method == "consistency" else "halvings: 2"
+    given = ("warm_start.rounds=0", f"{method}={{groups: 8, draws: 2, {own}}}", "learner.microbatch=8")
+    config = smoke(root, method, f"method={method}", *given, "learner.rounds=4", "checkpoint={every: 1, keep: 4}")
+    train(config, until=3)
+    folder = train(config, resume=True)
+    assert last_weights(folder) == plain_weights(config)
+    last, before = (load_checkpoint(folder / "checkpoints" / f"round-{r:06d}")[0] for r in (4, 3))
+    name = next(name for name in sorted(last) if name.startswith("earlier_student/average"))
+    assert last[name].equal(before[name]) == (method == "progressive")
