@@ -29,7 +29,15 @@ from redif_ray.models.registry import load_teacher
 from redif_ray.planning import factory
 from redif_ray.weights.store import WeightStore
 
-SD15 = Sizes("Stable Diffusion", latent=(4, 64, 64), image=(3, 512, 512), steps=5, seconds=4.0, dtype=np.float16)
+SD15 = Sizes(
+    "Stable Diffusion",
+    latent=(4, 64, 64),
+    image=(3, 512, 512),
+    steps=5,
+    seconds=4.0,
+    dtype=np.float16,
+    image_dtype=np.uint8,
+)
 FASHION_MNIST = Sizes("Fashion-MNIST", latent=(1, 28, 28), image=(1, 28, 28), steps=5, seconds=4.0)
 HEAD = ["rollout workers", "work units a round", "seconds a round", "ideal", "efficiency", "MB a round", "core seconds"]
 
@@ -97,8 +105,8 @@ class _Measured:
 def _megabytes(sizes: Sizes, siblings: int) -> float:
     """Return the MB that a work unit puts into the object store: states, last latents and the teacher's image."""
     states = (1 + (sizes.steps - 1) * siblings) * np.prod(sizes.latent)
-    sent = siblings * np.prod(sizes.latent) + np.prod(sizes.image)
-    return float(4 * states + np.dtype(sizes.dtype).itemsize * sent) / 1e6
+    last = siblings * np.prod(sizes.latent) * np.dtype(sizes.dtype).itemsize
+    return float(4 * states + last + np.prod(sizes.image) * np.dtype(sizes.image_dtype).itemsize) / 1e6
 
 
 def _measure(

@@ -26,7 +26,8 @@ class Sizes:
     image: tuple[int, ...]
     steps: int
     seconds: float
-    dtype: type[np.floating[Any]] = np.float32  # of last latents and images on their way
+    dtype: type[np.floating[Any]] = np.float32  # of last latents on their way
+    image_dtype: type[np.generic] = np.float32
 
 
 class Sleepers:
@@ -39,7 +40,7 @@ class Sleepers:
         return name
 
     def targets(self, name: str, unit: WorkUnit) -> tuple[Meta, np.ndarray]:
-        return self._did(name, unit, 0.0), np.zeros((len(unit.groups), *self.sizes.image), self.sizes.dtype)
+        return self._did(name, unit, 0.0), np.zeros((len(unit.groups), *self.sizes.image), self.sizes.image_dtype)
 
     def rollout(self, name: str, unit: WorkUnit, weights: Any, key: str) -> tuple[Meta, Trajectories, np.ndarray]:
         s = self.sizes

@@ -22,6 +22,7 @@ from redif_ray.diffusion.schedules import Schedule
 from redif_ray.diffusion.solvers import initial
 from redif_ray.diffusion.transition import transition_mean
 from redif_ray.learning.policy import Predict
+from redif_ray.learning.rounding import images_received
 from redif_ray.learning.step import AllReduce, optimiser_step
 from redif_ray.models.protocol import DiffusionModel
 from redif_ray.rewards.base import RewardInputs, Rewards
@@ -96,7 +97,7 @@ class DraftUpdater:
             group["lr"] = lr
         groups = [g for unit, _ in parts for g in unit.groups]
         conditions = [c for unit, _ in parts for c in unit.conditions]
-        targets = torch.from_numpy(np.concatenate([images for _, images in parts])).float()
+        targets = images_received(np.concatenate([images for _, images in parts]))
         count = math.ceil(total / self.config.draft.minibatch)
         reward, norms = 0.0, []
         for i, rows in enumerate(torch.arange(len(groups)).tensor_split(count)):

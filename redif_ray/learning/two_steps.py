@@ -28,6 +28,7 @@ from redif_ray.diffusion.schedules import Schedule, sub_schedule
 from redif_ray.diffusion.transition import transition_mean
 from redif_ray.learning.policy import Predict
 from redif_ray.learning.round_update import Learning, Round
+from redif_ray.learning.rounding import images_received
 from redif_ray.learning.step import optimiser_step
 from redif_ray.models.protocol import DiffusionModel
 
@@ -145,7 +146,7 @@ class TwoStepUpdater:
         self.total, held, student = sum(unit.rows for unit in units.values()), sorted(round.parts), learning.student
         self.groups = [g for index in held for g in units[index].groups]
         self.rows = torch.arange(len(self.groups)).split(learning.config.learner.states_at_once)
-        images = torch.from_numpy(np.concatenate([round.parts[index][0] for index in held])).float()
+        images = images_received(np.concatenate([round.parts[index][0] for index in held]))
         self.clean = torch.cat([student.encode_images(images[r].to(student.device)) for r in self.rows])
         encoded = student.encode([c for index in held for c in units[index].conditions])
         self.encoded = [{name: value[r] for name, value in encoded.items()} for r in self.rows]

@@ -80,7 +80,7 @@ class Scoring(ABC):
     unit: WorkUnit
     final: np.ndarray | None  # [R, *latent]: the last latents, if the phase asks for images
     trajectories: Trajectories | None  # if the phase asks for jumps
-    targets: np.ndarray | None  # [G, C, H, W] float32 in [0, 1]: the teacher's images
+    targets: np.ndarray | None  # [G, C, H, W]: the teacher's images, as `learning.rounding.images_as_sent` gives them
 
     @abstractmethod
     def terms(self) -> dict[str, np.ndarray]:

@@ -19,7 +19,7 @@ from redif_ray.diffusion.noise import Stream
 from redif_ray.diffusion.rollout import Episode
 from redif_ray.diffusion.solvers import JumpSolver
 from redif_ray.learning.exploration import shared_steps
-from redif_ray.learning.rounding import travelling_dtype
+from redif_ray.learning.rounding import image_dtype, travelling_dtype
 from redif_ray.methods import Deploy, Phase, Scoring, phases_of
 from redif_ray.models.protocol import DiffusionModel
 from redif_ray.models.registry import teacher_outline
@@ -95,8 +95,7 @@ def of_phase(config: Config, phase: Phase, model: DiffusionModel, groups: int) -
     model: the teacher, which may be on the meta device.
     """
     unit = WorkUnit(0, 0, phase.name, Stream.TRAIN, (0,) * groups, (None,) * groups, phase.siblings)
-    dtype = travelling_dtype(config)
-    targets = _hollow(groups, *model.image_shape, dtype=dtype) if phase.teacher_images else None
+    targets = _hollow(groups, *model.image_shape, dtype=image_dtype(config)) if phase.teacher_images else None
     if not phase.plays:
         return Messages(targets=_bytes(targets))
     schedule = factory.student_schedule(model, config.student)
@@ -201,9 +200,9 @@ class _Hollow(Scoring):
         return LEARNED in self.config.reward.terms
 
 
-def _hollow(*shape: int, dtype: type[np.floating[Any]] = np.float32) -> np.ndarray:
+def _hollow(*shape: int, dtype: type[np.generic] = np.float32) -> np.ndarray:
     """Return an array of a shape, whose numbers all lie in the same bytes."""
-    return np.broadcast_to(dtype(0), shape)
+    return np.broadcast_to(np.zeros((), dtype), shape)
 
 
 def _bytes(value: Any) -> int:

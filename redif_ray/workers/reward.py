@@ -19,7 +19,7 @@ from redif_ray.evaluation.encoders import Encoder, embedded, load_encoder, netwo
 from redif_ray.evaluation.judge_source import judge_files, needs_reference
 from redif_ray.evaluation.reference import ReferenceImages
 from redif_ray.evaluation.seen import see
-from redif_ray.learning.rounding import travelling_dtype
+from redif_ray.learning.rounding import images_as_sent
 from redif_ray.methods import phases_by_name
 from redif_ray.models.protocol import DiffusionModel
 from redif_ray.planning import factory
@@ -74,9 +74,9 @@ class TeacherRewardWorker:
         return Meta(unit, self.name, (Work("teacher", time.perf_counter() - started, calls),)), images
 
     def sent_targets(self, unit: WorkUnit) -> tuple[Meta, np.ndarray]:
-        """Return `targets` as they travel: in 16 bits where the networks compute in 16 bits."""
+        """Return `targets` as they travel between workers."""
         meta, images = self.targets(unit)
-        return meta, images.astype(travelling_dtype(self.config), copy=False)
+        return meta, images_as_sent(images, self.config)
 
     def encode(self, unit: WorkUnit) -> tuple[Meta, None]:
         """Encode a work unit's captions into the store from which rollout workers and the learner read them."""

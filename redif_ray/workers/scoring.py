@@ -12,6 +12,7 @@ from torch import Tensor
 from redif_ray.diffusion import solvers
 from redif_ray.diffusion.schedules import Schedule
 from redif_ray.learning.matching import noised
+from redif_ray.learning.rounding import images_received
 from redif_ray.methods import Phase, Scoring
 from redif_ray.models.protocol import repeated
 from redif_ray.types import Meta, Seen, Slopes, Trajectories, Work, WorkUnit
@@ -153,7 +154,7 @@ class UnitScoring(Scoring):
         """Return the teacher's image of each row, [R, C, H, W] in [0, 1]."""
         if self.targets is None:
             raise ValueError(f"phase {self.unit.phase} asks for rewards; expected teacher_images=True in its class")
-        images = torch.from_numpy(self.targets.astype(np.float32)).to(self.worker.device)
+        images = images_received(self.targets).to(self.worker.device)
         return images.repeat_interleave(self.unit.siblings, 0)
 
     def _add(self, component: str, started: float, calls: int = 0) -> None:

@@ -6,16 +6,18 @@ import dataclasses
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from learning_toy import FULL, Tiny, change, flat, schedule, tiny_round, updater
 from torch import Tensor
 
-from redif_ray.config import Learner
+from redif_ray.config import Learner, load
 from redif_ray.diffusion.levels import Level
 from redif_ray.diffusion.transition import Prediction
 from redif_ray.learning.batch import RoundBatch
 from redif_ray.learning.policy import RatioError, replayed
+from redif_ray.learning.rounding import images_as_sent, images_received
 
 CLIP = 1e-4
 
@@ -94,3 +96,20 @@ def test_where_it_does_not_nothing_changes() -> None:
     config = Learner(max_grad_norm=FULL)
     apart, together = (change(Tiny(), batch, stds, config, rounds_apart=apart) for apart in (True, False))
     torch.testing.assert_close(apart, together, rtol=1e-4, atol=1e-7)
+
+
+def test_images_travel_in_eight_bits_where_networks_compute_in_16() -> None:
+    images = np.linspace(0, 1, 2 * 3 * 50 * 50, dtype=np.float32).reshape(2, 3, 50, 50)
+    learned = "reward.terms={mse: {}, discriminator: {}}"
+    given = {
+        np.float32: (),
+        np.uint8: ("networks.precision=bfloat16",),
+        np.float16: ("networks.precision=float16", learned),
+    }
+    for dtype, overrides in given.items():
+        sent = images_as_sent(images, load("smoke", list(overrides)))
+        assert sent.dtype == dtype
+        found = images_received(sent)
+        assert found.dtype == torch.float32 and found.shape == images.shape
+        assert float((found - torch.from_numpy(images)).abs().max()) <= {1: 0.5001 / 255, 2: 3e-4, 4: 0}[sent.itemsize]
+        assert found.min() == 0 and found.max() == 1
