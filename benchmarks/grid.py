@@ -1,4 +1,4 @@
-"""Every method at the same cost and with the same tuning, for students of 1, 2, 4 and 8 steps; it can be resumed.
+"""Methods at the same cost and with the same tuning, for students of 1, 2, 4 and 8 steps; it can be resumed.
 
     python -m benchmarks.grid [--steps 4] [--arms output straight] [--seeds 1 2 3]
 
@@ -6,8 +6,8 @@ An arm has four candidates, which are trained on seed 0 at a quarter of the budg
 with the lowest Fréchet distance there is trained on the other seeds, at the whole budget. Rounds follow from the
 budget: the network calls of rollouts, teacher and learner on one image, a backward pass as 1.9 forward passes. Images
 are pixels, so nothing is decoded, and a reward takes next to nothing. All arms have the same pool, reward and average,
-and at most 8 validations, the best of which gives the student; but distribution matching, which does not follow the
-reward, gives its last.
+and at most 8 validations. The one with the highest reward, agreement with the teacher's images, gives the student; but
+distribution matching, which does not aim at that agreement, gives its last. Four steps have all arms, others fewer.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def arms(steps: int) -> dict[str, Arm]:
 
 
 def _quarters(groups: int) -> str:
-    """Return the rollout of methods whose work units have two groups for each of `unit_groups`: four units a round."""
+    """Return the rollout of methods whose work units have two groups for each of `unit_groups`: two units a round."""
     return f"rollout={{max_workers: 2, groups: {groups}, siblings: 2, unit_groups: {groups // 4}}}"
 
 
@@ -90,10 +90,11 @@ def _with_reward(groups: int, rate: float) -> dict[str, Arm]:
 
 
 def _without_reward(groups: int, rate: float) -> dict[str, Arm]:
-    quarters, images = _quarters(groups), f"groups: {groups}, draws: 8"
+    quarters = _quarters(groups)
     regression = ("method=sfd", "warm_start={groups: 16, schedule: cosine, ema: 0.95, minibatch: 48, substeps: 6}")
     jumps = ((0.5, "dpmpp_2m"), (1, "dpmpp_2m"), (2, "dpmpp_2m"), (1, "euler"))
     scores = ((0.25, 5, 1), (0.5, 5, 1), (1, 5, 2), (0.5, 10, 1))  # rate, steps and rate of the fake score
+    noised = ((1, groups), (2, groups), (4, groups), (2, 3 * groups))  # rate, images of a round and of a step
     return {
         "sfd": Arm(
             regression,
@@ -113,15 +114,15 @@ def _without_reward(groups: int, rate: float) -> dict[str, Arm]:
         "consistency": Arm(
             ("method=consistency", quarters),
             tuple(
-                (f"learner.lr={factor * rate:g}", f"consistency={{{images}, substeps: {parts}, decay: 0.95}}")
-                for factor, parts in ((1, 8), (2, 8), (4, 8), (2, 4))
+                (f"learner.lr={factor * rate:g}", f"consistency={{groups: {images}, substeps: 8, decay: 0.95}}")
+                for factor, images in noised
             ),
         ),
         "progressive": Arm(
             ("method=progressive", quarters),
             tuple(
-                (f"learner.lr={factor * rate:g}", f"progressive={{{images}, halvings: {halvings}}}")
-                for factor, halvings in ((1, 3), (2, 3), (4, 3), (2, 2))
+                (f"learner.lr={factor * rate:g}", f"progressive={{groups: {images}, halvings: 3}}")
+                for factor, images in noised
             ),
         ),
     }

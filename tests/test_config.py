@@ -252,6 +252,7 @@ CONFLICTS = [
         ["learner.fsdp=true", "learner.workers=2", "method=progressive"],
         "fsdp=true: ranks cannot share the earlier student of method=progressive",
     ),
+    (["method=progressive", "learner.rounds=2"], "halvings=3: learner.rounds=2 leave a stage without a round"),
     (
         ["method=consistency", "learner.workers=2", "consistency.groups=8", "rollout.siblings=8"],
         "workers=2: consistency.groups=8 in work units of 16 groups are 1 units",

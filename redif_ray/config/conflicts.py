@@ -122,6 +122,11 @@ def _own_rounds(c: Sections) -> Iterator[str]:
             f"pipeline.staleness={c.pipeline.staleness}: method={c.method} takes gradients back through the states of "
             "the current weights; expected 0"
         )
+    if c.method == "progressive" and c.progressive.halvings > c.learner.rounds:
+        yield (
+            f"progressive.halvings={c.progressive.halvings}: learner.rounds={c.learner.rounds} leave a stage without a "
+            "round; expected at most as many"
+        )
     section, siblings = ("output", 1) if c.method in ("output", "straight") else (c.method, c.rollout.siblings)
     groups, unit = getattr(c, section).groups, c.rollout.unit_groups * siblings
     units = -(-groups // unit)

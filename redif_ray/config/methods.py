@@ -77,9 +77,10 @@ class Consistency(Strict):
         description="Optimiser steps of a round, at least 1, each on new noise on the round's images. Raise it where "
         "the teacher's images cost more than the update.",
     )
-    substeps: Positive = Field(
+    substeps: int = Field(
         8,
-        description="Steps into which the teacher divides each of the student's, at least 1. More are more exact and "
+        ge=2,
+        description="Steps into which the teacher divides each of the student's, at least 2. More are more exact and "
         "take longer to learn.",
     )
     decay: float = Field(
@@ -100,8 +101,10 @@ class Progressive(Strict):
         description="Optimiser steps of a round, at least 1, each on new noise on the round's images. Raise it where "
         "the teacher's images cost more than the update.",
     )
-    halvings: Positive = Field(
+    halvings: int = Field(
         3,
-        description="Stages, at least 1, each of which halves the steps: the first one learns from student.steps times "
-        "2 to this power. The rounds are divided evenly among them.",
+        ge=1,
+        le=10,
+        description="Stages, from 1 to 10, each of which halves the steps: the first one learns from student.steps "
+        "times 2 to this power. The rounds are divided evenly among them.",
     )

@@ -101,7 +101,7 @@ class WarmStart(Strict):
         0.0,
         ge=0,
         lt=1,
-        description="Decay per optimiser step of the averaged student, from 0 to below 1. 0 keeps no average. Use "
+        description="Decay per round of the averaged student, from 0 to below 1. 0 keeps no average. Use "
         "0.99 or more for noisy updates.",
     )
 
@@ -160,7 +160,7 @@ class Learner(Strict):
         0.0,
         ge=0,
         lt=1,
-        description="Decay per optimiser step of the averaged student, from 0 to below 1. 0 keeps no average. Use "
+        description="Decay per round of the averaged student, from 0 to below 1. 0 keeps no average. Use "
         "0.99 or more for noisy updates. The average is deployed.",
     )
     microbatch: Positive | None = Field(

@@ -56,9 +56,11 @@ class TargetStore:
                 "set teacher.store to a folder that can be written"
             ) from error
 
-    def features(self, stream: Stream, groups: Sequence[int], conditions: Sequence[Condition]) -> KeptFeatures:
-        """Return the store of encoders' features of these images."""
-        return KeptFeatures(self, self.path(stream, groups, conditions).stem)
+    def features(
+        self, stream: Stream, groups: Sequence[int], conditions: Sequence[Condition], rounded: str = "float32"
+    ) -> KeptFeatures:
+        """Return the store of encoders' features of these images. rounded: dtype that the images went through."""
+        return KeptFeatures(self, self.path(stream, groups, conditions).stem, rounded)
 
     def path(self, stream: Stream, groups: Sequence[int], conditions: Sequence[Condition]) -> Path:
         rows = [[int(stream), g, c] for g, c in zip(groups, conditions, strict=True)]
@@ -113,13 +115,17 @@ class TargetStore:
 
 
 class KeptFeatures:
-    """A store of features [G, ...] float32, by encoder, of the images in one file of the target store."""
+    """A store of features [G, ...] float32, by encoder, of the images in one file of the target store.
 
-    def __init__(self, store: TargetStore, name: str) -> None:
-        self.store, self.name = store, name
+    rounded: dtype that the images went through, without which features would depend on the run that made them first.
+    """
+
+    def __init__(self, store: TargetStore, name: str, rounded: str) -> None:
+        self.store, self.name, self.rounded = store, name, rounded
 
     def path(self, encoder: str) -> Path:
-        return self.store.folder / encoder[:16] / f"{self.name}.safetensors"
+        kind = encoder[:16] if self.rounded == "float32" else f"{encoder[:16]}-{self.rounded}"
+        return self.store.folder / kind / f"{self.name}.safetensors"
 
     def get(self, encoder: str) -> np.ndarray | None:
         """Return the features, or None if none are stored yet. Raises TargetStoreError."""

@@ -203,8 +203,9 @@ def sub_schedule(process: NoiseProcess, t: Level, s: Level, std: Tensor, substep
         times = process.nearest(torch.lerp(t.half_log_snr.expand(substeps), end.expand(substeps), part)).timestep
     else:
         discrete = isinstance(process, VariancePreserving)
-        clean = torch.tensor(-1.0 if discrete else 0.0, dtype=torch.float64)
-        end = clean if d.half_log_snr > process.span[1] else process.nearest(d.half_log_snr).timestep
+        clean = d.half_log_snr > process.span[1] if discrete else d.sigma == 0
+        none = torch.tensor(-1.0 if discrete else 0.0, dtype=torch.float64)
+        end = none if clean else process.nearest(d.half_log_snr).timestep
         times = t.timestep + (end - t.timestep) * part
         times = torch.unique(torch.ceil(times)).flip(0) if discrete else times  # ceil: never past d
     return _schedule(process, times, "jump", d)

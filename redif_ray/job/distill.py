@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -69,10 +69,11 @@ def run_part(
     check_rounds(config)
     conditions = preflight(config, texts)
     check_room(config, conditions)
+    hashed = _hashed(config)
     stop.check()
     remote, fetched = prepare(config, resume=resume, console=console)
-    with _hashed_meanwhile(config):
-        config = with_batches(config, console, resume=resume)
+    config = with_batches(config, console, resume=resume)
+    hashed.result()
     try:
         folder = RunFolder.open(config, resume=resume)
     except RunFinished:
@@ -103,18 +104,22 @@ def run_part(
         folder.close()
 
 
-@contextmanager
-def _hashed_meanwhile(config: Config) -> Iterator[None]:
-    """Keep the checksums of the teacher's parts in the store, where all processes find them, computed beside the block.
+def _hashed(config: Config) -> Future[dict[str, str]]:
+    """Begin to put the checksums of the teacher's parts into the store, where all processes find them.
 
-    The files of a large text encoder take tens of seconds, and so does the choice of batches in the block, which keeps
-    one core busy.
+    The files of a large text encoder take tens of seconds, and so does the choice of batches meanwhile, which keeps one
+    core busy. An error there does not wait for the thread.
     """
-    teacher = teacher_outline(config.teacher)
-    with ThreadPoolExecutor(1) as beside:
-        hashed = beside.submit(teacher.parts_sha256, factory.digests(config))
-        yield
-        hashed.result()
+    teacher, future = teacher_outline(config.teacher), Future[dict[str, str]]()
+
+    def compute() -> None:
+        try:
+            future.set_result(teacher.parts_sha256(factory.digests(config)))
+        except Exception as error:
+            future.set_exception(error)
+
+    threading.Thread(target=compute, name="checksums", daemon=True).start()
+    return future
 
 
 def _texts(given: Any, column: str) -> Sequence[str] | None:

@@ -146,9 +146,7 @@ def session(config: Config, conditions: Conditions, folder: RunFolder, stop: Sto
     stop.listen()  # again, because Ray replaced the handler of SIGTERM
     torch.set_num_threads(1)
     teacher = teacher_outline(config.teacher)
-    teacher.parts_sha256(
-        factory.digests(config)
-    )  # computed once here, so that the workers find the digests in the cache
+    teacher.parts_sha256(factory.digests(config))  # unless they are in the cache, where the workers look for them
     plan = RoundPlan(config, conditions)
     roles = {"rollout": config.rollout, "reward": config.reward}
     with reserved(roles, config.learner, stop) as places, folder.token() as token:

@@ -55,6 +55,8 @@ class Trainee:
 
     def update(self, round: Round) -> dict[str, float]:
         """Train on a round; return its metrics."""
+        if self.average is not None and self.phase.begins_anew(round.number):
+            self.average.restart(self.parameters)
         metrics = self.phase.update(self.learning, round)
         if self.average is not None:
             self.average.update(self.parameters)

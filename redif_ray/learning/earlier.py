@@ -11,7 +11,7 @@ from torch import Tensor
 from redif_ray.checkpoint import pack, unpack
 from redif_ray.learning.ema import ExponentialAverage
 from redif_ray.models.protocol import DiffusionModel
-from redif_ray.models.student import trainable, with_weights
+from redif_ray.models.student import trainable
 
 NAME = "earlier_student"
 
@@ -32,8 +32,17 @@ class EarlierStudent:
     @contextmanager
     def in_place(self) -> Iterator[None]:
         """Give the student's network the earlier weights in this block."""
-        with with_weights(self.student, self.average.average):
+        self._swap()
+        try:
             yield
+        finally:
+            self._swap()
+
+    def _swap(self) -> None:
+        """Exchange the data of the student's parameters with the earlier ones, which copies nothing."""
+        kept = self.average.average
+        for name, parameter in trainable(self.student).items():
+            parameter.data, kept[name] = kept[name], parameter.data
 
     def belongings(self) -> list[Any]:
         """Return the weights, which are on the learner's device."""

@@ -31,6 +31,13 @@ class ExponentialAverage:
             average.lerp_(weights[name].detach().to(average), 1 - decay)
         self.updates += 1
 
+    @torch.no_grad()
+    def restart(self, weights: Mapping[str, Tensor]) -> None:
+        """Begin anew with a copy of `weights`."""
+        for name, average in self.average.items():
+            average.copy_(weights[name].detach())
+        self.updates = 0
+
     def weights(self) -> dict[str, Tensor]:
         """Return a copy of the average."""
         return {name: w.clone() for name, w in self.average.items()}

@@ -57,7 +57,7 @@ class Learning:
     optimizer: optimiser of the student's weights; each phase has a new one. teacher: may be None where no regulariser
     pulls towards it. running: statistics for the advantage `running`.
     rewards: builds the reward terms on the rank's device. all_reduce: sums tensors over `world` ranks; None for one.
-    companion: what the phase trains beside the student (`Phase.companion`), or None.
+    companion: what the phase keeps beside the student (`Phase.companion`), or None.
     """
 
     config: Config

@@ -38,7 +38,7 @@ def image_dtype(config: Config) -> type[np.generic]:
 def images_as_sent(images: np.ndarray, config: Config) -> np.ndarray:
     """Return the teacher's images, float32 in [0, 1], as they travel between workers."""
     dtype = image_dtype(config)
-    return np.rint(255 * images).astype(dtype) if dtype is np.uint8 else images.astype(dtype, copy=False)
+    return np.rint(255 * images.clip(0, 1)).astype(dtype) if dtype is np.uint8 else images.astype(dtype, copy=False)
 
 
 def images_received(sent: np.ndarray) -> Tensor:

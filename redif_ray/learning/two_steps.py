@@ -3,8 +3,9 @@
     x_t = alpha_t x + sigma_t eps                                    x: the teacher's image, in latents
     loss = mean |step(x_t; t -> s) - step'(step''(x_t; t -> u); u -> s)|^2,      t > u >= s
 
-with deterministic steps (DDIM), the student's on the left. Where u = s, the second step on the right is none. In
-progressive distillation both steps on the right are those of an earlier student (Salimans & Ho, arXiv 2202.00512). For
+with deterministic steps (DDIM), the student's on the left. Where u = s, there is no second step on the right. At the
+first level of the schedule x_t is sigma_t eps, from which the student is sampled too. In progressive distillation both
+steps on the right are those of an earlier student, or the teacher's at first (Salimans & Ho, arXiv 2202.00512). For
 consistency the first is the teacher's, and the second that of an average of the student (Song et al., arXiv
 2303.01469), up to the end of one of N segments (Heek et al., arXiv 2403.06807).
 """
@@ -49,14 +50,16 @@ class Steps:
 
 
 def halved_steps(process: NoiseProcess, schedule: Schedule, parts: int) -> Steps:
-    """Return the steps of a student that takes at most `parts` of them in each interval of its schedule, in halves."""
+    """Return the steps of a student that takes at most `parts` of them in each interval of its schedule, in halves.
+
+    They are pairs of the steps of twice as many parts, the last of which may be alone where timesteps are discrete.
+    """
 
     def each() -> Iterator[tuple[Level, Level, Level, Level]]:
-        for k, inner in _inner(process, schedule, parts):
-            for i in range(len(inner) - 1):
-                t, s = inner[i], inner[i + 1]
-                halves = sub_schedule(process, t, s, DETERMINISTIC, 2).levels
-                yield t, schedule[k] if i == 0 else t, halves[1], s
+        for k, inner in _inner(process, schedule, 2 * parts):
+            for i in range(0, len(inner) - 1, 2):
+                t, s = inner[i], inner[min(i + 2, len(inner) - 1)]
+                yield t, schedule[k] if i == 0 else t, inner[i + 1], s
 
     return _stacked(each())
 
@@ -142,6 +145,7 @@ class TwoStepUpdater:
 
     def __init__(self, learning: Learning, round: Round, steps: Steps, taught: Taught) -> None:
         self.learning, self.round, self.steps, self.taught = learning, round, steps, taught
+        self.started = time.perf_counter()
         units = {metas[0].unit.index: metas[0].unit for metas in round.metas}
         self.total, held, student = sum(unit.rows for unit in units.values()), sorted(round.parts), learning.student
         self.groups = [g for index in held for g in units[index].groups]
@@ -157,7 +161,7 @@ class TwoStepUpdater:
 
         Raises FloatingPointError where the loss or a gradient is not finite.
         """
-        started, learning = time.perf_counter(), self.learning
+        learning = self.learning
         for group in learning.optimizer.param_groups:
             group["lr"] = lr
         sums = torch.zeros(2, dtype=torch.float64, device=self.clean.device)  # of losses, of calls
@@ -177,7 +181,7 @@ class TwoStepUpdater:
             "learning_rate": lr,
             "network_calls_forward": float(sums[1]) + trained,
             "network_calls_backward": trained,
-            "seconds": time.perf_counter() - started,
+            "seconds": time.perf_counter() - self.started,
         }
 
     def _step(self, draw: int) -> tuple[float, float, float]:
@@ -185,8 +189,9 @@ class TwoStepUpdater:
         learning, steps, config = self.learning, self.steps, self.learning.config
         ids = {"seed": config.run.seed, "round": self.round.number, "draw": draw}
         eps, at = drawn(self.groups, len(steps), learning.student.latent_shape, **ids)
-        t = steps.t[at]
-        x = like(t.alpha, self.clean) * self.clean + like(t.sigma, self.clean) * eps.to(self.clean)
+        t, eps = steps.t[at], eps.to(self.clean)
+        shown = t.alpha * (at > 0)  # step 0 begins at the first level
+        x = like(shown, eps) * self.clean + like(t.sigma, eps) * eps
         batches = list(zip(self.rows, self.encoded, strict=True))
         with self.taught.during():
             ends = [endpoint(self.taught, x[r], steps, at[r], own) for r, own in batches]

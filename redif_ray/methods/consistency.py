@@ -34,7 +34,8 @@ class Consistency(MethodPhase):
     def calls(self, prices: Prices) -> Calls:
         groups = self.rounds * self.groups
         steps = groups * self.config.consistency.draws
-        own = prices.student * (1 + prices.backward)  # of the average, and of the student
+        alone = 1 / self.config.consistency.substeps  # the share of steps that end where the teacher's does
+        own = prices.student * (1 - alone + prices.backward)  # of the average, and of the student
         return Calls(reward=groups * prices.target, learner=steps * (prices.teacher + own))
 
     def update(self, learning: Learning, round: Round) -> dict[str, float]:

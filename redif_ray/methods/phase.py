@@ -59,7 +59,10 @@ class Calls:
 
 
 class Companion(Protocol):
-    """A network that a phase trains beside the student, in the learner, where every rank has the same one."""
+    """A network that a phase trains beside the student, or the weights of an earlier student.
+
+    The learner keeps it, and every rank has the same one.
+    """
 
     def belongings(self) -> list[Any]:
         """Return the networks and optimisers that leave a shared device between the learner's turns."""
@@ -80,7 +83,7 @@ class Scoring(ABC):
     unit: WorkUnit
     final: np.ndarray | None  # [R, *latent]: the last latents, if the phase asks for images
     trajectories: Trajectories | None  # if the phase asks for jumps
-    targets: np.ndarray | None  # [G, C, H, W]: the teacher's images, as `learning.rounding.images_as_sent` gives them
+    targets: np.ndarray | None  # [G, C, H, W]: the teacher's images, which `learning.rounding.images_received` takes
 
     @abstractmethod
     def terms(self) -> dict[str, np.ndarray]:
@@ -185,11 +188,11 @@ class Phase(ABC):
 
     @property
     def second_network(self) -> Lora | None:
-        """Return the adapters of the companion's network, of rank 0 for a whole copy; None without a companion."""
+        """Return the adapters of a companion's network, of rank 0 for a whole copy; None without such a network."""
         return None
 
     def companion(self, learning: Learning) -> Companion | None:
-        """Return what the phase trains beside the student, untrained; the learner keeps it and its checkpoints."""
+        """Return what the phase keeps beside the student, as it is at first; the learner keeps it in checkpoints."""
         return None
 
     @property
@@ -201,6 +204,10 @@ class Phase(ABC):
     def reads_means(self) -> bool:
         """Tell whether the update reads the means of the rollout, so that trajectories carry them."""
         return True
+
+    def begins_anew(self, round: int) -> bool:
+        """Tell whether the averaged weights begin anew with a round of the phase, because it pursues another aim."""
+        return False
 
     def stds(self, schedule: Schedule, round: int) -> Tensor:
         """Return the std S of each transition of a round, [N] float64; 0 is a deterministic step."""

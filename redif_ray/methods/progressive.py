@@ -43,6 +43,9 @@ class Progressive(MethodPhase):
         stage = own * halvings // self.rounds
         return stage, -(-stage * self.rounds // halvings)
 
+    def begins_anew(self, round: int) -> bool:
+        return self.stage(round)[1] == round - self.first_round
+
     def update(self, learning: Learning, round: Round) -> dict[str, float]:
         """Take optimiser steps towards two steps of the teacher or, after the first stage, of the earlier student."""
         from contextlib import nullcontext

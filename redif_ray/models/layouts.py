@@ -23,7 +23,10 @@ class RememberedLayouts(TorchDispatchMode):
         self.layouts: dict[Any, list[Layout] | None] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+        return self.called(func, args, kwargs or {})
+
+    def called(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Return the results of an operation."""
         if any(each.alias_info is not None for each in func._schema.returns):  # a view, or an argument written to
             return func(*args, **kwargs)
         key = func, _key(args), _key(kwargs)

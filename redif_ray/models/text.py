@@ -148,7 +148,8 @@ class TextModel(DiffusionModel):
             return super().encode_images(images)
         vae = self.part(VAE)
         vae.enable_slicing()
-        z = vae.encode(2 * images - 1).latent_dist.mode()
+        made = vae.encode(2 * images - 1)
+        z = made.latent_dist.mode() if hasattr(made, "latent_dist") else made.latents
         return (z - (getattr(vae.config, "shift_factor", None) or 0.0)) * vae.config.scaling_factor
 
     def parts_sha256(self, digest: Callable[[Path], str] = file_sha256) -> dict[str, str]:

@@ -136,6 +136,7 @@ class Networks:
             calls[role] += [partial(decode_and_back, self.teacher, images)] if images else []
         if any(phase.encodes_images for phase in phases):
             calls["learner"].append(partial(encode_images, self.teacher, states))
+            calls["learner"].append(partial(predict, self.teacher, states, config.teacher.guidance))
         if self.second is not None:
             calls["learner"].append(partial(train, self.second, states, 1.0))
         peaks = {role: max(map(peak_mb, made)) for role, made in calls.items()}
@@ -210,7 +211,10 @@ def _step(config: Config, trained: int) -> int:
 
 
 def _batch(config: Config, model: DiffusionModel) -> int:
-    """Return the bytes of the largest round's batch on a rank: states, means, jumps and conditions of its rows."""
+    """Return the bytes of the largest round's batch on a rank: states, means, jumps and conditions of its rows.
+
+    A phase that trains on images has their latents, noise, noised latents and targets, and conditions twice.
+    """
     latent, n = 4 * math.prod(model.latent_shape), config.student.steps
     encoded = sum(value.numel() * value.element_size() for value in model.encode([model.example]).values())
     sizes = [
@@ -218,4 +222,5 @@ def _batch(config: Config, model: DiffusionModel) -> int:
         for phase in phases_of(config)
         if phase.plays
     ]
+    sizes += [phase.groups * (5 * latent + 2 * encoded) for phase in phases_of(config) if phase.encodes_images]
     return max(sizes, default=0) // config.learner.workers

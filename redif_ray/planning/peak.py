@@ -3,61 +3,59 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode  # private: no public hook sees what each operation makes
 
 from redif_ray.models.layouts import RememberedLayouts
 
 
 def peak_mb(call: Callable[[], Any]) -> float:
     """Return the most MB that tensors made by `call` take at once, if a GPU ran it. Use it on meta tensors."""
-    with _fused_attention(), RememberedLayouts(), _Live() as live:
+    with _fused_attention(), _Live() as live:
         call()
     return live.peak / 1e6
 
 
-class _Live(TorchDispatchMode):
-    """Counts the bytes of the tensors that operations make: `now`, those still alive, and `peak`, the most at once."""
+class _Live(RememberedLayouts):
+    """Counts the bytes of the tensors that operations make: `now`, those still alive, and `peak`, the most at once.
+
+    It is one mode and not two, since each takes tens of microseconds for an operation, of which there are many.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.now = self.peak = 0
-        self.counted: set[int] = set()
+        self.counted: dict[int, weakref.ref[Any]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        for tensor in _tensors([args, kwargs]):
-            self._add(tensor, counts=False)  # a view of a weight is no new memory
-        result = func(*args, **(kwargs or {}))
-        for tensor in _tensors(result):
-            self._add(tensor)
+        kwargs = kwargs or {}
+        self._add((*args, *kwargs.values()), counts=False)  # a view of a weight is no new memory
+        result = self.called(func, args, kwargs)
+        self._add((result,))
         return result
 
-    def _add(self, tensor: Tensor, counts: bool = True) -> None:
-        storage = tensor.untyped_storage()
-        key, size = id(storage), storage.nbytes() if counts else 0  # tensors that share memory share a storage object
+    def _add(self, values: Iterable[Any], counts: bool = True) -> None:
+        for value in values:
+            if isinstance(value, Tensor):
+                self._add_storage(value.untyped_storage(), counts)
+            elif isinstance(value, list | tuple):
+                self._add(value, counts)
+
+    def _add_storage(self, storage: Any, counts: bool) -> None:
+        key = id(storage)  # tensors that share memory share a storage object
         if key not in self.counted:
-            self.counted.add(key)
+            size = storage.nbytes() if counts else 0
             self.now += size
             self.peak = max(self.peak, self.now)
-            weakref.finalize(storage, self._free, key, size)
+            self.counted[key] = weakref.ref(storage, lambda _: self._free(key, size))
 
     def _free(self, key: int, size: int) -> None:
-        self.counted.discard(key)
+        self.counted.pop(key, None)
         self.now -= size
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    """Yield the tensors among the arguments or the results of an operation."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, list | tuple | dict):
-        for each in value.values() if isinstance(value, dict) else value:
-            yield from _tensors(each)
 
 
 class _Attention(torch.autograd.Function):

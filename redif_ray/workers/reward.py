@@ -14,12 +14,13 @@ from torch.nn import Module
 
 from redif_ray.config import Config
 from redif_ray.diffusion import noise, schedules, solvers
+from redif_ray.diffusion.noise import Stream
 from redif_ray.diffusion.schedules import Schedule
 from redif_ray.evaluation.encoders import Encoder, embedded, load_encoder, networks_of
 from redif_ray.evaluation.judge_source import judge_files, needs_reference
 from redif_ray.evaluation.reference import ReferenceImages
 from redif_ray.evaluation.seen import see
-from redif_ray.learning.rounding import images_as_sent
+from redif_ray.learning.rounding import image_dtype, images_as_sent
 from redif_ray.methods import phases_by_name
 from redif_ray.models.protocol import DiffusionModel
 from redif_ray.planning import factory
@@ -166,7 +167,8 @@ class TeacherRewardWorker:
         self, unit: WorkUnit, images: Tensor, teacher: Tensor, names: Sequence[str] | None = None
     ) -> dict[str, Tensor]:
         """Return reward terms as `terms_of` does, on the device and with their gradient. names: of these; None: all."""
-        kept = self.store.features(unit.stream, unit.groups, unit.conditions)
+        rounded = image_dtype(self.config).__name__ if unit.stream == Stream.TRAIN else "float32"
+        kept = self.store.features(unit.stream, unit.groups, unit.conditions, rounded)
         _, _, conditions = unit.per_row()
         rewards = self.rewards if names is None else self.rewards.only(names)
         return rewards(RewardInputs(images, teacher, conditions, kept))

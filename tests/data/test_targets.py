@@ -187,6 +187,7 @@ def test_features_are_kept_beside_their_images(store: TargetStore, tmp_path: Pat
         (TargetStore(tmp_path, IDENTITY | {"seed": 1}), one, Stream.TRAIN),
     ):
         assert other.features(stream, GROUPS, CONDITIONS).get(encoder) is None
+    assert store.features(Stream.TRAIN, GROUPS, CONDITIONS, "uint8").get(one) is None
     path = store.features(Stream.TRAIN, GROUPS, CONDITIONS).path(one)
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(TargetStoreError, match=f"{path} is corrupt .* delete it, and it is computed again"):

@@ -86,7 +86,11 @@ def same_on_both(device: str, root: Path, *overrides: str) -> PlainLoop:
         ),
         ("method=distribution_matching", "learner.anchor.weight=0", "distribution_matching.groups=2"),
         ("method=consistency", "learner.anchor.weight=0", "consistency={groups: 2, draws: 2}"),
-        ("method=progressive", "learner.anchor.weight=0", "progressive={groups: 2, draws: 2, halvings: 2}"),
+        (
+            "method=progressive",
+            "learner={rounds: 2, anchor: {weight: 0}}",
+            "progressive={groups: 2, draws: 2, halvings: 2}",
+        ),
     ],
     ids=["rewards", "one step", "regulariser", "gate", "draft", "output", "matching", "consistency", "progressive"],
 )

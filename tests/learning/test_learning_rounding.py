@@ -100,16 +100,13 @@ def test_where_it_does_not_nothing_changes() -> None:
 
 def test_images_travel_in_eight_bits_where_networks_compute_in_16() -> None:
     images = np.linspace(0, 1, 2 * 3 * 50 * 50, dtype=np.float32).reshape(2, 3, 50, 50)
-    learned = "reward.terms={mse: {}, discriminator: {}}"
-    given = {
-        np.float32: (),
-        np.uint8: ("networks.precision=bfloat16",),
-        np.float16: ("networks.precision=float16", learned),
-    }
-    for dtype, overrides in given.items():
-        sent = images_as_sent(images, load("smoke", list(overrides)))
+    half, learned = "networks.precision=bfloat16", "reward.terms={mse: {}, discriminator: {}}"
+    for dtype, given in ((np.float32, []), (np.uint8, [half]), (np.float16, [half, learned])):
+        sent = images_as_sent(images, load("smoke", given))
         assert sent.dtype == dtype
         found = images_received(sent)
         assert found.dtype == torch.float32 and found.shape == images.shape
         assert float((found - torch.from_numpy(images)).abs().max()) <= {1: 0.5001 / 255, 2: 3e-4, 4: 0}[sent.itemsize]
         assert found.min() == 0 and found.max() == 1
+    beyond = images_as_sent(np.array([-0.01, 1.01], np.float32), load("smoke", [half]))
+    assert beyond.tolist() == [0, 255]  # a decoder of one's own that goes too far

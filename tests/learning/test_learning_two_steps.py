@@ -16,6 +16,7 @@ from redif_ray.diffusion.schedules import Schedule, build
 from redif_ray.diffusion.transition import Prediction, transition_mean
 from redif_ray.learning.earlier import EarlierStudent
 from redif_ray.learning.policy import Predict
+from redif_ray.learning.round_update import Round
 from redif_ray.learning.two_steps import Steps, Taught, drawn, endpoint, halved_steps, segment_steps
 from redif_ray.loop import PlainLoop
 from redif_ray.models.registry import load_teacher
@@ -49,6 +50,15 @@ def test_a_stage_takes_in_one_step_what_the_stage_before_took_in_two(name: str) 
     assert sigmas(fine.t)[::2] == sigmas(coarse.t)
     last = halved_steps(process, schedule, 1)
     assert sigmas(last.t) == sigmas(schedule.levels)[:-1] and sigmas(last.s) == sigmas(schedule.levels)[1:]
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_levels_cleaner_than_those_of_a_network_are_divided_too(shift: float) -> None:
+    """The last intervals of a long flow schedule lie below the least sigma at which a network is called."""
+    process = FlowMatching(shift=shift)
+    steps = halved_steps(process, build(process, 16, "log_snr_linear"), 4)
+    t, u, s = (torch.tensor(sigmas(level)) for level in (steps.t, steps.u, steps.s))
+    assert len(steps) == 64 and bool((t > u).all()) and bool((u > s).all())
 
 
 @pytest.mark.parametrize("name", PROCESSES)
@@ -106,6 +116,30 @@ def test_the_second_network_takes_the_second_step_alone() -> None:
     assert one.calls(steps, at) == 2 * 6 + 3
 
 
+def test_the_first_level_shows_no_image() -> None:
+    """Sampling starts there from noise alone; at Stable Diffusion's levels .07 of the image would show through."""
+    loop = PlainLoop(load("smoke", ["method=consistency", "consistency={groups: 16, draws: 1}", "warm_start.rounds=0"]))
+    seen: list[tuple[Tensor, Tensor]] = []
+    loop.trainee.start(loop.plan.phase(0))
+    student, predict = loop.student, loop.student.predict
+
+    def noted(x: Tensor, level: Level, encoded: dict[str, Tensor], *, guidance: float = 1.0) -> Prediction:
+        seen.append((x.detach(), level.timestep))
+        return predict(x, level, encoded, guidance=guidance)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(student, "predict", noted)
+        played = {unit.index: loop.play(unit, {}, "policy-0") for unit in loop.plan.units(0)}
+        metas, parts = [metas for metas, _ in played.values()], {i: data for i, (_, data) in played.items()}
+        loop.trainee.update(Round(0, metas, parts))
+    x, times = torch.cat([x for x, _ in seen]), torch.cat([t for _, t in seen])
+    first = times == times.max()
+    eps, at = drawn(range(16), 2 * 8, student.latent_shape, seed=0, round=0, draw=0)
+    sigma = loop.trainee.learning.schedule.levels.sigma[0]
+    assert bool(first.any()) and int(first.sum()) == int((at == 0).sum())
+    torch.testing.assert_close(x[first], like(sigma, eps) * eps[at == 0])
+
+
 def test_draws_depend_on_ids_alone() -> None:
     ids = {"seed": 3, "round": 5, "draw": 1}
     eps, at = drawn(range(400), 12, SHAPE, **ids)
@@ -133,6 +167,9 @@ def test_an_earlier_student_is_in_place_for_a_block() -> None:
     again.load({name: value.clone() for name, value in earlier.state().items()})
     with again.in_place():
         assert all(torch.equal(value, moved[name]) for name, value in get_weights(student).items())
+    with pytest.raises(KeyError), earlier.in_place():
+        raise KeyError
+    assert all(torch.equal(value, moved[name]) for name, value in get_weights(student).items())
 
 
 @pytest.mark.parametrize(
@@ -173,9 +210,24 @@ def test_a_latent_model_is_noised_in_the_latents_of_its_vae(tmp_path: Path) -> N
     steps = segment_steps(student.process, factory.student_schedule(student, loop.config.student), 2)
     eps, at = drawn(unit.groups, len(steps), student.latent_shape, seed=0, round=0, draw=0)
     t, s = steps.t[at], steps.s[at]
-    x, encoded = like(t.alpha, clean) * clean + like(t.sigma, clean) * eps, student.encode(unit.conditions)
+    x, encoded = like(t.alpha * (at > 0), clean) * clean + like(t.sigma, clean) * eps, student.encode(unit.conditions)
     taught = Taught(student.predict, student.predict, steps.t, (1.0, 1.0))  # the student starts as the teacher
     with torch.no_grad():
         end = endpoint(taught, x, steps, at, encoded)
         mean = transition_mean(student.predict(x, t, encoded), s, torch.zeros((), dtype=torch.float64))
     assert loop.round(0)["update/loss"] == pytest.approx(float((mean - end).square().mean()), rel=1e-3)
+
+
+def test_the_average_begins_anew_in_each_stage() -> None:
+    """It holds nothing of the students that were trained for finer steps."""
+    given = ("learner={rounds: 4, ema: 0.9}", "progressive={groups: 4, draws: 1, halvings: 2}", "warm_start.rounds=0")
+    loop = PlainLoop(load("smoke", ["method=progressive", *given]))
+    updates = []
+    for round in range(4):
+        loop.round(round)
+        assert loop.trainee.average is not None
+        updates.append(loop.trainee.average.updates)
+    assert updates == [1, 2, 1, 2]
+    average = loop.trainee.average
+    average.restart(loop.trainee.parameters)
+    assert all(torch.equal(average.average[name], value) for name, value in loop.trainee.parameters.items())
