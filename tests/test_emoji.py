@@ -82,7 +82,7 @@ def test_teacher_draws_what_the_caption_says(teacher: Any, name: str) -> None:
     assert right.float().mean() >= 0.85
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_its_card_and_that_of_its_student_run_by_themselves(teacher: Any, tmp_path: Path) -> None:
     """Its files are in half precision. The card's DDIM starts at pure noise, our sampler a little below."""
     own = copytree(ASSETS / "teachers" / "emoji", tmp_path / "own")

@@ -189,6 +189,7 @@ def halves(
     return found
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("half", HALVES)
 def test_a_card_of_a_teacher_in_16_bits(halves: Any, half: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Alone, from the merged weights; and the adapters beside the teacher. Both compute in float32, as `ours` does."""

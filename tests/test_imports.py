@@ -56,7 +56,7 @@ def test_a_bad_recipe_is_told_of_at_once(words: tuple[str, ...]) -> None:
     assert (code, imported) == ("2", []) and done.stderr.startswith("error: ") and float(seconds) < 5
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_driver_that_tracks_nothing_does_without_mlflow() -> None:
     assert heavy("import redif_ray.job.distill") == "diffusers torch"
 

@@ -73,7 +73,7 @@ def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_on_another_device_it_trains_alike(config: Any, tmp_path: Path) -> None:
     """Cut short there after a checkpoint, and resumed."""
     here = weights(train(config(out=str(tmp_path / "here"))))

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import second_device
 import torch
+from cases import mostly_long
 from short_runs import FAMILIES, SHORT, adapted, flat, rounds, told, written
 from smoke_runs import last_weights, plain_weights, smoke, summary
 from tiny_models import write_dit
@@ -99,15 +100,13 @@ def test_rounds(overrides: tuple[str, ...], device: str, tmp_path: Path) -> None
     same_on_both(device, tmp_path, *teacher, *overrides)
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.long) if n in ("sdxl", "sd3") else n for n in FAMILIES]
-)
+@pytest.mark.parametrize("name", mostly_long(FAMILIES, lambda name: name in ("sd", "dit")))
 def test_families(name: str, device: str, tmp_path: Path) -> None:
     loop = same_on_both(device, tmp_path, *written(name, tmp_path), *adapted(name))
     assert all(p.device.type == device for part in loop.reward.teacher.parts.values() for p in part.parameters())
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", mostly_long(FAMILIES, lambda name: name in ("sd", "dit")))
 def test_float32_adapters_of_networks_in_16_bits(name: str, device: str, tmp_path: Path) -> None:
     """A policy round's weights are no measure: Adam makes whole steps of what rounding in 16 bits made of gradients."""
     overrides = (*written(name, tmp_path), *adapted(name), *SHORT, "networks.precision=bfloat16")
@@ -266,6 +265,7 @@ def test_the_learned_reward(device: str, tmp_path: Path) -> None:
     loop.reward.rewards.learned.load({name: value.cpu() for name, value in learned.weights().items()})
 
 
+@pytest.mark.long
 def test_workers_of_a_search(device: str, tmp_path: Path) -> None:
     """Images and terms along a schedule, GITS's costs, the gradient of a schedule, an agent: as on the CPU."""
     overrides = (

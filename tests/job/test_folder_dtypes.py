@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from cases import mostly_long
 from safetensors.torch import load_file
 from short_runs import FAMILIES, SHORT, adapted, flat, rounds, written
 from smoke_runs import smoke
@@ -17,6 +18,7 @@ from redif_ray.job.export import export_weights
 from redif_ray.models.protocol import DiffusionModel
 from redif_ray.models.registry import load_model, load_teacher
 
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 pytestmark = pytest.mark.slow
 ROUNDING = 2e-5  # of merged adapters; full weights agree bit for bit
 
@@ -40,8 +42,13 @@ def images(model: DiffusionModel, guidance: float) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("lora", [pytest.param(False, marks=pytest.mark.long), True], ids=["full", "lora"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    mostly_long(
+        [(name, dtype) for name in FAMILIES for dtype in DTYPES],
+        lambda name, dtype: DTYPES.index(dtype) == list(FAMILIES).index(name) % len(DTYPES),
+    ),
+)
 def test_a_teacher_is_distilled_whatever_its_files_hold(
     name: str, dtype: torch.dtype, lora: bool, tmp_path: Path
 ) -> None:

@@ -42,7 +42,7 @@ def test_a_whole_frame_has_the_gradient_of_a_quadratic_reward() -> None:
     torch.testing.assert_close(found, -2 * (X - 0.3), atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("count", [pytest.param(1, marks=pytest.mark.long), 3])
 def test_the_estimate_is_unbiased_for_a_reward_without_a_gradient(count: int) -> None:
     """R is 1 where the first coordinate is positive: J is the share of a ball of radius S sqrt(3) on that side."""
     std, groups, x = 0.4, 20_000, torch.tensor([0.2, -0.5, 0.9])

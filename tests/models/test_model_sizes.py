@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
+from cases import mostly_long
 from diffusers import DiffusionPipeline
 from tiny_models import normal, write_dit, write_unet
 from tiny_pipelines import write_edm, write_sd, write_sd3, write_sdxl
@@ -128,7 +129,7 @@ def test_stores_of_another_size_are_others_and_without_the_keys_the_same(
     assert fingerprint(load_teacher(config.teacher)) != fingerprint(load_model(folders["sdxl"]))
 
 
-@pytest.mark.parametrize("name", list(TEXT))
+@pytest.mark.parametrize("name", mostly_long(TEXT, lambda name: name == "sd"))
 def test_a_round_at_another_size(name: str, folders: dict[str, Path], tmp_path: Path) -> None:
     """Targets, trajectories, rewards and an update of images that are not square."""
     sizes = ("teacher.height=24", "teacher.width=32", "warm_start.rounds=0")

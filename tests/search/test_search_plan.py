@@ -58,7 +58,7 @@ def test_the_order_in_which_trials_end_changes_nothing(concurrent: int) -> None:
     assert run(plan(settings(concurrent=concurrent)), 1) == run(plan(settings(concurrent=concurrent)), 2)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_result_is_never_worse_than_a_start_and_here_better() -> None:
     search = plan(settings(sampler="gp", shape_trials=25, refine_trials=15), (4,))
     run(search)

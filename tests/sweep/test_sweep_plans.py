@@ -76,7 +76,7 @@ def test_the_order_in_which_trials_end_changes_nothing(make: Callable[[], Plan])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sampler", ["gp", "tpe", "random", "cmaes", "grid"])
+@pytest.mark.parametrize("sampler", [pytest.param("gp", marks=pytest.mark.long), "tpe", "random", "cmaes", "grid"])
 def test_the_best_is_never_worse_than_the_recipe_and_here_better(sampler: str) -> None:
     plan = selection(f"sweep.sampler={sampler}", "sweep.trials=24")
     rows = play(plan)

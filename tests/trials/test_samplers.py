@@ -49,7 +49,10 @@ def test_proposals_lie_in_the_space(sampler: str, steps: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("sampler", "trials", "reached"), [("gp", 25, 0.01), ("tpe", 60, 0.1), ("cmaes", 60, 0.1)])
+@pytest.mark.parametrize(
+    ("sampler", "trials", "reached"),
+    [pytest.param("gp", 25, 0.01, marks=pytest.mark.long), ("tpe", 60, 0.1), ("cmaes", 60, 0.1)],
+)
 def test_it_finds_the_bottom_of_a_bowl(sampler: str, trials: int, reached: float) -> None:
     assert min(map(bowl, run(sampler, shape_space(["a", "b", "c"], 4), bowl, trials, seed=0))) < reached
 
