@@ -10,7 +10,7 @@ from smoke_runs import last_weights, plain_weights, smoke, train
 from redif_ray.checkpoint import load_checkpoint
 from redif_ray.runs.jsonl import read_rows
 
-pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("cluster")]
+pytestmark = [pytest.mark.cluster, pytest.mark.long, pytest.mark.usefixtures("cluster")]
 
 
 def test_an_interrupted_run_of_distribution_matching_ends_as_a_plain_loop(root: Path) -> None:
@@ -35,7 +35,6 @@ def test_an_interrupted_run_of_distribution_matching_ends_as_a_plain_loop(root: 
     assert len(rows) == 3 and all(row["fake_score/loss"] > 0 for row in rows)
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("method", ["consistency", "progressive"])
 def test_an_interrupted_run_with_an_earlier_student_ends_as_a_plain_loop(method: str, root: Path) -> None:
     """Progressive distillation is interrupted within its second stage."""

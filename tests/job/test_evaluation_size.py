@@ -53,6 +53,7 @@ def few_steps(config: Config, folder: RunFolder) -> Seen:
     return joined([worker.see(unit, way)[1] for unit in units])
 
 
+@pytest.mark.long
 @pytest.mark.cluster
 def test_a_latent_run_at_another_size(cluster: None, root: Path) -> None:
     """SDXL's network, which is told the size: every arm and the reference have it, and the run's files stay."""

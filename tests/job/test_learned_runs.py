@@ -16,7 +16,7 @@ from redif_ray.checkpoint import load_checkpoint
 from redif_ray.job.evaluate import evaluate
 from redif_ray.runs.jsonl import read_rows
 
-pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("cluster")]
+pytestmark = [pytest.mark.cluster, pytest.mark.long, pytest.mark.usefixtures("cluster")]
 
 
 def state(folder: Path, version: int) -> dict[str, torch.Tensor]:
@@ -49,13 +49,11 @@ def test_it_learns_after_each_policy_round_and_scores_the_next(learned: Path, pl
     assert found["compute"]["rewards"]["flops"] > 0
 
 
-@pytest.mark.long
 def test_evaluated_again_it_is_the_last_version_that_scores(learned: Path) -> None:
     found = json.loads(evaluate(learned, [], checkpoint="best", console=Console()).read_text())
     assert found["arms"] == summary(learned)["arms"]
 
 
-@pytest.mark.long
 def test_resumed_it_learns_on_as_if_nothing_had_happened(learned: Path) -> None:
     """With other numbers of workers too."""
     weights, version, paired = last_weights(learned), state(learned, 4), summary(learned)["arms"]["student"]["paired"]

@@ -73,6 +73,7 @@ def within(folder: Path, text: str) -> list[Path]:
     return [p for p in folder.rglob("*") if p.is_file() and text.encode() in p.read_bytes()]
 
 
+@pytest.mark.long
 @pytest.mark.cluster
 def test_a_run_whose_reward_only_its_workers_have(learned: Path) -> None:
     """Calibrated, validated and evaluated; the token is in no file of the run, of MLflow or of Ray."""

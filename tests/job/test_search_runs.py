@@ -17,7 +17,7 @@ from redif_ray.runs.folder import RunFinished
 from redif_ray.runs.jsonl import read_rows
 from redif_ray.search.search import search
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.long]
 SMALL = [
     "search.steps=[2,3]",
     "search.rungs=[16,32]",
@@ -71,7 +71,6 @@ def test_every_trial_is_a_nested_run(whole: Path) -> None:
     assert all("distance" in run.data.metrics for run in nested)
 
 
-@pytest.mark.long
 def test_killed_and_resumed_with_more_workers_it_finds_the_same(whole: Path, root: Path) -> None:
     overrides = [f"run.root={root}", "run.name=killed", "tracking.uri=off", *SMALL]
     command = [sys.executable, "-m", "redif_ray.cli", "search", "smoke", *overrides]
