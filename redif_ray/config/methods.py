@@ -77,11 +77,10 @@ class Consistency(Strict):
         description="Optimiser steps of a round, at least 1, each on new noise on the round's images. Raise it where "
         "the teacher's images cost more than the update.",
     )
-    substeps: int = Field(
+    substeps: Positive = Field(
         8,
-        ge=2,
-        description="Steps into which the teacher divides each of the student's, at least 2. More are more exact and "
-        "take longer to learn.",
+        description="Steps into which the teacher divides each of the student's, at least 1, which teaches its "
+        "guidance alone. More are more exact and take longer to learn.",
     )
     decay: float = Field(
         0.95,
