@@ -77,6 +77,10 @@ def lost(folder: Path) -> set[str]:
 
 def kill_in_mid_round(*parts: str, seen: Callable[[], bool] = lambda: True) -> None:
     """Workers that stand still, until all is `seen`, let no round end: what is asked for meanwhile is lost in it."""
+    deadline = time.monotonic() + 60
+    while not (actors("ray::RolloutActor") and actors("ray::RewardActor")):  # one that was killed is on its way back
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
     (rollout,), (reward,) = actors("ray::RolloutActor"), actors("ray::RewardActor")
     deadline = time.monotonic() + 60
     for worker in (rollout, reward):
