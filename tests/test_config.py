@@ -117,7 +117,13 @@ def test_a_last_part_that_several_sections_have_names_them_all() -> None:
         ("student.steps=2.5", ["student.steps=2.5", "integer"]),
         ("student.steps=0", ["student.steps=0", "greater than 0"]),
         ("student.steps=65", ["student.steps=65", "less than or equal to 64"]),
-        ("method=ppo", ["method='ppo'", "redif, output, sfd, draft, straight, dist", "progressive, or your own"]),
+        (
+            "method=ppo",
+            [
+                "method='ppo'",
+                "redif, output, sfd, draft, straight, distribution_matching, consistency, progressive, or your own",
+            ],
+        ),
         ("student.levels=[999,x]", ["student.levels.1='x'", "number"]),
         ("rollout.guided=true", ["rollout.guided=True", "not a value"]),
         ("exploration.antithetic=7", ["exploration.antithetic=7", "boolean"]),

@@ -17,12 +17,10 @@ from torch import Tensor
 from redif_ray.diffusion.levels import Level, NoiseProcess, VariancePreserving, like
 from redif_ray.diffusion.schedules import Schedule
 from redif_ray.diffusion.solvers import Predict
-from redif_ray.diffusion.transition import Prediction, transition_mean
+from redif_ray.diffusion.transition import DETERMINISTIC, Prediction, transition_mean
 
 LEVEL = ("alpha", "sigma", "timestep")
 NEAR = 1e-6  # share of the span of half log-SNR; a continuous process ends this close to the cleanest level
-
-_NO_NOISE = torch.zeros((), dtype=torch.float64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +87,7 @@ def move(process: NoiseProcess, state: State, fraction: Tensor) -> Visit:
     fraction: share of the remaining half log-SNR, float [B] in (0, 1).
     """
     level = further(process, state.level, fraction)
-    return Visit(transition_mean(state.prediction, level, _NO_NOISE), level, state.prediction.x0, state.calls)
+    return Visit(transition_mean(state.prediction, level, DETERMINISTIC), level, state.prediction.x0, state.calls)
 
 
 def call(predict: Predict, visit: Visit) -> State:
@@ -103,7 +101,7 @@ def call(predict: Predict, visit: Visit) -> State:
 
 def stop(process: NoiseProcess, state: State) -> Tensor:
     """Return the latents [B, ...] of images that stop in `state`."""
-    return transition_mean(state.prediction, process.terminal(), _NO_NOISE)
+    return transition_mean(state.prediction, process.terminal(), DETERMINISTIC)
 
 
 def further(process: NoiseProcess, level: Level, fraction: Tensor) -> Level:

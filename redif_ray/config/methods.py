@@ -68,15 +68,20 @@ class DistributionMatching(Strict):
     )
 
 
-class Consistency(Strict):
-    """The method consistency: multistep consistency distillation, without reward."""
+class OnImages(Strict):
+    """A method that trains on noised images of the teacher."""
 
-    groups: Positive = Field(48, description="Images of a round of consistency distillation, at least 1.")
+    groups: Positive = Field(48, description="Images of a round, at least 1.")
     draws: Positive = Field(
         8,
         description="Optimiser steps of a round, at least 1, each on new noise on the round's images. Raise it where "
         "the teacher's images cost more than the update.",
     )
+
+
+class Consistency(OnImages):
+    """The method consistency: multistep consistency distillation, without reward."""
+
     substeps: Positive = Field(
         8,
         description="Steps into which the teacher divides each of the student's, at least 1, which teaches its "
@@ -91,15 +96,9 @@ class Consistency(Strict):
     )
 
 
-class Progressive(Strict):
+class Progressive(OnImages):
     """The method progressive: progressive distillation, without reward."""
 
-    groups: Positive = Field(48, description="Images of a round of progressive distillation, at least 1.")
-    draws: Positive = Field(
-        8,
-        description="Optimiser steps of a round, at least 1, each on new noise on the round's images. Raise it where "
-        "the teacher's images cost more than the update.",
-    )
     halvings: int = Field(
         3,
         ge=1,

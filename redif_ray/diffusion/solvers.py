@@ -19,19 +19,17 @@ from torch import Tensor
 
 from redif_ray.diffusion.levels import Level, NoiseProcess, like
 from redif_ray.diffusion.schedules import Schedule, sub_schedule
-from redif_ray.diffusion.transition import Prediction, transition_mean
+from redif_ray.diffusion.transition import DETERMINISTIC, Prediction, transition_mean
 
 Predict = Callable[[Tensor, Level], Prediction]  # one network call: x [B, ...] at a scalar level
 Solver = Callable[[Predict, Tensor, Schedule], Tensor]
 JumpSolver = Literal["euler", "dpmpp_2m"]
 
-_NO_NOISE = torch.zeros((), dtype=torch.float64)
-
 
 def euler(predict: Predict, x: Tensor, schedule: Schedule) -> Tensor:
     """Solve to first order by transitions with S = 0: DDIM (Song et al., arXiv 2010.02502). N network calls."""
     for i in range(schedule.steps):
-        x = transition_mean(predict(x, schedule[i]), schedule[i + 1], _NO_NOISE)
+        x = transition_mean(predict(x, schedule[i]), schedule[i + 1], DETERMINISTIC)
     return x
 
 
@@ -44,7 +42,7 @@ def heun(predict: Predict, x: Tensor, schedule: Schedule) -> Tensor:
     for i in range(schedule.steps):
         t, s = schedule[i], schedule[i + 1]
         prediction = predict(x, t)
-        ahead = transition_mean(prediction, s, _NO_NOISE)
+        ahead = transition_mean(prediction, s, DETERMINISTIC)
         x = ahead if i == schedule.steps - 1 else _advance(x, (prediction.x0 + predict(ahead, s).x0) / 2, t, s)
     return x
 

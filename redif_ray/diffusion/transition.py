@@ -19,6 +19,7 @@ from torch import Tensor
 from redif_ray.diffusion.levels import Level, like
 
 ExplorationKind = Literal["posterior", "cps"]
+DETERMINISTIC = torch.zeros((), dtype=torch.float64)  # S of a step that does not explore
 
 
 @dataclass(frozen=True, slots=True)

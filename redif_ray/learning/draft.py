@@ -20,7 +20,7 @@ from redif_ray.diffusion import noise
 from redif_ray.diffusion.noise import Stream
 from redif_ray.diffusion.schedules import Schedule
 from redif_ray.diffusion.solvers import initial
-from redif_ray.diffusion.transition import transition_mean
+from redif_ray.diffusion.transition import DETERMINISTIC, transition_mean
 from redif_ray.learning.policy import Predict
 from redif_ray.learning.rounding import images_received
 from redif_ray.learning.step import AllReduce, optimiser_step
@@ -51,7 +51,7 @@ def draft_loss(
     first = 0 if last_steps is None else n - last_steps
 
     def step(x: Tensor, k: int) -> Tensor:
-        return transition_mean(predict(x, schedule[k], encoded), schedule[k + 1], torch.zeros((), dtype=torch.float64))
+        return transition_mean(predict(x, schedule[k], encoded), schedule[k + 1], DETERMINISTIC)
 
     with torch.no_grad():
         for k in range(first):

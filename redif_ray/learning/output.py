@@ -20,14 +20,12 @@ from torch import Tensor
 
 from redif_ray.config import Term
 from redif_ray.diffusion.schedules import Schedule
-from redif_ray.diffusion.transition import transition_mean
+from redif_ray.diffusion.transition import DETERMINISTIC, transition_mean
 from redif_ray.learning.policy import CAUSES, Predict, RatioError
 from redif_ray.learning.round_update import Learning
 from redif_ray.learning.rounding import ratio_tolerance
 from redif_ray.learning.step import AllReduce, idle_calls, optimiser_step
 from redif_ray.rewards.combine import weighted_sum
-
-DETERMINISTIC = torch.zeros((), dtype=torch.float64)  # S of every step
 
 
 def ascent(

@@ -26,14 +26,11 @@ from redif_ray.diffusion import noise
 from redif_ray.diffusion.levels import Level, NoiseProcess, like
 from redif_ray.diffusion.noise import Stream
 from redif_ray.diffusion.schedules import Schedule, sub_schedule
-from redif_ray.diffusion.transition import transition_mean
+from redif_ray.diffusion.transition import DETERMINISTIC, transition_mean
 from redif_ray.learning.policy import Predict
 from redif_ray.learning.round_update import Learning, Round
 from redif_ray.learning.rounding import images_received
 from redif_ray.learning.step import optimiser_step
-from redif_ray.models.protocol import DiffusionModel
-
-DETERMINISTIC = torch.zeros((), dtype=torch.float64)  # S of every step
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,11 +129,6 @@ def _left(steps: Steps, at: Tensor) -> Tensor:
     return torch.nonzero(steps.u[at].half_log_snr < steps.s[at].half_log_snr).flatten()
 
 
-def predictor(model: DiffusionModel, guidance: float) -> Predict:
-    """Return the model's prediction with guidance."""
-    return partial(model.predict, guidance=guidance)
-
-
 class TwoStepUpdater:
     """Takes the optimiser steps of a round on this rank's images; the counterpart of `learning.update.Updater`.
 
@@ -154,7 +146,7 @@ class TwoStepUpdater:
         self.clean = torch.cat([student.encode_images(images[r].to(student.device)) for r in self.rows])
         encoded = student.encode([c for index in held for c in units[index].conditions])
         self.encoded = [{name: value[r] for name, value in encoded.items()} for r in self.rows]
-        self.predict = predictor(student, learning.config.student.guidance)
+        self.predict = partial(student.predict, guidance=learning.config.student.guidance)
 
     def run(self, draws: int, lr: float, after: Callable[[], None] = lambda: None) -> dict[str, float]:
         """Take `draws` optimiser steps, each with new noise; return metrics. after: is called after each.

@@ -6,6 +6,7 @@ teacher and, from there, the step of an average of the student. It is a control 
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from redif_ray.methods.phase import Calls, MethodPhase, Prices
@@ -48,8 +49,8 @@ class Consistency(MethodPhase):
         steps = two_steps.segment_steps(student.process, learning.schedule, config.consistency.substeps)
         guided, own = teacher.calls_per_step(config.teacher.guidance), student.calls_per_step(config.student.guidance)
         taught = two_steps.Taught(
-            two_steps.predictor(teacher, config.teacher.guidance),
-            two_steps.predictor(student, config.student.guidance),
+            partial(teacher.predict, guidance=config.teacher.guidance),
+            partial(student.predict, guidance=config.student.guidance),
             starts=steps.t,
             costs=(guided / own, 1.0),
             during=learning.companion.in_place,

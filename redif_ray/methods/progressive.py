@@ -6,6 +6,7 @@ halves the teacher's. It trains on noised images of the teacher. It is a control
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from redif_ray.methods.phase import Calls, MethodPhase, Prices
@@ -62,8 +63,8 @@ class Progressive(MethodPhase):
         model, guidance = (student, config.student.guidance) if stage else (teacher, config.teacher.guidance)
         cost = model.calls_per_step(guidance) / student.calls_per_step(config.student.guidance)
         taught = two_steps.Taught(
-            two_steps.predictor(model, guidance),
-            two_steps.predictor(model, guidance),
+            partial(model.predict, guidance=guidance),
+            partial(model.predict, guidance=guidance),
             starts=steps.called if stage else steps.t,
             costs=(cost, cost),
             during=learning.companion.in_place if stage else nullcontext,

@@ -155,11 +155,9 @@ class Networks:
         average = 4 if config.learner.ema or config.warm_start.ema else 0
         trained = sum(p.numel() for p in trainable(student).values())
         phases = phases_of(config)
-        scores, encodes = (
-            any(phase.scores_in_learner for phase in phases),
-            any(phase.encodes_images for phase in phases),
-        )
-        beside = parts.always + (parts.decode if scores or encodes else 0) + (encoder_bytes(config) if scores else 0)
+        scores = any(phase.scores_in_learner for phase in phases)
+        vae = parts.decode if scores or any(phase.encodes_images for phase in phases) else 0
+        beside = parts.always + vae + (encoder_bytes(config) if scores else 0)
         held = beside + (
             fsdp_rank_bytes(config, teacher, student) if config.learner.fsdp else network_bytes(teacher.network) + added
         )

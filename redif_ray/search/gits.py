@@ -19,7 +19,7 @@ from redif_ray.diffusion import solvers
 from redif_ray.diffusion.levels import NoiseProcess, VarianceExploding
 from redif_ray.diffusion.schedules import Schedule, build
 from redif_ray.diffusion.solvers import Predict
-from redif_ray.diffusion.transition import transition_mean
+from redif_ray.diffusion.transition import DETERMINISTIC, transition_mean
 
 GRID = 60  # network calls of the teacher's trajectory
 GAMMAS = (0.85, 1.0, 1.15)
@@ -38,15 +38,14 @@ def costs(predict: Predict, unit_noise: Tensor, levels: Schedule) -> np.ndarray:
     """
     x, m = solvers.initial(levels, unit_noise), levels.steps
     states, predictions = [x], []
-    still = torch.zeros((), dtype=torch.float64)
     for i in range(m):
         predictions.append(predict(x, levels[i]))
-        x = transition_mean(predictions[i], levels[i + 1], still)
+        x = transition_mean(predictions[i], levels[i + 1], DETERMINISTIC)
         states.append(x)
     cost = np.full((m + 1, m + 1), np.inf)
     for i in range(m):
         for j in range(i + 1, m + 1):
-            miss = states[j] - transition_mean(predictions[i], levels[j], still)
+            miss = states[j] - transition_mean(predictions[i], levels[j], DETERMINISTIC)
             cost[i, j] = float(miss.flatten(1).norm(dim=1).double().mean())
     return cost
 

@@ -19,7 +19,7 @@ SIZES: dict[str, tuple[Callable[[Path], Path], list[str]]] = {
     "flux": (real_sizes.flux_dev, [f"teacher.family={FAMILY}:load"]),
     "edm_imagenet64_4step": (real_sizes.edm_imagenet_64, []),
 }
-SECONDS, MB = 60, 2500  # of wall time, or of a core where other work keeps the driver waiting; and of memory
+SECONDS, MB = 60, 2500  # of a core of the driver, so that other work on the machine does not count; and of memory
 
 
 @pytest.mark.long
@@ -58,7 +58,7 @@ def test_the_first_worker_is_asked_for_soon_and_in_little_memory(recipe: str, tm
     took = time.monotonic() - started
     assert asked, (tmp_path / "output").read_text()
     print(f"{recipe}: {cpu:.0f} s of a core in {took:.0f} s, {most:,.0f} MB")
-    assert min(cpu, took) <= SECONDS and most <= MB
+    assert cpu <= SECONDS and most <= MB
 
 
 def _title(process: psutil.Process) -> str:

@@ -75,20 +75,21 @@ def lost(folder: Path) -> set[str]:
     return {row["lost"] for row in read_rows(folder / "lost.jsonl")}
 
 
+def until(point: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not point():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
 def kill_in_mid_round(*parts: str, seen: Callable[[], bool] = lambda: True) -> None:
     """Workers that stand still, until all is `seen`, let no round end: what is asked for meanwhile is lost in it."""
-    deadline = time.monotonic() + 60
-    while not (actors("ray::RolloutActor") and actors("ray::RewardActor")):  # one that was killed is on its way back
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    until(lambda: bool(actors("ray::RolloutActor") and actors("ray::RewardActor")))  # those killed before are back
     (rollout,), (reward,) = actors("ray::RolloutActor"), actors("ray::RewardActor")
-    deadline = time.monotonic() + 60
     for worker in (rollout, reward):
         worker.suspend()
     time.sleep(1)
-    while not seen():
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
+    until(seen)
     for part in parts:
         (victim,) = actors(part)
         victim.kill()

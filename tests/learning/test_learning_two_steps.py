@@ -13,7 +13,7 @@ from torch import Tensor
 from redif_ray.config import load
 from redif_ray.diffusion.levels import FlowMatching, Level, NoiseProcess, VarianceExploding, VariancePreserving, like
 from redif_ray.diffusion.schedules import Schedule, build
-from redif_ray.diffusion.transition import Prediction, transition_mean
+from redif_ray.diffusion.transition import DETERMINISTIC, Prediction, transition_mean
 from redif_ray.learning.earlier import EarlierStudent
 from redif_ray.learning.policy import Predict
 from redif_ray.learning.round_update import Round
@@ -214,7 +214,7 @@ def test_a_latent_model_is_noised_in_the_latents_of_its_vae(tmp_path: Path) -> N
     taught = Taught(student.predict, student.predict, steps.t, (1.0, 1.0))  # the student starts as the teacher
     with torch.no_grad():
         end = endpoint(taught, x, steps, at, encoded)
-        mean = transition_mean(student.predict(x, t, encoded), s, torch.zeros((), dtype=torch.float64))
+        mean = transition_mean(student.predict(x, t, encoded), s, DETERMINISTIC)
     assert loop.round(0)["update/loss"] == pytest.approx(float((mean - end).square().mean()), rel=1e-3)
 
 
