@@ -149,16 +149,39 @@ class VarianceExploding:
 class FlowMatching:
     """Rectified flow (Liu et al., arXiv 2209.03003): alpha = 1 - sigma, timestep = `scale` sigma, sigma in (0, 1].
 
-    shift: a network for larger images was trained on noisier levels (Esser et al., arXiv 2403.03206, eq. 23); uniform
-    schedules are shifted alike, sigma = shift u / (1 + (shift - 1) u) for uniform u.
+    shift, growth: a network for larger images was trained on noisier levels (Esser et al., arXiv 2403.03206, eq. 23);
+    a uniform schedule of N levels is shifted alike, see `shifted`, by s = shift exp(growth N). last: sigma of the last
+    of these N levels, to which they are stretched; 0: they are not stretched.
     """
 
-    def __init__(self, *, scale: float = 1000.0, sigma_min: float = 1e-3, shift: float = 1.0) -> None:
+    def __init__(
+        self,
+        *,
+        scale: float = 1000.0,
+        sigma_min: float = 1e-3,
+        shift: float = 1.0,
+        growth: float = 0.0,
+        last: float = 0.0,
+    ) -> None:
         if not 0 < sigma_min < 0.5:
             raise ValueError(f"sigma_min={sigma_min}: expected a value in (0, 0.5)")
         if not shift > 0:
             raise ValueError(f"shift={shift}: expected a value above 0")
+        if not 0 <= last < 1:
+            raise ValueError(f"last={last}: expected a value in [0, 1)")
         self.scale, self.sigma_min, self.shift = scale, sigma_min, shift
+        self.growth, self.last = growth, last
+
+    def shifted(self, u: Tensor) -> Tensor:
+        """Return the sigmas s u / (1 + (s - 1) u) of N uniform levels u, float64 [N] from 1 down, stretched to `last`.
+
+        One level alone is pure noise and cannot be stretched.
+        """
+        s = self.shift * math.exp(self.growth * len(u))
+        sigma = s * u / (1 + (s - 1) * u)
+        if not self.last or len(u) == 1:
+            return sigma
+        return 1 - (1 - sigma) * (1 - self.last) / (1 - sigma[-1])
 
     @property
     def span(self) -> tuple[float, float]:

@@ -217,8 +217,7 @@ def uniform_trailing(process: NoiseProcess, steps: int) -> Tensor:
     if isinstance(process, VariancePreserving):
         return torch.round(process.timesteps * (1 - part)) - 1
     if isinstance(process, FlowMatching):
-        u = 1 - part
-        return process.scale * process.shift * u / (1 + (process.shift - 1) * u)
+        return process.scale * process.shifted(1 - part)
     raise ValueError(
         "uniform_trailing: the timestep of a VE process is sigma, and even steps in it spend nearly all on noise; "
         "use karras or log_snr_linear"

@@ -52,11 +52,11 @@ def pipeline_recipe(student: TextModel, schedule: Schedule, guidance: float) -> 
         levels = f"timesteps={timesteps(schedule)}"
     whole = sampling_dtype(None, student.frozen.folder, "cuda") == torch.float32
     gpu_dtype = "float32" if whole else "bfloat16"  # which holds what overflows in a VAE's float16
-    code = _code(kind, levels, guidance, student.size, gpu_dtype)
+    code = _code(kind, levels, student.pipeline_guidance(guidance), student.size, gpu_dtype)
     return Recipe(scheduler, sigmas, code, NEEDS, gpu_dtype=gpu_dtype)
 
 
-def _code(kind: str, levels: str, guidance: float, size: tuple[int, int] | None, gpu_dtype: str) -> str:
+def _code(kind: str, levels: str, guided: dict[str, float], size: tuple[int, int] | None, gpu_dtype: str) -> str:
     return "\n".join(
         [
             "import torch",
@@ -68,7 +68,7 @@ def _code(kind: str, levels: str, guidance: float, size: tuple[int, int] | None,
             f'    "{CAPTION}",',
             f"    {levels},",
             *([] if size is None else [f"    height={size[0]}, width={size[1]},"]),
-            f"    guidance_scale={guidance:g},",
+            f"    {', '.join(f'{name}={value:g}' for name, value in guided.items())},",
             "    generator=torch.Generator().manual_seed(0),",
             ").images[0]",
             'image.save("sample.png")',

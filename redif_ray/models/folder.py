@@ -6,6 +6,7 @@ Weights are read from safetensors only. A missing file is an error; no default t
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -155,13 +156,35 @@ def _final_alpha_cumprod(scheduler: Any) -> float:
     return float(scheduler.alphas_cumprod[0]) if stops else 1.0
 
 
-def flow_matching(scheduler: Any) -> dict[str, Any]:
-    """Return the fields of a DiffusionModel that follow from a flow-matching scheduler. Raises ModelError."""
+def flow_matching(scheduler: Any, mu: tuple[float, float] | None = None) -> dict[str, Any]:
+    """Return the fields of a DiffusionModel that follow from a flow-matching scheduler. Raises ModelError.
+
+    mu: numbers a, b of the family's rule mu = a + b N for an image of this size in N steps, which decides the shift
+    where the scheduler has use_dynamic_shifting; None: the family has no such rule.
+    """
     config, name = scheduler.config, type(scheduler).__name__
     if not isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
         raise ModelError(f"the scheduler is a {name}; expected a FlowMatchEulerDiscreteScheduler")
-    for option in ("use_dynamic_shifting", "invert_sigmas", "shift_terminal"):
+    for option in ("invert_sigmas", *(() if mu else ("use_dynamic_shifting",))):
         if config.get(option):
             raise ModelError(f"{name} has {option}={config[option]}, which is not supported; expected false or null")
-    process = FlowMatching(scale=config.num_train_timesteps, shift=config.shift)
+    shift, growth = _dynamic_shift(config, *mu) if mu and config.use_dynamic_shifting else (config.shift, 0.0)
+    last = config.get("shift_terminal") or 0.0
+    process = FlowMatching(scale=config.num_train_timesteps, shift=shift, growth=growth, last=last)
     return {"process": process, "prediction_type": "flow_prediction", "clip": None, "scheduler": scheduler}
+
+
+def mu_by_tokens(scheduler: Any, tokens: int) -> tuple[float, float]:
+    """Return `mu` of `flow_matching` by the scheduler's own line: linear in the tokens of an image, alike for all N."""
+    c = scheduler.config
+    slope = (c.max_shift - c.base_shift) / (c.max_image_seq_len - c.base_image_seq_len)
+    return c.base_shift + slope * (tokens - c.base_image_seq_len), 0.0
+
+
+def _dynamic_shift(config: Any, mu: float, growth: float) -> tuple[float, float]:
+    """Return shift and growth of `FlowMatching` for mu + growth N: its exponential, or mu itself. Raises ModelError."""
+    if config.get("time_shift_type", "exponential") == "exponential":
+        return math.exp(mu), growth
+    if growth:
+        raise ModelError("time_shift_type=linear with a mu that depends on the steps; expected exponential")
+    return mu, 0.0

@@ -70,6 +70,11 @@ class DiffusionModel(ABC):
         return self.network.config
 
     @property
+    def embeds_guidance(self) -> bool:
+        """Whether the network takes the guidance scale as an input; `output` then finds it in `encoded["guidance"]`."""
+        return False
+
+    @property
     def parts(self) -> dict[str, Module]:
         """The loaded frozen networks beside the denoising one, by name: they encode conditions and decode latents."""
         return {}
@@ -178,20 +183,30 @@ class DiffusionModel(ABC):
     def predict(self, x: Tensor, level: Level, encoded: Encoded, *, guidance: float = 1.0) -> Prediction:
         """Return x0_hat and eps_hat, float32, for x [B, *latent_shape] float32 at `level`, scalar or [B].
 
-        guidance w: output = uncond + w (cond - uncond) (Ho & Salimans, arXiv 2207.12598), both halves in one call of 2B
-        rows; w = 1 calls with B rows. Raises ModelError if the network has no conditions to guide by.
+        guidance w: the output is `guided`, both halves in one call of 2B rows; w = 1 calls with B rows, and a network
+        that embeds its guidance always does. Raises ModelError if the network has no conditions to guide by.
         """
         self._check(x, level, encoded)
         timestep = level.timestep.to(x.device, torch.float32 if x.device.type == "mps" else None)  # it has no float64
         timestep = timestep.expand(len(x))
-        if guidance == 1:
+        if self.embeds_guidance:
+            scale = torch.full((len(x),), guidance, dtype=torch.float32, device=x.device)
+            output = self.output(x, timestep, encoded | {"guidance": scale}).float()
+        elif guidance == 1:
             output = self.output(x, timestep, encoded).float()
         else:
-            null = self.null_conditions(len(x))
-            both = {name: torch.cat([encoded[name], null[name]]) for name in encoded}
+            both = stacked([encoded, self.null_conditions(len(x))])
             cond, uncond = self.output(torch.cat([x, x]), timestep.repeat(2), both).float().chunk(2)
-            output = uncond + guidance * (cond - uncond)
+            output = self.guided(cond, uncond, guidance)
         return to_prediction(self.prediction_type, output, x, level, self.clip)
+
+    def guided(self, cond: Tensor, uncond: Tensor, guidance: float) -> Tensor:
+        """Return uncond + w (cond - uncond), classifier-free guidance w (Ho & Salimans, arXiv 2207.12598).
+
+        cond, uncond: outputs with and without the condition, float32 [B, *latent_shape]. A family whose pipeline
+        combines them in another way overrides this method.
+        """
+        return uncond + guidance * (cond - uncond)
 
     def predictor(self, encoded: Encoded, guidance: float) -> Predict:
         """Return `predict` of x and level alone, for rows with the conditions `encoded`."""
@@ -199,7 +214,7 @@ class DiffusionModel(ABC):
 
     def calls_per_step(self, guidance: float) -> int:
         """Return the number of network evaluations that one prediction of one image takes."""
-        return 1 if guidance == 1 else 2
+        return 1 if guidance == 1 or self.embeds_guidance else 2
 
     def _check(self, x: Tensor, level: Level, encoded: Encoded) -> None:
         if tuple(x.shape[1:]) != self.latent_shape:
@@ -213,6 +228,21 @@ class DiffusionModel(ABC):
 def repeated(encoded: Encoded, siblings: int) -> Encoded:
     """Return the encoded conditions of each row, given those of each group, which its siblings share."""
     return {name: value.repeat_interleave(siblings, 0) for name, value in encoded.items()}
+
+
+def stacked(parts: Sequence[Encoded]) -> Encoded:
+    """Return the rows of several encodings as one. Shorter states, along the second axis, are filled up with zeros.
+
+    A family whose captions differ in length encodes a mask too, which is zero there.
+    """
+    return {name: torch.cat(_as_long([part[name] for part in parts])) for name in parts[0]}
+
+
+def _as_long(rows: list[Tensor]) -> list[Tensor]:
+    if rows[0].ndim == 1 or len({row.shape[1] for row in rows}) == 1:
+        return rows
+    longest = max(row.shape[1] for row in rows)
+    return [torch.cat([row, row.new_zeros(len(row), longest - row.shape[1], *row.shape[2:])], 1) for row in rows]
 
 
 def _members(module: Module) -> Iterator[Module]:

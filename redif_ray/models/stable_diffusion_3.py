@@ -13,7 +13,7 @@ from torch import Tensor
 from redif_ray.models.components import Parts
 from redif_ray.models.folder import flow_matching, load_network, load_scheduler, read_index
 from redif_ray.models.protocol import SIZE_KEYS, Encoded, ModelError
-from redif_ray.models.text import VAE, TextModel, latent_shapes, vae_scale
+from redif_ray.models.text import TextModel, latent_shapes
 
 PARTS = ("vae", "tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2")
 T5 = ("tokenizer_3", "text_encoder_3")
@@ -48,7 +48,7 @@ class StableDiffusion3(TextModel):
         model = super().at_size(height, width)
         longest, patch = self.config.pos_embed_max_size, self.config.patch_size
         if longest is not None and max(model.latent_shape[1:]) > longest * patch:
-            limit = longest * patch * vae_scale(self.frozen.configs[VAE])
+            limit = longest * patch * self.scale
             raise ModelError(
                 f"images of {height} x {width} pixels: the network's position embeddings "
                 f"(pos_embed_max_size={longest}) reach to {limit} pixels; set {SIZE_KEYS} to at most as many"

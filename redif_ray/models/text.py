@@ -22,10 +22,11 @@ from torch.nn import Module
 from redif_ray.checkpoint import file_sha256
 from redif_ray.data.encodings import EncodingStore
 from redif_ray.data.targets import content_hash
+from redif_ray.diffusion.levels import NoiseProcess
 from redif_ray.models.components import Parts
 from redif_ray.models.folder import INDEX, without_weights
 from redif_ray.models.logging import quiet
-from redif_ray.models.protocol import SIZE_KEYS, DiffusionModel, Encoded, ModelError
+from redif_ray.models.protocol import SIZE_KEYS, DiffusionModel, Encoded, ModelError, stacked
 from redif_ray.types import Condition
 
 REMEMBERED = 64 * 2**20  # bytes on the device: 12 encoded captions of Stable Diffusion 3, 280 of 1.5
@@ -61,12 +62,16 @@ class TextModel(DiffusionModel):
     def encode_prompt(self, caption: str | None) -> Encoded:
         """Return the network's inputs for one caption, or for none, made by `pipeline`: one row."""
 
+    def pipeline_guidance(self, guidance: float) -> dict[str, float]:
+        """Return the arguments of a call of `pipeline_kind` that guide as `guided` does."""
+        return {"guidance_scale": guidance}
+
     @property
     def parts(self) -> dict[str, Module]:
         return self.frozen.networks()
 
     def at_size(self, height: int, width: int) -> Self:
-        scale, own = vae_scale(self.frozen.configs[VAE]), self.image_shape[1:]
+        scale, own = self.scale, self.image_shape[1:]
         if (height, width) == own:
             return self
         if tuple(scale * edge for edge in self.latent_shape[1:]) != own:
@@ -80,7 +85,23 @@ class TextModel(DiffusionModel):
             )
         latent_shape = (self.latent_shape[0], height // scale, width // scale)
         image_shape = (self.image_shape[0], height, width)
-        return replace(self, latent_shape=latent_shape, image_shape=image_shape, size=(height, width), known={})
+        return replace(
+            self,
+            latent_shape=latent_shape,
+            image_shape=image_shape,
+            process=self.process_at(latent_shape),
+            size=(height, width),
+            known={},
+        )
+
+    @property
+    def scale(self) -> int:
+        """The pixels of an image along the edge of one latent."""
+        return vae_scale(self.frozen.configs[VAE])
+
+    def process_at(self, latent_shape: tuple[int, ...]) -> NoiseProcess:
+        """Return the noise process for latents of this shape; some pipelines shift the levels of larger images."""
+        return self.process
 
     def size_multiple(self, scale: int) -> int:
         """Return the number of which an image's height and width are multiples, in pixels.
@@ -105,8 +126,7 @@ class TextModel(DiffusionModel):
         return [name for name in self.frozen.kinds if name != VAE]
 
     def encode(self, conditions: Sequence[Condition]) -> Encoded:
-        rows = [self._encoded(condition) for condition in conditions]
-        return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+        return stacked([self._encoded(condition) for condition in conditions])
 
     def null_conditions(self, batch: int) -> Encoded:
         return self.encode([None] * batch)
@@ -136,11 +156,20 @@ class TextModel(DiffusionModel):
             cut = [caption for caption, length in zip(cut, lengths, strict=True) if length > limit]
         return cut
 
+    def to_vae(self, latents: Tensor) -> Tensor:
+        """Return the VAE's own latents of the network's latents [B, *latent_shape]."""
+        config = self.part(VAE).config
+        return latents / config.scaling_factor + (getattr(config, "shift_factor", None) or 0.0)
+
+    def from_vae(self, z: Tensor) -> Tensor:
+        """Return the network's latents [B, *latent_shape] of the VAE's own: the inverse of `to_vae`."""
+        config = self.part(VAE).config
+        return (z - (getattr(config, "shift_factor", None) or 0.0)) * config.scaling_factor
+
     def decode(self, latents: Tensor) -> Tensor:
         vae = self.part(VAE)
         vae.enable_slicing()
-        z = latents / vae.config.scaling_factor + (getattr(vae.config, "shift_factor", None) or 0.0)
-        return (vae.decode(z).sample / 2 + 0.5).clamp(0, 1)
+        return (vae.decode(self.to_vae(latents)).sample / 2 + 0.5).clamp(0, 1)
 
     @torch.no_grad()
     def encode_images(self, images: Tensor) -> Tensor:
@@ -149,8 +178,7 @@ class TextModel(DiffusionModel):
         vae = self.part(VAE)
         vae.enable_slicing()
         made = vae.encode(2 * images - 1)
-        z = made.latent_dist.mode() if hasattr(made, "latent_dist") else made.latents
-        return (z - (getattr(vae.config, "shift_factor", None) or 0.0)) * vae.config.scaling_factor
+        return self.from_vae(made.latent_dist.mode() if hasattr(made, "latent_dist") else made.latents)
 
     def parts_sha256(self, digest: Callable[[Path], str] = file_sha256) -> dict[str, str]:
         return self.frozen.files(list(self.frozen.kinds), digest) | {INDEX: content_hash(self._options)}
@@ -204,13 +232,14 @@ class TextModel(DiffusionModel):
         self.store = EncodingStore(root, content_hash([self.frozen.files(self._encoders, digest), rules]))
 
 
-def latent_shapes(network: Any, vae: Any, where: Path) -> dict[str, Any]:
+def latent_shapes(network: Any, vae: Any, where: Path, patch: int = 1) -> dict[str, Any]:
     """Return `latent_shape` and `image_shape` of a network on the latents of a VAE with the config `vae`.
 
-    They are (C,) alone where the network's config names no size. where: the network's folder, for errors.
+    They are (C,) alone where the network's config names no size. where: the network's folder, for errors. patch: edge of
+    the square of latents whose channels are one token's; 1: the network takes latents as they are.
     Raises ModelError.
     """
-    size, channels = network.config.get("sample_size"), network.config.in_channels
+    size, channels = network.config.get("sample_size"), network.config.in_channels // patch**2
     if channels != vae.latent_channels:
         raise ModelError(
             f"{where}: in_channels={channels}; expected the {vae.latent_channels} channels of the VAE's latents (an "
