@@ -259,6 +259,31 @@ def export(
     console.print(f"student written to {export_checkpoint(run, out, checkpoint, schedule)}")
 
 
+@app.command("check-family")
+def check_family(
+    model: Annotated[str, typer.Argument(help="A diffusers folder, small or real; random weights will do.")],
+    family: Annotated[
+        str | None, typer.Option(help="Your own code that loads the model, as in teacher.family.")
+    ] = None,
+    height: Height = None,
+    width: Width = None,
+) -> None:
+    """Check the code of a model family against diffusers' pipeline and what redif-ray expects of it.
+
+    Example: redif check-family small_pipeline/ --family my_family.py:load
+    """
+    size = _size(height, width)
+    from redif_ray.job.check_family import check_family as findings
+
+    failed = 0
+    for finding in findings(model, family, size):
+        failed += not finding.passed
+        mark = "[green]ok[/]    " if finding.passed else "[bold red]wrong[/] "
+        console.print(f"{mark} {escape(finding.name)}: {escape(finding.text)}", highlight=False)
+    if failed:
+        raise UserError(f"{failed} checks failed; a run with this family would go wrong without a word")
+
+
 @app.command()
 def doctor(
     config: Annotated[

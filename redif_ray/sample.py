@@ -189,7 +189,8 @@ def _unfinished(
     config, (weights, _) = stored_config(run), deployed_weights(run, newest.name)
     dtype = sampling_dtype(precision, model_folder(config.teacher.model), device)
     changes = {"family": family} | ({} if size is None else {"height": size[0], "width": size[1]})
-    teacher = load_teacher(config.teacher.model_copy(update=changes), device=device, dtype=dtype)
-    student = make_student(teacher, config.student.lora, in_place=True)
+    config = config.model_copy(update={"teacher": config.teacher.model_copy(update=changes)})
+    teacher = load_teacher(config.teacher, device=device, dtype=dtype)
+    student = make_student(factory.start(config, teacher), config.student.lora, in_place=True)
     set_weights(student, weights)
     return student, factory.student_schedule(student, config.student), config.student.guidance

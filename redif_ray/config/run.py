@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -77,6 +77,11 @@ class Teacher(Strict):
         description="Your own code that loads the teacher, as path/to/file.py:load or package.module:load. null takes "
         "the family that knows the pipeline's class.",
     )
+    lora: dict[str, float] = Field(
+        default_factory=dict,
+        description="LoRA files (diffusers, peft, kohya or ComfyUI keys) that are merged into the teacher, each with a "
+        "weight, as {style.safetensors: 0.8}; a path alone has weight 1. Set it to distil a fine-tune.",
+    )
     height: Positive | None = Field(
         None,
         description="Height of all images of the run in pixels, set together with teacher.width. null is the size that "
@@ -103,6 +108,11 @@ class Teacher(Strict):
     store: str | None = Field(
         None, description="Folder of teacher targets, which runs may share. null is <run.root>/.targets."
     )
+
+    @field_validator("lora", mode="before")
+    @classmethod
+    def _one_file(cls, lora: Any) -> Any:
+        return {lora: 1.0} if isinstance(lora, str) else lora
 
     @property
     def size(self) -> tuple[int, int] | None:
@@ -154,9 +164,16 @@ class Student(Strict):
     steps: Positive = Field(
         4, le=64, description="N, the network calls that the deployed student makes for an image, from 1 to 64."
     )
+    init: str | None = Field(
+        None,
+        description="A distilled model that the student starts as: a diffusers folder of the teacher's family, an "
+        "exported student or a finished run. null starts as the teacher. Set it to go on from 8 steps to 4, or to "
+        "train a model of few steps by a reward.",
+    )
     schedule: str = Field(
         "uniform_trailing",
-        description="A named schedule (`redif_ray.diffusion.schedules`), or a schedule.yaml of `redif search`.",
+        description="A named schedule (`redif_ray.diffusion.schedules`), a schedule.yaml of `redif search`, or init, "
+        "the levels for which student.init was trained.",
     )
     levels: tuple[float, ...] | None = Field(
         None,

@@ -231,6 +231,17 @@ def uniform_leading(process: NoiseProcess, steps: int) -> Tensor:
     return torch.arange(steps - 1, -1, -1, dtype=torch.float64) * (process.timesteps // steps) + 1
 
 
+def flow_default(process: NoiseProcess, steps: int) -> Tensor:
+    """Return the levels of FlowMatchEulerDiscreteScheduler where a pipeline gives none, as Stable Diffusion 3's does.
+
+    They are evenly spaced from 1 to the shifted 1 / scale, both included, and then shifted again; float64 [N].
+    """
+    if not isinstance(process, FlowMatching):
+        raise ValueError("flow_default exists for flow matching only; use uniform_trailing or karras")
+    least = process.shift / (process.scale + process.shift - 1)
+    return process.scale * process.shifted(torch.linspace(1, least, steps, dtype=torch.float64))
+
+
 def _karras(process: NoiseProcess, steps: int) -> Tensor:
     """Return levels uniform in (sigma / alpha)^(1/7) (Karras et al., arXiv 2206.00364, eq. 5 with N + 1 points)."""
     high, low = (math.exp(-end / 7) for end in process.span)
@@ -289,6 +300,7 @@ def _schedule(process: NoiseProcess, timesteps: Tensor, name: str, end: Level | 
 _TIMESTEPS: dict[str, Callable[[NoiseProcess, int], Tensor]] = {
     "uniform_trailing": uniform_trailing,
     "uniform_leading": uniform_leading,
+    "flow_default": flow_default,
     "karras": _karras,
     "log_snr_linear": _log_snr_linear,
     "exponential": _log_snr_linear,

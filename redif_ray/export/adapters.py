@@ -1,6 +1,8 @@
-"""LoRA adapters of a student in the layout of diffusers and peft, for `pipe.load_lora_weights(folder)`.
+"""LoRA adapters of a student, in two layouts.
 
-The file's metadata carries rank and alpha: without it diffusers assumes that alpha is the rank and makes other images.
+`FILE` is for `pipe.load_lora_weights(folder)` of diffusers. Its metadata carries rank and alpha: without it diffusers
+assumes that alpha is the rank and makes other images. `COMFYUI` is for programs that do not read this metadata: the
+factor alpha / rank is multiplied into B, and the keys of a UNet are those of kohya's trainer.
 """
 
 from __future__ import annotations
@@ -8,8 +10,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
+from safetensors.torch import save_file
+from torch import Tensor
 
 from redif_ray.export.pipeline import WHOLE
 from redif_ray.export.recipe import Recipe
@@ -17,10 +22,11 @@ from redif_ray.models.student import ADAPTER
 from redif_ray.models.text import TextModel
 
 FILE = "pytorch_lora_weights.safetensors"
+COMFYUI = "comfyui_lora.safetensors"
 
 
 def save_adapters(student: TextModel, folder: Path) -> None:
-    """Write the adapters of `student` into `folder` as `FILE`."""
+    """Write the adapters of `student` into `folder` as `FILE` and as `COMFYUI`."""
     network: Any = student.network
     config: LoraConfig = network.peft_config[ADAPTER]
     layers = {k: v.detach().cpu() for k, v in get_peft_model_state_dict(network, adapter_name=ADAPTER).items()}
@@ -28,6 +34,23 @@ def save_adapters(student: TextModel, folder: Path) -> None:
     student.pipeline_kind.save_lora_weights(
         folder, **{f"{prefix}_lora_layers": layers, f"{prefix}_lora_adapter_metadata": config.to_dict()}
     )
+    save_file(_with_alpha_inside(layers, prefix, config.lora_alpha / config.r), folder / COMFYUI)
+
+
+def _with_alpha_inside(layers: dict[str, Tensor], component: str, factor: float) -> dict[str, Tensor]:
+    """Return adapters whose alpha is their rank. factor: alpha / rank of `layers`, with peft's keys."""
+    made: dict[str, Tensor] = {}
+    for key, value in layers.items():
+        layer, _, matrix = key.rpartition(".lora_")
+        value = value if matrix == "A.weight" else factor * value
+        if component != "unet":
+            made[f"{component}.{key}"] = value.contiguous()
+            continue
+        name = f"lora_unet_{layer.replace('.', '_')}"
+        made[f"{name}.lora_{'down' if matrix == 'A.weight' else 'up'}.weight"] = value.contiguous()
+        if matrix == "A.weight":
+            made[f"{name}.alpha"] = torch.tensor(float(len(value)))
+    return made
 
 
 def adapter_lines(student: TextModel, recipe: Recipe) -> str:

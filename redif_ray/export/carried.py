@@ -10,12 +10,13 @@ import inspect
 import logging
 import shutil
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from redif_ray.models.folder import INDEX
+from redif_ray.models.headers import variant_of, without_variant
 from redif_ray.models.protocol import DiffusionModel, ModelError
 from redif_ray.models.text import TextModel
 
@@ -54,10 +55,22 @@ def carried(student: DiffusionModel, folder: Path) -> list[Carried]:
         )
     licences = [path for path in (folder / name for name in LICENCES) if path.is_file() or path.is_symlink()]
     files = [_file(path, folder) for path in licences]
+    written = {student.component, SCHEDULER, *_changed(student)}  # the export writes the student's own
     for name in taken:
-        if name not in (student.component, SCHEDULER):  # the export writes the student's own
+        if name not in written:
             files += _part(folder, name)
     return files
+
+
+def save_changed_parts(student: DiffusionModel, out: Path) -> None:
+    """Write the text encoders that a LoRA file of the teacher changes, with the change, into the folder `out`."""
+    if isinstance(student, TextModel):
+        for name in sorted(student.frozen.changed):
+            student.part(name).save_pretrained(out / name, safe_serialization=True)
+
+
+def _changed(student: DiffusionModel) -> frozenset[str]:
+    return student.frozen.changed if isinstance(student, TextModel) else frozenset()
 
 
 def copy(files: Sequence[Carried], out: Path) -> None:
@@ -133,7 +146,10 @@ def _part(folder: Path, name: str) -> Iterator[Carried]:
             f'"{name}": [null, null] if the pipeline works without it'
         )
     inside(folder / name, folder, cache=False)
-    yield from _files(folder / name, folder)
+    variant = variant_of(folder / name)
+    for file in _files(folder / name, folder):
+        path = Path(file.name)
+        yield replace(file, name=path.with_name(without_variant(path.name, variant)).as_posix())
 
 
 def _files(path: Path, folder: Path) -> Iterator[Carried]:

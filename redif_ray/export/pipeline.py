@@ -45,18 +45,20 @@ def pipeline_recipe(student: TextModel, schedule: Schedule, guidance: float) -> 
     if isinstance(student.process, FlowMatching):
         scheduler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=int(student.process.scale), shift=1.0)
         sigmas = schedule.levels.sigma.tolist()
-        levels = f"sigmas={sigmas[:-1]}"
+        levels = {"sigmas": sigmas[:-1]}
     else:
         scheduler = euler_scheduler(student, schedule)
         sigmas = scheduler.sigmas.tolist()
-        levels = f"timesteps={timesteps(schedule)}"
+        levels = {"timesteps": timesteps(schedule)}
     whole = sampling_dtype(None, student.frozen.folder, "cuda") == torch.float32
     gpu_dtype = "float32" if whole else "bfloat16"  # which holds what overflows in a VAE's float16
     code = _code(kind, levels, student.pipeline_guidance(guidance), student.size, gpu_dtype)
-    return Recipe(scheduler, sigmas, code, NEEDS, gpu_dtype=gpu_dtype)
+    return Recipe(scheduler, sigmas, code, NEEDS, gpu_dtype=gpu_dtype, levels=levels)
 
 
-def _code(kind: str, levels: str, guided: dict[str, float], size: tuple[int, int] | None, gpu_dtype: str) -> str:
+def _code(
+    kind: str, levels: dict[str, list[float]], guided: dict[str, float], size: tuple[int, int] | None, gpu_dtype: str
+) -> str:
     return "\n".join(
         [
             "import torch",
@@ -66,7 +68,7 @@ def _code(kind: str, levels: str, guided: dict[str, float], size: tuple[int, int
             f"pipe = {kind}.from_pretrained(folder, {WHOLE}).to(device)",
             "image = pipe(",
             f'    "{CAPTION}",',
-            f"    {levels},",
+            f"    {', '.join(f'{name}={value}' for name, value in levels.items())},",
             *([] if size is None else [f"    height={size[0]}, width={size[1]},"]),
             f"    {', '.join(f'{name}={value:g}' for name, value in guided.items())},",
             "    generator=torch.Generator().manual_seed(0),",

@@ -2,11 +2,13 @@
 
 model_index.json, <network>/, scheduler/    the teacher's layout; adapters are merged into the weights
 pytorch_lora_weights.safetensors            the adapters alone, for a text-to-image student with adapters
+comfyui_lora.safetensors                    the same adapters for ComfyUI and other programs that read kohya's keys
 redif.json                                  timesteps, sigma / alpha, guidance and, if it is not the network's own, the
                                             size in pixels, that the student was trained for
 README.md                                   a model card whose code samples with torch and diffusers alone
 sample.py                                   the sampler that the card's code imports, for a student of pixels
-LICENSE, NOTICE and the other parts         unchanged copies of the teacher's parts that its pipeline takes
+LICENSE, NOTICE and the other parts         copies of the teacher's parts that its pipeline takes; text encoders that a
+                                            LoRA file of the teacher changes are written with this change
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ import torch
 from redif_ray.diffusion.schedules import Schedule
 from redif_ray.export.adapters import adapter_lines, save_adapters
 from redif_ray.export.card import CARD, card, licence
-from redif_ray.export.carried import carried, copy, exported_index, is_elsewhere
+from redif_ray.export.carried import carried, copy, exported_index, is_elsewhere, save_changed_parts
 from redif_ray.export.pipeline import pipeline_recipe
 from redif_ray.export.pixels import pixel_recipe
 from redif_ray.export.recipe import Recipe, network_timesteps, timesteps
@@ -71,6 +73,7 @@ def export_student(
         _write_json(partial / INDEX, index | {"scheduler": ["diffusers", type(how.scheduler).__name__]})
         _write_json(partial / SETTINGS, _settings(student, schedule, how, name, guidance))
         (partial / CARD).write_text(text)
+        save_changed_parts(student, partial)
         if how.sampler is not None:
             shutil.copyfile(how.sampler, partial / "sample.py")
         copy(files, partial)

@@ -50,11 +50,11 @@ def export_weights(
 
     summary: results of the run for the model card; None: a card without results.
     """
-    student = make_student(teacher, config.student.lora, in_place=True)
+    student = make_student(factory.start(config, teacher), config.student.lora, in_place=True)
     set_weights(student, weights)
     export_student(
         student,
-        factory.student_schedule(teacher, config.student),
+        factory.student_schedule(student, config.student),
         out,
         name=config.run.name,
         guidance=config.student.guidance,

@@ -24,6 +24,7 @@ from redif_ray.learning.regularisers import find_divergence
 from redif_ray.methods import phases_of
 from redif_ray.models.protocol import DiffusionModel, ModelError
 from redif_ray.models.registry import model_folder, replaced, teacher_outline
+from redif_ray.models.start import init_settings
 from redif_ray.models.student import check_targets
 from redif_ray.planning import factory
 from redif_ray.workers import runtime_env
@@ -41,20 +42,25 @@ def preflight(config: Config, captions: Sequence[str] | None = None) -> Conditio
     teacher = teacher_outline(config.teacher, check=True)
     if (replacement := replaced(teacher)) is not None:
         log.warning("%s", replacement)
-    check_targets(teacher.network, config.student.lora)
+    start = factory.start(config, teacher, check=True)
+    check_targets(start.network, config.student.lora)
     if any(phase.encodes_images for phase in phases_of(config)):
         teacher.encode_images(torch.empty(1, *teacher.image_shape, device="meta"))  # raises for a family without it
     teacher.blank(1)  # raises for a tokeniser that cannot be read
     conditions = factory.conditions(config, teacher, captions)
     _warn_of_long_captions(teacher, conditions)
     try:
-        schedule = factory.student_schedule(teacher, config.student)
+        schedule = factory.student_schedule(start, config.student)
         factory.teacher_schedule(teacher, config)
     except ValueError as error:
         raise ConfigError(f"student.schedule or teacher.schedule: {error}") from error
-    for key, guidance in (("student", config.student.guidance), ("teacher", config.teacher.guidance)):
-        _check_guidance(key, guidance, teacher, conditions)
-    _check_export(config, teacher, schedule)
+    for key, model, guidance in (
+        ("student", start, config.student.guidance),
+        ("teacher", teacher, config.teacher.guidance),
+    ):
+        _check_guidance(key, guidance, model, conditions)
+    _warn_of_other_guidance(config)
+    _check_export(config, start, schedule)
     _check_named_functions(config)
     runtime_env.handed_over(config.reward)
     if (
@@ -95,6 +101,20 @@ def _warn_of_long_captions(teacher: DiffusionModel, conditions: Conditions) -> N
             len(cut),
             len(captions),
             cut[0],
+        )
+
+
+def _warn_of_other_guidance(config: Config) -> None:
+    init, guidance = config.student.init, config.student.guidance
+    own = None if init is None else init_settings(init)
+    if own is not None and own["guidance"] != guidance:
+        log.warning(
+            "student.guidance=%g, and student.init=%s was trained to be sampled with %g; set student.guidance=%g to "
+            "keep that",
+            guidance,
+            init,
+            own["guidance"],
+            own["guidance"],
         )
 
 

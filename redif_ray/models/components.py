@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import diffusers
 import torch
@@ -22,6 +22,23 @@ from redif_ray.models.headers import weight_files
 from redif_ray.models.protocol import ModelError
 
 LIBRARIES = {"diffusers": diffusers, "transformers": transformers}  # an index may name classes of these
+
+
+class Change(Protocol):
+    """A change of parts that a file makes: its path, its weight, the names of these parts."""
+
+    @property
+    def path(self) -> Path: ...
+
+    @property
+    def weight(self) -> float: ...
+
+    @property
+    def parts(self) -> frozenset[str]: ...
+
+    def apply(self, name: str, part: Any) -> None:
+        """Change the part `name` in place; do nothing if it is not one of `parts`."""
+        ...
 
 
 class Parts:
@@ -45,6 +62,7 @@ class Parts:
         self.folder, self.dtype, self.empty = folder, dtype, weightless()
         self.kinds = {name: _kind(folder, name, *entry) if entry[1] else None for name, entry in entries.items()}
         self.loaded: dict[str, Any] = {}
+        self.changes: list[Change] = []
         self.configs = {name: self._network(name, read=False).config for name in self.kinds if self._is_network(name)}
         for name, kind in self.kinds.items():
             if name not in self.configs and kind is not None:
@@ -53,8 +71,20 @@ class Parts:
     def get(self, name: str, device: str | torch.device) -> Any:
         """Return the part `name`, on `device` if it is a network; None for an optional part that is absent."""
         if name not in self.loaded and self.kinds[name] is not None:
-            self.loaded[name] = self._network(name).to(device) if name in self.configs else self._tokenizer(name)
+            part = self._network(name) if name in self.configs else self._tokenizer(name)
+            for change in self.changes:
+                change.apply(name, part)
+            self.loaded[name] = part.to(device) if name in self.configs else part
         return self.loaded.get(name)
+
+    def change(self, change: Change) -> None:
+        """Change parts, which must not be loaded yet, when they are loaded; `files` names the change's file too."""
+        self.changes.append(change)
+
+    @property
+    def changed(self) -> frozenset[str]:
+        """The names of the parts that are not what their files say."""
+        return frozenset().union(*(change.parts for change in self.changes)) & self.kinds.keys()
 
     def networks(self) -> dict[str, Module]:
         """Return the networks that are loaded, by name."""
@@ -63,7 +93,9 @@ class Parts:
     def files(self, names: Sequence[str], digest: Callable[[Path], str]) -> dict[str, str]:
         """Return `digest` of each file that decides what the parts `names` do, by its path in the folder."""
         paths = [path for name in names if self.kinds[name] is not None for path in self._files(name)]
-        return {str(path.relative_to(self.folder)): digest(path) for path in sorted(paths)}
+        own = {str(path.relative_to(self.folder)): digest(path) for path in sorted(paths)}
+        made = [change for change in self.changes if change.parts & set(names)]
+        return own | {f"change {i}": f"{change.weight:g} {digest(change.path)}" for i, change in enumerate(made)}
 
     def _files(self, name: str) -> Iterator[Path]:
         folder = self.folder / name

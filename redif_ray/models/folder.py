@@ -20,11 +20,12 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from redif_ray.diffusion.levels import FlowMatching, VariancePreserving
-from redif_ray.models.headers import fits
+from redif_ray.models.headers import fits, variant_of
 from redif_ray.models.logging import quiet
 from redif_ray.models.protocol import ModelError
 
 INDEX = "model_index.json"
+SCHEDULER = "scheduler_config.json"
 SETTINGS = "redif.json"  # of an exported student
 _without_weights = ContextVar[Literal["checked", "unseen"] | None]("without_weights", default=None)
 PREDICTIONS = ("epsilon", "sample", "v_prediction")  # prediction types of variance preserving processes
@@ -62,30 +63,37 @@ def load_network(kind: Any, folder: Path, component: str, dtype: torch.dtype, *,
     Raises ModelError unless the file holds exactly the network's weights. Only the file of a text encoder may hold
     more, as those of old checkpoints do.
     """
-    if not (folder / component / "config.json").is_file():
+    place = component_folder(folder, component)
+    if not (place / "config.json").is_file():
         raise ModelError(f"{folder} has no {component}/config.json; expected a {kind.__name__} there")
     from_transformers = issubclass(kind, PreTrainedModel)
-    options: dict[str, Any] = {"dtype" if from_transformers else "torch_dtype": dtype}
+    options: dict[str, Any] = {"dtype" if from_transformers else "torch_dtype": dtype, "variant": variant_of(place)}
     if not read or weightless():
-        skeleton = _skeleton(kind, folder / component, dtype)
-        if _without_weights.get() == "unseen" or fits(skeleton, folder / component, may_hold_more=from_transformers):
+        skeleton = _skeleton(kind, place, dtype)
+        if _without_weights.get() == "unseen" or fits(skeleton, place, may_hold_more=from_transformers):
             return skeleton
         options["device_map"] = "meta"  # the library reads the file, and tells what is wrong with it
     try:
         with quiet():
-            network, loading = kind.from_pretrained(
-                folder / component, use_safetensors=True, output_loading_info=True, **options
-            )
+            network, loading = kind.from_pretrained(place, use_safetensors=True, output_loading_info=True, **options)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(
-            f"{folder / component} cannot be loaded as a {kind.__name__} from safetensors: {error}; write .bin "
+            f"{place} cannot be loaded as a {kind.__name__} from safetensors: {error}; write .bin "
             "weights again with save_pretrained(safe_serialization=True), or copy the folder once more"
         ) from error
     allowed = {"unexpected_keys"} if from_transformers else set()
     wrong = {name: names for name, names in loading.items() if names and name not in allowed}
     if wrong:
-        raise ModelError(f"{folder / component}: the weights are not those of its config.json: {wrong}")
+        raise ModelError(f"{place}: the weights are not those of its config.json: {wrong}")
     return network.eval().requires_grad_(False)
+
+
+def component_folder(folder: Path, component: str) -> Path:
+    """Return the folder of a pipeline's network: the one of its name, or the pipeline's own where that holds the files.
+
+    Old models of one network, such as google/ddpm-cifar10-32, have all files in one folder.
+    """
+    return folder if not (folder / component).is_dir() and (folder / "config.json").is_file() else folder / component
 
 
 @contextmanager
@@ -117,7 +125,8 @@ def _skeleton(kind: Any, folder: Path, dtype: torch.dtype) -> Any:
 
 def load_scheduler(folder: Path) -> Any:
     """Load the pipeline's scheduler as the diffusers class that it names, which reads its betas. Raises ModelError."""
-    path = folder / "scheduler" / "scheduler_config.json"
+    nested, flat = folder / "scheduler" / SCHEDULER, folder / SCHEDULER
+    path = flat if flat.is_file() and not nested.parent.is_dir() else nested
     if not path.is_file():
         raise ModelError(f"{folder} has no scheduler/{path.name}; expected the scheduler of the network's training")
     name = json.loads(path.read_text()).get("_class_name")

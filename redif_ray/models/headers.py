@@ -3,23 +3,60 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import defaultdict
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from torch.nn import Module
 
+from redif_ray.models.locate import ModelError
+
 FILES = ("model.safetensors", "diffusion_pytorch_model.safetensors")  # file names of transformers and diffusers
+VARIANT = re.compile(r"(?:diffusion_pytorch_)?model\.(?:(\w+)\.safetensors|safetensors\.index\.(\w+)\.json)")
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """Return the safetensors files of a network's folder: the whole file, or the shards that its index names."""
-    for whole in (folder / name for name in FILES):
-        if whole.is_file():
-            return [whole]
-        if (index := whole.with_name(f"{whole.name}.index.json")).is_file():
-            return [folder / shard for shard in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+    """Return the safetensors files of a network's folder: the whole file, or the shards that its index names.
+
+    Raises ModelError for a folder of several variants.
+    """
+    variant = variant_of(folder)
+    for name in FILES:
+        whole, index = _names(name, variant)
+        if (folder / whole).is_file():
+            return [folder / whole]
+        if (folder / index).is_file():
+            shards = json.loads((folder / index).read_text())["weight_map"].values()
+            return [folder / shard for shard in sorted(set(shards))]
     return []
+
+
+def variant_of(folder: Path) -> str | None:
+    """Return the variant of a network's weights, `fp16` for `model.fp16.safetensors`; None where they have no variant.
+
+    Raises ModelError for a folder that holds several variants and no weights without one.
+    """
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    if any(each in names for name in FILES for each in _names(name, None)):
+        return None
+    found = {match[1] or match[2] for match in map(VARIANT.fullmatch, names) if match}
+    if len(found) > 1:
+        raise ModelError(f"{folder} holds the variants {', '.join(sorted(found))}; keep the files of one")
+    return found.pop() if found else None
+
+
+def without_variant(name: str, variant: str | None) -> str:
+    """Return the name of a weight file, or of the index of its shards, without the variant."""
+    known = {_names(each, variant)[i]: _names(each, None)[i] for each in FILES for i in range(2)}
+    return known.get(name, name)
+
+
+def _names(name: str, variant: str | None) -> tuple[str, str]:
+    """Return the names of the whole file and of the index of its shards."""
+    if variant is None:
+        return name, f"{name}.index.json"
+    return name.replace(".safetensors", f".{variant}.safetensors"), f"{name}.index.{variant}.json"
 
 
 def fits(network: Module, folder: Path, *, may_hold_more: bool) -> bool:

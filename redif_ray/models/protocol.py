@@ -71,7 +71,7 @@ class DiffusionModel(ABC):
 
     @property
     def embeds_guidance(self) -> bool:
-        """Whether the network takes the guidance scale as an input; `output` then finds it in `encoded["guidance"]`."""
+        """The value is True where the network takes the guidance scale as an input, as `encoded["guidance"]`."""
         return False
 
     @property

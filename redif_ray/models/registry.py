@@ -61,11 +61,16 @@ def load_model(
 def load_teacher(
     teacher: Teacher, source: str | None = None, *, device: str = "cpu", dtype: torch.dtype = torch.float32
 ) -> DiffusionModel:
-    """Load the configured teacher with its family and size; see `load_model`.
+    """Load the configured teacher with its family, its size and its LoRA files; see `load_model`.
 
-    source: a student of the teacher, which is loaded in its place; None: the teacher.
+    source: a student of the teacher, whole, which is loaded in its place; None: the teacher.
     """
-    return load_model(source or teacher.model, family=teacher.family, device=device, dtype=dtype, size=teacher.size)
+    model = load_model(source or teacher.model, family=teacher.family, device=device, dtype=dtype, size=teacher.size)
+    if source is None and teacher.lora:
+        from redif_ray.models.adapters import merge_files  # peft and text-to-image pipelines take seconds to import
+
+        merge_files(model, teacher.lora)
+    return model
 
 
 def teacher_outline(
@@ -174,8 +179,11 @@ def fingerprint(model: DiffusionModel, digest: Callable[[Path], str] = file_sha2
     return weights_sha256(model.network.state_dict() | process | {"settings": text})
 
 
-def check_finite(model: DiffusionModel) -> None:
-    """Raise ModelError where a weight of the network is NaN or infinite, which would end in black images."""
+def check_finite(model: DiffusionModel, whose: str = "the teacher") -> None:
+    """Raise ModelError where a weight of the network is NaN or infinite, which would end in black images.
+
+    whose: the model, for the error.
+    """
     for name, value in model.network.state_dict().items():
         if value.is_floating_point() and not is_finite(value):
-            raise ModelError(f"weight {name} of the teacher is not finite; copy its folder once more")
+            raise ModelError(f"weight {name} of {whose} is not finite; copy its folder once more")

@@ -235,8 +235,8 @@ class TextModel(DiffusionModel):
 def latent_shapes(network: Any, vae: Any, where: Path, patch: int = 1) -> dict[str, Any]:
     """Return `latent_shape` and `image_shape` of a network on the latents of a VAE with the config `vae`.
 
-    They are (C,) alone where the network's config names no size. where: the network's folder, for errors. patch: edge of
-    the square of latents whose channels are one token's; 1: the network takes latents as they are.
+    They are (C,) alone where the network's config names no size. where: the network's folder, for errors. patch: edge
+    of the square of latents whose channels are one token's; 1: the network takes latents as they are.
     Raises ModelError.
     """
     size, channels = network.config.get("sample_size"), network.config.in_channels // patch**2

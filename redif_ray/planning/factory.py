@@ -16,6 +16,7 @@ from redif_ray.diffusion import schedules
 from redif_ray.diffusion.schedules import Schedule
 from redif_ray.models.protocol import DiffusionModel
 from redif_ray.models.registry import fingerprint, load_teacher
+from redif_ray.models.start import starting_model
 from redif_ray.models.student import autocast_weights, make_student
 from redif_ray.models.text import TextModel
 from redif_ray.rewards.base import Rewards, build_terms
@@ -43,9 +44,15 @@ def model(config: Config, source: str, where: str) -> DiffusionModel:
     return loaded
 
 
+def start(config: Config, teacher: DiffusionModel, *, check: bool = False) -> DiffusionModel:
+    """Return the model that the student starts as: the teacher, or the model that `student.init` names."""
+    return starting_model(teacher, config.teacher, config.student.init, check=check)
+
+
 def student(config: Config, teacher: DiffusionModel) -> DiffusionModel:
-    """Return a new student that starts with the teacher's weights, compiled if the configuration says so."""
-    return _compiled(make_student(teacher, config.student.lora), config)
+    """Return a new student, compiled if the configuration says so."""
+    first = start(config, teacher)
+    return _compiled(make_student(first, config.student.lora, in_place=first is not teacher), config)
 
 
 def travelling_dtypes(config: Config, student: DiffusionModel) -> dict[str, torch.dtype]:

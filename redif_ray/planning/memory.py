@@ -101,7 +101,7 @@ class Networks:
 
     def __init__(self, config: Config) -> None:
         self.teacher = teacher_outline(config.teacher, dtype=getattr(torch, config.networks.precision))
-        self.student = make_student(self.teacher, config.student.lora)
+        self.student = make_student(factory.start(config, self.teacher), config.student.lora)
         if config.learner.activation_checkpointing:
             enable_checkpointing(self.student)
         self.learned = factory.learned_reward(config, self.teacher, "meta")
@@ -193,7 +193,8 @@ class Networks:
             ),
         }
         numbers = sum(p.numel() for p in teacher.network.parameters())
-        export = (4 * numbers + mapped_bytes(files, 4 * numbers)) / 1e6
+        beside_it = 0 if config.student.init is None else 4 * numbers  # the teacher, whose other parts are exported
+        export = (4 * numbers + beside_it + mapped_bytes(files, 4 * numbers)) / 1e6
         return Footprints(roles, trained, numbers, math.prod(teacher.image_shape), export)
 
 

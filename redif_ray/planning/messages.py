@@ -145,7 +145,7 @@ def _weights(config: Config, model: DiffusionModel) -> int:
     """Return the bytes of a version of the student's trained weights."""
     if config.student.lora.rank:  # adapters are not built, which takes seconds for a large network
         return 4 * trained_numbers(model.network, config.student.lora)
-    student = make_student(model, config.student.lora)
+    student = make_student(factory.start(config, model), config.student.lora)
     dtypes = factory.travelling_dtypes(config, student)
     return sum(w.numel() * dtypes.get(name, w.dtype).itemsize for name, w in trainable(student).items())
 

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from redif_ray.config import Config, Student
+from redif_ray.config import Config, ConfigError, Student
 from redif_ray.data.schedule_file import found_schedule
+from redif_ray.diffusion.schedules import Times
+from redif_ray.models.start import init_settings
+
+INIT = "init"  # the value of student.schedule that stands for the levels of student.init
 
 
 def absolute(config: Config) -> Config:
@@ -14,8 +18,12 @@ def absolute(config: Config) -> Config:
     tree["run"]["root"] = str(Path(config.run.root).resolve())
     if config.teacher.store:
         tree["teacher"]["store"] = str(Path(config.teacher.store).resolve())
-    if (named := found_schedule(config.student)) is not None:
+    if config.student.init and Path(config.student.init).is_dir():
+        tree["student"]["init"] = str(Path(config.student.init).resolve())
+    named = _init_times(config.student) if config.student.schedule == INIT else found_schedule(config.student)
+    if named is not None:
         tree["student"] |= {**named._asdict(), "schedule": Student().schedule}
+    tree["teacher"]["lora"] = {str(Path(path).resolve()): weight for path, weight in config.teacher.lora.items()}
     if config.teacher.family:
         tree["teacher"]["family"] = _absolute_code(config.teacher.family)
     learner = tree["learner"]
@@ -34,6 +42,24 @@ def absolute(config: Config) -> Config:
             elif isinstance(value, str) and value and Path(value).exists():
                 term["options"][option] = str(Path(value).resolve())
     return Config.model_validate(tree)
+
+
+def _init_times(student: Student) -> Times:
+    """Return the levels for which `student.init` was trained. Raises ConfigError where it does not say them."""
+    if student.init is None or student.levels is not None or student.tilt or student.bow:
+        raise ConfigError("student.schedule=init: expected student.init, without student.levels, tilt and bow")
+    own = init_settings(student.init)
+    if own is None:
+        raise ConfigError(
+            f"student.schedule=init: {student.init} was not exported by redif-ray and does not say its levels; give "
+            "them by student.levels, or a named schedule"
+        )
+    if own["steps"] != student.steps:
+        raise ConfigError(
+            f"student.schedule=init: {student.init} has {own['steps']} steps, student.steps={student.steps}; set "
+            "them alike, or another schedule"
+        )
+    return Times(tuple(own["timesteps"]), tuple(own["network_timesteps"]) if "network_timesteps" in own else None)
 
 
 def _absolute_code(target: str) -> str:

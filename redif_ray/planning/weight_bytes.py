@@ -9,6 +9,7 @@ from torch.nn import Module
 
 from redif_ray.config import Config
 from redif_ray.methods import phases_of
+from redif_ray.models.folder import component_folder
 from redif_ray.models.headers import weight_files
 from redif_ray.models.protocol import DiffusionModel
 from redif_ray.models.registry import model_folder
@@ -74,7 +75,8 @@ def bytes_on_disk(values: set[str]) -> int:
 
 def file_bytes(config: Config, model: DiffusionModel) -> int:
     """Return the bytes of the files of the teacher's network."""
-    return sum(path.stat().st_size for path in weight_files(model_folder(config.teacher.model) / model.component))
+    place = component_folder(model_folder(config.teacher.model), model.component)
+    return sum(path.stat().st_size for path in weight_files(place))
 
 
 def mapped_bytes(files: int, network: int) -> int:

@@ -135,7 +135,7 @@ class StudentRolloutWorker:
     def _found(self, weights: Any, key: str) -> tuple[Mapping[str, Tensor], str]:
         """Return the weights that a key stands for, and their checksum, which the learner compares for the store's."""
         if key == INITIAL:
-            return initial_weights(self.teacher, self.config.student.lora), key
+            return initial_weights(factory.start(self.config, self.teacher), self.config.student.lora), key
         if (checkpoint := checkpoint_of(key)) is not None:
             return deployed_weights(RunFolder.place(self.config, resume=True), checkpoint)[0], key
         return fetch(weights, key)

@@ -20,6 +20,7 @@ APPLIES = [
     for name in NAMES
     if not (process == "ve" and name.startswith("uniform"))
     and not (process == "flow" and name == "uniform_leading")
+    and not (process != "flow" and name == "flow_default")
     and name != "ays_svd"  # only for processes as wide as it is: see below
     and not (process == "ve" and name.startswith("ays"))
 ]
@@ -154,6 +155,28 @@ def test_uniform_flow_and_log_snr_grids_by_hand() -> None:
     assert torch.equal(build(VarianceExploding(0.01, 100), 4, "exponential").levels.sigma, sigma)
 
 
+@pytest.mark.parametrize("steps", [1, 4, 28])
+def test_flow_default_is_diffusers_without_sigmas(steps: int) -> None:
+    """Stable Diffusion 3 is sampled so by default."""
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    scheduler.set_timesteps(steps)
+    ours = build(FlowMatching(shift=3.0), steps, "flow_default").levels
+    torch.testing.assert_close(ours.sigma.float(), scheduler.sigmas, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("steps", [2, 4, 9])
+def test_levels_shifted_by_size_and_stretched_are_diffusers(steps: int) -> None:
+    uniform = [1 - i / steps for i in range(steps)]
+    scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift_terminal=0.02)
+    scheduler.set_timesteps(sigmas=uniform, mu=0.8 - 0.03 * steps)
+    ours = build(FlowMatching(shift=math.exp(0.8), growth=-0.03, last=0.02), steps, "uniform_trailing").levels
+    torch.testing.assert_close(ours.sigma.float(), scheduler.sigmas, rtol=1e-5, atol=1e-7)
+
+
+def test_one_level_alone_is_pure_noise_and_is_not_stretched() -> None:
+    assert build(FlowMatching(last=0.02), 1, "uniform_trailing").levels.sigma.tolist() == [1, 0]
+
+
 def test_karras_is_diffusers_without_its_last_level() -> None:
     scheduler = EulerDiscreteScheduler()
     theirs = scheduler._convert_to_karras(torch.tensor([80.0, 0.002], dtype=F64), num_inference_steps=9)
@@ -176,6 +199,7 @@ def test_levels_that_round_alike_move_apart() -> None:
         (stable_diffusion(), 1001, "karras", "steps=1001"),
         (VarianceExploding(), 4, "uniform_trailing", "use karras"),
         (FlowMatching(), 4, "uniform_leading", "uniform_trailing"),
+        (stable_diffusion(), 4, "flow_default", "exists for flow matching only"),
         (stable_diffusion(), 10, "ays_svd", "made for another process"),
         (VarianceExploding(0.2, 10), 10, "ays_sd15", "made for another process"),
     ],

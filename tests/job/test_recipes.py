@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from cases import mostly_long
 from tiny_encoders import write_clip
+from tiny_loras import write_lora
 from tiny_pipelines import write_edm, write_sd, write_sd3, write_sdxl
 
 from redif_ray.config import load
@@ -20,6 +21,7 @@ RECIPES: dict[str, Callable[[Path], Path]] = {
     "sd15_coco_5step": write_sd,
     "sdxl_4step_lora": write_sdxl,
     "sdxl_4step_cluster": write_sdxl,
+    "sdxl_style_4step_lora": write_sdxl,
     "sd35_4step_lora": write_sd3,
     **dict.fromkeys(EDM, lambda folder: write_edm(folder, channels=3)),
 }
@@ -32,6 +34,8 @@ def test_a_recipe_suits_its_family(name: str, tmp_path: Path) -> None:
     (tmp_path / "captions.txt").write_text("\n".join(f"a picture of {i}" for i in range(60)))
     clip, teacher = write_clip(tmp_path / "clip"), RECIPES[name](tmp_path / "teacher")
     source = [] if name.startswith("edm") else [f"conditions.source={tmp_path / 'captions.txt'}"]
+    if "style" in name:
+        source.append(f"teacher.lora={write_lora(teacher, 'sdxl', tmp_path / 'style')}")
     config = load(
         name,
         [
@@ -53,6 +57,7 @@ def test_a_recipe_suits_its_family(name: str, tmp_path: Path) -> None:
 def test_no_recipe_is_left_out() -> None:
     own = {
         "fashion_mnist",
+        "fashion_mnist_2step",
         "fashion_mnist_paper",
         "fashion_mnist_searched",
         "fashion_mnist_regression",

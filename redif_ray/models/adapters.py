@@ -1,0 +1,151 @@
+"""LoRA files of a fine-tune that are merged into a teacher: each layer becomes W + weight (alpha / rank) B A.
+
+diffusers reads the file, whose keys may be those of diffusers, peft, kohya or ComfyUI; peft adds the product to the
+weights in their precision, as `pipe.fuse_lora()` does.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from diffusers.loaders.peft import PeftAdapterMixin
+from diffusers.utils import recurse_remove_peft_layers
+from peft.tuners.lora import LoraLayer
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from redif_ray.models.locate import ModelError
+from redif_ray.models.logging import quiet
+from redif_ray.models.protocol import DiffusionModel
+from redif_ray.models.text import TextModel
+
+FILE = "pytorch_lora_weights.safetensors"  # diffusers' name of the file in a folder
+NAME = "fine_tune"  # peft's name of the adapters while they are merged
+FIRST = re.compile(r"[._](lora_A|lora[._]down|lora_linear_layer\.down)\.weight$")  # A, of which a layer has one
+SECOND = re.compile(r"[._](lora_B|lora[._]up|lora_linear_layer\.up)\.(weight|bias)$")
+REFUSED = {"dora_scale": "DoRA", "lora_magnitude_vector": "DoRA", "hada_": "LoHa", "lokr_": "LoKr", "oft_": "OFT"}
+
+
+class LoraFile:
+    """A LoRA file for the networks of a pipeline.
+
+    model: the pipeline, before anything is merged. source: the file, or a folder that holds `FILE`. weight: factor of
+    its change. Raises ModelError for a file that cannot be merged whole, as far as its keys tell.
+    """
+
+    def __init__(self, model: TextModel, source: str, weight: float) -> None:
+        self.path, self.weight = _path(source), weight
+        self.kind, self.component = model.pipeline_kind, model.component
+        if not hasattr(self.kind, "lora_state_dict"):
+            raise ModelError(f"teacher.lora: {self.kind.__name__} of diffusers reads no LoRA files; leave it out")
+        self.options = {"unet_config": model.config} if self.component == "unet" else {}
+        _check_keys(self.path)
+        layers = self._layers(self._read()[0])
+        known = {self.component, *(name for name in model.frozen.configs if name.startswith("text_encoder"))}
+        if not layers or (other := sorted(layers.keys() - known)):
+            held = f"layers of {', '.join(other)}" if layers else "no layers"
+            raise ModelError(f"teacher.lora: {self.path} holds {held}; expected layers of {', '.join(sorted(known))}")
+        self.parts = frozenset(layers)  # names of the networks that it changes
+
+    def apply(self, name: str, network: Any) -> None:
+        """Add the file's change to the weights of the network `name`, in place; do nothing if it has none for it.
+
+        A network on the device "meta" is only checked. Raises ModelError where a layer does not fit.
+        """
+        if name not in self.parts:
+            return
+        state, alphas, metadata = self._read()
+        try:
+            with quiet():
+                self._inject(name, network, state, alphas, metadata)
+        except (ValueError, RuntimeError, KeyError, TypeError) as error:
+            raise ModelError(f"teacher.lora: {self.path} does not fit {name}: {error}") from error
+        adapted = [module for module in network.modules() if isinstance(module, LoraLayer)]
+        if len(adapted) != (changed := self._layers(state)[name]):
+            raise ModelError(
+                f"teacher.lora: {self.path} changes {changed} layers of {name}, which has {len(adapted)} of them; it "
+                "was made for another model"
+            )
+        self._fold(network, adapted)
+
+    def _inject(self, name: str, network: Any, state: Any, alphas: Any, metadata: Any) -> None:
+        given = {"network_alphas": alphas, "metadata": metadata, "adapter_name": NAME, "low_cpu_mem_usage": True}
+        if isinstance(network, PeftAdapterMixin):
+            network.load_lora_adapter(state, prefix=name, **given)
+        else:
+            self.kind.load_lora_into_text_encoder(state, text_encoder=network, prefix=name, **given)
+
+    def _fold(self, network: Any, adapted: Iterable[LoraLayer]) -> None:
+        if next(network.parameters()).device.type != "meta":
+            for layer in adapted:
+                layer.set_scale(NAME, self.weight)
+                layer.merge(safe_merge=True, adapter_names=[NAME])
+        recurse_remove_peft_layers(network)
+        if hasattr(network, "peft_config"):
+            del network.peft_config
+        network._hf_peft_config_loaded = False  # diffusers and transformers refuse a second file otherwise
+        network.requires_grad_(False)
+
+    def _read(self) -> tuple[dict[str, Tensor], Any, Any]:
+        """Return diffusers' state dict, with its alphas or its metadata; either may be None. Raises ModelError."""
+        try:
+            with quiet():
+                state, *alphas, metadata = self.kind.lora_state_dict(
+                    str(self.path.parent),
+                    weight_name=self.path.name,
+                    use_safetensors=True,
+                    local_files_only=True,
+                    return_alphas=True,
+                    return_lora_metadata=True,
+                    **self.options,
+                )
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            raise ModelError(f"teacher.lora: {self.path} cannot be read as LoRA: {error}") from error
+        return state, alphas[0] if alphas else None, metadata
+
+    def _layers(self, state: Mapping[str, Any]) -> Counter[str]:
+        """Count the changed layers of each network. Raises ModelError for a tensor that is no factor of a layer."""
+        for key in state:
+            if not (FIRST.search(key) or SECOND.search(key) or key.endswith(".alpha")):
+                raise ModelError(f"teacher.lora: {self.path} holds {key}, which is no factor of a LoRA layer")
+        return Counter(key.partition(".")[0] for key in state if FIRST.search(key))
+
+
+def merge_files(model: DiffusionModel, files: Mapping[str, float]) -> None:
+    """Merge LoRA files, each with its weight, into the network at once, and into text encoders when they are loaded.
+
+    Raises ModelError.
+    """
+    if not isinstance(model, TextModel):
+        raise ModelError(f"teacher.lora: a {type(model).__name__} is no text-to-image pipeline; leave it out")
+    for source, weight in files.items():
+        file = LoraFile(model, source, weight)
+        file.apply(model.component, model.network)
+        model.frozen.change(file)
+
+
+def _path(source: str) -> Path:
+    path = Path(source)
+    path = path / FILE if path.is_dir() else path
+    if not path.is_file() or path.suffix != ".safetensors":
+        raise ModelError(
+            f"teacher.lora: {path} is no .safetensors file; expected one, or a folder that holds {FILE}; a file of the "
+            "hub has to be downloaded first"
+        )
+    return path
+
+
+def _check_keys(path: Path) -> None:
+    """Raise ModelError for adapters of another kind, which diffusers would drop or read as LoRA."""
+    try:
+        with safe_open(path, framework="np") as file:
+            keys = list(file.keys())
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"teacher.lora: {path} is no safetensors file: {error}; copy it once more") from error
+    for part, kind in REFUSED.items():
+        if found := next((key for key in keys if part in key), None):
+            raise ModelError(f"teacher.lora: {path} holds {kind} ({found}), which is not supported; expected LoRA")
