@@ -78,7 +78,8 @@ class PlainLoop:
     def play(self, unit: WorkUnit, weights: Any, key: str) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
         """Compute one work unit; return its metas, and those of its products that the learner reads."""
         phase = self.plan.named(unit.phase)
-        meta, targets = self.reward.sent_targets(unit) if phase.teacher_images else self.reward.encode(unit)
+        ask, block = self.reward.sent_targets, self.plan.sampled_with(unit)
+        meta, targets = ask(unit, block) if phase.teacher_images else self.reward.encode(unit)
         metas, made = [meta], dict[str, Any](targets=targets)
         if phase.plays:
             roll_meta, made["trajectories"], final = self.rollout.rollout(unit, weights, key)

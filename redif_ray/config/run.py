@@ -102,6 +102,11 @@ class Teacher(Strict):
     schedule: str = Field(
         "uniform_trailing", description="The named schedule of target images (`redif_ray.diffusion.schedules`)."
     )
+    batch: Positive | None = Field(
+        None,
+        description="Target images that are sampled at once for training, at least 1, as many as whole work units hold. "
+        "They are ready for later rounds. null is evaluation.batch. More is faster until a device is full.",
+    )
     guidance: float = Field(
         1.0, ge=0, description="Classifier-free guidance scale of target images, from 0; 1 is unguided."
     )

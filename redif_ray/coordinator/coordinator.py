@@ -16,6 +16,7 @@ import time
 from functools import partial
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 from ray import cloudpickle
 from ray.exceptions import ObjectLostError, RayError
@@ -63,6 +64,7 @@ class Coordinator:
         self.references: dict[int, Batch] = {}  # features of reference images, by their number
         self.deployment: tuple[tuple[Any, ...], Batch] | None = None  # the last one, by name
         self.ahead: dict[tuple[int, int], asyncio.Future[tuple[Any, ...]]] = {}  # of `_ahead`, by round and unit
+        self.blocks: WeakValueDictionary[tuple[int, ...], asyncio.Lock] = WeakValueDictionary()
         self.stopping = False
         self.calibration: dict[str, Any] | None = None
         self.begun = asyncio.Event()
@@ -221,13 +223,26 @@ class Coordinator:
                     self._ahead(unit)
 
     def _ahead(self, unit: WorkUnit) -> asyncio.Future[tuple[Any, ...]]:
-        """Call reward workers, once, for a unit's work that needs no weights: teacher images, or captions alone."""
-        name, method = (unit.round, unit.index), "targets" if self.phases[unit.phase].teacher_images else "encode"
+        """Call reward workers, once, for a unit's work that needs no weights: teacher images, or captions alone.
+
+        A deployed unit has its teacher images measured where they are made, so only its captions are asked for here.
+        """
         if unit.phase == Deploy.name:
-            return asyncio.ensure_future(self.reward.call(urgency(unit), method, unit))
-        if name not in self.ahead:
-            self.ahead[name] = asyncio.ensure_future(self.reward.call(urgency(unit, 1), method, unit))
+            return asyncio.ensure_future(self.reward.call(urgency(unit), "encode", unit))
+        if (name := (unit.round, unit.index)) not in self.ahead:
+            images = self.phases[unit.phase].teacher_images
+            work = self._targets(unit) if images else self.reward.call(urgency(unit, 1), "encode", unit)
+            self.ahead[name] = asyncio.ensure_future(work)
         return self.ahead[name]
+
+    async def _targets(self, unit: WorkUnit) -> tuple[Any, ...]:
+        """Call a reward worker for the teacher's images of a training unit, one call at a time for a block of units.
+
+        The first call samples the whole block, and the others read their images from the store.
+        """
+        block = self.plan.sampled_with(unit)
+        async with self.blocks.setdefault(block.groups, asyncio.Lock()):
+            return await self.reward.call(urgency(unit, 1), "targets", unit, block)
 
     def _forget(self, before: int) -> None:
         self.deployment = None

@@ -1,4 +1,4 @@
-"""The store of teacher targets: one Parquet file for each work unit, found by the hash of its rows.
+"""The store of teacher targets: one Parquet file for images that were sampled at once, found by the hash of its rows.
 
     <root>/<fingerprint>/about.json           settings that the fingerprint hashes
     <root>/<fingerprint>/<sha256 of rows>.parquet
@@ -66,21 +66,29 @@ class TargetStore:
         rows = [[int(stream), g, c] for g, c in zip(groups, conditions, strict=True)]
         return self.folder / f"{content_hash(rows)}.parquet"
 
-    def get(self, stream: Stream, groups: Sequence[int], conditions: Sequence[Condition]) -> np.ndarray | None:
-        """Return images [G, C, H, W] float32, or None if no run has stored them yet. Raises TargetStoreError."""
-        path = self.path(stream, groups, conditions)
+    def get(
+        self, stream: Stream, groups: Sequence[int], conditions: Sequence[Condition], rows: range | None = None
+    ) -> np.ndarray | None:
+        """Return images [G, C, H, W] float32, or None if no run has stored them yet. Raises TargetStoreError.
+
+        rows: those of `groups` whose images are read; None: all.
+        """
+        path, rows = self.path(stream, groups, conditions), rows or range(len(groups))
         if not path.exists():
             return None
         try:
-            table = pq.read_table(path, page_checksum_verification=True)
+            file = pq.ParquetFile(path, page_checksum_verification=True)
+            single = file.num_row_groups == len(groups)
+            table = file.read_row_groups(list(rows)) if single else file.read().take(list(rows))
             shape = json.loads(table.schema.metadata[b"shape"])
             stored = table["group"].to_pylist()
             image = np.frombuffer(b"".join(table["image"].to_pylist()), np.float32).reshape(-1, *shape)
-        except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+        except (pa.ArrowException, OSError, KeyError, IndexError, TypeError, ValueError) as error:
             raise TargetStoreError(f"{path} is corrupt ({error}); delete it, and it is computed again") from error
-        if stored != list(groups) or len(image) != len(groups):
+        expected = [groups[i] for i in rows]
+        if stored != expected or len(image) != len(expected):
             raise TargetStoreError(
-                f"{path} holds {len(image)} images of groups {stored[:4]}..., expected {list(groups)[:4]}...; delete it"
+                f"{path} holds {len(image)} images of groups {stored[:4]}..., expected {expected[:4]}...; delete it"
             )
         return image
 
@@ -99,7 +107,8 @@ class TargetStore:
             }
         ).replace_schema_metadata({"shape": json.dumps(images.shape[1:])})
         sink = pa.BufferOutputStream()
-        pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
+        options = {"compression": "zstd", "write_page_checksum": True, "write_statistics": False}
+        pq.write_table(table, sink, row_group_size=1, **options)  # a group for each image: units read their own
         self.write(self.path(stream, groups, conditions), sink.getvalue().to_pybytes())
 
     def write(self, path: Path, data: bytes) -> None:

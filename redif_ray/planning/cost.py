@@ -19,7 +19,7 @@ from redif_ray.planning.calls import Calls, network_calls
 from redif_ray.planning.disk import disk
 from redif_ray.planning.host_memory import main_memory_mb
 from redif_ray.planning.memory import footprints, workers
-from redif_ray.planning.rounds import RoundPlan
+from redif_ray.planning.rounds import RoundPlan, teacher_block
 from redif_ray.planning.timing import Speed, cpu_speed
 
 GPU_FLOPS = {"float32": 20e12, "bfloat16": 100e12, "float16": 100e12}  # FLOP/s of one GPU: assumed, not measured
@@ -105,7 +105,7 @@ def _batches(config: Config, plan: RoundPlan, part: str) -> Batches:
     for phase in plan.phases:
         if part.startswith(phase.title):
             rows = phase.unit_groups * phase.siblings
-            rewarding = phase.unit_groups if phase.teacher_images else rows  # few images a call, for few groups
+            rewarding = teacher_block(config, phase) if phase.teacher_images else rows
             states = max(1, min(config.learner.states_at_once, phase.groups))
             return Batches(phase.groups, phase.unit_groups, {"rollout": rows, "reward": rewarding, "learner": states})
     images = {"calibration": config.reward.calibration, "validation": config.validation.groups}

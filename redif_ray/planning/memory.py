@@ -20,6 +20,7 @@ from redif_ray.models.student import enable_checkpointing, make_student, trainab
 from redif_ray.planning import factory
 from redif_ray.planning.activations import decode, decode_and_back, encode_images, learn, predict, ready, train
 from redif_ray.planning.peak import peak_mb
+from redif_ray.planning.rounds import teacher_block
 from redif_ray.planning.weight_bytes import (
     PartBytes,
     bytes_on_disk,
@@ -118,12 +119,13 @@ class Networks:
         """Return the footprints with the activations of a configuration's batches."""
         batch, states = config.evaluation.images_at_once, config.learner.states_at_once
         rows = max(config.rollout.unit_groups * config.rollout.siblings, batch)
+        made = max(rows, *(teacher_block(config, phase) for phase in phases_of(config) if phase.teacher_images), 0)
         learned = partial(learn, self.learned, states, min(states, config.rollout.groups))
         calls = {
             "rollout": [partial(predict, self.student, rows, config.student.guidance)],
             "reward": [
-                partial(predict, self.teacher, rows, config.teacher.guidance),
-                partial(decode, self.teacher, rows),
+                partial(predict, self.teacher, made, config.teacher.guidance),
+                partial(decode, self.teacher, made),
             ],
             "learner": [partial(train, self.student, states, config.student.guidance), learned],
         }

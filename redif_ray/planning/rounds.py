@@ -6,6 +6,7 @@ Any part of the work can therefore be done again, by any process, with the same 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from redif_ray.config import Config
 from redif_ray.data.conditions import Conditions
@@ -59,6 +60,22 @@ class RoundPlan(Phases):
         groups = [self._group(phase, i) for i in range(first, first + phase.groups)]
         return self._cut(round, phase.name, Stream.TRAIN, groups, phase.unit_groups, phase.siblings)
 
+    def sampled_with(self, unit: WorkUnit) -> WorkUnit:
+        """Return the groups whose teacher images are sampled at once with those of a training unit, as a work unit.
+
+        They are a block of consecutive groups of the phase, of `teacher.batch` images or as many whole units as that
+        holds, so they depend on no other unit's place in a round.
+        """
+        phase = self.named(unit.phase)
+        size = teacher_block(self.config, phase)
+        if size <= len(unit.groups):
+            return unit
+        pool = self.config.conditions.pool
+        origin, count = (0, pool) if pool is not None else (phase.first_group, phase.rounds * phase.groups)
+        start = (unit.groups[0] - origin) // size * size
+        groups = tuple(range(origin + start, origin + min(start + size, count)))
+        return replace(unit, groups=groups, conditions=tuple(self.conditions.of(unit.stream, g) for g in groups))
+
     def deploy(self, stream: Stream, count: int, *, round: int = 0, size: int | None = None) -> list[WorkUnit]:
         """Return work units that sample `count` groups of a stream the way the student is deployed.
 
@@ -92,10 +109,18 @@ class RoundPlan(Phases):
 def kept_together(pool: int, phase: Phase) -> int:
     """Return how many groups of a pool stay together in every pass over it.
 
-    These are a work unit's, so that its file of the teacher's images serves all passes, where such units divide the
-    pool and the rounds; or 1, and every pass cuts other units.
+    These are a work unit's, so that the stored images of the teacher serve all passes, where such units divide the pool
+    and the rounds; or 1, and every pass cuts other units.
     """
     return 1 if pool % phase.unit_groups or phase.groups % phase.unit_groups else phase.unit_groups
+
+
+def teacher_block(config: Config, phase: Phase) -> int:
+    """Return the number of a phase's groups whose teacher images are sampled at once: those of whole work units."""
+    unit, pool = phase.unit_groups, config.conditions.pool
+    if phase.groups % unit or (pool is not None and kept_together(pool, phase) != unit):
+        return unit
+    return max(1, (config.teacher.batch or config.evaluation.images_at_once) // unit) * unit
 
 
 def distinct_groups(config: Config, phase: Phase) -> int:

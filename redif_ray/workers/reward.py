@@ -58,25 +58,30 @@ class TeacherRewardWorker:
         judge = [] if self.judge is None else networks_of(self.judge)
         return [self.teacher.network, *self.teacher.parts.values(), *self.rewards.networks(), *judge]
 
-    def targets(self, unit: WorkUnit) -> tuple[Meta, np.ndarray]:
+    def targets(self, unit: WorkUnit, block: WorkUnit | None = None) -> tuple[Meta, np.ndarray]:
         """Return the teacher's images of a unit's groups, [G, C, H, W] float32 in [0, 1].
 
-        Images that the store lacks are computed and stored. The unit's captions are encoded too, as by `encode`.
+        block: groups, the unit's among them in their order, whose images are sampled at once; None: the unit's alone.
+        Images that the store lacks are computed, those of the whole block, and stored. The unit's captions are encoded
+        too, as by `encode`.
         """
-        started = time.perf_counter()
+        started, calls = time.perf_counter(), 0
         self._encode(unit)
-        images = self.store.get(unit.stream, unit.groups, unit.conditions)
-        calls = 0
+        block = block or unit
+        first = block.groups.index(unit.groups[0])
+        rows = range(first, first + len(unit.groups))
+        images = self.store.get(block.stream, block.groups, block.conditions, rows)
         if images is None:
             t = self.config.teacher
-            made, calls = self._sampled(self.teacher, unit, t.solver, self.teacher_schedule, t.guidance)
-            images = made.cpu().numpy()
-            self.store.put(unit.stream, unit.groups, unit.conditions, images)
+            made, calls = self._sampled(self.teacher, block, t.solver, self.teacher_schedule, t.guidance)
+            whole = made.cpu().numpy()
+            self.store.put(block.stream, block.groups, block.conditions, whole)
+            images = whole[rows.start : rows.stop].copy()
         return Meta(unit, self.name, (Work("teacher", time.perf_counter() - started, calls),)), images
 
-    def sent_targets(self, unit: WorkUnit) -> tuple[Meta, np.ndarray]:
+    def sent_targets(self, unit: WorkUnit, block: WorkUnit | None = None) -> tuple[Meta, np.ndarray]:
         """Return `targets` as they travel between workers."""
-        meta, images = self.targets(unit)
+        meta, images = self.targets(unit, block)
         return meta, images_as_sent(images, self.config)
 
     def encode(self, unit: WorkUnit) -> tuple[Meta, None]:

@@ -87,7 +87,7 @@ def test_targets_are_made_one_round_ahead_unless_workers_rest(override: str, kep
 
     async def run() -> None:
         await found.round_for(1, 0, 1)
-        await asyncio.gather(*found.ahead.values())
+        await asyncio.gather(*found.ahead.values(), *(batch.whole for batch in found.rounds.values()))
 
     asyncio.run(run())
     assert {round for round, _ in found.ahead} == kept
