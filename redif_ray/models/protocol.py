@@ -63,6 +63,7 @@ class DiffusionModel(ABC):
     family: OwnFamily | None = None  # None: a family of this package
 
     takes_captions: ClassVar[bool] = False  # True: conditions are captions
+    timestep_argument: ClassVar[str] = "timestep"  # its name in the network's `forward`
 
     @property
     def config(self) -> Any:
@@ -167,18 +168,20 @@ class DiffusionModel(ABC):
             "the teacher's images; add it to the family, or use another method"
         )
 
-    def call_network(self, x: Tensor, timestep: Tensor, **conditions: Any) -> Any:
+    def call_network(self, x: Tensor | list[Tensor], timestep: Tensor, **conditions: Any) -> Any:
         """Call the network in `dtype`: weights that are kept in more bits are cast as autocast does.
 
-        timestep: passed on without a cast, since 999 in bfloat16 would be 1000.
+        x: latents, or a list of those of each row. timestep: passed on without a cast, since 999 in bfloat16 would be
+        1000.
         """
         weights = next(self.network.parameters())
-        x, conditions = x.to(weights.dtype), _cast(conditions, weights.dtype)
+        x, conditions = _cast(x, weights.dtype), _cast(conditions, weights.dtype)
+        conditions[self.timestep_argument] = timestep
         if weights.dtype == self.dtype:
-            return self.network(x, timestep=timestep, **conditions)
+            return self.network(x, **conditions)
         sharded = isinstance(weights, DTensor)  # a cached cast would outlive the gathered block
-        with torch.autocast(x.device.type, self.dtype, cache_enabled=not sharded):
-            return self.network(x, timestep=timestep, **conditions)
+        with torch.autocast(timestep.device.type, self.dtype, cache_enabled=not sharded):
+            return self.network(x, **conditions)
 
     def predict(self, x: Tensor, level: Level, encoded: Encoded, *, guidance: float = 1.0) -> Prediction:
         """Return x0_hat and eps_hat, float32, for x [B, *latent_shape] float32 at `level`, scalar or [B].
@@ -254,9 +257,11 @@ def _members(module: Module) -> Iterator[Module]:
 
 
 def _cast(value: Any, dtype: torch.dtype) -> Any:
-    """Return floating tensors cast to `dtype`, also inside dicts, and other values unchanged."""
+    """Return floating tensors cast to `dtype`, also inside dicts and lists, and other values unchanged."""
     if isinstance(value, dict):
         return {name: _cast(v, dtype) for name, v in value.items()}
+    if isinstance(value, list):
+        return [_cast(v, dtype) for v in value]
     return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
