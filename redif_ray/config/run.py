@@ -104,8 +104,8 @@ class Teacher(Strict):
     )
     batch: Positive | None = Field(
         None,
-        description="Target images that are sampled at once for training, at least 1, as many as whole work units hold. "
-        "They are ready for later rounds. null is evaluation.batch. More is faster until a device is full.",
+        description="Target images that are sampled at once for training, at least 1, in whole work units; later "
+        "rounds find theirs ready. null is evaluation.batch. More is faster until a device is full.",
     )
     guidance: float = Field(
         1.0, ge=0, description="Classifier-free guidance scale of target images, from 0; 1 is unguided."

@@ -44,7 +44,8 @@ class Change(Protocol):
 class Parts:
     """The frozen parts of a pipeline, each of the class that the index names.
 
-    names: parts that must exist. optional: parts that may be absent. dtype: of the networks; a VAE is float32 instead.
+    names: parts that must exist. optional: parts that may be absent. dtype: of the networks; a VAE is float32 in place
+    of float16, in which some overflow.
     Raises ModelError for a part that could not be loaded.
     """
 
@@ -110,7 +111,7 @@ class Parts:
         return kind is not None and issubclass(kind, ModelMixin | PreTrainedModel)
 
     def _network(self, name: str, *, read: bool = True) -> Any:
-        dtype = torch.float32 if name == "vae" else self.dtype
+        dtype = torch.float32 if name == "vae" and self.dtype == torch.float16 else self.dtype
         with without_weights() if self.empty and not weightless() else nullcontext():
             return load_network(self.kinds[name], self.folder, name, dtype, read=read)
 

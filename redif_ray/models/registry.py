@@ -50,8 +50,8 @@ def load_model(
     """Load the model at `source` (see `model_folder`) onto `device`, frozen and in eval mode. Raises ModelError.
 
     family: the user's loader, as in `teacher.family`; None: chosen by the pipeline's class. dtype: of the networks'
-    weights and computation; a VAE stays float32, since some overflow in float16. size: (height, width) of images in
-    pixels; None: the size that an exported student was trained at, or else the size in the network's config.json.
+    weights and computation; a VAE is float32 in place of float16, in which some overflow. size: (height, width) of
+    images in pixels; None: the size that an exported student was trained at, or else the network's config.json's.
     """
     folder = model_folder(source)
     model = _sized(_load(folder, dtype, family), folder, size)

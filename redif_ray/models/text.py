@@ -32,6 +32,7 @@ from redif_ray.types import Condition
 REMEMBERED = 64 * 2**20  # bytes on the device: 12 encoded captions of Stable Diffusion 3, 280 of 1.5
 SHAPES: dict[tuple[object, ...], Encoded] = {}  # encodings on the device "meta", where long encoders take seconds
 VAE = "vae"
+AT_ONCE = 2**20  # pixels in a call of the VAE: one image of 1024 x 1024
 log = logging.getLogger(__name__)
 
 
@@ -167,18 +168,22 @@ class TextModel(DiffusionModel):
         return (z - (getattr(config, "shift_factor", None) or 0.0)) * config.scaling_factor
 
     def decode(self, latents: Tensor) -> Tensor:
-        vae = self.part(VAE)
-        vae.enable_slicing()
-        return (vae.decode(self.to_vae(latents)).sample / 2 + 0.5).clamp(0, 1)
+        vae, z = self.part(VAE), self.to_vae(latents)
+        made = in_parts(lambda part: vae.decode(part).sample, z.to(vae.dtype), self.image_shape)
+        return (made.float() / 2 + 0.5).clamp(0, 1)
 
     @torch.no_grad()
     def encode_images(self, images: Tensor) -> Tensor:
         if type(self).decode is not TextModel.decode:  # a family whose latents are other numbers says so itself
             return super().encode_images(images)
         vae = self.part(VAE)
-        vae.enable_slicing()
-        made = vae.encode(2 * images - 1)
-        return self.from_vae(made.latent_dist.mode() if hasattr(made, "latent_dist") else made.latents)
+
+        def encoded(part: Tensor) -> Tensor:
+            made = vae.encode(part)
+            z: Tensor = made.latent_dist.mode() if hasattr(made, "latent_dist") else made.latents
+            return z
+
+        return self.from_vae(in_parts(encoded, (2 * images - 1).to(vae.dtype), self.image_shape).float())
 
     def parts_sha256(self, digest: Callable[[Path], str] = file_sha256) -> dict[str, str]:
         return self.frozen.files(list(self.frozen.kinds), digest) | {INDEX: content_hash(self._options)}
@@ -230,6 +235,15 @@ class TextModel(DiffusionModel):
         config = {k: v for k, v in self.config.items() if not k.startswith("_")}
         rules = [type(self).__name__, str(self.dtype), self.image_shape, config, self._options]
         self.store = EncodingStore(root, content_hash([self.frozen.files(self._encoders, digest), rules]))
+
+
+def in_parts(call: Callable[[Tensor], Tensor], rows: Tensor, image_shape: tuple[int, ...]) -> Tensor:
+    """Return `call` of a VAE for all rows, in calls on as many images as `AT_ONCE` pixels hold, or on one.
+
+    So a small image does not leave a device idle, and the memory of a call does not grow with the number of images.
+    """
+    count = max(1, AT_ONCE // math.prod(image_shape[1:]))
+    return torch.cat([call(part) for part in rows.split(count)])
 
 
 def latent_shapes(network: Any, vae: Any, where: Path, patch: int = 1) -> dict[str, Any]:

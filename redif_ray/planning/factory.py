@@ -116,7 +116,7 @@ def target_store(config: Config, teacher: DiffusionModel) -> TargetStore:
     """Return the store of teacher targets; its name depends on everything that the targets depend on."""
     t = config.teacher
     identity: dict[str, Any] = {
-        "format": 1,
+        "format": 2,  # 2: sampled in blocks, and decoded in bfloat16 where the network computes in it
         "teacher": fingerprint(teacher, digests(config)),
         "solver": t.solver,
         "steps": t.steps,

@@ -204,7 +204,8 @@ def test_networks_of_sixteen_bits_predict_in_float32(name: str, dtype: torch.dty
     whole, half = load_model(folders[name]), load_model(folders[name], dtype=dtype)
     assert {p.dtype for p in half.network.parameters()} == {dtype}
     if isinstance(half, TextModel):
-        assert {p.dtype for p in half.part("vae").parameters()} == {torch.float32}
+        of_vae = torch.float32 if dtype == torch.float16 else dtype  # some overflow in float16
+        assert {p.dtype for p in half.part("vae").parameters()} == {of_vae}
         assert {p.dtype for p in half.part("text_encoder").parameters()} == {dtype}
     adapted = make_student(half, Lora(rank=2, targets=("conv1",) if name == "edm" else ("to_q", "to_v")))
     full = make_student(half, Lora())
