@@ -1,0 +1,105 @@
+"""Z-Image (arXiv 2511.22699): one transformer over the tokens of caption and image, trained by flow matching."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from diffusers import ZImagePipeline, ZImageTransformer2DModel
+from torch import Tensor
+
+from redif_ray.diffusion.levels import NoiseProcess
+from redif_ray.models.components import Parts
+from redif_ray.models.folder import flow_matching, load_network, load_scheduler, mu_by_tokens, read_index
+from redif_ray.models.protocol import SIZE_KEYS, Encoded, ModelError
+from redif_ray.models.text import TextModel, latent_shapes
+
+PARTS = ("vae", "tokenizer", "text_encoder")
+PATCH = 2  # edge of the square of latents that is one token
+TOKENS = 512  # the most of a caption and of the words of a chat around it
+OPENING = 3  # tokens of the chat before the caption: <|im_start|>, user, a new line
+
+
+class ZImage(TextModel):
+    """The transformer of ZImagePipeline, Z-Image and Z-Image-Turbo: a chat model's states of a caption, of any length.
+
+    The pipeline adds its guidance_scale times the difference to the output with the caption, so that it is w - 1 here,
+    and 0 for no guidance.
+    """
+
+    pipeline_kind: ClassVar[Any] = ZImagePipeline
+    token_limits: ClassVar[Mapping[str, int]] = {"tokenizer": TOKENS - OPENING}
+    timestep_argument: ClassVar[str] = "t"
+
+    @classmethod
+    def load(cls, folder: Path, dtype: torch.dtype) -> Self:
+        network = load_network(ZImageTransformer2DModel, folder, "transformer", dtype)
+        index, scheduler = read_index(folder), load_scheduler(folder)
+        frozen = Parts(folder, index, dtype, PARTS)
+        shapes = latent_shapes(network, frozen.configs["vae"], folder / "transformer")
+        return cls(
+            network=network,
+            component="transformer",
+            num_classes=None,
+            index=index,
+            frozen=frozen,
+            dtype=dtype,
+            **shapes,
+            **flow_matching(scheduler, mu_by_tokens(scheduler, _tokens(shapes["latent_shape"]))),
+        )
+
+    def at_size(self, height: int, width: int) -> Self:
+        model = super().at_size(height, width)
+        longest = [PATCH * self.scale * length for length in self.config.axes_lens[1:]]
+        if height > longest[0] or width > longest[1]:
+            raise ModelError(
+                f"images of {height} x {width} pixels: the network's positions (axes_lens) reach to {longest[0]} x "
+                f"{longest[1]} pixels; set {SIZE_KEYS} to at most as many"
+            )
+        return model
+
+    def size_multiple(self, scale: int) -> int:
+        return scale * PATCH
+
+    def process_at(self, latent_shape: tuple[int, ...]) -> NoiseProcess:
+        fields = flow_matching(self.scheduler, mu_by_tokens(self.scheduler, _tokens(latent_shape)))
+        process: NoiseProcess = fields["process"]
+        return process
+
+    def make_pipeline(self, **parts: Any) -> Any:
+        return ZImagePipeline(**parts, vae=None, transformer=None, scheduler=self.scheduler)
+
+    def pipeline_guidance(self, guidance: float) -> dict[str, float]:
+        return {"guidance_scale": guidance - 1}
+
+    def encode_prompt(self, caption: str | None) -> Encoded:
+        if self.device.type == "meta":  # without data a caption's length is not known
+            states = torch.empty(TOKENS, self.part("text_encoder").config.hidden_size, device=self.device)
+        else:
+            (states,), _ = self.pipeline.encode_prompt(
+                caption or "", self.device, do_classifier_free_guidance=False, max_sequence_length=TOKENS
+            )
+        return {"states": states[None], "lengths": torch.tensor([len(states)], device=self.device)}
+
+    def output(self, x: Tensor, timestep: Tensor, encoded: Encoded) -> Tensor:
+        """Return minus the network's output, which points from noise to data, at its time 1 - sigma.
+
+        The network takes a list of latents and a list of states, those of each caption without padding.
+        """
+        states, lengths = encoded["states"], encoded["lengths"]
+        # Encodings without data have the length 0, which stands for the longest.
+        counts = [0] * len(x) if lengths.is_meta else [int(length) for length in lengths.tolist()]
+        captions = [row[: count or len(row)] for row, count in zip(states, counts, strict=True)]
+        time = (1000 - timestep.float()) / 1000
+        found = self.call_network([row[:, None] for row in x], time, cap_feats=captions).sample
+        if x.is_meta:
+            network: Any = self.network
+            network.rope_embedder.freqs_cis = None  # kept without data, the table could not go to another device
+        return -torch.stack([row[:, 0] for row in found])
+
+
+def _tokens(latent_shape: tuple[int, ...]) -> int:
+    return math.prod(latent_shape[1:]) // PATCH**2
