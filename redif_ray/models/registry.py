@@ -36,6 +36,7 @@ FAMILIES = {  # imported on first use: some pipelines take seconds
     "StableDiffusionPipeline": "redif_ray.models.stable_diffusion:StableDiffusion",
     "StableDiffusionXLPipeline": "redif_ray.models.stable_diffusion:StableDiffusionXL",
     "StableDiffusion3Pipeline": "redif_ray.models.stable_diffusion_3:StableDiffusion3",
+    "Lumina2Pipeline": "redif_ray.models.lumina_2:Lumina2",
     "ZImagePipeline": "redif_ray.models.z_image:ZImage",
 }
 

@@ -1,0 +1,192 @@
+"""Lumina-Image 2.0 against diffusers' own pipeline: the same noise, captions, guidance and size give the same image."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import Lumina2Pipeline
+from tiny_lumina_2 import write_lumina_2
+from tiny_models import normal
+from torch import Tensor
+
+from redif_ray.config import Lora, Teacher
+from redif_ray.diffusion import schedules, solvers
+from redif_ray.diffusion.schedules import Schedule
+from redif_ray.evaluation.compute import prediction_flops
+from redif_ray.export import export_student
+from redif_ray.export.adapters import FILE
+from redif_ray.export.pipeline import CAPTION
+from redif_ray.models.lumina_2 import TOKENS
+from redif_ray.models.protocol import DiffusionModel, ModelError
+from redif_ray.models.registry import load_model, teacher_outline
+from redif_ray.models.student import get_weights, make_student, set_weights, trainable
+from redif_ray.planning.timing import hollow
+
+CAPTIONS = ["a cat", "a very long caption about dogs that run through a field"]
+STEPS, OWN, WIDE = 4, (64, 64), (48, 80)
+EXACT = 2e-5  # of a pixel's range
+ADAPTERS = Lora(rank=2, alpha=6.0)
+DYNAMIC = {"use_dynamic_shifting": True, "base_image_seq_len": 2, "max_image_seq_len": 8}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_lumina_2(tmp_path_factory.mktemp("lumina_2"))
+
+
+def grid(model: DiffusionModel) -> Schedule:
+    return schedules.build(model.process, STEPS, "uniform_trailing")
+
+
+def sampled(model: DiffusionModel, captions: list[Any], unit: Tensor, schedule: Schedule, guidance: float) -> Tensor:
+    encoded = model.encode(captions)
+    with torch.no_grad():
+        return model.decode(
+            solvers.sample("euler", lambda x, at: model.predict(x, at, encoded, guidance=guidance), unit, schedule)
+        )
+
+
+def moved(student: DiffusionModel) -> DiffusionModel:
+    set_weights(
+        student, {k: w + 0.5 * normal(*w.shape, seed=i) for i, (k, w) in enumerate(get_weights(student).items())}
+    )
+    return student
+
+
+def assert_alike(found: Tensor, expected: Tensor, atol: float = EXACT) -> None:
+    """The images are equal, and few pixels are black or white, which would hide a difference."""
+    assert float(((found > 0) & (found < 1)).float().mean()) > 0.1
+    torch.testing.assert_close(found, expected, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize(
+    ("guidance", "size", "scheduler"), [(1.0, None, {}), (3.5, WIDE, {}), (1.0, WIDE, DYNAMIC), (3.5, None, DYNAMIC)]
+)
+def test_the_image_is_the_pipeline_s(
+    guidance: float, size: tuple[int, int] | None, scheduler: dict[str, Any], folder: Path, tmp_path: Path
+) -> None:
+    source = write_lumina_2(tmp_path, **scheduler) if scheduler else folder
+    model = load_model(source, size=size)
+    pipeline = Lumina2Pipeline.from_pretrained(source, use_safetensors=True)
+    pipeline.set_progress_bar_config(disable=True)
+    unit = normal(2, *model.latent_shape)
+    expected = pipeline(
+        list(CAPTIONS),
+        **({} if size is None else {"height": size[0], "width": size[1]}),
+        num_inference_steps=STEPS,
+        guidance_scale=guidance,
+        latents=unit.clone(),
+        output_type="pt",
+    ).images
+    found = sampled(model, list(CAPTIONS), unit, grid(model), guidance)
+    assert found.shape == (2, 3, *(size or OWN))
+    assert float((found[0] - found[1]).abs().max()) > 0.05
+    assert_alike(found, expected)
+
+
+def test_the_latents_of_images_are_those_that_decode_to_them(folder: Path) -> None:
+    model: Any = load_model(folder)
+    z, images = normal(2, *model.latent_shape), torch.rand(2, *model.image_shape)
+    torch.testing.assert_close(model.from_vae(model.to_vae(z)), z)
+    expected = (model.part("vae").encode(2 * images - 1).latent_dist.mode() - 0.1159) * 0.3611
+    torch.testing.assert_close(model.encode_images(images), expected)
+
+
+def test_encodings_without_data_have_the_shapes_of_real_ones(folder: Path) -> None:
+    model = load_model(folder, size=WIDE)
+    blank = model.blank(2)
+    assert not model.parts
+    outline = teacher_outline(Teacher(model=str(folder), height=WIDE[0], width=WIDE[1]))
+    without, real = outline.encode(["a cat", None]), model.encode(["a cat", None])
+    assert without["encoder_hidden_states"].is_meta and real["encoder_hidden_states"].shape[1] == TOKENS
+    for encoded in (blank, without):
+        assert {k: (v.shape, v.dtype) for k, v in encoded.items()} == {k: (v.shape, v.dtype) for k, v in real.items()}
+    x = torch.empty(2, *model.latent_shape, device="meta")
+    assert outline.predict(x, outline.process.noisiest(), without, guidance=2.0).x0.shape == x.shape
+    assert prediction_flops(outline) > 0
+    x = normal(2, *model.latent_shape)
+    with hollow(outline.network):  # as a run times a larger network
+        assert outline.predict(x, outline.process.noisiest(), blank).x0.shape == x.shape
+
+
+@pytest.mark.parametrize("lora", [ADAPTERS, Lora()])
+def test_a_fresh_student_predicts_what_its_teacher_does(lora: Lora, folder: Path) -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        teacher = load_model(folder, dtype=dtype)
+        student = make_student(teacher, lora)
+        x, level, encoded = normal(2, *teacher.latent_shape), grid(teacher)[1], teacher.encode(CAPTIONS)
+        with torch.no_grad():
+            expected = teacher.predict(x, level, encoded, guidance=2.0).eps
+            found = student.predict(x, level, encoded, guidance=2.0).eps
+        if dtype == torch.float32 or lora.rank:
+            assert torch.equal(found, expected)
+        else:
+            assert 0 < float((found - expected).abs().max()) < 0.05 * float(expected.abs().max())
+    whole = load_model(folder).predict(x, level, encoded, guidance=2.0).eps
+    assert 1e-6 < float((found - whole).abs().max()) < 0.05 * float(whole.abs().max())
+
+
+def test_gradients_reach_the_adapters(folder: Path) -> None:
+    student = moved(make_student(load_model(folder), ADAPTERS))
+    x, encoded = normal(2, *student.latent_shape), student.encode(CAPTIONS)
+    student.predict(x, grid(student)[1], encoded).eps.square().mean().backward()
+    gradients = {name: float(p.grad.abs().max()) for name, p in trainable(student).items() if p.grad is not None}
+    assert gradients.keys() == trainable(student).keys() and min(gradients.values()) > 0
+    assert {name.split(".")[0] for name in gradients} == {"layers", "noise_refiner", "context_refiner"}
+
+
+def test_rows_do_not_depend_on_the_other_captions_of_a_batch(folder: Path) -> None:
+    """No caption is another condition than an empty one, which follows the system's prompt."""
+    model, other = load_model(folder), load_model(folder)
+    alone, among = model.encode(["a cat"]), other.encode([CAPTIONS[1], None, "a cat"])
+    null, empty = model.null_conditions(1), model.encode([""])
+    for name, value in alone.items():
+        assert torch.equal(among[name][2:], value) and torch.equal(among[name][1:2], null[name])
+        assert not torch.equal(null[name], empty[name])
+    x, level = normal(3, *model.latent_shape), grid(model)[1]
+    expected = model.predict(x[2:], level, alone).eps
+    torch.testing.assert_close(model.predict(x, level, among).eps[2:], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_captions_and_sizes_that_are_too_long_are_named(folder: Path) -> None:
+    model: Any = load_model(folder)
+    room = TOKENS - len(model.part("tokenizer")(model.pipeline.system_prompt + " <Prompt Start> ").input_ids)
+    fits = "a" * room
+    assert model.cut_short([*CAPTIONS, fits, fits + "a"]) == [fits + "a"]
+    first, second, third = (
+        model.encode([caption])["encoder_hidden_states"] for caption in (fits[:-1] + "b", fits, fits + "b")
+    )
+    assert not torch.equal(first, second) and torch.equal(second, third)
+    with pytest.raises(ModelError, match="takes multiples of 16"):
+        load_model(folder, size=(72, 64))
+    with pytest.raises(ModelError, match=r"positions \(axes_lens\) reach to 256 x 256 pixels"):
+        load_model(folder, size=(64, 272))
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.5])
+def test_the_card_and_the_adapters_sample_what_the_student_does(
+    guidance: float, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    student, out = moved(make_student(load_model(folder), ADAPTERS)), tmp_path / "student"
+    schedule = schedules.explicit(student.process, [1000.0, 812.5, 400.25, 90.0])
+    export_student(student, schedule, out, name="tiny", guidance=guidance, teacher=folder, summary=None)
+    unit = torch.randn(1, *student.latent_shape, generator=torch.Generator().manual_seed(0))
+    expected = sampled(student, [CAPTION], unit, schedule, guidance)[0]
+    teacher = load_model(folder)
+    assert float((sampled(teacher, [CAPTION], unit, schedule, guidance)[0] - expected).abs().max()) > 0.02
+
+    again, settings = load_model(out), json.loads((out / "redif.json").read_text())
+    levels = schedules.explicit(again.process, settings["timesteps"])
+    assert_alike(sampled(again, [CAPTION], unit, levels, settings["guidance"])[0], expected)
+    sampling, loading = re.findall(r"```python\n(.*?)```", (out / "README.md").read_text(), re.S)
+    assert f"guidance_scale={guidance:g}," in sampling and (out / FILE).is_file()
+    monkeypatch.chdir(out)
+    for code in (sampling, re.sub(r"(?m)^pipe = .*\n", loading, sampling)):
+        scope: dict[str, Any] = {"TEACHER": str(folder)}
+        exec(code.replace("guidance_scale", 'output_type="pt", guidance_scale').replace("image.save", "#"), scope)
+        assert_alike(scope["image"], expected)
