@@ -32,6 +32,7 @@ from redif_ray.rewards.jpeg_compressibility import JpegCompressibility
 from redif_ray.rewards.lpips import Lpips
 from redif_ray.rewards.mse import Mse
 from redif_ray.rewards.perception import Perception
+from redif_ray.rewards.pick_score import PickScore
 from redif_ray.rewards.psnr import Psnr
 from redif_ray.rewards.ssim import Ssim
 from redif_ray.rewards.term import RewardError, RewardInputs, RewardTerm, Setting
@@ -62,6 +63,7 @@ TERMS: dict[str, Any] = {
         JpegCompressibility,
         Clip,
         TextImage,
+        PickScore,
         Dino,
         Perception,
         Lpips,

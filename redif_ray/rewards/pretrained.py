@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import Module
@@ -20,6 +20,7 @@ from redif_ray.data.targets import content_hash
 from redif_ray.rewards.preparation import Preparation, read_preparation
 from redif_ray.rewards.term import RewardError
 
+FILE = "model.safetensors"
 SHIPPED = Path(__file__).parents[1] / "assets" / "encoders"
 PREPROCESSOR, PROCESSOR = "preprocessor_config.json", "processor_config.json"  # of transformers 4 and 5
 TO_SAFETENSORS = (
@@ -101,6 +102,19 @@ def load_network(kind: str, model: str, config: Any) -> Module:
     if wrong:
         raise RewardError(f"model={model!r}: the weights are not those of its config.json: {str(wrong)[:300]}")
     return network.eval().requires_grad_(False)
+
+
+def load_number(model: str, name: str) -> float:
+    """Return the weight `name`, a single number, of a model. Raises `RewardError` where its file holds none."""
+    from transformers.utils import cached_file
+
+    try:
+        index = cached_file(find_model(model), f"{FILE}.index.json", _raise_exceptions_for_missing_entries=False)
+        file = json.loads(Path(index).read_text())["weight_map"][name] if index else FILE
+        with safe_open(cached_file(find_model(model), file), framework="pt") as opened:
+            return float(opened.get_tensor(name))
+    except (OSError, KeyError, ValueError, SafetensorError) as error:
+        raise _cannot_load(model, f"the number {name} from safetensors", error) from error
 
 
 def load_preparation(model: str, default: Preparation) -> Preparation:

@@ -155,6 +155,7 @@ def test_names_in_the_table_are_the_terms_own():
         "jpeg_compressibility",
         "clip",
         "text_image",
+        "pick_score",
         "dino",
         "perception",
         "lpips",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -126,6 +127,21 @@ def test_text_image_is_the_cosine_with_the_rows_caption(inputs, build, clip_fold
     expected = cosine(clip_embeddings(clip_folder, inputs.student), captions)
     np.testing.assert_allclose(rewards(inputs)["text_image"], expected, atol=1e-5)
     assert np.ptp(cosine(captions, captions[:1])) > 0.01
+
+
+@pytest.mark.parametrize("shard", ["10GB", "5KB"])
+def test_pick_score_is_the_logit_of_the_whole_model(inputs, build, clip_folder, shard, tmp_path):
+    """The program of PickScore takes logit_scale.exp() * (text_embs @ image_embs.T), which transformers' CLIP returns."""
+    whole = CLIPModel.from_pretrained(clip_folder)
+    with torch.no_grad():
+        whole.logit_scale.fill_(math.log(37.0))
+    shutil.copytree(clip_folder, tmp_path / "pick")
+    (tmp_path / "pick" / "model.safetensors").unlink()
+    whole.save_pretrained(tmp_path / "pick", max_shard_size=shard)
+    rewards = build(terms={"pick_score": {"model": str(tmp_path / "pick")}}, shape=SHAPE, captions=True)
+    captions = caption_embeddings(clip_folder, CAPTIONS)
+    expected = 37 * cosine(clip_embeddings(clip_folder, inputs.student), captions)
+    np.testing.assert_allclose(rewards(inputs)["pick_score"], expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_run_takes_captions_where_its_teacher_does(clip_folder):
