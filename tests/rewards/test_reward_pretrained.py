@@ -131,7 +131,7 @@ def test_text_image_is_the_cosine_with_the_rows_caption(inputs, build, clip_fold
 
 @pytest.mark.parametrize("shard", ["10GB", "5KB"])
 def test_pick_score_is_the_logit_of_the_whole_model(inputs, build, clip_folder, shard, tmp_path):
-    """The program of PickScore takes logit_scale.exp() * (text_embs @ image_embs.T), which transformers' CLIP returns."""
+    """PickScore's program takes logit_scale.exp() * (text_embs @ image_embs.T), as transformers' CLIP does."""
     whole = CLIPModel.from_pretrained(clip_folder)
     with torch.no_grad():
         whole.logit_scale.fill_(math.log(37.0))
