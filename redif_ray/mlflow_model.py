@@ -27,7 +27,6 @@ class Student(mlflow.pyfunc.PythonModel):
             self.student = _sampler(folder).Student(folder, device)
             return
         self.settings = json.loads((folder / "redif.json").read_text())
-        self.flow = index["scheduler"][1] == "FlowMatchEulerDiscreteScheduler"
         kind = getattr(diffusers, index["_class_name"])
         dtype = getattr(torch, self.settings["gpu_dtype"]) if device == "cuda" else torch.float32
         self.pipeline = kind.from_pretrained(folder, dtype=dtype, use_safetensors=True).to(device)
@@ -48,11 +47,9 @@ class Student(mlflow.pyfunc.PythonModel):
 
     def _captions(self, captions: list[str], generators: list[torch.Generator]) -> np.ndarray:
         """Sample with diffusers' own pipeline, as the code of the model card does."""
-        levels = {"sigmas": self.settings["sigmas"][:-1]} if self.flow else {"timesteps": self.settings["timesteps"]}
-        size = {key: self.settings[key] for key in ("height", "width") if key in self.settings}
-        images = self.pipeline(
-            captions, generator=generators, guidance_scale=self.settings["guidance"], output_type="np", **levels, **size
-        ).images
+        call = self.settings["pipeline_call"].items()
+        each = {key: [value] * len(captions) if isinstance(value, str) else value for key, value in call}
+        images = self.pipeline(prompt=captions, generator=generators, output_type="np", **each).images
         return np.ascontiguousarray(images.transpose(0, 3, 1, 2))
 
 

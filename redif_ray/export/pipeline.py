@@ -7,6 +7,10 @@ decodes x / alpha, a factor of 1.0004 for Stable Diffusion's betas.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
@@ -19,7 +23,8 @@ from redif_ray.models.protocol import ModelError
 from redif_ray.models.text import TextModel
 
 CAPTION = "a photo of a red fox asleep in fresh snow"
-NEEDS = 'It needs no more than `pip install torch "diffusers>=0.40" transformers`.'  # 0.40 is the first with `dtype`
+# diffusers 0.40 is the first with `dtype`.
+NEEDS = 'It needs no more than `pip install torch "diffusers>=0.40" transformers{more}`.'
 # Without a dtype each part gets the dtype of its own files or config.json, and parts of two dtypes do not combine.
 WHOLE = "dtype=dtype, use_safetensors=True"
 
@@ -52,13 +57,15 @@ def pipeline_recipe(student: TextModel, schedule: Schedule, guidance: float) -> 
         levels = {"timesteps": timesteps(schedule)}
     whole = sampling_dtype(None, student.frozen.folder, "cuda") == torch.float32
     gpu_dtype = "float32" if whole else "bfloat16"  # which holds what overflows in a VAE's float16
-    code = _code(kind, levels, student.pipeline_guidance(guidance), student.size, gpu_dtype)
-    return Recipe(scheduler, sigmas, code, NEEDS, gpu_dtype=gpu_dtype, levels=levels)
+    arguments = levels, student.pipeline_options, student.pipeline_guidance(guidance)
+    needs = NEEDS.format(more="".join(f" {name}" for name in student.also_needs))
+    call = {name: value for each in arguments for name, value in each.items()}
+    return Recipe(scheduler, sigmas, _code(kind, arguments, gpu_dtype), needs, gpu_dtype=gpu_dtype, call=call)
 
 
-def _code(
-    kind: str, levels: dict[str, list[float]], guided: dict[str, float], size: tuple[int, int] | None, gpu_dtype: str
-) -> str:
+def _code(kind: str, arguments: Iterable[Mapping[str, Any]], gpu_dtype: str) -> str:
+    """Return the card's Python. arguments: those of the pipeline's call, a line for each mapping."""
+    lines = [", ".join(f"{name}={_shown(value)}" for name, value in each.items()) for each in arguments if each]
     return "\n".join(
         [
             "import torch",
@@ -67,12 +74,14 @@ def _code(
             f'device, dtype = ("cuda", torch.{gpu_dtype}) if torch.cuda.is_available() else ("cpu", torch.float32)',
             f"pipe = {kind}.from_pretrained(folder, {WHOLE}).to(device)",
             "image = pipe(",
-            f'    "{CAPTION}",',
-            f"    {', '.join(f'{name}={value}' for name, value in levels.items())},",
-            *([] if size is None else [f"    height={size[0]}, width={size[1]},"]),
-            f"    {', '.join(f'{name}={value:g}' for name, value in guided.items())},",
+            f'    prompt="{CAPTION}",',  # the first argument of some pipelines is an image
+            *(f"    {line}," for line in lines),
             "    generator=torch.Generator().manual_seed(0),",
             ").images[0]",
             'image.save("sample.png")',
         ]
     )
+
+
+def _shown(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else json.dumps(value) if isinstance(value, str) else repr(value)

@@ -17,7 +17,7 @@ class Recipe:
     scheduler: the scheduler to save. sigmas: the levels [N + 1] in the scheduler's units. code: the card's Python, at
     most 15 lines. needs: a sentence on the packages that the code needs. sampler: the file that the code imports as
     `sample`; None: no file. gpu_dtype: name of torch's dtype in which a GPU computes; a CPU computes in float32.
-    levels: arguments of a pipeline's call that give it the levels.
+    call: arguments with which a text-to-image pipeline is called, beside captions and noise.
     """
 
     scheduler: Any
@@ -26,7 +26,7 @@ class Recipe:
     needs: str
     sampler: Path | None = None
     gpu_dtype: str = "float32"
-    levels: dict[str, list[float]] = field(default_factory=dict)
+    call: dict[str, Any] = field(default_factory=dict)
 
 
 def timesteps(schedule: Schedule) -> list[float]:

@@ -4,7 +4,8 @@ model_index.json, <network>/, scheduler/    the teacher's layout; adapters are m
 pytorch_lora_weights.safetensors            the adapters alone, for a text-to-image student with adapters
 comfyui_lora.safetensors                    the same adapters for ComfyUI and other programs that read kohya's keys
 redif.json                                  timesteps, sigma / alpha, guidance and, if it is not the network's own, the
-                                            size in pixels, that the student was trained for
+                                            size in pixels, that the student was trained for; arguments of a call of
+                                            its pipeline that samples so
 README.md                                   a model card whose code samples with torch and diffusers alone
 sample.py                                   the sampler that the card's code imports, for a student of pixels
 LICENSE, NOTICE and the other parts         copies of the teacher's parts that its pipeline takes; text encoders that a
@@ -120,6 +121,7 @@ def _settings(student: DiffusionModel, schedule: Schedule, how: Recipe, name: st
         "timesteps": timesteps(schedule),
         "sigmas": how.sigmas,
         "guidance": guidance,
+        **({"pipeline_call": how.call} if how.call else {}),
         "clip_sample_range": student.clip,
         "gpu_dtype": how.gpu_dtype,
         **({} if other is None else {"network_timesteps": other}),

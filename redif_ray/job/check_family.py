@@ -126,15 +126,9 @@ def _compared(subject: Subject, guidance: float) -> str:
     pipe = _pipeline(subject, how.scheduler)
     for caption in CAPTIONS:
         with torch.no_grad(), quiet():
-            theirs = pipe(
-                caption,
-                **how.levels,
-                **model.pipeline_guidance(guidance),
-                height=model.image_shape[1],
-                width=model.image_shape[2],
-                generator=torch.Generator().manual_seed(0),
-                output_type="pt",
-            ).images
+            noise = torch.Generator().manual_seed(0)
+            call = {"height": model.image_shape[1], "width": model.image_shape[2], **how.call}
+            theirs = pipe(prompt=caption, generator=noise, output_type="pt", **call).images
             predict = model.predictor(model.encode([caption]), guidance)
             ours = model.decode(solvers.sample("euler", predict, subject.noise, schedule))
         worst = max(worst, float((ours - theirs.cpu().float()).abs().max()))
@@ -155,13 +149,9 @@ def _default_levels(subject: Subject) -> str:
     pipe = _pipeline(subject, model.scheduler)
     for steps in (STEPS, STEPS + 3):
         with torch.no_grad(), quiet():
-            pipe(
-                CAPTIONS[0],
-                num_inference_steps=steps,
-                height=model.image_shape[1],
-                width=model.image_shape[2],
-                output_type="latent",
-            )
+            size = {"height": model.image_shape[1], "width": model.image_shape[2]}
+            options = size | model.pipeline_options
+            pipe(prompt=CAPTIONS[0], num_inference_steps=steps, output_type="latent", **options)
         seen.append(torch.as_tensor(pipe.scheduler.timesteps).double().cpu())
     for name in ("uniform_trailing", "flow_default", "uniform_leading"):
         if all(_same_times(model, name, times) for times in seen):

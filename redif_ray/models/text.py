@@ -45,7 +45,7 @@ class TextModel(DiffusionModel):
 
     takes_captions: ClassVar[bool] = True
     pipeline_kind: ClassVar[Any]  # a class of diffusers
-    token_limits: ClassVar[Mapping[str, int]] = {}  # where the pipeline's limit is not the tokeniser's own
+    also_needs: ClassVar[tuple[str, ...]] = ()  # packages of the pipeline beside torch, diffusers and transformers
     frozen: Parts
     known: dict[str | None, Encoded] = field(default_factory=dict, repr=False)  # by caption, newest last
     store: EncodingStore | None = None  # encodings of all processes
@@ -63,8 +63,21 @@ class TextModel(DiffusionModel):
     def encode_prompt(self, caption: str | None) -> Encoded:
         """Return the network's inputs for one caption, or for none, made by `pipeline`: one row."""
 
-    def pipeline_guidance(self, guidance: float) -> dict[str, float]:
-        """Return the arguments of a call of `pipeline_kind` that guide as `guided` does."""
+    @property
+    def pipeline_options(self) -> dict[str, Any]:
+        """The arguments of a call of `pipeline_kind` without which it makes another image, whatever the guidance."""
+        return {} if self.size is None else {"height": self.size[0], "width": self.size[1]}
+
+    @property
+    def token_limits(self) -> Mapping[str, int]:
+        """The most tokens of a caption, by tokeniser, where the pipeline's limit is not the tokeniser's own."""
+        return {}
+
+    def pipeline_guidance(self, guidance: float) -> dict[str, Any]:
+        """Return the arguments of a call of `pipeline_kind` for one caption that guide as `guided` does.
+
+        They also hold what makes the call encode captions as `encode_prompt` does, where its defaults do not.
+        """
         return {"guidance_scale": guidance}
 
     @property
