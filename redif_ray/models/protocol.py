@@ -168,6 +168,13 @@ class DiffusionModel(ABC):
             "the teacher's images; add it to the family, or use another method"
         )
 
+    def checkpoint_blocks(self) -> None:
+        """Make the network keep few activations, and compute the others again in the backward pass.
+
+        A family whose network then predicts otherwise overrides this method. Raises ValueError if it cannot.
+        """
+        self.network.enable_gradient_checkpointing()
+
     def call_network(self, x: Tensor | list[Tensor], timestep: Tensor, **conditions: Any) -> Any:
         """Call the network in `dtype`: weights that are kept in more bits are cast as autocast does.
 

@@ -106,9 +106,8 @@ def enable_checkpointing(student: DiffusionModel) -> None:
 
     Raises ModelError for a network that does not support this.
     """
-    network: Any = student.network
     try:
-        network.enable_gradient_checkpointing()
+        student.checkpoint_blocks()
     except ValueError as error:
         raise ModelError(f"learner.activation_checkpointing=true: {error}; expected false for this network") from error
 
