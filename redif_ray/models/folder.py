@@ -168,16 +168,25 @@ def _final_alpha_cumprod(scheduler: Any) -> float:
 def flow_matching(scheduler: Any, mu: tuple[float, float] | None = None) -> dict[str, Any]:
     """Return the fields of a DiffusionModel that follow from a flow-matching scheduler. Raises ModelError.
 
-    mu: numbers a, b of the family's rule mu = a + b N for an image of this size in N steps, which decides the shift
-    where the scheduler has use_dynamic_shifting; None: the family has no such rule.
+    Besides the scheduler that is for flows alone, diffusers' solvers for several processes are read where they have
+    use_flow_sigmas. mu: numbers a, b of the family's rule mu = a + b N for an image of this size in N steps, which
+    decides the shift where the scheduler has use_dynamic_shifting; None: the family has no such rule.
     """
     config, name = scheduler.config, type(scheduler).__name__
-    if not isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
-        raise ModelError(f"the scheduler is a {name}; expected a FlowMatchEulerDiscreteScheduler")
-    for option in ("invert_sigmas", *(() if mu else ("use_dynamic_shifting",))):
+    solver = bool(config.get("use_flow_sigmas"))
+    if not solver and not isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
+        raise ModelError(
+            f"the scheduler is a {name}; expected a FlowMatchEulerDiscreteScheduler, or one with use_flow_sigmas=true"
+        )
+    if solver and config.prediction_type != "flow_prediction":
+        raise ModelError(
+            f"{name} has use_flow_sigmas=true and prediction_type={config.prediction_type!r}; expected flow_prediction"
+        )
+    for option in ("invert_sigmas", "thresholding", *(() if mu else ("use_dynamic_shifting",))):
         if config.get(option):
             raise ModelError(f"{name} has {option}={config[option]}, which is not supported; expected false or null")
-    shift, growth = _dynamic_shift(config, *mu) if mu and config.use_dynamic_shifting else (config.shift, 0.0)
+    fixed = config.flow_shift if solver else config.shift
+    shift, growth = _dynamic_shift(config, *mu) if mu and config.get("use_dynamic_shifting") else (fixed, 0.0)
     last = config.get("shift_terminal") or 0.0
     process = FlowMatching(scale=config.num_train_timesteps, shift=shift, growth=growth, last=last)
     return {"process": process, "prediction_type": "flow_prediction", "clip": None, "scheduler": scheduler}
