@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 from torch.nn import Module, Parameter
 
 from redif_ray.config import Teacher
@@ -182,7 +183,8 @@ def hollow(*networks: Module) -> Iterator[Aside]:
         started = time.thread_time()
         for name, value in [*module.named_parameters(recurse=False)]:
             setattr(module, name, Parameter(torch.empty_like(value, device=device).zero_(), requires_grad=False))
-        for name, value in [*module.named_buffers(recurse=False)]:
+        plain = [(name, value) for name, value in vars(module).items() if isinstance(value, Tensor)]  # no buffers
+        for name, value in [*module.named_buffers(recurse=False), *plain]:
             setattr(module, name, torch.empty_like(value, device=device).zero_())
         aside.seconds += time.thread_time() - started
 
