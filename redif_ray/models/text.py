@@ -192,8 +192,8 @@ class TextModel(DiffusionModel):
         vae = self.part(VAE)
 
         def encoded(part: Tensor) -> Tensor:
-            made = vae.encode(part)
-            z: Tensor = made.latent_dist.mode() if hasattr(made, "latent_dist") else made.latents
+            made = vae.encode(part, return_dict=False)[0]
+            z: Tensor = made if isinstance(made, Tensor) else made.mode()  # latents, or their distribution
             return z
 
         return self.from_vae(in_parts(encoded, (2 * images - 1).to(vae.dtype), self.image_shape).float())
@@ -276,10 +276,11 @@ def latent_shapes(network: Any, vae: Any, where: Path, patch: int = 1) -> dict[s
     scale = vae_scale(vae)
     return {
         "latent_shape": (channels, *edges),
-        "image_shape": (vae.out_channels, *(scale * edge for edge in edges)),
+        "image_shape": (vae.in_channels, *(scale * edge for edge in edges)),
     }
 
 
 def vae_scale(vae: Any) -> int:
     """Return the pixels of an image along the edge of one latent of a VAE with the config `vae`."""
-    return int(2 ** (len(vae.block_out_channels) - 1))
+    blocks = vae.get("block_out_channels") or vae.encoder_block_out_channels  # the latter in an AutoencoderDC
+    return int(2 ** (len(blocks) - 1))
