@@ -25,6 +25,11 @@ FILE = "pytorch_lora_weights.safetensors"
 COMFYUI = "comfyui_lora.safetensors"
 
 
+def loads_adapters(student: TextModel) -> bool:
+    """Tell whether the pipeline can load adapters; some, as those of PixArt, cannot."""
+    return hasattr(student.pipeline_kind, "load_lora_weights")
+
+
 def save_adapters(student: TextModel, folder: Path) -> None:
     """Write the adapters of `student` into `folder` as `FILE` and as `COMFYUI`."""
     network: Any = student.network

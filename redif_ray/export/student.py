@@ -1,7 +1,7 @@
 """Export of a student as a diffusers folder that loads without this package. The folder holds:
 
 model_index.json, <network>/, scheduler/    the teacher's layout; adapters are merged into the weights
-pytorch_lora_weights.safetensors            the adapters alone, for a text-to-image student with adapters
+pytorch_lora_weights.safetensors            the adapters alone, if there are any and the pipeline loads such a file
 comfyui_lora.safetensors                    the same adapters for ComfyUI and other programs that read kohya's keys
 redif.json                                  timesteps, sigma / alpha, guidance and, if it is not the network's own, the
                                             size in pixels, that the student was trained for; arguments of a call of
@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from redif_ray.diffusion.schedules import Schedule
-from redif_ray.export.adapters import adapter_lines, save_adapters
+from redif_ray.export.adapters import adapter_lines, loads_adapters, save_adapters
 from redif_ray.export.card import CARD, card, licence
 from redif_ray.export.carried import carried, copy, exported_index, is_elsewhere, save_changed_parts
 from redif_ray.export.pipeline import pipeline_recipe
@@ -62,7 +62,7 @@ def export_student(
     if broken:
         raise ModelError(f"weight {broken[0]} is not finite ({len(broken)} in all); export an earlier checkpoint")
     network.register_to_config(_name_or_path=name)  # diffusers would write the teacher's path on this machine
-    adapted = student if isinstance(student, TextModel) and has_adapters(student) else None
+    adapted = student if isinstance(student, TextModel) and has_adapters(student) and loads_adapters(student) else None
     lines = adapter_lines(adapted, how) if adapted else None
     text = card(student, schedule, how, name, guidance, licence(teacher), summary, lines)
 
