@@ -38,6 +38,8 @@ FAMILIES = {  # imported on first use: some pipelines take seconds
     "StableDiffusion3Pipeline": "redif_ray.models.stable_diffusion_3:StableDiffusion3",
     "Lumina2Pipeline": "redif_ray.models.lumina_2:Lumina2",
     "ZImagePipeline": "redif_ray.models.z_image:ZImage",
+    "FluxPipeline": "redif_ray.models.flux:Flux",
+    "ChromaPipeline": "redif_ray.models.chroma:Chroma",
 }
 
 

@@ -124,8 +124,8 @@ def _weights(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[P
         (lambda f: (f / "model_index.json").write_text("{"), "not valid JSON"),
         (lambda f: edit(f / "model_index.json", _class_name=3), "expected a key _class_name"),
         (
-            lambda f: edit(f / "model_index.json", _class_name="FluxPipeline"),
-            "is a FluxPipeline; expected one of DDIMPipeline, DDPMPipeline, DiTPipeline",
+            lambda f: edit(f / "model_index.json", _class_name="KandinskyPipeline"),
+            "is a KandinskyPipeline; expected one of .*DDIMPipeline, DDPMPipeline, DiTPipeline",
         ),
         (lambda f: shutil.rmtree(f / "unet"), "no unet/config.json; expected a UNet2DModel"),
         (lambda f: shutil.rmtree(f / "scheduler"), "no scheduler/scheduler_config.json"),

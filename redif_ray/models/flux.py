@@ -1,0 +1,122 @@
+"""FLUX.1 (Black Forest Labs, 2024; arXiv 2506.15742 describes its network): a transformer of packed latents, which was
+trained by flow matching.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from diffusers import FluxPipeline, FluxTransformer2DModel
+from torch import Tensor
+
+from redif_ray.diffusion.levels import NoiseProcess
+from redif_ray.models.components import Parts
+from redif_ray.models.folder import flow_matching, load_network, load_scheduler, mu_by_tokens, read_index
+from redif_ray.models.protocol import Encoded
+from redif_ray.models.text import TextModel, latent_shapes
+
+PATCH = 2  # latents along the edge of a token
+EDGE = 128  # latents along the edge of an image for which a pipeline of diffusers is not told the size
+T5_TOKENS = 512
+T5_TOKENS_SCHNELL = 256
+
+
+class PackedTransformer(TextModel):
+    """A transformer whose token is a square of 2 x 2 latents, with rotary embeddings of its row and column.
+
+    The scheduler may shift the levels by the number of tokens of an image, and the config.json names no size.
+    """
+
+    network_kind: ClassVar[Any]  # a class of diffusers
+    names: ClassVar[tuple[str, ...]]  # the parts beside the network and the scheduler
+
+    @classmethod
+    def load(cls, folder: Path, dtype: torch.dtype) -> Self:
+        network = load_network(cls.network_kind, folder, "transformer", dtype)
+        index, scheduler = read_index(folder), load_scheduler(folder)
+        frozen = Parts(folder, index, dtype, cls.names)
+        return cls(
+            network=network,
+            component="transformer",
+            num_classes=None,
+            index=index,
+            frozen=frozen,
+            dtype=dtype,
+            **latent_shapes(network, frozen.configs["vae"], folder / "transformer", PATCH),
+            **flow_matching(scheduler, mu_by_tokens(scheduler, (EDGE // PATCH) ** 2)),
+        )
+
+    def process_at(self, latent_shape: tuple[int, ...]) -> NoiseProcess:
+        _, height, width = latent_shape
+        process: NoiseProcess = flow_matching(self.scheduler, mu_by_tokens(self.scheduler, height * width // PATCH**2))[
+            "process"
+        ]
+        return process
+
+    def size_multiple(self, scale: int) -> int:
+        return scale * PATCH
+
+    def make_pipeline(self, **parts: Any) -> Any:
+        return self.pipeline_kind(**parts, vae=None, transformer=None, scheduler=self.scheduler)
+
+    def output(self, x: Tensor, timestep: Tensor, encoded: Encoded) -> Tensor:
+        rows, columns = (torch.arange(edge // PATCH, device=x.device) for edge in x.shape[2:])
+        text = encoded["encoder_hidden_states"].shape[1]
+        found = self.call_network(
+            packed(x),
+            timestep.float() / 1000,
+            img_ids=torch.cartesian_prod(rows.new_zeros(1), rows, columns),
+            txt_ids=rows.new_zeros(text, 3),
+            **encoded,
+        )
+        return unpacked(found.sample, x.shape)
+
+
+class Flux(PackedTransformer):
+    """The transformer of FluxPipeline: states of T5, to which it attends, and the pooled state of CLIP.
+
+    FLUX.1-dev embeds its guidance (Meng et al., arXiv 2210.03142). A network that does not, as FLUX.1-schnell, is
+    guided by its prediction for an empty caption; it reads 256 tokens of T5, with which FLUX.1-schnell was trained,
+    where FLUX.1-dev reads 512.
+    """
+
+    pipeline_kind: ClassVar[Any] = FluxPipeline
+    network_kind: ClassVar[Any] = FluxTransformer2DModel
+    names: ClassVar[tuple[str, ...]] = ("vae", "tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2")
+
+    @property
+    def embeds_guidance(self) -> bool:
+        return bool(self.config.guidance_embeds)
+
+    @property
+    def token_limits(self) -> Mapping[str, int]:
+        return {"tokenizer_2": T5_TOKENS if self.embeds_guidance else T5_TOKENS_SCHNELL}
+
+    def pipeline_guidance(self, guidance: float) -> dict[str, Any]:
+        tokens = {"max_sequence_length": self.token_limits["tokenizer_2"]}
+        if self.embeds_guidance:
+            return {"guidance_scale": guidance} | tokens
+        return {"true_cfg_scale": guidance, "negative_prompt": ""} | tokens
+
+    def encode_prompt(self, caption: str | None) -> Encoded:
+        states, pooled, _ = self.pipeline.encode_prompt(
+            caption or "", None, device=self.device, max_sequence_length=self.token_limits["tokenizer_2"]
+        )
+        return {"encoder_hidden_states": states, "pooled_projections": pooled}
+
+
+def packed(x: Tensor) -> Tensor:
+    """Return the tokens [B, H W / 4, 4 C] of latents x [B, C, H, W], row by row; a token has its channels outermost."""
+    b, c, h, w = x.shape
+    squares = x.reshape(b, c, h // PATCH, PATCH, w // PATCH, PATCH)
+    return squares.permute(0, 2, 4, 1, 3, 5).reshape(b, h * w // PATCH**2, c * PATCH**2)
+
+
+def unpacked(tokens: Tensor, shape: torch.Size) -> Tensor:
+    """Return the latents of `shape` [B, C, H, W] whose `packed` tokens these are."""
+    b, c, h, w = shape
+    squares = tokens.reshape(b, h // PATCH, w // PATCH, c, PATCH, PATCH)
+    return squares.permute(0, 3, 1, 4, 2, 5).reshape(shape)
