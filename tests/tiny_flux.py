@@ -1,4 +1,7 @@
-"""Tiny pipelines of FLUX.1 and Chroma, with the options of their published schedulers and VAE and shrunk edges."""
+"""Tiny pipelines of FLUX.1, with the options of its published schedulers and VAE and shrunk edges, and of Chroma.
+
+Chroma has the scheduler options of FLUX.1-dev, since its pipeline shifts by the same rule.
+"""
 
 from __future__ import annotations
 
