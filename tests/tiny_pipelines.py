@@ -46,7 +46,7 @@ for folder in sys.argv[1:]:
     code = re.search(r"```python\n(.*?)```", open("README.md").read(), re.S).group(1)
     exec(code, {})
     floats = {}
-    exec(code.replace("guidance_scale", 'output_type="pt", guidance_scale').replace("image.save", "#"), floats)
+    exec(code.replace("generator=", 'output_type="pt", generator=').replace("image.save", "#"), floats)
     torch.save(floats["image"], "image.pt")
 """
 

@@ -40,6 +40,7 @@ FAMILIES = {  # imported on first use: some pipelines take seconds
     "ZImagePipeline": "redif_ray.models.z_image:ZImage",
     "FluxPipeline": "redif_ray.models.flux:Flux",
     "ChromaPipeline": "redif_ray.models.chroma:Chroma",
+    "QwenImagePipeline": "redif_ray.models.qwen_image:QwenImage",
 }
 
 

@@ -1,0 +1,126 @@
+"""Qwen-Image (Wu et al., arXiv 2508.02324): a transformer trained by flow matching, for captions read by Qwen2.5-VL."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import prod
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from diffusers import QwenImagePipeline, QwenImageTransformer2DModel
+from torch import Tensor
+from torch.nn.functional import pixel_shuffle, pixel_unshuffle
+
+from redif_ray.diffusion.levels import NoiseProcess
+from redif_ray.models.components import Parts
+from redif_ray.models.folder import flow_matching, load_network, load_scheduler, mu_by_tokens, read_index
+from redif_ray.models.protocol import Encoded, ModelError
+from redif_ray.models.text import VAE, TextModel
+
+PARTS = (VAE, "tokenizer", "text_encoder")
+EDGE = 2  # of the square of latents whose channels are one token's
+TOKENS = 512  # most states of a caption, with the five that the prompt's template ends in
+NO_CAPTION = " "  # the negative prompt that Qwen-Image's authors sample with
+
+
+class QwenImage(TextModel):
+    """The transformer of QwenImagePipeline: states of Qwen2.5-VL, as many as a caption has, and a mask of them.
+
+    The VAE is one of videos, whose latents [B, C, T, H, W] have one frame here.
+    """
+
+    pipeline_kind: ClassVar[Any] = QwenImagePipeline
+    token_limits: ClassVar[Mapping[str, int]] = {"tokenizer": TOKENS}
+
+    @classmethod
+    def load(cls, folder: Path, dtype: torch.dtype) -> Self:
+        network = load_network(QwenImageTransformer2DModel, folder, "transformer", dtype)
+        index, scheduler = read_index(folder), load_scheduler(folder)
+        frozen = Parts(folder, index, dtype, PARTS)
+        channels, vae = network.config.in_channels, frozen.configs[VAE]
+        if channels != vae.z_dim * EDGE**2:
+            raise ModelError(
+                f"{folder / 'transformer'}: in_channels={channels}; expected {vae.z_dim * EDGE**2}, of a token of "
+                f"{EDGE} x {EDGE} of the VAE's latents with {vae.z_dim} channels"
+            )
+        return cls(
+            network=network,
+            component="transformer",
+            num_classes=None,
+            index=index,
+            frozen=frozen,
+            dtype=dtype,
+            latent_shape=(vae.z_dim,),
+            image_shape=(vae.input_channels,),
+            **_flow(scheduler, ()),
+        )
+
+    @property
+    def scale(self) -> int:
+        return int(2 ** len(self.frozen.configs[VAE].temperal_downsample))
+
+    def size_multiple(self, scale: int) -> int:
+        return scale * EDGE
+
+    def process_at(self, latent_shape: tuple[int, ...]) -> NoiseProcess:
+        process: NoiseProcess = _flow(self.scheduler, latent_shape[1:])["process"]
+        return process
+
+    def make_pipeline(self, **parts: Any) -> Any:
+        return QwenImagePipeline(**parts, vae=None, transformer=None, scheduler=self.scheduler)
+
+    def encode_prompt(self, caption: str | None) -> Encoded:
+        if self.device.type == "meta":  # there the pipeline cannot count the states of a caption
+            states = torch.empty(1, TOKENS, self.config.joint_attention_dim, device="meta")
+        else:
+            prompt = NO_CAPTION if caption is None else caption
+            states, _ = self.pipeline.encode_prompt(prompt, device=self.device, max_sequence_length=TOKENS)
+        return {"encoder_hidden_states": states, "encoder_hidden_states_mask": states.new_ones(states.shape[:2])}
+
+    def output(self, x: Tensor, timestep: Tensor, encoded: Encoded) -> Tensor:
+        tokens = pixel_unshuffle(x, EDGE)
+        shapes = [[(1, *tokens.shape[2:])]] * len(x)  # frames, height and width of each image in tokens
+        sigma = timestep.float().to(self.dtype) / 1000  # the pipeline rounds twice in 16 bits
+        found = self.call_network(tokens.flatten(2).mT, sigma, img_shapes=shapes, **encoded).sample
+        return pixel_shuffle(found.mT.unflatten(2, tokens.shape[2:]), EDGE)
+
+    def guided(self, cond: Tensor, uncond: Tensor, guidance: float) -> Tensor:
+        """Return classifier-free guidance w whose tokens are scaled to the norms that they have in `cond`."""
+        own, mixed = (pixel_unshuffle(each, EDGE) for each in (cond, super().guided(cond, uncond, guidance)))
+        return pixel_shuffle(mixed * (own.norm(dim=1, keepdim=True) / mixed.norm(dim=1, keepdim=True)), EDGE)
+
+    def pipeline_guidance(self, guidance: float) -> Mapping[str, float | str]:
+        scale: dict[str, float | str] = {"true_cfg_scale": guidance}
+        return scale if guidance == 1 else scale | {"negative_prompt": NO_CAPTION}
+
+    def to_vae(self, latents: Tensor) -> Tensor:
+        mean, std = self._statistics(latents)
+        return latents * std + mean
+
+    def from_vae(self, z: Tensor) -> Tensor:
+        mean, std = self._statistics(z)
+        return (z - mean) / std
+
+    def _statistics(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and standard deviation of the VAE's latents, [C, 1, 1], on the device of `latents`."""
+        config = self.part(VAE).config
+        mean, std = torch.tensor([config.latents_mean, config.latents_std], device=latents.device)[..., None, None]
+        return mean, std
+
+    def decode(self, latents: Tensor) -> Tensor:
+        vae = self.part(VAE)
+        vae.enable_slicing()
+        frames = vae.decode(self.to_vae(latents).unsqueeze(2)).sample
+        return (frames.squeeze(2) / 2 + 0.5).clamp(0, 1)
+
+    @torch.no_grad()
+    def encode_images(self, images: Tensor) -> Tensor:
+        vae = self.part(VAE)
+        vae.enable_slicing()
+        return self.from_vae(vae.encode(2 * images.unsqueeze(2) - 1).latent_dist.mode().squeeze(2))
+
+
+def _flow(scheduler: Any, edges: tuple[int, ...]) -> dict[str, Any]:
+    """Return the fields of `flow_matching` for latents of these edges; without edges, the shift means nothing yet."""
+    return flow_matching(scheduler, mu_by_tokens(scheduler, prod(edges) // EDGE**2))
