@@ -25,13 +25,11 @@ NO_CAPTION = " "  # the negative prompt that Qwen-Image's authors sample with
 
 
 class QwenImage(TextModel):
-    """The transformer of QwenImagePipeline: states of Qwen2.5-VL, as many as a caption has, and a mask of them.
-
-    The VAE is one of videos, whose latents [B, C, T, H, W] have one frame here.
-    """
+    """The transformer of QwenImagePipeline: states of Qwen2.5-VL, as many as a caption has, and a mask of them."""
 
     pipeline_kind: ClassVar[Any] = QwenImagePipeline
     token_limits: ClassVar[Mapping[str, int]] = {"tokenizer": TOKENS}
+    has_frames: ClassVar[bool] = True
 
     @classmethod
     def load(cls, folder: Path, dtype: torch.dtype) -> Self:
@@ -90,8 +88,8 @@ class QwenImage(TextModel):
         own, mixed = (pixel_unshuffle(each, EDGE) for each in (cond, super().guided(cond, uncond, guidance)))
         return pixel_shuffle(mixed * (own.norm(dim=1, keepdim=True) / mixed.norm(dim=1, keepdim=True)), EDGE)
 
-    def pipeline_guidance(self, guidance: float) -> Mapping[str, float | str]:
-        scale: dict[str, float | str] = {"true_cfg_scale": guidance}
+    def pipeline_guidance(self, guidance: float) -> dict[str, Any]:
+        scale: dict[str, Any] = {"true_cfg_scale": guidance}
         return scale if guidance == 1 else scale | {"negative_prompt": NO_CAPTION}
 
     def to_vae(self, latents: Tensor) -> Tensor:
@@ -107,18 +105,6 @@ class QwenImage(TextModel):
         config = self.part(VAE).config
         mean, std = torch.tensor([config.latents_mean, config.latents_std], device=latents.device)[..., None, None]
         return mean, std
-
-    def decode(self, latents: Tensor) -> Tensor:
-        vae = self.part(VAE)
-        vae.enable_slicing()
-        frames = vae.decode(self.to_vae(latents).unsqueeze(2)).sample
-        return (frames.squeeze(2) / 2 + 0.5).clamp(0, 1)
-
-    @torch.no_grad()
-    def encode_images(self, images: Tensor) -> Tensor:
-        vae = self.part(VAE)
-        vae.enable_slicing()
-        return self.from_vae(vae.encode(2 * images.unsqueeze(2) - 1).latent_dist.mode().squeeze(2))
 
 
 def _flow(scheduler: Any, edges: tuple[int, ...]) -> dict[str, Any]:

@@ -46,6 +46,7 @@ class TextModel(DiffusionModel):
     takes_captions: ClassVar[bool] = True
     pipeline_kind: ClassVar[Any]  # a class of diffusers
     also_needs: ClassVar[tuple[str, ...]] = ()  # packages of the pipeline beside torch, diffusers and transformers
+    has_frames: ClassVar[bool] = False  # whether the VAE is one of videos, of [B, C, T, H, W] with T = 1 here
     frozen: Parts
     known: dict[str | None, Encoded] = field(default_factory=dict, repr=False)  # by caption, newest last
     store: EncodingStore | None = None  # encodings of all processes
@@ -182,8 +183,9 @@ class TextModel(DiffusionModel):
 
     def decode(self, latents: Tensor) -> Tensor:
         vae, z = self.part(VAE), self.to_vae(latents)
-        made = in_parts(lambda part: vae.decode(part).sample, z.to(vae.dtype), self.image_shape)
-        return (made.float() / 2 + 0.5).clamp(0, 1)
+        z = self._with_frame(z).to(vae.dtype)
+        made = in_parts(lambda part: vae.decode(part, return_dict=False)[0], z, self.image_shape)
+        return (self._without_frame(made).float() / 2 + 0.5).clamp(0, 1)
 
     @torch.no_grad()
     def encode_images(self, images: Tensor) -> Tensor:
@@ -196,7 +198,14 @@ class TextModel(DiffusionModel):
             z: Tensor = made if isinstance(made, Tensor) else made.mode()  # latents, or their distribution
             return z
 
-        return self.from_vae(in_parts(encoded, (2 * images - 1).to(vae.dtype), self.image_shape).float())
+        made = in_parts(encoded, self._with_frame(2 * images - 1).to(vae.dtype), self.image_shape)
+        return self.from_vae(self._without_frame(made).float())
+
+    def _with_frame(self, rows: Tensor) -> Tensor:
+        return rows.unsqueeze(2) if self.has_frames else rows
+
+    def _without_frame(self, rows: Tensor) -> Tensor:
+        return rows.squeeze(2) if self.has_frames else rows
 
     def parts_sha256(self, digest: Callable[[Path], str] = file_sha256) -> dict[str, str]:
         return self.frozen.files(list(self.frozen.kinds), digest) | {INDEX: content_hash(self._options)}
