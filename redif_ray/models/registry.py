@@ -41,6 +41,7 @@ FAMILIES = {  # imported on first use: some pipelines take seconds
     "FluxPipeline": "redif_ray.models.flux:Flux",
     "ChromaPipeline": "redif_ray.models.chroma:Chroma",
     "QwenImagePipeline": "redif_ray.models.qwen_image:QwenImage",
+    "SanaPipeline": "redif_ray.models.sana:Sana",
 }
 
 
