@@ -42,6 +42,8 @@ FAMILIES = {  # imported on first use: some pipelines take seconds
     "ChromaPipeline": "redif_ray.models.chroma:Chroma",
     "QwenImagePipeline": "redif_ray.models.qwen_image:QwenImage",
     "SanaPipeline": "redif_ray.models.sana:Sana",
+    "PixArtSigmaPipeline": "redif_ray.models.pixart:PixArtSigma",
+    "PixArtAlphaPipeline": "redif_ray.models.pixart:PixArtAlpha",
 }
 
 

@@ -1,0 +1,112 @@
+"""PixArt-sigma and PixArt-alpha against their own pipelines in diffusers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, DiffusionPipeline
+from family_checks import (
+    CAPTIONS,
+    LORA,
+    check_encodings,
+    check_export,
+    check_images,
+    check_latents,
+    check_students,
+    loaded,
+    sampled,
+)
+from tiny_models import normal
+from tiny_pixart import write_pixart
+
+from redif_ray.config import Lora
+from redif_ray.diffusion import schedules, solvers
+from redif_ray.models.protocol import ModelError
+from redif_ray.models.registry import load_model
+
+pytestmark = pytest.mark.slow
+STEPS, WIDE = 4, (24, 32)
+KINDS = ("sigma", "alpha")
+SIZES = {"sigma": (16, 16), "alpha": WIDE}  # alpha's own would be 256 pixels
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return {kind: write_pixart(tmp_path_factory.mktemp(kind), alpha=kind == "alpha") for kind in KINDS}
+
+
+def pipeline(folder: Path) -> Any:
+    made = DiffusionPipeline.from_pretrained(folder, use_safetensors=True)
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+def called(pipe: Any, size: tuple[int, int], **options: Any) -> torch.Tensor:
+    height, width = size
+    return pipe(
+        list(CAPTIONS),
+        num_inference_steps=STEPS,
+        height=height,
+        width=width,
+        use_resolution_binning=False,
+        output_type="pt",
+        **options,
+    ).images
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "guidance"), [("sigma", (16, 16), 1.0), ("sigma", WIDE, 4.5), ("alpha", WIDE, 4.5)]
+)
+def test_the_image_of_its_own_scheduler(
+    folders: dict[str, Path], kind: str, size: tuple[int, int], guidance: float
+) -> None:
+    model, pipe = loaded(folders[kind], size=size), pipeline(folders[kind])
+    pipe.scheduler.set_timesteps(STEPS)
+    schedule = schedules.explicit(model.process, pipe.scheduler.timesteps.tolist())
+    unit = normal(2, *model.latent_shape)
+    expected = called(pipe, size, latents=solvers.initial(schedule, unit), guidance_scale=guidance)
+    check_images(sampled(model, unit, schedule, guidance, solver="dpmpp_2m"), expected)
+
+
+def test_the_image_of_ddim(folders: dict[str, Path]) -> None:
+    model, pipe = loaded(folders["sigma"]), pipeline(folders["sigma"])
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, timestep_spacing="trailing", clip_sample=False)
+    unit, schedule = normal(2, *model.latent_shape), schedules.build(model.process, STEPS, "uniform_trailing")
+    expected = called(pipe, (16, 16), latents=solvers.initial(schedule, unit), guidance_scale=4.5)
+    check_images(sampled(model, unit, schedule, 4.5), expected)
+
+
+@pytest.mark.parametrize(("kind", "tokens"), [("sigma", 300), ("alpha", 120)])
+def test_encodings(folders: dict[str, Path], kind: str, tokens: int) -> None:
+    check_encodings(folders[kind], size=SIZES[kind])
+    model = loaded(folders[kind], size=SIZES[kind])
+    encoded = model.encode(["a cat"])
+    assert encoded["encoder_hidden_states"].shape == (1, tokens, 32)
+    assert ("resolution" in encoded) == (kind == "alpha")
+    long, longer = "dogs" * 40, "dogs" * 100
+    assert model.cut_short([*CAPTIONS, long, longer]) == ([longer] if kind == "sigma" else [long, longer])
+
+
+def test_latents(folders: dict[str, Path]) -> None:
+    check_latents(loaded(folders["sigma"]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_students(folders: dict[str, Path], dtype: torch.dtype) -> None:
+    check_students(folders["sigma"], dtype)
+
+
+@pytest.mark.parametrize(("kind", "lora"), [("sigma", LORA), ("alpha", Lora())])
+def test_exports(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, lora: Lora
+) -> None:
+    times = [999.0, 700.0, 350.0, 100.0]
+    check_export(folders[kind], tmp_path / "student", monkeypatch, times, lora, size=SIZES[kind])
+
+
+def test_sizes_that_the_pipeline_refuses(folders: dict[str, Path]) -> None:
+    with pytest.raises(ModelError, match="a PixArtSigma takes multiples of 8"):
+        load_model(folders["sigma"], size=(24, 20))
