@@ -24,6 +24,7 @@ from redif_ray.models.student import get_weights, make_student, set_weights, tra
 from redif_ray.models.text import TextModel
 
 CAPTIONS = ("a cat", "a very long caption about dogs")
+LONG = "dogs " * 100  # more tokens than an encoder reads
 LORA = Lora(rank=2, alpha=7.0)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from diffusers import DDIMScheduler, DiffusionPipeline
 from family_checks import (
     CAPTIONS,
+    LONG,
     LORA,
     check_encodings,
     check_export,
@@ -44,10 +46,10 @@ def pipeline(folder: Path) -> Any:
     return made
 
 
-def called(pipe: Any, size: tuple[int, int], **options: Any) -> torch.Tensor:
+def called(pipe: Any, size: tuple[int, int], captions: Sequence[str] = CAPTIONS, **options: Any) -> torch.Tensor:
     height, width = size
     return pipe(
-        list(CAPTIONS),
+        list(captions),
         num_inference_steps=STEPS,
         height=height,
         width=width,
@@ -67,8 +69,9 @@ def test_the_image_of_its_own_scheduler(
     pipe.scheduler.set_timesteps(STEPS)
     schedule = schedules.explicit(model.process, pipe.scheduler.timesteps.tolist())
     unit = normal(2, *model.latent_shape)
-    expected = called(pipe, size, latents=solvers.initial(schedule, unit), guidance_scale=guidance)
-    check_images(sampled(model, unit, schedule, guidance, solver="dpmpp_2m"), expected)
+    captions = CAPTIONS if guidance == 1 else (CAPTIONS[0], LONG)
+    expected = called(pipe, size, captions, latents=solvers.initial(schedule, unit), guidance_scale=guidance)
+    check_images(sampled(model, unit, schedule, guidance, captions=captions, solver="dpmpp_2m"), expected)
 
 
 def test_the_image_of_ddim(folders: dict[str, Path]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, SanaPipeline
 from family_checks import (
     CAPTIONS,
+    LONG,
     LORA,
     check_encodings,
     check_export,
@@ -43,10 +45,10 @@ def pipeline(folder: Path) -> Any:
     return made
 
 
-def called(pipe: Any, size: tuple[int, int], **options: Any) -> torch.Tensor:
+def called(pipe: Any, size: tuple[int, int], captions: Sequence[str] = CAPTIONS, **options: Any) -> torch.Tensor:
     height, width = size
     return pipe(
-        list(CAPTIONS), height=height, width=width, use_resolution_binning=False, output_type="pt", **options
+        list(captions), height=height, width=width, use_resolution_binning=False, output_type="pt", **options
     ).images
 
 
@@ -57,8 +59,9 @@ def test_the_image_is_the_pipeline_s(folder: Path, size: tuple[int, int], guidan
     unit, schedule = normal(2, *model.latent_shape), schedules.build(model.process, STEPS, "uniform_trailing")
     pipe.scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
     sigmas = [1 - i / STEPS for i in range(STEPS)]
-    expected = called(pipe, size, latents=unit, sigmas=sigmas, guidance_scale=guidance)
-    check_images(sampled(model, unit, schedule, guidance), expected)
+    captions = CAPTIONS if guidance == 1 else (CAPTIONS[0], LONG)
+    expected = called(pipe, size, captions, latents=unit, sigmas=sigmas, guidance_scale=guidance)
+    check_images(sampled(model, unit, schedule, guidance, captions=captions), expected)
 
 
 def test_the_image_of_its_own_scheduler(folder: Path) -> None:
@@ -79,8 +82,7 @@ def test_a_caption_is_read_after_the_instruction_and_none_without_it(folder: Pat
     assert int(caption["encoder_attention_mask"].sum()) == 2  # the first token and the instruction's last one
     assert int(none["encoder_attention_mask"].sum()) == 1
     assert caption["encoder_hidden_states"].shape == (1, 300, 16)
-    long = "dogs " * 100
-    assert model.cut_short([*CAPTIONS, long]) == [long]
+    assert model.cut_short([*CAPTIONS, LONG]) == [LONG]
 
 
 def test_encodings(folder: Path) -> None:
