@@ -22,6 +22,7 @@ from family_checks import (
     sampled,
 )
 from tiny_models import normal
+from tiny_pipelines import run_alone
 from tiny_pixart import write_pixart
 
 from redif_ray.config import Lora
@@ -31,6 +32,7 @@ from redif_ray.models.registry import load_model
 
 pytestmark = pytest.mark.slow
 STEPS, WIDE = 4, (24, 32)
+TIMES = [999.0, 700.0, 350.0, 100.0]
 KINDS = ("sigma", "alpha")
 SIZES = {"sigma": (16, 16), "alpha": WIDE}  # alpha's own would be 256 pixels
 
@@ -106,10 +108,16 @@ def test_students(folders: dict[str, Path], dtype: torch.dtype) -> None:
 def test_exports(
     folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, lora: Lora
 ) -> None:
-    times = [999.0, 700.0, 350.0, 100.0]
-    check_export(folders[kind], tmp_path / "student", monkeypatch, times, lora, size=SIZES[kind])
+    check_export(folders[kind], tmp_path / "student", monkeypatch, TIMES, lora, size=SIZES[kind])
 
 
 def test_sizes_that_the_pipeline_refuses(folders: dict[str, Path]) -> None:
     with pytest.raises(ModelError, match="a PixArtSigma takes multiples of 8"):
         load_model(folders["sigma"], size=(24, 20))
+
+
+@pytest.mark.long
+def test_a_card_needs_diffusers_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher = write_pixart(tmp_path / "teacher", dtype=torch.bfloat16)
+    check_export(teacher, tmp_path / "student", monkeypatch, TIMES, Lora())
+    run_alone([tmp_path / "student"])

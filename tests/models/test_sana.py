@@ -23,6 +23,7 @@ from family_checks import (
     sampled,
 )
 from tiny_models import normal
+from tiny_pipelines import run_alone
 from tiny_sana import write_sana
 
 from redif_ray.config import Lora
@@ -32,6 +33,7 @@ from redif_ray.models.registry import load_model
 
 pytestmark = pytest.mark.slow
 STEPS, OWN, WIDE = 4, (64, 64), (64, 96)
+TIMES = [1000.0, 812.5, 400.25, 90.0]
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +104,7 @@ def test_students(folder: Path, dtype: torch.dtype) -> None:
 def test_exports(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lora: Lora, size: tuple[int, int] | None
 ) -> None:
-    check_export(folder, tmp_path / "student", monkeypatch, [1000.0, 812.5, 400.25, 90.0], lora, size=size)
+    check_export(folder, tmp_path / "student", monkeypatch, TIMES, lora, size=size)
 
 
 def test_sizes_that_the_pipeline_refuses(folder: Path) -> None:
@@ -124,3 +126,10 @@ def test_a_scheduler_of_another_process(tmp_path: Path, changes: dict[str, Any],
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     with pytest.raises(ModelError, match=message):
         load_model(tmp_path)
+
+
+@pytest.mark.long
+def test_a_card_needs_diffusers_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher = write_sana(tmp_path / "teacher", dtype=torch.bfloat16)
+    check_export(teacher, tmp_path / "student", monkeypatch, TIMES, LORA)
+    run_alone([tmp_path / "student"])
