@@ -44,6 +44,7 @@ FAMILIES = {  # imported on first use: some pipelines take seconds
     "SanaPipeline": "redif_ray.models.sana:Sana",
     "PixArtSigmaPipeline": "redif_ray.models.pixart:PixArtSigma",
     "PixArtAlphaPipeline": "redif_ray.models.pixart:PixArtAlpha",
+    "Flux2KleinPipeline": "redif_ray.models.flux_2:Flux2Klein",
 }
 
 
