@@ -22,6 +22,8 @@ from redif_ray.models.headers import weight_files
 from redif_ray.models.protocol import ModelError
 
 LIBRARIES = {"diffusers": diffusers, "transformers": transformers}  # an index may name classes of these
+# A caption needs the tokeniser alone of a processor of text and images: the class with which the processor reads it.
+TOKENISERS = {"PixtralProcessor": "PreTrainedTokenizerFast"}
 
 
 class Change(Protocol):
@@ -127,6 +129,7 @@ class Parts:
 
 
 def _kind(folder: Path, name: str, library: Any, kind: Any) -> Any:
+    kind = TOKENISERS.get(str(kind), kind)
     actual: Any = getattr(LIBRARIES.get(str(library)), str(kind), None)
     if not isinstance(actual, type) or not issubclass(actual, ModelMixin | PreTrainedModel | PreTrainedTokenizerBase):
         raise ModelError(
