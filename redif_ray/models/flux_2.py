@@ -1,31 +1,32 @@
-"""FLUX.2 klein (Black Forest Labs, 2026, without a paper): a transformer of rectified flow (arXiv 2403.03206)."""
+"""FLUX.2 (Black Forest Labs, 2025, without a paper): a transformer trained by rectified flow (arXiv 2403.03206)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
-from diffusers import Flux2KleinPipeline, Flux2Transformer2DModel
-from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
+from diffusers import Flux2KleinPipeline, Flux2Pipeline, Flux2Transformer2DModel
+from diffusers.pipelines.flux2.pipeline_flux2 import SYSTEM_MESSAGE, compute_empirical_mu, format_input
 from torch import Tensor
 
 from redif_ray.diffusion.levels import NoiseProcess
 from redif_ray.models.components import Parts
 from redif_ray.models.folder import flow_matching, load_network, load_scheduler, read_index
+from redif_ray.models.logging import quiet
 from redif_ray.models.protocol import Encoded, ModelError
 from redif_ray.models.text import VAE, TextModel, latent_shapes, vae_scale
 
-PARTS = (VAE, "tokenizer", "text_encoder")
+TOKENIZER = "tokenizer"
 PATCH = 2  # edge of the square of the VAE's latents whose channels are one token's
-EDGE = 64  # tokens along the edge of an image where the user names no size, as in diffusers' pipeline
+EDGE = 64  # tokens along the edge of an image where the user names no size, as in diffusers' pipelines
 TOKENS = 512  # of a caption with its chat template
-OPENING = 3  # tokens of the chat template before the caption
+OPENING, CLOSING = 3, 1  # tokens of Qwen's chat template before the caption, and of Mistral's after it
 
 
-class Flux2Klein(TextModel):
-    """The transformer of Flux2KleinPipeline: states of three layers of Qwen3, stacked, and position ids.
+class Flux2(TextModel):
+    """A transformer that takes stacked states of three layers of a language model, and position ids.
 
     Latents are laid out as diffusers draws their noise: patches of 2 x 2 of the VAE's latents, whose channels the
     statistics of the VAE's batch norm normalise: [4 x 32, H / 16, W / 16] for an image of H x W pixels. The network
@@ -34,14 +35,11 @@ class Flux2Klein(TextModel):
     its single-stream blocks.
     """
 
-    pipeline_kind: ClassVar[Any] = Flux2KleinPipeline
-    token_limits: ClassVar[Mapping[str, int]] = {"tokenizer": TOKENS - OPENING}
-
     @classmethod
     def load(cls, folder: Path, dtype: torch.dtype) -> Self:
         network = load_network(Flux2Transformer2DModel, folder, "transformer", dtype)
         index, scheduler = read_index(folder), load_scheduler(folder)
-        frozen = Parts(folder, index, dtype, PARTS)
+        frozen = Parts(folder, index, dtype, (VAE, TOKENIZER, "text_encoder"))
         vae = frozen.configs[VAE]
         (channels,) = latent_shapes(network, vae, folder / "transformer", PATCH)["latent_shape"]
         edge = EDGE * PATCH * vae_scale(vae)
@@ -69,17 +67,8 @@ class Flux2Klein(TextModel):
         process: NoiseProcess = flow_matching(self.scheduler, empirical_mu(height * width))["process"]
         return process
 
-    def check_guidance(self) -> None:
-        """Raise ModelError for a network that was distilled: its pipeline ignores the guidance scale."""
-        if self.index.get("is_distilled"):
-            raise ModelError("the model was distilled to make images without guidance (is_distilled); expected 1")
-
-    def null_conditions(self, batch: int) -> Encoded:
-        self.check_guidance()
-        return super().null_conditions(batch)
-
     def make_pipeline(self, **parts: Any) -> Any:
-        return Flux2KleinPipeline(**parts, vae=None, transformer=None, scheduler=self.scheduler)
+        return self.pipeline_kind(**parts, vae=None, transformer=None, scheduler=self.scheduler)
 
     def encode_prompt(self, caption: str | None) -> Encoded:
         if self.device.type == "meta":  # where the encoder could not read the mask of its padding
@@ -89,25 +78,64 @@ class Flux2Klein(TextModel):
 
     def output(self, x: Tensor, timestep: Tensor, encoded: Encoded) -> Tensor:
         with x.device:  # the position ids are made there; they are the same in all rows
-            img_ids = Flux2KleinPipeline._prepare_latent_ids(x[:1])
-            txt_ids = Flux2KleinPipeline._prepare_text_ids(encoded["encoder_hidden_states"][:1])
-        tokens = Flux2KleinPipeline._pack_latents(x)
+            img_ids = Flux2Pipeline._prepare_latent_ids(x[:1])
+            txt_ids = Flux2Pipeline._prepare_text_ids(encoded["encoder_hidden_states"][:1])
+        tokens = Flux2Pipeline._pack_latents(x)
         found = self.call_network(tokens, timestep.float() / 1000, img_ids=img_ids, txt_ids=txt_ids, **encoded).sample
         return found.transpose(1, 2).reshape(x.shape)
 
     def to_vae(self, latents: Tensor) -> Tensor:
         mean, std = self._statistics()
-        return Flux2KleinPipeline._unpatchify_latents(latents * std + mean)
+        return Flux2Pipeline._unpatchify_latents(latents * std + mean)
 
     def from_vae(self, z: Tensor) -> Tensor:
         mean, std = self._statistics()
-        return (Flux2KleinPipeline._patchify_latents(z) - mean) / std
+        return (Flux2Pipeline._patchify_latents(z) - mean) / std
 
     def _statistics(self) -> tuple[Tensor, Tensor]:
         """Return mean and standard deviation of the channels of a patch, [1, C, 1, 1], as the VAE's batch norm."""
         vae = self.part(VAE)
         mean, variance = (value.view(1, -1, 1, 1) for value in (vae.bn.running_mean, vae.bn.running_var))
         return mean, (variance + vae.config.batch_norm_eps).sqrt()
+
+
+class Flux2Klein(Flux2):
+    """The transformer of Flux2KleinPipeline, whose captions Qwen3 encodes.
+
+    The Base models take classifier-free guidance; those that were distilled take none.
+    """
+
+    pipeline_kind: ClassVar[Any] = Flux2KleinPipeline
+    token_limits: ClassVar[Mapping[str, int]] = {TOKENIZER: TOKENS - OPENING}
+
+    def check_guidance(self) -> None:
+        """Raise ModelError for a network that was distilled: its pipeline ignores the guidance scale."""
+        if self.index.get("is_distilled"):
+            raise ModelError("the model was distilled to make images without guidance (is_distilled); expected 1")
+
+    def null_conditions(self, batch: int) -> Encoded:
+        self.check_guidance()
+        return super().null_conditions(batch)
+
+
+class Flux2Dev(Flux2):
+    """The transformer of Flux2Pipeline, which takes the guidance scale as an input; Mistral encodes its captions."""
+
+    pipeline_kind: ClassVar[Any] = Flux2Pipeline
+    also_needs: ClassVar[tuple[str, ...]] = (
+        "torchvision",
+    )  # for a PixtralProcessor, whose tokeniser alone is read here
+
+    @property
+    def embeds_guidance(self) -> bool:
+        return True
+
+    def cut_short(self, captions: Sequence[str]) -> list[str]:
+        """Return the captions that do not fit behind the system message, which takes as many tokens as it has."""
+        tokenizer = self.part(TOKENIZER)
+        with quiet():
+            told = [tokenizer.apply_chat_template(format_input([c], SYSTEM_MESSAGE)[0]) for c in captions]
+        return [c for c, made in zip(captions, told, strict=True) if len(made["input_ids"]) > TOKENS + CLOSING]
 
 
 def empirical_mu(tokens: int) -> tuple[float, float]:

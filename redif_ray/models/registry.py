@@ -45,6 +45,7 @@ FAMILIES = {  # imported on first use: some pipelines take seconds
     "PixArtSigmaPipeline": "redif_ray.models.pixart:PixArtSigma",
     "PixArtAlphaPipeline": "redif_ray.models.pixart:PixArtAlpha",
     "Flux2KleinPipeline": "redif_ray.models.flux_2:Flux2Klein",
+    "Flux2Pipeline": "redif_ray.models.flux_2:Flux2Dev",
 }
 
 

@@ -1,30 +1,34 @@
-"""FLUX.2 klein against diffusers' own pipeline, called as its users call it."""
+"""FLUX.2 klein and dev against diffusers' own pipeline, called as its users call it."""
 
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from diffusers import DiffusionPipeline, Flux2KleinPipeline
+from cases import mostly_long
+from diffusers import DiffusionPipeline
+from diffusers.pipelines.flux2.pipeline_flux2 import SYSTEM_MESSAGE
 from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 from test_export_pipelines import blocks, ours, run, trained
-from tiny_flux_2 import write_flux_2_klein
+from tiny_flux_2 import write_flux_2_dev, write_flux_2_klein
 from tiny_models import normal
-from tiny_pipelines import WIDTH
+from tiny_pipelines import WIDTH, put_in_index
 from torch import Tensor
 
 from redif_ray.config import Lora, Teacher
 from redif_ray.diffusion import schedules, solvers
 from redif_ray.export import export_student
-from redif_ray.models.flux_2 import Flux2Klein
+from redif_ray.models.flux_2 import Flux2
 from redif_ray.models.protocol import ModelError
 from redif_ray.models.registry import load_model, teacher_outline
 from redif_ray.models.student import make_student, trainable
 
+pytestmark = pytest.mark.slow
 CAPTIONS = ["a cat", "a very long caption about dogs"]
 STEPS = 4
 SIZE = (24, 32)
@@ -37,9 +41,18 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_flux_2_klein(tmp_path_factory.mktemp("flux_2") / "base")
 
 
-def loaded(folder: Path, size: tuple[int, int] = SIZE, dtype: torch.dtype = torch.float32) -> Flux2Klein:
+@pytest.fixture(scope="module")
+def dev(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """In `dev` as the model is published; in `plain` its index names a tokeniser, for want of torchvision here."""
+    folder = tmp_path_factory.mktemp("flux_2_dev")
+    shutil.copytree(write_flux_2_dev(folder / "plain"), folder / "dev")
+    put_in_index(folder / "dev", tokenizer=["transformers", "PixtralProcessor"])
+    return folder
+
+
+def loaded(folder: Path, size: tuple[int, int] = SIZE, dtype: torch.dtype = torch.float32) -> Flux2:
     model = load_model(folder, size=size, dtype=dtype)
-    assert isinstance(model, Flux2Klein)
+    assert isinstance(model, Flux2)
     return model
 
 
@@ -49,18 +62,22 @@ def stock(folder: Path) -> Any:
     return pipeline
 
 
-def sampled(model: Flux2Klein, unit: Tensor, guidance: float) -> Tensor:
+def sampled(model: Flux2, unit: Tensor, guidance: float) -> Tensor:
     schedule = schedules.build(model.process, STEPS, "uniform_trailing")
     with torch.no_grad():
         predict = model.predictor(model.encode(CAPTIONS), guidance)
         return model.decode(solvers.sample("euler", predict, unit, schedule))
 
 
-@pytest.mark.parametrize(("guidance", "size"), [(1.0, (16, 16)), (4.0, SIZE)])
-def test_the_image_is_the_pipeline_s(guidance: float, size: tuple[int, int], base: Path) -> None:
-    model = loaded(base, size)
+@pytest.mark.parametrize(
+    ("name", "guidance", "size"), [("klein", 1.0, (16, 16)), ("klein", 4.0, SIZE), ("dev", 2.5, SIZE)]
+)
+def test_the_image_is_the_pipeline_s(name: str, guidance: float, size: tuple[int, int], base: Path, dev: Path) -> None:
+    own, published = (base, base) if name == "klein" else (dev / "dev", dev / "plain")
+    model = loaded(own, size)
+    assert model.calls_per_step(guidance) == (2 if name == "klein" and guidance > 1 else 1)
     unit = normal(2, *model.latent_shape)
-    expected = stock(base)(
+    expected = stock(published)(
         prompt=CAPTIONS,
         height=size[0],
         width=size[1],
@@ -165,30 +182,40 @@ def test_a_caption_s_encoding_does_not_depend_on_its_company(base: Path) -> None
         assert torch.equal(among[name][1:2], second.null_conditions(1)[name])
 
 
-def test_a_caption_is_cut_short_where_the_network_does_not_see_its_end(base: Path) -> None:
-    model = loaded(base)
-    pairs = {n: ["a" * (n - 1) + end for end in "bc"] for n in (509, 510)}
-    assert model.cut_short([*pairs[509], *pairs[510]]) == pairs[510]
+@pytest.mark.parametrize(("name", "room"), [("klein", 509), ("dev", 508 - len(SYSTEM_MESSAGE))])
+def test_a_caption_is_cut_short_where_the_network_does_not_see_its_end(
+    name: str, room: int, base: Path, dev: Path
+) -> None:
+    model = loaded(base if name == "klein" else dev / "dev")
+    pairs = {n: ["a" * (n - 1) + end for end in "bc"] for n in (room, room + 1)}
+    assert model.cut_short([*pairs[room], *pairs[room + 1]]) == pairs[room + 1]
     same = {n: torch.equal(*model.encode(pair)["encoder_hidden_states"]) for n, pair in pairs.items()}
-    assert same == {509: False, 510: True}
+    assert same == {room: False, room + 1: True}
 
 
-@pytest.mark.parametrize(("lora", "guidance"), [(LAYERS, 2.5), (Lora(), 1.0)])
+@pytest.mark.parametrize(
+    ("name", "lora", "guidance"),
+    mostly_long(
+        [("klein", LAYERS, 2.5), ("klein", Lora(), 1.0), ("dev", LAYERS, 2.5)],
+        lambda name, lora, _: name == "klein" and lora is LAYERS,
+    ),
+)
 def test_the_card_samples_what_the_student_does(
-    lora: Lora, guidance: float, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, lora: Lora, guidance: float, base: Path, dev: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With diffusers alone, from the whole folder and from the adapters beside the teacher."""
-    student = trained(loaded(base), lora)
+    teacher = base if name == "klein" else dev / "plain"
+    student = trained(loaded(teacher), lora)
     schedule = schedules.explicit(student.process, [1000.0, 812.5, 400.25, 90.0])
     folder = tmp_path / "student"
-    export_student(student, schedule, folder, name="x", guidance=guidance, teacher=base, summary=None)
+    export_student(student, schedule, folder, name="x", guidance=guidance, teacher=teacher, summary=None)
     expected = ours(student, schedule, guidance)
-    assert float((ours(loaded(base), schedule, guidance) - expected).abs().max()) > 0.005
+    assert float((ours(loaded(teacher), schedule, guidance) - expected).abs().max()) > 0.005
     torch.testing.assert_close(ours(load_model(folder), schedule, guidance), expected, rtol=0, atol=EXACT)
     sampling, *loading = blocks(folder)
     codes = [sampling, *(re.sub(r"(?m)^pipe = .*\n", lines, sampling) for lines in loading)]
     assert len(codes) == 1 + (lora.rank > 0)
     for code in codes:
-        found = run(code, folder, monkeypatch, TEACHER=str(base))
+        found = run(code, folder, monkeypatch, TEACHER=str(teacher))
         torch.testing.assert_close(found, expected, rtol=0, atol=EXACT)
-    assert student.pipeline_kind is Flux2KleinPipeline
+    assert ("transformers torchvision`" in (folder / "README.md").read_text()) == (name == "dev")
