@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -77,11 +78,12 @@ class Flux2(TextModel):
         return {"encoder_hidden_states": states}
 
     def output(self, x: Tensor, timestep: Tensor, encoded: Encoded) -> Tensor:
-        with x.device:  # the position ids are made there; they are the same in all rows
-            img_ids = Flux2Pipeline._prepare_latent_ids(x[:1])
-            txt_ids = Flux2Pipeline._prepare_text_ids(encoded["encoder_hidden_states"][:1])
+        ids = {
+            "img_ids": positions((1, *x.shape[2:], 1), x.device),
+            "txt_ids": positions((1, 1, 1, encoded["encoder_hidden_states"].shape[1]), x.device),
+        }
         tokens = Flux2Pipeline._pack_latents(x)
-        found = self.call_network(tokens, timestep.float() / 1000, img_ids=img_ids, txt_ids=txt_ids, **encoded).sample
+        found = self.call_network(tokens, timestep.float() / 1000, **ids, **encoded).sample
         return found.transpose(1, 2).reshape(x.shape)
 
     def to_vae(self, latents: Tensor) -> Tensor:
@@ -136,6 +138,12 @@ class Flux2Dev(Flux2):
         with quiet():
             told = [tokenizer.apply_chat_template(format_input([c], SYSTEM_MESSAGE)[0]) for c in captions]
         return [c for c, made in zip(captions, told, strict=True) if len(made["input_ids"]) > TOKENS + CLOSING]
+
+
+def positions(shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """Return the position ids of the cells of a grid of this shape (time, rows, columns, words), int64 [cells, 4]."""
+    cells = torch.arange(math.prod(shape), device=device)
+    return torch.stack(torch.unravel_index(cells, shape), -1)
 
 
 def empirical_mu(tokens: int) -> tuple[float, float]:
