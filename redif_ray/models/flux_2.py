@@ -124,9 +124,8 @@ class Flux2Dev(Flux2):
     """The transformer of Flux2Pipeline, which takes the guidance scale as an input; Mistral encodes its captions."""
 
     pipeline_kind: ClassVar[Any] = Flux2Pipeline
-    also_needs: ClassVar[tuple[str, ...]] = (
-        "torchvision",
-    )  # for a PixtralProcessor, whose tokeniser alone is read here
+    # A PixtralProcessor needs it; only the processor's tokeniser is read here.
+    also_needs: ClassVar[tuple[str, ...]] = ("torchvision",)
 
     @property
     def embeds_guidance(self) -> bool:
