@@ -66,7 +66,8 @@ class PixArtSigma(TextModel):
                 clean_caption=True,  # as in a call of the pipeline; without ftfy and bs4 it does not clean
                 max_sequence_length=tokens,
             )
-        encoded = {"encoder_hidden_states": states, "encoder_attention_mask": mask}
+        # Masked states are not read, and zeros take no room in the store.
+        encoded = {"encoder_hidden_states": states * mask[..., None], "encoder_attention_mask": mask}
         if not self.network.use_additional_conditions:
             return encoded
         _, height, width = self.image_shape
