@@ -26,7 +26,6 @@ class Chroma(PackedTransformer):
 
     pipeline_kind: ClassVar[Any] = ChromaPipeline
     network_kind: ClassVar[Any] = ChromaTransformer2DModel
-    names: ClassVar[tuple[str, ...]] = ("vae", "tokenizer", "text_encoder")
 
     @property
     def token_limits(self) -> Mapping[str, int]:

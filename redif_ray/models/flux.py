@@ -5,21 +5,16 @@ trained by flow matching.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from diffusers import FluxPipeline, FluxTransformer2DModel
 from torch import Tensor
 
-from redif_ray.diffusion.levels import NoiseProcess
-from redif_ray.models.components import Parts
-from redif_ray.models.folder import flow_matching, load_network, load_scheduler, mu_by_tokens, read_index
 from redif_ray.models.protocol import Encoded
-from redif_ray.models.text import TextModel, latent_shapes
+from redif_ray.models.text import TextModel, shifted_by_tokens
 
 PATCH = 2  # latents along the edge of a token
-EDGE = 128  # latents along the edge of an image for which a pipeline of diffusers is not told the size
 T5_TOKENS = 512
 T5_TOKENS_SCHNELL = 256
 
@@ -30,37 +25,11 @@ class PackedTransformer(TextModel):
     The scheduler may shift the levels by the number of tokens of an image, and the config.json names no size.
     """
 
-    network_kind: ClassVar[Any]  # a class of diffusers
-    names: ClassVar[tuple[str, ...]]  # the parts beside the network and the scheduler
+    patch: ClassVar[int] = PATCH
 
     @classmethod
-    def load(cls, folder: Path, dtype: torch.dtype) -> Self:
-        network = load_network(cls.network_kind, folder, "transformer", dtype)
-        index, scheduler = read_index(folder), load_scheduler(folder)
-        frozen = Parts(folder, index, dtype, cls.names)
-        return cls(
-            network=network,
-            component="transformer",
-            num_classes=None,
-            index=index,
-            frozen=frozen,
-            dtype=dtype,
-            **latent_shapes(network, frozen.configs["vae"], folder / "transformer", PATCH),
-            **flow_matching(scheduler, mu_by_tokens(scheduler, (EDGE // PATCH) ** 2)),
-        )
-
-    def process_at(self, latent_shape: tuple[int, ...]) -> NoiseProcess:
-        _, height, width = latent_shape
-        process: NoiseProcess = flow_matching(self.scheduler, mu_by_tokens(self.scheduler, height * width // PATCH**2))[
-            "process"
-        ]
-        return process
-
-    def size_multiple(self, scale: int) -> int:
-        return scale * PATCH
-
-    def make_pipeline(self, **parts: Any) -> Any:
-        return self.pipeline_kind(**parts, vae=None, transformer=None, scheduler=self.scheduler)
+    def noise(cls, scheduler: Any, latent_shape: tuple[int, ...]) -> dict[str, Any]:
+        return shifted_by_tokens(scheduler, latent_shape, PATCH)
 
     def output(self, x: Tensor, timestep: Tensor, encoded: Encoded) -> Tensor:
         rows, columns = (torch.arange(edge // PATCH, device=x.device) for edge in x.shape[2:])

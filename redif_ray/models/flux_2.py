@@ -5,19 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from diffusers import Flux2KleinPipeline, Flux2Pipeline, Flux2Transformer2DModel
 from diffusers.pipelines.flux2.pipeline_flux2 import SYSTEM_MESSAGE, compute_empirical_mu, format_input
 from torch import Tensor
 
-from redif_ray.diffusion.levels import NoiseProcess
-from redif_ray.models.components import Parts
-from redif_ray.models.folder import flow_matching, load_network, load_scheduler, read_index
+from redif_ray.models.folder import flow_matching
+from redif_ray.models.latents import latent_shapes, vae_scale
 from redif_ray.models.logging import quiet
 from redif_ray.models.protocol import Encoded, ModelError
-from redif_ray.models.text import VAE, TextModel, latent_shapes, vae_scale
+from redif_ray.models.text import VAE, TextModel
 
 TOKENIZER = "tokenizer"
 PATCH = 2  # edge of the square of the VAE's latents whose channels are one token's
@@ -36,40 +35,21 @@ class Flux2(TextModel):
     its single-stream blocks.
     """
 
+    network_kind: ClassVar[Any] = Flux2Transformer2DModel
+
     @classmethod
-    def load(cls, folder: Path, dtype: torch.dtype) -> Self:
-        network = load_network(Flux2Transformer2DModel, folder, "transformer", dtype)
-        index, scheduler = read_index(folder), load_scheduler(folder)
-        frozen = Parts(folder, index, dtype, (VAE, TOKENIZER, "text_encoder"))
-        vae = frozen.configs[VAE]
-        (channels,) = latent_shapes(network, vae, folder / "transformer", PATCH)["latent_shape"]
+    def shapes(cls, network: Any, vae: Any, where: Path) -> dict[str, Any]:
+        (channels,) = latent_shapes(network, vae, where, PATCH)["latent_shape"]
         edge = EDGE * PATCH * vae_scale(vae)
-        return cls(
-            network=network,
-            component="transformer",
-            num_classes=None,
-            index=index,
-            frozen=frozen,
-            dtype=dtype,
-            latent_shape=(channels * PATCH**2, EDGE, EDGE),
-            image_shape=(vae.out_channels, edge, edge),
-            **flow_matching(scheduler, empirical_mu(EDGE**2)),
-        )
+        return {"latent_shape": (channels * PATCH**2, EDGE, EDGE), "image_shape": (vae.out_channels, edge, edge)}
+
+    @classmethod
+    def noise(cls, scheduler: Any, latent_shape: tuple[int, ...]) -> dict[str, Any]:
+        return flow_matching(scheduler, empirical_mu(math.prod(latent_shape[1:])))
 
     @property
     def scale(self) -> int:
         return PATCH * super().scale
-
-    def size_multiple(self, scale: int) -> int:
-        return scale
-
-    def process_at(self, latent_shape: tuple[int, ...]) -> NoiseProcess:
-        _, height, width = latent_shape
-        process: NoiseProcess = flow_matching(self.scheduler, empirical_mu(height * width))["process"]
-        return process
-
-    def make_pipeline(self, **parts: Any) -> Any:
-        return self.pipeline_kind(**parts, vae=None, transformer=None, scheduler=self.scheduler)
 
     def encode_prompt(self, caption: str | None) -> Encoded:
         if self.device.type == "meta":  # where the encoder could not read the mask of its padding

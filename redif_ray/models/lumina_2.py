@@ -10,12 +10,10 @@ import torch
 from diffusers import Lumina2Pipeline, Lumina2Transformer2DModel
 from torch import Tensor
 
-from redif_ray.models.components import Parts
-from redif_ray.models.folder import flow_matching, load_network, load_scheduler, mu_by_tokens, read_index
+from redif_ray.models.folder import flow_matching, mu_by_tokens
 from redif_ray.models.protocol import SIZE_KEYS, Encoded, ModelError
-from redif_ray.models.text import TextModel, latent_shapes
+from redif_ray.models.text import TextModel
 
-PARTS = ("vae", "tokenizer", "text_encoder")
 TOKENS = 256  # of a caption with the system's prompt before it
 
 
@@ -23,26 +21,20 @@ class Lumina2(TextModel):
     """The transformer of Lumina2Pipeline: a language model's states of a caption that follows the system's prompt."""
 
     pipeline_kind: ClassVar[Any] = Lumina2Pipeline
+    network_kind: ClassVar[Any] = Lumina2Transformer2DModel
     token_limits: ClassVar[dict[str, int]] = {"tokenizer": TOKENS}
 
     @classmethod
     def load(cls, folder: Path, dtype: torch.dtype) -> Self:
-        network = load_network(Lumina2Transformer2DModel, folder, "transformer", dtype)
-        if network.device.type == "meta":
+        model = super().load(folder, dtype)
+        if model.device.type == "meta":
+            network: Any = model.network
             network.rope_embedder = _with_data(network.rope_embedder)
-        index, scheduler = read_index(folder), load_scheduler(folder)
-        frozen = Parts(folder, index, dtype, PARTS)
-        channels = network.config.in_channels  # which the pipeline counts in place of tokens
-        return cls(
-            network=network,
-            component="transformer",
-            num_classes=None,
-            index=index,
-            frozen=frozen,
-            dtype=dtype,
-            **latent_shapes(network, frozen.configs["vae"], folder / "transformer"),
-            **flow_matching(scheduler, mu_by_tokens(scheduler, channels)),
-        )
+        return model
+
+    @classmethod
+    def noise(cls, scheduler: Any, latent_shape: tuple[int, ...]) -> dict[str, Any]:
+        return flow_matching(scheduler, mu_by_tokens(scheduler, latent_shape[0]))  # the pipeline counts channels
 
     def at_size(self, height: int, width: int) -> Self:
         model = super().at_size(height, width)
@@ -56,9 +48,6 @@ class Lumina2(TextModel):
 
     def size_multiple(self, scale: int) -> int:
         return scale * int(self.config.patch_size)
-
-    def make_pipeline(self, **parts: Any) -> Any:
-        return Lumina2Pipeline(**parts, vae=None, transformer=None, scheduler=self.scheduler)
 
     def cut_short(self, captions: Sequence[str]) -> list[str]:
         opening = f"{self.make_pipeline(tokenizer=None, text_encoder=None).system_prompt} <Prompt Start> "

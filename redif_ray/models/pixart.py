@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from diffusers import PixArtAlphaPipeline, PixArtSigmaPipeline, PixArtTransformer2DModel
 from torch import Tensor
 
-from redif_ray.models.components import Parts
-from redif_ray.models.folder import load_network, load_scheduler, read_index, variance_preserving
+from redif_ray.models.folder import variance_preserving
 from redif_ray.models.protocol import Encoded
-from redif_ray.models.text import TextModel, latent_shapes
+from redif_ray.models.text import TextModel
 
 SIZES = ("resolution", "aspect_ratio")  # of the image; inputs of the network of PixArt-alpha for 1024 pixels
 
@@ -25,23 +23,12 @@ class PixArtSigma(TextModel):
     """
 
     pipeline_kind: ClassVar[Any] = PixArtSigmaPipeline
+    network_kind: ClassVar[Any] = PixArtTransformer2DModel
     token_limits: ClassVar[Mapping[str, int]] = {"tokenizer": 300}
 
     @classmethod
-    def load(cls, folder: Path, dtype: torch.dtype) -> Self:
-        network = load_network(PixArtTransformer2DModel, folder, "transformer", dtype)
-        index, scheduler = read_index(folder), load_scheduler(folder)
-        frozen = Parts(folder, index, dtype, ("vae", "tokenizer", "text_encoder"))
-        return cls(
-            network=network,
-            component="transformer",
-            num_classes=None,
-            index=index,
-            frozen=frozen,
-            dtype=dtype,
-            **latent_shapes(network, frozen.configs["vae"], folder / "transformer"),
-            **variance_preserving(scheduler),
-        )
+    def noise(cls, scheduler: Any, latent_shape: tuple[int, ...]) -> dict[str, Any]:
+        return variance_preserving(scheduler)
 
     def size_multiple(self, scale: int) -> int:
         return math.lcm(scale * int(self.config.patch_size), 8)  # the pipeline refuses other sizes, whatever its VAE
@@ -49,9 +36,6 @@ class PixArtSigma(TextModel):
     @property
     def pipeline_options(self) -> dict[str, Any]:
         return super().pipeline_options | {"use_resolution_binning": False}
-
-    def make_pipeline(self, **parts: Any) -> Any:
-        return self.pipeline_kind(**parts, vae=None, transformer=None, scheduler=self.scheduler)
 
     def encode_prompt(self, caption: str | None) -> Encoded:
         tokens = self.token_limits["tokenizer"]

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import prod
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from diffusers import QwenImagePipeline, QwenImageTransformer2DModel
 from torch import Tensor
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
-from redif_ray.diffusion.levels import NoiseProcess
-from redif_ray.models.components import Parts
-from redif_ray.models.folder import flow_matching, load_network, load_scheduler, mu_by_tokens, read_index
 from redif_ray.models.protocol import Encoded, ModelError
-from redif_ray.models.text import VAE, TextModel
+from redif_ray.models.text import VAE, TextModel, shifted_by_tokens
 
-PARTS = (VAE, "tokenizer", "text_encoder")
 EDGE = 2  # of the square of latents whose channels are one token's
 TOKENS = 512  # most states of a caption, with the five that the prompt's template ends in
 NO_CAPTION = " "  # the negative prompt that Qwen-Image's authors sample with
@@ -28,45 +23,28 @@ class QwenImage(TextModel):
     """The transformer of QwenImagePipeline: states of Qwen2.5-VL, as many as a caption has, and a mask of them."""
 
     pipeline_kind: ClassVar[Any] = QwenImagePipeline
+    network_kind: ClassVar[Any] = QwenImageTransformer2DModel
+    patch: ClassVar[int] = EDGE
     token_limits: ClassVar[Mapping[str, int]] = {"tokenizer": TOKENS}
     has_frames: ClassVar[bool] = True
 
     @classmethod
-    def load(cls, folder: Path, dtype: torch.dtype) -> Self:
-        network = load_network(QwenImageTransformer2DModel, folder, "transformer", dtype)
-        index, scheduler = read_index(folder), load_scheduler(folder)
-        frozen = Parts(folder, index, dtype, PARTS)
-        channels, vae = network.config.in_channels, frozen.configs[VAE]
-        if channels != vae.z_dim * EDGE**2:
+    def shapes(cls, network: Any, vae: Any, where: Path) -> dict[str, Any]:
+        channels, expected = network.config.in_channels, vae.z_dim * EDGE**2
+        if channels != expected:
             raise ModelError(
-                f"{folder / 'transformer'}: in_channels={channels}; expected {vae.z_dim * EDGE**2}, of a token of "
-                f"{EDGE} x {EDGE} of the VAE's latents with {vae.z_dim} channels"
+                f"{where}: in_channels={channels}; expected {expected}, of a token of {EDGE} x {EDGE} of the VAE's "
+                f"latents with {vae.z_dim} channels"
             )
-        return cls(
-            network=network,
-            component="transformer",
-            num_classes=None,
-            index=index,
-            frozen=frozen,
-            dtype=dtype,
-            latent_shape=(vae.z_dim,),
-            image_shape=(vae.input_channels,),
-            **_flow(scheduler, ()),
-        )
+        return {"latent_shape": (vae.z_dim,), "image_shape": (vae.input_channels,)}
+
+    @classmethod
+    def noise(cls, scheduler: Any, latent_shape: tuple[int, ...]) -> dict[str, Any]:
+        return shifted_by_tokens(scheduler, latent_shape, EDGE)
 
     @property
     def scale(self) -> int:
         return int(2 ** len(self.frozen.configs[VAE].temperal_downsample))
-
-    def size_multiple(self, scale: int) -> int:
-        return scale * EDGE
-
-    def process_at(self, latent_shape: tuple[int, ...]) -> NoiseProcess:
-        process: NoiseProcess = _flow(self.scheduler, latent_shape[1:])["process"]
-        return process
-
-    def make_pipeline(self, **parts: Any) -> Any:
-        return QwenImagePipeline(**parts, vae=None, transformer=None, scheduler=self.scheduler)
 
     def encode_prompt(self, caption: str | None) -> Encoded:
         if self.device.type == "meta":  # there the pipeline cannot count the states of a caption
@@ -105,8 +83,3 @@ class QwenImage(TextModel):
         config = self.part(VAE).config
         mean, std = torch.tensor([config.latents_mean, config.latents_std], device=latents.device)[..., None, None]
         return mean, std
-
-
-def _flow(scheduler: Any, edges: tuple[int, ...]) -> dict[str, Any]:
-    """Return the fields of `flow_matching` for latents of these edges; without edges, the shift means nothing yet."""
-    return flow_matching(scheduler, mu_by_tokens(scheduler, prod(edges) // EDGE**2))

@@ -5,17 +5,14 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from diffusers import SanaPipeline, SanaTransformer2DModel
 from torch import Tensor
 
-from redif_ray.models.components import Parts
-from redif_ray.models.folder import flow_matching, load_network, load_scheduler, read_index
 from redif_ray.models.protocol import Encoded
-from redif_ray.models.text import TextModel, latent_shapes
+from redif_ray.models.text import TextModel
 
 TOKENS = 300
 # The lines that the encoder reads before a caption; an absent caption is encoded without them.
@@ -26,23 +23,8 @@ class Sana(TextModel):
     """The transformer of SanaPipeline: cross-attention to the states of Gemma 2, under a mask; it predicts a flow."""
 
     pipeline_kind: ClassVar[Any] = SanaPipeline
+    network_kind: ClassVar[Any] = SanaTransformer2DModel
     token_limits: ClassVar[Mapping[str, int]] = {"tokenizer": TOKENS}
-
-    @classmethod
-    def load(cls, folder: Path, dtype: torch.dtype) -> Self:
-        network = load_network(SanaTransformer2DModel, folder, "transformer", dtype)
-        index, scheduler = read_index(folder), load_scheduler(folder)
-        frozen = Parts(folder, index, dtype, ("vae", "tokenizer", "text_encoder"))
-        return cls(
-            network=network,
-            component="transformer",
-            num_classes=None,
-            index=index,
-            frozen=frozen,
-            dtype=dtype,
-            **latent_shapes(network, frozen.configs["vae"], folder / "transformer"),
-            **flow_matching(scheduler),
-        )
 
     def size_multiple(self, scale: int) -> int:
         return math.lcm(scale * int(self.config.patch_size), 32)  # the pipeline refuses other sizes, whatever its VAE
@@ -51,9 +33,6 @@ class Sana(TextModel):
     def pipeline_options(self) -> dict[str, Any]:
         _, height, width = self.image_shape  # the pipeline's own default is 1024, whatever its network
         return {"height": height, "width": width, "use_resolution_binning": False}
-
-    def make_pipeline(self, **parts: Any) -> Any:
-        return SanaPipeline(**parts, vae=None, transformer=None, scheduler=self.scheduler)
 
     def encode_prompt(self, caption: str | None) -> Encoded:
         if self.device.type == "meta":  # where the encoder's masks cannot be read

@@ -2,52 +2,48 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
 from torch import Tensor
 
-from redif_ray.models.components import Parts
-from redif_ray.models.folder import load_network, load_scheduler, read_index, variance_preserving
+from redif_ray.models.folder import load_scheduler, variance_preserving
 from redif_ray.models.protocol import Encoded, ModelError
-from redif_ray.models.text import TextModel, latent_shapes
+from redif_ray.models.text import TextModel
 
 
 class StableDiffusion(TextModel):
     """The UNet of StableDiffusionPipeline: cross-attention to one text encoder's states; it predicts epsilon or v."""
 
     pipeline_kind: ClassVar[Any] = StableDiffusionPipeline
-    names: ClassVar[tuple[str, ...]] = ("vae", "tokenizer", "text_encoder")
+    network_kind: ClassVar[Any] = UNet2DConditionModel
+    network_folder: ClassVar[str] = "unet"
 
     @classmethod
-    def load(cls, folder: Path, dtype: torch.dtype) -> Self:
-        network = load_network(UNet2DConditionModel, folder, "unet", dtype)
-        if network.config.time_cond_proj_dim is not None:
-            raise ModelError(
-                f"{folder / 'unet'}: time_cond_proj_dim={network.config.time_cond_proj_dim}, a network "
-                "that is conditioned on its guidance and so distilled already; expected null"
-            )
-        index, scheduler = read_index(folder), cls._scheduler(folder)
-        frozen = Parts(folder, index, dtype, cls.names)
-        return cls(
-            network=network,
-            component="unet",
-            num_classes=None,
-            index=index,
-            frozen=frozen,
-            dtype=dtype,
-            **latent_shapes(network, frozen.configs["vae"], folder / "unet"),
-            **variance_preserving(scheduler),
-        )
-
-    @classmethod
-    def _scheduler(cls, folder: Path) -> Any:
+    def read_scheduler(cls, folder: Path) -> Any:
         scheduler = load_scheduler(folder)
         if scheduler.config.get("clip_sample", False):
             scheduler.register_to_config(clip_sample=False)  # diffusers does so in this pipeline, too
         return scheduler
+
+    @classmethod
+    def shapes(cls, network: Any, vae: Any, where: Path) -> dict[str, Any]:
+        if network.config.time_cond_proj_dim is not None:
+            raise ModelError(
+                f"{where}: time_cond_proj_dim={network.config.time_cond_proj_dim}, a network "
+                "that is conditioned on its guidance and so distilled already; expected null"
+            )
+        return super().shapes(network, vae, where)
+
+    @classmethod
+    def noise(cls, scheduler: Any, latent_shape: tuple[int, ...]) -> dict[str, Any]:
+        return variance_preserving(scheduler)
+
+    def size_multiple(self, scale: int) -> int:
+        return math.lcm(scale, 8)  # the pipeline refuses other sizes, whatever its VAE
 
     def make_pipeline(self, **parts: Any) -> Any:
         return StableDiffusionPipeline(
@@ -75,7 +71,7 @@ class StableDiffusionXL(StableDiffusion):
     names: ClassVar[tuple[str, ...]] = ("vae", "tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2")
 
     @classmethod
-    def _scheduler(cls, folder: Path) -> Any:
+    def read_scheduler(cls, folder: Path) -> Any:
         return load_scheduler(folder)
 
     def make_pipeline(self, **parts: Any) -> Any:

@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, ClassVar, Self
 
-import torch
 from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
 from torch import Tensor
 
-from redif_ray.models.components import Parts
-from redif_ray.models.folder import flow_matching, load_network, load_scheduler, read_index
 from redif_ray.models.protocol import SIZE_KEYS, Encoded, ModelError
-from redif_ray.models.text import TextModel, latent_shapes
+from redif_ray.models.text import TextModel
 
-PARTS = ("vae", "tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2")
-T5 = ("tokenizer_3", "text_encoder_3")
 T5_TOKENS = 256
 
 
@@ -26,23 +20,10 @@ class StableDiffusion3(TextModel):
     """
 
     pipeline_kind: ClassVar[Any] = StableDiffusion3Pipeline
+    network_kind: ClassVar[Any] = SD3Transformer2DModel
+    names: ClassVar[tuple[str, ...]] = ("vae", "tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2")
+    optional: ClassVar[tuple[str, ...]] = ("tokenizer_3", "text_encoder_3")
     token_limits: ClassVar[Mapping[str, int]] = {"tokenizer_3": T5_TOKENS}
-
-    @classmethod
-    def load(cls, folder: Path, dtype: torch.dtype) -> Self:
-        network = load_network(SD3Transformer2DModel, folder, "transformer", dtype)
-        index, scheduler = read_index(folder), load_scheduler(folder)
-        frozen = Parts(folder, index, dtype, PARTS, optional=T5)
-        return cls(
-            network=network,
-            component="transformer",
-            num_classes=None,
-            index=index,
-            frozen=frozen,
-            dtype=dtype,
-            **latent_shapes(network, frozen.configs["vae"], folder / "transformer"),
-            **flow_matching(scheduler),
-        )
 
     def at_size(self, height: int, width: int) -> Self:
         model = super().at_size(height, width)

@@ -22,9 +22,17 @@ from torch.nn import Module
 from redif_ray.checkpoint import file_sha256
 from redif_ray.data.encodings import EncodingStore
 from redif_ray.data.targets import content_hash
-from redif_ray.diffusion.levels import NoiseProcess
 from redif_ray.models.components import Parts
-from redif_ray.models.folder import INDEX, without_weights
+from redif_ray.models.folder import (
+    INDEX,
+    flow_matching,
+    load_network,
+    load_scheduler,
+    mu_by_tokens,
+    read_index,
+    without_weights,
+)
+from redif_ray.models.latents import in_parts, latent_shapes, vae_scale
 from redif_ray.models.logging import quiet
 from redif_ray.models.protocol import SIZE_KEYS, DiffusionModel, Encoded, ModelError, stacked
 from redif_ray.types import Condition
@@ -32,7 +40,6 @@ from redif_ray.types import Condition
 REMEMBERED = 64 * 2**20  # bytes on the device: 12 encoded captions of Stable Diffusion 3, 280 of 1.5
 SHAPES: dict[tuple[object, ...], Encoded] = {}  # encodings on the device "meta", where long encoders take seconds
 VAE = "vae"
-AT_ONCE = 2**20  # pixels in a call of the VAE: one image of 1024 x 1024
 log = logging.getLogger(__name__)
 
 
@@ -40,11 +47,17 @@ log = logging.getLogger(__name__)
 class TextModel(DiffusionModel):
     """A model whose condition is a caption; the condition None means no caption, as in guidance.
 
-    frozen: tokenisers, text encoders and VAE. A family implements `load`, `output`, `make_pipeline`, `encode_prompt`.
+    frozen: tokenisers, text encoders and VAE. A family names its classes and parts, implements `output` and
+    `encode_prompt`, and overrides what is otherwise with it.
     """
 
     takes_captions: ClassVar[bool] = True
     pipeline_kind: ClassVar[Any]  # a class of diffusers
+    network_kind: ClassVar[Any]  # the class of the denoising network, of diffusers
+    network_folder: ClassVar[str] = "transformer"
+    names: ClassVar[tuple[str, ...]] = (VAE, "tokenizer", "text_encoder")  # parts that must exist
+    optional: ClassVar[tuple[str, ...]] = ()  # parts that may be absent
+    patch: ClassVar[int] = 1  # edge of the square of latents whose channels the network takes as one token's
     also_needs: ClassVar[tuple[str, ...]] = ()  # packages of the pipeline beside torch, diffusers and transformers
     has_frames: ClassVar[bool] = False  # whether the VAE is one of videos, of [B, C, T, H, W] with T = 1 here
     frozen: Parts
@@ -52,13 +65,44 @@ class TextModel(DiffusionModel):
     store: EncodingStore | None = None  # encodings of all processes
 
     @classmethod
-    @abstractmethod
     def load(cls, folder: Path, dtype: torch.dtype) -> Self:
         """Load the model in `folder`, its networks in `dtype`. Raises ModelError."""
+        network = load_network(cls.network_kind, folder, cls.network_folder, dtype)
+        index, scheduler = read_index(folder), cls.read_scheduler(folder)
+        frozen = Parts(folder, index, dtype, cls.names, optional=cls.optional)
+        shapes = cls.shapes(network, frozen.configs[VAE], folder / cls.network_folder)
+        return cls(
+            network=network,
+            component=cls.network_folder,
+            num_classes=None,
+            index=index,
+            frozen=frozen,
+            dtype=dtype,
+            **shapes,
+            **cls.noise(scheduler, shapes["latent_shape"]),
+        )
 
-    @abstractmethod
+    @classmethod
+    def read_scheduler(cls, folder: Path) -> Any:
+        """Return the scheduler of the pipeline in `folder`."""
+        return load_scheduler(folder)
+
+    @classmethod
+    def shapes(cls, network: Any, vae: Any, where: Path) -> dict[str, Any]:
+        """Return `latent_shape` and `image_shape`; see `latent_shapes`. Raises ModelError for a network of others."""
+        return latent_shapes(network, vae, where, cls.patch)
+
+    @classmethod
+    def noise(cls, scheduler: Any, latent_shape: tuple[int, ...]) -> dict[str, Any]:
+        """Return the fields that follow from a scheduler, for latents of this shape; of (C,), where no size is known.
+
+        Some pipelines shift the levels of larger images.
+        """
+        return flow_matching(scheduler)
+
     def make_pipeline(self, **parts: Any) -> Any:
         """Return a `pipeline_kind` with these tokenisers and text encoders, to encode captions with."""
+        return self.pipeline_kind(**parts, vae=None, transformer=None, scheduler=self.scheduler)
 
     @abstractmethod
     def encode_prompt(self, caption: str | None) -> Encoded:
@@ -104,7 +148,7 @@ class TextModel(DiffusionModel):
             self,
             latent_shape=latent_shape,
             image_shape=image_shape,
-            process=self.process_at(latent_shape),
+            process=self.noise(self.scheduler, latent_shape)["process"],
             size=(height, width),
             known={},
         )
@@ -114,16 +158,12 @@ class TextModel(DiffusionModel):
         """The pixels of an image along the edge of one latent."""
         return vae_scale(self.frozen.configs[VAE])
 
-    def process_at(self, latent_shape: tuple[int, ...]) -> NoiseProcess:
-        """Return the noise process for latents of this shape; some pipelines shift the levels of larger images."""
-        return self.process
-
     def size_multiple(self, scale: int) -> int:
         """Return the number of which an image's height and width are multiples, in pixels.
 
         scale: pixels of the image along the edge of one latent.
         """
-        return math.lcm(scale, 8)  # diffusers' pipelines with a UNet refuse other sizes, whatever their VAE
+        return scale * self.patch
 
     def part(self, name: str) -> Any:
         """Return a tokeniser, text encoder or the VAE, loading it onto the network's device if it is not loaded yet."""
@@ -259,37 +299,9 @@ class TextModel(DiffusionModel):
         self.store = EncodingStore(root, content_hash([self.frozen.files(self._encoders, digest), rules]))
 
 
-def in_parts(call: Callable[[Tensor], Tensor], rows: Tensor, image_shape: tuple[int, ...]) -> Tensor:
-    """Return `call` of a VAE for all rows, in calls on as many images as `AT_ONCE` pixels hold, or on one.
+def shifted_by_tokens(scheduler: Any, latent_shape: tuple[int, ...], patch: int) -> dict[str, Any]:
+    """Return the fields of `flow_matching` where the scheduler may shift by the tokens of an image, patch^2 latents.
 
-    So a small image does not leave a device idle, and the memory of a call does not grow with the number of images.
+    Without a size there are no tokens, and the shift means nothing yet.
     """
-    count = max(1, AT_ONCE // math.prod(image_shape[1:]))
-    return torch.cat([call(part) for part in rows.split(count)])
-
-
-def latent_shapes(network: Any, vae: Any, where: Path, patch: int = 1) -> dict[str, Any]:
-    """Return `latent_shape` and `image_shape` of a network on the latents of a VAE with the config `vae`.
-
-    They are (C,) alone where the network's config names no size. where: the network's folder, for errors. patch: edge
-    of the square of latents whose channels are one token's; 1: the network takes latents as they are.
-    Raises ModelError.
-    """
-    size, channels = network.config.get("sample_size"), network.config.in_channels // patch**2
-    if channels != vae.latent_channels:
-        raise ModelError(
-            f"{where}: in_channels={channels}; expected the {vae.latent_channels} channels of the VAE's latents (an "
-            "inpainting network has more)"
-        )
-    edges = () if size is None else (size, size) if isinstance(size, int) else tuple(size)
-    scale = vae_scale(vae)
-    return {
-        "latent_shape": (channels, *edges),
-        "image_shape": (vae.in_channels, *(scale * edge for edge in edges)),
-    }
-
-
-def vae_scale(vae: Any) -> int:
-    """Return the pixels of an image along the edge of one latent of a VAE with the config `vae`."""
-    blocks = vae.get("block_out_channels") or vae.encoder_block_out_channels  # the latter in an AutoencoderDC
-    return int(2 ** (len(blocks) - 1))
+    return flow_matching(scheduler, mu_by_tokens(scheduler, math.prod(latent_shape[1:]) // patch**2))

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
 from diffusers import ZImagePipeline, ZImageTransformer2DModel
 from torch import Tensor
 
-from redif_ray.diffusion.levels import NoiseProcess
-from redif_ray.models.components import Parts
-from redif_ray.models.folder import flow_matching, load_network, load_scheduler, mu_by_tokens, read_index
 from redif_ray.models.protocol import SIZE_KEYS, Encoded, ModelError
-from redif_ray.models.text import TextModel, latent_shapes
+from redif_ray.models.text import TextModel, shifted_by_tokens
 
-PARTS = ("vae", "tokenizer", "text_encoder")
 PATCH = 2  # edge of the square of latents that is one token
 TOKENS = 512  # the most of a caption and of the words of a chat around it
 OPENING = 3  # tokens of the chat before the caption: <|im_start|>, user, a new line
@@ -31,25 +25,13 @@ class ZImage(TextModel):
     """
 
     pipeline_kind: ClassVar[Any] = ZImagePipeline
+    network_kind: ClassVar[Any] = ZImageTransformer2DModel
     token_limits: ClassVar[Mapping[str, int]] = {"tokenizer": TOKENS - OPENING}
     timestep_argument: ClassVar[str] = "t"
 
     @classmethod
-    def load(cls, folder: Path, dtype: torch.dtype) -> Self:
-        network = load_network(ZImageTransformer2DModel, folder, "transformer", dtype)
-        index, scheduler = read_index(folder), load_scheduler(folder)
-        frozen = Parts(folder, index, dtype, PARTS)
-        shapes = latent_shapes(network, frozen.configs["vae"], folder / "transformer")
-        return cls(
-            network=network,
-            component="transformer",
-            num_classes=None,
-            index=index,
-            frozen=frozen,
-            dtype=dtype,
-            **shapes,
-            **flow_matching(scheduler, mu_by_tokens(scheduler, _tokens(shapes["latent_shape"]))),
-        )
+    def noise(cls, scheduler: Any, latent_shape: tuple[int, ...]) -> dict[str, Any]:
+        return shifted_by_tokens(scheduler, latent_shape, PATCH)
 
     def at_size(self, height: int, width: int) -> Self:
         model = super().at_size(height, width)
@@ -63,14 +45,6 @@ class ZImage(TextModel):
 
     def size_multiple(self, scale: int) -> int:
         return scale * PATCH
-
-    def process_at(self, latent_shape: tuple[int, ...]) -> NoiseProcess:
-        fields = flow_matching(self.scheduler, mu_by_tokens(self.scheduler, _tokens(latent_shape)))
-        process: NoiseProcess = fields["process"]
-        return process
-
-    def make_pipeline(self, **parts: Any) -> Any:
-        return ZImagePipeline(**parts, vae=None, transformer=None, scheduler=self.scheduler)
 
     def pipeline_guidance(self, guidance: float) -> dict[str, float]:
         return {"guidance_scale": guidance - 1}
@@ -99,7 +73,3 @@ class ZImage(TextModel):
             network: Any = self.network
             network.rope_embedder.freqs_cis = None  # kept without data, the table could not go to another device
         return -torch.stack([row[:, 0] for row in found])
-
-
-def _tokens(latent_shape: tuple[int, ...]) -> int:
-    return math.prod(latent_shape[1:]) // PATCH**2

@@ -12,9 +12,9 @@ from tiny_models import normal
 from tiny_pipelines import write_sd, write_sd3
 from torch import Tensor
 
-from redif_ray.models import text
+from redif_ray.models import latents
+from redif_ray.models.latents import in_parts
 from redif_ray.models.registry import load_model
-from redif_ray.models.text import in_parts
 
 WRITERS: dict[str, Callable[[Path], Path]] = {"sd": write_sd, "sd3": write_sd3}
 
@@ -50,7 +50,7 @@ def test_a_call_has_as_many_images_as_its_pixels_hold(monkeypatch: pytest.Monkey
     assert torch.equal(in_parts(call, rows, (3, 512, 512)), 2 * rows) and seen == [4, 3]
     seen.clear()
     assert torch.equal(in_parts(call, rows, (3, 1536, 1024)), 2 * rows) and seen == [1] * 7
-    monkeypatch.setattr(text, "AT_ONCE", 16)
+    monkeypatch.setattr(latents, "AT_ONCE", 16)
     seen.clear()
     in_parts(call, rows, (3, 4, 4))
     assert seen == [1] * 7
@@ -62,6 +62,6 @@ def test_images_do_not_depend_on_the_images_of_their_call(tmp_path: Path, monkey
     z = normal(5, *model.latent_shape)
     with torch.no_grad():
         together = model.decode(z)
-        monkeypatch.setattr(text, "AT_ONCE", 1)
+        monkeypatch.setattr(latents, "AT_ONCE", 1)
         alone = model.decode(z)
     assert float((together - alone).abs().max()) < 1e-5

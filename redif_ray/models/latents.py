@@ -1,0 +1,51 @@
+"""Latents of a VAE: their shapes, and calls of the VAE on as many images as a device is busy with."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from redif_ray.models.locate import ModelError
+
+AT_ONCE = 2**20  # pixels in a call of the VAE: one image of 1024 x 1024
+
+
+def in_parts(call: Callable[[Tensor], Tensor], rows: Tensor, image_shape: tuple[int, ...]) -> Tensor:
+    """Return `call` of a VAE for all rows, in calls on as many images as `AT_ONCE` pixels hold, or on one.
+
+    So a small image does not leave a device idle, and the memory of a call does not grow with the number of images.
+    """
+    count = max(1, AT_ONCE // math.prod(image_shape[1:]))
+    return torch.cat([call(part) for part in rows.split(count)])
+
+
+def latent_shapes(network: Any, vae: Any, where: Path, patch: int = 1) -> dict[str, Any]:
+    """Return `latent_shape` and `image_shape` of a network on the latents of a VAE with the config `vae`.
+
+    They are (C,) alone where the network's config names no size. where: the network's folder, for errors. patch: edge
+    of the square of latents whose channels are one token's; 1: the network takes latents as they are.
+    Raises ModelError.
+    """
+    size, channels = network.config.get("sample_size"), network.config.in_channels // patch**2
+    if channels != vae.latent_channels:
+        raise ModelError(
+            f"{where}: in_channels={channels}; expected the {vae.latent_channels} channels of the VAE's latents (an "
+            "inpainting network has more)"
+        )
+    edges = () if size is None else (size, size) if isinstance(size, int) else tuple(size)
+    scale = vae_scale(vae)
+    return {
+        "latent_shape": (channels, *edges),
+        "image_shape": (vae.in_channels, *(scale * edge for edge in edges)),
+    }
+
+
+def vae_scale(vae: Any) -> int:
+    """Return the pixels of an image along the edge of one latent of a VAE with the config `vae`."""
+    blocks = vae.get("block_out_channels") or vae.encoder_block_out_channels  # the latter in an AutoencoderDC
+    return int(2 ** (len(blocks) - 1))
