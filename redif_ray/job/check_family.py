@@ -17,6 +17,7 @@ from torch import Tensor
 
 from redif_ray.config import Lora, Teacher
 from redif_ray.diffusion import schedules, solvers
+from redif_ray.diffusion.levels import Level, VarianceExploding
 from redif_ray.diffusion.schedules import Schedule
 from redif_ray.export import export_student
 from redif_ray.export.pipeline import pipeline_recipe
@@ -29,6 +30,7 @@ from redif_ray.types import Condition
 
 CAPTIONS = ("a red fox", "two blue squares left of a large yellow circle, on a table by the window")
 STEPS, GUIDANCE = 4, 2.5
+EXACT_TIMESTEP = 500  # of 1000; some networks round sigma = 0.5, and what they multiply it by, to 16 bits
 SAME_IMAGE = 1e-3  # largest difference of a pixel in [0, 1]: float32 in another order of sums
 SAME_WAY = 1e-4  # largest difference of a prediction that has to be the same, relative to its largest value
 IN_16_BITS = 0.05  # mean difference of a prediction in bfloat16, relative to its standard deviation
@@ -76,11 +78,17 @@ class Subject:
                 continue
         raise Failed("the noise process has neither the schedule uniform_trailing nor karras")
 
+    @property
+    def level(self) -> Level:
+        """An inner level, whose timestep is exact in 16 bits too where timesteps are alike for all models."""
+        process = self.model.process
+        return self.schedule[1] if isinstance(process, VarianceExploding) else process.at(torch.tensor(EXACT_TIMESTEP))
+
     def predicted(self, model: DiffusionModel, rows: list[Condition], guidance: float = 1.0) -> Tensor:
-        """Return x0_hat, float32, of the same noise at an inner level for each of these conditions."""
+        """Return x0_hat, float32, of the same noise at `level` for each of these conditions."""
         x = self.noise.to(model.device).repeat(len(rows), 1, 1, 1)
         with torch.no_grad():
-            return model.predict(x, self.schedule[1], model.encode(rows), guidance=guidance).x0
+            return model.predict(x, self.level, model.encode(rows), guidance=guidance).x0
 
 
 def check_family(model: str, family: str | None = None, size: tuple[int, int] | None = None) -> Iterator[Finding]:
@@ -226,7 +234,7 @@ def _fresh_student(subject: Subject) -> str:
         student = make_student(model, lora)
         _close(subject.predicted(student, rows), expected, "look at state outside of the network, and at `replace`")
         x = subject.noise.repeat(len(rows), 1, 1, 1)
-        student.predict(x, subject.schedule[1], student.encode(rows)).x0.square().mean().backward()
+        student.predict(x, subject.level, student.encode(rows)).x0.square().mean().backward()
         reached = [p for p in trainable(student).values() if p.grad is not None and bool(p.grad.any())]
         if len(reached) < 0.4 * len(trainable(student)):  # the first gradient of A is 0, as B is
             raise Failed(f"the gradient reaches {len(reached)} of {len(trainable(student))} weights (rank {lora.rank})")
@@ -241,7 +249,7 @@ def _half(subject: Subject) -> str:
     if not error <= IN_16_BITS:
         raise Failed(
             f"the mean difference is {error:.2g} of the standard deviation; expected at most {IN_16_BITS:g}: look for "
-            "timesteps, positions or masks that are rounded to 16 bits"
+            "positions, masks or sizes that are rounded to 16 bits"
         )
     return f"mean difference {error:.1e} of the standard deviation"
 

@@ -59,10 +59,9 @@ WRONG = {  # what is wrong: the body of the class, and the check that finds it
         "        return replace(super().load(folder, dtype), process=FlowMatching(shift=1.0))\n",
         "are the pipeline's own where a user names none",
     ),
-    "timesteps of 16 bits": (
+    "another time scale in 16 bits": (
         "    def output(self, x, t, encoded):\n"
-        "        t = (t / 100).bfloat16().double() * 100 if self.dtype == torch.bfloat16 else t\n"
-        "        return super().output(x, t if self.dtype != torch.bfloat16 else 8 * t, encoded)\n",
+        "        return super().output(x, t / (1 + 7 * (self.dtype == torch.bfloat16)), encoded)\n",
         "In bfloat16 the prediction is the same up to rounding",
     ),
     "captions that see each other": (
