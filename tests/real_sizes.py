@@ -30,12 +30,12 @@ def stable_diffusion_15(folder: Path) -> Path:
     """860 M parameters in the network, 64 x 64 x 4 latents."""
     with META:
         network = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
-    _diffusers(network, folder / "unet")
-    _diffusers(_vae(), folder / "vae")
-    _transformers(_clip_l(), folder / "text_encoder")
+    diffusers_part(network, folder / "unet")
+    diffusers_part(vae(), folder / "vae")
+    transformers_part(_clip_l(), folder / "text_encoder")
     clip_tokenizer().save_pretrained(folder / "tokenizer")
     PNDMScheduler(skip_prk_steps=True, **BETAS).save_pretrained(folder / "scheduler")
-    return _index(
+    return index(
         folder,
         "StableDiffusionPipeline",
         unet=["diffusers", "UNet2DConditionModel"],
@@ -62,14 +62,14 @@ def stable_diffusion_xl(folder: Path) -> Path:
             addition_time_embed_dim=256,
             projection_class_embeddings_input_dim=2816,
         )
-    _diffusers(network, folder / "unet")
-    _diffusers(_vae(scaling_factor=0.13025), folder / "vae")
-    _transformers(_clip_l(), folder / "text_encoder")
-    _transformers(_clip_g(), folder / "text_encoder_2")
+    diffusers_part(network, folder / "unet")
+    diffusers_part(vae(scaling_factor=0.13025), folder / "vae")
+    transformers_part(_clip_l(), folder / "text_encoder")
+    transformers_part(_clip_g(), folder / "text_encoder_2")
     for name in ("tokenizer", "tokenizer_2"):
         clip_tokenizer().save_pretrained(folder / name)
     EulerDiscreteScheduler(timestep_spacing="leading", **BETAS).save_pretrained(folder / "scheduler")
-    return _index(
+    return index(
         folder,
         "StableDiffusionXLPipeline",
         unet=["diffusers", "UNet2DConditionModel"],
@@ -101,18 +101,18 @@ def stable_diffusion_35_medium(folder: Path) -> Path:
             dual_attention_layers=tuple(range(13)),
             qk_norm="rms_norm",
         )
-    _diffusers(network, folder / "transformer")
+    diffusers_part(network, folder / "transformer")
     plain = {"use_quant_conv": False, "use_post_quant_conv": False}
-    _diffusers(_vae(16, scaling_factor=1.5305, shift_factor=0.0609, **plain), folder / "vae")
-    _transformers(_clip_l(CLIPTextModelWithProjection), folder / "text_encoder")
-    _transformers(_clip_g(), folder / "text_encoder_2")
-    _transformers(_t5_xxl(), folder / "text_encoder_3")
+    diffusers_part(vae(16, scaling_factor=1.5305, shift_factor=0.0609, **plain), folder / "vae")
+    transformers_part(_clip_l(CLIPTextModelWithProjection), folder / "text_encoder")
+    transformers_part(_clip_g(), folder / "text_encoder_2")
+    transformers_part(_t5_xxl(), folder / "text_encoder_3")
     for name in ("tokenizer", "tokenizer_2"):
         clip_tokenizer().save_pretrained(folder / name)
     t5()[0].save_pretrained(folder / "tokenizer_3")
     FlowMatchEulerDiscreteScheduler(shift=3.0).save_pretrained(folder / "scheduler")
     clip = ["transformers", "CLIPTextModelWithProjection"]
-    return _index(
+    return index(
         folder,
         "StableDiffusion3Pipeline",
         transformer=["diffusers", "SD3Transformer2DModel"],
@@ -131,17 +131,17 @@ def flux_dev(folder: Path) -> Path:
     """11.9 G parameters in the network, 128 x 128 x 16 latents; `flux_family.py` loads it."""
     with META:
         network = FluxTransformer2DModel(guidance_embeds=True)
-    _diffusers(network, folder / "transformer")
+    diffusers_part(network, folder / "transformer")
     plain = {"use_quant_conv": False, "use_post_quant_conv": False}
-    _diffusers(_vae(16, scaling_factor=0.3611, shift_factor=0.1159, **plain), folder / "vae")
-    _transformers(_clip_l(), folder / "text_encoder")
-    _transformers(_t5_xxl(), folder / "text_encoder_2")
+    diffusers_part(vae(16, scaling_factor=0.3611, shift_factor=0.1159, **plain), folder / "vae")
+    transformers_part(_clip_l(), folder / "text_encoder")
+    transformers_part(_t5_xxl(), folder / "text_encoder_2")
     clip_tokenizer().save_pretrained(folder / "tokenizer")
     t5()[0].save_pretrained(folder / "tokenizer_2")
     FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True, max_shift=1.15).save_pretrained(
         folder / "scheduler"
     )
-    return _index(
+    return index(
         folder,
         "FluxPipeline",
         transformer=["diffusers", "FluxTransformer2DModel"],
@@ -168,11 +168,9 @@ def edm_imagenet_64(folder: Path) -> Path:
             attention_head_dim=64,
             num_class_embeds=1000,
         )
-    _diffusers(network, folder / "unet")
+    diffusers_part(network, folder / "unet")
     EDMEulerScheduler(sigma_min=0.002, sigma_max=80.0, sigma_data=0.5).save_pretrained(folder / "scheduler")
-    return _index(
-        folder, "EDMPipeline", unet=["diffusers", "UNet2DModel"], scheduler=["diffusers", "EDMEulerScheduler"]
-    )
+    return index(folder, "EDMPipeline", unet=["diffusers", "UNet2DModel"], scheduler=["diffusers", "EDMEulerScheduler"])
 
 
 def _clip_l(kind: Any = CLIPTextModel) -> Any:
@@ -222,7 +220,7 @@ def _t5_xxl() -> T5EncoderModel:
         )
 
 
-def _vae(channels: int = 4, **config: Any) -> AutoencoderKL:
+def vae(channels: int = 4, **config: Any) -> AutoencoderKL:
     with META:
         return AutoencoderKL(
             block_out_channels=(128, 256, 512, 512),
@@ -234,13 +232,13 @@ def _vae(channels: int = 4, **config: Any) -> AutoencoderKL:
         )
 
 
-def _diffusers(model: Any, folder: Path) -> None:
+def diffusers_part(model: Any, folder: Path) -> None:
     folder.mkdir(parents=True)
     model.save_config(folder)
     _holes(model, folder / "diffusion_pytorch_model.safetensors")
 
 
-def _transformers(model: Any, folder: Path) -> None:
+def transformers_part(model: Any, folder: Path) -> None:
     folder.mkdir(parents=True)
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(folder)
@@ -265,7 +263,7 @@ def _holes(model: Any, path: Path) -> None:
         file.truncate(8 + len(text) + end)
 
 
-def _index(folder: Path, kind: str, **parts: Any) -> Path:
-    index = {"_class_name": kind, "_diffusers_version": "0.38.0"} | parts
-    (folder / "model_index.json").write_text(json.dumps(index))
+def index(folder: Path, kind: str, **parts: Any) -> Path:
+    content = {"_class_name": kind, "_diffusers_version": "0.38.0"} | parts
+    (folder / "model_index.json").write_text(json.dumps(content))
     return folder

@@ -7,15 +7,35 @@ from pathlib import Path
 
 import pytest
 from cases import mostly_long
+from tiny_flux import write_chroma, write_flux
+from tiny_flux_2 import write_flux_2_klein
+from tiny_lumina_2 import write_lumina_2
 from tiny_models import write_unet
 from tiny_pipelines import write_sd, write_sd3, write_sdxl
+from tiny_pixart import write_pixart
+from tiny_qwen_image import write_qwen_image
+from tiny_sana import write_sana
+from tiny_z_image import write_z_image
 from typer.testing import CliRunner
 
 from redif_ray.cli import app
 from redif_ray.job.check_family import CHECKS, check_family
 
 pytestmark = pytest.mark.slow
-RIGHT: dict[str, Callable[[Path], Path]] = {"unet": write_unet, "sd": write_sd, "sdxl": write_sdxl, "sd3": write_sd3}
+RIGHT: dict[str, tuple[Callable[[Path], Path], tuple[int, int] | None]] = {
+    "unet": (write_unet, None),
+    "sd": (write_sd, None),
+    "sdxl": (write_sdxl, None),
+    "sd3": (write_sd3, None),
+    "sana": (write_sana, None),
+    "pixart": (write_pixart, None),
+    "lumina 2": (write_lumina_2, None),
+    "flux": (write_flux, (32, 48)),
+    "chroma": (write_chroma, (32, 48)),
+    "flux 2 klein": (write_flux_2_klein, (32, 48)),
+    "qwen image": (write_qwen_image, (32, 48)),
+    "z image": (write_z_image, (32, 32)),
+}
 HEAD = """
 from dataclasses import replace
 import torch
@@ -91,9 +111,10 @@ WRONG = {  # what is wrong: the body of the class, and the check that finds it
 }
 
 
-@pytest.mark.parametrize("name", mostly_long(RIGHT, lambda name: name == "sd3"))
+@pytest.mark.parametrize("name", mostly_long(RIGHT, lambda name: name in ("sd3", "flux", "qwen image")))
 def test_a_right_family_passes_every_check(name: str, tmp_path: Path) -> None:
-    findings = list(check_family(str(RIGHT[name](tmp_path / name))))
+    write, size = RIGHT[name]
+    findings = list(check_family(str(write(tmp_path / name)), size=size))
     assert [f.text for f in findings if not f.passed] == []
     assert len(findings) == len(CHECKS)
 

@@ -8,8 +8,13 @@ from pathlib import Path
 import pytest
 from cases import mostly_long
 from tiny_encoders import write_clip
+from tiny_flux import write_flux
+from tiny_flux_2 import write_flux_2_klein
 from tiny_loras import write_lora
 from tiny_pipelines import write_edm, write_sd, write_sd3, write_sdxl
+from tiny_qwen_image import write_qwen_image
+from tiny_sana import write_sana
+from tiny_z_image import write_z_image
 
 from redif_ray.config import load
 from redif_ray.job.preflight import preflight
@@ -23,6 +28,11 @@ RECIPES: dict[str, Callable[[Path], Path]] = {
     "sdxl_4step_cluster": write_sdxl,
     "sdxl_style_4step_lora": write_sdxl,
     "sd35_4step_lora": write_sd3,
+    "z_image_4step_lora": write_z_image,
+    "flux1_dev_4step_lora": write_flux,
+    "flux2_klein_4step_lora": write_flux_2_klein,
+    "qwen_image_4step_lora": write_qwen_image,
+    "sana_4step_lora": write_sana,
     **dict.fromkeys(EDM, lambda folder: write_edm(folder, channels=3)),
 }
 
@@ -34,6 +44,8 @@ def test_a_recipe_suits_its_family(name: str, tmp_path: Path) -> None:
     (tmp_path / "captions.txt").write_text("\n".join(f"a picture of {i}" for i in range(60)))
     clip, teacher = write_clip(tmp_path / "clip"), RECIPES[name](tmp_path / "teacher")
     source = [] if name.startswith("edm") else [f"conditions.source={tmp_path / 'captions.txt'}"]
+    if load(name).teacher.size is not None:
+        source += ["teacher.height=32", "teacher.width=32"]
     if "style" in name:
         source.append(f"teacher.lora={write_lora(teacher, 'sdxl', tmp_path / 'style')}")
     config = load(

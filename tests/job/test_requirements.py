@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import real_sizes_2025
 import torch
 from cases import mostly_long
 from real_sizes import edm_imagenet_64, flux_dev, stable_diffusion_15, stable_diffusion_35_medium, stable_diffusion_xl
@@ -69,6 +70,11 @@ REAL: dict[str, tuple[Callable[[Path], Path], list[str]]] = {
     "sd35_4step_lora": (stable_diffusion_35_medium, []),
     "flux": (flux_dev, [FLUX]),
     "edm_imagenet64_4step": (edm_imagenet_64, []),
+    "z_image_4step_lora": (real_sizes_2025.z_image, []),
+    "flux2_klein_4step_lora": (real_sizes_2025.flux_2_klein_4b, []),
+    "qwen_image_4step_lora": (real_sizes_2025.qwen_image, []),
+    "sana_4step_lora": (real_sizes_2025.sana_1600m, []),
+    "flux1_dev_4step_lora": (flux_dev, []),
 }
 
 
@@ -84,7 +90,7 @@ def in_headers(folder: Path, bits: int) -> float:
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", mostly_long(REAL, lambda name: name == "sdxl_4step_lora"))
 def test_weights_of_real_size_are_those_of_the_headers(recipe: str, tmp_path: Path) -> None:
-    """A VAE is kept in float32; all other networks are in the recipe's precision, and adapters come on top."""
+    """All networks are in the recipe's precision, the VAE too where it is bfloat16, and adapters come on top."""
     write, given = REAL[recipe]
     folder = write(tmp_path / "m")
     own: Config = load("sd35_4step_lora" if recipe == "flux" else recipe, [f"teacher.model={folder}", *given])
@@ -92,11 +98,8 @@ def test_weights_of_real_size_are_those_of_the_headers(recipe: str, tmp_path: Pa
     bits = 32 if own.networks.precision == "float32" else 16
     component = teacher_outline(own.teacher).component
     network = in_headers(folder / component, bits)
-    beside = sum(
-        in_headers(part, 32 if part.name == "vae" else bits)
-        for part in folder.iterdir()
-        if part.is_dir() and part.name != component
-    )
+    assert own.networks.precision != "float16"
+    beside = sum(in_headers(part, bits) for part in folder.iterdir() if part.is_dir() and part.name != component)
     found = footprints(own, activations=False)
     adapters = 4 * found.trained / 1e6
     assert found.roles["reward"].weights == pytest.approx(network + beside, rel=0.02)
