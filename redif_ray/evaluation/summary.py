@@ -36,7 +36,9 @@ class Arm(Strict):
 
 class Arms(Strict):
     teacher_full: Arm = Field(description="the target: the teacher with its own steps and solver")
-    teacher_few: Arm = Field(description="the untrained student: the teacher at the student's steps and schedule")
+    teacher_few: Arm = Field(
+        description="the untrained student: the teacher, or student.init, at the student's steps and schedule"
+    )
     teacher_best: Arm | None = Field(None, description="the teacher's best named schedule and solver at the same NFE")
     warm_start: Arm | None = Field(description="after regression, before reinforcement; null: no warm start")
     student: Arm
