@@ -139,10 +139,11 @@ def test_adapters_and_sixteen_bits(tmp_path: Path) -> None:
     student = make_student(load_model(folder), config(folder, lora).student.lora)
     assert adapted.trained == sum(p.numel() for p in trainable(student).values()) < whole.trained / 10
     assert half.roles["learner"].training == adapted.roles["learner"].training
+    assert half.roles["reward"].weights == pytest.approx(adapted.roles["reward"].weights / 2, rel=0.01)
     model: Any = load_model(folder)
-    vae = sum(p.numel() for p in model.part("vae").parameters()) * 4 / 1e6
-    weights = {name: found.roles["reward"].weights - vae for name, found in (("whole", adapted), ("half", half))}
-    assert weights["half"] == pytest.approx(weights["whole"] / 2, rel=0.01)
+    vae = sum(p.numel() for p in model.part("vae").parameters()) * 4 / 1e6  # which float16 might overflow
+    kept = footprints(config(folder, lora, "networks.precision=float16")).roles["reward"].weights
+    assert kept == pytest.approx(half.roles["reward"].weights + vae / 2, rel=0.01)
     assert 0.4 < half.roles["learner"].activations / adapted.roles["learner"].activations < 0.65
 
 
