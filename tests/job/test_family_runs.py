@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from smoke_runs import last_weights, plain_weights, smoke, summary
+from smoke_runs import last_weights, smoke, summary
 from tiny_flux_2 import write_flux_2_klein
 from tiny_qwen_image import write_qwen_image
 from tiny_sana import write_sana
@@ -22,6 +22,7 @@ from redif_ray.config import Config
 from redif_ray.diffusion.schedules import explicit
 from redif_ray.diffusion.solvers import sample
 from redif_ray.job.distill import distill
+from redif_ray.loop import PlainLoop
 from redif_ray.models.registry import load_model
 from redif_ray.models.student import make_student, set_weights
 
@@ -59,13 +60,25 @@ def recipe(root: Path, name: str, folder: Path, size: str) -> Config:
     )
 
 
+def plain(config: Config) -> str:
+    """Checksum of the weights after the last round without Ray; ratios are 1 within the tolerance of `guard`.
+
+    Rows meet other rows in an update than in a rollout, and captions of another length fill them up otherwise.
+    """
+    loop = PlainLoop(config)
+    for round in range(loop.plan.rounds):
+        metrics = loop.round(round)
+        assert all(abs(value) < 1e-4 for name, value in metrics.items() if "fresh_log_ratio" in name)
+    return loop.checksum()
+
+
 @pytest.mark.parametrize("name", WRITERS)
 def test_a_run_ends_as_a_plain_loop_resumes_and_exports_what_diffusers_samples_alone(name: str, root: Path) -> None:
     write, size = WRITERS[name]
     config = recipe(root, name, write(root / f"{name}-teacher"), size)
     folder = distill(config)
     ended, found = last_weights(folder), summary(folder)
-    assert ended == plain_weights(config)
+    assert ended == plain(config)
     assert found["arms"]["student"]["nfe"] == 2
     student = make_student(load_model(config.teacher.model, size=config.teacher.size), config.student.lora)
     set_weights(student, unpack("deploy", load_checkpoint(folder / "checkpoints" / "best")[0]))
