@@ -2,7 +2,7 @@
 
     python -m benchmarks.grid [--steps 4] [--arms output straight] [--seeds 1 2 3]
 
-An arm has four candidates, which are trained on seed 0 at a quarter of the budget and of the pool of noises; the one
+An arm has five candidates, which are trained on seed 0 at a quarter of the budget and of the pool of noises; the one
 with the lowest Fréchet distance there is trained on the other seeds, at the whole budget. Rounds follow from the
 budget: the network calls of rollouts, teacher and learner on one image, a backward pass as 1.9 forward passes. Images
 are pixels, so nothing is decoded, and a reward takes next to nothing. All arms have the same pool, reward and average,
@@ -72,7 +72,7 @@ def _quarters(groups: int) -> str:
 
 
 def _with_reward(groups: int, rate: float) -> dict[str, Arm]:
-    rates = tuple((f"learner.lr={factor * rate:g}",) for factor in (0.25, 0.5, 1, 2))
+    rates = tuple((f"learner.lr={factor * rate:g}",) for factor in (0.25, 0.5, 1, 2, 4))
     halves = f"rollout={{max_workers: 2, groups: {groups}, siblings: 2, unit_groups: {groups // 2}}}"
     output = f"output={{groups: {groups}, samples: 64, std: 0.1, sampled: true}}"
     draft = ("method=draft", _quarters(groups), f"draft={{groups: {groups}, minibatch: {groups}}}")
@@ -85,16 +85,18 @@ def _with_reward(groups: int, rate: float) -> dict[str, Arm]:
         "output": Arm(("method=output", halves, output), rates),
         "straight": Arm(("method=straight", halves, f"output.groups={groups}"), rates),
         "draft": Arm(draft, rates),
-        "redif": Arm(steps, tuple((f"learner.lr={lr:g}",) for lr in (0.7e-5, 1.4e-5, 2.8e-5, 5.6e-5)), warm=0.4),
+        "redif": Arm(
+            steps, tuple((f"learner.lr={lr:g}",) for lr in (0.7e-5, 1.4e-5, 2.8e-5, 5.6e-5, 1.12e-4)), warm=0.4
+        ),
     }
 
 
 def _without_reward(groups: int, rate: float) -> dict[str, Arm]:
     quarters = _quarters(groups)
     regression = ("method=sfd", "warm_start={groups: 16, schedule: cosine, ema: 0.95, minibatch: 48, substeps: 6}")
-    jumps = ((0.5, "dpmpp_2m"), (1, "dpmpp_2m"), (2, "dpmpp_2m"), (1, "euler"))
-    scores = ((0.25, 5, 1), (0.5, 5, 1), (1, 5, 2), (0.5, 10, 1))  # rate, steps and rate of the fake score
-    noised = ((1, groups), (2, groups), (4, groups), (2, 3 * groups))  # rate, images of a round and of a step
+    jumps = ((0.5, "dpmpp_2m"), (1, "dpmpp_2m"), (2, "dpmpp_2m"), (1, "euler"), (4, "dpmpp_2m"))
+    scores = ((0.25, 5, 1), (0.5, 5, 1), (1, 5, 2), (0.5, 10, 1), (2, 5, 2))  # rate, steps and rate of the fake score
+    noised = ((1, groups), (2, groups), (4, groups), (2, 3 * groups), (8, groups))  # rate, images of a round and step
     return {
         "sfd": Arm(
             regression,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from redif_ray.config import Config, load
+from redif_ray.data.targets import content_hash
 from redif_ray.job.distill import distill
 from redif_ray.runs.jsonl import read_rows
 
@@ -25,8 +26,12 @@ class Results:
     def of(self, name: str, config: str, settings: Sequence[str], *, seed: int, targets: str) -> Result:
         """{"settings", "validation_reward", "arms", "compute", "gains"} of one run, found, resumed or made.
 
-        targets: the name of its target store; runs that share one don't compute a teacher image twice.
+        targets: the name of its target store; runs that share one don't compute a teacher image twice. A run of this
+        name with other settings is kept under a name of its own.
         """
+        given = [config, *settings]
+        if name in self.runs and self.runs[name]["settings"] != given:
+            name = f"{name}-{content_hash(given)[:8]}"
         if name not in self.runs:
             place = (f"run.name={name}", f"run.seed={seed}", f"run.root={self.root}")
             whole: Config = load(config, [*settings, *place, f"teacher.store={self.root}/.targets-{targets}"])
@@ -36,7 +41,7 @@ class Results:
             summary = json.loads((folder / "summary.json").read_text())
             rewards = [row.get("validation/reward", -math.inf) for row in read_rows(folder / "metrics.jsonl")]
             self.runs[name] = {
-                "settings": [config, *settings],
+                "settings": given,
                 "validation_reward": max(rewards),
                 "arms": summary["arms"],
                 "compute": summary["compute"],

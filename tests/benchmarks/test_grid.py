@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from benchmarks import grid
-from redif_ray.config import load
+from benchmarks.kept import Results
+from redif_ray.config import Config, load
 
 
 @pytest.mark.parametrize("steps", grid.BUDGET)
-def test_every_arm_has_four_candidates_that_load(steps: int) -> None:
+def test_every_arm_has_as_many_candidates_that_load(steps: int) -> None:
     for name, arm in grid.arms(steps).items():
-        assert len(set(arm.candidates)) == 4, name
+        assert len(set(arm.candidates)) == 5, name
         for candidate in arm.candidates:
             load("fashion_mnist", [*grid.COMMON, f"student.steps={steps}", *arm.fixed, *candidate])
 
@@ -46,3 +49,26 @@ def test_differences_are_paired_by_seed() -> None:
 
 def test_one_seed_has_no_interval() -> None:
     assert grid.interval([0.5]) == "+0.50"
+
+
+def test_a_run_of_other_settings_is_made_under_a_name_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+
+    def distill(config: Config, *, resume: bool) -> None:
+        made.append(config.run.name)
+        folder = tmp_path / "runs" / config.run.name
+        folder.mkdir(parents=True)
+        (folder / "metrics.jsonl").write_text("")
+        summary = {"arms": {}, "compute": {}, "notes": {"student_gain": {}}}
+        (folder / "summary.json").write_text(json.dumps(summary))
+
+    monkeypatch.setattr("benchmarks.kept.distill", distill)
+    monkeypatch.setattr("benchmarks.kept.read_rows", lambda _: [{"validation/reward": 1.0}])
+    results = Results(tmp_path / "results.json", tmp_path / "runs")
+    one, other = (["learner.rounds=3"], ["learner.rounds=4"])
+    for settings in (one, one, other, other, one):
+        found = Results(results.path, results.root).of("a", "smoke", settings, seed=0, targets="a")
+        assert found["settings"] == ["smoke", *settings]
+    assert made[0] == "a" and len(made) == 2 and made[1].startswith("a-")
