@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from redif_ray.models.locate import ModelError
+from redif_ray.models.protocol import SIZE_KEYS, ModelError
 
 AT_ONCE = 2**20  # pixels in a call of the VAE: one image of 1024 x 1024
 
@@ -49,3 +49,16 @@ def vae_scale(vae: Any) -> int:
     """Return the pixels of an image along the edge of one latent of a VAE with the config `vae`."""
     blocks = vae.get("block_out_channels") or vae.encoder_block_out_channels  # the latter in an AutoencoderDC
     return int(2 ** (len(blocks) - 1))
+
+
+def check_axes(axes_lens: Sequence[int], height: int, width: int, token: int) -> None:
+    """Raise ModelError for an image of more rows or columns of tokens than a network with rotary tables has.
+
+    axes_lens: lengths of the tables for captions, rows and columns. token: edge of a token in pixels.
+    """
+    rows, columns = (token * length for length in axes_lens[1:])
+    if height > rows or width > columns:
+        raise ModelError(
+            f"images of {height} x {width} pixels: the network's positions (axes_lens) reach to {rows} x {columns} "
+            f"pixels; set {SIZE_KEYS} to at most as many"
+        )

@@ -11,7 +11,8 @@ from diffusers import Lumina2Pipeline, Lumina2Transformer2DModel
 from torch import Tensor
 
 from redif_ray.models.folder import flow_matching, mu_by_tokens
-from redif_ray.models.protocol import SIZE_KEYS, Encoded, ModelError
+from redif_ray.models.latents import check_axes
+from redif_ray.models.protocol import Encoded
 from redif_ray.models.text import TextModel
 
 TOKENS = 256  # of a caption with the system's prompt before it
@@ -37,14 +38,8 @@ class Lumina2(TextModel):
         return flow_matching(scheduler, mu_by_tokens(scheduler, latent_shape[0]))  # the pipeline counts channels
 
     def at_size(self, height: int, width: int) -> Self:
-        model = super().at_size(height, width)
-        longest = [self.size_multiple(self.scale) * length for length in self.config.axes_lens[1:]]
-        if height > longest[0] or width > longest[1]:
-            raise ModelError(
-                f"images of {height} x {width} pixels: the network's positions (axes_lens) reach to {longest[0]} x "
-                f"{longest[1]} pixels; set {SIZE_KEYS} to at most as many"
-            )
-        return model
+        check_axes(self.config.axes_lens, height, width, self.size_multiple(self.scale))
+        return super().at_size(height, width)
 
     def size_multiple(self, scale: int) -> int:
         return scale * int(self.config.patch_size)

@@ -9,7 +9,8 @@ import torch
 from diffusers import ZImagePipeline, ZImageTransformer2DModel
 from torch import Tensor
 
-from redif_ray.models.protocol import SIZE_KEYS, Encoded, ModelError
+from redif_ray.models.latents import check_axes
+from redif_ray.models.protocol import Encoded
 from redif_ray.models.text import TextModel, shifted_by_tokens
 
 PATCH = 2  # edge of the square of latents that is one token
@@ -34,14 +35,8 @@ class ZImage(TextModel):
         return shifted_by_tokens(scheduler, latent_shape, PATCH)
 
     def at_size(self, height: int, width: int) -> Self:
-        model = super().at_size(height, width)
-        longest = [PATCH * self.scale * length for length in self.config.axes_lens[1:]]
-        if height > longest[0] or width > longest[1]:
-            raise ModelError(
-                f"images of {height} x {width} pixels: the network's positions (axes_lens) reach to {longest[0]} x "
-                f"{longest[1]} pixels; set {SIZE_KEYS} to at most as many"
-            )
-        return model
+        check_axes(self.config.axes_lens, height, width, PATCH * self.scale)
+        return super().at_size(height, width)
 
     def size_multiple(self, scale: int) -> int:
         return scale * PATCH
