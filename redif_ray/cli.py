@@ -302,8 +302,9 @@ def doctor(
         console.print(report())
         return
     from redif_ray.job import requirements
+    from redif_ray.planning.paths import absolute
 
-    resolved: Config = load(config, overrides or [])
+    resolved = absolute(load(config, overrides or []))
     view, lacking = requirements.report(resolved)
     console.print(view)
     console.print(f"time: {requirements.duration(resolved)}", highlight=False)

@@ -7,6 +7,7 @@ factor alpha / rank is multiplied into B, and the keys of a UNet are those of ko
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,15 +59,28 @@ def _with_alpha_inside(layers: dict[str, Tensor], component: str, factor: float)
     return made
 
 
-def adapter_lines(student: TextModel, recipe: Recipe) -> str:
-    """Return Python that loads adapters and scheduler into the teacher's pipeline; `recipe.code` continues it."""
+def adapter_lines(student: TextModel, recipe: Recipe, fine_tunes: Mapping[str, float]) -> str:
+    """Return Python that loads adapters and scheduler into the teacher's pipeline; `recipe.code` continues it.
+
+    fine_tunes: LoRA files that were merged into the teacher, with their weights; the lines load them too.
+    """
     kind, scheduler = student.pipeline_kind.__name__, type(recipe.scheduler).__name__
+    names = [f"fine_tune_{i}" for i in range(len(fine_tunes))]
+    files = [
+        f'pipe.load_lora_weights(".", weight_name="{Path(file).name}", adapter_name="{name}")  # your copy of it'
+        for file, name in zip(fine_tunes, names, strict=True)
+    ]
+    weights = [*fine_tunes.values(), 1.0]
+    together = [f"pipe.set_adapters({[*names, 'few_steps']}, {weights})"] if files else []
+    own = 'pipe.load_lora_weights(folder, adapter_name="few_steps")' if files else "pipe.load_lora_weights(folder)"
     return "\n".join(
         [
             f"from diffusers import {kind}, {scheduler}",
             f"pipe = {kind}.from_pretrained(TEACHER, {WHOLE})",
             f'pipe.scheduler = {scheduler}.from_pretrained(folder, subfolder="scheduler")',
-            "pipe.load_lora_weights(folder)",
+            *files,
+            own,
+            *together,
             "pipe.to(device)",
         ]
     )

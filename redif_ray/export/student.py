@@ -16,7 +16,9 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -45,12 +47,15 @@ def export_student(
     guidance: float,
     teacher: Path | None,
     summary: dict[str, Any] | None,
+    fine_tunes: Mapping[str, float] | None = MappingProxyType({}),
 ) -> None:
     """Write `student`, to be sampled with `schedule` and `guidance`, as the new folder `folder`, whole or not at all.
 
     teacher: folder whose licence and other parts are copied; None: nothing is copied. summary: a run's summary, for the
-    numbers of the card; None: no numbers. Raises FileExistsError if `folder` exists, and ModelError if diffusers could
-    not make the same images or `carried` refuses a file.
+    numbers of the card; None: no numbers. fine_tunes: LoRA files that were merged into the teacher, with their weights,
+    which the card loads beside the adapters; None: the student did not start as its teacher, and its adapters are not
+    written alone. Raises FileExistsError if `folder` exists, and ModelError if diffusers could not make the same images
+    or `carried` refuses a file.
     """
     folder = Path(folder)
     if folder.exists():
@@ -63,7 +68,8 @@ def export_student(
         raise ModelError(f"weight {broken[0]} is not finite ({len(broken)} in all); export an earlier checkpoint")
     network.register_to_config(_name_or_path=name)  # diffusers would write the teacher's path on this machine
     adapted = student if isinstance(student, TextModel) and has_adapters(student) and loads_adapters(student) else None
-    lines = adapter_lines(adapted, how) if adapted else None
+    adapted = None if fine_tunes is None else adapted
+    lines = adapter_lines(adapted, how, fine_tunes or {}) if adapted else None
     text = card(student, schedule, how, name, guidance, licence(teacher), summary, lines)
 
     with atomic_folder(folder) as partial:

@@ -21,6 +21,8 @@ from redif_ray.diffusion.levels import Level, VarianceExploding
 from redif_ray.diffusion.schedules import Schedule
 from redif_ray.export import export_student
 from redif_ray.export.pipeline import pipeline_recipe
+from redif_ray.models.folder import component_folder
+from redif_ray.models.headers import variant_of
 from redif_ray.models.logging import quiet
 from redif_ray.models.protocol import DiffusionModel, ModelError
 from redif_ray.models.registry import fingerprint, load_model, load_teacher, model_folder, teacher_outline
@@ -182,7 +184,10 @@ def _same_times(model: DiffusionModel, name: str, times: Tensor) -> bool:
 def _pipeline(subject: Subject, scheduler: Any) -> Any:
     assert isinstance(subject.model, TextModel)
     with quiet():
-        pipe: Any = subject.model.pipeline_kind.from_pretrained(subject.folder, use_safetensors=True)
+        variant = variant_of(component_folder(subject.folder, subject.model.component))
+        pipe: Any = subject.model.pipeline_kind.from_pretrained(
+            subject.folder, use_safetensors=True, dtype=torch.float32, variant=variant
+        )
     pipe.scheduler = scheduler
     pipe.set_progress_bar_config(disable=True)
     return pipe

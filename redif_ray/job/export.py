@@ -60,4 +60,5 @@ def export_weights(
         guidance=config.student.guidance,
         teacher=model_folder(config.teacher.model),
         summary=summary,
+        fine_tunes=config.teacher.lora if config.student.init is None else None,
     )

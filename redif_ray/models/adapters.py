@@ -27,7 +27,22 @@ FILE = "pytorch_lora_weights.safetensors"  # diffusers' name of the file in a fo
 NAME = "fine_tune"  # peft's name of the adapters while they are merged
 FIRST = re.compile(r"[._](lora_A|lora[._]down|lora_linear_layer\.down)\.weight$")  # A, of which a layer has one
 SECOND = re.compile(r"[._](lora_B|lora[._]up|lora_linear_layer\.up)\.(weight|bias)$")
-REFUSED = {"dora_scale": "DoRA", "lora_magnitude_vector": "DoRA", "hada_": "LoHa", "lokr_": "LoKr", "oft_": "OFT"}
+REFUSED = {  # parts of keys that diffusers would drop or read as LoRA, and what they are of
+    "dora_scale": "DoRA",
+    "lora_magnitude_vector": "DoRA",
+    "hada_": "LoHa",
+    "lokr_": "LoKr",
+    "oft_": "OFT",
+    ".diff": "whole changes of weights or biases",
+    "t5xxl": "layers of T5",
+    "position_embedding": "position embeddings",
+}
+SCHEMES = {  # beginnings of keys by the programs that write them
+    "kohya": ("lora_unet_", "lora_te"),
+    "diffusers": ("transformer.", "unet.", "text_encoder"),
+    "ComfyUI": ("diffusion_model.",),
+    "peft": ("base_model.",),
+}
 
 
 class LoraFile:
@@ -43,12 +58,15 @@ class LoraFile:
         if not hasattr(self.kind, "lora_state_dict"):
             raise ModelError(f"teacher.lora: {self.kind.__name__} of diffusers reads no LoRA files; leave it out")
         self.options = {"unet_config": model.config} if self.component == "unet" else {}
-        _check_keys(self.path)
+        keys = _checked_keys(self.path)
         layers = self._layers(self._read()[0])
         known = {self.component, *(name for name in model.frozen.configs if name.startswith("text_encoder"))}
         if not layers or (other := sorted(layers.keys() - known)):
             held = f"layers of {', '.join(other)}" if layers else "no layers"
             raise ModelError(f"teacher.lora: {self.path} holds {held}; expected layers of {', '.join(sorted(known))}")
+        for short, part in {"lora_te2_": "text_encoder_2", "lora_te": "text_encoder"}.items():
+            if any(key.startswith(short) for key in keys) and not any(name.startswith(part) for name in layers):
+                raise ModelError(f"teacher.lora: {self.path} has layers {short}..., which this pipeline's loader drops")
         self.parts = frozenset(layers)  # names of the networks that it changes
 
     def apply(self, name: str, network: Any) -> None:
@@ -105,7 +123,9 @@ class LoraFile:
                 )
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             raise ModelError(f"teacher.lora: {self.path} cannot be read as LoRA: {error}") from error
-        return state, alphas[0] if alphas else None, metadata
+        if any(alphas):
+            return state, alphas[0], metadata
+        return _with_alpha_inside(state), None, metadata
 
     def _layers(self, state: Mapping[str, Any]) -> Counter[str]:
         """Count the changed layers of each network. Raises ModelError for a tensor that is no factor of a layer."""
@@ -139,8 +159,21 @@ def _path(source: str) -> Path:
     return path
 
 
-def _check_keys(path: Path) -> None:
-    """Raise ModelError for adapters of another kind, which diffusers would drop or read as LoRA."""
+def _with_alpha_inside(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a state dict whose `.alpha` keys, which diffusers' loader would leave out, are multiplied into B."""
+    made = {key: value for key, value in state.items() if not key.endswith(".alpha")}
+    for key, alpha in state.items():
+        if key.endswith(".alpha"):
+            layer = [name for name in made if name.startswith(f"{key.removesuffix('alpha')}")]
+            rank = next((len(made[name]) for name in layer if FIRST.search(name)), None)
+            if rank is None:
+                raise ModelError(f"teacher.lora: {key} belongs to no layer of the file")
+            made |= {name: made[name] * (float(alpha) / rank) for name in layer if SECOND.search(name)}
+    return made
+
+
+def _checked_keys(path: Path) -> list[str]:
+    """Return the file's keys. Raises ModelError for adapters of another kind, and for keys of several programs."""
     try:
         with safe_open(path, framework="np") as file:
             keys = list(file.keys())
@@ -149,3 +182,10 @@ def _check_keys(path: Path) -> None:
     for part, kind in REFUSED.items():
         if found := next((key for key in keys if part in key), None):
             raise ModelError(f"teacher.lora: {path} holds {kind} ({found}), which is not supported; expected LoRA")
+    schemes = [name for name, begin in SCHEMES.items() if any(key.startswith(begin) for key in keys)]
+    if len(schemes) > 1:
+        raise ModelError(
+            f"teacher.lora: {path} holds keys of {' and of '.join(schemes)}, of which diffusers reads one kind only; "
+            "save it again by one program"
+        )
+    return keys

@@ -67,14 +67,29 @@ def _check(model: DiffusionModel, teacher: DiffusionModel, init: str) -> None:
         own, expected = getattr(model, what), getattr(teacher, what)
         if own != expected:
             raise ModelError(f"student.init={init}: its {what} is {own}; expected the teacher's, {expected}")
-    if type(model) is not type(teacher):
+    if not _same_family(model, teacher):
         kinds = type(model).__name__, type(teacher).__name__
         raise ModelError(f"student.init={init} is a {kinds[0]}; expected a {kinds[1]} like the teacher")
+    for what in ("embeds_guidance", "token_limits"):
+        own, expected = getattr(model, what, None), getattr(teacher, what, None)
+        if own != expected:
+            raise ModelError(
+                f"student.init={init}: its {what} is {own}, the teacher's is {expected}; the two cannot share the "
+                "teacher's encoded captions"
+            )
     if not _same_noise(model.process, teacher.process):
         raise ModelError(
             f"student.init={init} was trained with another noise process than the teacher; its predictions would mean "
             "something else at the teacher's levels"
         )
+
+
+def _same_family(one: DiffusionModel, other: DiffusionModel) -> bool:
+    """Tell whether one class loaded both; a user's file makes its class anew at each load."""
+    if type(one) is type(other):
+        return True
+    files = [model.family.sha256 if model.family else None for model in (one, other)]
+    return files[0] is not None and files[0] == files[1] and type(one).__qualname__ == type(other).__qualname__
 
 
 def _same_noise(one: NoiseProcess, other: NoiseProcess) -> bool:

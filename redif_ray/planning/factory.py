@@ -32,11 +32,11 @@ def device(gpus: float) -> str:
 
 def teacher(config: Config, where: str) -> DiffusionModel:
     """Return the teacher on the device `where`, compiled if the configuration says so."""
-    return _compiled(model(config, config.teacher.model, where), config)
+    return _compiled(model(config, None, where), config)
 
 
-def model(config: Config, source: str, where: str) -> DiffusionModel:
-    """Return the model at `source` in the run's precision; all processes of a run share its encoded captions."""
+def model(config: Config, source: str | None, where: str) -> DiffusionModel:
+    """Return the teacher, or its student at `source`, in the run's precision; all processes share encoded captions."""
     dtype = getattr(torch, config.networks.precision)
     loaded = load_teacher(config.teacher, source, device=where, dtype=dtype)
     if isinstance(loaded, TextModel):

@@ -118,8 +118,10 @@ def kept_together(pool: int, phase: Phase) -> int:
 def teacher_block(config: Config, phase: Phase) -> int:
     """Return the number of a phase's groups whose teacher images are sampled at once: those of whole work units."""
     unit, pool = phase.unit_groups, config.conditions.pool
-    if phase.groups % unit or (pool is not None and kept_together(pool, phase) != unit):
+    if phase.groups % unit:
         return unit
+    if pool is not None and (kept_together(pool, phase) != unit or pool > phase.rounds * phase.groups):
+        return unit  # a block would have groups of the pool that the phase never comes to
     return max(1, (config.teacher.batch or config.evaluation.images_at_once) // unit) * unit
 
 

@@ -24,6 +24,7 @@ from redif_ray.learning.rounding import image_dtype, images_as_sent
 from redif_ray.methods import phases_by_name
 from redif_ray.models.protocol import DiffusionModel
 from redif_ray.planning import factory
+from redif_ray.planning.rounds import teacher_block
 from redif_ray.rewards.base import RewardInputs
 from redif_ray.types import Meta, Reference, Scored, Seen, Trajectories, Way, Work, WorkUnit
 from redif_ray.weights.publisher import fetch
@@ -172,7 +173,11 @@ class TeacherRewardWorker:
         self, unit: WorkUnit, images: Tensor, teacher: Tensor, names: Sequence[str] | None = None
     ) -> dict[str, Tensor]:
         """Return reward terms as `terms_of` does, on the device and with their gradient. names: of these; None: all."""
-        rounded = image_dtype(self.config).__name__ if unit.stream == Stream.TRAIN else "float32"
+        rounded = "float32"
+        if unit.stream == Stream.TRAIN:  # images depend, in their last bits, on what they were sampled with
+            rounded = image_dtype(self.config).__name__
+            if (block := teacher_block(self.config, self.phases[unit.phase])) > len(unit.groups):
+                rounded = f"{rounded}-{block}"
         kept = self.store.features(unit.stream, unit.groups, unit.conditions, rounded)
         _, _, conditions = unit.per_row()
         rewards = self.rewards if names is None else self.rewards.only(names)

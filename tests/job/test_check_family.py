@@ -6,7 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from cases import mostly_long
+from diffusers import DiffusionPipeline
 from tiny_flux import write_chroma, write_flux
 from tiny_flux_2 import write_flux_2_klein
 from tiny_lumina_2 import write_lumina_2
@@ -134,6 +136,14 @@ def test_a_wrong_family_is_refused_by_the_check_that_names_it(what: str, folder:
     body, check = WRONG[what]
     failed = [f for f in check_family(str(folder), own(body, tmp_path / "wrong.py")) if not f.passed]
     assert any(check in f.name for f in failed), failed
+
+
+def test_a_folder_of_16_bits_is_checked_in_float32(tmp_path: Path) -> None:
+    folder = write_sdxl(tmp_path / "half", dtype=torch.float16)
+    pipe = DiffusionPipeline.from_pretrained(folder, dtype=torch.float16)
+    pipe.save_pretrained(tmp_path / "variant", variant="fp16")
+    findings = list(check_family(str(tmp_path / "variant")))
+    assert [f.text for f in findings if not f.passed] == []
 
 
 def test_the_same_family_as_a_users_own_passes(folder: Path, tmp_path: Path) -> None:

@@ -9,13 +9,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny_encoders import write_clip
+from tiny_models import write_unet
 from tiny_pipelines import write_sd
 
 from redif_ray.config import Config, load
 from redif_ray.data.conditions import load_conditions
 from redif_ray.loop import PlainLoop
+from redif_ray.models.student import get_weights
 from redif_ray.planning.rounds import RoundPlan
 from redif_ray.workers.reward import TeacherRewardWorker
+
+THREE = {"in_channels": 3, "out_channels": 3, "sample_size": 16}  # images that the encoder takes
 
 
 def config(root: Path, *overrides: str) -> Config:
@@ -45,10 +50,26 @@ def test_blocks_are_of_whole_units_and_do_not_overlap(pool: str, tmp_path: Path)
     assert Counter(map(len, distinct)) == ({8: 3, 6: 1} if pool == "null" else {8: 2})
 
 
-@pytest.mark.parametrize("override", ["teacher.batch=1", "conditions.pool=15"])
+@pytest.mark.parametrize("override", ["teacher.batch=1", "conditions.pool=15", "conditions.pool=40"])
 def test_units_that_no_block_holds_whole_are_sampled_alone(override: str, tmp_path: Path) -> None:
     found = plan(tmp_path, override)
     assert all(found.sampled_with(unit) == unit for round in range(found.rounds) for unit in found.units(round))
+
+
+def test_features_are_kept_apart_by_what_images_were_sampled_with(tmp_path: Path) -> None:
+    """Their last bits differ, so that a run would depend on another that shared its store."""
+    clip = write_clip(tmp_path / "clip")
+    terms = f"reward.terms={{clip: {{options: {{model: {clip}}}}}}}"
+    given = (
+        f"teacher.store={tmp_path / 'store'}",
+        f"teacher.model={write_unet(tmp_path / 'teacher', network=THREE)}",
+        terms,
+    )
+    for batch in (2, 8):
+        loop = PlainLoop(config(tmp_path, *given, f"teacher.batch={batch}", "evaluation.judge=random-features"))
+        loop.play(loop.plan.units(0)[0], get_weights(loop.student), "policy-0")
+    files = sorted(path.parent.name.partition("-")[2] for path in (tmp_path / "store").rglob("*.safetensors"))
+    assert files == ["", "float32-8"]
 
 
 def test_a_deployed_unit_has_no_block(tmp_path: Path) -> None:

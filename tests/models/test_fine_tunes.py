@@ -15,14 +15,17 @@ from tiny_models import normal, write_unet
 from tiny_pipelines import write_sd, write_sd3, write_sdxl
 from torch import Tensor
 
-from redif_ray.config import Lora, Teacher
+from redif_ray.config import Lora, Teacher, load
 from redif_ray.diffusion import schedules, solvers
 from redif_ray.diffusion.schedules import Schedule
 from redif_ray.export import export_student
 from redif_ray.export.adapters import COMFYUI, FILE
+from redif_ray.loop import PlainLoop
 from redif_ray.models.protocol import DiffusionModel, ModelError
 from redif_ray.models.registry import fingerprint, load_model, load_teacher, teacher_outline
 from redif_ray.models.student import get_weights, make_student, set_weights
+from redif_ray.planning import factory
+from redif_ray.planning.paths import absolute
 
 WRITERS: dict[str, Callable[..., Path]] = {"sd": write_sd, "sdxl": write_sdxl, "sd3": write_sd3}
 CAPTIONS = ["a cat", "two red dogs"]
@@ -152,6 +155,38 @@ def test_an_outline_checks_the_file_and_stays_without_data(
         teacher_outline(Teacher(model=str(folder), lora={str(other): 1.0}))
 
 
+def test_every_worker_of_a_run_has_the_change(made: Callable[[str], tuple[Path, Path]], tmp_path: Path) -> None:
+    folder, file = made("sd")
+    fixed = (f"run.root={tmp_path}", "tracking.uri=off", "evaluation.judge=random-features", "conditions.source=emoji")
+    given = (f"teacher.model={folder}", "reward.terms={mse: {}}", "student.lora={rank: 2}", "learner.rounds=1")
+    config = absolute(load("smoke", [*fixed, *given, f"teacher.lora={file}"]))
+    loop = PlainLoop(config)
+    expected = fingerprint(load_teacher(config.teacher))
+    assert fingerprint(load_model(folder)) != expected
+    for model in (factory.teacher(config, "cpu"), loop.rollout.teacher, loop.reward.teacher):
+        assert fingerprint(model) == expected
+    assert expected in (loop.reward.store.folder / "about.json").read_text()
+    encoded = [model.encode(["a cat"])["encoder_hidden_states"] for model in (loop.student, load_model(folder))]
+    assert not torch.equal(*encoded)
+    start = {name: value.clone() for name, value in loop.student.network.named_parameters() if "base_layer" in name}
+    name = next(name for name in start if "to_v" in name)
+    assert torch.equal(
+        start[name], dict(load_teacher(config.teacher).network.named_parameters())[name.replace("base_layer.", "")]
+    )
+
+
+@pytest.mark.parametrize("name", ["sd", "sd3"])
+def test_alphas_beside_keys_of_peft_count(name: str, made: Callable[[str], tuple[Path, Path]], tmp_path: Path) -> None:
+    folder, file = made(name)
+    factors = load_file(file)
+    alphas = {key.replace("lora_A.weight", "alpha"): torch.tensor(3.0) for key in factors if "lora_A" in key}
+    save_file(factors | alphas, tmp_path / "alphas.safetensors")  # without the metadata, which says alpha = 3 too
+    teachers = [
+        load_teacher(Teacher(model=str(folder), lora={str(f): 0.7})) for f in (file, tmp_path / "alphas.safetensors")
+    ]
+    assert float((ours(teachers[0]) - ours(teachers[1])).abs().max()) < EXACT
+
+
 def broken(file: Path, out: Path, edit: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> Path:
     save_file(edit(load_file(file)), out)
     return out
@@ -174,6 +209,14 @@ def foreign(factors: dict[str, Tensor]) -> dict[str, Tensor]:
     return factors | {"unet.conv_in.bias": torch.ones(8)}
 
 
+def biases(factors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return factors | {"unet.conv_in.diff_b": torch.ones(8)}
+
+
+def mixed(factors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return factors | {"lora_unet_conv_in.lora_down.weight": torch.ones(2, 4, 3, 3)}
+
+
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
@@ -181,6 +224,8 @@ def foreign(factors: dict[str, Tensor]) -> dict[str, Tensor]:
         (dora, "holds DoRA"),
         (wider, "does not fit unet"),
         (foreign, "which is no factor of a LoRA layer"),
+        (biases, "holds whole changes of weights or biases"),
+        (mixed, "holds keys of kohya and of diffusers"),
     ],
 )
 def test_a_file_that_cannot_be_merged_whole_is_refused(

@@ -6,17 +6,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_flux import write_flux
 from tiny_models import normal, randomise, write_dit, write_unet
 from tiny_pipelines import write_sd, write_sd3
+from typer.testing import CliRunner
 
+from redif_ray.cli import app
 from redif_ray.config import Config, ConfigError, Lora, Teacher, load
 from redif_ray.diffusion import schedules
 from redif_ray.diffusion.levels import Level
 from redif_ray.export import export_student
+from redif_ray.job.export import export_weights
 from redif_ray.job.preflight import preflight
 from redif_ray.loop import PlainLoop
 from redif_ray.models.protocol import DiffusionModel, ModelError
-from redif_ray.models.registry import load_model, teacher_outline
+from redif_ray.models.registry import load_model, load_teacher, teacher_outline
 from redif_ray.models.start import starting_model
 from redif_ray.models.student import initial_weights, make_student, set_weights
 from redif_ray.planning.factory import student_schedule
@@ -106,6 +110,49 @@ def test_models_that_start_no_student_of_this_teacher_are_refused(tmp_path: Path
         (tmp_path / "nan" / name).write_bytes((unet / name).read_bytes())
     with pytest.raises(ModelError, match=r"of student\.init is not finite"):
         starting_model(load_model(unet), Teacher(model=str(unet)), str(tmp_path / "nan"))
+
+
+def test_a_family_from_a_file_starts_as_another_model_of_that_family(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    """Its class is made anew at each load."""
+    file = tmp_path / "mine.py"
+    body = "from redif_ray.models.stable_diffusion import StableDiffusion\n\n\nclass Mine(StableDiffusion):\n    pass\n"
+    file.write_text(f"{body}\n\nload = Mine.load\n")
+    settings = Teacher(model=str(pair[0]), family=f"{file}:load")
+    start = starting_model(load_teacher(settings), settings, str(pair[1]))
+    assert type(start).__name__ == "Mine" and torch.equal(
+        predicted(start, ["a cat", "dogs"]), predicted(load_model(pair[1]), ["a cat", "dogs"])
+    )
+
+
+def test_a_model_that_reads_captions_otherwise_is_refused(tmp_path: Path) -> None:
+    dev, schnell = write_flux(tmp_path / "dev"), write_flux(tmp_path / "schnell", dev=False)
+    size = {"height": 32, "width": 32}
+    with pytest.raises(ModelError, match=r"its embeds_guidance is False, the teacher's is True"):
+        starting_model(load_teacher(Teacher(model=str(dev), **size)), Teacher(model=str(dev), **size), str(schnell))
+
+
+def test_adapters_on_another_network_are_not_written_alone(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    config = absolute(recipe(pair, tmp_path, "student.lora.rank=2"))
+    start = starting_model(load_model(pair[0]), config.teacher, config.student.init)
+    weights = initial_weights(start, config.student.lora)
+    export_weights(load_teacher(config.teacher), config, weights, tmp_path / "out", None)
+    assert (
+        not list((tmp_path / "out").glob("*lora*"))
+        and "load_lora_weights" not in (tmp_path / "out" / "README.md").read_text()
+    )
+
+
+def test_doctor_reads_the_levels_of_the_other_model(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    fixed = [
+        "smoke",
+        f"run.root={tmp_path}",
+        "tracking.uri=off",
+        "evaluation.judge=random-features",
+        "conditions.source=emoji",
+    ]
+    given = [f"teacher.model={pair[0]}", f"student.init={pair[1]}", "student.schedule=init", "reward.terms={mse: {}}"]
+    result = CliRunner().invoke(app, ["doctor", *fixed, *given])
+    assert result.exit_code == 0, result.output
 
 
 def recipe(pair: tuple[Path, Path], root: Path, *overrides: str) -> Config:
