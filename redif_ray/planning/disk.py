@@ -64,6 +64,8 @@ def disk(
     training = drawn + sum(distinct_groups(config, phase) for phase in phases if phase.teacher_images)
     held_out = e.held_out * (2 if needs_reference(e.judge) else 1)
     parts = sum(file.size for file in carried(teacher, model_folder(config.teacher.model)))
+    if isinstance(teacher, TextModel):  # text encoders that a LoRA file changes are written anew
+        network += sum(p.numel() for name in teacher.frozen.changed for p in teacher.part(name).parameters())
     exported = (parts + WEIGHT_BYTES * network) * (1 if config.tracking_uri is None else 2)
     aside = 0 if config.checkpoint.upload is None else 2  # beyond `keep`: one in upload and one that waits
     earlier = max((phase.earlier_students for phase in phases), default=0)

@@ -25,6 +25,7 @@ from redif_ray.models.protocol import DiffusionModel, ModelError
 from redif_ray.models.registry import fingerprint, load_model, load_teacher, teacher_outline
 from redif_ray.models.student import get_weights, make_student, set_weights
 from redif_ray.planning import factory
+from redif_ray.planning.disk import CHECKPOINT_BYTES, disk
 from redif_ray.planning.paths import absolute
 
 WRITERS: dict[str, Callable[..., Path]] = {"sd": write_sd, "sdxl": write_sdxl, "sd3": write_sd3}
@@ -173,6 +174,25 @@ def test_every_worker_of_a_run_has_the_change(made: Callable[[str], tuple[Path, 
     assert torch.equal(
         start[name], dict(load_teacher(config.teacher).network.named_parameters())[name.replace("base_layer.", "")]
     )
+
+
+def test_the_disk_counts_the_text_encoders_that_an_export_writes(
+    made: Callable[[str], tuple[Path, Path]], tmp_path: Path
+) -> None:
+    folder, file = made("sdxl")
+    fixed = (f"run.root={tmp_path}", "tracking.uri=off", "evaluation.judge=random-features", "conditions.source=emoji")
+    config = load("smoke", [*fixed, f"teacher.model={folder}", "reward.terms={mse: {}}", f"teacher.lora={file}"])
+    counted = disk(config, teacher_outline(config.teacher)).run
+    without = config.model_copy(update={"teacher": Teacher(model=str(folder))})
+    rest = disk(without, teacher_outline(without.teacher)).run
+    assert counted == pytest.approx(rest, rel=0.02)  # in float32, as the files of this folder are
+    student = make_student(load_teacher(config.teacher), Lora())
+    schedule = schedules.build(student.process, 2, "uniform_trailing")
+    export_student(student, schedule, tmp_path / "out", name="few", guidance=1.0, teacher=folder, summary=None)
+    written = sum(path.stat().st_size for path in (tmp_path / "out").rglob("*.safetensors"))
+    weights = sum(w.numel() for w in get_weights(student).values())
+    checkpoints = (config.checkpoint.keep + 3) * CHECKPOINT_BYTES * weights
+    assert counted - checkpoints == pytest.approx(written, rel=0.05)
 
 
 @pytest.mark.parametrize("name", ["sd", "sd3"])
