@@ -7,8 +7,8 @@ A round goes through three parts, which are the same objects that a run on Ray u
     Phase.update                   advantages, loss, optimiser steps             methods/redif.py
 
 On the CPU the weights after the last round are, bit for bit, those of the same run on Ray, with the same
-`learner.microbatch` and `evaluation.batch`, which a run on Ray chooses where they are not given. A run on Ray adds the
-distribution of work (coordinator/, workers/actors.py), recovery from losses (faults.py), and checkpoints.
+`learner.microbatch`, which a run on Ray chooses where it is not given. A run on Ray adds the distribution of work
+(coordinator/, workers/actors.py), recovery from losses (faults.py), and checkpoints.
 """
 
 from __future__ import annotations

@@ -102,10 +102,10 @@ class Teacher(Strict):
     schedule: str = Field(
         "uniform_trailing", description="The named schedule of target images (`redif_ray.diffusion.schedules`)."
     )
-    batch: Positive | None = Field(
-        None,
+    batch: Positive = Field(
+        8,
         description="Target images that are sampled at once for training, at least 1, in whole work units; later "
-        "rounds find theirs ready. null is evaluation.batch. More is faster until a device is full.",
+        "rounds find theirs ready. Raise it until a device is full, lower it where memory is short.",
     )
     guidance: float = Field(
         1.0, ge=0, description="Classifier-free guidance scale of target images, from 0; 1 is unguided."

@@ -122,7 +122,7 @@ def teacher_block(config: Config, phase: Phase) -> int:
         return unit
     if pool is not None and (kept_together(pool, phase) != unit or pool > phase.rounds * phase.groups):
         return unit  # a block would have groups of the pool that the phase never comes to
-    return max(1, (config.teacher.batch or config.evaluation.images_at_once) // unit) * unit
+    return max(1, config.teacher.batch // unit) * unit
 
 
 def distinct_groups(config: Config, phase: Phase) -> int:

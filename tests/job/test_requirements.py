@@ -201,7 +201,7 @@ def test_a_gradient_through_the_decoder_is_counted_where_it_is_taken(tmp_path: P
     weightless = teacher_outline(config(folder).teacher)
     assert expected < peak_mb(lambda: decode_and_back(weightless, 16)) < 1.8 * expected
     assert activations("learner", "method=draft") >= peak_mb(lambda: decode_and_back(weightless, 16))
-    few = ("method=output", "rollout={siblings: 2, unit_groups: 1}", "evaluation.batch=1")
+    few = ("method=output", "rollout={siblings: 2, unit_groups: 1}", "evaluation.batch=1", "teacher.batch=1")
     one = peak_mb(lambda: decode_and_back(weightless, 1))
     assert activations("reward", *few) >= one
     assert activations("reward", *few, "output.sampled=true") < one
