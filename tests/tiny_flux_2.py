@@ -14,6 +14,7 @@ from diffusers import (
 )
 from tiny_models import normal, randomise
 from tiny_pipelines import WIDTH, save
+from tiny_z_image import qwen3
 from tokenizers import AddedToken, Tokenizer
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
@@ -22,8 +23,6 @@ from transformers import (
     Mistral3ForConditionalGeneration,
     PreTrainedTokenizerFast,
     Qwen2TokenizerFast,
-    Qwen3Config,
-    Qwen3ForCausalLM,
 )
 
 SPECIAL = ("<unk>", "<s>", "</s>", "<pad>", "[IMG]", "[INST]", "[/INST]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]")
@@ -34,6 +33,14 @@ MISTRAL = (  # as much of Mistral's as a caption meets
     "{%- endfor %}"
 )
 LAYERS = 28  # the pipeline stacks the states after 9, 18 and 27 layers
+QWEN3 = {
+    "hidden_size": WIDTH,
+    "intermediate_size": 16,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 1024,
+}
 TEMPLATE = (  # as much of Qwen3's as a caption meets
     "{%- for message in messages %}{{- '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}"
     "{%- endfor %}{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}"
@@ -59,25 +66,6 @@ def qwen_tokenizer() -> Qwen2TokenizerFast:
     return tokenizer
 
 
-def qwen3(words: int) -> Qwen3ForCausalLM:
-    config = Qwen3Config(
-        vocab_size=words,
-        hidden_size=WIDTH,
-        intermediate_size=16,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=8,
-        max_position_embeddings=1024,
-        rope_parameters={"rope_type": "default", "rope_theta": 1000000.0},
-        tie_word_embeddings=True,
-    )
-    with torch.random.fork_rng(devices=[]):
-        model = Qwen3ForCausalLM(config)
-    randomise(model, 0.5)
-    return model
-
-
 def mistral_tokenizer() -> PreTrainedTokenizerFast:
     """Bytes and the special tokens of Mistral's format."""
     words = [*SPECIAL, *sorted(ByteLevel.alphabet())]
@@ -97,7 +85,7 @@ def mistral_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def mistral3(words: int) -> Mistral3ForConditionalGeneration:
-    """With eyes of one layer, which captions do not use."""
+    """The model has eyes of one layer, which captions do not use."""
     narrow = {"hidden_size": WIDTH, "intermediate_size": 16, "num_attention_heads": 2, "head_dim": 8}
     text = {"num_hidden_layers": 31, "num_key_value_heads": 1, "vocab_size": words, "max_position_embeddings": 1024}
     config = Mistral3Config(
@@ -166,7 +154,7 @@ def write_flux_2_klein(
     pipeline = Flux2KleinPipeline(
         transformer=transformer_flux_2(guidance=False),
         vae=vae_flux_2(),
-        text_encoder=qwen3(len(tokenizer)),
+        text_encoder=qwen3(len(tokenizer), **QWEN3),
         tokenizer=tokenizer,
         scheduler=scheduler_flux_2(dynamic=dynamic),
         is_distilled=distilled,

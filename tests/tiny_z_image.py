@@ -34,18 +34,21 @@ def qwen_tokenizer() -> Qwen2Tokenizer:
     )
 
 
-def qwen3(vocabulary: int) -> Qwen3ForCausalLM:
+def qwen3(vocabulary: int, **sizes: Any) -> Qwen3ForCausalLM:
+    own = {
+        "hidden_size": WIDTH,
+        "intermediate_size": 24,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 40960,
+    }
     config = Qwen3Config(
         vocab_size=vocabulary,
-        hidden_size=WIDTH,
-        intermediate_size=24,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
         head_dim=8,
-        max_position_embeddings=40960,
         rope_parameters={"rope_type": "default", "rope_theta": 1000000.0},
         tie_word_embeddings=True,
+        **own | sizes,
     )
     with torch.random.fork_rng(devices=[]):
         model = Qwen3ForCausalLM(config)

@@ -102,7 +102,7 @@ def test_a_run_ends_as_a_plain_loop_resumes_and_exports_what_diffusers_samples_a
 
 
 def test_a_run_goes_on_from_another_runs_student(first: Path, root: Path) -> None:
-    """From 2 steps to 2 with its levels: the student starts as the other's, and the untrained arm is that student."""
+    """The student starts as the other run's, with its levels, and the untrained arm is that student."""
     config = smoke(root, "second", f"student.init={first}", "student.schedule=init", "warm_start.rounds=0")
     folder = distill(config)
     before, after = summary(first), summary(folder)

@@ -203,7 +203,7 @@ def test_a_caption_is_cut_short_where_the_network_does_not_see_its_end(
 def test_the_card_samples_what_the_student_does(
     name: str, lora: Lora, guidance: float, base: Path, dev: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With diffusers alone, from the whole folder and from the adapters beside the teacher."""
+    """Cards sample with diffusers alone, from the whole folder and from the adapters beside the teacher."""
     teacher = base if name == "klein" else dev / "plain"
     student = trained(loaded(teacher), lora)
     schedule = schedules.explicit(student.process, [1000.0, 812.5, 400.25, 90.0])

@@ -212,7 +212,7 @@ def test_a_network_for_another_vae(tmp_path: Path) -> None:
 
 
 def test_the_shift_follows_the_tokens_of_an_image(folder: Path) -> None:
-    """As diffusers' scheduler has it for images of 1024 x 1024 pixels at the real VAE's scale."""
+    """The levels are those of diffusers' scheduler for images of 1024 x 1024 pixels at the real VAE's scale."""
     model = load_model(folder, size=(512, 512))
     assert model.process.shift == pytest.approx(float(np.exp(0.5 + 0.4 * (4096 - 256) / (8192 - 256))))
     assert model.process.last == 0.02

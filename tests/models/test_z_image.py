@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 import torch
 from diffusers import ZImagePipeline
+from family_checks import assert_alike, moved, sampled
 from tiny_models import normal
 from tiny_z_image import write_z_image
 from torch import Tensor
 
 from redif_ray.config import Lora, Teacher
-from redif_ray.diffusion import schedules, solvers
+from redif_ray.diffusion import schedules
 from redif_ray.diffusion.schedules import Schedule
 from redif_ray.evaluation.compute import prediction_flops
 from redif_ray.export import export_student
@@ -23,13 +24,12 @@ from redif_ray.export.adapters import FILE
 from redif_ray.export.pipeline import CAPTION
 from redif_ray.models.protocol import DiffusionModel, ModelError
 from redif_ray.models.registry import load_model, teacher_outline
-from redif_ray.models.student import enable_checkpointing, get_weights, make_student, set_weights, trainable
+from redif_ray.models.student import enable_checkpointing, make_student, trainable
 from redif_ray.models.z_image import TOKENS
 from redif_ray.planning.timing import hollow
 
 CAPTIONS = ["a cat", "a very long caption about dogs that run through a field"]  # of 32 tokens and of 96, as padded
 STEPS, SIZE = 4, (24, 16)
-EXACT = 2e-5  # of a pixel's range
 ADAPTERS = Lora(rank=2, alpha=6.0)
 DYNAMIC = {"use_dynamic_shifting": True, "base_image_seq_len": 4, "max_image_seq_len": 64}
 
@@ -41,27 +41,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def grid(model: DiffusionModel) -> Schedule:
     return schedules.build(model.process, STEPS, "uniform_trailing")
-
-
-def sampled(model: DiffusionModel, captions: list[Any], unit: Tensor, schedule: Schedule, guidance: float) -> Tensor:
-    encoded = model.encode(captions)
-    with torch.no_grad():
-        return model.decode(
-            solvers.sample("euler", lambda x, at: model.predict(x, at, encoded, guidance=guidance), unit, schedule)
-        )
-
-
-def moved(student: DiffusionModel) -> DiffusionModel:
-    set_weights(
-        student, {k: w + 0.5 * normal(*w.shape, seed=i) for i, (k, w) in enumerate(get_weights(student).items())}
-    )
-    return student
-
-
-def assert_alike(found: Tensor, expected: Tensor, atol: float = EXACT) -> None:
-    """The images are equal, and few pixels are black or white, which would hide a difference."""
-    assert float(((found > 0) & (found < 1)).float().mean()) > 0.1
-    torch.testing.assert_close(found, expected, rtol=0, atol=atol)
 
 
 @pytest.mark.parametrize(
@@ -91,7 +70,7 @@ def test_the_image_is_the_pipeline_s(
         latents=unit.clone(),
         output_type="pt",
     ).images
-    found = sampled(model, list(CAPTIONS), unit, grid(model), guidance)
+    found = sampled(model, unit, grid(model), guidance, captions=list(CAPTIONS))
     assert found.shape == (2, 3, *size)
     assert float((found[0] - found[1]).abs().max()) > 0.05
     assert_alike(found, expected)
@@ -201,13 +180,13 @@ def test_the_card_and_the_adapters_sample_what_the_student_does(
     schedule = schedules.explicit(student.process, [1000.0, 812.5, 400.25, 90.0])
     export_student(student, schedule, out, name="tiny", guidance=guidance, teacher=folder, summary=None)
     unit = torch.randn(1, *student.latent_shape, generator=torch.Generator().manual_seed(0))
-    expected = sampled(student, [CAPTION], unit, schedule, guidance)[0]
+    expected = sampled(student, unit, schedule, guidance, captions=[CAPTION])[0]
     teacher = load_model(folder, size=SIZE)
-    assert float((sampled(teacher, [CAPTION], unit, schedule, guidance)[0] - expected).abs().max()) > 0.05
+    assert float((sampled(teacher, unit, schedule, guidance, captions=[CAPTION])[0] - expected).abs().max()) > 0.05
 
     again, settings = load_model(out), json.loads((out / "redif.json").read_text())
     levels = schedules.explicit(again.process, settings["timesteps"])
-    assert_alike(sampled(again, [CAPTION], unit, levels, settings["guidance"])[0], expected)
+    assert_alike(sampled(again, unit, levels, settings["guidance"], captions=[CAPTION])[0], expected)
     sampling, loading = re.findall(r"```python\n(.*?)```", (out / "README.md").read_text(), re.S)
     assert f"guidance_scale={guidance - 1:g}," in sampling and (out / FILE).is_file()
     monkeypatch.chdir(out)
