@@ -1,6 +1,8 @@
 """The seconds of a core that the teacher's images take by `teacher.batch`, interleaved in one process.
 
-python -m benchmarks.teacher_batch [CONFIG] [KEY=VALUE ...] [--batches 2 8 50] [--groups 96] [--repeats 3]
+    python -m benchmarks.teacher_batch [CONFIG] [KEY=VALUE ...] [--batches 2 8 50] [--groups 96] [--repeats 3]
+
+Every batch has a store of its own, so that no images are found.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ from redif_ray.workers.reward import TeacherRewardWorker
 
 def seconds(config: Config, groups: int, root: Path) -> float:
     """Return the seconds in which a worker makes the images of the policy's first groups, asked unit by unit."""
-    worker = TeacherRewardWorker("reward-0", config.model_copy(update={"teacher": _with_store(config, root)}))
+    teacher = config.teacher.model_copy(update={"store": tempfile.mkdtemp(dir=root)})
+    worker = TeacherRewardWorker("reward-0", config.model_copy(update={"teacher": teacher}))
     plan = RoundPlan(config, factory.conditions(config, worker.teacher))
     first, started, made = plan.phases[-1].first_round, time.perf_counter(), 0
     for round in range(first, plan.rounds):
@@ -32,10 +35,6 @@ def seconds(config: Config, groups: int, root: Path) -> float:
             worker.sent_targets(unit, plan.sampled_with(unit))
             made += len(unit.groups)
     raise ValueError(f"the phase has {made} groups; expected at least {groups}")
-
-
-def _with_store(config: Config, root: Path) -> object:
-    return config.teacher.model_copy(update={"store": tempfile.mkdtemp(dir=root)})
 
 
 def main() -> None:

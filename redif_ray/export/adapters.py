@@ -19,10 +19,10 @@ from torch import Tensor
 
 from redif_ray.export.pipeline import WHOLE
 from redif_ray.export.recipe import Recipe
+from redif_ray.models.adapters import FILE as FILE
 from redif_ray.models.student import ADAPTER
 from redif_ray.models.text import TextModel
 
-FILE = "pytorch_lora_weights.safetensors"
 COMFYUI = "comfyui_lora.safetensors"
 
 

@@ -66,6 +66,12 @@ class Subject:
         return [None, None] if self.model.num_classes is None else [0, self.model.num_classes - 1]
 
     @property
+    def size(self) -> dict[str, int]:
+        """The arguments of a pipeline's call for images of the model's size."""
+        _, height, width = self.model.image_shape
+        return {"height": height, "width": width}
+
+    @property
     def noise(self) -> Tensor:
         """Noise [1, *latent_shape], as a pipeline draws it with a generator of seed 0."""
         return torch.randn(1, *self.model.latent_shape, generator=torch.Generator().manual_seed(0))
@@ -137,8 +143,7 @@ def _compared(subject: Subject, guidance: float) -> str:
     for caption in CAPTIONS:
         with torch.no_grad(), quiet():
             noise = torch.Generator().manual_seed(0)
-            call = {"height": model.image_shape[1], "width": model.image_shape[2], **how.call}
-            theirs = pipe(prompt=caption, generator=noise, output_type="pt", **call).images
+            theirs = pipe(prompt=caption, generator=noise, output_type="pt", **subject.size | how.call).images
             predict = model.predictor(model.encode([caption]), guidance)
             ours = model.decode(solvers.sample("euler", predict, subject.noise, schedule))
         worst = max(worst, float((ours - theirs.cpu().float()).abs().max()))
@@ -159,8 +164,7 @@ def _default_levels(subject: Subject) -> str:
     pipe = _pipeline(subject, model.scheduler)
     for steps in (STEPS, STEPS + 3):
         with torch.no_grad(), quiet():
-            size = {"height": model.image_shape[1], "width": model.image_shape[2]}
-            options = size | model.pipeline_options
+            options = subject.size | model.pipeline_options
             pipe(prompt=CAPTIONS[0], num_inference_steps=steps, output_type="latent", **options)
         seen.append(torch.as_tensor(pipe.scheduler.timesteps).double().cpu())
     for name in ("uniform_trailing", "flow_default", "uniform_leading"):

@@ -59,7 +59,7 @@ class LoraFile:
             raise ModelError(f"teacher.lora: {self.kind.__name__} of diffusers reads no LoRA files; leave it out")
         self.options = {"unet_config": model.config} if self.component == "unet" else {}
         keys = _checked_keys(self.path)
-        layers = self._layers(self._read()[0])
+        self.layers = layers = self._layers(self._read()[0])  # numbers of changed layers by network
         known = {self.component, *(name for name in model.frozen.configs if name.startswith("text_encoder"))}
         if not layers or (other := sorted(layers.keys() - known)):
             held = f"layers of {', '.join(other)}" if layers else "no layers"
@@ -83,10 +83,10 @@ class LoraFile:
         except (ValueError, RuntimeError, KeyError, TypeError) as error:
             raise ModelError(f"teacher.lora: {self.path} does not fit {name}: {error}") from error
         adapted = [module for module in network.modules() if isinstance(module, LoraLayer)]
-        if len(adapted) != (changed := self._layers(state)[name]):
+        if len(adapted) != self.layers[name]:
             raise ModelError(
-                f"teacher.lora: {self.path} changes {changed} layers of {name}, which has {len(adapted)} of them; it "
-                "was made for another model"
+                f"teacher.lora: {self.path} changes {self.layers[name]} layers of {name}, which has {len(adapted)} of "
+                "them; it was made for another model"
             )
         self._fold(network, adapted)
 
