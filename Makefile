@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 # A process for each core. Each takes a stretch of the tests, so that a fixture is made in one of them as a rule.
 SPREAD := --numprocesses=logical --dist=worksteal
 
-.PHONY: demo test test-all unit fast lint install clean
+.PHONY: demo test test-all unit fast lint install locked clean
 
 demo: $(VENV)/.installed
 	$(BIN)/redif distill configs/fashion_mnist.yaml run.name=demo $(ARGS)
@@ -40,6 +40,15 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 $(VENV)/.installed-test: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[test]"
 	touch $@
+
+# What continuous integration installs: files whose hashes are known, and nothing else.
+locked: .ci/requirements.lock
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-cache-dir --require-hashes --no-deps \
+		--requirement .ci/requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	$(BIN)/python -m pip check
+	touch $(VENV)/.installed $(VENV)/.installed-test
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -79,14 +79,19 @@ def flatten(tree: BaseModel | Mapping[str, Any], prefix: str = "") -> dict[str, 
     return flat
 
 
-def git_commit(folder: Path) -> str | None:
-    """Return the commit of the checkout that holds `folder`, with `-dirty` if it is modified; None outside one."""
+def git_commit(package: Path) -> str | None:
+    """Return the commit of the checkout whose folder `package` is, with `-dirty` if it is modified.
+
+    Return None where `package` lies deeper in a repository, which then is somebody else's.
+    """
 
     def git(*words: str) -> str:
-        done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, check=True)
+        done = subprocess.run(["git", "-C", str(package), *words], capture_output=True, text=True, check=True)
         return done.stdout.strip()
 
     try:
+        if Path(git("rev-parse", "--show-toplevel")) != package.resolve().parent:
+            return None
         return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "--untracked-files=no") else "")
     except (subprocess.CalledProcessError, FileNotFoundError):
         return None

@@ -290,8 +290,11 @@ def test_flatten() -> None:
     assert flatten(Term(options={"x": {"y": 1}})) == {"weight": "1.0", "normalise": "none", "options.x.y": "1"}
 
 
-def test_the_commit(tmp_path: Path) -> None:
-    assert git_commit(tmp_path) is None
+def test_the_commit_is_that_of_the_packages_own_checkout(tmp_path: Path) -> None:
+    own, installed = tmp_path / "redif_ray", tmp_path / ".venv" / "site-packages" / "redif_ray"
+    for package in (own, installed):
+        package.mkdir(parents=True)
+    assert git_commit(own) is None
 
     def git(*words: str) -> str:
         identity = ("-c", "user.name=x", "-c", "user.email=x@y")
@@ -299,10 +302,11 @@ def test_the_commit(tmp_path: Path) -> None:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     git("init")
-    (tmp_path / "a").write_text("1")
-    git("add", "a")
+    (own / "a").write_text("1")
+    git("add", "redif_ray/a")
     git("commit", "-m", "a")
-    (tmp_path / "untracked").write_text("1")
-    assert git_commit(tmp_path) == git("rev-parse", "HEAD")
-    (tmp_path / "a").write_text("2")
-    assert git_commit(tmp_path) == git("rev-parse", "HEAD") + "-dirty"
+    (own / "untracked").write_text("1")
+    assert git_commit(own) == git("rev-parse", "HEAD")
+    (own / "a").write_text("2")
+    assert git_commit(own) == git("rev-parse", "HEAD") + "-dirty"
+    assert git_commit(installed) is None  # an environment in somebody's repository, whose commits are of something else
