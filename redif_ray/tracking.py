@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("DO_NOT_TRACK", "true")
@@ -26,14 +27,19 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 import mlflow
 import numpy as np
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, RunStatus, RunTag
+from mlflow.entities import LifecycleStage, Metric, Param, RunStatus, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from pydantic import BaseModel
+from sqlalchemy import create_engine, inspect
 
+from redif_ray.config import public
+from redif_ray.config.uris import Uri
 from redif_ray.errors import UserError
+from redif_ray.masking import DATABASES
 
 log = logging.getLogger(__name__)
+KEY = "tracking.uri"
 SQLITE = "sqlite:///"
 FLUSH_SECONDS = 2.0
 LOCK_SECONDS = 5.0  # another process may hold the SQLite file this long
@@ -45,8 +51,8 @@ class TrackingError(UserError, RuntimeError):
 
 
 def _file(uri: str) -> Path:
-    """Return the file of an SQLite URI, which may end in ?timeout=..."""
-    return Path(uri.removeprefix(SQLITE).partition("?")[0])
+    """Return the file of an SQLite URI, which may end in ?timeout=... and name the file by a URI of its own."""
+    return Path(uri.removeprefix(SQLITE).partition("?")[0].removeprefix("file:"))
 
 
 def _probe(path: Path) -> None:
@@ -56,20 +62,53 @@ def _probe(path: Path) -> None:
         connection.execute("PRAGMA schema_version")
 
 
+def look(uri: str) -> str:
+    """Return what the store at `uri` is, without creating anything there or on disk. Raises TrackingError."""
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # MLflow's default of 7 takes 4 minutes
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    try:
+        store = Uri(uri).reveal(KEY)
+        if store.startswith(SQLITE) and not _file(store).exists():
+            return f"{uri} is not there yet; a run creates it"
+        if urlsplit(store).scheme.partition("+")[0] not in {"sqlite", *DATABASES}:
+            MlflowClient(tracking_uri=store).search_experiments(max_results=1)
+            return f"{uri} answers"
+        engine = create_engine(store)
+        try:
+            made = inspect(engine).has_table("experiments")
+        finally:
+            engine.dispose()
+        return f"{uri} answers" if made else f"{uri} answers and is empty; a run creates its tables"
+    except Exception as error:
+        raise _unusable(uri, error) from None
+
+
+def _unusable(uri: str, error: Exception) -> UserError:
+    """Return the error for a store that raised `error`. MLflow lets errors of SQLAlchemy and requests through."""
+    if isinstance(error, UserError):
+        return error
+    reason = (str(error).splitlines() or [""])[0]
+    return TrackingError(
+        f"the MLflow store {uri} cannot be used ({type(error).__name__}: {reason}); set tracking.uri to a store that "
+        "can be used, or tracking.uri=off"
+    )
+
+
 def knows(uri: str, run_id: str) -> bool:
     """Tell whether a store has the run; True too where the store does not answer, since `Tracker` reports that."""
-    if uri.startswith(SQLITE) and not _file(uri).exists():
+    store = Uri(uri).reveal(KEY)
+    if store.startswith(SQLITE) and not _file(store).exists():
         return False
     try:
-        MlflowClient(tracking_uri=uri).get_run(run_id)
+        MlflowClient(tracking_uri=store).get_run(run_id)
     except MlflowException as error:
         return bool(error.error_code != "RESOURCE_DOES_NOT_EXIST")
     return True
 
 
 def flatten(tree: BaseModel | Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Map dotted keys to the text of their values, for MLflow's parameters."""
-    items = tree.model_dump(mode="json") if isinstance(tree, BaseModel) else tree
+    """Map dotted keys to the text of their values, for MLflow's parameters; a configuration's secrets are left out."""
+    items = public(tree) if isinstance(tree, BaseModel) else tree
     flat: dict[str, str] = {}
     for key, value in items.items():
         if isinstance(value, Mapping) and value:
@@ -119,26 +158,23 @@ class Tracker:
         logging.getLogger("alembic").setLevel(logging.WARNING)
         logging.getLogger("mlflow").setLevel(logging.ERROR)
         try:
-            if uri.startswith(SQLITE):
-                _probe(_file(uri))
-            self.uri, self.client = uri, MlflowClient(tracking_uri=uri)
-            if run_id is None:
-                run_id = self._create(experiment, run_name)
-            else:
-                self.client.set_terminated(run_id, status=RunStatus.to_string(RunStatus.RUNNING))
-            self.run_id = run_id
+            self.uri = Uri(uri)
+            self.store = self.uri.reveal(KEY)
+            if self.store.startswith(SQLITE):
+                _probe(_file(self.store))
+            self.client = MlflowClient(tracking_uri=self.store)
+            self.run_id = self._create(experiment, run_name) if run_id is None else self._reopened(run_id)
             self.last_step = self._last_step()
-        except Exception as error:  # MLflow lets SQLAlchemy's and requests' errors through
-            raise TrackingError(
-                f"the MLflow store {uri} cannot be used ({type(error).__name__}: {str(error).splitlines()[0]}); "
-                "set tracking.uri to a store that can be used, or tracking.uri=off"
-            ) from error
+        except Exception as error:
+            raise _unusable(uri, error) from None
         self.pending: list[Metric] = []
         self.flushed = time.monotonic()
         self.sampler: Sampler | None = None
 
     def _create(self, experiment: str, run_name: str) -> str:
         existing = self.client.get_experiment_by_name(experiment)
+        if existing and existing.lifecycle_stage == LifecycleStage.DELETED:
+            raise self._deleted("experiment", f"{experiment!r}", "experiments", "experiment-id", existing.experiment_id)
         experiment_id = existing.experiment_id if existing else self._create_experiment(experiment)
         tags = {"mlflow.source.name": "redif", "mlflow.source.type": "LOCAL"}
         commit = git_commit(Path(__file__).parent)
@@ -146,10 +182,28 @@ class Tracker:
             tags["mlflow.source.git.commit"] = commit
         return str(self.client.create_run(experiment_id, run_name=run_name, tags=tags).info.run_id)
 
+    def _reopened(self, run_id: str) -> str:
+        run = self.client.get_run(run_id)
+        experiment = self.client.get_experiment(run.info.experiment_id)
+        if experiment.lifecycle_stage == LifecycleStage.DELETED:
+            name = f"{experiment.name!r}, which holds this run,"
+            raise self._deleted("experiment", name, "experiments", "experiment-id", experiment.experiment_id)
+        if run.info.lifecycle_stage == LifecycleStage.DELETED:
+            raise self._deleted("run", run_id, "runs", "run-id", run_id)
+        self.client.set_terminated(run_id, status=RunStatus.to_string(RunStatus.RUNNING))
+        return run_id
+
+    def _deleted(self, what: str, name: str, group: str, option: str, number: str) -> TrackingError:
+        other = "choose another name by tracking.experiment" if what == "experiment" else "set tracking.uri=off"
+        return TrackingError(
+            f"the MLflow {what} {name} is deleted in {self.uri}; restore it by `MLFLOW_TRACKING_URI={self.uri} mlflow "
+            f"{group} restore --{option} {number}`, or {other}"
+        )
+
     def _create_experiment(self, experiment: str) -> str:
         location = None
-        if self.uri.startswith(SQLITE):
-            location = (_file(self.uri).parent / "mlartifacts").resolve().as_uri()
+        if self.store.startswith(SQLITE):
+            location = (_file(self.store).parent / "mlartifacts").resolve().as_uri()
         try:
             return str(self.client.create_experiment(experiment, artifact_location=location))
         except MlflowException:  # another run may have created the experiment in the meantime
@@ -223,7 +277,7 @@ class Tracker:
         if self.sampler is not None and not self.sampler.left:
             return
         try:
-            self.sampler = Sampler(self.run_id, resume_logging=True, tracking_uri=self.uri)
+            self.sampler = Sampler(self.run_id, resume_logging=True, tracking_uri=self.store)
             self.sampler.start()
         except Exception as error:  # whatever the store raises, the run continues
             log.warning("MLflow does not sample this machine (%s)", type(error).__name__)
@@ -244,8 +298,8 @@ class Tracker:
 
     def model(self, student: Path) -> None:
         """Log the folder of an exported student as a model that `mlflow.pyfunc.load_model` loads and samples from."""
-        previous = mlflow.get_tracking_uri()
-        mlflow.set_tracking_uri(self.uri)
+        previous = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None
+        mlflow.set_tracking_uri(self.store)  # in the environment too, from which a later run would take it
         try:
             with mlflow.start_run(run_id=self.run_id, log_system_metrics=False):
                 mlflow.pyfunc.log_model(

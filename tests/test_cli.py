@@ -114,3 +114,17 @@ def test_doctor_reports() -> None:
     assert done.returncode == 0, done.stderr
     for word in ("torch", "CUDA", "Ray", "MLflow", "fashion-mnist", "classifier-a", "random-features"):
         assert word in done.stdout
+
+
+def test_doctor_looks_at_mlflow_s_own_store_and_creates_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db?token=hush-9")
+    done = here("doctor")
+    assert done.returncode == 0 and "is not there yet" in one_line(done.stdout) and "hush-9" not in done.stdout
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    assert "cannot be used" in here("doctor").stdout
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert "MLFLOW_TRACKING_URI are not set" in one_line(here("doctor").stdout)
+    assert list(tmp_path.iterdir()) == []

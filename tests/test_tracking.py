@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import importlib
 import itertools
 import logging
 import math
+import os
 import sqlite3
 import subprocess
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +20,7 @@ from mlflow import MlflowClient
 
 from redif_ray import tracking
 from redif_ray.config import Config, Term, load
-from redif_ray.tracking import Tracker, TrackingError, flatten, git_commit
+from redif_ray.tracking import Tracker, TrackingError, flatten, git_commit, look
 
 
 @pytest.fixture(scope="module")
@@ -276,6 +279,58 @@ def test_a_locked_store_is_named(uri: str, file: Path, tracker: Tracker, monkeyp
 def test_a_run_that_the_store_does_not_have(uri: str) -> None:
     with pytest.raises(TrackingError, match="0123456789"):
         Tracker(uri, "tests", "run", "0123456789" * 3)
+
+
+def test_a_deleted_experiment_is_named_with_its_remedies(uri: str, file: Path) -> None:
+    client = MlflowClient(tracking_uri=uri)
+    old = Tracker(uri, "deleted", "run")
+    number = client.get_experiment_by_name("deleted").experiment_id
+    client.delete_experiment(number)
+    remedy = f"restore it by `MLFLOW_TRACKING_URI={uri} mlflow experiments restore --experiment-id {number}`, or choose"
+    with pytest.raises(TrackingError, match="the MLflow experiment 'deleted' is deleted in sqlite:") as told:
+        Tracker(uri, "deleted", "run")
+    assert remedy in str(told.value)
+    with pytest.raises(TrackingError, match="'deleted', which holds this run, is deleted") as told:
+        Tracker(uri, "deleted", "run", old.run_id)
+    assert remedy in str(told.value)
+    client.restore_experiment(number)
+    Tracker(uri, "deleted", "run", old.run_id).finish()
+    client.delete_run(old.run_id)
+    with pytest.raises(TrackingError, match=f"the MLflow run {old.run_id} is deleted") as told:
+        Tracker(uri, "deleted", "run", old.run_id)
+    assert f"mlflow runs restore --run-id {old.run_id}`" in str(told.value)
+
+
+def test_a_look_at_a_store_creates_nothing(uri: str, file: Path, tracker: Tracker, tmp_path: Path) -> None:
+    def state() -> tuple[set[Path], str]:
+        with sqlite3.connect(file) as connection:
+            dump = "\n".join(connection.iterdump())
+        connection.close()
+        return set(tmp_path.rglob("*")), dump
+
+    before, secret = state(), "hush-8"
+    assert look(uri) == f"{uri} answers"
+    assert (
+        look(f"sqlite:///{tmp_path}/no/mlflow.db")
+        == f"sqlite:///{tmp_path}/no/mlflow.db is not there yet; a run creates it"
+    )
+    assert state() == before
+    sqlite3.connect(tmp_path / "empty.db").execute("VACUUM")
+    assert look(f"sqlite:///{tmp_path}/empty.db").endswith("answers and is empty; a run creates its tables")
+    assert state()[0] - before[0] == {tmp_path / "empty.db"} and not (tmp_path / "empty.db").stat().st_size > 4096
+    (tmp_path / "empty.db").write_bytes(b"not a database" * 100)
+    with pytest.raises(TrackingError, match=r"empty\.db cannot be used .*file is not a database"):
+        look(f"sqlite:///{tmp_path}/empty.db")
+    with pytest.raises(TrackingError, match=r"http://\*\*\*@127\.0\.0\.1:9 cannot be used") as told:
+        look(f"http://me:{secret}@127.0.0.1:9")
+    assert secret not in "".join(traceback.format_exception(told.value))
+
+
+def test_a_logged_model_leaves_mlflow_s_own_uri_as_it_was(tracker: Tracker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr(importlib.import_module("mlflow.pyfunc"), "log_model", lambda **_: None)
+    tracker.model(Path("student"))
+    assert "MLFLOW_TRACKING_URI" not in os.environ and not tracking.mlflow.is_tracking_uri_set()
 
 
 def test_the_uri(tmp_path: Path) -> None:

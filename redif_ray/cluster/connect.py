@@ -27,6 +27,7 @@ for _name, _value in ENVIRONMENT.items():
 import ray  # noqa: E402  # reads the environment that was set above
 
 from redif_ray.config import Config, ConfigError  # noqa: E402
+from redif_ray.config.uris import Uri  # noqa: E402
 from redif_ray.planning.nodes import bundle  # noqa: E402
 
 log = logging.getLogger(__name__)
@@ -87,11 +88,11 @@ def private_cpus(config: Config) -> int:
     return config.ray.num_cpus or max(os.cpu_count() or 1, math.ceil(needed(config)["CPU"]))
 
 
-def join(address: str) -> None:
+def join(address: Uri) -> None:
     """Join the cluster at an address other than local. Raises ConfigError."""
     try:
         ray.init(
-            address=address,
+            address=address.reveal("ray.address"),
             log_to_driver=False,
             logging_level=logging.ERROR,
             runtime_env={"env_vars": ENVIRONMENT},
@@ -101,7 +102,7 @@ def join(address: str) -> None:
             f"ray.address={address}: this process cannot join a Ray cluster at that address ({error}); start a cluster "
             "with `ray start --head`, or use ray.address=local. If the cluster asks for a token, which is Ray's "
             "default, an address other than auto needs RAY_AUTH_MODE=token and the token (see `ray get-auth-token`)"
-        ) from error
+        ) from None
 
 
 def start(config: Config) -> None:

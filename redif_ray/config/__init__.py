@@ -4,17 +4,9 @@
 value and what was expected, and for an unknown key the nearest known one.
 """
 
-from redif_ray.config.base import ConfigError, Fraction, Positive, Strict, UnknownKeyError
-from redif_ray.config.files import (
-    assign,
-    dump,
-    explained,
-    load,
-    parse_override,
-    read_yaml,
-    resolve,
-    validate,
-)
+from redif_ray.config.base import ConfigError, Fraction, Location, Positive, Strict, UnknownKeyError
+from redif_ray.config.files import dump, explained, load, public, read_yaml, resolve, validate
+from redif_ray.config.overrides import assign, override
 from redif_ray.config.roles import LEARNED, Reward, RuntimeEnv, Term, Workers
 from redif_ray.config.run import Conditions, Lora, Networks, Precision, Student, Teacher
 from redif_ray.config.searches import Search
@@ -30,6 +22,7 @@ __all__ = [
     "ConfigError",
     "Fraction",
     "Learner",
+    "Location",
     "Lora",
     "Networks",
     "Positive",
@@ -49,7 +42,8 @@ __all__ = [
     "dump",
     "explained",
     "load",
-    "parse_override",
+    "override",
+    "public",
     "read_yaml",
     "resolve",
     "validate",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
+import unicodedata
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationInfo, field_validator
@@ -11,12 +13,10 @@ from pydantic_core import PydanticCustomError
 
 from redif_ray.errors import UserError
 
+LONGEST_NAME = 255  # bytes of the name of a file or folder
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Resources = dict[str, Annotated[float, Field(gt=0)]]
-SECRET = re.compile(  # matches the names of variables and of URI query parameters that hold secrets
-    r"TOKEN|KEY|SECRET|PASS|CREDENTIAL|AUTH|SIGNATURE|SIG\b|SAS", re.IGNORECASE
-)
 Labels = dict[
     Annotated[str, Field(pattern=r"^([a-z0-9.-]+/)?[A-Za-z0-9][A-Za-z0-9_.-]*$")],
     Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?$", max_length=63)],
@@ -50,9 +50,33 @@ def choice(*names: str) -> AfterValidator:
                 "expected {names}, or your own as path/to/file.py:name{hint}",
                 {"names": ", ".join(names), "hint": hint},
             )
-        return value
+        return at_home(value)
 
     return AfterValidator(check)
+
+
+def at_home(path: str) -> str:
+    """Return a path with the home directory in place of a leading ~ or ~user, and otherwise unchanged."""
+    return os.path.expanduser(path)  # noqa: PTH111  # Path would also change the spelling, and raise for unknown users
+
+
+def has_control_characters(text: str) -> bool:
+    return any(unicodedata.category(character) == "Cc" for character in text)
+
+
+def _path(value: str) -> str:
+    if not value.strip() or has_control_characters(value):
+        raise PydanticCustomError("path", "expected a path or a name, without control characters")
+    if any(len(part.encode()) > LONGEST_NAME for part in value.split("/")):
+        raise PydanticCustomError(
+            "path", "expected a path whose names have at most {n} bytes each", {"n": LONGEST_NAME}
+        )
+    return at_home(value)
+
+
+Location = Annotated[
+    str, AfterValidator(_path)
+]  # of a file or folder, or a name that may stand in its place; ~ is home
 
 
 class ConfigError(UserError, ValueError):

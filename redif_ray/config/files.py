@@ -12,10 +12,12 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from redif_ray import yaml12
 from redif_ray.config.base import ConfigError, UnknownKeyError
+from redif_ray.config.overrides import override
 from redif_ray.config.renamed import RENAMED
 from redif_ray.config.tree import Config
-from redif_ray.yaml12 import Dumper, Loader
+from redif_ray.config.uris import shown
 
 UNKNOWN = "extra_forbidden"  # pydantic's name for an unknown key
 
@@ -38,31 +40,6 @@ def descriptions(model: type[BaseModel] = Config, prefix: str = "") -> dict[str,
     return meanings
 
 
-def parse_override(text: str) -> tuple[list[str], Any]:
-    """Parse `a.b=3` into (["a", "b"], 3); the value is YAML. Raises ConfigError."""
-    key, separator, value = text.partition("=")
-    if not separator or not key.strip():
-        raise ConfigError(f"override {text!r}: expected key=value, such as learner.lr=1e-5")
-    try:
-        return key.strip().split("."), yaml.load(value, Loader)
-    except yaml.YAMLError as error:
-        # The full message of YAML repeats the value, which may be a secret.
-        problem = getattr(error, "problem", None) or type(error).__name__
-        raise ConfigError(f"override {key.strip()}: the value is not valid YAML ({problem}); quote it") from None
-
-
-def assign(tree: dict[str, Any], path: Sequence[str], value: Any) -> None:
-    """Set the value of a dotted key in a tree, in place. Raises ConfigError for a key that lies below a value."""
-    node = tree
-    for i, part in enumerate(path[:-1]):
-        child = node.setdefault(part, {})
-        if not isinstance(child, dict):
-            above = ".".join(path[: i + 1])
-            raise ConfigError(f"override {'.'.join(path)}: {above}={child!r} is a value and has no keys below it")
-        node = child
-    node[path[-1]] = value
-
-
 def load(path: str | Path | None, overrides: Sequence[str] = (), model: type[BaseModel] = Config) -> Any:
     """Read a YAML file (a path, or the name of a shipped configuration), apply overrides, validate.
 
@@ -70,7 +47,7 @@ def load(path: str | Path | None, overrides: Sequence[str] = (), model: type[Bas
     """
     tree = {} if path is None else read_yaml(resolve(path))
     for text in overrides:
-        assign(tree, *parse_override(text))
+        override(tree, text, model)
     return validate(tree, model)
 
 
@@ -89,9 +66,11 @@ def resolve(path: str | Path) -> Path:
 def read_yaml(path: Path) -> dict[str, Any]:
     """Return the mapping that a YAML file holds; an empty file is an empty mapping. Raises ConfigError."""
     try:
-        tree = yaml.load(path.read_text(), Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+        if path.stat().st_size > 4 * yaml12.MOST_CHARACTERS:
+            raise ConfigError(f"{path} holds more than the {yaml12.MOST_CHARACTERS} characters of a configuration")
+        tree = yaml12.load(path.read_text(encoding="utf-8-sig"))
+    except (yaml12.YamlError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from None
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error}") from error
     if tree is None:
@@ -142,15 +121,21 @@ def _named(keys: Iterable[str], path: Sequence[str]) -> list[str]:
 
 
 def dump(config: BaseModel) -> str:
-    """Return the configuration as YAML that `load` reads back to the same configuration."""
-    return yaml.dump(config.model_dump(mode="json"), Dumper=Dumper, sort_keys=False, allow_unicode=True, width=110)
+    """Return the configuration as YAML that `load` reads back to the same configuration, but for its secrets."""
+    return yaml.dump(public(config), Dumper=yaml12.Dumper, sort_keys=False, allow_unicode=True, width=110)
+
+
+def public(config: BaseModel) -> dict[str, Any]:
+    """Return the configuration as a JSON-like tree without secrets, as it may be written and shown."""
+    tree: dict[str, Any] = shown(config.model_dump(mode="json"))
+    return tree
 
 
 def explained(config: BaseModel) -> str:
     """Return the YAML of `dump` with the description of each key as a comment above the key."""
     text, meanings = dump(config), descriptions(type(config))
     lines = text.splitlines()
-    for key, mark in reversed(list(_keys(yaml.compose(text, Loader), ""))):
+    for key, mark in reversed(list(_keys(yaml12.compose(text), ""))):
         indent = " " * mark.column
         meaning = textwrap.wrap(meanings.get(key, ""), 108 - mark.column)
         lines[mark.line : mark.line] = [f"{indent}# {part}" for part in meaning]

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import Field, JsonValue, field_validator
+from pydantic import Field, JsonValue, ValidatorFunctionWrapHandler, field_validator
 
-from redif_ray.config.base import ALWAYS, ON_EVALUATE, ON_RESUME, SECRET, Labels, Positive, Resources, Strict
+from redif_ray.config.base import ALWAYS, ON_EVALUATE, ON_RESUME, Labels, Positive, Resources, Strict
+from redif_ray.config.uris import guarded
+from redif_ray.masking import SECRET_NAME, masked
 
 
 class Workers(Strict):
@@ -94,7 +96,16 @@ class Term(Strict):
         description="std divides the term by its centred standard deviation over the round before it is weighted; "
         "none does not.",
     )
-    options: dict[str, JsonValue] = Field(default_factory=dict, description="Arguments of the term, by name.")
+    options: dict[str, JsonValue] = Field(
+        default_factory=dict,
+        description="Arguments of the term, by name; a text env:NAME takes the value of an environment variable.",
+    )
+
+    @field_validator("options", mode="wrap")
+    @classmethod
+    def _guarded(cls, options: Any, check: ValidatorFunctionWrapHandler) -> Any:
+        check(options)
+        return guarded(options)
 
 
 LEARNED = "discriminator"  # the reward term that is trained during a run
@@ -122,7 +133,7 @@ class RuntimeEnv(Strict):
     def _no_secrets(cls, given: Any) -> Any:
         """Refuse variables whose names are those of secrets; the message does not repeat their values either."""
         for name, value in given.items() if isinstance(given, Mapping) else ():
-            if value is not None and SECRET.search(str(name)):
+            if value is not None and (SECRET_NAME.search(str(name)) or masked(str(value)) != str(value)):
                 raise ValueError(
                     f"reward.runtime_env.env_vars.{name}: its name is that of a secret, and values given here are "
                     f"logged; expected null, with {name} set in the environment of the driver"

@@ -6,17 +6,8 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from redif_ray.config.base import ON_EVALUATE, ON_RESUME, Fraction, Positive, Strict
-from redif_ray.config.uris import check_public
-
-UPLOAD_CREDENTIALS = (
-    "credentials come from the environment, such as AWS_ACCESS_KEY_ID or GOOGLE_APPLICATION_CREDENTIALS"
-)
-TRACKING_CREDENTIALS = (
-    "a server's credentials come from the environment (MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or "
-    "MLFLOW_TRACKING_TOKEN), a database's from its client's own file or environment (PGPASSWORD or ~/.pgpass for "
-    "PostgreSQL); `mlflow server` in front of a database needs neither"
-)
+from redif_ray.config.base import ON_EVALUATE, ON_RESUME, Fraction, Location, Positive, Strict
+from redif_ray.config.uris import ENV, Uri
 
 Precision = Literal["float32", "bfloat16", "float16"]
 
@@ -27,10 +18,11 @@ class Run(Strict):
     name: str = Field(
         "redif",
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        max_length=200,
         description="Name of the run folder: letters, digits, dots, dashes and underscores. Change it for each new "
         "run.",
     )
-    root: str = Field(
+    root: Location = Field(
         "runs",
         json_schema_extra=ON_RESUME,
         description="Folder of the run folders, which every worker must see at the same path.",
@@ -46,10 +38,10 @@ class Run(Strict):
 class Ray(Strict):
     """The Ray cluster that a run uses."""
 
-    address: str = Field(
-        "local",
+    address: Uri = Field(
+        Uri("local"),
         description="The cluster: local starts a private one, auto joins the one of this machine, and a URL joins "
-        "that one.",
+        "that one; env:NAME takes it from the environment.",
     )
     object_store_mb: Positive | None = Field(
         None,
@@ -71,13 +63,13 @@ class Ray(Strict):
 class Teacher(Strict):
     """The model that is distilled, and the sampling of its target images."""
 
-    model: str = Field("fashion-mnist", description="A diffusers folder, or the name of a shipped teacher.")
-    family: str | None = Field(
+    model: Location = Field("fashion-mnist", description="A diffusers folder, or the name of a shipped teacher.")
+    family: Location | None = Field(
         None,
         description="Your own code that loads the teacher, as path/to/file.py:load or package.module:load. null takes "
         "the family that knows the pipeline's class.",
     )
-    lora: dict[str, float] = Field(
+    lora: dict[Location, float] = Field(
         default_factory=dict,
         description="LoRA files (diffusers, peft, kohya or ComfyUI keys) that are merged into the teacher, each with a "
         "weight, as {style.safetensors: 0.8}; a path alone has weight 1. Set it to distil a fine-tune.",
@@ -110,7 +102,7 @@ class Teacher(Strict):
     guidance: float = Field(
         1.0, ge=0, description="Classifier-free guidance scale of target images, from 0; 1 is unguided."
     )
-    store: str | None = Field(
+    store: Location | None = Field(
         None, description="Folder of teacher targets, which runs may share. null is <run.root>/.targets."
     )
 
@@ -169,13 +161,13 @@ class Student(Strict):
     steps: Positive = Field(
         4, le=64, description="N, the network calls that the deployed student makes for an image, from 1 to 64."
     )
-    init: str | None = Field(
+    init: Location | None = Field(
         None,
         description="A distilled model that the student starts as: a diffusers folder of the teacher's family, an "
         "exported student or a finished run. null starts as the teacher. Set it to go on from 8 steps to 4, or to "
         "train a model of few steps by a reward.",
     )
-    schedule: str = Field(
+    schedule: Location = Field(
         "uniform_trailing",
         description="A named schedule (`redif_ray.diffusion.schedules`), a schedule.yaml of `redif search`, or init, "
         "the levels for which student.init was trained.",
@@ -245,7 +237,7 @@ class Conditions(Strict):
     classes: tuple[int, ...] | None = Field(
         None, min_length=1, description="Class numbers to draw, at least one. null draws all."
     )
-    source: str | None = Field(
+    source: Uri | None = Field(
         None,
         description="Captions or labels: a .txt, .jsonl or .parquet file, a folder, a URI or a shipped list. null is "
         "the shipped prompts, or all classes.",
@@ -271,34 +263,31 @@ class Checkpoint(Strict):
         20, description="Rounds between checkpoints, at least 1. Lower it where nodes are lost often."
     )
     keep: Positive = Field(3, description="Newest checkpoints that are kept, at least 1.")
-    upload: str | None = Field(
+    upload: Uri | None = Field(
         None,
-        description="URI to which checkpoints and results are copied: s3://bucket/folder, gs://, hdfs:// or file://. "
-        "null copies nothing.",
+        description="URI to which checkpoints and results are copied: s3://bucket/folder, gs://, hdfs:// or file://; "
+        "env:NAME takes it from the environment. null copies nothing.",
     )
 
     @field_validator("upload")
     @classmethod
-    def _without_secrets(cls, uri: str | None) -> str | None:
-        if uri is not None:
-            if "://" not in uri:
-                raise ValueError("checkpoint.upload is no URI; expected one such as s3://bucket/folder or file:///disk")
-            check_public("checkpoint.upload", uri, UPLOAD_CREDENTIALS)
+    def _names_a_file_system(cls, uri: Uri | None) -> Uri | None:
+        if uri is not None and "://" not in uri and not uri.startswith(ENV):
+            raise ValueError("checkpoint.upload is no URI; expected one such as s3://bucket/folder or file:///disk")
         return uri
 
 
 class Tracking(Strict):
     """The MLflow store and experiment that record a run."""
 
-    uri: str | None = Field(
+    uri: Uri | None = Field(
         None,
         json_schema_extra=ON_RESUME,
-        description="URI of the MLflow store, without credentials. null is SQLite at <run.root>/mlflow.db, and off "
-        "disables tracking.",
+        description="URI of the MLflow store; env:NAME takes it from the environment. null is MLFLOW_TRACKING_URI, or "
+        "SQLite at <run.root>/mlflow.db where that is not set, and off disables tracking.",
     )
-    experiment: str = Field("redif", description="Name of the MLflow experiment.")
-
-    @field_validator("uri")
-    @classmethod
-    def _without_secrets(cls, uri: str | None) -> str | None:
-        return uri if uri is None else check_public("tracking.uri", uri, TRACKING_CREDENTIALS)
+    experiment: str | None = Field(
+        None,
+        min_length=1,
+        description="Name of the MLflow experiment. null is MLFLOW_EXPERIMENT_NAME, or redif where that is not set.",
+    )

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, JsonValue, field_validator
 
-from redif_ray.config.base import ON_RESUME, Positive, Strict
+from redif_ray.config.base import ON_RESUME, Location, Positive, Strict
 
 Sampler = Annotated[
     Literal["tpe", "gp", "cmaes", "random", "grid"],
@@ -41,7 +41,7 @@ class Frechet(Strict):
         ge=0,
         description="Factor, from 0, of the Fréchet distance to the teacher's images of the bank. 0 leaves it out.",
     )
-    encoder: str = Field(
+    encoder: Location = Field(
         "random-features",
         description="Encoder of the distance: random-features, or a CLIP's folder or hub id. It must not be "
         "evaluation.judge.",
@@ -75,7 +75,7 @@ class Search(Strict):
         min_length=1,
         description="Numbers of steps N for which to find a schedule, each from 2 to 64. null is student.steps.",
     )
-    student: str | None = Field(
+    student: Location | None = Field(
         None, description="A run or an exported student to find the schedule for. null is the teacher."
     )
     solver: Literal["euler", "heun", "dpmpp_2m"] = Field(

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from redif_ray.config.base import ON_RESUME, Fraction, Labels, Positive, Resources, Strict, choice
+from redif_ray.config.base import ON_RESUME, Fraction, Labels, Location, Positive, Resources, Strict, choice
 
 NEIGHBOURS = 5  # nearest neighbours around each image that recall and precision use
 UNCHOSEN = 4  # states or images at once where no number is given and no memory is known to choose one by
@@ -261,7 +261,7 @@ class Evaluation(Strict):
         description="Images that a worker makes at once in evaluations and for the calibration, at least 1. null "
         "chooses the largest power of two up to 32 that fits, when a run starts, and keeps it.",
     )
-    judge: str = Field(
+    judge: Location = Field(
         "fashion-mnist",
         description="The judge of images: a shipped one, its folder, or random-features, which needs no data and no "
         "classes.",

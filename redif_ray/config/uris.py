@@ -1,30 +1,121 @@
-"""A check for URIs that a run writes into config.yaml, logs, MLflow and reports: they must hold no secret."""
+"""Texts of the configuration that may hold secrets: URIs, and what stands for an environment variable."""
 
 from __future__ import annotations
 
-from urllib.parse import parse_qsl, urlsplit
+import os
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, Self
+from urllib.parse import urlsplit
 
-from redif_ray.config.base import SECRET
+from pydantic_core import PydanticCustomError, core_schema
+
+from redif_ray.config.base import ConfigError, at_home, has_control_characters
+from redif_ray.masking import MASK, SECRET_NAME, learn, masked
+
+ENV = "env:"
+HOME = re.compile(r"(?:(?P<before>sqlite:///|file://)/?)?~(?=/|$)")  # a home directory, in a path or a URI
 
 
-def check_public(key: str, uri: str, expected: str) -> str:
-    """Return `uri`, the value of `key`; raise ValueError if it holds a password, a token or a secret query parameter.
+class Uri(str):
+    """A URI as it may be shown: without its secrets. `reveal` returns the whole, for the one who connects to it.
 
-    expected: text for the message, which says where credentials come from instead. The message never repeats the URI.
+    env:NAME stands for the value of the environment variable NAME and is shown as such. Two URIs that differ in their
+    secrets alone are equal. Sent to another process, an env:NAME takes along the value that it has here.
     """
-    try:
-        parts = urlsplit(uri)
-    except ValueError as error:
-        raise ValueError(f"{key} is not a valid URI: {_without(str(error), uri)}") from None
-    secrets = [name for name, _ in parse_qsl(parts.query) if SECRET.search(name)]
-    user = parts.netloc.rpartition("@")[0]
-    token = parts.scheme in ("http", "https") and user  # servers take a token as a user without a password
-    if secrets or ":" in user or token:
-        what = f"?{secrets[0]}=" if secrets else "a password" if ":" in user else "a user or token"
-        raise ValueError(f"{key} holds {what}; expected a URI without secrets: {expected}")
-    return uri
+
+    __slots__ = ("_text",)
+    _text: str
+
+    def __new__(cls, text: str, shown: str | None = None) -> Self:
+        """Make the URI `text`. shown: what to show in place of it; None: the text with its secrets masked."""
+        if isinstance(text, cls) and shown is None:
+            return text
+        made = super().__new__(cls, masked(text) if shown is None else shown)
+        made._text = text
+        learn(text, whole=shown is not None)
+        return made
+
+    def __reduce__(self) -> tuple[type[Self], tuple[str, str]]:
+        return type(self), (_from_environment(self._text) or self._text, str(self))
+
+    def reveal(self, key: str) -> str:
+        """Return the URI with its secrets. key: the configuration key that holds it, for errors.
+
+        Raises ConfigError where its environment variable is not set, and where the secret itself is not known.
+        """
+        text = _from_environment(self._text)
+        if text is None:
+            name = self.removeprefix(ENV)
+            raise ConfigError(
+                f"{key}={self}: the environment variable {name} is not set; set it, or give the URI itself"
+            )
+        if MASK in text:
+            raise ConfigError(
+                f"{key}={self}: the secret in place of {MASK} is kept nowhere; give it again by {key}=..., or by "
+                f"{key}={ENV}NAME, which takes it from the environment variable NAME"
+            )
+        learn(text, whole=self.startswith(ENV) and text.startswith("http"))
+        return text
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, _: Any, __: Any) -> core_schema.CoreSchema:
+        return core_schema.no_info_wrap_validator_function(cls._read, core_schema.str_schema())
+
+    @classmethod
+    def _read(cls, value: Any, handler: Callable[[Any], str]) -> Uri:
+        if isinstance(value, Uri):
+            return value
+        text = handler(value).strip()
+        home = HOME.match(text)
+        if home is not None:
+            text = f"{home['before'] or ''}{at_home('~')}{text[home.end() :]}"
+        try:
+            urlsplit(text)
+        except ValueError:
+            raise PydanticCustomError("uri", "expected a URI, and this is none") from None
+        if not text or has_control_characters(text):
+            raise PydanticCustomError("uri", "expected a URI, without control characters")
+        return cls(text)
 
 
-def _without(message: str, uri: str) -> str:
-    """Return a message of urllib without the part of the URI that may follow its first words."""
-    return message if "@" not in uri else message.partition(":")[0]
+def _from_environment(text: str) -> str | None:
+    """Return `text`, or the value of the environment variable that it stands for; None where that is not set."""
+    if not text.startswith(ENV):
+        return text
+    return os.environ.get(text.removeprefix(ENV), "").strip() or None
+
+
+def guarded(value: Any, name: str = "") -> Any:
+    """Return a JSON-like value in which texts that may hold secrets are `Uri`s.
+
+    These are URIs, env:NAME, and the text of an option whose name says so. name: of the option that has the value.
+    """
+    if isinstance(value, Mapping):
+        return {key: guarded(part, str(key)) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [guarded(part, name) for part in value]
+    if not isinstance(value, str) or isinstance(value, Uri):
+        return value
+    if value.startswith(ENV) or "://" in value:
+        return Uri(value)
+    secret = SECRET_NAME.search(name) and not name.lower().endswith("_env")
+    return Uri(value, MASK) if secret and value else value
+
+
+def revealed(value: Any, key: str) -> Any:
+    """Return a JSON-like value with the whole texts of its `Uri`s. Raises ConfigError as `Uri.reveal` does."""
+    if isinstance(value, Mapping):
+        return {name: revealed(part, f"{key}.{name}".lstrip(".")) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [revealed(part, f"{key}.{i}") for i, part in enumerate(value)]
+    return value.reveal(key) if isinstance(value, Uri) else value
+
+
+def shown(value: Any) -> Any:
+    """Return a JSON-like value without secrets, whether they were guarded or are recognised only now."""
+    if isinstance(value, Mapping):
+        return {name: shown(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [shown(part) for part in value]
+    return masked(str(value)) if isinstance(value, str) else value

@@ -11,6 +11,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from redif_ray.config import ConfigError
+from redif_ray.config.uris import revealed
 
 Value = TypeVar("Value", str, int)
 SHIPPED = Path(__file__).parents[1] / "assets" / "captions"
@@ -41,8 +42,8 @@ def read_column(source: str, column: str | None, kind: type[Value], *, key: str 
 
 
 def _read(source: str, column: str | None, kind: type, where: str) -> Iterable[Any]:
-    if re.match(r"\w+://", source):
-        filesystem, path = fs.FileSystem.from_uri(source)
+    if re.match(r"\w+://|env:", source):
+        filesystem, path = fs.FileSystem.from_uri(revealed(source, "conditions.source"))
         return _table([path], column, kind, where, filesystem)
     path = Path(source).expanduser()
     if path.is_dir():

@@ -175,7 +175,7 @@ def _open_tracking(config: Config, folder: RunFolder, parent: str | None, fetche
     run_id = folder.state.get("mlflow_run_id")
     if fetched and run_id is not None and not knows(uri, run_id):
         run_id = None
-    tracker = Tracker(uri, config.tracking.experiment, config.run.name, run_id)
+    tracker = Tracker(uri, config.experiment, config.run.name, run_id)
     if run_id is None:
         folder.update_state(mlflow_run_id=tracker.run_id)
         tracker.params(flatten(config))
@@ -192,6 +192,6 @@ def _close_tracking(config: Config, folder: RunFolder, status: str) -> None:
         from redif_ray.tracking import Tracker, TrackingError
 
         try:
-            Tracker(uri, config.tracking.experiment, config.run.name, run_id).finish(status)
+            Tracker(uri, config.experiment, config.run.name, run_id).finish(status)
         except TrackingError as error:
             logging.getLogger(__name__).warning("MLflow run %s keeps the status RUNNING: %s", run_id, error)

@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 
 from redif_ray.cluster.connect import connect
-from redif_ray.config import LEARNED, Config, ConfigError, assign, parse_override, validate
+from redif_ray.config import LEARNED, Config, ConfigError, override, validate
 from redif_ray.config.changes import may_differ
 from redif_ray.evaluation.table import result_table
 from redif_ray.interrupt import stop_requests
@@ -99,12 +99,12 @@ def evaluated(config: Config, overrides: list[str], size: tuple[int, int] | None
     if size is not None:
         tree["teacher"]["height"], tree["teacher"]["width"] = size
     for text in overrides:
-        assign(tree, *parse_override(text))
+        override(tree, text)
     asks = tree["rollout"]["gpus"] or tree["reward"]["gpus"]
     if asks and tree["ray"]["address"] == "local" and not torch.cuda.is_available():
         log.warning("this machine has no GPU, so the evaluation computes on CPUs, in float32")
         for text in ("rollout.gpus=0", "reward.gpus=0", "networks.precision=float32"):
-            assign(tree, *parse_override(text))
+            override(tree, text)
     tree["tracking"]["uri"] = "off"
     tree["learner"] |= NO_LEARNER
     evaluation_config: Config = validate(tree)

@@ -90,7 +90,7 @@ def _track(run: Session, summary: dict[str, Any]) -> None:
         return
     from redif_ray.tracking import Tracker, TrackingError  # MLflow takes seconds to import
 
-    tracker = Tracker(uri, run.config.tracking.experiment, run.config.run.name, run.folder.state["mlflow_run_id"])
+    tracker = Tracker(uri, run.config.experiment, run.config.run.name, run.folder.state["mlflow_run_id"])
     if not run.get(run.writer.flush.remote()):
         raise TrackingError(f"the MLflow store {uri} did not take the run's metrics; start it again and use --resume")
     for arm, values in summary["arms"].items():

@@ -159,7 +159,7 @@ def session(config: Config, conditions: Conditions, folder: RunFolder, stop: Sto
         writer = beside_driver(MetricsWriter, **RESTARTABLE).remote(
             str(folder.path),
             config.tracking_uri,
-            config.tracking.experiment,
+            config.experiment,
             config.run.name,
             folder.state.get("mlflow_run_id"),
         )

@@ -1,20 +1,30 @@
-"""Absolute paths for a configuration, since workers have other working directories than the driver."""
+"""Fix what a configuration takes from the driver's working directory and environment, since workers have others."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from redif_ray.config import Config, ConfigError, Student
+from redif_ray.config.base import at_home
+from redif_ray.config.uris import Uri, revealed
 from redif_ray.data.schedule_file import found_schedule
 from redif_ray.diffusion.schedules import Times
 from redif_ray.models.start import init_settings
 
+NO_PATHS = ("off", "databricks", "databricks-uc", "uc")  # values of tracking.uri that are no paths
 INIT = "init"  # the value of student.schedule that stands for the levels of student.init
 
 
 def absolute(config: Config) -> Config:
-    """Return `config` with absolute paths; a file that `student.schedule` names is read into `student.levels`."""
+    """Return `config` with absolute paths, and with what it takes from MLflow's variables of the environment.
+
+    A file that `student.schedule` names is read into `student.levels`. Raises ConfigError for what cannot be read, and
+    for a URI whose secrets or whose variable of the environment are not there.
+    """
     tree = config.model_dump()
+    revealed(tree, "")
     tree["run"]["root"] = str(Path(config.run.root).resolve())
     if config.teacher.store:
         tree["teacher"]["store"] = str(Path(config.teacher.store).resolve())
@@ -38,10 +48,29 @@ def absolute(config: Config) -> Config:
     for term in tree["reward"]["terms"].values():
         for option, value in term["options"].items():
             if option == "callable":
-                term["options"][option] = _absolute_code(value)
-            elif isinstance(value, str) and value and Path(value).exists():
-                term["options"][option] = str(Path(value).resolve())
+                term["options"][option] = _absolute_code(at_home(value))
+            elif isinstance(value, str) and value and os.path.exists(home := at_home(value)):  # noqa: PTH110  # any text
+                term["options"][option] = str(Path(home).resolve())
+    if (uri := config.tracking.uri or from_environment()) is not None:
+        tree["tracking"]["uri"] = _absolute_store(uri)
+    tree["tracking"]["experiment"] = config.tracking.experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME") or "redif"
     return Config.model_validate(tree)
+
+
+def from_environment() -> Uri | None:
+    """Return the URI of the MLflow store that MLflow's own variable names, or None where it is not set."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI", "").strip()
+    return Uri(uri) if uri else None
+
+
+def _absolute_store(uri: Uri) -> Uri:
+    """Return the URI of an MLflow store, that of an SQLite file or a folder with an absolute path."""
+    if uri.startswith("sqlite:///") and uri[10:11] not in ("/", ":") and not uri.startswith("sqlite:///file:"):
+        path, mark, query = uri.reveal("tracking.uri").removeprefix("sqlite:///").partition("?")
+        return Uri(f"sqlite:///{Path(path).resolve()}{mark}{query}")
+    if uri not in NO_PATHS and not uri.startswith("env:") and not urlsplit(uri).scheme:
+        return Uri(str(Path(uri).resolve()))
+    return uri
 
 
 def _init_times(student: Student) -> Times:

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from redif_ray import config
+from redif_ray.config.uris import revealed
 from redif_ray.rewards.aesthetic import Aesthetic
 from redif_ray.rewards.blurred_mse import BlurredMse
 from redif_ray.rewards.callable import CallableTerm
@@ -195,7 +196,13 @@ def build_terms(
     Raises `RewardError` for unknown names and options, wrong values, and terms that do not suit these images.
     """
     setting = Setting(num_classes, image_shape, torch.device(device), captions, seed)
-    return Rewards({label: _build(label, term.options, setting) for label, term in terms.items()}, setting)
+    return Rewards(
+        {
+            label: _build(label, revealed(term.options, f"reward.terms.{label}.options"), setting)
+            for label, term in terms.items()
+        },
+        setting,
+    )
 
 
 def with_gradient(terms: Mapping[str, config.Term]) -> list[str]:

@@ -27,8 +27,8 @@ from torch import Tensor
 from urllib3.exceptions import HTTPError
 from urllib3.util.retry import Retry
 
-from redif_ray.config.uris import check_public
 from redif_ray.data.images import picture
+from redif_ray.masking import learn, masked
 from redif_ray.rewards.term import OPTIONS, RewardError, RewardInputs, Setting
 
 PER_IMAGE, OVERHEAD = 64, 4096  # bytes: an answer is read up to PER_IMAGE per image plus OVERHEAD
@@ -46,6 +46,7 @@ class HttpTerm:
         2, 4, ... seconds between them. A service that is down pauses the run, and stops it after the last attempt.
     header_env: name of the environment variable that holds the Authorization header; its value is never written to a
         file or a log. None: no header.
+    The secrets of a `url` are sent to the service and shown nowhere.
     Raises `RewardError` for a wrong `url` or `header_env`, and for a service that fails or answers something else.
     """
 
@@ -64,10 +65,6 @@ class HttpTerm:
         address = urlsplit(self.url)
         if address.scheme not in ("http", "https") or not address.hostname:
             raise RewardError(f"url={self.url!r}: expected http://... or https://...")
-        try:
-            check_public("url", self.url, "use header_env for credentials")
-        except ValueError as error:
-            raise RewardError(str(error)) from None
         self._authorization()
         if self.format == "png" and self.setting.image_shape[0] not in (1, 3):
             raise RewardError(f"images are {self.setting.image_shape}; a PNG has 1 or 3 channels, use format npy")
@@ -96,14 +93,8 @@ class HttpTerm:
                 f"header_env={name}: the variable's {len(value)} characters are no value of an HTTP header; expected "
                 "printable ASCII on one line, such as Bearer and a token"
             )
+        learn(value, whole=True)  # since services may echo what they refuse
         return value
-
-    def _masked(self, text: bytes) -> bytes:
-        """Mask the header's value and its token in an answer, since services may echo what they refuse."""
-        value = (self._authorization() or "").encode()
-        for secret in filter(None, (value, value.rpartition(b" ")[2])):
-            text = text.replace(secret, b"***")
-        return text
 
     def _session(self) -> requests.Session:
         retry = Retry(
@@ -136,16 +127,17 @@ class HttpTerm:
         limit = OVERHEAD + PER_IMAGE * len(student)
         try:
             with session.post(self.url, json=body, timeout=self.timeout, stream=True, allow_redirects=False) as answer:
-                text = self._masked(answer.raw.read(limit + 1, decode_content=True))
+                text = answer.raw.read(limit + 1, decode_content=True)
         except (requests.RequestException, HTTPError, OSError) as error:  # HTTPError: from reading the body
-            reason = f"{type(error).__name__}: {error}"
+            reason = masked(f"{type(error).__name__}: {error}")
             raise RewardError(
                 f"{self.url} does not answer, {self.retries + 1} attempts; start the service, then continue with "
                 f"--resume. {reason[:300]}"
-            ) from error
+            ) from None
         if answer.status_code != 200:
-            reason = self._masked(str(answer.reason).encode()).decode(errors="replace")
-            raise RewardError(f"{self.url} answers {answer.status_code} {reason}: {_excerpt(text)}; expected 200")
+            raise RewardError(
+                f"{self.url} answers {answer.status_code} {answer.reason}: {_excerpt(text)}; expected 200"
+            )
         if len(text) > limit:
             raise RewardError(
                 f"{self.url} answers more than {limit} bytes for {len(student)} images: {_excerpt(text)}; expected "
@@ -169,7 +161,7 @@ def _rewards(text: bytes, count: int, url: str) -> list[float]:
 
 
 def _excerpt(text: bytes) -> str:
-    return repr(text[:120].decode(errors="replace"))
+    return repr(masked(text.decode(errors="replace"))[:120])
 
 
 def encoded(images: Tensor, write: Callable[[np.ndarray], bytes]) -> list[str]:

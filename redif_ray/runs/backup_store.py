@@ -69,11 +69,14 @@ class Remote:
 
         Raises ConfigError where the key names no file system, or a place in or around the run folder.
         """
-        uri, name = str(config.checkpoint.upload), config.run.name
+        uri, name = config.checkpoint.upload, config.run.name
+        assert uri is not None
         try:
-            filesystem, path = _filesystem(uri)
+            filesystem, path = _filesystem(uri.reveal("checkpoint.upload"))
+        except UserError:
+            raise
         except Exception as error:  # each library has its own errors for credentials, buckets and addresses
-            raise ConfigError(f"checkpoint.upload={uri}: {_first_line(error)}") from error
+            raise ConfigError(f"checkpoint.upload={uri}: {_first_line(error)}") from None
         path = f"{path.rstrip('/')}/{name}"
         if isinstance(filesystem, fs.LocalFileSystem):
             run_folder, target = Path(config.run.root).resolve() / name, Path(path).resolve()
@@ -96,7 +99,7 @@ class Remote:
             raise UploadError(
                 f"checkpoint.upload: {self.uri} cannot be written ({_first_line(error)}); check that the bucket or "
                 "disk exists and that the environment holds credentials to write it"
-            ) from error
+            ) from None
 
     def copies(self) -> list[Copy]:
         """Return the complete copies, the newest first. Raises UploadError for a copy of another format."""

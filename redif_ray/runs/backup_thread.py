@@ -24,6 +24,7 @@ from pathlib import Path
 from redif_ray.checkpoint import find_checkpoint
 from redif_ray.config import Config
 from redif_ray.files import atomic_file
+from redif_ray.masking import masked
 from redif_ray.runs.backup_store import WRITER, Copy, Remote, UploadError
 from redif_ray.runs.folder import UPLOADED, latest_checkpoint, round_of, stored_state
 
@@ -134,7 +135,7 @@ class Uploader:
             except Left:
                 return
             except Exception as failure:  # training goes on whatever the file system raises
-                error = f"{type(failure).__name__}: {failure}"
+                error = masked(f"{type(failure).__name__}: {failure}")
             self._report(handed, error)
             self._settle(handed, error)
 

@@ -18,6 +18,7 @@ from redif_ray.config.changes import may_differ
 from redif_ray.data.conditions import CONDITIONS, Conditions
 from redif_ray.errors import Notice, UserError
 from redif_ray.files import PARTIAL, atomic_file
+from redif_ray.masking import masked
 from redif_ray.runs.lock import LOCK, Lock
 
 TOKEN = ".seen-"
@@ -152,7 +153,7 @@ class RunFolder:
 
     def keep_failure(self, error: BaseException | None) -> None:
         """Note, for `redif status`, the error that ended this start of the run. A full disk must not hide the error."""
-        failure = None if error is None else f"{type(error).__name__}: {error}"
+        failure = None if error is None else masked(f"{type(error).__name__}: {error}")
         if self.state.get("failure") != failure:
             with suppress(RunError):
                 self.update_state(failure=failure)

@@ -6,11 +6,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import yaml
-
+from redif_ray import yaml12
 from redif_ray.config import Config, ConfigError, assign, validate
+from redif_ray.masking import masked
 from redif_ray.trials.space import Choice, Range, Space
-from redif_ray.yaml12 import Loader
 
 KINDS = {
     "uniform": "uniform(low, high)",
@@ -41,6 +40,8 @@ def read_space(config: Config) -> Space:
         if (why := FORBIDDEN.get(key.partition(".")[0])) is not None:
             raise ConfigError(f"sweep.space.{key}: {why}")
         for value in part.options if isinstance(part, Choice) else (part.at(0), part.at(1)):
+            if masked(str(value)) != str(value):
+                raise ConfigError(f"sweep.space.{key}: a setting is written to files, and this one holds a secret")
             try:
                 configured(config, {key: value})
             except ConfigError as error:
@@ -74,7 +75,10 @@ def _part(key: str, spec: Any) -> Range | Choice:
     if isinstance(spec, list | tuple):
         return _choice(key, list(spec))
     match = re.fullmatch(r"\s*(\w+)\((.*)\)\s*", spec) if isinstance(spec, str) else None
-    kind, values = (match[1], yaml.load(f"[{match[2]}]", Loader)) if match else ("", [])
+    try:
+        kind, values = (match[1], yaml12.load(f"[{match[2]}]")) if match else ("", [])
+    except yaml12.YamlError as error:
+        raise ConfigError(f"sweep.space.{key}={spec!r}: not valid YAML ({error})") from None
     if kind == "choice":
         return _choice(key, values)
     numbers = len(values) == 2 and all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)

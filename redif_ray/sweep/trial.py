@@ -22,6 +22,7 @@ from redif_ray.config import Config
 from redif_ray.errors import UserError
 from redif_ray.interrupt import Interrupted, StopRequest
 from redif_ray.job.distill import run_part
+from redif_ray.masking import masked
 from redif_ray.runs.folder import RunFinished
 from redif_ray.runs.fork import fork
 from redif_ray.runs.jsonl import read_rows
@@ -116,8 +117,8 @@ class RunTrial(Trainable):
             except UserError as error:
                 self.error = f"{type(error).__name__}: {error}"
             except BaseException as error:  # any failure is the trial's alone; the sweep goes on
-                traceback.print_exc(file=log)
-                self.error = f"{type(error).__name__}: {error}; see {log.name}"
+                log.write(masked(traceback.format_exc()))
+                self.error = masked(f"{type(error).__name__}: {error}; see {log.name}")
             console.print(time.strftime("%F %T"), self.error, highlight=False, markup=False)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from redif_ray.config import Config
+from redif_ray.masking import masked
 from redif_ray.runs.folder import RunFolder
 from redif_ray.tracking import Tracker, flatten
 
@@ -31,7 +32,7 @@ class Records:
         uri, tracker = config.tracking_uri, None
         if uri is not None:
             run_id = folder.state.get("mlflow_run_id")
-            tracker = Tracker(uri, config.tracking.experiment, config.run.name, run_id)
+            tracker = Tracker(uri, config.experiment, config.run.name, run_id)
             if run_id is None:
                 folder.update_state(mlflow_run_id=tracker.run_id)
                 tracker.params(flatten(config))
@@ -55,7 +56,7 @@ class Records:
             try:
                 call(*arguments)
             except Exception as error:
-                log.warning("MLflow lacks %s: %s: %s", arguments[0], type(error).__name__, error)
+                log.warning("MLflow lacks %s: %s: %s", arguments[0], type(error).__name__, masked(str(error)))
 
         self.thread.submit(written)
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+import traceback
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from pyarrow import fs
 from uploads import CONSOLE, checkpoint, configured, rounds_of, value
 
 from redif_ray.config import Config, ConfigError, load
+from redif_ray.runs import backup_store
 from redif_ray.runs.backup import prepare, refuse, uploading
 from redif_ray.runs.backup_store import UploadError
 from redif_ray.runs.folder import RunError, RunFolder, latest_checkpoint, prune_checkpoints
@@ -104,12 +107,27 @@ def test_copies_of_another_run_are_left_alone(uploaded: Config, run: RunFolder, 
         "abfs://:hunter2@account/x",
         "s3://b/x?secret_key=hunter2",
         "abfs://a/x?client_secret=hunter2",
-        "user:hunter2@bucket",
+        "foo://user:hunter2@bucket/x",
     ],
 )
-def test_a_secret_is_refused_and_not_repeated(uri: str) -> None:
-    with pytest.raises(ConfigError, match=r"checkpoint\.upload") as told:
-        load(None, [f"checkpoint.upload={uri}"])
+def test_a_secret_is_handed_to_the_file_system_and_not_repeated(uri: str, tmp_path: Path) -> None:
+    given: list[str] = []
+
+    def refuse(uri: str) -> Any:
+        given.append(uri)
+        raise OSError(f"cannot open {uri}, hunter2 is wrong")
+
+    with (
+        patch.object(backup_store, "_filesystem", refuse),
+        pytest.raises(ConfigError, match=r"checkpoint\.upload=") as told,
+    ):
+        prepare(configured(tmp_path, f"checkpoint.upload={uri}"), resume=False, console=CONSOLE)
+    assert given == [uri] and "hunter2" not in "".join(traceback.format_exception(told.value))
+
+
+def test_what_is_no_uri_is_refused_and_not_repeated() -> None:
+    with pytest.raises(ConfigError, match=r"checkpoint\.upload is no URI") as told:
+        load(None, ["checkpoint.upload=user:hunter2@bucket"])
     assert "hunter2" not in str(told.value)
 
 

@@ -196,9 +196,6 @@ def test_a_service_that_is_away_or_slow_stops_the_run(
     [
         ({"url": "ftp://here/score"}, "expected http://"),
         ({"url": "localhost:80"}, "expected http://"),
-        ({"url": "http://me:hush@here/score"}, "url holds a password; .*header_env"),
-        ({"url": "https://hush@here/score"}, "url holds a user or token; .*header_env"),
-        ({"url": "https://here/score?api_key=hush"}, r"url holds \?api_key=; .*header_env"),
         ({"url": "http://here", "format": "pickle"}, "format"),
         ({"url": "http://here", "batch": 0}, "batch"),
         ({"url": "http://here", "format": "png"}, "a PNG has 1 or 3 channels"),  # images of two channels
