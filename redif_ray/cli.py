@@ -5,14 +5,14 @@ from __future__ import annotations
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from pydantic import BaseModel
 from rich.console import Console
 from rich.markup import escape
 
-from redif_ray import __version__
+from redif_ray import __version__, api
 from redif_ray.config import Config, Precision, explained, load
 from redif_ray.errors import Notice, UserError
 from redif_ray.masking import masked
@@ -44,13 +44,10 @@ PrintConfig = Annotated[
 ]
 
 
-def _resolved(config: str, overrides: list[str] | None, print_config: bool, model: type[BaseModel] = Config) -> Any:
-    """Return the configuration as a `model`, or print it and end the command if `print_config` is set."""
-    resolved = load(config, overrides or [], model)
-    if print_config:
-        sys.stdout.write(explained(resolved))
-        raise typer.Exit
-    return resolved
+def _print_config(config: str, overrides: list[str] | None, model: type[BaseModel] = Config) -> None:
+    """Print the configuration as a `model`, and end the command."""
+    sys.stdout.write(explained(load(config, overrides or [], model)))
+    raise typer.Exit
 
 
 def _size(height: int | None, width: int | None) -> tuple[int, int] | None:
@@ -73,10 +70,9 @@ def distill(
 
     Example: redif distill configs/fashion_mnist.yaml learner.lr=1e-5 rollout.max_workers=4 run.name=first run.root=DIR
     """
-    resolved: Config = _resolved(config, overrides, print_config)
-    from redif_ray.job.launch import distill as run
-
-    run(resolved, resume=resume, console=console)
+    if print_config:
+        _print_config(config, overrides)
+    api.distill(config, *overrides or [], resume=resume, console=console)
 
 
 @app.command()
@@ -94,15 +90,9 @@ def search(
 
     Example: redif search configs/fashion_mnist.yaml search.steps=[2,4] search.engine=both
     """
-    resolved: Config = _resolved(config, overrides, print_config)
-    if adaptive:
-        from redif_ray.adaptive.job import adapt
-
-        adapt(resolved, resume=resume, console=console)
-        return
-    from redif_ray.search.search import search as run
-
-    run(resolved, resume=resume, console=console)
+    if print_config:
+        _print_config(config, overrides)
+    api.find_schedule(config, *overrides or [], adaptive=adaptive, resume=resume, console=console)
 
 
 @app.command()
@@ -116,10 +106,9 @@ def sweep(
 
     Example: redif sweep configs/fashion_mnist.yaml "sweep.space.learner.lr=loguniform(1e-6, 1e-4)" sweep.trials=8
     """
-    resolved: Config = _resolved(config, overrides, print_config)
-    from redif_ray.sweep.sweep import sweep as run
-
-    run(resolved, resume=resume, console=console)
+    if print_config:
+        _print_config(config, overrides)
+    api.run_sweep(config, *overrides or [], resume=resume, console=console)
 
 
 @app.command("train-teacher")
@@ -133,18 +122,20 @@ def train_teacher(
 
     Example: redif train-teacher configs/teacher_fashion_mnist.yaml data=my_images/ out=my_teacher size=32
     """
-    from redif_ray.teacher import TeacherConfig, train
+    if print_config:
+        from redif_ray.teacher import TeacherConfig
 
-    resolved: TeacherConfig = _resolved(config, overrides, print_config, TeacherConfig)
+        _print_config(config, overrides, TeacherConfig)
 
     def report(row: dict[str, float]) -> None:
         console.print(
-            f"step {row['step']:.0f}/{resolved.steps}  loss {row['loss']:.4f}  {row['images_per_second']:.0f} images/s"
-            f"  {row['eta_seconds'] / 60:5.1f} min left",
+            f"step {row['step']:.0f}/{row['steps']:.0f}  loss {row['loss']:.4f}  "
+            f"{row['images_per_second']:.0f} images/s  {row['eta_seconds'] / 60:5.1f} min left",
             highlight=False,
         )
 
-    console.print(f"teacher saved in {train(resolved, resume=resume, report=report)}")
+    folder = api.train_teacher(config, *overrides or [], resume=resume, on_report=report)
+    console.print(f"teacher saved in {folder}")
 
 
 @app.command()
@@ -175,10 +166,8 @@ def evaluate(
     Example: redif evaluate runs/demo evaluation.held_out=10000
     """
     size = _size(height, width)
-    from redif_ray.job.evaluate import evaluate as measure
-
-    path = measure(run, overrides or [], checkpoint=checkpoint, console=console, size=size)
-    console.print(f"written to {path}")
+    found = api.evaluate_run(run, *overrides or [], checkpoint=checkpoint, size=size, console=console)
+    console.print(f"written to {found.file}")
 
 
 @app.command()
@@ -256,9 +245,7 @@ def export(
     schedule: Annotated[Path | None, typer.Option(help="The schedule.yaml of a search, in place of the run's.")] = None,
 ) -> None:
     """Write a checkpoint of a run as a diffusers folder that loads without redif-ray."""
-    from redif_ray.job.export import export_checkpoint
-
-    console.print(f"student written to {export_checkpoint(run, out, checkpoint, schedule)}")
+    console.print(f"student written to {api.export_student(run, out, checkpoint=checkpoint, schedule=schedule)}")
 
 
 @app.command("check-family")

@@ -6,10 +6,12 @@ import json
 import logging
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
 from redif_ray.config import Precision
 from redif_ray.data.captions import read_column
@@ -19,7 +21,7 @@ from redif_ray.diffusion.levels import VarianceExploding
 from redif_ray.diffusion.noise import Stream
 from redif_ray.diffusion.schedules import Schedule
 from redif_ray.errors import UserError
-from redif_ray.evaluation.grids import write_grid, write_image
+from redif_ray.evaluation.grids import as_picture, write_grid
 from redif_ray.models.device import sampling_device, sampling_dtype
 from redif_ray.models.folder import student_settings
 from redif_ray.models.protocol import DiffusionModel
@@ -35,6 +37,67 @@ BATCH = 50  # images at once, fewer for a large model
 BATCH_NUMBERS = 50_000  # limit of the numbers in the latents of a batch
 METADATA = "metadata.jsonl"  # the name that the datasets library looks for in a folder of images
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedStudent:
+    """A few-step student, or a teacher, with the schedule and the guidance by which it is sampled.
+
+    source: what the user calls the model. student: whether it has a schedule of its own, as an exported student has.
+    """
+
+    source: str
+    model: DiffusionModel
+    schedule: Schedule
+    guidance: float
+    student: bool
+
+    def sample(
+        self,
+        captions: str | Sequence[str] | None = None,
+        *,
+        count: int | None = None,
+        label: int | None = None,
+        seed: int = 0,
+        guidance: float | None = None,
+    ) -> list[Image.Image]:
+        """Return images as PIL images, each from a noise of its own, which is the same for the same seed.
+
+        captions: what to draw, in turn. label: the only class to draw; None: the classes in turn.
+        count: number of images; None: one for each caption or class, or one.
+        guidance: classifier-free guidance; None: the student's own, or 1.
+        Raises UserError for conditions or guidance that the model does not take.
+        """
+        texts = [captions] if isinstance(captions, str) else captions
+        classes = 1 if label is not None else self.model.num_classes or 1
+        conditions = self.conditions(count or (classes if texts is None else len(texts)), label, texts)
+        return [as_picture(image) for batch in self.batches(conditions, seed, guidance) for image in batch]
+
+    def conditions(self, number: int, label: int | None, captions: Sequence[str] | None) -> list[Condition]:
+        """Return the condition of each of `number` images. Raises UserError where the model does not take it."""
+        classes = self.model.num_classes
+        if label is not None and (classes is None or not 0 <= label < classes):
+            has = "no classes" if classes is None else f"classes 0 to {classes - 1}"
+            raise UserError(f"--label {label}: {self.source} has {has}")
+        if captions is not None and not self.model.takes_captions:
+            raise UserError(
+                f"--caption {captions[0]!r}: {self.source} takes no captions; leave captions out, or use --label"
+            )
+        if captions is not None:
+            return [captions[i % len(captions)] for i in range(number)]
+        if classes is None:
+            return [None] * number
+        return [label if label is not None else i % classes for i in range(number)]
+
+    def batches(self, conditions: list[Condition], seed: int, guidance: float | None = None) -> Iterator[np.ndarray]:
+        """Yield the images [b, C, H, W], float in [0, 1], of these conditions, some at a time."""
+        scale = self.guidance if guidance is None else guidance
+        if scale != 1:
+            self.model.check_guidance()
+        size = max(1, min(BATCH, BATCH_NUMBERS // math.prod(self.model.latent_shape)))
+        for i in range(0, len(conditions), size):
+            batch = conditions[i : i + size]
+            yield draw(self.model, self.schedule, list(range(i, i + len(batch))), batch, seed, scale).numpy()
 
 
 def sample(
@@ -61,34 +124,52 @@ def sample(
     label, caption: the condition of all images; None: the classes in turn, or no condition.
     captions: a file of captions, one a line, which are drawn in turn.
     separate: `out` is a new folder instead, with one PNG an image and `METADATA`, which names each file's condition.
-    steps: number of steps for a model without a schedule of its own. guidance: classifier-free guidance; None: the
-        guidance of the student, or 1.
-    schedule: a file of `redif search`, in which the schedule of as many steps as the model's is used; None: the
-        model's own schedule.
-    family: the user's own code that loads the model, as `teacher.family`; None: the family of the run, if `model` is a
-        run.
-    size: (height, width) of images in pixels; None: the model's own. device, precision: see `redif_ray.models.device`.
+    guidance: classifier-free guidance; None: the guidance of the student, or 1. The other arguments are those of
+        `load`.
     Raises UserError for conditions, guidance, sizes or devices that cannot be used, FileExistsError where `out` is
     to be a folder and holds files already.
     """
     if separate and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"{out} is no empty folder; choose another one for the images, or move it away")
-    network, levels, own = _load(model, steps, family, size, sampling_device(device), precision)
-    if schedule is not None:
-        times = read_times(schedule, levels.steps)
-        levels = schedules.explicit(network.process, times.levels, network_timesteps=times.network_timesteps)
+    loaded = load(model, steps=steps, schedule=schedule, family=family, size=size, device=device, precision=precision)
     texts = _captions(caption, captions)
     number = count or (COUNT if texts is None or captions is None else len(texts))
-    conditions = _conditions(network, model, number, label, texts)
-    guidance = own if guidance is None else guidance
-    if guidance != 1:
-        network.check_guidance()
-    drawn = _batches(network, levels, conditions, seed, guidance)
+    conditions = loaded.conditions(number, label, texts)
+    drawn = loaded.batches(conditions, seed, guidance)
     if separate:
         _write_files(out, drawn, conditions)
     else:
         write_grid(out, np.concatenate(list(drawn)))
     return len(conditions)
+
+
+def load(
+    model: str,
+    *,
+    steps: int = 20,
+    schedule: Path | None = None,
+    family: str | None = None,
+    size: tuple[int, int] | None = None,
+    device: str | None = None,
+    precision: Precision | None = None,
+) -> LoadedStudent:
+    """Load a run's student, an exported student or a teacher. Of an unfinished run it is that of its newest checkpoint.
+
+    steps: number of steps for a model without a schedule of its own.
+    schedule: a file of `redif search`, in which the schedule of as many steps as the model's is used; None: the
+        model's own schedule.
+    family: the user's own code that loads the model, as `teacher.family`; None: the family of the run, if `model` is a
+        run.
+    size: (height, width) of images in pixels; None: the model's own. device, precision: see `redif_ray.models.device`.
+    Raises UserError.
+    """
+    loaded = _load(model, steps, family, size, sampling_device(device), precision)
+    if schedule is None:
+        return loaded
+    times = read_times(schedule, loaded.schedule.steps)
+    process = loaded.model.process
+    levels = schedules.explicit(process, times.levels, network_timesteps=times.network_timesteps)
+    return replace(loaded, schedule=levels)
 
 
 @torch.no_grad()
@@ -106,22 +187,13 @@ def draw(
     return model.decode(solvers.sample("euler", model.predictor(encoded, guidance), unit, schedule)).cpu()
 
 
-def _batches(
-    model: DiffusionModel, schedule: Schedule, conditions: list[Condition], seed: int, guidance: float
-) -> Iterator[np.ndarray]:
-    size = max(1, min(BATCH, BATCH_NUMBERS // math.prod(model.latent_shape)))
-    for i in range(0, len(conditions), size):
-        batch = conditions[i : i + size]
-        yield draw(model, schedule, list(range(i, i + len(batch))), batch, seed, guidance).numpy()
-
-
 def _write_files(folder: Path, drawn: Iterator[np.ndarray], conditions: list[Condition]) -> None:
     """Write each image as NUMBER.png, in the order of the conditions, with a line of `METADATA`."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
     for i, image in enumerate(image for batch in drawn for image in batch):
         name, condition = f"{i:05d}.png", conditions[i]
-        write_image(folder / name, image)
+        as_picture(image).save(folder / name)
         key = "caption" if isinstance(condition, str) else "label"
         rows.append({"file_name": name, **({} if condition is None else {key: condition})})
     (folder / METADATA).write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
@@ -135,23 +207,6 @@ def _captions(caption: str | None, file: Path | None) -> Sequence[str] | None:
     return None if caption is None else [caption]
 
 
-def _conditions(
-    model: DiffusionModel, source: str, number: int, label: int | None, captions: Sequence[str] | None
-) -> list[Condition]:
-    """Return the condition of each image. source: what the user calls the model."""
-    classes = model.num_classes
-    if label is not None and (classes is None or not 0 <= label < classes):
-        has = "no classes" if classes is None else f"classes 0 to {classes - 1}"
-        raise UserError(f"--label {label}: {source} has {has}")
-    if captions is not None and not model.takes_captions:
-        raise UserError(f"--caption {captions[0]!r}: {source} takes no captions; leave captions out, or use --label")
-    if captions is not None:
-        return [captions[i % len(captions)] for i in range(number)]
-    if classes is None:
-        return [None] * number
-    return [label if label is not None else i % classes for i in range(number)]
-
-
 def _load(
     source: str,
     steps: int,
@@ -159,9 +214,8 @@ def _load(
     size: tuple[int, int] | None,
     device: str,
     precision: Precision | None,
-) -> tuple[DiffusionModel, Schedule, float]:
-    """Return the model at `source` with the schedule and the guidance to sample it with."""
-    run = Path(source)
+) -> LoadedStudent:
+    name, run = source, Path(source)
     if (run / "config.yaml").exists():
         family = family or stored_config(run).teacher.family
         if not (run / "student").exists():
@@ -173,14 +227,14 @@ def _load(
     own = student_settings(folder)
     if own is not None:
         schedule = schedules.explicit(model.process, own["timesteps"], network_timesteps=own.get("network_timesteps"))
-        return model, schedule, float(own["guidance"])
-    name = "karras" if isinstance(model.process, VarianceExploding) else "uniform_trailing"
-    return model, schedules.build(model.process, steps, name), 1.0
+        return LoadedStudent(name, model, schedule, float(own["guidance"]), True)
+    usual = "karras" if isinstance(model.process, VarianceExploding) else "uniform_trailing"
+    return LoadedStudent(name, model, schedules.build(model.process, steps, usual), 1.0, False)
 
 
 def _unfinished(
     run: Path, family: str | None, size: tuple[int, int] | None, device: str, precision: Precision | None
-) -> tuple[DiffusionModel, Schedule, float]:
+) -> LoadedStudent:
     """Return the student in the newest checkpoint of a run that has not ended."""
     newest = latest_checkpoint(run / "checkpoints")
     if newest is None:
@@ -193,4 +247,5 @@ def _unfinished(
     teacher = load_teacher(config.teacher, device=device, dtype=dtype)
     student = make_student(factory.start(config, teacher), config.student.lora, in_place=True)
     set_weights(student, weights)
-    return student, factory.student_schedule(student, config.student), config.student.guidance
+    levels = factory.student_schedule(student, config.student)
+    return LoadedStudent(str(run), student, levels, config.student.guidance, True)

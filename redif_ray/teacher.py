@@ -154,7 +154,7 @@ class Batches:
 
 
 def train(
-    config: TeacherConfig, *, resume: bool = False, report: Callable[[dict[str, float]], None] = lambda _: None
+    config: TeacherConfig, *, resume: bool = False, report: Callable[[dict[str, float]], object] = lambda _: None
 ) -> Path:
     """Train and save the teacher; returns the diffusers folder.
 

@@ -51,7 +51,7 @@ def connect(config: Config) -> Iterator[bool]:
     A cluster that this process has joined before is used and left as it was; a cluster of `started` ends with the run.
     Raises ConfigError where the cluster cannot be joined or has too few resources.
     """
-    if ray.is_initialized():
+    if joined():
         _check(config)
         yield _started.get()
         return
@@ -76,6 +76,11 @@ def started(config: Config) -> Iterator[None]:
     finally:
         _started.reset(token)
         ray.shutdown()
+
+
+def joined() -> bool:
+    """Tell whether this process is connected to a cluster already, so that its runs use that one."""
+    return ray.is_initialized()
 
 
 def in_own_cluster() -> bool:

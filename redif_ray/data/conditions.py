@@ -60,13 +60,10 @@ def share(caption: str) -> float:
     return int.from_bytes(hashlib.sha256(caption.encode()).digest()[:8]) / 2**64
 
 
-def load_conditions(
-    wanted: config.Conditions, *, num_classes: int | None, captions: bool, seed: int, given: Sequence[str] | None = None
-) -> Conditions:
+def load_conditions(wanted: config.Conditions, *, num_classes: int | None, captions: bool, seed: int) -> Conditions:
     """Return the conditions of a run. Raises ConfigError naming the key.
 
-    num_classes: of the model; None: the model has no classes. captions: whether the model takes captions. given:
-    captions in place of those of `wanted.source`; None: read the source.
+    num_classes: of the model; None: the model has no classes. captions: whether the model takes captions.
     """
     kind = wanted.kind
     if kind == "auto":
@@ -76,10 +73,7 @@ def load_conditions(
             possible = "none" if num_classes is None else "class"
             raise ConfigError(f"conditions.kind=text: this teacher takes no captions; expected auto or {possible}")
         _refuse(wanted, "classes", "a text-to-image teacher has no classes")
-        texts = given if given is not None else read_column(wanted.source or PROMPTS, wanted.column, str)
-        return split(texts, wanted.held_out, seed)
-    if given is not None:
-        raise ConfigError(f"captions were given, but conditions.kind={kind} in this run; leave the captions out")
+        return split(read_column(wanted.source or PROMPTS, wanted.column, str), wanted.held_out, seed)
     if kind == "none":
         _refuse(wanted, "classes", "the model is sampled without classes", "class")
         _refuse(wanted, "source", "the model is sampled without conditions", "class or text")

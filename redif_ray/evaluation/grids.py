@@ -27,10 +27,10 @@ def tile(rows: Sequence[np.ndarray]) -> np.ndarray:
     return pixels.transpose(0, 3, 1, 4, 2).reshape(high * height, wide * width, channels)
 
 
-def write_image(path: Path, image: np.ndarray) -> None:
-    """Write an image [C, H, W] float in [0, 1], of 1 or 3 channels, as a PNG of as many pixels."""
+def as_picture(image: np.ndarray) -> Image.Image:
+    """Return an image [C, H, W], float in [0, 1], of 1 or 3 channels, as a picture of as many pixels."""
     pixels = np.round(image * 255).astype(np.uint8)
-    Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)).save(path)
+    return Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
 
 
 def write_grid(path: str | Path, images: np.ndarray) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 from rich.console import Console
 
@@ -32,20 +32,22 @@ from redif_ray.runs.backup import complete, prepare, uploading
 from redif_ray.runs.backup_thread import Uploader
 from redif_ray.runs.folder import RunFinished, RunFolder, latest_checkpoint
 from redif_ray.runs.jsonl import read_rows
+from redif_ray.runs.round_report import RoundReport
+
+OnRound: TypeAlias = Callable[[RoundReport], object]
 
 
 def distill(
-    config: Config, *, captions: Iterable[str] | Any = None, resume: bool = False, console: Console | None = None
+    config: Config, *, resume: bool = False, console: Console | None = None, on_round: OnRound = lambda _: None
 ) -> Path:
     """Run the job to its end and return the run folder.
 
-    captions: texts, or a Ray Data dataset with a column of texts, that replace those of `conditions.source`.
+    on_round: see `show_progress`.
     Raises UserError (ConfigError, RunError, CheckpointError and others), which leaves the user's files as they were,
     and Interrupted after Ctrl-C or SIGTERM.
     """
     with stop_requests() as stop:
-        texts = _texts(captions, config.conditions.column or "caption")
-        return run_part(config, stop, texts=texts, resume=resume, console=console or Console())
+        return run_part(config, stop, resume=resume, console=console or Console(), on_round=on_round)
 
 
 def run_part(
@@ -54,20 +56,20 @@ def run_part(
     *,
     until: int | None = None,
     parent: str | None = None,
-    texts: Sequence[str] | None = None,
     resume: bool,
     console: Console,
+    on_round: OnRound = lambda _: None,
 ) -> Path:
     """Run `distill` for a caller that handles the signals itself.
 
     stop: the caller's request to stop.
     until: round after which to stop with a checkpoint and a validation, but no evaluation; None: a whole run.
     parent: id of the MLflow run in which this run is nested; None: not nested.
-    texts: captions that replace those of `conditions.source`; None: no replacement.
+    on_round: see `show_progress`.
     """
     config = absolute(config)
     check_rounds(config)
-    conditions = preflight(config, texts)
+    conditions = preflight(config)
     check_room(config, conditions)
     hashed = _hashed(config)
     stop.check()
@@ -85,7 +87,7 @@ def run_part(
         _open_tracking(config, folder, parent, fetched)
         with uploading(config, folder, remote, console) as own:
             try:
-                _distill(config, conditions, folder, stop, console, until, own)
+                _distill(config, conditions, folder, stop, console, until, own, on_round)
             finally:
                 timeline.draw(folder)
         if until is not None:
@@ -122,12 +124,6 @@ def _hashed(config: Config) -> Future[dict[str, str]]:
     return future
 
 
-def _texts(given: Any, column: str) -> Sequence[str] | None:
-    if given is None:
-        return None
-    return [row[column] for row in given.iter_rows()] if hasattr(given, "iter_rows") else list(given)
-
-
 def _distill(
     config: Config,
     conditions: Conditions,
@@ -136,6 +132,7 @@ def _distill(
     console: Console,
     until: int | None,
     own: Uploader | None,
+    on_round: OnRound,
 ) -> None:
     latest_checkpoint(folder.path / "checkpoints")
     read_rows(
@@ -150,7 +147,7 @@ def _distill(
             run.ready()
             run.coordinator.begin.remote(calibration.calibration(run, console))
             console.print(f"start-up took {time.monotonic() - started:.0f} s; training")
-            show_progress(run, fit.thread, expected.round_seconds, console)
+            show_progress(run, fit.thread, expected.round_seconds, console, on_round)
         outcome = fit.outcome()
         if outcome.stopped:
             raise stop.interrupted(f"stopped after round {outcome.round} of {run.plan.rounds}; continue with --resume")

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from redif_ray.cluster.connect import started
+from redif_ray.cluster.connect import joined, started
 from redif_ray.config import Config
 from redif_ray.interrupt import stop_requests
 from redif_ray.models.locate import local_folder
 from redif_ray.runs.folder import RunFolder
+from redif_ray.runs.round_report import RoundReport
 from redif_ray.workers.lazy_import import imported
 
 JOB = "redif_ray.job.distill:distill"
 
 
-def distill(config: Config, *, resume: bool, console: Console) -> None:
-    """Run the job from the main thread.
+def distill(
+    config: Config, *, resume: bool, console: Console, on_round: Callable[[RoundReport], object] = lambda _: None
+) -> Path:
+    """Run the job from the main thread and return the run folder.
 
     Raises the errors of the job. Errors of `run.name` and `teacher.model` that need no torch are raised at once.
     """
@@ -28,13 +32,14 @@ def distill(config: Config, *, resume: bool, console: Console) -> None:
     if config.checkpoint.upload is None:  # with an upload, the folder to resume may have to be fetched first
         RunFolder.place(config, resume=resume)
     with _job(config) as run:
-        run(config, resume=resume, console=console)
+        folder: Path = run(config, resume=resume, console=console, on_round=on_round)
+    return folder
 
 
 @contextmanager
 def _job(config: Config) -> Iterator[Any]:
-    """Yield the imported job, inside a private cluster if the configuration asks for one."""
-    if config.ray.address != "local":
+    """Yield the imported job, inside a private cluster if the configuration asks for one and there is none yet."""
+    if config.ray.address != "local" or joined():
         yield imported(JOB)
         return
     with stop_requests() as stop, ThreadPoolExecutor(1) as beside:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 
 import torch
 
@@ -33,10 +32,9 @@ MOST_REPEATS = 10  # held-out noises of a caption above which the evaluation say
 log = logging.getLogger(__name__)
 
 
-def preflight(config: Config, captions: Sequence[str] | None = None) -> Conditions:
+def preflight(config: Config) -> Conditions:
     """Build what the workers will build, to find errors early, and return the conditions that the run draws.
 
-    captions: captions that replace those of `conditions.source`; None: no replacement.
     Raises UserError that names the configuration key.
     """
     teacher = teacher_outline(config.teacher, check=True)
@@ -47,7 +45,7 @@ def preflight(config: Config, captions: Sequence[str] | None = None) -> Conditio
     if any(phase.encodes_images for phase in phases_of(config)):
         teacher.encode_images(torch.empty(1, *teacher.image_shape, device="meta"))  # raises for a family without it
     teacher.blank(1)  # raises for a tokeniser that cannot be read
-    conditions = factory.conditions(config, teacher, captions)
+    conditions = factory.conditions(config, teacher)
     _warn_of_long_captions(teacher, conditions)
     try:
         schedule = factory.student_schedule(start, config.student)

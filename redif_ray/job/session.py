@@ -144,12 +144,11 @@ def session(config: Config, conditions: Conditions, folder: RunFolder, stop: Sto
     The driver must be connected to Ray. The actors load while the caller goes on; see `Session.ready`.
     """
     stop.listen()  # again, because Ray replaced the handler of SIGTERM
-    torch.set_num_threads(1)
     teacher = teacher_outline(config.teacher)
     teacher.parts_sha256(factory.digests(config))  # unless they are in the cache, where the workers look for them
     plan = RoundPlan(config, conditions)
     roles = {"rollout": config.rollout, "reward": config.reward}
-    with reserved(roles, config.learner, stop) as places, folder.token() as token:
+    with one_thread(), reserved(roles, config.learner, stop) as places, folder.token() as token:
         hired = partial(workers, config=config, token=token, places=places)
 
         def more() -> dict[str, Any]:
@@ -184,6 +183,17 @@ def session(config: Config, conditions: Conditions, folder: RunFolder, stop: Sto
             ray.wait([writer.flush.remote()], timeout=FLUSH_SECONDS)
             for actor in [*rollout, *reward, coordinator, weights, writer]:
                 ray.kill(actor)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Have torch compute in one thread in this process during the block, and in as many as before after it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def beside_driver(kind: Any, **options: Any) -> Any:

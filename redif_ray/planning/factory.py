@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,14 +81,10 @@ def teacher_schedule(model: DiffusionModel, config: Config) -> Schedule:
     return schedules.build(model.process, config.teacher.steps, config.teacher.schedule)
 
 
-def conditions(config: Config, model: DiffusionModel, captions: Sequence[str] | None = None) -> Conditions:
-    """Return the classes or captions of the run. captions: captions that replace the configuration's source."""
+def conditions(config: Config, model: DiffusionModel) -> Conditions:
+    """Return the classes or captions of the run."""
     return load_conditions(
-        config.conditions,
-        num_classes=model.num_classes,
-        captions=model.takes_captions,
-        seed=config.run.seed,
-        given=captions,
+        config.conditions, num_classes=model.num_classes, captions=model.takes_captions, seed=config.run.seed
     )
 
 

@@ -30,7 +30,11 @@ class RunError(UserError, RuntimeError):
 
 
 class RunFinished(Notice):
-    """The run has its summary, so there is nothing to resume."""
+    """The run, search or sweep in `folder` has its summary, so there is nothing to resume."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(f"{folder} is finished; its results are in {folder / 'report.md'}")
+        self.folder = folder
 
 
 class RunFolder:
@@ -88,7 +92,7 @@ class RunFolder:
 
     def _check(self, config: Config, finished: bool) -> None:
         if not finished and (self.path / "summary.json").exists():
-            raise RunFinished(f"{self.path} is finished; its results are in {self.path / 'report.md'}")
+            raise RunFinished(self.path)
         stored = stored_config(self.path)
         changed = [
             f"{key}: {old!r} then, {new!r} now"

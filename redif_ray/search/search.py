@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import ray
-import torch
 from ray import tune
 from rich.console import Console
 
@@ -27,7 +26,7 @@ from redif_ray.evaluation.encoders import make_encoder
 from redif_ray.interrupt import Interrupted, StopRequest, stop_requests
 from redif_ray.job.batches import with_batches
 from redif_ray.job.preflight import preflight
-from redif_ray.job.session import all_ready, beside_driver, workers
+from redif_ray.job.session import all_ready, beside_driver, one_thread, workers
 from redif_ray.models.registry import teacher_outline
 from redif_ray.planning import factory
 from redif_ray.planning.paths import absolute
@@ -156,8 +155,7 @@ def evaluator(
     worker, kind: the actor class of the workers, and the class of the evaluator.
     """
     stop.listen()  # again, because Ray replaced the handler of SIGTERM
-    torch.set_num_threads(1)
-    with reserved({"search": config.reward}, None, stop) as places, folder.token() as token:
+    with one_thread(), reserved({"search": config.reward}, None, stop) as places, folder.token() as token:
         hired = partial(workers, worker, "search", config.reward, config=config, token=token, places=places)
         first, more = (list(hired(later=later).values()) for later in (False, True))
         handle = beside_driver(kind, max_concurrency=1000).remote(config, conditions, [*first, *more])

@@ -19,9 +19,9 @@ CAPTIONS = [f"a picture of {i}" for i in range(200)]
 OTHERS = [stream for stream in Stream if stream not in (Stream.HELD_OUT, Stream.REFERENCE)]
 
 
-def conditions(*overrides: str, classes: int | None = None, captions: bool = True, **given: Any) -> Conditions:
+def conditions(*overrides: str, classes: int | None = None, captions: bool = True) -> Conditions:
     config = load(None, [f"conditions.{o}" for o in overrides])
-    return load_conditions(config.conditions, num_classes=classes, captions=captions, seed=config.run.seed, **given)
+    return load_conditions(config.conditions, num_classes=classes, captions=captions, seed=config.run.seed)
 
 
 @pytest.mark.parametrize(
@@ -116,12 +116,6 @@ def test_the_shipped_prompts_are_the_default() -> None:
     found = conditions()
     both = [*found.training, *found.held_out]
     assert len(both) >= 100 and len(found.held_out) >= 8 and all(isinstance(c, str) and len(c) > 10 for c in both)
-
-
-def test_captions_that_are_given_take_the_place_of_the_source() -> None:
-    assert set(conditions(given=CAPTIONS).training) <= set(CAPTIONS)
-    with pytest.raises(ConfigError, match=r"captions were given, but conditions.kind=class in this run"):
-        conditions(classes=3, captions=False, given=CAPTIONS)
 
 
 def test_json_holds_all_of_them() -> None:
