@@ -167,7 +167,7 @@ def _resolved(recipe: Recipe, overrides: tuple[str, ...], given: Mapping[str, An
     """Return the recipe with overrides as a `model`."""
     tree = {} if isinstance(recipe, Mapping) else _tree(recipe)
     recipes = changes(recipe, model) if isinstance(recipe, Mapping) else ()
-    for path, value in (*recipes, *map(parse_override, overrides), *changes(given, model)):
+    for path, value in (*recipes, *(parse_override(text, model) for text in overrides), *changes(given, model)):
         assign(tree, path, value)
     return validate(stored(tree), model)
 

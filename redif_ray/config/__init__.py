@@ -6,7 +6,7 @@ value and what was expected, and for an unknown key the nearest known one.
 
 from redif_ray.config.base import ConfigError, Fraction, Location, Positive, Strict, UnknownKeyError
 from redif_ray.config.files import dump, explained, load, public, read_yaml, resolve, validate
-from redif_ray.config.overrides import assign, override
+from redif_ray.config.overrides import assign, override, parse_override
 from redif_ray.config.roles import LEARNED, Reward, RuntimeEnv, Term, Workers
 from redif_ray.config.run import Conditions, Lora, Networks, Precision, Student, Teacher
 from redif_ray.config.searches import Search
@@ -43,6 +43,7 @@ __all__ = [
     "explained",
     "load",
     "override",
+    "parse_override",
     "public",
     "read_yaml",
     "resolve",

@@ -14,9 +14,9 @@ from redif_ray.evaluation.encoders import JudgeError, load_encoder
 from redif_ray.evaluation.judge_source import RANDOM_FEATURES, judge_files, needs_reference
 from redif_ray.evaluation.prdc import LEAST
 from redif_ray.evaluation.reference import ReferenceImages
-from redif_ray.export import recipe
 from redif_ray.export.card import licence
 from redif_ray.export.carried import carried
+from redif_ray.export.student import recipe
 from redif_ray.learning.advantages import find_advantage
 from redif_ray.learning.losses import find_loss
 from redif_ray.learning.regularisers import find_divergence
