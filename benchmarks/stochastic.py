@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from redif_ray.config import Config
-from redif_ray.data.schedule_file import read_times
+from redif_ray.data.schedule_file import read_schedule
 from redif_ray.diffusion import noise, schedules, solvers
 from redif_ray.diffusion.noise import Stream
 from redif_ray.diffusion.rollout import rollout
@@ -69,7 +69,7 @@ def main(folder: Path) -> None:
         teacher.append(model.decode(solvers.sample(config.teacher.solver, predict, unit_noise, grid)))
     targets, rows = torch.cat(teacher), []
     for n in config.search.steps or (config.student.steps,):
-        times = read_times(folder / "schedule.yaml", n)
+        times = read_schedule(folder / "schedule.yaml", n)[0]
         schedule = schedules.explicit(model.process, times.levels, network_timesteps=times.network_timesteps)
         for kind in get_args(ExplorationKind):
             for eta in ETAS if kind == "posterior" else ETAS[1:]:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from redif_ray.config import Precision
 from redif_ray.data.captions import read_column
-from redif_ray.data.schedule_file import read_times
+from redif_ray.data.schedule_file import read_schedule
 from redif_ray.diffusion import noise, schedules, solvers
 from redif_ray.diffusion.levels import VarianceExploding
 from redif_ray.diffusion.noise import Stream
@@ -136,6 +136,8 @@ def sample(
     number = count or (COUNT if texts is None or captions is None else len(texts))
     conditions = loaded.conditions(number, label, texts)
     drawn = loaded.batches(conditions, seed, guidance)
+    if schedule is not None:
+        _warn_of_other_guidance(schedule, loaded, guidance)
     if separate:
         _write_files(out, drawn, conditions)
     else:
@@ -166,10 +168,17 @@ def load(
     loaded = _load(model, steps, family, size, sampling_device(device), precision)
     if schedule is None:
         return loaded
-    times = read_times(schedule, loaded.schedule.steps)
+    times, _ = read_schedule(schedule, loaded.schedule.steps)
     process = loaded.model.process
     levels = schedules.explicit(process, times.levels, network_timesteps=times.network_timesteps)
     return replace(loaded, schedule=levels)
+
+
+def _warn_of_other_guidance(schedule: Path, loaded: LoadedStudent, guidance: float | None) -> None:
+    _, file = read_schedule(schedule, loaded.schedule.steps)
+    scale = loaded.guidance if guidance is None else guidance
+    if file.guidance != scale:
+        log.warning("--schedule %s was found for guidance %g, and here it is %g", schedule, file.guidance, scale)
 
 
 @torch.no_grad()

@@ -9,12 +9,13 @@ from typing import Any
 import torch
 
 from redif_ray.config import Config
-from redif_ray.data.schedule_file import read_times
+from redif_ray.data.schedule_file import read_schedule
 from redif_ray.export import export_student
 from redif_ray.models.protocol import DiffusionModel
 from redif_ray.models.registry import load_teacher, model_folder
 from redif_ray.models.student import make_student, set_weights
 from redif_ray.planning import factory
+from redif_ray.planning.paths import warn_of_another_sampler
 from redif_ray.runs.deployed import deployed_weights
 from redif_ray.runs.folder import stored_config
 
@@ -27,7 +28,8 @@ def export_checkpoint(run: Path, out: Path, checkpoint: str, schedule: Path | No
     """
     config = stored_config(run)
     if schedule is not None:
-        times = read_times(schedule, config.student.steps)
+        times, file = read_schedule(schedule, config.student.steps)
+        warn_of_another_sampler(f"--schedule {schedule}", file, config)
         config = config.model_copy(update={"student": config.student.model_copy(update=times._asdict())})
     export_deployed(config, run, checkpoint, out, None)
     return out

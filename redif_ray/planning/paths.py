@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -9,10 +10,12 @@ from urllib.parse import urlsplit
 from redif_ray.config import Config, ConfigError, Student
 from redif_ray.config.base import at_home
 from redif_ray.config.uris import Uri, revealed
-from redif_ray.data.schedule_file import found_schedule
+from redif_ray.data.schedule_file import ScheduleFile, differences, found_schedule
 from redif_ray.diffusion.schedules import Times
+from redif_ray.models.sketch import found_for
 from redif_ray.models.start import init_settings
 
+log = logging.getLogger(__name__)
 NO_PATHS = ("off", "databricks", "databricks-uc", "uc")  # values of tracking.uri that are no paths
 INIT = "init"  # the value of student.schedule that stands for the levels of student.init
 
@@ -30,8 +33,7 @@ def absolute(config: Config) -> Config:
         tree["teacher"]["store"] = str(Path(config.teacher.store).resolve())
     if config.student.init and Path(config.student.init).is_dir():
         tree["student"]["init"] = str(Path(config.student.init).resolve())
-    named = _init_times(config.student) if config.student.schedule == INIT else found_schedule(config.student)
-    if named is not None:
+    if (named := _times(config)) is not None:
         tree["student"] |= {**named._asdict(), "schedule": Student().schedule}
     tree["teacher"]["lora"] = {str(Path(path).resolve()): weight for path, weight in config.teacher.lora.items()}
     if config.teacher.family:
@@ -71,6 +73,30 @@ def _absolute_store(uri: Uri) -> Uri:
     if uri not in NO_PATHS and not uri.startswith("env:") and not urlsplit(uri).scheme:
         return Uri(str(Path(uri).resolve()))
     return uri
+
+
+def _times(config: Config) -> Times | None:
+    """Return the levels that `student.schedule` takes from `student.init` or from a file; None for a named schedule."""
+    if config.student.schedule == INIT:
+        return _init_times(config.student)
+    if (found := found_schedule(config.student)) is None:
+        return None
+    times, file = found
+    warn_of_another_sampler(f"student.schedule={config.student.schedule}", file, config)
+    return times
+
+
+def warn_of_another_sampler(where: str, file: ScheduleFile, config: Config) -> None:
+    """Log a warning where a file's schedules were found for another sampler than `config` has. where: of the file."""
+    teacher = config.teacher
+    now = found_for(teacher.model, teacher.size, dict(teacher.lora))
+    if different := differences(file, now, config.student.guidance):
+        log.warning(
+            "%s: the schedule was found for something else: %s. It is used as it is and may be worse than a named one; "
+            "search again with this configuration",
+            where,
+            "; ".join(different),
+        )
 
 
 def _init_times(student: Student) -> Times:

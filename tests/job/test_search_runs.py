@@ -11,7 +11,7 @@ import pytest
 from smoke_runs import smoke
 
 from redif_ray.config import read_yaml
-from redif_ray.data.schedule_file import read_times
+from redif_ray.data.schedule_file import read_schedule
 from redif_ray.job.export import export_checkpoint
 from redif_ray.runs.folder import RunFinished
 from redif_ray.runs.jsonl import read_rows
@@ -50,7 +50,7 @@ def test_the_answer_is_never_worse_on_the_bank_than_a_start(whole: Path) -> None
         assert found["searched"] == min(seen) <= min(starts)
         assert found.get("searched, network timesteps") == min(shifted, default=None)  # all may be worse, and cut
         assert found["searched by gradient"] <= min(starts)
-        best, times = min(found, key=lambda name: found[name]), read_times(whole / "schedule.yaml", steps)
+        best, times = min(found, key=lambda name: found[name]), read_schedule(whole / "schedule.yaml", steps)[0]
         assert times.levels[0] == rows[0]["timesteps"][0] == 999
         assert (times.network_timesteps is not None) == (best == "searched, network timesteps")
         assert np.isfinite([r["distance"] for r in rows]).all()
@@ -90,7 +90,7 @@ def test_killed_and_resumed_with_more_workers_it_finds_the_same(whole: Path, roo
 
 def test_an_export_carries_the_schedule_that_was_found(whole: Path, first: Path, tmp_path: Path) -> None:
     out = export_checkpoint(first, tmp_path / "out", "best", whole / "schedule.yaml")
-    found = read_times(whole / "schedule.yaml", 2)
+    found = read_schedule(whole / "schedule.yaml", 2)[0]
     settings, card = json.loads((out / "redif.json").read_text()), (out / "README.md").read_text()
     for key, times in (("timesteps", found.levels), ("network_timesteps", found.network_timesteps)):
         assert settings.get(key) == (None if times is None else list(times))

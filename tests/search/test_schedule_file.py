@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 from redif_ray.config import ConfigError, dump, load
-from redif_ray.data.schedule_file import Found, ScheduleFile, read_times
+from redif_ray.data.schedule_file import Found, ScheduleFile, read_schedule
+from redif_ray.models.locate import TEACHERS
 from redif_ray.models.registry import load_model
+from redif_ray.models.sketch import found_for
 from redif_ray.planning import factory
 from redif_ray.planning.paths import absolute
 from redif_ray.search.search import searched
@@ -51,9 +54,35 @@ def test_a_file_that_does_not_fit_is_refused(tmp_path: Path, overrides: list[str
         absolute(load("smoke", [f"student.schedule={written(tmp_path)}", *overrides]))
 
 
+def test_a_schedule_of_something_else_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The teacher's folder may have another name; its weights, noise, size and guidance count."""
+    copied, other = tmp_path / "copied", tmp_path / "other"
+    for folder in (copied, other):
+        shutil.copytree(TEACHERS / "fashion-mnist", folder)
+    weights = other / "transformer/diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + b"\x00\x00\x80\x3f")  # one weight, the last, is 1
+    scheduler = other / "scheduler/scheduler_config.json"
+    scheduler.write_text(scheduler.read_text().replace("v_prediction", "epsilon"))
+    path = written(tmp_path, teacher="then", found_for=found_for("fashion-mnist", None, {}))
+
+    def said(*overrides: str) -> str:
+        caplog.clear()
+        config = absolute(load("smoke", [f"student.schedule={path}", "student.steps=3", *overrides]))
+        assert config.student.levels == FOUND.timesteps
+        return caplog.text
+
+    assert said() == said(f"teacher.model={copied}") == ""
+    text = said(f"teacher.model={other}")
+    assert "found for something else: other weights, those of then; another noise process, prediction" in text
+    assert "guidance 1, and here it is 2" in said("student.guidance=2")
+    assert "images of the model's own size, and here they have 32x64" in said("teacher.height=32", "teacher.width=64")
+    path = written(tmp_path)
+    assert "an earlier version wrote the file, and it does not say for which model" in said()
+
+
 def test_students_are_sampled_by_euler(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="was found for heun"):
-        read_times(written(tmp_path, solver="heun"), 3)
+        read_schedule(written(tmp_path, solver="heun"), 3)
 
 
 def test_what_is_no_name_and_no_file_says_so(tmp_path: Path) -> None:
@@ -62,7 +91,7 @@ def test_what_is_no_name_and_no_file_says_so(tmp_path: Path) -> None:
     other = tmp_path / "other.yaml"
     other.write_text("steps: 4\n")
     with pytest.raises(ConfigError, match="is not a file of `redif search`"):
-        read_times(other, 4)
+        read_schedule(other, 4)
 
 
 def test_a_recipe_may_name_the_file_that_its_search_is_to_write(tmp_path: Path) -> None:
