@@ -14,6 +14,9 @@ import yaml
 from tiny_pipelines import write_sd
 
 from redif_ray.cli import main
+from redif_ray.config import dump, load
+from redif_ray.rewards.base import TERMS
+from redif_ray.rewards.names import NAMES
 
 pytestmark = pytest.mark.slow
 
@@ -128,3 +131,42 @@ def test_doctor_looks_at_mlflow_s_own_store_and_creates_nothing(
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     assert "MLFLOW_TRACKING_URI are not set" in one_line(here("doctor").stdout)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_wrong_is_known_before_torch_and_ray_are_there(tmp_path: Path) -> None:
+    done, empty = tmp_path / "done", tmp_path / "empty"
+    done.mkdir()
+    empty.mkdir()
+    (done / "config.yaml").write_text(dump(load("smoke", [f"run.root={tmp_path}", "run.name=done"])))
+    (done / "summary.json").write_text("{}")
+    cases = [
+        (["reward.terms.mes.weight=1"], False, "unknown reward term 'mes' (did you mean 'mse'?)"),
+        (["reward.terms.mine.options.callable=no.py:f"], False, "cannot import no.py: FileNotFoundError: no such file"),
+        ([f"teacher.model={empty}"], False, "is not a diffusers pipeline: it has no model_index.json"),
+        (["teacher.lora=no.safetensors"], False, "teacher.lora=no.safetensors: no such file"),
+        (["tracking.uri=env:NO_SUCH"], False, "the environment variable NO_SUCH is not set; set it"),
+        (["checkpoint.upload=s3://***@bucket/x"], False, "the secret in place of *** is kept nowhere; give it again"),
+        (["run.name=done"], True, "is finished; its results are in"),
+        (["run.name=never"], True, "holds no run to resume"),
+    ]
+    script = f"""
+import sys
+from redif_ray.config import load
+from redif_ray.errors import Notice, UserError
+from redif_ray.job.launch import check
+for overrides, resume, expected in {cases!r}:
+    try:
+        check(load("smoke", ["run.root={tmp_path}", *overrides]), resume=resume)
+    except (Notice, UserError) as error:
+        assert expected in str(error), error
+    else:
+        raise AssertionError(expected)
+assert not {{"torch", "diffusers", "mlflow"}} & set(sys.modules)
+import ray
+assert not ray.is_initialized()
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=tmp_path, timeout=60)
+
+
+def test_the_names_of_terms_are_those_that_can_be_built() -> None:
+    assert set(NAMES) == set(TERMS)

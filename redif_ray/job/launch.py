@@ -11,10 +11,12 @@ from typing import Any
 from rich.console import Console
 
 from redif_ray.cluster.connect import joined, started
-from redif_ray.config import Config
+from redif_ray.config import Config, ConfigError
+from redif_ray.config.uris import revealed
 from redif_ray.interrupt import stop_requests
-from redif_ray.models.locate import local_folder
-from redif_ray.runs.folder import RunFolder
+from redif_ray.models.locate import local_folder, read_index
+from redif_ray.rewards.names import problem
+from redif_ray.runs.folder import RunFolder, check_unfinished
 from redif_ray.runs.round_report import RoundReport
 from redif_ray.workers.lazy_import import imported
 
@@ -26,14 +28,29 @@ def distill(
 ) -> Path:
     """Run the job from the main thread and return the run folder.
 
-    Raises the errors of the job. Errors of `run.name` and `teacher.model` that need no torch are raised at once.
+    Raises the errors of the job. What can be known without torch is raised at once, before Ray starts.
     """
-    local_folder(config.teacher.model)
-    if config.checkpoint.upload is None:  # with an upload, the folder to resume may have to be fetched first
-        RunFolder.place(config, resume=resume)
+    check(config, resume=resume)
     with _job(config) as run:
         folder: Path = run(config, resume=resume, console=console, on_round=on_round)
     return folder
+
+
+def check(config: Config, *, resume: bool) -> None:
+    """Raise UserError or RunFinished for what is wrong with a run and can be told without torch."""
+    revealed(config.model_dump(), "")
+    if (folder := local_folder(config.teacher.model)) is not None:
+        read_index(folder)
+    for file in config.teacher.lora:
+        if not Path(file).exists():
+            raise ConfigError(f"teacher.lora={file}: no such file or folder; expected a LoRA's .safetensors")
+    for label, term in config.reward.terms.items() if config.reward.runtime_env is None else ():
+        if (wrong := problem(label, term.options)) is not None:
+            raise ConfigError(wrong)
+    if config.checkpoint.upload is None:  # with an upload, the folder to resume may have to be fetched first
+        path = RunFolder.place(config, resume=resume)
+        if resume:
+            check_unfinished(path)
 
 
 @contextmanager

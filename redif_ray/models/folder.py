@@ -21,31 +21,15 @@ from transformers import PreTrainedModel
 
 from redif_ray.diffusion.levels import FlowMatching, VariancePreserving
 from redif_ray.models.headers import fits, variant_of
+from redif_ray.models.locate import INDEX as INDEX
+from redif_ray.models.locate import read_index as read_index
 from redif_ray.models.logging import quiet
 from redif_ray.models.protocol import ModelError
 
-INDEX = "model_index.json"
 SCHEDULER = "scheduler_config.json"
 SETTINGS = "redif.json"  # of an exported student
 _without_weights = ContextVar[Literal["checked", "unseen"] | None]("without_weights", default=None)
 PREDICTIONS = ("epsilon", "sample", "v_prediction")  # prediction types of variance preserving processes
-
-
-def read_index(folder: Path) -> dict[str, Any]:
-    """Return `model_index.json`, which names the pipeline's class and its parts. Raises ModelError."""
-    path = folder / INDEX
-    if not path.is_file():
-        raise ModelError(
-            f"{folder} is not a diffusers pipeline: it has no {INDEX}; expected the folder that "
-            "save_pretrained, or redif train-teacher, wrote"
-        )
-    try:
-        index = json.loads(path.read_text())
-    except ValueError as error:
-        raise ModelError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(index, dict) or not isinstance(index.get("_class_name"), str):
-        raise ModelError(f"{path} names no pipeline: expected a key _class_name")
-    return index
 
 
 def student_settings(folder: Path) -> dict[str, Any] | None:

@@ -32,6 +32,7 @@ from redif_ray.rewards.isolation import check_unaltered, copied
 from redif_ray.rewards.jpeg_compressibility import JpegCompressibility
 from redif_ray.rewards.lpips import Lpips
 from redif_ray.rewards.mse import Mse
+from redif_ray.rewards.names import problem
 from redif_ray.rewards.perception import Perception
 from redif_ray.rewards.pick_score import PickScore
 from redif_ray.rewards.psnr import Psnr
@@ -215,18 +216,9 @@ def with_gradient(terms: Mapping[str, config.Term]) -> list[str]:
 
 
 def _build(label: str, options: Mapping[str, Any], setting: Setting) -> RewardTerm:
-    if label in TERMS:
-        kind = TERMS[label]
-    elif "callable" in options:
-        kind = CallableTerm
-    elif "url" in options:
-        kind = HttpTerm
-    else:
-        raise RewardError(
-            f"unknown reward term {label!r}{_nearest(label, TERMS)}; known: {', '.join(TERMS)}; a function of your own "
-            "may have any other name with options: {callable: 'package.module:function'}, and a service with options: "
-            "{url: 'http://...'}"
-        )
+    if (wrong := problem(label, options)) is not None:
+        raise RewardError(wrong)
+    kind = TERMS.get(label) or (CallableTerm if "callable" in options else HttpTerm)
     if "class" in kind.needs and setting.num_classes < 1:
         raise RewardError(f"reward.terms.{label} needs class conditions; the teacher has no classes: remove the term")
     if "caption" in kind.needs and not setting.captions:

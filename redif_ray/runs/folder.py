@@ -91,8 +91,8 @@ class RunFolder:
         self._lock.close()
 
     def _check(self, config: Config, finished: bool) -> None:
-        if not finished and (self.path / "summary.json").exists():
-            raise RunFinished(self.path)
+        if not finished:
+            check_unfinished(self.path)
         stored = stored_config(self.path)
         changed = [
             f"{key}: {old!r} then, {new!r} now"
@@ -164,6 +164,12 @@ class RunFolder:
 
     def update_state(self, **values: Any) -> None:
         self.write("run.json", json.dumps({**self.state, **values}, indent=1) + "\n")
+
+
+def check_unfinished(path: Path) -> None:
+    """Raise RunFinished where the run in `path` is finished."""
+    if (path / "summary.json").exists():
+        raise RunFinished(path)
 
 
 def check_seen(token: Path) -> None:

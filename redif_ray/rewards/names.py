@@ -1,0 +1,47 @@
+"""Names of the reward terms, told without torch: what is wrong with a term is known before a run starts."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+NAMES = (
+    "mse",
+    "psnr",
+    "ssim",
+    "gradient_mse",
+    "blurred_mse",
+    "feature_cosine",
+    "classifier",
+    "histogram_kl",
+    "jpeg_compressibility",
+    "clip",
+    "text_image",
+    "pick_score",
+    "dino",
+    "perception",
+    "lpips",
+    "aesthetic",
+    "discriminator",
+)
+
+
+def problem(label: str, options: Mapping[str, Any]) -> str | None:
+    """Return what is wrong with a term's name, or with the file of its function; None where nothing is."""
+    if label in NAMES:
+        return None
+    if (target := options.get("callable")) is not None:
+        source = str(target).rpartition(":")[0]
+        if source.endswith(".py") and not Path(source).is_file():
+            return f"reward.terms.{label}: callable {target!r}: cannot import {source}: FileNotFoundError: no such file"
+        return None
+    if "url" in options:
+        return None
+    close = difflib.get_close_matches(label, NAMES, n=1)
+    hint = f" (did you mean {close[0]!r}?)" if close else ""
+    return (
+        f"unknown reward term {label!r}{hint}; known: {', '.join(NAMES)}; a function of your own may have any other "
+        "name with options: {callable: 'package.module:function'}, and a service with options: {url: 'http://...'}"
+    )
