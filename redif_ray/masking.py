@@ -42,9 +42,9 @@ PATTERNS = tuple(  # with bounds, so that long texts take linear time
         r"://(?P<secret>[^\s/?#]{0,500}:[^\s/?#]{0,500})@",  # user and password
         r"://(?P<secret>[^\s/?#@:]{1,500}:(?!\d+[/?#])[^\s@]{0,500})@",  # a password that should have been encoded
         r"(?<![\w+.-])(?P<scheme>\w{1,20})(?:\+[\w.-]{1,20})?://(?P<secret>[^\s/?#@:]{1,500})@",  # a user alone
-        r"[?&;](?P<name>[\w.~%-]{1,100})=(?P<secret>[^\s&;\"'`<>#)]+)",
+        r"[?&;](?P<name>[\w.~%-]{1,100})=(?P<secret>[^\s&;\"'`<>#)]*[^\s&;\"'`<>#),.:])",
         r"://[^\s?#]{0,1000}\?(?P<secret>[^\s=&#\"'`<>)]{1,1000})(?=[\s#\"'`<>)]|$)",  # a query that is no pair
-        r"://[^\s#]{1,1000}#(?P<secret>(?!/)[^\s\"'`<>)]+)",  # a fragment, unless it is the route of a web page
+        r"://[^\s#]{1,1000}#(?P<secret>(?!/)[^\s\"'`<>)]*[^\s\"'`<>),.:])",  # a fragment that is no route
         r"(?i)\b(?:proxy-)?(?:authorization|x-api-key|x-auth-token|x-amz-security-token|cookie)[\"']?\s*[:=]\s*[\"']?"
         r"(?P<secret>[^\"'\s][^\"'\n]{3,})",
         r"\b(?:Bearer|Basic)\s+(?P<secret>[\w.~+/-]{12,}=*)",

@@ -33,8 +33,16 @@ class Uri(str):
             return text
         made = super().__new__(cls, masked(text) if shown is None else shown)
         made._text = text
-        learn(text, whole=shown is not None)
+        made._learn(text)
         return made
+
+    def _learn(self, text: str) -> None:
+        """Have the secrets of `text`, the whole URI, masked; all of it where nothing of it is shown.
+
+        The path of a web address is a secret too where the address comes from the environment, as that of a webhook is.
+        """
+        hidden = self == MASK or (self.startswith(ENV) and text.startswith("http"))
+        learn(text, whole=hidden)
 
     def __reduce__(self) -> tuple[type[Self], tuple[str, str]]:
         return type(self), (_from_environment(self._text) or self._text, str(self))
@@ -55,7 +63,7 @@ class Uri(str):
                 f"{key}={self}: the secret in place of {MASK} is kept nowhere; give it again by {key}=..., or by "
                 f"{key}={ENV}NAME, which takes it from the environment variable NAME"
             )
-        learn(text, whole=self.startswith(ENV) and text.startswith("http"))
+        self._learn(text)
         return text
 
     @classmethod
@@ -115,7 +123,7 @@ def revealed(value: Any, key: str) -> Any:
 def shown(value: Any) -> Any:
     """Return a JSON-like value without secrets, whether they were guarded or are recognised only now."""
     if isinstance(value, Mapping):
-        return {name: shown(part) for name, part in value.items()}
+        return {masked(str(name)): shown(part) for name, part in value.items()}
     if isinstance(value, list | tuple):
         return [shown(part) for part in value]
     return masked(str(value)) if isinstance(value, str) else value
