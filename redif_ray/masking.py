@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 MASK = "***"
-LEAST = 4  # characters of a secret that is recognised by itself; a shorter one is also part of words
+LEAST, LONG = 4, 8  # characters of a secret that is recognised by itself, as a word or also as a part of one
 SECRET_NAME = re.compile(  # names of variables, options and query parameters that hold secrets
     r"TOKEN|KEY|SECRET|PASS|PWD|CREDENTIAL|AUTH|SIGNATURE|SIG\b|SAS\b", re.IGNORECASE
 )
@@ -54,9 +54,16 @@ _known: set[str] = set()
 
 
 def masked(text: str) -> str:
-    """Return `text` with `MASK` in place of its secrets."""
+    """Return `text` with `MASK` in place of its secrets: those of `learn`, and what looks like one."""
     for secret in sorted(_known, key=len, reverse=True):
-        text = text.replace(secret, MASK)
+        if secret in text:
+            word = re.escape(secret)
+            text = re.sub(rf"(?<!\w){word}(?!\w)" if len(secret) < LONG else word, MASK, text)
+    return masked_uris(text)
+
+
+def masked_uris(text: str) -> str:
+    """Return `text` with `MASK` in place of the secrets of URIs and headers in it, whatever this process knows."""
     for pattern in PATTERNS:
         text = pattern.sub(_hidden, text)
     return text
@@ -72,7 +79,7 @@ def _is_secret(match: re.Match[str]) -> bool:
     if "scheme" in found:
         return found["scheme"].lower() not in USERS
     if "name" in found and found["name"].lower() in PUBLIC:
-        return masked(unquote(found["secret"])) != unquote(found["secret"])
+        return masked_uris(unquote(found["secret"])) != unquote(found["secret"])
     return True
 
 
@@ -91,7 +98,8 @@ def _secrets(text: str, whole: bool) -> Iterator[str]:
         yield text.rpartition(" ")[2]  # without the Bearer before it
     for pattern in PATTERNS:
         for match in pattern.finditer(text):
-            if _is_secret(match):
+            name = match.groupdict().get("name")
+            if _is_secret(match) and (name is None or SECRET_NAME.search(name) or len(match["secret"]) >= LONG):
                 yield match["secret"]
                 yield match["secret"].partition(":")[2]  # the password, without the user before it
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from redif_ray.config.sections import BUILT_IN, Sections
-from redif_ray.masking import masked
+from redif_ray.masking import masked_uris
 
 
 def conflicts(c: Sections) -> Iterator[str]:
@@ -277,7 +277,7 @@ def _reward_environment(c: Sections) -> Iterator[str]:
                 f"reward.runtime_env.py_modules: {uri!r} is no URI; expected the URI of a .zip or .whl that every node "
                 "can read, such as file:///shared/my.zip"
             )
-    if any(masked(text) != text for text in (*env.pip, *env.py_modules)):
+    if any(masked_uris(text) != text for text in (*env.pip, *env.py_modules)):
         yield (
             "reward.runtime_env: a URL holds a user or password, or a token, which would be logged; leave it out of "
             "the URL, and put it into the nodes' ~/.netrc"

@@ -9,7 +9,7 @@ from pydantic import Field, JsonValue, ValidatorFunctionWrapHandler, field_valid
 
 from redif_ray.config.base import ALWAYS, ON_EVALUATE, ON_RESUME, Labels, Positive, Resources, Strict
 from redif_ray.config.uris import guarded
-from redif_ray.masking import SECRET_NAME, masked
+from redif_ray.masking import SECRET_NAME, masked_uris
 
 
 class Workers(Strict):
@@ -133,7 +133,7 @@ class RuntimeEnv(Strict):
     def _no_secrets(cls, given: Any) -> Any:
         """Refuse variables whose names are those of secrets; the message does not repeat their values either."""
         for name, value in given.items() if isinstance(given, Mapping) else ():
-            if value is not None and (SECRET_NAME.search(str(name)) or masked(str(value)) != str(value)):
+            if value is not None and (SECRET_NAME.search(str(name)) or masked_uris(str(value)) != str(value)):
                 raise ValueError(
                     f"reward.runtime_env.env_vars.{name}: its name is that of a secret, and values given here are "
                     f"logged; expected null, with {name} set in the environment of the driver"

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from pydantic_core import PydanticCustomError, core_schema
 
 from redif_ray.config.base import ConfigError, at_home, has_control_characters
-from redif_ray.masking import MASK, SECRET_NAME, learn, masked
+from redif_ray.masking import MASK, SECRET_NAME, learn, masked_uris
 
 ENV = "env:"
 HOME = re.compile(r"(?:(?P<before>sqlite:///|file://)/?)?~(?=/|$)")  # a home directory, in a path or a URI
@@ -31,7 +31,7 @@ class Uri(str):
         """Make the URI `text`. shown: what to show in place of it; None: the text with its secrets masked."""
         if isinstance(text, cls) and shown is None:
             return text
-        made = super().__new__(cls, masked(text) if shown is None else shown)
+        made = super().__new__(cls, masked_uris(text) if shown is None else shown)
         made._text = text
         made._learn(text)
         return made
@@ -123,7 +123,7 @@ def revealed(value: Any, key: str) -> Any:
 def shown(value: Any) -> Any:
     """Return a JSON-like value without secrets, whether they were guarded or are recognised only now."""
     if isinstance(value, Mapping):
-        return {masked(str(name)): shown(part) for name, part in value.items()}
+        return {masked_uris(str(name)): shown(part) for name, part in value.items()}
     if isinstance(value, list | tuple):
         return [shown(part) for part in value]
-    return masked(str(value)) if isinstance(value, str) else value
+    return masked_uris(str(value)) if isinstance(value, str) else value

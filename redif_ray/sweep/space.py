@@ -8,7 +8,7 @@ from typing import Any
 
 from redif_ray import yaml12
 from redif_ray.config import Config, ConfigError, assign, validate
-from redif_ray.masking import masked
+from redif_ray.masking import masked_uris
 from redif_ray.trials.space import Choice, Range, Space
 
 KINDS = {
@@ -40,7 +40,7 @@ def read_space(config: Config) -> Space:
         if (why := FORBIDDEN.get(key.partition(".")[0])) is not None:
             raise ConfigError(f"sweep.space.{key}: {why}")
         for value in part.options if isinstance(part, Choice) else (part.at(0), part.at(1)):
-            if masked(str(value)) != str(value):
+            if masked_uris(str(value)) != str(value):
                 raise ConfigError(f"sweep.space.{key}: a setting is written to files, and this one holds a secret")
             try:
                 configured(config, {key: value})
