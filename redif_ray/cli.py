@@ -14,7 +14,7 @@ from rich.markup import escape
 
 from redif_ray import __version__, api
 from redif_ray.config import Config, Precision, explained, load
-from redif_ray.errors import Notice, UserError
+from redif_ray.errors import Notice, UserError, brief
 from redif_ray.masking import masked
 
 app = typer.Typer(
@@ -319,7 +319,11 @@ def main() -> None:
     except (UserError, FileExistsError, FileNotFoundError) as error:
         complaints.print("[bold red]error:[/]", escape(masked(str(error))), highlight=False, soft_wrap=True)
         sys.exit(2)
-    except Exception:
+    except Exception as error:
+        if isinstance(error, OSError) and error.filename is not None:  # say a folder of another user
+            text = f"{brief(error.filename)}: {error.strerror}"
+            complaints.print("[bold red]error:[/]", escape(text), highlight=False, soft_wrap=True)
+            sys.exit(2)
         sys.stderr.write(masked(traceback.format_exc()))
         sys.exit(1)
 

@@ -2,6 +2,14 @@
 
 from redif_ray.masking import masked
 
+MOST = 200  # characters of a value in a message
+
+
+def brief(value: object) -> str:
+    """Return a value as a message shows it: without secrets, on one line, without the middle of a long text."""
+    text = masked(repr(value))
+    return text if len(text) <= MOST else f"{text[: MOST // 2]}...{text[-MOST // 4 :]}"
+
 
 class UserError(Exception):
     """An error whose message names the thing, the value, what was expected and what to do. It holds no secrets."""

@@ -18,6 +18,7 @@ from redif_ray.config.overrides import override
 from redif_ray.config.renamed import RENAMED
 from redif_ray.config.tree import Config
 from redif_ray.config.uris import shown
+from redif_ray.errors import MOST, brief
 
 UNKNOWN = "extra_forbidden"  # pydantic's name for an unknown key
 
@@ -96,20 +97,21 @@ def validate(tree: Mapping[str, Any], model: type[BaseModel] = Config) -> Any:
 def _explain(error: Any, model: type[BaseModel]) -> str:
     path = [str(part) for part in error["loc"]]
     key = ".".join(path)
+    name = key if len(key) <= MOST and key.isprintable() and key else brief(key)
     if error["type"] == UNKNOWN:
         if model is Config and key in RENAMED:
-            return f"{key}: unknown key; it is now {RENAMED[key]}"
+            return f"{name}: unknown key; it is now {RENAMED[key]}"
         known = _named(descriptions(model), path)
         near = [k for k in known if k.endswith(f".{key}")] or difflib.get_close_matches(key, known, n=1, cutoff=0.3)
-        return f"{key}: unknown key" + (f"; did you mean {' or '.join(near)}?" if near else "")
+        return f"{name}: unknown key" + (f"; did you mean {' or '.join(near)}?" if near else "")
     if error["type"] == "value_error":
         return str(error["ctx"]["error"])
     if error["type"] == "missing":
-        return f"{key}: missing; set it in the file or with {key}=..."
+        return f"{name}: missing; set it in the file or with {key}=..."
     if error["type"] == "model_type":
         below = [k for k in _named(descriptions(model), path) if k.rpartition(".")[0] == key]
-        return f"{key}={error['input']!r}: expected a section, with keys among {', '.join(below)}"
-    return f"{key}={error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}"
+        return f"{name}={brief(error['input'])}: expected a section, with keys among {', '.join(below)}"
+    return f"{name}={brief(error['input'])}: {error['msg'][0].lower()}{error['msg'][1:]}"
 
 
 def _named(keys: Iterable[str], path: Sequence[str]) -> list[str]:

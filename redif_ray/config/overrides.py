@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from redif_ray import yaml12
 from redif_ray.config.base import ConfigError
 from redif_ray.config.tree import Config
+from redif_ray.errors import brief
 
 
 def override(tree: dict[str, Any], text: str, model: type[BaseModel] = Config) -> None:
@@ -27,7 +28,7 @@ def parse_override(text: str, model: type[BaseModel] = Config) -> tuple[list[str
     key, separator, value = text.partition("=")
     key = key.strip()
     if not separator or not key:
-        raise ConfigError(f"override {text[:200]!r}: expected key=value, such as learner.lr=1e-5")
+        raise ConfigError(f"override {brief(text)}: expected key=value, such as learner.lr=1e-5")
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -53,7 +54,7 @@ def assign(tree: dict[str, Any], path: Sequence[str], value: Any) -> None:
             child = node[part] = {}
         if not isinstance(child, dict):
             above = ".".join(path[: i + 1])
-            raise ConfigError(f"override {'.'.join(path)}: {above}={child!r} is a value and has no keys below it")
+            raise ConfigError(f"override {'.'.join(path)}: {above}={brief(child)} is a value and has no keys below it")
         node = child
     node[path[-1]] = value
 

@@ -218,7 +218,7 @@ class Tally:
         self.kinds[outcome.kind] += 1
         self.longest = max(self.longest, outcome.seconds)
         if (problem := outcome.problem(most_lines)) is not None:
-            self.bad.append(f"{str(given)[:1000]}\n    {problem}")
+            self.bad.append(f"{str(given)[:400]}\n    {problem[:800]}")
 
     def check(self) -> None:
         """Print the counts, and fail with the first bad ends where there are any."""
