@@ -162,8 +162,8 @@ def test_a_crash_is_printed_without_secrets(
     def crash(*_: object, **__: object) -> None:
         raise LookupError(f"no route to https://me:{SECRET}@here")
 
-    monkeypatch.setattr("redif_ray.cli.load", crash)
-    monkeypatch.setattr("sys.argv", ["redif", "distill", "smoke"])
+    monkeypatch.setattr("redif_ray.trials.status.show", crash)
+    monkeypatch.setattr("sys.argv", ["redif", "status", "anything"])
     with pytest.raises(SystemExit) as end:
         main()
     err = capsys.readouterr().err
