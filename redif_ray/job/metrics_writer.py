@@ -7,6 +7,7 @@ import math
 import os
 import time
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,9 +30,19 @@ class MetricsWriter:
     """The writer of metrics, losses and the timeline, and the only process of a running job that talks to MLflow.
 
     folder: run folder. uri: tracking store; None: no tracking. experiment, run_name, run_id: see `Tracker`.
+    variables: variables of the environment, such as MLflow's credentials, that a cluster's processes lack.
     """
 
-    def __init__(self, folder: str, uri: str | None, experiment: str, run_name: str, run_id: str | None) -> None:
+    def __init__(
+        self,
+        folder: str,
+        uri: str | None,
+        experiment: str,
+        run_name: str,
+        run_id: str | None,
+        variables: Mapping[str, str] | None = None,
+    ) -> None:
+        os.environ.update(variables or {})
         self.path, self.losses = Path(folder) / "metrics.jsonl", Path(folder) / "lost.jsonl"
         self.timeline = Path(folder) / SPANS
         self.rows = read_rows(self.path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -161,6 +162,7 @@ def session(config: Config, conditions: Conditions, folder: RunFolder, stop: Sto
             config.experiment,
             config.run.name,
             folder.state.get("mlflow_run_id"),
+            {name: value for name, value in os.environ.items() if name.startswith("MLFLOW_")},
         )
         # Handles are pickled, because Ray warns of references among the arguments of a restartable actor.
         weights = beside_driver(WeightStore, **RESTARTABLE).remote(versions_kept(config), cloudpickle.dumps(writer))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import time
 from pathlib import Path
@@ -79,3 +80,10 @@ def test_a_server_that_refuses_keeps_nobody_waiting(tmp_path: Path, monkeypatch:
         writer.log(row(0))
         assert not writer.flush()
     assert time.monotonic() - began < 30
+
+
+def test_the_writer_has_the_credentials_of_the_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The processes of a cluster that a run joins do not inherit the driver's environment."""
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "of this process")
+    MetricsWriter(str(tmp_path), None, "tests", "run", None, {"MLFLOW_TRACKING_TOKEN": "of the driver"})
+    assert os.environ["MLFLOW_TRACKING_TOKEN"] == "of the driver"
