@@ -5,20 +5,32 @@ from __future__ import annotations
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from pydantic import BaseModel
 from rich.console import Console
 from rich.markup import escape
+from typer.core import TyperGroup
 
 from redif_ray import __version__, api
 from redif_ray.config import Config, Precision, explained, load
 from redif_ray.errors import Notice, UserError, brief
 from redif_ray.masking import masked
+from redif_ray.user_code.errors import exits_named
+
+
+class Commands(TyperGroup):
+    """The commands, none of which ends by a `sys.exit` of the user's own code, as if all were done."""
+
+    def invoke(self, ctx: Any) -> Any:
+        with exits_named():
+            return super().invoke(ctx)
+
 
 app = typer.Typer(
     name="redif",
+    cls=Commands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

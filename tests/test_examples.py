@@ -21,7 +21,7 @@ from redif_ray.learning.regularisers import DIVERGENCES, divergence
 from redif_ray.loop import PlainLoop
 from redif_ray.methods import METHODS
 from redif_ray.planning.paths import absolute
-from redif_ray.user_code import UserCodeError
+from redif_ray.user_code.errors import UserCodeError
 
 EXAMPLES = Path(__file__).parents[1] / "docs" / "examples"
 

@@ -184,7 +184,7 @@ class Pipeline(Strict):
         gt=0,
         json_schema_extra=ON_RESUME,
         description="Seconds after which a worker that has not finished a work unit is killed and the unit is done "
-        "again, above 0.",
+        "again, above 0. A call of a reward of your own may take half of it.",
     )
     colocate: bool = Field(
         False,

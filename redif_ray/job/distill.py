@@ -33,6 +33,7 @@ from redif_ray.runs.backup_thread import Uploader
 from redif_ray.runs.folder import RunFinished, RunFolder, latest_checkpoint
 from redif_ray.runs.jsonl import read_rows
 from redif_ray.runs.round_report import RoundReport
+from redif_ray.user_code.errors import exits_named
 
 OnRound: TypeAlias = Callable[[RoundReport], object]
 
@@ -46,7 +47,7 @@ def distill(
     Raises UserError (ConfigError, RunError, CheckpointError and others), which leaves the user's files as they were,
     and Interrupted after Ctrl-C or SIGTERM.
     """
-    with stop_requests() as stop:
+    with stop_requests() as stop, exits_named():
         return run_part(config, stop, resume=resume, console=console or Console(), on_round=on_round)
 
 

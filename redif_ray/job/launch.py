@@ -14,6 +14,7 @@ from redif_ray.cluster.connect import joined, started
 from redif_ray.config import Config, ConfigError
 from redif_ray.config.uris import revealed
 from redif_ray.interrupt import stop_requests
+from redif_ray.job.rehearsal import rehearse
 from redif_ray.models.locate import local_folder, read_index
 from redif_ray.rewards.names import problem
 from redif_ray.runs.folder import RunFolder, check_unfinished
@@ -28,9 +29,12 @@ def distill(
 ) -> Path:
     """Run the job from the main thread and return the run folder.
 
-    Raises the errors of the job. What can be known without torch is raised at once, before Ray starts.
+    Raises the errors of the job. What can be known without torch is raised at once, and errors of the user's own code
+    before Ray starts.
     """
     check(config, resume=resume)
+    with stop_requests() as stop:
+        rehearse(config, stop=stop)
     with _job(config) as run:
         folder: Path = run(config, resume=resume, console=console, on_round=on_round)
     return folder

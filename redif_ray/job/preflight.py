@@ -17,6 +17,7 @@ from redif_ray.evaluation.reference import ReferenceImages
 from redif_ray.export.card import licence
 from redif_ray.export.carried import carried
 from redif_ray.export.student import recipe
+from redif_ray.job.rehearsal import rehearse
 from redif_ray.learning.advantages import find_advantage
 from redif_ray.learning.losses import find_loss
 from redif_ray.learning.regularisers import find_divergence
@@ -37,6 +38,7 @@ def preflight(config: Config) -> Conditions:
 
     Raises UserError that names the configuration key.
     """
+    rehearse(config)
     teacher = teacher_outline(config.teacher, check=True)
     if (replacement := replaced(teacher)) is not None:
         log.warning("%s", replacement)

@@ -11,6 +11,7 @@ from typing import Any
 import ray
 
 from redif_ray.errors import UserError
+from redif_ray.user_code.errors import exits_named
 from redif_ray.workers.lazy_import import imported
 
 
@@ -29,10 +30,16 @@ def train_loop(job: dict[str, Any]) -> Outcome | None:
 
     A user error is returned in the outcome instead of raised, because Ray Train would retry and fail again.
     """
+    with exits_named():  # Ray Train would take it for the end of the training
+        return _train(job)
+
+
+def _train(job: dict[str, Any]) -> Outcome | None:
     context = ray.train.get_context()
     learner = imported("redif_ray.learner.learner:Learner")(job, context.get_world_rank(), context.get_world_size())
     try:
-        outcome = learner.run()
+        with exits_named():
+            outcome = learner.run()
         learner.publisher.forget(before=learner.round + 1)
     except (UserError, FloatingPointError) as error:
         if learner.ranks.world > 1:  # other ranks wait in a collective; if this one returned, they would hang

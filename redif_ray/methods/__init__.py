@@ -48,7 +48,7 @@ def phases_by_name(config: Config) -> dict[str, Phase]:
 
 def _of_user(method: str) -> type[Phase]:
     from redif_ray.registry import imported
-    from redif_ray.user_code import UserCodeError
+    from redif_ray.user_code.errors import UserCodeError
 
     try:
         found = imported(method)

@@ -25,7 +25,9 @@ from redif_ray.models.folder import read_index, student_settings, without_weight
 from redif_ray.models.locate import ModelError, local_folder, missing
 from redif_ray.models.logging import quiet
 from redif_ray.models.protocol import SIZE_KEYS, DiffusionModel, OwnFamily, is_finite
-from redif_ray.user_code import UserCodeError, described, import_function, settings_kept, source_sha256
+from redif_ray.user_code.errors import UserCodeError, failures_named
+from redif_ray.user_code.importing import import_function, source_sha256
+from redif_ray.user_code.state import state_kept
 
 GROUP = "redif_ray.models"
 FAMILIES = {  # imported on first use: some pipelines take seconds
@@ -148,15 +150,12 @@ def _installed(name: str) -> str | None:
 def _own(folder: Path, dtype: torch.dtype, target: str, asked: str) -> DiffusionModel:
     """Load `folder` with the user's code `target`. asked: the setting that named it, for errors. Raises ModelError."""
     try:
-        with settings_kept():
+        with state_kept():
             loader = import_function(target)
-            model = loader(folder, dtype)
-    except ModelError:
-        raise
+            with failures_named(f"failed on {folder}"):
+                model = loader(folder, dtype)
     except UserCodeError as error:
         raise ModelError(f"{asked}: {error}") from error
-    except (Exception, SystemExit) as error:  # sys.exit would end a worker, or the run, without a word
-        raise ModelError(f"{asked} failed on {folder}: {described(error)}") from error
     if not isinstance(model, DiffusionModel):
         kind = type(model).__name__
         raise ModelError(f"{asked} returned {kind}; expected a DiffusionModel of redif_ray.models.protocol")

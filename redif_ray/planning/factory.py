@@ -20,6 +20,7 @@ from redif_ray.models.student import autocast_weights, make_student
 from redif_ray.models.text import TextModel
 from redif_ray.rewards.base import Rewards, build_terms
 from redif_ray.rewards.discriminator import DiscriminatorTerm
+from redif_ray.user_code.deadline import time_limit
 
 
 def device(gpus: float) -> str:
@@ -98,6 +99,7 @@ def rewards(config: Config, model: DiffusionModel, where: str) -> Rewards:
         device=where,
         captions=model.takes_captions,
         seed=config.run.seed,
+        patience_s=time_limit(config.pipeline.timeout_s),
     )
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -28,7 +28,6 @@ from redif_ray.rewards.feature_cosine import FeatureCosine
 from redif_ray.rewards.gradient_mse import GradientMse
 from redif_ray.rewards.histogram_kl import HistogramKl
 from redif_ray.rewards.http import HttpTerm
-from redif_ray.rewards.isolation import check_unaltered, copied
 from redif_ray.rewards.jpeg_compressibility import JpegCompressibility
 from redif_ray.rewards.lpips import Lpips
 from redif_ray.rewards.mse import Mse
@@ -39,7 +38,8 @@ from redif_ray.rewards.psnr import Psnr
 from redif_ray.rewards.ssim import Ssim
 from redif_ray.rewards.term import RewardError, RewardInputs, RewardTerm, Setting
 from redif_ray.rewards.text_image import TextImage
-from redif_ray.user_code import UserCodeError, settings_kept
+from redif_ray.user_code.errors import UserCodeError
+from redif_ray.user_code.state import state_kept
 
 __all__ = [
     "TERMS",
@@ -120,19 +120,17 @@ class Rewards:
         setting of torch. An exception of a term itself carries a note with the term's label.
         """
         self._check_inputs(inputs)
-        given, raw = copied(inputs), {}  # the copy caches features, for the length of this call only
+        given, raw = replace(inputs), {}  # which caches features, for the length of this call only
         for label, term in self.terms.items():
             try:
-                with settings_kept():
+                with state_kept():
                     value = term(given)
-                check_unaltered(given, inputs)
             except (RewardError, UserCodeError) as error:
                 raise RewardError(f"reward term {label!r}: {error}") from error
             except Exception as error:
                 error.add_note(f"in reward term {label!r}")
                 raise
-            _check_value(label, term, value, inputs.student)
-            raw[label] = value.to(inputs.student, copy=True)  # a user's function may reuse its buffer
+            raw[label] = _checked(label, term, value, inputs.student)
         return raw
 
     def _check_inputs(self, inputs: RewardInputs) -> None:
@@ -165,18 +163,26 @@ def _check_images(role: str, images: Tensor, shape: tuple[int, ...]) -> None:
         )
 
 
-def _check_value(label: str, term: RewardTerm, value: object, student: Tensor) -> None:
-    batch = len(student)
+def _checked(label: str, term: RewardTerm, value: object, student: Tensor) -> Tensor:
+    """Return a copy of a term's value, since a user's function may reuse its buffer, as the student's dtype."""
+    batch, expected = len(student), f"expected a float tensor of shape [{len(student)}]"
     if not isinstance(value, Tensor) or not value.is_floating_point():
         kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
-        raise RewardError(f"reward term {label!r} returned {kind}; expected a float tensor of shape [{batch}]")
+        raise RewardError(f"reward term {label!r} returned {kind}; {expected}")
+    if value.layout != torch.strided or value.is_meta:
+        kind = "a tensor without numbers" if value.is_meta else value.layout
+        raise RewardError(f"reward term {label!r} returned {kind}; {expected}")
     if tuple(value.shape) != (batch,):
         shape = list(value.shape)
         raise RewardError(f"reward term {label!r} returned shape {shape}; expected [{batch}], one value an image")
-    for row in torch.nonzero(~torch.isfinite(value)).flatten().tolist():
-        raise RewardError(f"reward term {label!r} is {value[row].item()} at row {row}; expected a finite number")
-    if term.differentiable and torch.is_grad_enabled() and student.requires_grad and not value.requires_grad:
+    own = value.to(student, copy=True)
+    for row in torch.nonzero(~torch.isfinite(own)).flatten().tolist():
+        raise RewardError(
+            f"reward term {label!r} is {value[row].item()} at row {row}; expected a finite number of {own.dtype}"
+        )
+    if term.differentiable and torch.is_grad_enabled() and student.requires_grad and not own.requires_grad:
         raise RewardError(f"reward term {label!r} declares itself differentiable, but its value carries no gradient")
+    return own
 
 
 def build_terms(
@@ -187,16 +193,18 @@ def build_terms(
     device: str | torch.device,
     captions: bool = False,
     seed: int = 0,
+    patience_s: float = 300.0,
 ) -> Rewards:
     """Build the configured terms, ready to score images of one shape.
 
     terms: the terms by label. A label is the name of a term of `TERMS`, or any other word for the user's own function,
         with the option `callable` (`CallableTerm`), or for a service, with the option `url` (`HttpTerm`).
     num_classes: number of classes; 0: there are none. image_shape: (C, H, W). captions: True where conditions are text.
-    seed: seed of the initial weights of a learned term.
+    seed: seed of the initial weights of a learned term. patience_s: seconds that one call of the user's code, or of a
+        service, may take.
     Raises `RewardError` for unknown names and options, wrong values, and terms that do not suit these images.
     """
-    setting = Setting(num_classes, image_shape, torch.device(device), captions, seed)
+    setting = Setting(num_classes, image_shape, torch.device(device), captions, seed, patience_s)
     return Rewards(
         {
             label: _build(label, revealed(term.options, f"reward.terms.{label}.options"), setting)
@@ -235,7 +243,7 @@ def _build(label: str, options: Mapping[str, Any], setting: Setting) -> RewardTe
         if option not in options:
             raise RewardError(f"reward.terms.{label} needs its option {option!r}; it has no default")
     try:
-        with settings_kept():
+        with state_kept():
             return kind(setting=setting, **options)
     except ValidationError as error:
         first = error.errors()[0]

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import zlib
 from typing import ClassVar
 
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
+from redif_ray.rewards.isolation import check_unaltered, copied
 from redif_ray.rewards.term import OPTIONS, RewardError, RewardInputs, Setting
-from redif_ray.user_code import UserCodeError, described, import_function
+from redif_ray.user_code.deadline import within
+from redif_ray.user_code.errors import UserCodeError, failures_named
+from redif_ray.user_code.importing import import_function
+from redif_ray.user_code.state import generators_seeded
 
 
 @dataclass(config=OPTIONS)
 class CallableTerm:
     """f(student, teacher, conditions) -> float tensor [B], higher is better; images are [B, C, H, W] in [0, 1].
 
-    The function must not alter its images or torch's global settings, at import neither; otherwise the run stops.
+    The function gets copies of the images and must not alter them. Neither it nor its import may change global
+    settings, end the process or take longer than half of `pipeline.timeout_s`; otherwise the run stops. Before each
+    call the images seed the global random generators.
     callable: the function, as `package.module:function` or `path/to/file.py:function`.
     differentiable: True: a gradient must flow from the value to `student`, otherwise the run stops; False: the function
         gets `student` without a gradient.
@@ -28,13 +35,21 @@ class CallableTerm:
 
     def __post_init__(self) -> None:
         try:
-            self._function = import_function(self.callable)
+            with within(self.setting.patience_s):
+                self._function = import_function(self.callable)
         except UserCodeError as error:
             raise RewardError(f"callable {self.callable!r}: {error}") from error
 
     def __call__(self, inputs: RewardInputs) -> Tensor:
-        student = inputs.student if self.differentiable else inputs.student.detach()
-        try:
-            return self._function(student, inputs.teacher, inputs.conditions)
-        except (Exception, SystemExit) as error:  # sys.exit would end the worker or the run without a message
-            raise RewardError(f"{self.callable} failed: {described(error)}") from error
+        given = copied(inputs)
+        student = given.student if self.differentiable else given.student.detach()
+        seeded = generators_seeded(_seed(inputs), student.device)
+        with within(self.setting.patience_s, self.callable), seeded, failures_named(f"{self.callable} failed"):
+            value = self._function(student, given.teacher, given.conditions)
+        check_unaltered(given, inputs)
+        return value.detach() if isinstance(value, Tensor) and not self.differentiable else value
+
+
+def _seed(inputs: RewardInputs) -> int:
+    """Return a number that the images decide, so that every worker draws the same for them."""
+    return zlib.crc32(inputs.student[0].detach().cpu().numpy().tobytes())

@@ -9,6 +9,7 @@ docs/examples/reward_server.py.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import json
@@ -17,19 +18,17 @@ from collections.abc import Callable, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
+import aiohttp
 import numpy as np
-import requests
 import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass
-from requests.adapters import HTTPAdapter
 from torch import Tensor
-from urllib3.exceptions import HTTPError
-from urllib3.util.retry import Retry
 
 from redif_ray.data.images import picture
 from redif_ray.masking import learn, masked
 from redif_ray.rewards.term import OPTIONS, RewardError, RewardInputs, Setting
+from redif_ray.user_code.deadline import ADVICE
 
 PER_IMAGE, OVERHEAD = 64, 4096  # bytes: an answer is read up to PER_IMAGE per image plus OVERHEAD
 LONGEST_WAIT = 30  # seconds between two attempts
@@ -41,9 +40,10 @@ class HttpTerm:
     """The value that the service at `url` gives an image; no gradient.
 
     format: encoding of the images in a request. teacher: send the teacher's images too. batch: images per request.
-    timeout: seconds without an answer after which a request has failed.
+    timeout: seconds after which a request whose answer is not there to its last byte has failed.
     retries: number of further attempts after a failed connection, a time-out or a status of `AGAIN`, with pauses of 0,
-        2, 4, ... seconds between them. A service that is down pauses the run, and stops it after the last attempt.
+        2, 4, ... seconds between them. A service that is down pauses the run, and stops it after the last attempt, or
+        once all attempts of a call have taken half of `pipeline.timeout_s`.
     header_env: name of the environment variable that holds the Authorization header; its value is never written to a
         file or a log. None: no header.
     The secrets of a `url` are sent to the service and shown nowhere.
@@ -62,20 +62,34 @@ class HttpTerm:
     needs: ClassVar[frozenset[str]] = frozenset({"teacher"})
 
     def __post_init__(self) -> None:
-        address = urlsplit(self.url)
-        if address.scheme not in ("http", "https") or not address.hostname:
+        try:
+            address = urlsplit(self.url)
+            known = address.scheme in ("http", "https") and address.hostname and address.port != 0
+        except ValueError:  # a port that is no number or too large, brackets without an address
+            known = False
+        if not known:
             raise RewardError(f"url={self.url!r}: expected http://... or https://...")
-        self._authorization()
+        if self._authorization() is not None and address.username is not None:
+            raise RewardError(f"url={self.url!r}: it holds a user and header_env={self.header_env} too; give one")
         if self.format == "png" and self.setting.image_shape[0] not in (1, 3):
             raise RewardError(f"images are {self.setting.image_shape}; a PNG has 1 or 3 channels, use format npy")
 
     def __call__(self, inputs: RewardInputs) -> Tensor:
-        values: list[float] = []
-        with self._session() as session:
-            for i in range(0, len(inputs.conditions), self.batch):
-                rows = slice(i, i + self.batch)
-                values += self._score(session, inputs.student[rows], inputs.teacher[rows], inputs.conditions[rows])
+        values = asyncio.run(self._values(inputs))
         return torch.tensor(values, dtype=inputs.student.dtype, device=inputs.student.device)
+
+    async def _values(self, inputs: RewardInputs) -> list[float]:
+        values: list[float] = []
+        try:
+            async with asyncio.timeout(self.setting.patience_s), self._session() as session:
+                for i in range(0, len(inputs.conditions), self.batch):
+                    rows = slice(i, i + self.batch)
+                    part = inputs.student[rows], inputs.teacher[rows], inputs.conditions[rows]
+                    values += await self._score(session, *part)
+        except TimeoutError:
+            done = f"{len(values)} of {len(inputs.conditions)} rewards in {self.setting.patience_s:g} s"
+            raise RewardError(f"{self.url} answers too slowly: {done}, {ADVICE}") from None
+        return values
 
     def _authorization(self) -> str | None:
         """Return the variable `header_env` without surrounding white space, or None; errors never show its value."""
@@ -96,26 +110,16 @@ class HttpTerm:
         learn(value, whole=True)  # since services may echo what they refuse
         return value
 
-    def _session(self) -> requests.Session:
-        retry = Retry(
-            total=self.retries,
-            backoff_factor=1,
-            backoff_max=LONGEST_WAIT,
-            status_forcelist=AGAIN,
-            allowed_methods=None,
-            raise_on_status=False,
-            respect_retry_after_header=False,
-        )
-        session = requests.Session()
-        session.trust_env = False  # no proxies and no ~/.netrc: the configuration alone decides what is sent where
-        session.mount("http://", HTTPAdapter(max_retries=retry))
-        session.mount("https://", HTTPAdapter(max_retries=retry))
+    def _session(self) -> aiohttp.ClientSession:
+        """Return a session that takes no proxy and no password from the environment: the configuration decides."""
+        headers = {"Accept-Encoding": "identity"}  # so an answer cannot grow while it is unpacked
         if (authorization := self._authorization()) is not None:
-            session.headers["Authorization"] = authorization
-        return session
+            headers["Authorization"] = authorization
+        anew = aiohttp.TCPConnector(force_close=True)  # a connection that is kept may be closed when the next asks
+        return aiohttp.ClientSession(headers=headers, connector=anew, trust_env=False, auto_decompress=False)
 
-    def _score(
-        self, session: requests.Session, student: Tensor, teacher: Tensor, conditions: Sequence[Any]
+    async def _score(
+        self, session: aiohttp.ClientSession, student: Tensor, teacher: Tensor, conditions: Sequence[Any]
     ) -> list[float]:
         write = _png if self.format == "png" else _npy
         body = {
@@ -125,19 +129,9 @@ class HttpTerm:
             "conditions": list(conditions),
         }
         limit = OVERHEAD + PER_IMAGE * len(student)
-        try:
-            with session.post(self.url, json=body, timeout=self.timeout, stream=True, allow_redirects=False) as answer:
-                text = answer.raw.read(limit + 1, decode_content=True)
-        except (requests.RequestException, HTTPError, OSError) as error:  # HTTPError: from reading the body
-            reason = masked(f"{type(error).__name__}: {error}")
-            raise RewardError(
-                f"{self.url} does not answer, {self.retries + 1} attempts; start the service, then continue with "
-                f"--resume. {reason[:300]}"
-            ) from None
-        if answer.status_code != 200:
-            raise RewardError(
-                f"{self.url} answers {answer.status_code} {answer.reason}: {_excerpt(text)}; expected 200"
-            )
+        status, reason, text = await self._answer(session, body, limit)
+        if status != 200:
+            raise RewardError(f"{self.url} answers {status} {reason}: {_excerpt(text)}; expected 200")
         if len(text) > limit:
             raise RewardError(
                 f"{self.url} answers more than {limit} bytes for {len(student)} images: {_excerpt(text)}; expected "
@@ -145,19 +139,54 @@ class HttpTerm:
             )
         return _rewards(text, len(student), self.url)
 
+    async def _answer(self, session: aiohttp.ClientSession, body: Any, limit: int) -> tuple[int, str, bytes]:
+        """Return status, reason and the first `limit` bytes, and one, of the first answer that needs no other attempt.
+
+        After the last attempt it is its answer. Raises RewardError where there is none.
+        """
+        answer, failure = None, ""
+        for attempt in range(self.retries + 1):
+            await asyncio.sleep(min(LONGEST_WAIT, 2 ** (attempt - 1)) if attempt > 1 else 0)
+            try:
+                answer = await self._attempt(session, body, limit)
+            except aiohttp.ClientSSLError as error:
+                raise RewardError(f"{self.url}: there is no secure connection; {error}") from None
+            except TimeoutError:
+                answer, failure = None, f"timed out after {self.timeout:g} s"
+            except (aiohttp.ClientError, OSError) as error:
+                answer, failure = None, f"{type(error).__name__}: {error}"
+            if answer is not None and answer[0] not in AGAIN:
+                break
+        if answer is None:
+            raise RewardError(
+                f"{self.url} does not answer, {self.retries + 1} attempts; start the service, then continue with "
+                f"--resume. {masked(failure)[:300]}"
+            )
+        return answer
+
+    async def _attempt(self, session: aiohttp.ClientSession, body: Any, limit: int) -> tuple[int, str, bytes]:
+        asked = session.post(self.url, json=body, allow_redirects=False, timeout=aiohttp.ClientTimeout())
+        async with asyncio.timeout(self.timeout), asked as answer:
+            text = b""
+            while len(text) <= limit and (more := await answer.content.read(limit + 1 - len(text))):
+                text += more
+            return answer.status, answer.reason or "", text
+
 
 def _rewards(text: bytes, count: int, url: str) -> list[float]:
     try:
         rewards = json.loads(text)["rewards"]
         if not isinstance(rewards, list) or not all(type(value) in (int, float) for value in rewards):
             raise TypeError("rewards is not a list of numbers")
-    except (ValueError, KeyError, TypeError) as error:
+        values = [float(value) for value in rewards]
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+        wrong = f"{type(error).__name__}: {error}"
         raise RewardError(
-            f'{url} answers {_excerpt(text)} ({error}); expected JSON {{"rewards": [{count} numbers]}}'
+            f'{url} answers {_excerpt(text)} ({wrong}); expected JSON {{"rewards": [{count} numbers]}}'
         ) from error
     if len(rewards) != count:
         raise RewardError(f"{url} answers {len(rewards)} rewards for {count} images; expected one per image")
-    return [float(value) for value in rewards]
+    return values
 
 
 def _excerpt(text: bytes) -> str:

@@ -1,8 +1,9 @@
-"""Protection of the images that all reward terms share: no term may alter them."""
+"""Protection of the images that all reward terms share: no term of the user's may alter them."""
 
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from redif_ray.rewards.term import RewardError, RewardInputs
 
@@ -18,8 +19,12 @@ def check_unaltered(given: RewardInputs, original: RewardInputs) -> None:
         ("student", given.student, original.student),
         ("teacher", given.teacher, original.teacher),
     ):
-        if not torch.equal(image.detach(), before.detach()):
+        if not _equal(image.detach(), before.detach()):
             raise RewardError(
-                f"it altered the {role} images that it was given, which other terms get too; work on a copy, such as "
-                f"{role} = {role}.clone()"
+                f"it altered the {role} images that it was given; work on a copy, such as {role} = {role}.clone()"
             )
+
+
+def _equal(image: Tensor, before: Tensor) -> bool:
+    same = (image.shape, image.dtype, image.device) == (before.shape, before.dtype, before.device)
+    return same and torch.equal(image, before)

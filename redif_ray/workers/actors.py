@@ -14,16 +14,23 @@ from typing import Any, ClassVar
 
 from redif_ray.config import Config
 from redif_ray.errors import UserError
+from redif_ray.user_code.errors import exits_named
 from redif_ray.workers.lazy_import import imported
 
 
 class Actor:
     """A worker in a process of its own. `source` names the worker's class, which is imported in that process.
 
+    No code of the user's can end the process by `sys.exit`: a call raises an error instead.
     token: file in the run folder that the node must see. variables: environment variables to set in the process.
     """
 
     source: ClassVar[str]
+
+    def __init_subclass__(cls) -> None:
+        for name, method in [*vars(cls).items()]:
+            if callable(method) and not name.startswith("_"):
+                setattr(cls, name, exits_named()(method))
 
     def __init__(self, name: str, config: Config, token: Path, variables: Mapping[str, str] | None = None) -> None:
         os.environ.update(variables or {})
@@ -35,9 +42,11 @@ class Actor:
         self._resting.offload.wake()
         return self._resting
 
+    @exits_named()
     def ready(self) -> str:
         return self._resting.ready()
 
+    @exits_named()
     def rest(self) -> None:
         """Move the worker to host memory until the next call, so that others can use its device."""
         self._resting.offload.rest()
@@ -85,6 +94,7 @@ def _made(make: Callable[[], Any], token: Path) -> Any:
 
     try:
         check_seen(token)
-        return make()
+        with exits_named():
+            return make()
     except UserError as error:
         return _Unmade(error)

@@ -12,7 +12,7 @@ from cells import run_cell
 from redif_ray.api.functions import importable, module_text
 from redif_ray.config import ConfigError, load
 from redif_ray.rewards.jpeg_compressibility import JpegCompressibility
-from redif_ray.user_code import import_function
+from redif_ray.user_code.importing import import_function
 
 WHOLE = '''
 import math

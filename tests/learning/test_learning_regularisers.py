@@ -11,7 +11,7 @@ from torch import Tensor
 from redif_ray.diffusion import noise
 from redif_ray.diffusion.noise import Stream
 from redif_ray.learning.regularisers import divergence
-from redif_ray.user_code import UserCodeError
+from redif_ray.user_code.errors import UserCodeError
 
 MEAN = torch.tensor([[0.3, -0.2, 0.5], [0.0, 0.1, -0.4]], dtype=torch.float64)
 REF = torch.tensor([[0.1, 0.0, 0.2], [0.3, 0.1, -0.2]], dtype=torch.float64)
