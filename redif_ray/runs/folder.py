@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import socket
@@ -19,9 +20,10 @@ from redif_ray.data.conditions import CONDITIONS, Conditions
 from redif_ray.errors import Notice, UserError
 from redif_ray.files import PARTIAL, atomic_file
 from redif_ray.masking import masked
+from redif_ray.runs.failed_start import TOKEN, failure_of_start, remove_start
 from redif_ray.runs.lock import LOCK, Lock
 
-TOKEN = ".seen-"
+log = logging.getLogger(__name__)
 UPLOADED = "upload.json"  # state of the copies at `checkpoint.upload`: the last complete one, and the error since
 
 
@@ -45,8 +47,9 @@ class RunFolder:
 
     @classmethod
     def open(cls, config: Config, *, resume: bool, finished: bool = False) -> RunFolder:
-        """Create the folder of a new run, or open the folder of a run to resume. Nothing that exists is overwritten.
+        """Create the folder of a new run, or open the folder of a run to resume.
 
+        Nothing that exists is overwritten, but for a start that failed before it trained anything: it is replaced.
         finished: a finished run may be opened too, to add to it. Raises RunError, RunFinished and ConfigError.
         """
         path = cls.place(config, resume=resume)
@@ -61,6 +64,7 @@ class RunFolder:
                 folder._check(config, finished)
                 folder.keep_failure(None)
             else:
+                folder._clear()
                 folder.write("config.yaml", dump(config))
         except BaseException:
             folder.close()
@@ -71,11 +75,20 @@ class RunFolder:
     def place(config: Config, *, resume: bool) -> Path:
         """Return the folder's path. Raises RunError where a new run's folder exists, or a run to resume does not."""
         path = Path(config.run.root).resolve() / config.run.name
-        if not resume and path.exists() and not _only_begun(path):
+        if not resume and path.exists() and not _only_begun(path) and failure_of_start(path) is None:
             raise RunError(f"{path} exists; continue it with --resume, or choose another run.name")
         if resume and not (path / "config.yaml").exists():
             raise RunError(f"{path} holds no run to resume; leave --resume out to start it")
         return path
+
+    def _clear(self) -> None:
+        """Remove a failed start. Another process may have used the folder since `place`; now it is locked."""
+        if (failure := failure_of_start(self.path)) is not None:
+            log.warning("%s is started anew: it failed before it trained anything (%.200s)", self.path, failure)
+            remove_start(self.path)
+            (self.path / "checkpoints").mkdir()
+        elif not _only_begun(self.path):
+            raise RunError(f"{self.path} exists; continue it with --resume, or choose another run.name")
 
     @classmethod
     @contextmanager
@@ -101,7 +114,10 @@ class RunFolder:
         ]
         if changed:
             lines = "\n  ".join(changed)
-            raise ConfigError(f"{self.path} was started with another configuration; resume it with that one\n  {lines}")
+            anew = " or, since it trained nothing, leave --resume out" if failure_of_start(self.path) else ""
+            raise ConfigError(
+                f"{self.path} was started with another configuration; resume it with that one{anew}\n  {lines}"
+            )
 
     def write(self, name: str, text: str) -> None:
         """Write a file, which may lie in a folder of the run folder, whole or not at all. Raises RunError."""

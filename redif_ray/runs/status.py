@@ -12,6 +12,7 @@ from typing import Any
 from redif_ray.checkpoint import MANIFEST
 from redif_ray.config import Config
 from redif_ray.planning.rounds import Phases
+from redif_ray.runs.failed_start import failure_of_start
 from redif_ray.runs.folder import UPLOADED, stored_config, stored_state
 from redif_ray.runs.jsonl import read_rows
 from redif_ray.runs.lock import holder
@@ -42,7 +43,8 @@ def life(path: Path, kept: Mapping[str, Any]) -> tuple[str, str]:
     if held and held[1]:
         return "running", f"running, {held[0]}, for {duration(time.time() - held[0].since)}"
     if kept.get("failure"):
-        return "failed", f"failed: {kept['failure']}; continue with --resume"
+        anew = "it trained nothing, so the same command without --resume starts it anew"
+        return "failed", f"failed: {kept['failure']}; {anew if failure_of_start(path) else 'continue with --resume'}"
     gone = f": {held[0]} is gone" if held else ""
     return "stopped", f"stopped{gone}; continue with --resume"
 

@@ -20,7 +20,7 @@ from redif_ray.cluster.connect import connect, needed
 from redif_ray.cluster.placement import bundles
 from redif_ray.config import Config, dump
 from redif_ray.errors import UserError
-from redif_ray.interrupt import StopRequest, stop_requests
+from redif_ray.interrupt import Interrupted, StopRequest, stop_requests
 from redif_ray.job.batches import with_batches
 from redif_ray.job.preflight import check_rounds, preflight
 from redif_ray.job.session import beside_driver
@@ -68,6 +68,11 @@ def sweep(config: Config, *, resume: bool = False, console: Console | None = Non
                 recipe = configured(config, {"tracking.uri": uri, "ray.num_cpus": None})
                 _sweep(Job(config, recipe, folder, records, stop, console), plan)
             return folder.path
+        except Interrupted:
+            raise
+        except Exception as error:
+            folder.keep_failure(error)
+            raise
         except KeyboardInterrupt:  # the second Ctrl-C
             raise stop.interrupted(f"stopped at once; the finished trials are in {folder.path}") from None
         finally:
