@@ -17,6 +17,7 @@ from redif_ray.interrupt import stop_requests
 from redif_ray.job.batches import with_batches
 from redif_ray.job.measure import measure
 from redif_ray.job.preflight import check_judge
+from redif_ray.job.rehearsal import rehearse
 from redif_ray.job.session import session
 from redif_ray.learner.compute import Accounts
 from redif_ray.models.protocol import DiffusionModel
@@ -45,6 +46,7 @@ def evaluate(
     stored = stored_config(run)
     config = evaluated(stored, overrides, size)
     _, version = deployed_weights(run, checkpoint)  # raises for a checkpoint that is missing or broken
+    rehearse(config)
     teacher = teacher_outline(config.teacher)
     own = teacher if config.teacher == stored.teacher else teacher_outline(stored.teacher)
     _check(config, own, teacher)

@@ -115,7 +115,7 @@ def _run(folder: Path, config: Config, stop: StopRequest | None) -> int:
             time.sleep(POLL_SECONDS)
     finally:
         if process.poll() is None:
-            process.kill()
+            os.killpg(process.pid, signal.SIGKILL)  # with the processes that the code has started
             process.wait()
     return process.returncode
 

@@ -73,6 +73,23 @@ def _handler(number: signal.Signals) -> Setting:
     return lambda: signal.getsignal(number), write
 
 
+HOOKS = [  # of all modules of a process: they change what others' networks compute
+    hooks
+    for name, hooks in vars(torch.nn.modules.module).items()
+    if name.startswith("_global_") and isinstance(hooks, dict)
+]
+
+
+def _hooks() -> list[list[tuple[int, Any]]]:
+    return [list(hooks.items()) for hooks in HOOKS]
+
+
+def _set_hooks(before: list[list[tuple[int, Any]]]) -> None:
+    for hooks, items in zip(HOOKS, before, strict=True):
+        hooks.clear()
+        hooks.update(items)
+
+
 BACKENDS = torch.backends
 PRECISIONS = {
     "torch.backends": BACKENDS,  # first, because it sets the others too
@@ -114,6 +131,7 @@ SETTINGS: dict[str, Setting] = {
         )
         for kind in ("flash", "mem_efficient", "math", "cudnn")
     },
+    "torch's hooks of all modules": (_hooks, _set_hooks),
     "NumPy's error handling": (np.geterr, lambda value: np.seterr(**value)),
     "the working directory": (_directory, _set_directory),
     "the umask": (_umask, os.umask),

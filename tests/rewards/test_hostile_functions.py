@@ -62,6 +62,8 @@ CHANGED = {  # what a function does -> what the error says it changed
     "torch.backends.mkldnn.enabled = False": "torch's mkldnn.enabled",
     "torch.backends.cuda.enable_flash_sdp(False)": "torch's flash attention",
     "torch.set_flush_denormal(True)": "torch's flushing of denormal numbers",
+    "torch.nn.modules.module.register_module_forward_hook(lambda *_: None)": "torch's hooks of all modules",
+    "torch.nn.modules.module.register_module_forward_pre_hook(print)": "torch's hooks of all modules",
     "np.seterr(all='raise')": "NumPy's error handling",
     "os.chdir('/')": "the working directory from .* to /",
     "os.umask(0o007)": "the umask",
