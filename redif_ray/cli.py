@@ -328,7 +328,7 @@ def main() -> None:
     except Notice as notice:
         console.print(str(notice), highlight=False, soft_wrap=True)
         sys.exit(notice.exit_code)
-    except (UserError, FileExistsError, FileNotFoundError) as error:
+    except (UserError, FileExistsError, FileNotFoundError, FloatingPointError) as error:
         complaints.print("[bold red]error:[/]", escape(masked(str(error))), highlight=False, soft_wrap=True)
         sys.exit(2)
     except Exception as error:

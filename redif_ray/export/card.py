@@ -8,8 +8,8 @@ from typing import Any
 import yaml
 
 from redif_ray.diffusion.schedules import Schedule
-from redif_ray.export.carried import inside
 from redif_ray.export.recipe import Recipe, network_timesteps, timesteps
+from redif_ray.models.foreign import resolved
 from redif_ray.models.protocol import DiffusionModel, ModelError
 
 CARD = "README.md"
@@ -26,7 +26,7 @@ def licence(teacher: Path | None) -> dict[str, str]:
     path = teacher / CARD if teacher else None
     if teacher is None or path is None or not path.is_file():
         return {}
-    opening, _, rest = inside(path, teacher).read_text().partition("---\n")
+    opening, _, rest = resolved(path, teacher).read_text().partition("---\n")
     matter, closing, _ = rest.partition("\n---")
     if opening or not closing:
         return {}

@@ -1,8 +1,4 @@
-"""The files that an export copies from the teacher's folder: the parts that its pipeline takes, and the licence.
-
-No link is followed out of that folder. Hugging Face's cache is the exception: a snapshot's files are links to the
-model's `blobs`, which may be links to `blobs` that the cache keeps for all models.
-"""
+"""The files that an export copies from the teacher's folder: the parts that its pipeline takes, and the licence."""
 
 from __future__ import annotations
 
@@ -11,18 +7,17 @@ import logging
 import shutil
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from redif_ray.models.folder import INDEX
+from redif_ray.models.foreign import is_known, is_name, resolved
 from redif_ray.models.headers import variant_of, without_variant
 from redif_ray.models.protocol import DiffusionModel, ModelError
 from redif_ray.models.text import TextModel
 
 SCHEDULER = "scheduler"
 LICENCES = ("LICENSE", "LICENSE.md", "LICENSE.txt", "NOTICE")
-NOT_SAFE = ("*.bin", "*.ckpt", "*.pt", "*.pth", "*.msgpack", "*.h5", "*.onnx*", ".*")  # these are not copied
 log = logging.getLogger(__name__)
 
 
@@ -92,30 +87,11 @@ def is_elsewhere(student: DiffusionModel) -> bool:
     return type(student).__module__.partition(".")[0] != __name__.partition(".")[0]
 
 
-def inside(path: Path, folder: Path, *, cache: bool = True) -> Path:
-    """Return `path` with its links resolved.
-
-    cache: True: the target may also be in the cache of Hugging Face that holds `folder`.
-    Raises ModelError if the target does not exist, or is neither below `folder` nor in that cache.
-    """
-    try:
-        root, target = folder.resolve(strict=True), path.resolve(strict=True)
-    except (OSError, RuntimeError) as error:
-        raise ModelError(f"{path} leads to nothing ({error}); copy the folder again") from error
-    homes = [root, *(_blobs(root) if cache else ())]
-    if not any(home in target.parents for home in homes):
-        raise ModelError(
-            f"{path} is a link to {target}, which is outside of {root}, and an export follows no such link; "
-            "put a copy in place of the link, or remove the link"
-        )
-    return target
-
-
 def _parts(student: DiffusionModel) -> tuple[list[str], list[str]]:
     """Return the names of the index's parts: first the parts that the pipeline takes, then the others."""
     names = [name for name, value in student.index.items() if _is_part(value)]
     for name in names:
-        if name in ("", ".", "..") or any(c in name for c in "/\\\0"):
+        if not is_name(name):
             raise ModelError(
                 f"{INDEX} lists the part {name!r}, which is no name of a folder beside it; rename the "
                 "folder and the key, or remove the key"
@@ -145,7 +121,7 @@ def _part(folder: Path, name: str) -> Iterator[Carried]:
             f"{folder} has no folder {name}, which its {INDEX} lists; copy the folder again, or write "
             f'"{name}": [null, null] if the pipeline works without it'
         )
-    inside(folder / name, folder, cache=False)
+    resolved(folder / name, folder, cache=False)
     variant = variant_of(folder / name)
     for file in _files(folder / name, folder):
         path = Path(file.name)
@@ -154,29 +130,19 @@ def _part(folder: Path, name: str) -> Iterator[Carried]:
 
 def _files(path: Path, folder: Path) -> Iterator[Carried]:
     for entry in sorted(path.iterdir()):
-        if any(fnmatch(entry.name, pattern) for pattern in NOT_SAFE):
-            continue
-        if not entry.is_dir():
-            yield _file(entry, folder)
-        elif entry.is_symlink():
+        if entry.is_dir() and entry.is_symlink() and not entry.suffix:
             raise ModelError(
                 f"{entry} is a link to a folder, {entry.resolve()}, and an export follows none; put a copy in "
                 "place of the link, or remove the link"
             )
-        else:
+        if entry.is_dir() and not entry.is_symlink() and not entry.name.startswith("."):
             yield from _files(entry, folder)
+        elif is_known(entry):
+            yield _file(entry, folder)
 
 
 def _file(path: Path, folder: Path) -> Carried:
-    source = inside(path, folder)
+    source = resolved(path, folder)
     if not source.is_file():
         raise ModelError(f"{path} cannot be copied; expected a regular file")
     return Carried(path.relative_to(folder).as_posix(), source, source.stat().st_size)
-
-
-def _blobs(root: Path) -> Iterator[Path]:
-    """List the folders that hold the files of the snapshot CACHE/models--ORG--NAME/snapshots/COMMIT at `root`."""
-    for above in root.parents:
-        if above.name == "snapshots" and above.parent.name.startswith("models--"):
-            yield above.parent / "blobs"
-            yield above.parent.parent / "blobs"

@@ -33,8 +33,6 @@ def euler_scheduler(student: DiffusionModel, schedule: Schedule) -> Any:
         steps_offset=config.get("steps_offset", 0),
         final_sigmas_type="sigma_min" if end > 0 else "zero",
     )
-    if student.clip is not None:  # Euler's step does not clip; sample.py and this package do
-        scheduler.register_to_config(clip_sample=True, clip_sample_range=student.clip)
     scheduler.set_timesteps(timesteps=timesteps(schedule))
     finite = schedule.levels.alpha > 0  # with rescaled betas our first sigma is infinite, and Euler's is 4096
     expected = (schedule.levels.sigma / schedule.levels.alpha)[finite].float()

@@ -15,7 +15,8 @@ from redif_ray.config import Config, ConfigError
 from redif_ray.config.uris import revealed
 from redif_ray.interrupt import stop_requests
 from redif_ray.job.rehearsal import rehearse
-from redif_ray.models.locate import local_folder, read_index
+from redif_ray.models.foreign import read_index
+from redif_ray.models.locate import local_folder
 from redif_ray.rewards.names import problem
 from redif_ray.runs.folder import RunFolder, check_unfinished
 from redif_ray.runs.round_report import RoundReport

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 
-import torch
-
 from redif_ray.config import Config, ConfigError
 from redif_ray.data.conditions import Conditions
 from redif_ray.diffusion.schedules import Schedule
@@ -22,11 +20,12 @@ from redif_ray.learning.advantages import find_advantage
 from redif_ray.learning.losses import find_loss
 from redif_ray.learning.regularisers import find_divergence
 from redif_ray.methods import phases_of
+from redif_ray.models.foreign import loading
 from redif_ray.models.protocol import DiffusionModel, ModelError
 from redif_ray.models.registry import model_folder, replaced, teacher_outline
 from redif_ray.models.start import init_settings
 from redif_ray.models.student import check_targets
-from redif_ray.planning import factory
+from redif_ray.planning import activations, factory
 from redif_ray.workers import runtime_env
 
 MOST_REPEATS = 10  # held-out noises of a caption above which the evaluation says little about other captions
@@ -39,14 +38,9 @@ def preflight(config: Config) -> Conditions:
     Raises UserError that names the configuration key.
     """
     rehearse(config)
-    teacher = teacher_outline(config.teacher, check=True)
+    teacher, start = checked_models(config)
     if (replacement := replaced(teacher)) is not None:
         log.warning("%s", replacement)
-    start = factory.start(config, teacher, check=True)
-    check_targets(start.network, config.student.lora)
-    if any(phase.encodes_images for phase in phases_of(config)):
-        teacher.encode_images(torch.empty(1, *teacher.image_shape, device="meta"))  # raises for a family without it
-    teacher.blank(1)  # raises for a tokeniser that cannot be read
     conditions = factory.conditions(config, teacher)
     _warn_of_long_captions(teacher, conditions)
     try:
@@ -72,6 +66,23 @@ def preflight(config: Config) -> Conditions:
     check_judge(config, teacher.image_shape, max(config.evaluation.held_out, config.validation.groups))
     _warn_of_few_captions(config, conditions)
     return conditions
+
+
+def checked_models(config: Config) -> tuple[DiffusionModel, DiffusionModel]:
+    """Return the teacher and the model that the student starts as, without weights, after a call of each part.
+
+    Raises ModelError for files that do not fit their configuration, and for parts that do not fit together.
+    """
+    teacher = teacher_outline(config.teacher, check=True)
+    start = factory.start(config, teacher, check=True)
+    check_targets(start.network, config.student.lora)
+    with loading(f"{config.teacher.model}, as far as its parts fit together,"):
+        for model in {id(each): each for each in (teacher, start)}.values():
+            activations.predict(model, 1, 1.0)
+        activations.decode(teacher, 1)
+        if any(phase.encodes_images for phase in phases_of(config)):
+            activations.encode_images(teacher, 1)  # raises for a family without it
+    return teacher, start
 
 
 def check_rounds(config: Config) -> None:

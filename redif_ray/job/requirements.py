@@ -15,6 +15,7 @@ from redif_ray.cluster.connect import needed
 from redif_ray.cluster.nodes import nodes
 from redif_ray.config import Config
 from redif_ray.data.conditions import Conditions
+from redif_ray.job.preflight import checked_models
 from redif_ray.models.registry import teacher_outline
 from redif_ray.planning import cost, messages
 from redif_ray.planning.batches import chosen
@@ -71,8 +72,10 @@ def _devices(kind: str, asked: float, up: float, wait: bool) -> Need:
 def report(config: Config) -> tuple[Group, list[Need]]:
     """Return a report and the list of needs that are not met.
 
-    The report has each role's memory per worker and every need, the nodes, and which batches were chosen.
+    The report has each role's memory per worker and every need, the nodes, and which batches were chosen. Raises
+    ModelError for a teacher or a start of the student that a run would refuse.
     """
+    checked_models(config)
     cluster = nodes(config)
     config, why = chosen(config, cluster)
     found = footprints(config)

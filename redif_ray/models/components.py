@@ -18,10 +18,12 @@ from torch.nn import Module
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from redif_ray.models.folder import INDEX, load_network, weightless, without_weights
+from redif_ray.models.foreign import check_part, loading
 from redif_ray.models.headers import weight_files
 from redif_ray.models.protocol import ModelError
 
 LIBRARIES = {"diffusers": diffusers, "transformers": transformers}  # an index may name classes of these
+MOST_TOKENS = 1_000_000  # of a caption
 # A caption needs the tokeniser alone of a processor of text and images: the class with which the processor reads it.
 TOKENISERS = {"PixtralProcessor": "PreTrainedTokenizerFast"}
 
@@ -59,7 +61,7 @@ class Parts:
         names: Sequence[str],
         optional: Sequence[str] = (),
     ) -> None:
-        entries = {name: index.get(name) or (None, None) for name in (*names, *optional)}
+        entries = {name: _entry(folder, name, index.get(name)) for name in (*names, *optional)}
         if absent := [name for name in names if entries[name][1] is None]:
             raise ModelError(f"{folder} has no {', '.join(absent)}; expected the whole pipeline")
         self.folder, self.dtype, self.empty = folder, dtype, weightless()
@@ -69,7 +71,7 @@ class Parts:
         self.configs = {name: self._network(name, read=False).config for name in self.kinds if self._is_network(name)}
         for name, kind in self.kinds.items():
             if name not in self.configs and kind is not None:
-                _check_tokenizer(kind, folder / name)
+                _check_tokenizer(kind, folder, name)
 
     def get(self, name: str, device: str | torch.device) -> Any:
         """Return the part `name`, on `device` if it is a network; None for an optional part that is absent."""
@@ -120,12 +122,17 @@ class Parts:
     def _tokenizer(self, name: str) -> Any:
         kind: Any = self.kinds[name]
         path = self.folder / name
-        try:
-            return kind.from_pretrained(path)
-        except (OSError, ValueError) as error:
-            raise ModelError(
-                f"{path} cannot be loaded as a {kind.__name__}: {error}; copy the folder once more"
-            ) from error
+        with loading(path, kind.__name__):
+            return kind.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+
+
+def _entry(folder: Path, name: str, entry: Any) -> tuple[Any, Any]:
+    """Return the library and the class that the index gives for a part; None twice for an absent one."""
+    if entry is None:
+        return None, None
+    if not isinstance(entry, list) or len(entry) != 2:
+        raise ModelError(f"{folder / INDEX}: {name} is {entry!r}; expected [library, class]")
+    return entry[0], entry[1]
 
 
 def _kind(folder: Path, name: str, library: Any, kind: Any) -> Any:
@@ -139,11 +146,23 @@ def _kind(folder: Path, name: str, library: Any, kind: Any) -> Any:
     return actual
 
 
-def _check_tokenizer(kind: Any, folder: Path) -> None:
-    """Raise ModelError unless at least one vocabulary file exists."""
+def _check_tokenizer(kind: Any, pipeline: Path, name: str) -> None:
+    """Raise ModelError unless at least one vocabulary file exists, and every file may be read."""
+    folder = pipeline / name
     names = sorted(set(kind.vocab_files_names.values()))
     if not any((folder / name).is_file() for name in names):
         raise ModelError(
             f"{folder} cannot be loaded as a {kind.__name__}: it has none of {', '.join(names)}; "
             "copy the folder once more"
+        )
+    check_part(folder, pipeline)
+
+
+def check_limit(tokenizer: Any, folder: Path) -> None:
+    """Raise ModelError where a tokeniser does not say how many tokens its encoder takes; 1e30 stands for no number."""
+    most = tokenizer.model_max_length
+    if not isinstance(most, int | float) or not 2 <= most <= MOST_TOKENS:
+        raise ModelError(
+            f"{folder / 'tokenizer_config.json'} has no usable model_max_length, the most tokens of a caption; set it "
+            "to max_position_embeddings in the text encoder's config.json, 77 for CLIP"
         )

@@ -5,7 +5,7 @@ Weights are read from safetensors only. A missing file is an error; no default t
 
 from __future__ import annotations
 
-import json
+import inspect
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,13 +16,14 @@ from typing import Any, Literal
 import diffusers
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, SchedulerMixin
-from safetensors import SafetensorError
+from pydantic import BaseModel, Field, FiniteFloat, PositiveInt, ValidationError
 from transformers import PreTrainedModel
 
 from redif_ray.diffusion.levels import FlowMatching, VariancePreserving
-from redif_ray.models.headers import fits, variant_of
+from redif_ray.models.foreign import AGAIN, check_part, loading, read_json, read_settings, resolved
+from redif_ray.models.foreign import read_index as read_index
+from redif_ray.models.headers import check_held, fits, variant_of
 from redif_ray.models.locate import INDEX as INDEX
-from redif_ray.models.locate import read_index as read_index
 from redif_ray.models.logging import quiet
 from redif_ray.models.protocol import ModelError
 
@@ -32,11 +33,32 @@ _without_weights = ContextVar[Literal["checked", "unseen"] | None]("without_weig
 PREDICTIONS = ("epsilon", "sample", "v_prediction")  # prediction types of variance preserving processes
 
 
+class StudentSettings(BaseModel):
+    """The part of `redif.json` that is read: how an exported student is sampled."""
+
+    steps: PositiveInt
+    timesteps: list[FiniteFloat] = Field(min_length=1, max_length=10_000)
+    network_timesteps: list[FiniteFloat] | None = None
+    guidance: FiniteFloat = Field(ge=0)
+    clip_sample_range: FiniteFloat | None = None
+    height: PositiveInt | None = None
+    width: PositiveInt | None = None
+
+
 def student_settings(folder: Path) -> dict[str, Any] | None:
-    """Return what `redif.json` says of an exported student's sampling, or None for any other folder."""
+    """Return what `redif.json` says of an exported student's sampling, or None for any other folder.
+
+    Raises ModelError.
+    """
     path = folder / SETTINGS
-    settings: dict[str, Any] | None = json.loads(path.read_text()) if path.is_file() else None
-    return settings
+    if not path.exists():
+        return None
+    try:
+        return dict(StudentSettings.model_validate(read_json(path, folder)).model_dump(exclude_none=True))
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        key = ".".join(map(str, wrong["loc"]))
+        raise ModelError(f"{path}: {key}: {wrong['msg']}; export the student again, or copy the file again") from error
 
 
 def load_network(kind: Any, folder: Path, component: str, dtype: torch.dtype, *, read: bool = True) -> Any:
@@ -48,27 +70,32 @@ def load_network(kind: Any, folder: Path, component: str, dtype: torch.dtype, *,
     more, as those of old checkpoints do.
     """
     place = component_folder(folder, component)
-    if not (place / "config.json").is_file():
+    if not (place / "config.json").exists():
         raise ModelError(f"{folder} has no {component}/config.json; expected a {kind.__name__} there")
     from_transformers = issubclass(kind, PreTrainedModel)
-    options: dict[str, Any] = {"dtype" if from_transformers else "torch_dtype": dtype, "variant": variant_of(place)}
-    if not read or weightless():
-        skeleton = _skeleton(kind, place, dtype)
-        if _without_weights.get() == "unseen" or fits(skeleton, place, may_hold_more=from_transformers):
-            return skeleton
-        options["device_map"] = "meta"  # the library reads the file, and tells what is wrong with it
-    try:
-        with quiet():
-            network, loading = kind.from_pretrained(place, use_safetensors=True, output_loading_info=True, **options)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ModelError(
-            f"{place} cannot be loaded as a {kind.__name__} from safetensors: {error}; write .bin "
-            "weights again with save_pretrained(safe_serialization=True), or copy the folder once more"
-        ) from error
+    with loading(place, f"{kind.__name__} from safetensors"), quiet():
+        resolved(place, folder, cache=False)
+        if read_settings(place / "config.json", folder).get("quantization_config"):
+            raise ModelError("its config.json has a quantization_config; expected weights that are not quantized")
+        if _without_weights.get() == "unseen":
+            return _skeleton(kind, place, dtype)
+        check_part(place, folder)
+        check_held(place)
+        options: dict[str, Any] = {"dtype" if from_transformers else "torch_dtype": dtype, "variant": variant_of(place)}
+        if not read or weightless():
+            skeleton = _skeleton(kind, place, dtype)
+            if fits(skeleton, place, may_hold_more=from_transformers):
+                return skeleton
+            options["device_map"] = "meta"  # the library reads the file, and tells what is wrong with it
+        network, info = kind.from_pretrained(
+            place, use_safetensors=True, local_files_only=True, output_loading_info=True, **options
+        )
     allowed = {"unexpected_keys"} if from_transformers else set()
-    wrong = {name: names for name, names in loading.items() if names and name not in allowed}
+    wrong = {name: names for name, names in info.items() if names and name not in allowed}
     if wrong:
-        raise ModelError(f"{place}: the weights are not those of its config.json: {wrong}")
+        raise ModelError(
+            f"{place}: the weights are not those of its config.json: {str(wrong)[:400]}; copy both from one model"
+        )
     return network.eval().requires_grad_(False)
 
 
@@ -101,7 +128,7 @@ def weightless() -> bool:
 def _skeleton(kind: Any, folder: Path, dtype: torch.dtype) -> Any:
     with torch.device("meta"), quiet():
         if issubclass(kind, PreTrainedModel):
-            network = kind(kind.config_class.from_pretrained(folder))
+            network = kind(kind.config_class.from_pretrained(folder, local_files_only=True))
         else:
             network = kind.from_config(kind.load_config(folder))
         return network.to(dtype).eval().requires_grad_(False)
@@ -111,14 +138,20 @@ def load_scheduler(folder: Path) -> Any:
     """Load the pipeline's scheduler as the diffusers class that it names, which reads its betas. Raises ModelError."""
     nested, flat = folder / "scheduler" / SCHEDULER, folder / SCHEDULER
     path = flat if flat.is_file() and not nested.parent.is_dir() else nested
-    if not path.is_file():
+    if not path.exists():
         raise ModelError(f"{folder} has no scheduler/{path.name}; expected the scheduler of the network's training")
-    name = json.loads(path.read_text()).get("_class_name")
+    config = read_settings(path, folder)
+    name = config.get("_class_name")
     kind: Any = getattr(diffusers, str(name), None)
     is_scheduler = isinstance(kind, type) and issubclass(kind, SchedulerMixin)
     if not is_scheduler:
-        raise ModelError(f"{path}: _class_name={name!r} is not a scheduler of diffusers {diffusers.__version__}")
-    return kind.from_pretrained(path.parent)
+        raise ModelError(
+            f"{path}: _class_name={name!r} is not a scheduler of diffusers {diffusers.__version__}; {AGAIN}"
+        )
+    # diffusers keeps keys of the class that the file was converted from, and they mean nothing to this one.
+    known = inspect.signature(kind).parameters
+    with loading(path, kind.__name__):
+        return kind.from_config({key: value for key, value in config.items() if key in known})
 
 
 def variance_preserving(scheduler: Any) -> dict[str, Any]:
@@ -127,7 +160,10 @@ def variance_preserving(scheduler: Any) -> dict[str, Any]:
     if not hasattr(scheduler, "alphas_cumprod"):
         raise ModelError(f"{name} has no alphas_cumprod; expected a DDPM-like scheduler (variance preserving)")
     if config.prediction_type not in PREDICTIONS:
-        raise ModelError(f"prediction_type={config.prediction_type!r}: expected one of {', '.join(PREDICTIONS)}")
+        raise ModelError(
+            f"{name} has prediction_type={config.prediction_type!r}: expected one of {', '.join(PREDICTIONS)}; "
+            "set it in scheduler_config.json"
+        )
     if config.get("thresholding", False):
         raise ModelError(f"{name} has thresholding=true, which is not supported; set it to false, or use clip_sample")
     alphas = scheduler.alphas_cumprod

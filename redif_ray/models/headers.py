@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import defaultdict
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from torch.nn import Module
 
+from redif_ray.models.foreign import shards
 from redif_ray.models.locate import ModelError
 
 FILES = ("model.safetensors", "diffusion_pytorch_model.safetensors")  # file names of transformers and diffusers
@@ -27,8 +27,7 @@ def weight_files(folder: Path) -> list[Path]:
         if (folder / whole).is_file():
             return [folder / whole]
         if (folder / index).is_file():
-            shards = json.loads((folder / index).read_text())["weight_map"].values()
-            return [folder / shard for shard in sorted(set(shards))]
+            return shards(folder / index)
     return []
 
 
@@ -52,6 +51,28 @@ def without_variant(name: str, variant: str | None) -> str:
     return known.get(name, name)
 
 
+def check_held(folder: Path) -> None:
+    """Raise ModelError for a network's folder without weights that can be read, or with weights that are integers."""
+    if files := weight_files(folder):
+        for path in files:
+            _check_kinds(path)
+        return
+    others = sorted(path.name for path in folder.iterdir() if path.suffix in (".bin", ".ckpt", ".pt", ".safetensors"))
+    raise ModelError(
+        f"{folder} has neither {' nor '.join(FILES)}, whole or in shards with an index; it holds "
+        f"{', '.join(others[:5]) or 'no weights'}; copy the folder again, or write other formats again by "
+        "save_pretrained(folder, safe_serialization=True)"
+    )
+
+
+def _check_kinds(path: Path) -> None:
+    with safe_open(path, framework="np") as file:
+        for name in file.keys():  # noqa: SIM118  # it is no mapping
+            kind = file.get_slice(name).get_dtype()
+            if name.endswith((".weight", ".bias")) and not kind.startswith(("F", "BF")):
+                raise ModelError(f"{path}: {name} is {kind}; expected weights that are not quantized")
+
+
 def _names(name: str, variant: str | None) -> tuple[str, str]:
     """Return the names of the whole file and of the index of its shards."""
     if variant is None:
@@ -66,13 +87,14 @@ def fits(network: Module, folder: Path, *, may_hold_more: bool) -> bool:
     weights. False also for names of older versions, which only the library that wrote them can translate.
     """
     held: dict[str, tuple[int, ...]] = {}
+    own = network.state_dict(keep_vars=True)
     try:
         for path in weight_files(folder):
             with safe_open(path, framework="np") as file:
                 held |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    except (OSError, ValueError, KeyError, SafetensorError):
+    except (OSError, SafetensorError):
         return False
-    own, names = network.state_dict(keep_vars=True), defaultdict[int, list[str]](list)
+    names = defaultdict[int, list[str]](list)
     for name, value in own.items():
         names[id(value)].append(name)
     known = all(any(held.get(name) == tuple(own[name].shape) for name in same) for same in names.values())

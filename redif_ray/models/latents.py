@@ -37,12 +37,20 @@ def latent_shapes(network: Any, vae: Any, where: Path, patch: int = 1) -> dict[s
             f"{where}: in_channels={channels}; expected the {vae.latent_channels} channels of the VAE's latents (an "
             "inpainting network has more)"
         )
-    edges = () if size is None else (size, size) if isinstance(size, int) else tuple(size)
+    edges = () if size is None else both_edges(size, where)
     scale = vae_scale(vae)
     return {
         "latent_shape": (channels, *edges),
         "image_shape": (vae.in_channels, *(scale * edge for edge in edges)),
     }
+
+
+def both_edges(size: Any, where: Path) -> tuple[int, int]:
+    """Return height and width of a network's `sample_size`, one number or two. where: its folder, for the error."""
+    edges = [size, size] if isinstance(size, int) else size
+    if not (isinstance(edges, list | tuple) and len(edges) == 2 and all(isinstance(n, int) and n > 0 for n in edges)):
+        raise ModelError(f"{where / 'config.json'}: sample_size={size!r}; expected the images' edge, or both edges")
+    return edges[0], edges[1]
 
 
 def vae_scale(vae: Any) -> int:
@@ -62,3 +70,13 @@ def check_axes(axes_lens: Sequence[int], height: int, width: int, token: int) ->
             f"images of {height} x {width} pixels: the network's positions (axes_lens) reach to {rows} x {columns} "
             f"pixels; set {SIZE_KEYS} to at most as many"
         )
+
+
+def check_scale(vae: Any, where: Path) -> None:
+    """Raise ModelError unless the numbers by which a VAE's latents are scaled and shifted are numbers, or absent."""
+    for name in ("scaling_factor", "shift_factor"):
+        value = vae.get(name)
+        if value is not None and not (isinstance(value, int | float) and math.isfinite(value)):
+            raise ModelError(f"{where / 'config.json'}: {name}={value!r}; expected a number; copy the folder once more")
+    if vae.get("scaling_factor") == 0:
+        raise ModelError(f"{where / 'config.json'}: scaling_factor=0; expected another number")

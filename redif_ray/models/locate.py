@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
-from typing import Any
 
 from redif_ray.errors import UserError
 
@@ -31,20 +29,3 @@ def missing(source: str | Path) -> str:
     """Return the message of an error for a model that does not exist."""
     shipped = ", ".join(sorted(p.name for p in TEACHERS.glob("*/"))) or "none"
     return f"no model {str(source)!r}: expected a folder, a hub id (org/name), or a shipped teacher ({shipped})"
-
-
-def read_index(folder: Path) -> dict[str, Any]:
-    """Return `model_index.json`, which names the pipeline's class and its parts. Raises ModelError."""
-    path = folder / INDEX
-    if not path.is_file():
-        raise ModelError(
-            f"{folder} is not a diffusers pipeline: it has no {INDEX}; expected the folder that "
-            "save_pretrained, or redif train-teacher, wrote"
-        )
-    try:
-        index = json.loads(path.read_text())
-    except ValueError as error:
-        raise ModelError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(index, dict) or not isinstance(index.get("_class_name"), str):
-        raise ModelError(f"{path} names no pipeline: expected a key _class_name")
-    return index

@@ -24,6 +24,7 @@ class PixArtSigma(TextModel):
 
     pipeline_kind: ClassVar[Any] = PixArtSigmaPipeline
     network_kind: ClassVar[Any] = PixArtTransformer2DModel
+    shifts_latents: ClassVar[bool] = False
     token_limits: ClassVar[Mapping[str, int]] = {"tokenizer": 300}
 
     @classmethod

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from redif_ray.models.folder import load_network, load_scheduler, read_index, variance_preserving
+from redif_ray.models.latents import both_edges
 from redif_ray.models.protocol import DiffusionModel, Encoded, ModelError
 from redif_ray.types import Condition
 
@@ -114,8 +115,9 @@ def load_unet(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
     size = config.sample_size
     if size is None:
         raise ModelError(f"{folder / 'unet'}: sample_size is null; expected the images' edge")
-    size = (size, size) if isinstance(size, int) else tuple(size)
-    return _fields(folder, network, "unet", size) | {"num_classes": config.num_class_embeds}
+    return _fields(folder, network, "unet", both_edges(size, folder / "unet")) | {
+        "num_classes": config.num_class_embeds
+    }
 
 
 def _fields(folder: Path, network: Any, component: str, size: tuple[int, ...]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from diffusers import DiffusionPipeline
 from redif_ray.checkpoint import file_sha256, weights_sha256
 from redif_ray.config import Teacher
 from redif_ray.models.folder import read_index, student_settings, without_weights
+from redif_ray.models.foreign import loading
 from redif_ray.models.locate import ModelError, local_folder, missing
 from redif_ray.models.logging import quiet
 from redif_ray.models.protocol import SIZE_KEYS, DiffusionModel, OwnFamily, is_finite
@@ -66,7 +67,8 @@ def load_model(
     images in pixels; None: the size that an exported student was trained at, or else the network's config.json's.
     """
     folder = model_folder(source)
-    model = _sized(_load(folder, dtype, family), folder, size)
+    with loading(folder):
+        model = _as_trained(_load(folder, dtype, family), folder, size)
     return replace(model.to(device), dtype=dtype)
 
 
@@ -125,8 +127,11 @@ def _load(folder: Path, dtype: torch.dtype, family: str | None) -> DiffusionMode
     )
 
 
-def _sized(model: DiffusionModel, folder: Path, size: tuple[int, int] | None) -> DiffusionModel:
+def _as_trained(model: DiffusionModel, folder: Path, size: tuple[int, int] | None) -> DiffusionModel:
+    """Return the model at `size`, with the clipping and the size of an exported student."""
     settings = student_settings(folder) or {}
+    if "clip_sample_range" in settings:  # an Euler scheduler, which the export has, knows no clipping
+        model = replace(model, clip=settings["clip_sample_range"])
     if size is None and "height" in settings:
         size = settings["height"], settings["width"]
     if size is not None:

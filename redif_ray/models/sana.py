@@ -24,6 +24,7 @@ class Sana(TextModel):
 
     pipeline_kind: ClassVar[Any] = SanaPipeline
     network_kind: ClassVar[Any] = SanaTransformer2DModel
+    shifts_latents: ClassVar[bool] = False
     token_limits: ClassVar[Mapping[str, int]] = {"tokenizer": TOKENS}
 
     def size_multiple(self, scale: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,7 +13,9 @@ from torch import Tensor
 
 from redif_ray.models.folder import load_scheduler, variance_preserving
 from redif_ray.models.protocol import Encoded, ModelError
-from redif_ray.models.text import TextModel
+from redif_ray.models.text import VAE, TextModel
+
+STATISTICS = ("latents_mean", "latents_std")  # of a VAE's channels, in its config.json
 
 
 class StableDiffusion(TextModel):
@@ -21,6 +24,7 @@ class StableDiffusion(TextModel):
     pipeline_kind: ClassVar[Any] = StableDiffusionPipeline
     network_kind: ClassVar[Any] = UNet2DConditionModel
     network_folder: ClassVar[str] = "unet"
+    shifts_latents: ClassVar[bool] = False
 
     @classmethod
     def read_scheduler(cls, folder: Path) -> Any:
@@ -74,6 +78,16 @@ class StableDiffusionXL(StableDiffusion):
     def read_scheduler(cls, folder: Path) -> Any:
         return load_scheduler(folder)
 
+    @classmethod
+    def shapes(cls, network: Any, vae: Any, where: Path) -> dict[str, Any]:
+        statistics = [vae.get(name) for name in STATISTICS]
+        if all(statistics) and not (_are_numbers(statistics, vae.latent_channels) and min(statistics[1]) > 0):
+            raise ModelError(
+                f"{where.parent / 'vae' / 'config.json'}: {' and '.join(STATISTICS)} are {statistics}; expected "
+                f"{vae.latent_channels} numbers each, the latter positive, or null"
+            )
+        return super().shapes(network, vae, where)
+
     def make_pipeline(self, **parts: Any) -> Any:
         return StableDiffusionXLPipeline(
             **parts,
@@ -94,7 +108,35 @@ class StableDiffusionXL(StableDiffusion):
             "time_ids": torch.tensor([[height, width, 0, 0, height, width]], dtype=torch.float32, device=self.device),
         }
 
+    def to_vae(self, latents: Tensor) -> Tensor:
+        if (statistics := self._statistics(latents)) is None:
+            return super().to_vae(latents)
+        mean, std = statistics
+        return latents * std / self.part(VAE).config.scaling_factor + mean
+
+    def from_vae(self, z: Tensor) -> Tensor:
+        if (statistics := self._statistics(z)) is None:
+            return super().from_vae(z)
+        mean, std = statistics
+        return (z - mean) * self.part(VAE).config.scaling_factor / std
+
+    def _statistics(self, latents: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Return mean and standard deviation of the VAE's latents, [C, 1, 1]; None where its config lacks either."""
+        statistics = [self.part(VAE).config.get(name) for name in STATISTICS]
+        if not all(statistics):
+            return None
+        mean, std = torch.tensor(statistics, dtype=latents.dtype, device=latents.device)[..., None, None]
+        return mean, std
+
     def output(self, x: Tensor, timestep: Tensor, encoded: Encoded) -> Tensor:
         added = {name: encoded[name] for name in ("text_embeds", "time_ids")}
         states = encoded["encoder_hidden_states"]
         return self.call_network(x, timestep.float(), encoder_hidden_states=states, added_cond_kwargs=added).sample
+
+
+def _are_numbers(lists: Sequence[Any], length: int) -> bool:
+    """Tell whether each of `lists` holds `length` numbers."""
+    return all(
+        isinstance(each, list | tuple) and len(each) == length and all(isinstance(n, int | float) for n in each)
+        for each in lists
+    )

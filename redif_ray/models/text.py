@@ -22,7 +22,7 @@ from torch.nn import Module
 from redif_ray.checkpoint import file_sha256
 from redif_ray.data.encodings import EncodingStore
 from redif_ray.data.targets import content_hash
-from redif_ray.models.components import Parts
+from redif_ray.models.components import Parts, check_limit
 from redif_ray.models.folder import (
     INDEX,
     flow_matching,
@@ -32,7 +32,8 @@ from redif_ray.models.folder import (
     read_index,
     without_weights,
 )
-from redif_ray.models.latents import in_parts, latent_shapes, vae_scale
+from redif_ray.models.foreign import loading
+from redif_ray.models.latents import check_scale, in_parts, latent_shapes, vae_scale
 from redif_ray.models.logging import quiet
 from redif_ray.models.protocol import SIZE_KEYS, DiffusionModel, Encoded, ModelError, stacked
 from redif_ray.types import Condition
@@ -59,6 +60,7 @@ class TextModel(DiffusionModel):
     optional: ClassVar[tuple[str, ...]] = ()  # parts that may be absent
     patch: ClassVar[int] = 1  # edge of the square of latents whose channels the network takes as one token's
     also_needs: ClassVar[tuple[str, ...]] = ()  # packages of the pipeline beside torch, diffusers and transformers
+    shifts_latents: ClassVar[bool] = True  # whether the pipeline reads the VAE's shift_factor
     has_frames: ClassVar[bool] = False  # whether the VAE is one of videos, of [B, C, T, H, W] with T = 1 here
     frozen: Parts
     known: dict[str | None, Encoded] = field(default_factory=dict, repr=False)  # by caption, newest last
@@ -70,6 +72,7 @@ class TextModel(DiffusionModel):
         network = load_network(cls.network_kind, folder, cls.network_folder, dtype)
         index, scheduler = read_index(folder), cls.read_scheduler(folder)
         frozen = Parts(folder, index, dtype, cls.names, optional=cls.optional)
+        check_scale(frozen.configs[VAE], folder / VAE)
         shapes = cls.shapes(network, frozen.configs[VAE], folder / cls.network_folder)
         return cls(
             network=network,
@@ -174,7 +177,11 @@ class TextModel(DiffusionModel):
     @cached_property
     def pipeline(self) -> Any:
         """The diffusers pipeline that encodes captions; it has no VAE and does not sample."""
-        return self.make_pipeline(**{name: self.part(name) for name in self._encoders})
+        parts = {name: self.part(name) for name in self._encoders}
+        for name, part in parts.items():
+            if name not in (*self.frozen.configs, *self.token_limits) and part is not None:
+                check_limit(part, self.frozen.folder / name)
+        return self.make_pipeline(**parts)
 
     @property
     def _encoders(self) -> list[str]:
@@ -213,13 +220,15 @@ class TextModel(DiffusionModel):
 
     def to_vae(self, latents: Tensor) -> Tensor:
         """Return the VAE's own latents of the network's latents [B, *latent_shape]."""
-        config = self.part(VAE).config
-        return latents / config.scaling_factor + (getattr(config, "shift_factor", None) or 0.0)
+        return latents / self.part(VAE).config.scaling_factor + self._shift
 
     def from_vae(self, z: Tensor) -> Tensor:
         """Return the network's latents [B, *latent_shape] of the VAE's own: the inverse of `to_vae`."""
-        config = self.part(VAE).config
-        return (z - (getattr(config, "shift_factor", None) or 0.0)) * config.scaling_factor
+        return (z - self._shift) * self.part(VAE).config.scaling_factor
+
+    @property
+    def _shift(self) -> float:
+        return (self.part(VAE).config.get("shift_factor") or 0.0) if self.shifts_latents else 0.0
 
     def decode(self, latents: Tensor) -> Tensor:
         vae, z = self.part(VAE), self.to_vae(latents)
@@ -283,7 +292,7 @@ class TextModel(DiffusionModel):
     def _with_data(self, caption: str | None) -> Encoded:
         encoding = self.store.get(caption) if self.store else None
         if encoding is None:
-            with quiet():
+            with quiet(), loading(f"a text encoder or tokeniser of {self.frozen.folder}"):
                 encoding = self.encode_prompt(caption)
             if self.store:
                 self.store.put(caption, encoding)
