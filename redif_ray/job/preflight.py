@@ -21,9 +21,10 @@ from redif_ray.learning.losses import find_loss
 from redif_ray.learning.regularisers import find_divergence
 from redif_ray.methods import phases_of
 from redif_ray.models.foreign import loading
+from redif_ray.models.headers import check_finite
 from redif_ray.models.protocol import DiffusionModel, ModelError
-from redif_ray.models.registry import model_folder, replaced, teacher_outline
-from redif_ray.models.start import init_settings
+from redif_ray.models.registry import model_folder, replaced, teacher_outline, weights_of
+from redif_ray.models.start import init_folder, init_settings
 from redif_ray.models.student import check_targets
 from redif_ray.planning import activations, factory
 from redif_ray.workers import runtime_env
@@ -65,7 +66,17 @@ def preflight(config: Config) -> Conditions:
             phase.check(rewards)
     check_judge(config, teacher.image_shape, max(config.evaluation.held_out, config.validation.groups))
     _warn_of_few_captions(config, conditions)
+    _check_weights(config, teacher, start)
     return conditions
+
+
+def _check_weights(config: Config, teacher: DiffusionModel, start: DiffusionModel) -> None:
+    """Raise ModelError that names the file with a weight that is NaN or infinite; this reads every weight once."""
+    files = weights_of(teacher, config.teacher.model)
+    if config.student.init is not None:
+        files += weights_of(start, init_folder(config.student.init))
+    for path in dict.fromkeys(files):
+        check_finite(path)
 
 
 def checked_models(config: Config) -> tuple[DiffusionModel, DiffusionModel]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from redif_ray.errors import UserError
+from redif_ray.models.foreign import check_header, in_words, read_settings
 
 Kind = Literal["conv", "residual"]
 FEATURES, EMBEDDING = 64, 64
@@ -143,12 +144,17 @@ def load_classifier(folder: str | Path) -> Classifier:
         if not (folder / name).is_file():
             raise ClassifierError(f"{folder} is not a classifier: it has no {name}; expected {CONFIG} and {WEIGHTS}")
     try:
-        config = json.loads((folder / CONFIG).read_text())
-        model = Classifier(**config)
-    except (ValueError, TypeError) as error:
-        raise ClassifierError(f"{folder / CONFIG} is not a classifier's configuration: {error}") from error
+        model = Classifier(**read_settings(folder / CONFIG, folder))
+    except (ValueError, TypeError, RuntimeError, OverflowError) as error:
+        raise ClassifierError(f"{folder / CONFIG} is not a classifier's configuration: {in_words(error)}") from error
     try:
-        model.load_state_dict(load_file(folder / WEIGHTS))
-    except (SafetensorError, RuntimeError) as error:
-        raise ClassifierError(f"{folder / WEIGHTS} does not hold this classifier's weights: {error}") from error
+        check_header(folder / WEIGHTS, folder)
+        weights = load_file(folder / WEIGHTS)
+        model.load_state_dict(weights)
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise ClassifierError(
+            f"{folder / WEIGHTS} does not hold this classifier's weights: {in_words(error)}"
+        ) from error
+    if broken := [name for name, value in weights.items() if not bool(value.isfinite().all())]:
+        raise ClassifierError(f"{folder / WEIGHTS}: weight {broken[0]} is NaN or infinite; copy the file again")
     return model.eval().requires_grad_(False)

@@ -102,6 +102,11 @@ class Parts:
         made = [change for change in self.changes if change.parts & set(names)]
         return own | {f"change {i}": f"{change.weight:g} {digest(change.path)}" for i, change in enumerate(made)}
 
+    def weight_files(self) -> list[Path]:
+        """Return the files that hold weights: those of the networks, and those of changes."""
+        own = [path for name in self.configs for path in weight_files(self.folder / name)]
+        return [*own, *(change.path for change in self.changes)]
+
     def _files(self, name: str) -> Iterator[Path]:
         folder = self.folder / name
         if name not in self.configs:

@@ -91,6 +91,10 @@ class DiffusionModel(ABC):
             return {}
         return {name: weights_sha256(weights) for name, weights in parts.items()}
 
+    def part_weights(self) -> list[Path]:
+        """Return the files that hold the weights of the parts, where the family reads them from files."""
+        return []
+
     def to(self, device: str | torch.device) -> Self:
         """Move every network that is loaded to `device`."""
         for network in (self.network, *self.parts.values()):

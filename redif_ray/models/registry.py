@@ -21,8 +21,9 @@ from diffusers import DiffusionPipeline
 
 from redif_ray.checkpoint import file_sha256, weights_sha256
 from redif_ray.config import Teacher
-from redif_ray.models.folder import read_index, student_settings, without_weights
+from redif_ray.models.folder import component_folder, read_index, student_settings, without_weights
 from redif_ray.models.foreign import loading
+from redif_ray.models.headers import weight_files
 from redif_ray.models.locate import ModelError, local_folder, missing
 from redif_ray.models.logging import quiet
 from redif_ray.models.protocol import SIZE_KEYS, DiffusionModel, OwnFamily, is_finite
@@ -191,6 +192,12 @@ def fingerprint(model: DiffusionModel, digest: Callable[[Path], str] = file_sha2
     process = {f"process/{k}": torch.as_tensor(v) for k, v in vars(model.process).items()}
     check_finite(model)
     return weights_sha256(model.network.state_dict() | process | {"settings": text})
+
+
+def weights_of(model: DiffusionModel, source: str | Path) -> list[Path]:
+    """Return the files that hold the weights of the model at `source`, as far as this package reads them itself."""
+    own = weight_files(component_folder(model_folder(source), model.component))
+    return [*own, *model.part_weights()]
 
 
 def check_finite(model: DiffusionModel, whose: str = "the teacher") -> None:

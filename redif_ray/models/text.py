@@ -259,6 +259,9 @@ class TextModel(DiffusionModel):
     def parts_sha256(self, digest: Callable[[Path], str] = file_sha256) -> dict[str, str]:
         return self.frozen.files(list(self.frozen.kinds), digest) | {INDEX: content_hash(self._options)}
 
+    def part_weights(self) -> list[Path]:
+        return self.frozen.weight_files()
+
     @property
     def _options(self) -> dict[str, Any]:
         """The options in the index, without the classes of the parts."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from redif_ray.rewards.preparation import Preparation
-from redif_ray.rewards.pretrained import ImageEncoder, find_model, load_config, load_network, load_preparation
+from redif_ray.rewards.pretrained import ImageEncoder, find_model, is_local, load_config, load_network, load_preparation
 from redif_ray.rewards.term import RewardError, Setting
 
 DEFAULT_MODEL = "openai/clip-vit-large-patch14"
@@ -59,8 +59,10 @@ class ClipCaptions:
         config = load_config(model, ("clip",))
         tower = _tower(config, "text_config")
         try:
-            self.tokenizer = transformers.CLIPTokenizer.from_pretrained(model)
-        except (OSError, ValueError, TypeError) as error:
+            self.tokenizer = transformers.CLIPTokenizer.from_pretrained(
+                model, trust_remote_code=False, local_files_only=is_local(model)
+            )
+        except Exception as error:  # tokenizers raises plain exceptions over a broken file
             raise RewardError(
                 f"model={model!r} has no CLIP tokeniser: {str(error)[:300]}; copy its tokenizer.json, "
                 "or vocab.json and merges.txt"

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import importlib
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ from torch.nn import Module
 
 from redif_ray.checkpoint import weights_sha256
 from redif_ray.data.targets import content_hash
+from redif_ray.models.foreign import check_header, check_part, in_words, is_name, loading, read_json, read_settings
+from redif_ray.models.protocol import ModelError, is_finite
 from redif_ray.rewards.preparation import Preparation, read_preparation
 from redif_ray.rewards.term import RewardError
 
@@ -73,10 +75,13 @@ def load_config(model: str, kinds: Sequence[str]) -> Any:
     """Load transformers' configuration of a model. Raises `RewardError` unless its `model_type` is one of `kinds`."""
     import transformers
 
-    try:
-        config = transformers.AutoConfig.from_pretrained(model)
-    except (OSError, ValueError) as error:
-        raise _cannot_load(model, "config.json", error) from error
+    with _loading(model, "config.json"):
+        if is_local(model):
+            check_part(Path(model), Path(model))
+            read_settings(Path(model) / "config.json", Path(model))
+        config = transformers.AutoConfig.from_pretrained(
+            model, trust_remote_code=False, local_files_only=is_local(model)
+        )
     if config.model_type not in kinds:
         raise RewardError(f"model={model!r} is a {config.model_type}; expected one of: {', '.join(kinds)}")
     return config
@@ -91,16 +96,20 @@ def load_network(kind: str, model: str, config: Any) -> Module:
 
     from redif_ray.models.logging import quiet
 
-    try:
-        with quiet():  # transformers logs every unused weight, in every process
-            network, report = getattr(transformers, kind).from_pretrained(
-                model, config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True
-            )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise _cannot_load(model, f"a {kind} from safetensors", error) from error
+    with _loading(model, f"a {kind} from safetensors"), quiet():  # transformers logs every unused weight
+        network, report = getattr(transformers, kind).from_pretrained(
+            model,
+            config=config,
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=is_local(model),
+            output_loading_info=True,
+        )
     wrong = {name: sorted(map(str, keys)) for name, keys in report.items() if keys and name != "unexpected_keys"}
     if wrong:
         raise RewardError(f"model={model!r}: the weights are not those of its config.json: {str(wrong)[:300]}")
+    _check_finite(network.state_dict(), f"model={model!r}")
     return network.eval().requires_grad_(False)
 
 
@@ -108,13 +117,13 @@ def load_number(model: str, name: str) -> float:
     """Return the weight `name`, a single number, of a model. Raises `RewardError` where its file holds none."""
     from transformers.utils import cached_file
 
-    try:
+    with _loading(model, f"the number {name} from safetensors"):
         index = cached_file(find_model(model), f"{FILE}.index.json", _raise_exceptions_for_missing_entries=False)
-        file = json.loads(Path(index).read_text())["weight_map"][name] if index else FILE
+        file = read_json(Path(index), Path(index).parent)["weight_map"][name] if index else FILE
+        if not is_name(file):
+            raise ModelError(f"its index names the file {file!r}")
         with safe_open(cached_file(find_model(model), file), framework="pt") as opened:
             return float(opened.get_tensor(name))
-    except (OSError, KeyError, ValueError, SafetensorError) as error:
-        raise _cannot_load(model, f"the number {name} from safetensors", error) from error
 
 
 def load_preparation(model: str, default: Preparation) -> Preparation:
@@ -125,10 +134,8 @@ def load_preparation(model: str, default: Preparation) -> Preparation:
     from transformers.utils import cached_file
 
     for name in (PREPROCESSOR, PROCESSOR):
-        try:
+        with _loading(model, name):
             file = cached_file(model, name, _raise_exceptions_for_missing_entries=False)
-        except OSError as error:
-            raise _cannot_load(model, name, error) from error
         if file is not None:
             return read_preparation(_read(Path(file), nested=name == PROCESSOR), default, f"{model}: {name}")
     raise RewardError(
@@ -139,23 +146,41 @@ def load_preparation(model: str, default: Preparation) -> Preparation:
 
 def _read(path: Path, *, nested: bool) -> Mapping[str, Any]:
     try:
-        content = json.loads(path.read_text())
+        content = read_json(path, path.parent)
         config = content["image_processor"] if nested else content
         if not isinstance(config, dict):
             raise TypeError("not an object")
     except (ValueError, KeyError, TypeError) as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise RewardError(f"{path} is not an image processor's configuration ({reason}); copy it again") from error
+        raise RewardError(
+            f"{path} is not an image processor's configuration ({in_words(error)}); copy it again"
+        ) from error
     return config
 
 
-def _cannot_load(model: str, what: str, error: Exception) -> RewardError:
-    where = "the folder" if Path(model).is_dir() else "no such folder, so it was looked for on the hub"
-    reason = " ".join(str(error).split())[:300]
-    return RewardError(
-        f"model={model!r} cannot be loaded ({what}; {where}): {reason}; give as `model` a folder that "
-        "save_pretrained wrote with safetensors, or fetch it first: hf download ID --local-dir DIR"
-    )
+def is_local(model: str) -> bool:
+    """Tell whether `model`, as `find_model` returns it, is a folder; otherwise it is a hub id."""
+    return Path(model).is_dir()
+
+
+@contextmanager
+def _loading(model: str, what: str) -> Iterator[None]:
+    """Turn whatever transformers raises in this block into a RewardError that names the model."""
+    try:
+        with loading(model):
+            yield
+    except ModelError as error:
+        where = "the folder" if is_local(model) else "no such folder, so it was looked for on the hub"
+        reason = in_words(error.__cause__ or error)
+        raise RewardError(
+            f"model={model!r} cannot be loaded ({what}; {where}): {reason}; give as `model` a folder that "
+            "save_pretrained wrote with safetensors, or fetch it first: hf download ID --local-dir DIR"
+        ) from error
+
+
+def _check_finite(weights: Mapping[str, Tensor], where: str) -> None:
+    for name, value in weights.items():
+        if value.is_floating_point() and not is_finite(value):
+            raise RewardError(f"{where}: weight {name} is NaN or infinite; copy the file from its source again")
 
 
 def load_weights(option: str, path: str) -> dict[str, Tensor]:
@@ -169,9 +194,12 @@ def load_weights(option: str, path: str) -> dict[str, Tensor]:
     if not file.is_file():
         raise RewardError(f"{option}={path!r}: no such file; expected a .safetensors file")
     try:
-        return load_file(file)
-    except (SafetensorError, OSError) as error:
+        check_header(file, file.parent)
+        weights = load_file(file)
+    except (SafetensorError, OSError, ModelError) as error:
         raise RewardError(f"{option}={path!r} is not a whole safetensors file: {error}; copy it again") from error
+    _check_finite(weights, f"{option}={path!r}")
+    return weights
 
 
 def imported(package: str, pip: str) -> Any:
