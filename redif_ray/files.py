@@ -1,7 +1,8 @@
 """Files and folders that are written whole or not at all.
 
 Each is written under a temporary name beside its final one, flushed to disk and renamed: a reader, even after a power
-cut, sees all of the old content or all of the new, never a part.
+cut, sees all of the old content or all of the new, never a part. Permissions follow the umask, even where a library
+writes files that their owner alone can read, as that of safetensors does.
 """
 
 from __future__ import annotations
@@ -24,7 +25,10 @@ def atomic_file(path: Path) -> Iterator[Path]:
     """
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}{PARTIAL}")
     try:
+        partial.touch()
+        mode = partial.stat().st_mode
         yield partial
+        partial.chmod(mode)
         _flush(partial)
         partial.replace(path)
         _flush(path.parent)
@@ -46,7 +50,10 @@ def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     partial.mkdir(parents=True)
     try:
         yield partial
+        mode = partial.stat().st_mode & 0o666
         for folder, _, names in os.walk(partial, topdown=False):
+            for name in names:
+                Path(folder, name).chmod(mode)
             _flush(*(Path(folder, name) for name in names), Path(folder))
         if replace and path.exists():
             _replace(partial, path)

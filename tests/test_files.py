@@ -153,3 +153,21 @@ def test_writers_of_one_file_do_not_meet(tmp_path: Path) -> None:
         one.write_text("one")
         other.write_text("other")
     assert (tmp_path / "x").read_text() == "one" and list(tmp_path.iterdir()) == [tmp_path / "x"]
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o002, 0o077])
+def test_permissions_follow_the_umask(mask: int, tmp_path: Path) -> None:
+    """Also those of files that a library keeps from others."""
+    before = os.umask(mask)
+    try:
+        with atomic_folder(tmp_path / "folder") as partial:
+            (partial / "below").mkdir()
+            for path in (partial / "a", partial / "below" / "b"):
+                path.touch(0o600)
+        with atomic_file(tmp_path / "c") as partial:
+            partial.unlink(missing_ok=True)
+            partial.touch(0o600)
+    finally:
+        os.umask(before)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) == 3 and {path.stat().st_mode & 0o777 for path in files} == {0o666 & ~mask}

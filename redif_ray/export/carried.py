@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import logging
 import shutil
 from collections.abc import Collection, Iterator, Sequence
@@ -18,6 +19,7 @@ from redif_ray.models.text import TextModel
 
 SCHEDULER = "scheduler"
 LICENCES = ("LICENSE", "LICENSE.md", "LICENSE.txt", "NOTICE")
+DTYPES = {"dtype", "torch_dtype"}  # keys of transformers, new and old
 log = logging.getLogger(__name__)
 
 
@@ -74,6 +76,30 @@ def copy(files: Sequence[Carried], out: Path) -> None:
         path = out / file.name
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file.source, path)
+
+
+def load_as_float32(student: DiffusionModel, out: Path) -> None:
+    """Name float32 in the configuration of each part of transformers in the exported folder `out`.
+
+    Without a dtype of the caller's, diffusers loads its own networks in float32, and transformers loads a network in
+    the dtype that its config.json names: parts of two dtypes, which do not combine.
+    """
+    if is_elsewhere(student):
+        return
+    for name, value in student.index.items():
+        path = out / name / "config.json"
+        if _is_part(value) and value[0] == "transformers" and path.is_file():
+            config = _float32(json.loads(path.read_text()))
+            if not DTYPES & config.keys():
+                config["dtype"] = "float32"
+            path.write_text(json.dumps(config, indent=2) + "\n")
+
+
+def _float32(config: Any) -> Any:
+    """Return a configuration in which all dtypes are float32, also those of the configurations in it."""
+    if not isinstance(config, dict):
+        return config
+    return {key: "float32" if key in DTYPES and value else _float32(value) for key, value in config.items()}
 
 
 def exported_index(student: DiffusionModel) -> dict[str, Any]:

@@ -8,8 +8,9 @@ redif.json                                  timesteps, sigma / alpha, guidance a
                                             its pipeline that samples so
 README.md                                   a model card whose code samples with torch and diffusers alone
 sample.py                                   the sampler that the card's code imports, for a student of pixels
-LICENSE, NOTICE and the other parts         copies of the teacher's parts that its pipeline takes; text encoders that a
-                                            LoRA file of the teacher changes are written with this change
+LICENSE, NOTICE and the other parts         copies of the teacher's parts that its pipeline takes, whose text encoders
+                                            are loaded in float32 where no dtype is given; those that a LoRA file of the
+                                            teacher changes are written with this change
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import torch
 from redif_ray.diffusion.schedules import Schedule
 from redif_ray.export.adapters import adapter_lines, loads_adapters, save_adapters
 from redif_ray.export.card import CARD, card, licence
-from redif_ray.export.carried import carried, copy, exported_index, is_elsewhere, save_changed_parts
+from redif_ray.export.carried import carried, copy, exported_index, is_elsewhere, load_as_float32, save_changed_parts
 from redif_ray.export.pipeline import pipeline_recipe
 from redif_ray.export.pixels import pixel_recipe
 from redif_ray.export.recipe import Recipe, network_timesteps, timesteps
@@ -84,6 +85,7 @@ def export_student(
         if how.sampler is not None:
             shutil.copyfile(how.sampler, partial / "sample.py")
         copy(files, partial)
+        load_as_float32(student, partial)
 
 
 def recipe(student: DiffusionModel, schedule: Schedule, guidance: float) -> Recipe:

@@ -121,7 +121,6 @@ class Classifier(nn.Module):
         config = {"kind": self.kind, "name": self.name, "image_shape": self.image_shape, "classes": self.classes}
         (folder / CONFIG).write_text(json.dumps(config | {"card": self.card}, indent=2, ensure_ascii=False) + "\n")
         save_file({k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}, folder / WEIGHTS)
-        (folder / WEIGHTS).chmod(0o644)  # safetensors writes files that only their owner can read
 
 
 def check_images(images: Tensor, name: str, shape: tuple[int, ...]) -> None:
