@@ -332,8 +332,8 @@ def main() -> None:
         complaints.print("[bold red]error:[/]", escape(masked(str(error))), highlight=False, soft_wrap=True)
         sys.exit(2)
     except Exception as error:
-        if isinstance(error, OSError) and error.filename is not None:  # say a folder of another user
-            text = f"{brief(error.filename)}: {error.strerror}"
+        if isinstance(error, OSError) and error.filename is not None:  # that cannot be read or written
+            text = masked(f"{brief(error.filename)}: {error.strerror}")
             complaints.print("[bold red]error:[/]", escape(text), highlight=False, soft_wrap=True)
             sys.exit(2)
         sys.stderr.write(masked(traceback.format_exc()))

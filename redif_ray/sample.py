@@ -35,6 +35,7 @@ from redif_ray.types import Condition
 COUNT = 40  # images where neither a number nor captions are given
 BATCH = 50  # images at once, fewer for a large model
 BATCH_NUMBERS = 50_000  # limit of the numbers in the latents of a batch
+PICTURES = (".png", ".jpg", ".jpeg", ".webp")  # ends of names that Pillow knows
 METADATA = "metadata.jsonl"  # the name that the datasets library looks for in a folder of images
 log = logging.getLogger(__name__)
 
@@ -131,6 +132,8 @@ def sample(
     """
     if separate and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"{out} is no empty folder; choose another one for the images, or move it away")
+    if not separate and (out.suffix.lower() not in PICTURES or out.is_dir()):
+        raise UserError(f"--out {out}: expected the name of a picture that ends in one of {', '.join(PICTURES)}")
     loaded = load(model, steps=steps, schedule=schedule, family=family, size=size, device=device, precision=precision)
     texts = _captions(caption, captions)
     number = count or (COUNT if texts is None or captions is None else len(texts))

@@ -24,7 +24,7 @@ from redif_ray.models.protocol import DiffusionModel
 from redif_ray.models.registry import teacher_outline
 from redif_ray.planning import factory
 from redif_ray.runs import timeline
-from redif_ray.runs.deployed import checkpoint_key, deployed_weights
+from redif_ray.runs.deployed import checkpoint_key, checkpoint_named, deployed_weights
 from redif_ray.runs.folder import RunFolder, stored_config
 from redif_ray.workers.runtime_env import handed_over
 
@@ -45,6 +45,7 @@ def evaluate(
     run = run.resolve()  # a relative path would mean another folder in the workers' working directories
     stored = stored_config(run)
     config = evaluated(stored, overrides, size)
+    checkpoint = checkpoint_named(run, checkpoint)
     _, version = deployed_weights(run, checkpoint)  # raises for a checkpoint that is missing or broken
     rehearse(config)
     teacher = teacher_outline(config.teacher)

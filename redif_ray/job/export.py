@@ -16,17 +16,17 @@ from redif_ray.models.registry import load_teacher, model_folder
 from redif_ray.models.student import make_student, set_weights
 from redif_ray.planning import factory
 from redif_ray.planning.paths import warn_of_another_sampler
-from redif_ray.runs.deployed import deployed_weights
+from redif_ray.runs.deployed import checkpoint_named, deployed_weights
 from redif_ray.runs.folder import stored_config
 
 
 def export_checkpoint(run: Path, out: Path, checkpoint: str, schedule: Path | None = None) -> Path:
     """Write a checkpoint of a run as a diffusers folder and return that folder.
 
-    run: run folder. out: folder to write. checkpoint: name of a folder below `checkpoints/`.
+    run: run folder. out: folder to write. checkpoint: name of a folder below `checkpoints/`; see `checkpoint_named`.
     schedule: schedule.yaml of `redif search`; None: the run's own schedule.
     """
-    config = stored_config(run)
+    config, checkpoint = stored_config(run), checkpoint_named(run, checkpoint)
     if schedule is not None:
         times, file = read_schedule(schedule, config.student.steps)
         warn_of_another_sampler(f"--schedule {schedule}", file, config)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import asdict
+from shlex import quote
 from typing import Any
 
 import ray
@@ -22,10 +23,8 @@ from redif_ray.learner.compute import Accounts
 from redif_ray.learner.ray_train import Outcome
 from redif_ray.models.registry import replaced
 from redif_ray.planning import factory
-from redif_ray.runs.deployed import checkpoint_key, deployed_weights
+from redif_ray.runs.deployed import BEST, checkpoint_key, deployed_weights
 from redif_ray.runs.jsonl import read_rows
-
-BEST = "best"  # checkpoint of the best student by validation reward
 
 
 def finish(run: Session, outcome: Outcome, console: Console) -> None:
@@ -117,8 +116,8 @@ def _closing_words(run: Session, summary: dict[str, Any]) -> str:
         ),
         f"run folder   {folder}",
         f"report       {folder / 'report.md'}",
-        f"sample       redif sample {folder} --count 16 --out samples.png",
+        f"sample       redif sample {quote(str(folder))} --count 16 --out samples.png",
     ]
     if uri:
-        lines.append(f"MLflow       mlflow ui --backend-store-uri {uri}")
+        lines.append(f"MLflow       mlflow ui --backend-store-uri {quote(uri)}")
     return "\n".join(lines)

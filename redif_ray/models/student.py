@@ -19,7 +19,8 @@ from redif_ray.models.protocol import DiffusionModel, ModelError, is_finite
 from redif_ray.models.sharding import local, share, whole
 
 ADAPTER = "student"  # peft's name of the adapters
-ROUNDED_BY_AUTOCAST = (torch.nn.Linear, torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)  # on every device
+# Layers that autocast rounds on every device, and to which adapters are added.
+ROUNDED_BY_AUTOCAST = (torch.nn.Linear, torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)
 
 
 def make_student(teacher: DiffusionModel, lora: Lora, *, in_place: bool = False) -> DiffusionModel:
@@ -48,16 +49,28 @@ def _shared_copy(network: Module) -> Any:
 
 
 def check_targets(network: Module, lora: Lora) -> None:
-    """Raise ModelError where one of `lora.targets` matches no layer of the network that a student would adapt."""
+    """Raise ModelError where one of `lora.targets` matches no layer of the network that a student would adapt.
+
+    The same goes for a target that matches what is no layer, such as `to_out`, a list of a layer and a dropout.
+    """
     if not lora.rank:
         return
-    names = [name for name, _ in network.named_modules()]
-    absent = [target for target in lora.targets if not any(_matches(name, target) for name in names)]
+    named = list(network.named_modules())
+    found = {target: [module for name, module in named if _matches(name, target)] for target in lora.targets}
+    absent = [target for target, modules in found.items() if not modules]
     if absent:
         layers = {_leaf(n) for n, m in network.named_modules() if isinstance(m, torch.nn.Linear)}
         raise ModelError(
             f"student.lora.targets={absent} match no layer of {type(network).__name__}, which has {sorted(layers)}"
         )
+    for target, modules in found.items():
+        if other := next((module for module in modules if not isinstance(module, ROUNDED_BY_AUTOCAST)), None):
+            inner = sorted({_leaf(n) for n, m in network.named_modules() if isinstance(m, torch.nn.Linear)})
+            near = [name for name in inner if name.startswith(f"{target}.")] or inner
+            raise ModelError(
+                f"student.lora.targets={target!r} matches a {type(other).__name__}, to which no adapter can be added; "
+                f"expected a linear or convolution layer, such as {', '.join(near[:3])}"
+            )
 
 
 def _add_adapters(network: Module, lora: Lora) -> None:

@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -163,7 +164,7 @@ def write_results(job: Job, rows: list[dict[str, Any]]) -> None:
     words = [
         f"schedules    {folder / 'schedule.yaml'}",
         f"report       {folder / 'report.md'}",
-        f"distil on it redif distill CONFIG student.schedule={folder / 'schedule.yaml'}",
+        f"distil on it redif distill CONFIG {quote('student.schedule=' + str(folder / 'schedule.yaml'))}",
     ]
     job.console.print("\n".join(words), highlight=False, soft_wrap=True)
 

@@ -24,6 +24,8 @@ from redif_ray.job.distill import distill
         ("teacher.schedule=linear", "schedule 'linear' is unknown"),
         ("student.levels=[999, 998]", None),
         ("student.levels=[10, 500]", "expected a strict rise"),
+        ("student.lora={rank: 2, targets: [to_out]}", "targets='to_out' matches a ModuleList, .*such as to_out.0"),
+        ("student.lora={rank: 2, targets: [norm1]}", "targets='norm1' matches a AdaLayerNormZero, to which no adapter"),
         ("student.lora={rank: 2, targets: [to_x]}", "student.lora.targets=\\['to_x'\\] match no layer"),
         ("conditions.classes=[10]", "conditions.classes: \\[10\\] are not classes of the .*in 0..9"),
         ("reward.terms={mes: {}}", "unknown reward term 'mes' \\(did you mean 'mse'"),
@@ -81,11 +83,17 @@ def test_a_student_that_diffusers_could_not_sample(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_what_an_export_would_not_copy(tmp_path: Path) -> None:
     """A part that leads out of the teacher's folder, a link that does, and a licence that could not be read."""
+    checker = ["stable_diffusion", "StableDiffusionSafetyChecker"]
     listed = {"../outside": ["diffusers", "AutoencoderKL"]}
     for name, spoil, message in (
         ("a", lambda folder: put_in_index(folder, **listed), "lists the part '../outside', which is no name of a fol"),
         ("b", lambda folder: link_out(folder, "vae"), r"b/vae is a link to .*outside of .*put a copy"),
         ("c", lambda folder: link_out(folder, "vae/config.json"), r"c/vae/config.json is a link to .*outside of "),
+        (
+            "e",
+            lambda folder: put_in_index(folder, safety_checker=checker),
+            r"has no folder safety_checker, which its mod",
+        ),
         ("d", lambda folder: (folder / "README.md").write_text("---\nlicense: [\n---\n"), r"README\.md: its front mat"),
     ):
         teacher = write_sd(tmp_path / name / name)

@@ -278,6 +278,15 @@ def test_what_an_exported_student_says_of_itself(tmp_path: Path, capsys: pytest.
     sample(folder)
 
 
+def test_a_picture_that_cannot_be_written(teacher: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A name without a picture's end, a folder, a place below a file; told before anything is loaded or drawn."""
+    for out, message in ((teacher / "x.txt", "ends in one of .png"), (teacher / "vae", "ends in one of .png")):
+        assert message in refused(capsys, "sample", "no/such/model", "--out", out)
+    assert f"{teacher}" in refused(
+        capsys, "sample", teacher, "--count", 1, "--out", teacher / "model_index.json" / "x.png"
+    )
+
+
 def test_parts_of_hard_names(teacher: Path) -> None:
     """A part that no pipeline takes leads nowhere, whatever its name; such a teacher is not exported."""
     for name in ("../loot", "/etc", "..", "a/b", "a\\b"):

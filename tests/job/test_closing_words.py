@@ -1,0 +1,28 @@
+"""The commands that a run ends with can be pasted, whatever its folder is called."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from redif_ray.job import finish
+
+
+@pytest.mark.parametrize("name", ["my run", "it's", 'say "x"', "$(reboot)", "a;b", "plain"])
+def test_commands_can_be_pasted(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(finish, "gap_closed", lambda *_: None)
+    monkeypatch.setattr(finish.Summary, "model_validate", lambda summary: summary)
+    folder, uri = Path("/runs") / name, f"sqlite:////runs/{name}/mlflow.db"
+    run: Any = SimpleNamespace(folder=SimpleNamespace(path=folder), config=SimpleNamespace(tracking_uri=uri))
+    lines = finish._closing_words(run, {"notes": {"student_gain": {}}}).splitlines()
+    said = {
+        line.split()[0]: shlex.split(line.split(maxsplit=1)[1])
+        for line in lines
+        if " redif " in line or " mlflow " in line
+    }
+    assert said["sample"][:3] == ["redif", "sample", str(folder)] and said["sample"][3] == "--count"
+    assert said["MLflow"][-1] == uri
