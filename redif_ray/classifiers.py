@@ -20,7 +20,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch.nn import functional
 
 from redif_ray.config import load
-from redif_ray.data.images import FASHION_MNIST_CLASSES, ImageSet, load_images
+from redif_ray.data.arrays import FASHION_MNIST_CLASSES
+from redif_ray.data.images import ImageSet, load_images
 from redif_ray.diffusion import noise
 from redif_ray.diffusion.noise import Stream
 from redif_ray.files import atomic_folder

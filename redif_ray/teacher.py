@@ -160,7 +160,7 @@ def train(
 
     report: function that gets step, loss, images_per_second and eta_seconds every 50 steps and at the end.
     An interrupted training continues with `resume=True` and ends with the same weights (CPU, same thread count).
-    Raises TeacherError, ImageSetError and CheckpointError.
+    Raises TeacherError, DataError and CheckpointError.
     """
     out = Path(config.out)
     work = out.with_name(f"{out.name}.training")

@@ -12,13 +12,12 @@ import pytest
 import second_device
 import torch
 from diffusers import DDPMScheduler, DiTTransformer2DModel
-from image_files import write_parquet
 from safetensors.torch import load_file
 from scipy import stats
 
 from redif_ray import teacher as module
 from redif_ray.checkpoint import load_checkpoint, unpack
-from redif_ray.data.images import ImageSet
+from redif_ray.data.images import ImageSet, write_parquet
 from redif_ray.diffusion import noise
 from redif_ray.diffusion.noise import Stream
 from redif_ray.errors import UserError

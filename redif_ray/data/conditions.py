@@ -1,6 +1,7 @@
 """The conditions of a run's images: classes in turn, or captions in an order drawn by `redif_ray.diffusion.noise`.
 
-Captions are split by the hash of their text. Held-out captions serve the final evaluation and nothing else, in this run
+Captions are split by the hash of their text, in the spelling that text encoders reduce it to, and of several that
+differ in spelling alone the first is kept. Held-out captions serve the final evaluation and nothing else, in this run
 and in every other run with the same share.
 """
 
@@ -8,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import unicodedata
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import numpy as np
@@ -17,6 +19,7 @@ import numpy as np
 from redif_ray import config
 from redif_ray.config import ConfigError
 from redif_ray.data.captions import PROMPTS, read_column
+from redif_ray.data.findings import Findings
 from redif_ray.diffusion import noise
 from redif_ray.diffusion.noise import Stream
 from redif_ray.types import Condition
@@ -27,11 +30,15 @@ REPORTED = (Stream.HELD_OUT, Stream.REFERENCE)  # streams of the final evaluatio
 
 @dataclass(frozen=True, slots=True)
 class Conditions:
-    """The training and the held-out conditions, at least one each. seed: of their order; None: in turn."""
+    """The training and the held-out conditions, at least one each.
+
+    seed: of their order; None: in turn. notes: lines that say what was found and what was left out.
+    """
 
     training: tuple[Condition, ...]
     held_out: tuple[Condition, ...]
     seed: int | None = None
+    notes: tuple[str, ...] = field(default=(), compare=False)
 
     def of(self, stream: Stream, group: int) -> Condition:
         """Return the condition of a group; each of n conditions occurs once in the groups k n to (k + 1) n - 1."""
@@ -40,7 +47,8 @@ class Conditions:
         return values[offset if self.seed is None else _order(len(values), self.seed, stream, epoch)[offset]]
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), ensure_ascii=False) + "\n"
+        kept = {"training": self.training, "held_out": self.held_out, "seed": self.seed}
+        return json.dumps(kept, ensure_ascii=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> Conditions:
@@ -55,9 +63,18 @@ def _order(count: int, seed: int, stream: Stream, epoch: int) -> np.ndarray:
     return noise.permutation(count, Stream.CONDITION, seed=seed, round=epoch, group=1 + int(stream))
 
 
+def plain(caption: str) -> str:
+    """Return what text encoders can tell apart of a caption: one form of each character, one case, single spaces.
+
+    CLIP's tokenizer reduces texts to NFC and lower case, T5's to NFKC. Characters that are not seen go too.
+    """
+    seen = "".join(c for c in unicodedata.normalize("NFKC", caption).casefold() if unicodedata.category(c) != "Cf")
+    return " ".join(unicodedata.normalize("NFKC", seen).split())
+
+
 def share(caption: str) -> float:
-    """Return the hash of a caption as a number in [0, 1)."""
-    return int.from_bytes(hashlib.sha256(caption.encode()).digest()[:8]) / 2**64
+    """Return the hash of a caption, the same for all its spellings, as a number in [0, 1)."""
+    return int.from_bytes(hashlib.sha256(plain(caption).encode()).digest()[:8]) / 2**64
 
 
 def load_conditions(wanted: config.Conditions, *, num_classes: int | None, captions: bool, seed: int) -> Conditions:
@@ -73,7 +90,10 @@ def load_conditions(wanted: config.Conditions, *, num_classes: int | None, capti
             possible = "none" if num_classes is None else "class"
             raise ConfigError(f"conditions.kind=text: this teacher takes no captions; expected auto or {possible}")
         _refuse(wanted, "classes", "a text-to-image teacher has no classes")
-        return split(read_column(wanted.source or PROMPTS, wanted.column, str), wanted.held_out, seed)
+        source = wanted.source or PROMPTS
+        findings = Findings(str(source))
+        found = split(read_column(source, wanted.column, str, findings=findings), wanted.held_out, seed)
+        return replace(found, notes=(*found.notes, *findings.omissions()))
     if kind == "none":
         _refuse(wanted, "classes", "the model is sampled without classes", "class")
         _refuse(wanted, "source", "the model is sampled without conditions", "class or text")
@@ -84,19 +104,35 @@ def load_conditions(wanted: config.Conditions, *, num_classes: int | None, capti
 
 
 def split(captions: Sequence[str], held_out: float, seed: int) -> Conditions:
-    """Split the unique captions into training and held-out ones, whose `share` is below `held_out`; 0: all are both."""
-    unique = list(dict.fromkeys(captions))
+    """Split captions into training and held-out ones, whose `share` is below `held_out`; 0: all are both.
+
+    Of captions that are equal, or differ in spelling alone (`plain`), the first is kept.
+    """
+    first: dict[str, str] = {}
+    for caption in captions:
+        if not isinstance(caption, str) or not (spelling := plain(caption)):
+            raise ConfigError(f"the caption {caption!r} is not a text of visible characters; leave it out")
+        if any("\ud800" <= character <= "\udfff" for character in caption):
+            raise ConfigError(f"the caption {caption!a} is no valid text: it holds half of a surrogate pair; mend it")
+        first.setdefault(spelling, caption)
+    unique = list(first.values())
+    note = f"captions: {len(captions):,}"
+    if len(unique) < len(captions):
+        note += (
+            f", of which {len(captions) - len(unique):,} repeat another one, or differ in case, spaces or form alone"
+        )
     if held_out == 0:
-        return Conditions(tuple(unique), tuple(unique), seed)
+        return Conditions(tuple(unique), tuple(unique), seed, (f"{note}; {len(unique):,} train and evaluate",))
     apart = tuple(c for c in unique if share(c) < held_out)
     training = tuple(c for c in unique if share(c) >= held_out)
+    note += f"; {len(training):,} train, {len(apart):,} are held out"
     if not training or not apart:
         raise ConfigError(
             f"conditions.held_out={held_out:g} of {len(unique)} captions leaves {len(training)} for training and "
             f"{len(apart)} for the evaluation; expected at least one each: give more captions, or another share "
             "(0 evaluates on the training captions, from other noises)"
         )
-    return Conditions(training, apart, seed)
+    return Conditions(training, apart, seed, (note,))
 
 
 def _classes(wanted: config.Conditions, num_classes: int, seed: int) -> Conditions:

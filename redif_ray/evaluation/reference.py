@@ -12,7 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from redif_ray.data.images import ImageSetError, decoded_cells
+from redif_ray.data.images import decoded_cells
+from redif_ray.data.pixels import DataError
 from redif_ray.evaluation.judge_source import judge_files, needs_reference
 
 
@@ -22,19 +23,22 @@ def reference_count(source: str, count: int) -> int:
 
 
 class ReferenceImages:
-    """The images of the column `image` (encoded bytes, or a struct with `bytes`). Raises ImageSetError."""
+    """The images of the column `image` (encoded bytes, or a struct with `bytes`). Raises DataError.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    channels: 3 reads grey images as RGB, and what is transparent is laid on white; None: as they are.
+    """
+
+    def __init__(self, path: Path, channels: int | None = None) -> None:
+        self.path, self.channels = path, channels
         if not path.is_file():
-            raise ImageSetError(f"no such image set: {path}")
+            raise DataError(f"no such image set: {path}")
         try:
             metadata = pq.read_metadata(path)
         except (pa.ArrowInvalid, OSError) as error:
-            raise ImageSetError(f"{path} is not a readable Parquet file: {error}") from error
+            raise DataError(f"{path} is not a readable Parquet file: {error}") from error
         self.sizes = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
         if not len(self):
-            raise ImageSetError(f"{path} holds no images")
+            raise DataError(f"{path} holds no images")
 
     def __len__(self) -> int:
         return sum(self.sizes)
@@ -61,9 +65,9 @@ class ReferenceImages:
                     cells += batch["image"].slice(low, max(high - low, 0)).to_pylist()
                     at += len(batch)
                     while len(cells) >= size or (cells and at >= stop):
-                        yield decoded_cells(cells[:size], self.path, min(at, stop) - len(cells))
+                        yield decoded_cells(cells[:size], self.path, min(at, stop) - len(cells), self.channels)
                         del cells[:size]
                     if at >= stop:
                         return
         except (pa.ArrowInvalid, OSError, KeyError) as error:
-            raise ImageSetError(f"{self.path} has no readable column `image`: {error}") from error
+            raise DataError(f"{self.path} has no readable column `image`: {error}") from error

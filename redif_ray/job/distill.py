@@ -71,6 +71,8 @@ def run_part(
     config = absolute(config)
     check_rounds(config)
     conditions = preflight(config)
+    for note in conditions.notes:
+        console.print(note, highlight=False, markup=False)
     check_room(config, conditions)
     hashed = _hashed(config)
     stop.check()

@@ -199,7 +199,7 @@ def check_judge(config: Config, image_shape: tuple[int, ...], most: int) -> None
             f"evaluation.judge={source}: the judge takes images of {encoder.image_shape}, the "
             f"teacher makes {image_shape}; choose a judge of such images, or {RANDOM_FEATURES}, which needs no data"
         )
-    reference = ReferenceImages(judge_files(source)[1])
+    reference = ReferenceImages(judge_files(source)[1], image_shape[0])
     if reference.shape != image_shape:
         raise JudgeError(f"{reference.path} holds images of {reference.shape}; judge {source} expects {image_shape}")
     if most > len(reference):

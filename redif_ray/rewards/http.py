@@ -25,7 +25,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from redif_ray.data.images import picture
+from redif_ray.data.pixels import picture
 from redif_ray.masking import learn, masked
 from redif_ray.rewards.term import OPTIONS, RewardError, RewardInputs, Setting
 from redif_ray.user_code.deadline import ADVICE

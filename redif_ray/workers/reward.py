@@ -159,7 +159,8 @@ class TeacherRewardWorker:
             features = [embedded(judge, torch.from_numpy((images * 255).round() / 255).to(self.device), self.device)]
         else:
             at_once = max(1, REFERENCE_BYTES // (4 * math.prod(judge.image_shape)))
-            rows = ReferenceImages(judge_files(source)[1]).batches(unit.groups[0], unit.groups[-1] + 1, at_once)
+            reference = ReferenceImages(judge_files(source)[1], judge.image_shape[0])
+            rows = reference.batches(unit.groups[0], unit.groups[-1] + 1, at_once)
             features = [embedded(judge, (torch.from_numpy(row) / 255).to(self.device), self.device) for row in rows]
         work.append(Work("evaluation", time.perf_counter() - started, 0))
         return Meta(unit, self.name, tuple(work)), Reference(judge.name, np.concatenate(features))

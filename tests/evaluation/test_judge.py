@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from image_files import write_parquet
 
-from redif_ray.data.images import ImageSet, ImageSetError
+from redif_ray.data.images import ImageSet, write_parquet
+from redif_ray.data.pixels import DataError
 from redif_ray.evaluation.encoders import Encoder, JudgeError, embedded, fit, load_encoder, make_encoder
 from redif_ray.evaluation.frechet import frechet
 from redif_ray.evaluation.judge import Judge
@@ -98,11 +98,11 @@ def test_a_reference_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "broken.parquet").write_bytes(b"PAR1")
     pq.write_table(pa.table({"picture": [b"x"]}), tmp_path / "other.parquet")
     pq.write_table(pa.table({"image": [b"x"]}), tmp_path / "text.parquet")
-    with pytest.raises(ImageSetError, match="no such image set"):
+    with pytest.raises(DataError, match="no such image set"):
         ReferenceImages(tmp_path / "none.parquet")
-    with pytest.raises(ImageSetError, match=r"broken\.parquet is not a readable Parquet file"):
+    with pytest.raises(DataError, match=r"broken\.parquet is not a readable Parquet file"):
         ReferenceImages(tmp_path / "broken.parquet")
-    with pytest.raises(ImageSetError, match=r"other\.parquet has no readable column `image`"):
+    with pytest.raises(DataError, match=r"other\.parquet has no readable column `image`"):
         ReferenceImages(tmp_path / "other.parquet").rows(0, 1)
-    with pytest.raises(ImageSetError, match=r"text\.parquet row 0 is not an image"):
+    with pytest.raises(DataError, match=r"text\.parquet row 0 is not an image"):
         ReferenceImages(tmp_path / "text.parquet").rows(0, 1)
