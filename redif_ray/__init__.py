@@ -24,8 +24,10 @@ __all__ = [  # typed in __init__.pyi
     "find_schedule",
     "load_config",
     "load_student",
+    "make_reference",
     "run_sweep",
     "sample_images",
+    "train_judge",
     "train_teacher",
 ]
 

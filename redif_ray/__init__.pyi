@@ -14,8 +14,10 @@ from redif_ray.api import export_student as export_student
 from redif_ray.api import find_schedule as find_schedule
 from redif_ray.api import load_config as load_config
 from redif_ray.api import load_student as load_student
+from redif_ray.api import make_reference as make_reference
 from redif_ray.api import run_sweep as run_sweep
 from redif_ray.api import sample_images as sample_images
+from redif_ray.api import train_judge as train_judge
 from redif_ray.api import train_teacher as train_teacher
 
 __version__: str

@@ -14,9 +14,13 @@ from rich.markup import escape
 from typer.core import TyperGroup
 
 from redif_ray import __version__, api
+from redif_ray.api import own_images
+from redif_ray.api.own_images import quoted
+from redif_ray.classifiers.config import ClassifierConfig
 from redif_ray.config import Config, Precision, explained, load
 from redif_ray.errors import Notice, UserError, brief
 from redif_ray.masking import masked
+from redif_ray.teacher.config import TeacherConfig
 from redif_ray.user_code.errors import exits_named
 
 
@@ -26,6 +30,7 @@ class Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         with exits_named():
             return super().invoke(ctx)
+
 
 
 app = typer.Typer(
@@ -56,10 +61,16 @@ PrintConfig = Annotated[
 ]
 
 
-def _print_config(config: str, overrides: list[str] | None, model: type[BaseModel] = Config) -> None:
+def _print_config(config: str | None, overrides: list[str] | None, model: type[BaseModel] = Config) -> None:
     """Print the configuration as a `model`, and end the command."""
     sys.stdout.write(explained(load(config, overrides or [], model)))
     raise typer.Exit
+
+
+def keys_of(model: type[BaseModel]) -> Any:
+    """Return the argument of overrides that names the keys of a configuration without sections."""
+    keys = ", ".join(model.model_fields)
+    return typer.Argument(help=f"Keys and their values, such as size=32. Keys: {keys}.", metavar="[KEY=VALUE]...")
 
 
 def _size(height: int | None, width: int | None) -> tuple[int, int] | None:
@@ -126,28 +137,59 @@ def sweep(
 @app.command("train-teacher")
 def train_teacher(
     config: ConfigFile,
-    overrides: Overrides = None,
+    overrides: Annotated[list[str] | None, keys_of(TeacherConfig)] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue a training that was interrupted.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Read the images, say what was found and what was left out, and stop.")
+    ] = False,
     print_config: PrintConfig = False,
 ) -> None:
-    """Train a small diffusion model on images of your own (a folder, Parquet, npz or IDX files).
+    """Train a small diffusion model on images of your own (folders, Parquet, tar shards, npz or IDX files).
 
     Example: redif train-teacher configs/teacher_fashion_mnist.yaml data=my_images/ out=my_teacher size=32
     """
     if print_config:
-        from redif_ray.teacher import TeacherConfig
-
         _print_config(config, overrides, TeacherConfig)
+    if dry_run:
+        own_images.look_at(load(config, overrides or [], TeacherConfig), console)
+        return
+    from redif_ray.teacher.progress import shown
 
-    def report(row: dict[str, float]) -> None:
-        console.print(
-            f"step {row['step']:.0f}/{row['steps']:.0f}  loss {row['loss']:.4f}  "
-            f"{row['images_per_second']:.0f} images/s  {row['eta_seconds'] / 60:5.1f} min left",
-            highlight=False,
-        )
+    with shown(console) as report:
+        folder = api.train_teacher(config, *overrides or [], resume=resume, on_report=report, console=console)
+    own_images.tell(console, [f"teacher saved in {folder}", f"see it: redif sample {quoted(folder)}"])
 
-    folder = api.train_teacher(config, *overrides or [], resume=resume, on_report=report)
-    console.print(f"teacher saved in {folder}")
+
+@app.command("train-judge")
+def train_judge(
+    overrides: Annotated[list[str] | None, keys_of(ClassifierConfig)] = None, print_config: PrintConfig = False
+) -> None:
+    """Train a small classifier of your labelled images, as a judge of evaluations or as the encoder of a reward.
+
+    Example: redif train-judge data=my_images/ size=32 out=my_judge name=mine
+    """
+    if print_config:
+        _print_config(None, overrides, ClassifierConfig)
+    folder = api.train_judge(*overrides or [], console=console)
+    command = f"redif make-reference DATA {quoted(folder)}"
+    own_images.tell(console, [f"classifier saved in {folder}", f"as a judge, it needs reference images: {command}"])
+
+
+@app.command("make-reference")
+def make_reference(
+    data: Annotated[str, typer.Argument(help="Images in any layout of train-teacher.")],
+    judge: Annotated[Path, typer.Argument(help="The folder of a classifier that redif train-judge wrote.")],
+    split: Annotated[
+        str, typer.Option(help="train, validation or test, of data that have splits; others are taken whole.")
+    ] = "test",
+    background: Annotated[str, typer.Option(help="Colour behind transparent pixels: a name, or #rrggbb.")] = "white",
+) -> None:
+    """Write the images with which a judge compares, beside it, in the size and the colours that it takes.
+
+    Example: redif make-reference my_images/ my_judge
+    """
+    path = api.make_reference(data, judge, split=split, background=background, console=console)
+    own_images.tell(console, [f"reference images in {path}", f"use them: evaluation.judge={quoted(judge)}"])
 
 
 @app.command()

@@ -29,7 +29,7 @@ from redif_ray.config.changes import changeable, may_differ
 from redif_ray.config.files import descriptions
 from redif_ray.config.renamed import RENAMED
 from redif_ray.config.run import Run
-from redif_ray.teacher import TeacherConfig
+from redif_ray.teacher.config import TeacherConfig
 
 SHIPPED = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 

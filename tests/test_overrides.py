@@ -12,7 +12,7 @@ from redif_ray.config import Config, ConfigError, dump, load, override
 from redif_ray.config.files import descriptions
 from redif_ray.config.overrides import parse_override
 from redif_ray.planning.paths import absolute
-from redif_ray.teacher import TeacherConfig
+from redif_ray.teacher.config import TeacherConfig
 
 TYPED = [
     "data #1",

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import math
@@ -12,16 +13,22 @@ import pytest
 import second_device
 import torch
 from diffusers import DDPMScheduler, DiTTransformer2DModel
+from PIL import Image
+from rich.console import Console
 from safetensors.torch import load_file
 from scipy import stats
 
-from redif_ray import teacher as module
 from redif_ray.checkpoint import load_checkpoint, unpack
 from redif_ray.data.images import ImageSet, write_parquet
 from redif_ray.diffusion import noise
 from redif_ray.diffusion.noise import Stream
 from redif_ray.errors import UserError
-from redif_ray.teacher import Batches, TeacherConfig, TeacherError, build_network, learning_rate, train
+from redif_ray.teacher import training as module
+from redif_ray.teacher.batches import Batches, learning_rate
+from redif_ray.teacher.config import TeacherConfig, TeacherError
+from redif_ray.teacher.network import build_network
+from redif_ray.teacher.progress import shown
+from redif_ray.teacher.training import train
 
 ALPHAS = DDPMScheduler(beta_schedule="squaredcos_cap_v2").alphas_cumprod
 
@@ -300,3 +307,48 @@ def test_one_image_is_learnt(config: Any, tmp_path: Path) -> None:
     losses: list[float] = []
     train(config(steps=100, head_dim=16, batch=8), report=lambda row: losses.append(row["loss"]))
     assert losses[-1] < 0.4 < losses[0] < 1, losses
+
+
+def test_a_training_that_is_asked_to_stop_leaves_a_checkpoint_and_ends_alike(config: Any, tmp_path: Path) -> None:
+    whole = weights(train(config(out=str(tmp_path / "whole"))))
+    asked = iter([False] * 30 + [True])
+    assert train(config(), stopped=lambda: next(asked)) is None
+    assert load_checkpoint(tmp_path / "out.training" / "last")[1]["step"] == 31
+    assert equal(weights(train(config(), resume=True)), whole)
+
+
+def test_samples_are_drawn_beside_each_checkpoint_from_the_average(config: Any, tmp_path: Path) -> None:
+    """Untrained weights predict v = 0, so x stays the noise times the product of cosines: grey, and not black."""
+    with pytest.raises(Cut):
+        train(config(checkpoint_every=20), report=cut)
+    drawn = sorted((tmp_path / "out.training" / "samples").iterdir())
+    assert [path.name for path in drawn] == ["step-000020.png", "step-000040.png"]
+    first, second = (np.asarray(Image.open(path)) for path in drawn)
+    assert first.shape == (3 * 8, 4 * 8) and not np.array_equal(first, second)  # a row for each class
+
+
+def test_a_resume_needs_the_same_images(config: Any, tmp_path: Path) -> None:
+    with pytest.raises(Cut):
+        train(config(), report=cut)
+    write_parquet(tmp_path / "images.parquet", images(count=21))
+    with pytest.raises(TeacherError, match=r"was started with other images in .*images.parquet; restore them"):
+        train(config(), resume=True)
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "nonsense"])
+def test_a_device_that_is_not_there_is_named_before_the_data_are_read(device: str, config: Any) -> None:
+    with pytest.raises(UserError, match=f"device={device}: .*; expected cpu, or a device that this machine has"):
+        train(config(device=device, data="/nowhere"))
+
+
+def test_a_terminal_shows_a_bar_and_the_time_left_and_a_file_shows_lines() -> None:
+    row = {"step": 50.0, "steps": 200.0, "loss": 0.5, "images_per_second": 1234.0, "eta_seconds": 90.0}
+    told = "step 50/200  loss 0.5000  1,234 images/s  0:01:30 left"
+    for terminal in (True, False):
+        console = Console(file=io.StringIO(), force_terminal=terminal, width=200)
+        with shown(console) as show, console.status("reading"):
+            pass
+        with shown(console) as show:
+            show(row)
+        text = console.file.getvalue()  # type: ignore[attr-defined]
+        assert told in text and ("\u2501" in text) == terminal

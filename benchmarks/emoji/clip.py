@@ -25,7 +25,7 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenize
 from benchmarks.emoji import data
 from benchmarks.emoji.data import Emoji
 from benchmarks.emoji.fit import Fit, fresh, rows_of, save_half, single_thread, train
-from redif_ray.classifiers import shifted
+from redif_ray.classifiers.training import shifted
 from redif_ray.diffusion import noise
 from redif_ray.diffusion.noise import Stream
 

@@ -22,7 +22,7 @@ from redif_ray.checkpoint import (
     save_checkpoint,
     unpack,
 )
-from redif_ray.classifiers import learning_rate
+from redif_ray.classifiers.training import learning_rate
 from redif_ray.diffusion import noise
 from redif_ray.diffusion.noise import Stream
 

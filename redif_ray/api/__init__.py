@@ -7,9 +7,9 @@ from redif_ray.api.commands import (
     find_schedule,
     load_config,
     run_sweep,
-    train_teacher,
 )
 from redif_ray.api.images import load_student, sample_images
+from redif_ray.api.own_images import make_reference, train_judge, train_teacher
 from redif_ray.api.results import DistilledRun, Evaluation, FoundSchedules, SweepResult
 from redif_ray.api.table import Table
 from redif_ray.config import Config, ConfigError
@@ -34,7 +34,9 @@ __all__ = [
     "find_schedule",
     "load_config",
     "load_student",
+    "make_reference",
     "run_sweep",
     "sample_images",
+    "train_judge",
     "train_teacher",
 ]

@@ -35,7 +35,7 @@ def load_config(recipe: Recipe, /, *overrides: str, **sections: Any) -> Config:
     a resumed run find them.
     Raises ConfigError that names the key.
     """
-    config: Config = _resolved(recipe, overrides, sections, Config)
+    config: Config = resolved(recipe, overrides, sections, Config)
     return config
 
 
@@ -143,27 +143,7 @@ def export_student(
     return export_checkpoint(_folder(run), Path(out), checkpoint, None if schedule is None else Path(schedule))
 
 
-def train_teacher(
-    recipe: Recipe,
-    /,
-    *overrides: str,
-    resume: bool = False,
-    on_report: Callable[[dict[str, float]], object] = lambda _: None,
-    **keys: Any,
-) -> Path:
-    """Train a small diffusion model on images (a folder, Parquet, npz or IDX files), and return its diffusers folder.
-
-    recipe, overrides, keys: see `load_config`, such as data="my_images", out="my_teacher", size=32.
-    resume: continue a training that was interrupted.
-    on_report: function that gets step, steps, loss, images_per_second and eta_seconds every 50 steps.
-    """
-    from redif_ray.teacher import TeacherConfig, train
-
-    config: TeacherConfig = _resolved(recipe, overrides, keys, TeacherConfig)
-    return train(config, resume=resume, report=lambda row: on_report({**row, "steps": config.steps}))
-
-
-def _resolved(recipe: Recipe, overrides: tuple[str, ...], given: Mapping[str, Any], model: type[BaseModel]) -> Any:
+def resolved(recipe: Recipe, overrides: tuple[str, ...], given: Mapping[str, Any], model: type[BaseModel]) -> Any:
     """Return the recipe with overrides as a `model`."""
     tree = {} if isinstance(recipe, Mapping) else _tree(recipe)
     recipes = changes(recipe, model) if isinstance(recipe, Mapping) else ()

@@ -14,7 +14,7 @@ import numpy as np
 
 from redif_ray.data.findings import Findings
 from redif_ray.data.labels import check_range, numbered
-from redif_ray.data.layouts.columns import label_column
+from redif_ray.data.layouts.columns import NO_LABELS, label_column
 from redif_ray.data.memory import check_memory
 from redif_ray.data.pixels import DataError
 
@@ -43,15 +43,20 @@ def has_idx(folder: Path) -> bool:
     return any(folder.glob("*-images-idx3-ubyte*"))
 
 
-def read_idx(folder: Path, split: str, findings: Findings) -> Arrays:
-    """Return the arrays of a folder's IDX files. Raises DataError."""
+def read_idx(folder: Path, split: str, wanted: str | None, findings: Findings) -> Arrays:
+    """Return the arrays of a folder's IDX files. wanted: `none` for no labels. Raises DataError."""
     if split not in PREFIXES:
         raise DataError(f"split={split!r}: expected train or test")
     prefix = PREFIXES[split]
-    findings.kind, findings.labels = "IDX files", f"{prefix}-labels-idx1-ubyte"
+    if wanted not in (None, NO_LABELS):
+        raise DataError(f"the labels of {folder} are IDX files; leave label={wanted} out, or set label=none")
+    findings.kind = "IDX files"
     findings.splits = tuple(name for name, p in PREFIXES.items() if any(folder.glob(f"{p}-images-idx3-ubyte*")))
     images = _idx_array(folder, f"{prefix}-images-idx3-ubyte", 3)
-    labels = _idx_array(folder, f"{prefix}-labels-idx1-ubyte", 1)
+    if wanted == NO_LABELS:
+        return images[:, None], None, ()
+    findings.labels = f"{prefix}-labels-idx1-ubyte"
+    labels = _idx_array(folder, findings.labels, 1)
     known = hashlib.sha256(_header(labels) + labels.tobytes()).hexdigest() in FASHION_MNIST_SHA256.values()
     labels = labels.astype(np.int64)
     return images[:, None], labels, FASHION_MNIST_CLASSES if known else numbered(labels.tolist())

@@ -62,6 +62,22 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.images)
 
+    def with_classes(self, classes: tuple[str, ...]) -> ImageSet:
+        """Return these images with labels among the classes of another set. Raises DataError for an unknown class."""
+        if self.labels is None or self.classes == classes:
+            return self
+        index = {name: i for i, name in enumerate(classes)}
+        unknown = sorted({self.classes[label] for label in np.unique(self.labels)} - set(classes))
+        if unknown:
+            raise DataError(f"{self.findings.source}: the class {unknown[0]!r} is not among {', '.join(classes)}")
+        places = np.array([index.get(name, -1) for name in self.classes], np.int64)
+        return ImageSet(self.images, places[self.labels], classes, self.findings)
+
+    def rows(self, rows: np.ndarray) -> ImageSet:
+        """Return the images of some rows."""
+        labels = None if self.labels is None else self.labels[rows]
+        return ImageSet(self.images[rows], labels, self.classes, self.findings)
+
     def summary(self) -> Iterator[str]:
         """Yield the lines that say what was found by class, what was changed, and what was left out and why."""
         counts = [] if self.labels is None else np.bincount(self.labels, minlength=len(self.classes)).tolist()
@@ -97,7 +113,7 @@ def load_images(
     if not path.exists():
         raise DataError(f"no such image set: {path}")
     if path.is_dir() and has_idx(path):
-        return _resized(ImageSet(*read_idx(path, split, findings), findings), size)
+        return _resized(ImageSet(*read_idx(path, split, label, findings), findings), size)
     if path.suffix == ".npz":
         return _resized(ImageSet(*read_npz(path, label, findings), findings), size)
     layout = read_source(path, Wanted("images", split, label), findings)

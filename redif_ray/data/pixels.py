@@ -171,4 +171,4 @@ def stack(images: list[np.ndarray], source: object) -> np.ndarray:
             f"{source}: images differ in shape ({shapes[0]}, {shapes[-1]}, ...); pass a size such as size=32, or "
             "convert them"
         )
-    return np.stack(alike)
+    return np.stack(alike, out=np.empty((len(alike), *shapes[0]), np.uint8))

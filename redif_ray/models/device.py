@@ -17,8 +17,10 @@ HALVES = {"F16": torch.float16, "BF16": torch.bfloat16}  # 16-bit dtypes by thei
 LARGE = 500_000_000  # weights beyond which a GPU computes in 16 bits whatever the files hold
 
 
-def sampling_device(asked: str | None) -> str:
+def sampling_device(asked: str | None, option: str = "--device ") -> str:
     """Return `asked`, or with None "cuda" or "mps" where this machine has one, else "cpu".
+
+    option: how the user set it, for errors.
 
     Raises ModelError for a device that torch cannot use here.
     """
@@ -28,7 +30,7 @@ def sampling_device(asked: str | None) -> str:
         torch.empty(1, device=asked)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise ModelError(f"--device {asked}: {reason}; expected cpu, or a device that this machine has") from error
+        raise ModelError(f"{option}{asked}: {reason}; expected cpu, or a device that this machine has") from error
     return asked
 
 

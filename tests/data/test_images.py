@@ -56,6 +56,7 @@ def test_idx_files(zipped: bool, tmp_path: Path) -> None:
     assert found.classes == ("0", "1", "2")
     other = load_images(str(tmp_path), split="test")
     assert np.array_equal(other.images[:, 0], test) and len(other.classes) == 4 and len(other) == 3
+    assert load_images(tmp_path, label="none").labels is None
     with pytest.raises(DataError, match=r"split='valid': expected train or test"):
         load_images(tmp_path, split="valid")
 

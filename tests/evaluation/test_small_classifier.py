@@ -8,9 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from image_files import make, png
 
-from redif_ray.classifiers import ClassifierConfig, accuracy, main, shifted, split_rows, train_classifier
+from redif_ray.classifiers.config import ClassifierConfig, JudgeTrainingError
+from redif_ray.classifiers.training import accuracy, read_images, shifted, split_rows, train_classifier
+from redif_ray.config import load
 from redif_ray.data.images import ImageSet, load_images
+from redif_ray.data.pixels import DataError
 from redif_ray.diffusion import noise
 from redif_ray.diffusion.noise import Stream
 from redif_ray.evaluation.judge_source import ASSETS
@@ -116,7 +120,7 @@ def test_training_learns_and_repeats(tmp_path: Path) -> None:
     write_idx(tmp_path, "train", pixels, labels)
     write_idx(tmp_path, "t10k", pixels[:64] // 2, labels[:64])
     common = [f"data={tmp_path}", "name=bars", "kind=residual", "epochs=3", "batch=32", "shift=1"]
-    main([*common, f"out={tmp_path / 'one'}"])
+    train_classifier(load(None, [*common, f"out={tmp_path / 'one'}"], ClassifierConfig))
     rows: list[dict[str, float]] = []
     config = dict(text.split("=") for text in common) | {"out": str(tmp_path / "two")}
     train_classifier(ClassifierConfig.model_validate(config), report=rows.append)
@@ -125,13 +129,43 @@ def test_training_learns_and_repeats(tmp_path: Path) -> None:
     assert one.card["test_accuracy"] > 0.9
     assert [row["epoch"] for row in rows] == [1, 2, 3] and rows[-1]["loss"] < rows[0]["loss"]
     with pytest.raises(FileExistsError, match="one exists"):
-        main([*common, f"out={tmp_path / 'one'}"])
+        train_classifier(load(None, [*common, f"out={tmp_path / 'one'}"], ClassifierConfig))
 
 
-def test_training_wants_a_test_split(tmp_path: Path) -> None:
-    np.savez(tmp_path / "set.npz", images=np.zeros((4, 8, 8), np.uint8), labels=np.array([0, 1, 0, 1]))
-    with pytest.raises(ValueError, match="no test split"):
-        main([f"data={tmp_path / 'set.npz'}", "name=x", f"out={tmp_path / 'x'}"])
+def config(tmp_path: Path, **changes: object) -> ClassifierConfig:
+    return ClassifierConfig.model_validate({"data": str(tmp_path), "out": str(tmp_path / "x"), "batch": 2, **changes})
+
+
+def test_of_data_without_a_test_split_a_tenth_is_held_out_of_both_halves(tmp_path: Path) -> None:
+    pixels, labels = np.arange(40, dtype=np.uint8)[:, None, None].repeat(8, 1).repeat(8, 2), np.arange(40) % 2
+    np.savez(tmp_path / "set.npz", images=pixels, labels=labels)
+    found = [read_images(config(tmp_path, data=str(tmp_path / "set.npz"), half=half)) for half in ("first", "second")]
+    (train, test), (_, same) = found
+    assert np.array_equal(test.images, same.images) and (len(train), len(test)) == (36, 4)
+    assert sorted(np.concatenate([train.images, test.images])[:, 0, 0, 0]) == list(range(40))
+
+
+def test_the_classes_of_a_test_split_are_those_of_training(tmp_path: Path) -> None:
+    """The test lacks the first class, so its folders alone would number the others from 0."""
+    for split, names in (("train", "abc"), ("test", "bc")):
+        for level, name in enumerate(names):
+            files = {f"{split}/{name}/{i}.png": png(level) for i in range(4)}
+            make(tmp_path, files)
+    train, test = read_images(config(tmp_path))
+    assert test.classes == train.classes == ("a", "b", "c")
+    assert test.labels is not None and test.labels.tolist() == [1] * 4 + [2] * 4
+    make(tmp_path, {"test/d/1.png": png(1)})
+    with pytest.raises(DataError, match="the class 'd' is not among a, b, c"):
+        read_images(config(tmp_path))
+
+
+def test_data_that_cannot_train_a_judge_are_refused(tmp_path: Path) -> None:
+    make(tmp_path, {f"{i}.png": png(i) for i in range(5)})
+    with pytest.raises(JudgeTrainingError, match="has no labels; expected labelled images"):
+        read_images(config(tmp_path))
+    make(tmp_path / "set", {f"{name}/{i}.png": png(i) for name in "ab" for i in range(5)})
+    with pytest.raises(JudgeTrainingError, match=r"batch=8: half of the training images of .* are 4; set a smaller"):
+        read_images(config(tmp_path, data=str(tmp_path / "set"), batch=8))
 
 
 @pytest.mark.slow

@@ -21,7 +21,8 @@ from redif_ray.models import locate, registry
 from redif_ray.models.pixel import PixelUNet
 from redif_ray.models.protocol import DiffusionModel, ModelError
 from redif_ray.models.registry import fingerprint, load_model, model_folder
-from redif_ray.teacher import TeacherConfig, train
+from redif_ray.teacher.config import TeacherConfig
+from redif_ray.teacher.training import train
 
 
 def copied(source: Path, target: Path) -> Path:

@@ -99,6 +99,11 @@ def _found(files: Sequence[Path]) -> str:
 
 
 def _images(folder: Path, images: Sequence[Path], about: Sequence[Path], wanted: Wanted, findings: Findings) -> Layout:
+    if not about and wanted.column not in (None, columns.NO_LABELS):
+        raise DataError(
+            f"the labels of this folder are the names of its folders; leave label={wanted.column} out, set label=none, "
+            "or give it a metadata.csv"
+        )
     root, chosen = _split_folder(folder, images, wanted.split, findings)
     findings.kind = "a folder of images"
     if about:

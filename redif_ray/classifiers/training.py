@@ -1,4 +1,4 @@
-"""The command `python -m redif_ray.classifiers`: train a small classifier as a reward's encoder or as a judge.
+"""The command `redif train-judge`: train a small classifier as a reward's encoder or as a judge.
 
 An encoder and a judge must not share data, so each is trained on its own half of a seeded split, which the folder
 records.
@@ -8,24 +8,23 @@ from __future__ import annotations
 
 import hashlib
 import math
-import sys
+import shlex
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch.nn import functional
 
-from redif_ray.config import load
+from redif_ray.classifiers.config import ClassifierConfig, JudgeTrainingError
 from redif_ray.data.arrays import FASHION_MNIST_CLASSES
 from redif_ray.data.images import ImageSet, load_images
 from redif_ray.diffusion import noise
 from redif_ray.diffusion.noise import Stream
 from redif_ray.files import atomic_folder
-from redif_ray.models.classifier import Classifier, Kind
+from redif_ray.models.classifier import Classifier
 
 CARD = """# {name}
 
@@ -47,26 +46,6 @@ data and differ in architecture.
 """
 FASHION_MNIST_LICENCE = """Weights: the licence of this project. Data: Fashion-MNIST (Xiao, Rasul and Vollgraf, arXiv
 1708.07747), MIT licence, Copyright (c) 2017 Zalando SE, https://github.com/zalandoresearch/fashion-mnist."""
-
-
-class ClassifierConfig(BaseModel):
-    """The configuration of `train_classifier`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    data: str = Field(description="labelled images with a train and a test split: a folder of IDX files")
-    out: str = Field(description="the folder to write; must not exist")
-    name: str = Field(description="its name in reports")
-    kind: Kind = Field("conv", description="plain convolutions or a residual network")
-    half: Literal["first", "second"] = Field("first", description="the half of the split to train on")
-    split_seed: int = Field(20170825, ge=0, description="seed of the split; the same for both halves")
-    epochs: int = Field(10, gt=0)
-    batch: int = Field(128, gt=0)
-    lr: float = Field(3e-3, gt=0, description="peak; linear warm-up over a tenth of the steps, then a cosine to zero")
-    weight_decay: float = Field(0.05, ge=0)
-    shift: int = Field(2, ge=0, description="each image is shifted by up to this many pixels, padded with zeros")
-    seed: int = Field(0, ge=0)
-    threads: int = Field(1, gt=0, description="CPU threads")
 
 
 def split_rows(count: int, half: str, seed: int) -> np.ndarray:
@@ -104,22 +83,54 @@ def accuracy(model: Classifier, images: ImageSet) -> float:
     return right / len(images)
 
 
-def train_classifier(config: ClassifierConfig, *, report: Callable[[dict[str, float]], None] = lambda _: None) -> Path:
-    """Train on one half of the training images, measure on the test images, save with a card; returns the folder.
+def read_images(config: ClassifierConfig) -> tuple[ImageSet, ImageSet]:
+    """Return the training and the test images. Raises UserError and FileExistsError.
 
-    report: function that gets epoch, loss, seconds and eta_seconds after every epoch. The weights are the same every
-    time (CPU, same thread count). Raises FileExistsError, ValueError for data without labels or test images, and
-    FloatingPointError for a loss that is not finite.
+    Of data without a test split, a tenth that `split_seed` draws is the test, whichever half is trained on.
     """
     out = Path(config.out)
     if out.exists():
         raise FileExistsError(f"{out} exists; choose another `out` or move it away")
+    read = partial(load_images, config.data, size=config.size, label=config.label, background=config.background)
+    images = read()
+    if images.labels is None:
+        raise JudgeTrainingError(f"{config.data} has no labels; expected labelled images")
+    if "test" in images.findings.splits:
+        test = read(split="test").with_classes(images.classes)
+        if test.labels is None or test.images.shape[1:] != images.images.shape[1:]:
+            lacking = "have no labels" if test.labels is None else f"are {test.images.shape[1:]}"
+            raise JudgeTrainingError(
+                f"{config.data}: the test images {lacking}; expected labelled ones of {images.images.shape[1:]}, as "
+                "those for training; set size"
+            )
+    else:
+        order = noise.permutation(len(images), Stream.TEACHER_DATA, seed=config.split_seed, round=1)
+        apart = max(1, len(images) // 10)
+        images, test = images.rows(np.sort(order[apart:])), images.rows(np.sort(order[:apart]))
+    half = len(images) // 2
+    if half < config.batch:
+        raise JudgeTrainingError(
+            f"batch={config.batch}: half of the training images of {config.data} are {half}; set a smaller batch, or "
+            "give more images"
+        )
+    return images, test
+
+
+def train_classifier(
+    config: ClassifierConfig,
+    data: tuple[ImageSet, ImageSet] | None = None,
+    *,
+    report: Callable[[dict[str, float]], None] = lambda _: None,
+) -> Path:
+    """Train on one half of the training images, measure on the test images, save with a card; return the folder.
+
+    data: what `read_images` returned; None: read it. report: function that gets epoch, loss, seconds and eta_seconds
+    after every epoch. The weights are the same every time (CPU, same thread count). Raises UserError for data without
+    labels, or too few of them, and for a loss that is not finite.
+    """
     torch.set_num_threads(config.threads)
-    images, test = load_images(config.data), load_images(config.data, split="test")
-    if images.labels is None or test.labels is None:
-        raise ValueError(f"{config.data} has no labels; expected labelled images")
-    if np.array_equal(images.images, test.images):
-        raise ValueError(f"{config.data} has no test split of its own; expected a folder of IDX files with both")
+    images, test = read_images(config) if data is None else data
+    assert images.labels is not None
     rows = split_rows(len(images), config.half, config.split_seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
@@ -144,7 +155,7 @@ def train_classifier(config: ClassifierConfig, *, report: Callable[[dict[str, fl
             optimizer.step()
             loss_sum += loss.item()
         if not math.isfinite(loss_sum):
-            raise FloatingPointError(f"the loss is {loss_sum} in epoch {epoch + 1}; lower lr (now {config.lr})")
+            raise JudgeTrainingError(f"the loss is {loss_sum} in epoch {epoch + 1}; lower lr (now {config.lr})")
         seconds = time.monotonic() - started
         report(
             {
@@ -155,14 +166,15 @@ def train_classifier(config: ClassifierConfig, *, report: Callable[[dict[str, fl
             }
         )
     _save(model.eval(), config, rows, test)
-    return out
+    return Path(config.out)
 
 
 def _save(model: Classifier, config: ClassifierConfig, rows: np.ndarray, test: ImageSet) -> None:
     share = accuracy(model, test)
     settings = config.model_dump()
-    overrides = " ".join(f"{key}={settings[key]}" for key in sorted(config.model_fields_set))
-    command = f"python -m redif_ray.classifiers {overrides}"
+    command = shlex.join(
+        ["redif", "train-judge", *(f"{key}={settings[key]}" for key in sorted(config.model_fields_set))]
+    )
     model.card = {
         "test_accuracy": share,
         "test_images": len(test),
@@ -194,12 +206,3 @@ def _save(model: Classifier, config: ClassifierConfig, rows: np.ndarray, test: I
                 licence=FASHION_MNIST_LICENCE if fashion_mnist else "The licence of the data applies.",
             )
         )
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    config: Any = load(None, list(sys.argv[1:] if arguments is None else arguments), ClassifierConfig)
-    train_classifier(config, report=lambda row: print({k: round(v, 4) for k, v in row.items()}, flush=True))
-
-
-if __name__ == "__main__":
-    main()
