@@ -40,7 +40,7 @@ FASHION_MNIST_SHA256 = {  # of the decompressed label files
 
 
 def has_idx(folder: Path) -> bool:
-    return any(folder.glob("*-images-idx3-ubyte*"))
+    return any(folder.glob("*-images?idx3-ubyte*"))
 
 
 def read_idx(folder: Path, split: str, wanted: str | None, findings: Findings) -> Arrays:
@@ -51,7 +51,7 @@ def read_idx(folder: Path, split: str, wanted: str | None, findings: Findings) -
     if wanted not in (None, NO_LABELS):
         raise DataError(f"the labels of {folder} are IDX files; leave label={wanted} out, or set label=none")
     findings.kind = "IDX files"
-    findings.splits = tuple(name for name, p in PREFIXES.items() if any(folder.glob(f"{p}-images-idx3-ubyte*")))
+    findings.splits = tuple(name for name, p in PREFIXES.items() if any(folder.glob(f"{p}-images?idx3-ubyte*")))
     images = _idx_array(folder, f"{prefix}-images-idx3-ubyte", 3)
     if wanted == NO_LABELS:
         return images[:, None], None, ()
@@ -68,7 +68,8 @@ def _header(labels: np.ndarray) -> bytes:
 
 def _idx_array(folder: Path, name: str, ndim: int) -> np.ndarray:
     """Read IDX: two zero bytes, 0x08 for uint8, the number of dimensions, each as big-endian uint32, then the data."""
-    path = next((p for p in (folder / name, folder / f"{name}.gz") if p.exists()), None)
+    spellings = (name, name.replace("-idx", ".idx"))  # both are in use
+    path = next((p for n in spellings for p in (folder / n, folder / f"{n}.gz") if p.exists()), None)
     if path is None:
         raise DataError(f"{folder} has no {name} or {name}.gz")
     try:

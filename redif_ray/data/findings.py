@@ -33,10 +33,10 @@ class Findings:
 
     def lines(self, count: int, classes: Counter[str]) -> Iterator[str]:
         """Yield the lines of the summary. count: number of images. classes: number of images of each class."""
-        yield f"data: {self.source}, {self.kind}: {count:,} images"
+        yield f"data: {ascii_name(self.source)}, {self.kind}: {count:,} images"
         if self.splits:
             yield f"  splits: {', '.join(self.splits)}"
-        yield f"  labels: {self.labels}" if self.labels else "  labels: none, so images have no classes"
+        yield f"  labels: {ascii_name(self.labels)}" if self.labels else "  labels: none, so images have no classes"
         if classes:
             shown = [f"{name!r} {n:,}" for name, n in list(classes.items())[:LISTED]]
             more = [f"and {len(classes) - LISTED:,} more"] if len(classes) > LISTED else []

@@ -28,7 +28,7 @@ from redif_ray.data.memory import check_memory
 from redif_ray.data.pixels import WHITE, DataError, array, colour, decode, picture, square, stack
 from redif_ray.files import atomic_file
 
-CHECK_EVERY = 256  # images between two looks at the memory
+CHECK_BYTES = 2**26  # of images between two looks at the memory
 NAMED = 5  # files that cannot be read which an error names
 
 
@@ -132,7 +132,8 @@ def _decoded(
     images: list[np.ndarray] = []
     labels: list[Any] = []
     broken: list[str] = []
-    held = 0
+    held = checked = 0
+    check_memory(3 * (size or 0) ** 2, f"size={size}")
     for row in rows:
         try:
             image = _pixels(row, size, background, findings)
@@ -142,8 +143,10 @@ def _decoded(
         images.append(image)
         labels.append(row.label)
         held += image.nbytes
-        if len(images) % CHECK_EVERY == 0:
+        if held - checked > CHECK_BYTES:
             check_memory(held, source)
+            checked = held
+    check_memory(held, source)
     if broken:
         more = f" (and {len(broken) - 1:,} more images: {'; '.join(broken[1:NAMED])})" if len(broken) > 1 else ""
         raise DataError(f"{broken[0]}{more}; mend or remove {'them' if more else 'it'}")

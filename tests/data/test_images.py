@@ -57,6 +57,9 @@ def test_idx_files(zipped: bool, tmp_path: Path) -> None:
     other = load_images(str(tmp_path), split="test")
     assert np.array_equal(other.images[:, 0], test) and len(other.classes) == 4 and len(other) == 3
     assert load_images(tmp_path, label="none").labels is None
+    for path in list(tmp_path.iterdir()):
+        path.rename(path.with_name(path.name.replace("-idx", ".idx")))
+    assert np.array_equal(load_images(tmp_path).images, found.images)
     with pytest.raises(DataError, match=r"split='valid': expected train or test"):
         load_images(tmp_path, split="valid")
 

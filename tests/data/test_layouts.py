@@ -166,6 +166,7 @@ def test_class_names_of_metadata_are_those_of_the_feature(tmp_path: Path) -> Non
         ({"a.tar": tar(FLAT)[:1300]}, "a.tar", "is not a tar file that can be read: it is cut off before the mark"),
         ({"a.tar": tar(FLAT)[:1024]}, "a.tar", "is not a tar file that can be read: it is cut off before the mark"),
         ({"a.tar": tar(FLAT)[:1000]}, "a.tar", "is not a tar file that can be read: unexpected end of data"),
+        ({"a.tar": tar({"1.png": png(1), "2.png": png(1), "1.cls": "3"})}, "a.tar", "its members do not lie together"),
         ({"a.tar": "no tar"}, "a.tar", "is not a tar file that can be read"),
         (
             {"1.png": "x", "2.png": "y", "3.png": png(3)},
@@ -203,6 +204,37 @@ def test_links_are_followed_and_end(tmp_path: Path) -> None:
         "broken links or special files": ["cat/gone.png", "cat/pipe.png"],
         "links to folders that are read elsewhere": ["cat/loop"],
     }
+
+
+def test_names_of_any_bytes_are_read_and_shown(tmp_path: Path) -> None:
+    """A name that is not UTF-8 can be opened, and shown with escapes; a class needs a name that can be written."""
+    folder = make(tmp_path / "cat", {"a b\n[bold]#1.png": png(1)})
+    odd = os.fsdecode(b"caf\xe9.png")
+    (folder / odd).write_bytes(png(2))
+    (folder / odd.replace(".png", ".bak")).write_bytes(b"x")
+    found = load_images(tmp_path)
+    assert reds(found) == [1, 2]
+    "\n".join(found.summary()).encode()
+    (tmp_path / os.fsdecode(b"dog\xe9")).mkdir()
+    (tmp_path / os.fsdecode(b"dog\xe9") / "1.png").write_bytes(png(1))
+    with pytest.raises(DataError, match=r"the name of the class folder 'dog\\udce9' is not UTF-8; rename it"):
+        load_images(tmp_path)
+
+
+def test_folders_in_folders_have_no_end_but_the_systems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Deeper than Python can recurse; so deep a folder is removed from its end, which pytest does not."""
+    monkeypatch.chdir(tmp_path)
+    for _ in range(1100):
+        Path("d").mkdir()
+        os.chdir("d")
+    Path("1.png").write_bytes(png(1))
+    try:
+        assert reds(load_images(tmp_path)) == [1]
+    finally:
+        Path("1.png").unlink()
+        for _ in range(1100):
+            os.chdir("..")
+            Path("d").rmdir()
 
 
 def test_the_summary_says_what_was_found_and_what_was_not(tmp_path: Path) -> None:
@@ -244,7 +276,7 @@ def test_a_bomb_is_refused_before_it_is_unpacked(name: str, content: Callable[[]
 
 def test_a_set_larger_than_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "SHARE", 1e-12)
-    folder = make(tmp_path, {f"{i:03}.png": png() for i in range(260)})
+    folder = make(tmp_path, {f"{i:03}.png": png() for i in range(3)})
     with pytest.raises(DataError, match=r"its images take .* GiB are free; set a smaller size"):
         load_images(folder)
     np.savez_compressed(tmp_path / "x.npz", images=np.zeros((100, 8, 8), np.uint8))

@@ -55,7 +55,7 @@ def read_folder(folder: Path, wanted: Wanted, findings: Findings, table: Path | 
         )
     raise DataError(
         f"{folder} is a folder without {', '.join(tables.SUFFIXES)} or .tar files, or a .txt beside each image"
-        f"{_found(files)}"
+        f"{_found(files)}; of a list of captions, give the file itself"
     )
 
 

@@ -49,8 +49,12 @@ def read_shards(files: Sequence[File], wanted: Wanted, findings: Findings) -> La
 def _examples(file: File, wanted: Wanted, findings: Findings) -> Iterator[Row]:
     try:
         with file.open() as stream, tarfile.open(fileobj=stream, mode="r|*", tarinfo=_Whole) as shard:
+            seen: set[str] = set()
             for name, group in groupby(_members(shard, file.name, wanted, findings), key=lambda member: member[0]):
                 where = f"{file.name} {name}"
+                if name in seen:
+                    raise DataError(f"{where}: its members do not lie together; sort the members by name")
+                seen.add(name)
                 row = _row(where, [(suffix, data) for _, suffix, data in group], wanted, findings)
                 if row is not None:
                     yield row
