@@ -5,18 +5,16 @@ from __future__ import annotations
 import gzip
 import hashlib
 import math
-import zipfile
-import zlib
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
+from redif_ray.data.errors import DataError, reading
 from redif_ray.data.findings import Findings
 from redif_ray.data.labels import check_range, numbered
 from redif_ray.data.layouts.columns import NO_LABELS, label_column
 from redif_ray.data.memory import check_memory
-from redif_ray.data.pixels import DataError
 
 Arrays = tuple[np.ndarray, np.ndarray | None, tuple[str, ...]]  # images, labels, names of the classes
 PREFIXES = {"train": "train", "test": "t10k"}  # of IDX files, by split
@@ -72,12 +70,10 @@ def _idx_array(folder: Path, name: str, ndim: int) -> np.ndarray:
     path = next((p for n in spellings for p in (folder / n, folder / f"{n}.gz") if p.exists()), None)
     if path is None:
         raise DataError(f"{folder} has no {name} or {name}.gz")
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
-            return _idx_values(stream, folder / name, ndim)
-    except (OSError, EOFError, zlib.error) as error:
-        kind = "a whole gzip file" if path.suffix == ".gz" else "a file that can be read"
-        raise DataError(f"{path} is not {kind}: {error}") from error
+    zipped = path.suffix == ".gz"
+    readable = reading(path, "a whole gzip file" if zipped else "a file that can be read")
+    with readable, gzip.open(path) if zipped else path.open("rb") as stream:
+        return _idx_values(stream, folder / name, ndim)
 
 
 def _idx_values(stream: IO[bytes] | Any, path: Path, ndim: int) -> np.ndarray:
@@ -98,13 +94,9 @@ def _idx_values(stream: IO[bytes] | Any, path: Path, ndim: int) -> np.ndarray:
 def read_npz(path: Path, wanted: str | None, findings: Findings) -> Arrays:
     """Return the arrays of an npz; object arrays are never unpickled. wanted: name of the labels. Raises DataError."""
     findings.kind = "an npz"
-    try:
-        with path.open("rb") as stream, np.lib.npyio.NpzFile(stream, allow_pickle=False) as archive:
-            return _npz_arrays(archive, path, wanted, findings)
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error, MemoryError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"{path} is not a plain npz (object arrays are never unpickled): {error}") from error
+    plain = reading(path, "a plain npz (object arrays are never unpickled)")
+    with plain, path.open("rb") as stream, np.lib.npyio.NpzFile(stream, allow_pickle=False) as archive:
+        return _npz_arrays(archive, path, wanted, findings)
 
 
 def _npz_arrays(archive: Any, path: Path, wanted: str | None, findings: Findings) -> Arrays:

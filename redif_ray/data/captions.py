@@ -9,11 +9,11 @@ from typing import Any, TypeVar
 import pyarrow as pa
 
 from redif_ray.config import ConfigError
+from redif_ray.data.errors import DataError
 from redif_ray.data.findings import Findings
 from redif_ray.data.layouts.files import File, is_uri, lines_of
 from redif_ray.data.layouts.rows import Row, Wanted
 from redif_ray.data.layouts.source import read_source
-from redif_ray.data.pixels import DataError
 
 Value = TypeVar("Value", str, int)
 SHIPPED = Path(__file__).parents[1] / "assets" / "captions"

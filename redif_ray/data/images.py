@@ -19,13 +19,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from redif_ray.data.arrays import has_idx, read_idx, read_npz
+from redif_ray.data.errors import DataError
 from redif_ray.data.findings import Findings
 from redif_ray.data.labels import class_indices
 from redif_ray.data.layouts.rows import Row, Wanted, encoded
 from redif_ray.data.layouts.source import read_source
 from redif_ray.data.layouts.tables import CLASSES
 from redif_ray.data.memory import check_memory
-from redif_ray.data.pixels import WHITE, DataError, array, colour, decode, picture, square, stack
+from redif_ray.data.pixels import WHITE, array, colour, decode, picture, square, stack
 from redif_ray.files import atomic_file
 
 CHECK_BYTES = 2**26  # of images between two looks at the memory

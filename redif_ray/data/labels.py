@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from redif_ray.data.pixels import DataError
+from redif_ray.data.errors import DataError
 
 MOST_CLASSES = 100_000
 

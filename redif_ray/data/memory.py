@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import psutil
 
-from redif_ray.data.pixels import DataError
+from redif_ray.data.errors import DataError
 
 SHARE = 0.4  # of the free memory, for images that are held once more while they are stacked
 

@@ -13,18 +13,14 @@ from functools import cache, lru_cache
 import numpy as np
 from PIL import ExifTags, Image, ImageCms, ImageColor, ImageOps
 
+from redif_ray.data.errors import DataError, reading
 from redif_ray.data.findings import Findings
-from redif_ray.errors import UserError
 
 WHITE = "white"
 GREY_MODES = ("1", "L", "LA", "La")
 # EPS runs Ghostscript on the file, the others are names without a decoder or have no pixels.
 REFUSED = {"EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG"}
 CERTAIN = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000")  # told by their first bytes
-
-
-class DataError(UserError, ValueError):
-    """Data that cannot be read as asked; the message names the file and what was expected."""
 
 
 @cache
@@ -55,19 +51,14 @@ def decode(data: bytes, where: str, background: str = WHITE, findings: Findings 
     mode and treatment are noted.
     """
     found = Findings() if findings is None else findings
-    try:
-        with Image.open(io.BytesIO(data), formats=formats()) as opened:
-            frames = getattr(opened, "n_frames", 1)
-            if frames > 1 and opened.format != "MPO":  # a camera's second picture is a preview of the first
-                found.changed["of several frames, of which the first is taken"] += 1
-            image = _eight_bits(_turned(opened, found), opened.format, found)
-            found.modes[opened.mode] += 1
-            found.sizes[image.size] += 1
-            return _composed(image, background, found)
-    except DataError as error:
-        raise DataError(f"{where}: {error}") from None
-    except Exception as error:  # for damaged data, Pillow's decoders raise errors of many kinds
-        raise DataError(f"{where} is not an image that can be read: {error or type(error).__name__}") from error
+    with reading(where, "an image that can be read"), Image.open(io.BytesIO(data), formats=formats()) as opened:
+        frames = getattr(opened, "n_frames", 1)
+        if frames > 1 and opened.format != "MPO":  # a camera's second picture is a preview of the first
+            found.changed["of several frames, of which the first is taken"] += 1
+        image = _eight_bits(_turned(opened, found), opened.format, where, found)
+        found.modes[opened.mode] += 1
+        found.sizes[image.size] += 1
+        return _composed(image, background, found)
 
 
 def _turned(image: Image.Image, found: Findings) -> Image.Image:
@@ -81,12 +72,12 @@ def _turned(image: Image.Image, found: Findings) -> Image.Image:
     return ImageOps.exif_transpose(image)
 
 
-def _eight_bits(image: Image.Image, format: str | None, found: Findings) -> Image.Image:
+def _eight_bits(image: Image.Image, format: str | None, where: str, found: Findings) -> Image.Image:
     if image.mode.startswith("I;16") or (image.mode == "I" and format == "PPM"):  # Pillow would clip, not scale
         found.changed["of 16 bits, reduced to 8"] += 1
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode in ("I", "F"):
-        raise DataError("its pixels have 32 bits, whose range is not known; save it with 8 or 16 bits")
+        raise DataError(f"{where}: its pixels have 32 bits, whose range is not known; save it with 8 or 16 bits")
     return image
 
 

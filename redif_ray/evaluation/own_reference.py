@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from redif_ray.data.errors import DataError
 from redif_ray.data.images import ImageSet, load_images, write_parquet
 from redif_ray.data.layouts.columns import NO_LABELS
-from redif_ray.data.pixels import WHITE, DataError
+from redif_ray.data.pixels import WHITE
 from redif_ray.evaluation.judge_source import REFERENCE
 from redif_ray.models.classifier import load_classifier
 

@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from redif_ray.data.errors import DataError
 from redif_ray.data.images import decoded_cells
-from redif_ray.data.pixels import DataError
 from redif_ray.evaluation.judge_source import judge_files, needs_reference
 
 

@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from redif_ray.data.errors import DataError
 from redif_ray.data.images import ImageSet, load_images, write_parquet
-from redif_ray.data.pixels import DataError
 from redif_ray.diffusion import noise
 from redif_ray.diffusion.noise import Stream
 

@@ -14,8 +14,8 @@ import pytest
 from image_files import make, parquet, png, tar
 
 from redif_ray.data import memory
+from redif_ray.data.errors import DataError
 from redif_ray.data.images import ImageSet, load_images
-from redif_ray.data.pixels import DataError
 
 
 def reds(images: ImageSet) -> list[int]:

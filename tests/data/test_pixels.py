@@ -11,8 +11,8 @@ import pytest
 from image_files import make, png
 from PIL import Image, ImageCms
 
+from redif_ray.data.errors import DataError
 from redif_ray.data.images import decoded_cells, load_images
-from redif_ray.data.pixels import DataError
 
 
 def turned(orientation: int) -> bytes:

@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from redif_ray.data.errors import DataError
 from redif_ray.data.images import ImageSet, write_parquet
-from redif_ray.data.pixels import DataError
 from redif_ray.evaluation.encoders import Encoder, JudgeError, embedded, fit, load_encoder, make_encoder
 from redif_ray.evaluation.frechet import frechet
 from redif_ray.evaluation.judge import Judge

@@ -13,8 +13,8 @@ from image_files import make, png
 from redif_ray.classifiers.config import ClassifierConfig, JudgeTrainingError
 from redif_ray.classifiers.training import accuracy, read_images, shifted, split_rows, train_classifier
 from redif_ray.config import load
+from redif_ray.data.errors import DataError
 from redif_ray.data.images import ImageSet, load_images
-from redif_ray.data.pixels import DataError
 from redif_ray.diffusion import noise
 from redif_ray.diffusion.noise import Stream
 from redif_ray.evaluation.judge_source import ASSETS

@@ -12,7 +12,7 @@ from typing import IO, Any
 from pyarrow import fs
 
 from redif_ray.config.uris import revealed
-from redif_ray.data.pixels import DataError
+from redif_ray.data.errors import DataError
 
 TEXT_BYTES = 2**30  # of a text file; more is refused
 MARKS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}

@@ -11,12 +11,13 @@ from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
+from redif_ray.data.errors import DataError
 from redif_ray.data.findings import Findings
 from redif_ray.data.layouts import columns, shards, tables
 from redif_ray.data.layouts.files import File, text_of
 from redif_ray.data.layouts.rows import Layout, Row, Wanted, label_of, number_in, picked, split_named, values
 from redif_ray.data.layouts.table_rows import read_tables
-from redif_ray.data.pixels import CERTAIN, DataError, suffixes
+from redif_ray.data.pixels import CERTAIN, suffixes
 from redif_ray.data.walk import visible_files
 
 CAPTIONS = (".txt", ".caption")  # of one image, beside it

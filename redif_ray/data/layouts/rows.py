@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from redif_ray.data.errors import DataError
 from redif_ray.data.findings import Findings
 from redif_ray.data.layouts import columns
 from redif_ray.data.layouts.tables import Table
-from redif_ray.data.pixels import DataError
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,20 +6,19 @@ Members are read in their order and never written to disk: `0001.jpg` is an imag
 
 from __future__ import annotations
 
-import lzma
 import tarfile
-import zlib
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import PurePosixPath
 from typing import Any, Self
 
+from redif_ray.data.errors import DataError, reading
 from redif_ray.data.findings import Findings
 from redif_ray.data.layouts import columns
 from redif_ray.data.layouts.files import File, decoded
 from redif_ray.data.layouts.rows import Layout, Row, Wanted, number_in
 from redif_ray.data.layouts.tables import parsed
-from redif_ray.data.pixels import DataError, suffixes
+from redif_ray.data.pixels import suffixes
 
 SUFFIXES = (".tar", ".tgz", ".tar.gz")
 MEMBER_BYTES = 2**30
@@ -47,19 +46,20 @@ def read_shards(files: Sequence[File], wanted: Wanted, findings: Findings) -> La
 
 
 def _examples(file: File, wanted: Wanted, findings: Findings) -> Iterator[Row]:
-    try:
-        with file.open() as stream, tarfile.open(fileobj=stream, mode="r|*", tarinfo=_Whole) as shard:
-            seen: set[str] = set()
-            for name, group in groupby(_members(shard, file.name, wanted, findings), key=lambda member: member[0]):
-                where = f"{file.name} {name}"
-                if name in seen:
-                    raise DataError(f"{where}: its members do not lie together; sort the members by name")
-                seen.add(name)
-                row = _row(where, [(suffix, data) for _, suffix, data in group], wanted, findings)
-                if row is not None:
-                    yield row
-    except (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError) as error:
-        raise DataError(f"{file.name} is not a tar file that can be read: {error}") from error
+    seen: set[str] = set()
+    with (
+        reading(file.name, "a tar file that can be read"),
+        file.open() as stream,
+        tarfile.open(fileobj=stream, mode="r|*", tarinfo=_Whole) as shard,
+    ):
+        for name, group in groupby(_members(shard, file.name, wanted, findings), key=lambda member: member[0]):
+            where = f"{file.name} {name}"
+            if name in seen:
+                raise DataError(f"{where}: its members do not lie together; sort the members by name")
+            seen.add(name)
+            row = _row(where, [(suffix, data) for _, suffix, data in group], wanted, findings)
+            if row is not None:
+                yield row
 
 
 def _members(shard: tarfile.TarFile, name: str, wanted: Wanted, findings: Findings) -> Iterator[tuple[str, str, bytes]]:

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from redif_ray.data.errors import DataError
 from redif_ray.data.findings import Findings
 from redif_ray.data.layouts import columns, shards, tables
 from redif_ray.data.layouts.files import File, is_uri
 from redif_ray.data.layouts.folder import read_folder
 from redif_ray.data.layouts.rows import Layout, Wanted
 from redif_ray.data.layouts.table_rows import read_tables
-from redif_ray.data.pixels import DataError
 
 
 def read_source(source: str | Path, wanted: Wanted, findings: Findings) -> Layout:

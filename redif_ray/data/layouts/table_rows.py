@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import partial
 
+from redif_ray.data.errors import DataError
 from redif_ray.data.findings import Findings
 from redif_ray.data.layouts import columns
 from redif_ray.data.layouts.files import File
 from redif_ray.data.layouts.rows import Layout, Row, Wanted, classes_of, encoded, label_of, number_in, picked, values
 from redif_ray.data.layouts.tables import Table, open_table
-from redif_ray.data.pixels import DataError
 
 
 def read_tables(files: Sequence[File], wanted: Wanted, findings: Findings) -> Layout:

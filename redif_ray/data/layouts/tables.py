@@ -12,9 +12,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from redif_ray.data.errors import DataError, reading
 from redif_ray.data.layouts.columns import features
 from redif_ray.data.layouts.files import File, lines_of, text_of
-from redif_ray.data.pixels import DataError
 
 CLASSES = b"redif.classes"  # metadata key of a Parquet file for the names of its classes
 SUFFIXES = (".parquet", ".jsonl", ".ndjson", ".csv", ".tsv", ".json")
@@ -42,13 +42,10 @@ class Table:
 
 def open_table(file: File) -> Table:
     """Open the table in a file. Raises DataError naming the file."""
-    try:
+    with reading(file.name, f"a readable {'Parquet' if file.suffix == '.parquet' else file.suffix} file"):
         if file.suffix == ".parquet":
             return _parquet(file)
         return _csv(file) if file.suffix in (".csv", ".tsv") else _json(file)
-    except (pa.ArrowException, OSError, csv.Error) as error:
-        kind = "Parquet" if file.suffix == ".parquet" else file.suffix
-        raise DataError(f"{file.name} is not a readable {kind} file: {error}") from error
 
 
 def _parquet(file: File) -> Table:
@@ -62,13 +59,11 @@ def _parquet(file: File) -> Table:
 
     def read(columns: Sequence[str]) -> Iterator[tuple[Any, ...]]:
         binary = any(_is_binary(schema.field(column).type) for column in columns)
-        try:
-            with file.open() as stream, pq.ParquetFile(stream) as opened:
-                size = IMAGES_AT_ONCE if binary else TEXTS_AT_ONCE
-                for batch in opened.iter_batches(batch_size=size, columns=list(columns)):
-                    yield from zip(*(batch[column].to_pylist() for column in columns), strict=True)
-        except (pa.ArrowException, OSError) as error:
-            raise DataError(f"{file.name} is not a readable Parquet file: {error}") from error
+        readable = reading(file.name, "a readable Parquet file")
+        with readable, file.open() as stream, pq.ParquetFile(stream) as opened:
+            size = IMAGES_AT_ONCE if binary else TEXTS_AT_ONCE
+            for batch in opened.iter_batches(batch_size=size, columns=list(columns)):
+                yield from zip(*(batch[column].to_pylist() for column in columns), strict=True)
 
     names = (schema.metadata or {}).get(CLASSES)
     types = {field.name: str(field.type) for field in schema}
