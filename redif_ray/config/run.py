@@ -239,11 +239,11 @@ class Conditions(Strict):
     )
     source: Uri | None = Field(
         None,
-        description="Captions or labels: a .txt, .jsonl or .parquet file, a folder, a URI or a shipped list. null is "
-        "the shipped prompts, or all classes.",
+        description="Captions or labels: a file (.txt, .csv, .jsonl, .parquet or .tar), a folder of images with "
+        "captions or of such files, a URI or a shipped list. null is the shipped prompts, or all classes.",
     )
     column: str | None = Field(
-        None, description="Column of the source. null looks for caption, text or prompt, or for label or class."
+        None, description="Column of the source. null looks for a usual name, such as caption, text, label or class."
     )
     held_out: Fraction = Field(
         0.1, description="Share of the captions that only the final evaluation sees, from 0 to 1."
