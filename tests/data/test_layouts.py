@@ -29,6 +29,7 @@ def names(images: ImageSet) -> list[str] | None:
 CELLS = [png(1), png(2), png(3)]
 STRUCTS = [{"bytes": cell, "path": f"{i}.png"} for i, cell in enumerate(CELLS)]
 CLASS_LABEL = {"_type": "ClassLabel", "names": ["cat", "dog"]}
+DONE = [1, 2, 3], ["cat", "dog", "cat"]
 META = "file_name,label\n1.png,cat\n2.png,dog\n3.png,cat\n"
 FLAT = {"1.png": png(1), "2.png": png(2), "3.png": png(3)}
 
@@ -55,6 +56,12 @@ FLAT = {"1.png": png(1), "2.png": png(2), "3.png": png(3)}
         ({"metadata.csv": META.replace(",", ";"), **FLAT}, "", [1, 2, 3], ["cat", "dog", "cat"]),
         ({"metadata.csv": "\ufeff" + META.replace("\n", "\r\n"), **FLAT}, "", [1, 2, 3], ["cat", "dog", "cat"]),
         ({"list.csv": META, **FLAT}, "list.csv", [1, 2, 3], ["cat", "dog", "cat"]),
+        (
+            {"labels.csv": META, "images/1.png": png(1), "images/2.png": png(2), "images/3.png": png(3)},
+            "labels.csv",
+            *DONE,
+        ),
+        ({"l.csv": META.replace("file_name", "image"), **FLAT}, "l.csv", *DONE),
         ({"metadata.csv": "filename,class\n2.png,1\n1.png,0\n", **FLAT}, "", [2, 1], ["1", "0"]),
         ({"train/metadata.jsonl": '{"file_name": "1.png", "text": "a cat"}\n', "train/1.png": png(1)}, "", [1], None),
         ({"metadata.jsonl": '{"file_name": "a\\\\1.png", "labels": "x"}\n', "a/1.png": png(1)}, "", [1], ["x"]),
@@ -62,7 +69,7 @@ FLAT = {"1.png": png(1), "2.png": png(2), "3.png": png(3)}
         ({"metadata.csv": "file_name\ncafe\u0301.png\n", "caf\u00e9.png": png(1)}, "", [1], None),
         (
             {"metadata.parquet": parquet({"file_name": ["2.png"], "label": [1]}, {"label": CLASS_LABEL}), **FLAT},
-            *("", [2], ["1"]),
+            *("", [2], ["dog"]),
         ),
         ({"a.parquet": parquet({"image": CELLS, "fine_label": [0, 2, 1]})}, "a.parquet", [1, 2, 3], ["0", "2", "1"]),
         ({"a.parquet": parquet({"img": STRUCTS, "Labels": [0, 2, 1]})}, "a.parquet", [1, 2, 3], ["0", "2", "1"]),
@@ -125,6 +132,12 @@ def test_class_names_of_metadata_are_those_of_the_feature(tmp_path: Path) -> Non
             "a.parquet",
             "has the columns species, and which one holds labels is not known",
         ),
+        (
+            {"labels.csv": META, "images/1.png": png(1)},
+            "",
+            r"labels\.csv has file names and labels .*, and is not read; set",
+        ),
+        ({"labels.csv": META, **FLAT}, "", r"labels\.csv has file names and labels .*, and is not read; set data="),
         ({"metadata.csv": "file_name,breed\n1.png,a\n", **FLAT}, "", "has the columns breed, and which one"),
         ({"metadata.csv": "file_name,label\n9.png,a\n", **FLAT}, "", "row 0 names '9.png', which is no image in"),
         ({"metadata.csv": "file_name,label\n../up.png,a\n", **FLAT}, "", "which is no image in"),

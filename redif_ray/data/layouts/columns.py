@@ -14,7 +14,7 @@ LABELS = (
     *("fine_label", "coarse_label", "cls", "class_name", "label_name"),
 )
 CAPTIONS = ("caption", "text", "prompt", "description", "sentence", "txt")
-FILES = ("file_name", "filename", "file_path", "filepath", "image_path", "path", "file")
+FILES = ("file_name", "filename", "file_path", "filepath", "image_path", "path", "file", "image", "img")
 SPLITS = ("split",)
 NO_LABELS = "none"  # in place of a label column's name
 

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from re import split as split_text
-from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
 from redif_ray.data.errors import DataError
 from redif_ray.data.findings import Findings
-from redif_ray.data.layouts import columns, shards, tables
+from redif_ray.data.layouts import columns, metadata, shards, tables
 from redif_ray.data.layouts.files import File, text_of
-from redif_ray.data.layouts.rows import Layout, Row, Wanted, label_of, number_in, picked, split_named, values
+from redif_ray.data.layouts.rows import Layout, Row, Wanted, split_named, values
 from redif_ray.data.layouts.table_rows import read_tables
 from redif_ray.data.pixels import CERTAIN, suffixes
 from redif_ray.data.walk import visible_files
 
 CAPTIONS = (".txt", ".caption")  # of one image, beside it
-METADATA = [f"metadata{suffix}" for suffix in tables.SUFFIXES]
 
 
 def read_folder(folder: Path, wanted: Wanted, findings: Findings, table: Path | None = None) -> Layout:
@@ -32,12 +29,12 @@ def read_folder(folder: Path, wanted: Wanted, findings: Findings, table: Path | 
     files = visible_files(folder, findings)
     images = [path for path in files if _is_image(path)]
     texts = _captions_beside(images, files)
-    about = _metadata(files, findings) if table is None else [table]
+    about = metadata.beside_images(files, findings) if table is None else [table]
     stored = [path for path in files if path.name.lower().endswith((*tables.SUFFIXES, *shards.SUFFIXES))]
-    stored = [path for path in stored if path.name.lower() not in METADATA]
+    stored = [path for path in stored if path.name.lower() not in metadata.NAMES]
     if wanted.what == "images" and images:
         _leave_out([path for path in files if path not in {*images, *about, *texts.values()}], folder, findings)
-        return _images(folder, images, about, wanted, findings)
+        return _images(folder, images, about, stored, wanted, findings)
     if wanted.what != "images" and about:
         opened = [tables.open_table(File.of(path)) for path in about]
         return Layout(row for table in opened for row in values(table, wanted))
@@ -80,15 +77,6 @@ def _captions_beside(images: Sequence[Path], files: Sequence[Path]) -> dict[Path
     return {image: next(p for p in paths if p in known) for image, paths in beside.items() if known & {*paths}}
 
 
-def _metadata(files: Sequence[Path], findings: Findings) -> list[Path]:
-    """Return the metadata table of each folder that has one; of several in a folder, the first by `METADATA`."""
-    found: dict[Path, Path] = {}
-    for path in sorted((p for p in files if p.name.lower() in METADATA), key=lambda p: METADATA.index(p.name.lower())):
-        if found.setdefault(path.parent, path) != path:
-            findings.leave_out(f"metadata beside {found[path.parent].name}", str(path))
-    return sorted(found.values())
-
-
 def _leave_out(paths: Sequence[Path], folder: Path, findings: Findings) -> None:
     for path in paths:
         findings.leave_out(f"files {path.suffix.lower() or 'without a suffix'}", str(path.relative_to(folder)))
@@ -99,7 +87,15 @@ def _found(files: Sequence[Path]) -> str:
     return f"; found {', '.join(f'{n:,} of {kind}' for kind, n in kinds.most_common(5))}" if kinds else ""
 
 
-def _images(folder: Path, images: Sequence[Path], about: Sequence[Path], wanted: Wanted, findings: Findings) -> Layout:
+def _images(
+    folder: Path,
+    images: Sequence[Path],
+    about: Sequence[Path],
+    stored: Sequence[Path],
+    wanted: Wanted,
+    findings: Findings,
+) -> Layout:
+    """Return the rows of a folder of images. about: the tables that name them. stored: other tables."""
     if not about and wanted.column not in (None, columns.NO_LABELS):
         raise DataError(
             f"the labels of this folder are the names of its folders; leave label={wanted.column} out, set label=none, "
@@ -108,11 +104,13 @@ def _images(folder: Path, images: Sequence[Path], about: Sequence[Path], wanted:
     root, chosen = _split_folder(folder, images, wanted.split, findings)
     findings.kind = "a folder of images"
     if about:
-        labelled = _by_metadata(folder, images, set(chosen), about, wanted, findings)
+        rows, names = metadata.labelled(folder, images, set(chosen), about, wanted, findings)
         if findings.labels is not None or wanted.column is not None:
-            return Layout(Row(str(path), path.read_bytes, label) for path, label in labelled)
-        chosen = [path for path, _ in labelled]
+            return Layout((Row(str(path), path.read_bytes, label) for path, label in rows), names)
+        chosen = [path for path, _ in rows]
     classes = _class_folders(root, chosen, wanted, single=not about)
+    if not about and wanted.column is None and len(set(classes or ())) < 2:
+        metadata.refuse_unread_labels(stored)
     if classes is None:
         return Layout(Row(str(path), path.read_bytes) for path in chosen)
     findings.labels = f"names of the folders in {root}"
@@ -167,42 +165,6 @@ def _split_folder(
             findings.leave_out("images outside of the splits' folders", str(path.relative_to(root)))
     inside = root / wanted[0]
     return inside, [path for path in images if inside in path.parents]
-
-
-def _by_metadata(
-    folder: Path,
-    images: Sequence[Path],
-    chosen: set[Path],
-    about: Sequence[Path],
-    wanted: Wanted,
-    findings: Findings,
-) -> list[tuple[Path, Any]]:
-    """Return (image, label) of each row of the metadata tables whose image is of the chosen ones."""
-    by_name = {_plain(path.relative_to(folder).as_posix()): path for path in images}
-    rows: list[tuple[Path, Any]] = []
-    named: set[Path] = set()
-    for path in about:
-        table = tables.open_table(File.of(path))
-        file = columns.find(table.columns, columns.FILES)
-        if file is None:
-            raise DataError(f"{path} has the columns {', '.join(table.columns)}; expected file_name")
-        label = label_of(table, file, wanted, findings)
-        inside = PurePosixPath(path.parent.relative_to(folder).as_posix())
-        for number, (name, value) in picked(table, [file, label], wanted.split, findings):
-            image = by_name.get(_plain(str(inside / str(name).replace("\\", "/"))))
-            if image is None:
-                raise DataError(f"{path} row {number} names {name!r}, which is no image in {folder}")
-            named.add(image)
-            if image in chosen:
-                rows.append((image, value if table.typed or value is None else number_in(value)))
-    for image in sorted(chosen - named):
-        findings.leave_out("images that no metadata names", str(image.relative_to(folder)))
-    return rows
-
-
-def _plain(name: str) -> str:
-    """Return a name as all systems spell it; macOS takes accents apart."""
-    return unicodedata.normalize("NFC", name)
 
 
 def _shards(folder: Path, files: Sequence[Path], stored: Sequence[Path], wanted: Wanted, findings: Findings) -> Layout:
