@@ -20,6 +20,7 @@ from redif_ray.classifiers.config import ClassifierConfig
 from redif_ray.config import Config, Precision, explained, load
 from redif_ray.errors import Notice, UserError, brief
 from redif_ray.masking import masked
+from redif_ray.streams import keep_streams
 from redif_ray.teacher.config import TeacherConfig
 from redif_ray.user_code.errors import exits_named
 
@@ -362,6 +363,7 @@ def doctor(
 
 def main() -> None:
     """Run the console script `redif`."""
+    keep_streams()
     if "--version" in sys.argv[1:2]:
         console.print(__version__)
         return
@@ -372,7 +374,7 @@ def main() -> None:
         sys.exit(notice.exit_code)
     except (UserError, FileExistsError, FileNotFoundError, FloatingPointError) as error:
         complaints.print("[bold red]error:[/]", escape(masked(str(error))), highlight=False, soft_wrap=True)
-        sys.exit(2)
+        sys.exit(error.exit_code if isinstance(error, UserError) else UserError.exit_code)
     except Exception as error:
         if isinstance(error, OSError) and error.filename is not None:  # that cannot be read or written
             text = masked(f"{brief(error.filename)}: {error.strerror}")

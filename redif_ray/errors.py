@@ -12,10 +12,21 @@ def brief(value: object) -> str:
 
 
 class UserError(Exception):
-    """An error whose message names the thing, the value, what was expected and what to do. It holds no secrets."""
+    """An error whose message names the thing, the value, what was expected and what to do. It holds no secrets.
+
+    exit_code: with which a command ends.
+    """
+
+    exit_code = 2
 
     def __init__(self, message: str = "", *more: object) -> None:
         super().__init__(masked(message), *more)
+
+
+class LostError(UserError):
+    """Something was lost that a run cannot go on without, and that may be there at the next attempt."""
+
+    exit_code = 3
 
 
 class Notice(Exception):
