@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: a handler notes the signal, and the program acts on it where that is safe.
+"""Ctrl-C, SIGTERM and SIGHUP: a handler notes the signal, and the program acts on it where that is safe.
 
 Python raises KeyboardInterrupt between any two instructions of the main thread. In the middle of Ray's or logging's own
 code that can leave a lock taken for good, and the run hangs. So the first signal only sets a flag.
@@ -10,18 +10,26 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from redif_ray.errors import Notice
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+_noted: int | None = None  # the last signal that this process was sent
+
+
+def noted() -> int | None:
+    """Return the number of the last signal that asked this process to stop, or None."""
+    return _noted
 
 
 class Interrupted(Notice):
     """The run was asked to stop; its work so far is kept, and the run can be resumed.
 
-    exit_code: 128 + the signal's number, so 130 or 143, which shells and schedulers read as the end by that signal.
+    exit_code: 128 + the signal's number, so 129, 130 or 143, by which shells and schedulers know the signal.
     """
 
     def __init__(self, message: str, number: int) -> None:
@@ -50,15 +58,20 @@ class StopRequest:
     def listen(self) -> None:
         """Install the signal handlers: the first signal is a request to stop, the second a KeyboardInterrupt at once.
 
-        Outside the main thread, which alone may install handlers, and after a request, this does nothing.
+        Outside the main thread, which alone may install handlers, and after a request, this does nothing. A SIGHUP that
+        is ignored, as below nohup, stays so.
         """
         if threading.current_thread() is threading.main_thread() and not self.requested:
             for number in SIGNALS:
-                signal.signal(number, self._note)
+                if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+                    signal.signal(number, self._note)
 
     def _note(self, number: int, _: Any) -> None:
+        global _noted
+        _noted = number
         self.requested, self.number = True, number
-        os.write(2, b"\nstopping where it is safe; repeat the signal to leave at once\n")
+        with suppress(OSError):  # the terminal may be gone, which is what SIGHUP says
+            os.write(2, b"\nstopping where it is safe; repeat the signal to leave at once\n")
         signal.signal(number, signal.default_int_handler)
 
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 import logging
 import math
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from pathlib import Path
 
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -26,12 +24,12 @@ for _name, _value in ENVIRONMENT.items():
 
 import ray  # noqa: E402  # reads the environment that was set above
 
+from redif_ray.cluster import private  # noqa: E402
 from redif_ray.config import Config, ConfigError  # noqa: E402
 from redif_ray.config.uris import Uri  # noqa: E402
 from redif_ray.planning.nodes import bundle  # noqa: E402
 
 log = logging.getLogger(__name__)
-STARTUP = "timed out during startup"  # in the text of Ray's error on a machine that is too busy
 _started = ContextVar("started", default=False)
 
 
@@ -56,9 +54,11 @@ def connect(config: Config) -> Iterator[bool]:
         yield _started.get()
         return
     if config.ray.address == "local":
-        start(config)
-    else:
-        join(config.ray.address)
+        with started(config):
+            _check(config)
+            yield True
+        return
+    join(config.ray.address)
     try:
         _check(config)
         yield True
@@ -72,7 +72,8 @@ def started(config: Config) -> Iterator[None]:
     start(config)
     token = _started.set(True)
     try:
-        yield
+        with private.watched():
+            yield
     finally:
         _started.reset(token)
         ray.shutdown()
@@ -96,12 +97,13 @@ def private_cpus(config: Config) -> int:
 def join(address: Uri) -> None:
     """Join the cluster at an address other than local. Raises ConfigError."""
     try:
-        ray.init(
-            address=address.reveal("ray.address"),
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            runtime_env={"env_vars": ENVIRONMENT},
-        )
+        with private.signals_left_alone():
+            ray.init(
+                address=address.reveal("ray.address"),
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                runtime_env={"env_vars": ENVIRONMENT},
+            )
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise ConfigError(
             f"ray.address={address}: this process cannot join a Ray cluster at that address ({error}); start a cluster "
@@ -111,29 +113,8 @@ def join(address: Uri) -> None:
 
 
 def start(config: Config) -> None:
-    """Start a private cluster of this process, on loopback only.
-
-    Its processes inherit `ENVIRONMENT`, so no `runtime_env` repeats it: Python would start twice for each worker.
-    """
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # this machine is not preemptible
-    # Paths of Ray's sockets, which lie below this folder, may not exceed 107 bytes, so the folder's path is short.
-    try:
-        ray.init(
-            address="local",
-            num_cpus=private_cpus(config),
-            object_store_memory=config.ray.object_store_mb and config.ray.object_store_mb * 10**6,  # None: Ray chooses
-            include_dashboard=True,
-            dashboard_host="127.0.0.1",
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            _temp_dir=str(Path(tempfile.gettempdir()) / "ray"),
-        )
-    except Exception as error:
-        if STARTUP not in str(error):  # Ray raises a plain Exception
-            raise
-        raise ConfigError(
-            f"Ray did not start within 30 s: {error} Is this machine busy? Run the command again"
-        ) from error
+    """Start a private cluster of this process. Raises ConfigError where Ray cannot start here."""
+    private.start(config, private_cpus(config))
 
 
 def warn_of_small_store(kept: int) -> None:

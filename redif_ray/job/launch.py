@@ -66,8 +66,7 @@ def _job(config: Config) -> Iterator[Any]:
         return
     with stop_requests() as stop, ThreadPoolExecutor(1) as beside:
         job = beside.submit(imported, JOB)
-        with started(config):  # in the main thread, because Ray installs a signal handler
-            stop.listen()  # again, because Ray's handler replaced ours
+        with started(config):  # in the main thread, because Ray's processes end with the thread that starts them
             ready = job.result()
             stop.check()
             yield ready

@@ -154,7 +154,6 @@ def evaluator(
 
     worker, kind: the actor class of the workers, and the class of the evaluator.
     """
-    stop.listen()  # again, because Ray replaced the handler of SIGTERM
     with one_thread(), reserved({"search": config.reward}, None, stop) as places, folder.token() as token:
         hired = partial(workers, worker, "search", config.reward, config=config, token=token, places=places)
         first, more = (list(hired(later=later).values()) for later in (False, True))
