@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from safetensors import SafetensorError
 
 from redif_ray.errors import UserError
 from redif_ray.files import aside, atomic_folder
@@ -68,7 +67,7 @@ def save_checkpoint(folder: str | Path, tensors: Mapping[str, torch.Tensor], met
             save_file({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}, partial / STATE)
             manifest = {"format": FORMAT, "meta": dict(meta), "sha256": {STATE: file_sha256(partial / STATE)}}
             (partial / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         raise CheckpointError(f"cannot write the checkpoint {folder}: {error}; the previous ones are intact") from error
 
 

@@ -2,18 +2,35 @@
 
 Each is written under a temporary name beside its final one, flushed to disk and renamed: a reader, even after a power
 cut, sees all of the old content or all of the new, never a part. Permissions follow the umask, even where a library
-writes files that their owner alone can read, as that of safetensors does.
+writes files that their owner alone can read, as that of safetensors does. The OSError of a disk that refuses names the
+file.
 """
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
+
+REMEDIES = {
+    errno.ENOSPC: "free space",
+    errno.EDQUOT: "free space, or have your quota raised",
+    errno.EFBIG: "raise the limit of `ulimit -f`",
+    errno.EMFILE: "raise the limit of `ulimit -n`",
+    errno.ENFILE: "close files, since this machine has too many open",
+    errno.EACCES: "make it writable",
+    errno.EPERM: "make it writable",
+    errno.EROFS: "make it writable",
+    errno.EIO: "look after the disk",
+    errno.ESTALE: "mount the disk again",
+}
 PARTIAL = ".partial"  # suffix of temporary names; a killed process may leave such a file behind
 
 
@@ -25,13 +42,14 @@ def atomic_file(path: Path) -> Iterator[Path]:
     """
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}{PARTIAL}")
     try:
-        partial.touch()
-        mode = partial.stat().st_mode
-        yield partial
-        partial.chmod(mode)
-        _flush(partial)
-        partial.replace(path)
-        _flush(path.parent)
+        with _named(path):
+            partial.touch()
+            mode = partial.stat().st_mode
+            yield partial
+            partial.chmod(mode)
+            _flush(partial)
+            partial.replace(path)
+            _flush(path.parent)
     finally:
         partial.unlink(missing_ok=True)
 
@@ -49,17 +67,18 @@ def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     shutil.rmtree(partial, ignore_errors=True)  # left by a process that was killed
     partial.mkdir(parents=True)
     try:
-        yield partial
-        mode = partial.stat().st_mode & 0o666
-        for folder, _, names in os.walk(partial, topdown=False):
-            for name in names:
-                Path(folder, name).chmod(mode)
-            _flush(*(Path(folder, name) for name in names), Path(folder))
-        if replace and path.exists():
-            _replace(partial, path)
-        else:
-            partial.rename(path)
-        _flush(path.parent)
+        with _named(path):
+            yield partial
+            mode = partial.stat().st_mode & 0o666
+            for folder, _, names in os.walk(partial, topdown=False):
+                for name in names:
+                    Path(folder, name).chmod(mode)
+                _flush(*(Path(folder, name) for name in names), Path(folder))
+            if replace and path.exists():
+                _replace(partial, path)
+            else:
+                partial.rename(path)
+            _flush(path.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     if replace:
@@ -69,6 +88,29 @@ def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
 def aside(path: Path) -> Path:
     """Return the name under which a folder that is being replaced stands for an instant, or after a kill just then."""
     return path.with_name(f".{path.name}.old")
+
+
+def remedy(error: OSError) -> str | None:
+    """Return what a user can do about an error of a disk or of a limit of files; None for any other OSError."""
+    return REMEDIES.get(error.errno or 0)
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Give an OSError of the block the name `path` where it has none, as an error of a write has not.
+
+    safetensors has an error of its own for a disk that refuses, which becomes an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
+    except SafetensorError as error:
+        if (number := re.search(r"os error (\d+)", str(error))) is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
 
 
 def _replace(partial: Path, path: Path) -> None:

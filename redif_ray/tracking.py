@@ -13,8 +13,8 @@ import os
 import sqlite3
 import subprocess
 import time
-from collections.abc import Mapping
-from contextlib import closing
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -48,6 +48,21 @@ BATCH = 1000  # MLflow's limit of metrics per call
 
 class TrackingError(UserError, RuntimeError):
     """The tracking store cannot be used; the message names the store and says what to do."""
+
+
+@contextmanager
+def answered(uri: str) -> Iterator[None]:
+    """Raise TrackingError where the store `uri` does not take what the block sends, whatever it raises."""
+    try:
+        yield
+    except (TrackingError, KeyboardInterrupt):
+        raise
+    except Exception as error:  # MLflow lets the errors of SQLAlchemy, requests and the disk through
+        lines = str(error).splitlines() or [""]
+        raise TrackingError(
+            f"the MLflow store {uri} did not take the run's results ({type(error).__name__}: {lines[0]}); bring it "
+            "back, or free its disk, and continue with --resume"
+        ) from error
 
 
 def _file(uri: str) -> Path:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -12,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from redif_ray.files import aside, atomic_file, atomic_folder
+from redif_ray.files import aside, atomic_file, atomic_folder, remedy
 
 Writer = Callable[[Path, str], AbstractContextManager[object]]
 
@@ -171,3 +173,28 @@ def test_permissions_follow_the_umask(mask: int, tmp_path: Path) -> None:
         os.umask(before)
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(files) == 3 and {path.stat().st_mode & 0o777 for path in files} == {0o666 & ~mask}
+
+
+@both
+def test_an_error_of_the_disk_names_the_file(write: Writer, tmp_path: Path) -> None:
+    with pytest.raises(OSError, match=r"No space left on device: '.*/x'") as told, write(tmp_path / "x", "half"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert remedy(told.value) == "free space"
+    with pytest.raises(FileNotFoundError, match="missing") as told, write(tmp_path / "x", "half"):
+        (tmp_path / "missing").read_text()
+    assert told.value.filename == str(tmp_path / "missing") and remedy(told.value) is None
+
+
+def test_a_disk_that_refuses_tensors_is_an_error_of_the_disk(tmp_path: Path) -> None:
+    """Files of this process can grow to a megabyte; so this one can have half of its bytes."""
+    import torch  # here, since the test above imports this file in another process
+    from safetensors.torch import save_file
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, before[1]))
+    try:
+        with pytest.raises(OSError, match=r"File too large: '.*/x'") as told, atomic_folder(tmp_path / "x") as partial:
+            save_file({"w": torch.zeros(2**19)}, partial / "model.safetensors")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert remedy(told.value) == "raise the limit of `ulimit -f`" and not list(tmp_path.iterdir())

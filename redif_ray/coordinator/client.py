@@ -15,6 +15,11 @@ from redif_ray.types import Meta
 POLL_SECONDS = 0.5
 
 
+def ask_to_stop(coordinator: Any) -> None:
+    """Ask the coordinator to let the learner leave; without retries, since Ray reports them to the user as failures."""
+    coordinator.stop.options(max_task_retries=0).remote()
+
+
 def ask(
     coordinator: Any,
     method: str,

@@ -18,6 +18,7 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from redif_ray.diffusion.schedules import Schedule
+from redif_ray.files import atomic_file
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
@@ -222,4 +223,5 @@ def _shade_phases(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
 
 def _save(figure: Figure, path: str | Path) -> None:
     FigureCanvasAgg(figure)
-    figure.savefig(path, format="png", dpi=DPI)
+    with atomic_file(Path(path)) as partial:
+        figure.savefig(partial, format="png", dpi=DPI)

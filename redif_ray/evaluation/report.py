@@ -8,6 +8,7 @@ from typing import Any
 
 from redif_ray.evaluation.judge_source import RANDOM_FEATURES
 from redif_ray.evaluation.summary import Arm, Summary
+from redif_ray.files import atomic_file
 
 ARMS = {
     "teacher_full": "teacher, full steps",
@@ -57,7 +58,8 @@ def write_report(folder: str | Path, summary: Mapping[str, Any], metrics: Sequen
         _run(checked, metrics),
     ]
     path = folder / "report.md"
-    path.write_text("\n\n".join(part for part in parts if part) + "\n")
+    with atomic_file(path) as partial:
+        partial.write_text("\n\n".join(part for part in parts if part) + "\n")
     return path
 
 

@@ -10,11 +10,15 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import TypeAlias
 
+from ray.exceptions import RayError, RayTaskError
 from rich.console import Console
 
 from redif_ray.cluster.connect import connect, warn_of_small_store
 from redif_ray.config import Config
 from redif_ray.data.conditions import Conditions
+from redif_ray.errors import LostError
+from redif_ray.faults import cause
+from redif_ray.files import remedy
 from redif_ray.interrupt import Interrupted, StopRequest, stop_requests
 from redif_ray.job import calibration
 from redif_ray.job.batches import with_batches
@@ -30,7 +34,7 @@ from redif_ray.planning.paths import absolute
 from redif_ray.runs import timeline
 from redif_ray.runs.backup import complete, prepare, uploading
 from redif_ray.runs.backup_thread import Uploader
-from redif_ray.runs.folder import RunFinished, RunFolder, latest_checkpoint
+from redif_ray.runs.folder import RunError, RunFinished, RunFolder, latest_checkpoint
 from redif_ray.runs.jsonl import read_rows
 from redif_ray.runs.round_report import RoundReport
 from redif_ray.user_code.errors import exits_named
@@ -102,11 +106,23 @@ def run_part(
     except KeyboardInterrupt:  # raised by the second Ctrl-C
         raise stop.interrupted(f"stopped at once; {folder.path} holds the run up to its last checkpoint") from None
     except BaseException as error:
-        folder.keep_failure(error)
+        told = _told(error)
+        folder.keep_failure(told)
         _close_tracking(config, folder, "FAILED")
-        raise
+        raise told from (error if told is not error else error.__cause__)
     finally:
         folder.close()
+
+
+def _told(error: BaseException) -> BaseException:
+    """Return an error of the disk or of Ray as the UserError that says what to do; any other error as it is."""
+    error = cause(error)
+    if isinstance(error, OSError) and (what := remedy(error)) is not None:
+        return RunError(f"the run cannot go on: {error}; {what}, and continue with --resume")
+    if isinstance(error, RayError) and not isinstance(error, RayTaskError):
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        return LostError(f"the run lost what it cannot go on without: {lines[0].rstrip('.')}; continue with --resume")
+    return error
 
 
 def _hashed(config: Config) -> Future[dict[str, str]]:
@@ -170,7 +186,7 @@ def _open_tracking(config: Config, folder: RunFolder, parent: str | None, fetche
     uri = config.tracking_uri
     if uri is None:
         return
-    from redif_ray.tracking import Tracker, flatten, git_commit, knows  # MLflow takes seconds to import
+    from redif_ray.tracking import Tracker, answered, flatten, git_commit, knows  # MLflow takes seconds to import
 
     run_id = folder.state.get("mlflow_run_id")
     if fetched and run_id is not None and not knows(uri, run_id):
@@ -178,20 +194,22 @@ def _open_tracking(config: Config, folder: RunFolder, parent: str | None, fetche
     tracker = Tracker(uri, config.experiment, config.run.name, run_id)
     if run_id is None:
         folder.update_state(mlflow_run_id=tracker.run_id)
-        tracker.params(flatten(config))
-        tracker.artifact(folder.path / "config.yaml")
-        tracker.tags({"git_commit": git_commit(Path(__file__).parent) or "none"})
-        if parent is not None:
-            tracker.tags({"mlflow.parentRunId": parent})
+        with answered(uri):
+            tracker.params(flatten(config))
+            tracker.artifact(folder.path / "config.yaml")
+            tracker.tags({"git_commit": git_commit(Path(__file__).parent) or "none"})
+            if parent is not None:
+                tracker.tags({"mlflow.parentRunId": parent})
 
 
 def _close_tracking(config: Config, folder: RunFolder, status: str) -> None:
     """Set the final status of the MLflow run. An unreachable store must not hide the error that ended the run."""
     uri, run_id = config.tracking_uri, folder.state.get("mlflow_run_id")
     if uri and run_id:
-        from redif_ray.tracking import Tracker, TrackingError
+        from redif_ray.tracking import Tracker, TrackingError, answered
 
         try:
-            Tracker(uri, config.experiment, config.run.name, run_id).finish(status)
+            with answered(uri):
+                Tracker(uri, config.experiment, config.run.name, run_id).finish(status)
         except TrackingError as error:
             logging.getLogger(__name__).warning("MLflow run %s keeps the status RUNNING: %s", run_id, error)

@@ -87,20 +87,21 @@ def _track(run: Session, summary: dict[str, Any]) -> None:
     uri, folder = run.config.tracking_uri, run.folder.path
     if uri is None:
         return
-    from redif_ray.tracking import Tracker, TrackingError  # MLflow takes seconds to import
+    from redif_ray.tracking import Tracker, TrackingError, answered  # MLflow takes seconds to import
 
     tracker = Tracker(uri, run.config.experiment, run.config.run.name, run.folder.state["mlflow_run_id"])
     if not run.get(run.writer.flush.remote()):
         raise TrackingError(f"the MLflow store {uri} did not take the run's metrics; start it again and use --resume")
-    for arm, values in summary["arms"].items():
-        if values:
-            scalars = {k: v for k, v in values.items() if isinstance(v, int | float)}
-            paired = {f"paired_{k}": v for k, v in values["paired"].items()}
-            tracker.summary({f"final/{arm}/{k}": v for k, v in (scalars | paired).items()})
-    for path in [*sorted(folder.glob("*.png")), folder / "report.md"]:
-        tracker.artifact(path)
-    tracker.model(folder / "student")
-    tracker.finish()
+    with answered(uri):
+        for arm, values in summary["arms"].items():
+            if values:
+                scalars = {k: v for k, v in values.items() if isinstance(v, int | float)}
+                paired = {f"paired_{k}": v for k, v in values["paired"].items()}
+                tracker.summary({f"final/{arm}/{k}": v for k, v in (scalars | paired).items()})
+        for path in [*sorted(folder.glob("*.png")), folder / "report.md"]:
+            tracker.artifact(path)
+        tracker.model(folder / "student")
+        tracker.finish()
 
 
 def _closing_words(run: Session, summary: dict[str, Any]) -> str:

@@ -45,6 +45,7 @@ class MetricsWriter:
         os.environ.update(variables or {})
         self.path, self.losses = Path(folder) / "metrics.jsonl", Path(folder) / "lost.jsonl"
         self.timeline = Path(folder) / SPANS
+        self.awaited = Counter[str]()  # by role: losses that are noted, of workers that are not back
         self.rows = read_rows(self.path)
         self.written = len(
             self.rows
@@ -119,10 +120,17 @@ class MetricsWriter:
 
     def lost(self, what: str) -> None:
         """Note the loss of a part of the run, such as "learner", for its report. A full disk loses only the note."""
+        self.awaited[what] += 1
         try:
             append_rows(self.losses, [{"time": time.time(), "lost": what}])
         except UserError as error:
             log.warning("the loss of the %s is not noted: %s", what, error)
+
+    def came_back(self, role: str) -> None:
+        """Note the loss of a worker that has been replaced, unless it was noted before, as that of a call is."""
+        if not self.awaited[role]:
+            self.lost(role)
+        self.awaited[role] -= 1
 
     def all_lost(self) -> dict[str, int]:
         """Return {part: number of its losses since the run began}."""

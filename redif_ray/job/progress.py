@@ -13,6 +13,7 @@ import ray
 from rich.console import Console
 
 from redif_ray.cluster.placement import Telling, learner_waits
+from redif_ray.coordinator.client import ask_to_stop
 from redif_ray.job.session import POLL_SECONDS, Session
 from redif_ray.runs.jsonl import read_rows
 from redif_ray.runs.round_report import RoundReport
@@ -49,7 +50,7 @@ def show_progress(
             answer = begin()  # again, because a restarted coordinator has forgotten the calibration
         run.look_after()
         if run.stop.requested:
-            run.coordinator.stop.remote()
+            ask_to_stop(run.coordinator)
         for row in ray.get(run.writer.latest.remote(progress.last)):
             report = progress.report(row)
             _print(report, console)

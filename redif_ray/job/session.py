@@ -26,6 +26,7 @@ from redif_ray.diffusion.noise import Stream
 from redif_ray.errors import UserError
 from redif_ray.evaluation.seen import joined
 from redif_ray.faults import RESTARTABLE, cause, fetched
+from redif_ray.files import remedy
 from redif_ray.interrupt import StopRequest
 from redif_ray.job.metrics_writer import MetricsWriter
 from redif_ray.models.protocol import DiffusionModel
@@ -112,7 +113,8 @@ def get(references: Any, stop: StopRequest, meanwhile: Callable[[], object] = la
     """Return `ray.get` of one reference or a list of them, unless the user asks to stop meanwhile.
 
     meanwhile: function that is called repeatedly during the wait.
-    Raises Interrupted on a request to stop, and the original UserError of a worker, without Ray's wrapper.
+    Raises Interrupted on a request to stop, and the original error of a worker, without Ray's wrapper, where a user can
+    mend it: a UserError, or an OSError of a disk.
     """
     waiting = references if isinstance(references, list) else [references]
     while waiting:
@@ -123,7 +125,8 @@ def get(references: Any, stop: StopRequest, meanwhile: Callable[[], object] = la
         return ray.get(references)
     except ray.exceptions.RayTaskError as error:
         inner = cause(error)
-        raise (inner if isinstance(inner, UserError) else error) from None
+        mendable = isinstance(inner, UserError) or (isinstance(inner, OSError) and remedy(inner) is not None)
+        raise (inner if mendable else error) from None
 
 
 def all_ready(actors: Iterable[Any], stop: StopRequest, meanwhile: Callable[[], object] = lambda: None) -> None:
@@ -144,18 +147,11 @@ def session(config: Config, conditions: Conditions, folder: RunFolder, stop: Sto
 
     The driver must be connected to Ray. The actors load while the caller goes on; see `Session.ready`.
     """
-    stop.listen()  # again, because Ray replaced the handler of SIGTERM
     teacher = teacher_outline(config.teacher)
     teacher.parts_sha256(factory.digests(config))  # unless they are in the cache, where the workers look for them
     plan = RoundPlan(config, conditions)
     roles = {"rollout": config.rollout, "reward": config.reward}
     with one_thread(), reserved(roles, config.learner, stop) as places, folder.token() as token:
-        hired = partial(workers, config=config, token=token, places=places)
-
-        def more() -> dict[str, Any]:
-            rollout = hired(RolloutActor, "rollout", config.rollout, later=True)
-            return rollout | hired(RewardActor, "reward", config.reward, later=True)
-
         writer = beside_driver(MetricsWriter, **RESTARTABLE).remote(
             str(folder.path),
             config.tracking_uri,
@@ -165,7 +161,14 @@ def session(config: Config, conditions: Conditions, folder: RunFolder, stop: Sto
             {name: value for name, value in os.environ.items() if name.startswith("MLFLOW_")},
         )
         # Handles are pickled, because Ray warns of references among the arguments of a restartable actor.
-        weights = beside_driver(WeightStore, **RESTARTABLE).remote(versions_kept(config), cloudpickle.dumps(writer))
+        pickled = cloudpickle.dumps(writer)
+        hired = partial(workers, config=config, token=token, places=places, writer=pickled)
+
+        def more() -> dict[str, Any]:
+            late = hired(RolloutActor, "rollout", config.rollout, later=True)
+            return late | hired(RewardActor, "reward", config.reward, later=True)
+
+        weights = beside_driver(WeightStore, **RESTARTABLE).remote(versions_kept(config), pickled)
         rollout = list(hired(RolloutActor, "rollout", config.rollout).values())
         reward = list(hired(RewardActor, "reward", config.reward).values())
         handles = cloudpickle.dumps((weights, writer, rollout, reward))
@@ -209,11 +212,19 @@ def beside_driver(kind: Any, **options: Any) -> Any:
 
 
 def workers(
-    kind: type, name: str, role: Workers, *, config: Config, token: Path, places: Places, later: bool = False
+    kind: type,
+    name: str,
+    role: Workers,
+    *,
+    config: Config,
+    token: Path,
+    places: Places,
+    later: bool = False,
+    writer: bytes | None = None,
 ) -> dict[str, Any]:
     """Create the actors of a role that a run starts with, or those that join later, as {name: actor}.
 
-    Ray restarts a dead actor wherever there is room.
+    Ray restarts a dead actor wherever there is room. writer: see `Actor`.
     """
     asked: dict[str, Any] = {"num_cpus": role.cpus, "num_gpus": role.gpus, "resources": role.resources, **RESTARTABLE}
     variables = {}
@@ -222,6 +233,6 @@ def workers(
 
     def actor(number: int) -> Any:
         options = asked | places.options(name, role, number)
-        return ray.remote(kind).options(**options).remote(f"{name}-{number}", config, token, variables)
+        return ray.remote(kind).options(**options).remote(f"{name}-{number}", config, token, variables, writer)
 
     return {f"{name}-{i}": actor(i) for i in (range(role.first, role.max_workers) if later else range(role.first))}

@@ -4,31 +4,53 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
+from ray.exceptions import RayActorError
+
+from redif_ray.coordinator.client import ask_to_stop
 from redif_ray.faults import cause
 from redif_ray.interrupt import Interrupted
 from redif_ray.job.session import Session
 from redif_ray.learner.ray_train import Outcome, train_loop
 
+FAILURES = 3  # losses of ranks, and of Ray Train itself, after which a run ends
 LEAVE_SECONDS = 60  # time for the learner to leave a run whose start failed
 
 
 class Fit:
-    """Ray Train in `thread`, while the main thread shows progress and handles signals."""
+    """Ray Train in `thread`, while the main thread shows progress and handles signals.
 
-    def __init__(self, trainer: Any) -> None:
+    trainer: makes a trainer, each of which starts from the newest checkpoint. lost: called when Ray Train is lost.
+    """
+
+    def __init__(self, trainer: Callable[[], Any], lost: Callable[[], object]) -> None:
+        self.trainer, self.lost, self.left = trainer, lost, False
         self.result: dict[str, Any] = {}
-        self.thread = threading.Thread(target=self._fit, args=(trainer,), name="fit", daemon=True)
+        first = trainer()  # in this thread, because it imports
+        self.thread = threading.Thread(target=self._fit, args=(first,), name="fit", daemon=True)
         self.thread.start()
 
     def _fit(self, trainer: Any) -> None:
-        try:
-            self.result["outcome"] = trainer.fit().return_value
-        except BaseException as error:  # handed to the main thread, which raises it
-            self.result["error"] = error
+        for failures in range(FAILURES + 1):
+            try:
+                self.result = {"outcome": trainer.fit().return_value}
+            except RayActorError as error:  # Train's controller was lost, and the ranks went with it
+                self.result = {"error": error}
+                if failures < FAILURES and not self.left:
+                    self.lost()
+                    trainer = self.trainer()
+                    continue
+            except BaseException as error:  # handed to the main thread, which raises it
+                self.result = {"error": error}
+            return
+
+    def leave(self) -> None:
+        """Start no other trainer."""
+        self.left = True
 
     def outcome(self) -> Outcome:
         """Wait for the learner and return its outcome. Raises the learner's original error, without Ray's wrappers."""
@@ -48,16 +70,18 @@ def training(run: Session, until: int | None, *, wait: bool) -> Iterator[Fit]:
         interrupted start-up never waits, because the learner may have to load first.
     """
     run.places.let_learner_in()
-    fit = Fit(_trainer(run, until))
+    fit = Fit(partial(_trainer, run, until), partial(_lost, run.writer, run.coordinator))
     try:
         yield fit
     except Interrupted:
         raise
     except Exception:
-        run.coordinator.stop.remote()
+        ask_to_stop(run.coordinator)
         if wait:
             fit.thread.join(LEAVE_SECONDS)
         raise
+    finally:
+        fit.leave()
 
 
 def _trainer(run: Session, until: int | None) -> Any:
@@ -92,7 +116,7 @@ def _trainer(run: Session, until: int | None) -> Any:
         run_config=RunConfig(
             name=f"{run.config.run.name}-{int(time.time())}",
             storage_path=str(run.folder.path / ".train"),
-            failure_config=FailureConfig(max_failures=3),
+            failure_config=FailureConfig(max_failures=FAILURES),
             callbacks=[_noticed(run)],
         ),
     )
@@ -106,10 +130,14 @@ def _noticed(run: Session) -> Any:
 
     class Noticed(UserCallback):
         def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-            writer.lost.remote("learner")
-            coordinator.learner_lost.remote()
+            _lost(writer, coordinator)
 
     return Noticed()
+
+
+def _lost(writer: Any, coordinator: Any) -> None:
+    writer.lost.remote("learner")
+    coordinator.learner_lost.remote()
 
 
 def _cause(error: BaseException) -> BaseException:

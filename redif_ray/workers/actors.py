@@ -12,8 +12,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+from ray import cloudpickle
+
 from redif_ray.config import Config
 from redif_ray.errors import UserError
+from redif_ray.faults import restarted
 from redif_ray.user_code.errors import exits_named
 from redif_ray.workers.lazy_import import imported
 
@@ -23,6 +26,7 @@ class Actor:
 
     No code of the user's can end the process by `sys.exit`: a call raises an error instead.
     token: file in the run folder that the node must see. variables: environment variables to set in the process.
+    writer: pickled handle of the metrics writer, which is told when this process takes the place of a lost one.
     """
 
     source: ClassVar[str]
@@ -32,7 +36,16 @@ class Actor:
             if callable(method) and not name.startswith("_"):
                 setattr(cls, name, exits_named()(method))
 
-    def __init__(self, name: str, config: Config, token: Path, variables: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        config: Config,
+        token: Path,
+        variables: Mapping[str, str] | None = None,
+        writer: bytes | None = None,
+    ) -> None:
+        if writer is not None and restarted():
+            cloudpickle.loads(writer).came_back.remote(name.rpartition("-")[0])
         os.environ.update(variables or {})
         self._resting = _made(lambda: imported(self.source)(name, config), token)
 
