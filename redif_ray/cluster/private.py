@@ -12,6 +12,7 @@ import secrets
 import subprocess
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -65,6 +66,8 @@ def start(config: Config, cpus: int) -> None:
             raise ConfigError(
                 f"Ray did not start within 30 s: {error} Is this machine busy? Run the command again"
             ) from error
+        if isinstance(error, ValueError | OSError):
+            raise ConfigError(f"Ray cannot start on this machine: {error}") from error
         raise
     finally:
         del os.environ[LOOPBACK]  # it is not for a cluster that this process joins later
@@ -87,29 +90,37 @@ def watched() -> Iterator[None]:
     daemons = [process for process in psutil.Process().children() if process.name() in DAEMONS]
     over = threading.Event()
 
+    def look() -> None:
+        for process in daemons:
+            if not process.is_running() or process.status() == psutil.STATUS_ZOMBIE:
+                _end(process.pid)
+
     def watch() -> None:
         while not over.wait(WATCH_SECONDS):
-            for process in daemons:
-                if not process.is_running() or process.status() == psutil.STATUS_ZOMBIE:
-                    _end(process.pid)
-
-    def _end(pid: int) -> None:
-        number = noted()
-        if number is None:
-            what = f"error: process {pid} of Ray, which this command had started, is dead; what is done so far is kept"
-        else:
-            what = "stopped at once, since Ray's processes were ended too; what is done so far is kept"
-        with suppress(OSError):
-            os.write(2, f"\n{what}: continue with --resume\n".encode())
-        os._exit(LostError.exit_code if number is None else 128 + number)
+            look()
 
     thread = threading.Thread(target=watch, name="watch", daemon=True)
     thread.start()
     try:
         yield
+    except BaseException:
+        time.sleep(2 * WATCH_SECONDS)  # the error may be of a cluster that is about to die, which Ray would wait for
+        raise
     finally:
         over.set()
         thread.join()
+
+
+def _end(pid: int) -> None:
+    """End this process, since process `pid` of Ray is dead."""
+    number = noted()
+    if number is None:
+        what = f"error: process {pid} of Ray, which this command had started, is dead; what is done so far is kept"
+    else:
+        what = "stopped at once, since Ray's processes were ended too; what is done so far is kept"
+    with suppress(OSError):
+        os.write(2, f"\n{what}: continue with --resume\n".encode())
+    os._exit(LostError.exit_code if number is None else 128 + number)
 
 
 def ray_folder() -> Path:

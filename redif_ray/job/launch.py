@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from rich.console import Console
 from redif_ray.cluster.connect import joined, started
 from redif_ray.config import Config, ConfigError
 from redif_ray.config.uris import revealed
-from redif_ray.interrupt import stop_requests
+from redif_ray.interrupt import Interrupted, noted, stop_requests
 from redif_ray.job.rehearsal import rehearse
 from redif_ray.models.foreign import read_index
 from redif_ray.models.locate import local_folder
@@ -30,14 +31,17 @@ def distill(
 ) -> Path:
     """Run the job from the main thread and return the run folder.
 
-    Raises the errors of the job. What can be known without torch is raised at once, and errors of the user's own code
-    before Ray starts.
+    Raises the errors of the job and Interrupted. What can be known without torch is raised at once, and errors of the
+    user's own code before Ray starts.
     """
     check(config, resume=resume)
     with stop_requests() as stop:
         rehearse(config, stop=stop)
-    with _job(config) as run:
-        folder: Path = run(config, resume=resume, console=console, on_round=on_round)
+    try:
+        with _job(config) as run:
+            folder: Path = run(config, resume=resume, console=console, on_round=on_round)
+    except KeyboardInterrupt:  # raised by the second Ctrl-C, as Ray starts or ends
+        raise Interrupted("stopped at once; continue with --resume", noted() or signal.SIGINT) from None
     return folder
 
 

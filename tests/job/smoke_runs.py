@@ -51,7 +51,7 @@ def last_weights(folder: Path) -> str:
 
 
 def start(root: Path, name: str, *options: str) -> subprocess.Popen[bytes]:
-    """A run in a process of its own, with a Ray of its own."""
+    """A run in a process of its own, which leads a process group, with a Ray of its own."""
     command = [
         sys.executable,
         "-m",
@@ -63,7 +63,7 @@ def start(root: Path, name: str, *options: str) -> subprocess.Popen[bytes]:
         "tracking.uri=off",
         *options,
     ]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
 
 
 def rounds(folder: Path) -> int:

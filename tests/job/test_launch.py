@@ -39,15 +39,16 @@ def test_two_threads_that_import_do_not_meet() -> None:
     assert {name.partition(".")[0] for name in ray & job} <= sys.stdlib_module_names
 
 
-def test_ctrl_c_while_ray_starts(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_ray_starts(number: signal.Signals, tmp_path: Path) -> None:
     process = start(tmp_path, "early")
     deadline = time.monotonic() + DEADLINE
     while not (family := psutil.Process(process.pid).children(recursive=True)):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     output = process.communicate(timeout=DEADLINE)[0].decode()
-    assert process.returncode == 130, output
+    assert process.returncode == 128 + number, output
     assert "stopped" in output and "Traceback" not in output
     assert psutil.wait_procs(family, timeout=20)[1] == []
     assert list(tmp_path.iterdir()) == []

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
+import psutil
 import pytest
 import ray
+from ray._private import worker
 
 from redif_ray.cluster.connect import ENVIRONMENT
 
@@ -18,3 +21,23 @@ def test_workers_inherit_the_environment_and_start_once() -> None:
     variables, environment = ray.get(found.remote())
     assert variables == {name: os.environ[name] for name in ENVIRONMENT}
     assert environment == "{}"
+
+
+def test_only_this_machine_and_this_user_reach_it() -> None:
+    """Every port that it listens on is one of loopback, and its folder is closed to others."""
+    listening: dict[str, set[str]] = {}
+    for process in psutil.Process().children(recursive=True):
+        for connection in process.net_connections("inet"):
+            if connection.status == psutil.CONN_LISTEN:
+                listening.setdefault(process.name(), set()).add(connection.laddr.ip.removeprefix("::ffff:"))
+    assert {"gcs_server", "raylet"} <= set(listening)
+    assert set().union(*listening.values()) <= {"127.0.0.1", "::1"}, listening
+    assert os.environ["RAY_AUTH_MODE"] == "token"
+    assert worker._global_node is not None
+    folder = Path(worker._global_node.temp_dir)
+    assert folder.parent.name == f"redif-{os.getuid()}" and folder.parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_signals_to_the_command_s_group_do_not_reach_it() -> None:
+    groups = {os.getpgid(process.pid) for process in psutil.Process().children(recursive=True)}
+    assert os.getpgid(0) not in groups
