@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from pydantic import BaseModel
@@ -373,15 +373,23 @@ def main() -> None:
         console.print(str(notice), highlight=False, soft_wrap=True)
         sys.exit(notice.exit_code)
     except (UserError, FileExistsError, FileNotFoundError, FloatingPointError) as error:
-        complaints.print("[bold red]error:[/]", escape(masked(str(error))), highlight=False, soft_wrap=True)
-        sys.exit(error.exit_code if isinstance(error, UserError) else UserError.exit_code)
+        _complain(error)
     except Exception as error:
+        from redif_ray.faults import explained  # imports Ray
+
+        told = explained(error, "run the command again, with --resume if it has that option")
+        if isinstance(told, UserError):
+            _complain(told)
         if isinstance(error, OSError) and error.filename is not None:  # that cannot be read or written
-            text = masked(f"{brief(error.filename)}: {error.strerror}")
-            complaints.print("[bold red]error:[/]", escape(text), highlight=False, soft_wrap=True)
-            sys.exit(2)
+            _complain(UserError(f"{brief(error.filename)}: {error.strerror}"))
         sys.stderr.write(masked(traceback.format_exc()))
         sys.exit(1)
+
+
+def _complain(error: Exception) -> NoReturn:
+    """Print an error that a user can mend, and end the command with its exit code."""
+    complaints.print("[bold red]error:[/]", escape(masked(str(error))), highlight=False, soft_wrap=True)
+    sys.exit(error.exit_code if isinstance(error, UserError) else UserError.exit_code)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Recovery from lost workers and lost objects.
+"""Recovery from lost workers and lost objects, and what to tell a user where there is none.
 
 Ray restarts actors and repeats the calls that were in flight. Objects that a dead actor owned, or that lay on a lost
 node, are gone: a process that cannot fetch one reports its id to the coordinator, which has the work unit made again.
@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import ObjectLostError, RayTaskError
+from ray.exceptions import ObjectLostError, RayError, RayTaskError
 
+from redif_ray.errors import LostError, UserError
+from redif_ray.files import remedy
 from redif_ray.types import Meta
 
 log = logging.getLogger(__name__)
@@ -88,4 +90,18 @@ def cause(error: BaseException) -> BaseException:
     """Return the exception that a worker raised, without the wrappers that Ray puts around it."""
     while isinstance(error, RayTaskError) and error.cause is not None:
         error = error.cause
+    return error
+
+
+def explained(error: BaseException, then: str) -> BaseException:
+    """Return an error of the disk, or of Ray, as a UserError that says what to do; any other without Ray's wrappers.
+
+    then: what to do once its cause is mended.
+    """
+    error = cause(error)
+    if isinstance(error, OSError) and (what := remedy(error)) is not None:
+        return UserError(f"cannot go on: {error}; {what}, and {then}")
+    if isinstance(error, RayError) and not isinstance(error, RayTaskError):
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        return LostError(f"lost what is needed to go on: {lines[0].rstrip('.')}; {then}")
     return error

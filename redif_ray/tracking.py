@@ -55,7 +55,7 @@ def answered(uri: str) -> Iterator[None]:
     """Raise TrackingError where the store `uri` does not take what the block sends, whatever it raises."""
     try:
         yield
-    except (TrackingError, KeyboardInterrupt):
+    except TrackingError:
         raise
     except Exception as error:  # MLflow lets the errors of SQLAlchemy, requests and the disk through
         lines = str(error).splitlines() or [""]

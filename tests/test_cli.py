@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import yaml
 from commands import here, one_line
+from ray.exceptions import RayError
 from tiny_pipelines import write_sd
 
 from redif_ray.cli import main
@@ -153,3 +156,20 @@ assert not ray.is_initialized()
 
 def test_the_names_of_terms_are_those_that_can_be_built() -> None:
     assert set(NAMES) == set(TERMS)
+
+
+def test_errors_of_the_disk_and_of_ray_end_in_one_message(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for error, code, words in (
+        (OSError(errno.ENOSPC, "No space left on device", "/x"), 2, "'/x'; free space, and run the command again"),
+        (RayError("score was lost 5 times"), 3, "lost what is needed to go on: score was lost 5 times; run the"),
+    ):
+        monkeypatch.setattr("redif_ray.cli.app", Mock(side_effect=error))
+        with pytest.raises(SystemExit) as told:
+            main()
+        assert told.value.code == code and words in capsys.readouterr().err
+    monkeypatch.setattr("redif_ray.cli.app", Mock(side_effect=ZeroDivisionError("a fault of ours")))
+    with pytest.raises(SystemExit) as told:
+        main()
+    assert told.value.code == 1 and "Traceback" in capsys.readouterr().err

@@ -10,15 +10,12 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import TypeAlias
 
-from ray.exceptions import RayError, RayTaskError
 from rich.console import Console
 
 from redif_ray.cluster.connect import connect, warn_of_small_store
 from redif_ray.config import Config
 from redif_ray.data.conditions import Conditions
-from redif_ray.errors import LostError
-from redif_ray.faults import cause
-from redif_ray.files import remedy
+from redif_ray.faults import explained
 from redif_ray.interrupt import Interrupted, StopRequest, stop_requests
 from redif_ray.job import calibration
 from redif_ray.job.batches import with_batches
@@ -34,7 +31,7 @@ from redif_ray.planning.paths import absolute
 from redif_ray.runs import timeline
 from redif_ray.runs.backup import complete, prepare, uploading
 from redif_ray.runs.backup_thread import Uploader
-from redif_ray.runs.folder import RunError, RunFinished, RunFolder, latest_checkpoint
+from redif_ray.runs.folder import RunFinished, RunFolder, latest_checkpoint
 from redif_ray.runs.jsonl import read_rows
 from redif_ray.runs.round_report import RoundReport
 from redif_ray.user_code.errors import exits_named
@@ -106,23 +103,12 @@ def run_part(
     except KeyboardInterrupt:  # raised by the second Ctrl-C
         raise stop.interrupted(f"stopped at once; {folder.path} holds the run up to its last checkpoint") from None
     except BaseException as error:
-        told = _told(error)
+        told = explained(error, "continue with --resume")
         folder.keep_failure(told)
         _close_tracking(config, folder, "FAILED")
         raise told from (error if told is not error else error.__cause__)
     finally:
         folder.close()
-
-
-def _told(error: BaseException) -> BaseException:
-    """Return an error of the disk or of Ray as the UserError that says what to do; any other error as it is."""
-    error = cause(error)
-    if isinstance(error, OSError) and (what := remedy(error)) is not None:
-        return RunError(f"the run cannot go on: {error}; {what}, and continue with --resume")
-    if isinstance(error, RayError) and not isinstance(error, RayTaskError):
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        return LostError(f"the run lost what it cannot go on without: {lines[0].rstrip('.')}; continue with --resume")
-    return error
 
 
 def _hashed(config: Config) -> Future[dict[str, str]]:

@@ -26,7 +26,6 @@ from redif_ray.diffusion.noise import Stream
 from redif_ray.errors import UserError
 from redif_ray.evaluation.seen import joined
 from redif_ray.faults import RESTARTABLE, cause, fetched
-from redif_ray.files import remedy
 from redif_ray.interrupt import StopRequest
 from redif_ray.job.metrics_writer import MetricsWriter
 from redif_ray.models.protocol import DiffusionModel
@@ -113,8 +112,8 @@ def get(references: Any, stop: StopRequest, meanwhile: Callable[[], object] = la
     """Return `ray.get` of one reference or a list of them, unless the user asks to stop meanwhile.
 
     meanwhile: function that is called repeatedly during the wait.
-    Raises Interrupted on a request to stop, and the original error of a worker, without Ray's wrapper, where a user can
-    mend it: a UserError, or an OSError of a disk.
+    Raises Interrupted on a request to stop, and the original error of a worker, without Ray's wrapper, where it is a
+    UserError or an OSError.
     """
     waiting = references if isinstance(references, list) else [references]
     while waiting:
@@ -125,8 +124,7 @@ def get(references: Any, stop: StopRequest, meanwhile: Callable[[], object] = la
         return ray.get(references)
     except ray.exceptions.RayTaskError as error:
         inner = cause(error)
-        mendable = isinstance(inner, UserError) or (isinstance(inner, OSError) and remedy(inner) is not None)
-        raise (inner if mendable else error) from None
+        raise (inner if isinstance(inner, UserError | OSError) else error) from None
 
 
 def all_ready(actors: Iterable[Any], stop: StopRequest, meanwhile: Callable[[], object] = lambda: None) -> None:

@@ -22,7 +22,7 @@ from redif_ray.interrupt import StopRequest
 from redif_ray.job import distill, session
 from redif_ray.job.metrics_writer import MetricsWriter
 from redif_ray.job.training import FAILURES, Fit
-from redif_ray.runs.folder import RunError, RunFolder
+from redif_ray.runs.folder import RunFolder
 from redif_ray.runs.jsonl import read_rows
 from redif_ray.tracking import TrackingError, answered
 from redif_ray.workers import actors
@@ -37,15 +37,15 @@ def wrapped(error: Exception) -> RayTaskError:
 
 
 NO_SPACE = "[Errno 28] No space left on device: '/runs/x/student'"
-FULL = f"the run cannot go on: {NO_SPACE}; free space, and continue with --resume"
-LOST = "the run lost what it cannot go on without: score was lost 5 times; continue with --resume"
+FULL = f"cannot go on: {NO_SPACE}; free space, and continue with --resume"
+LOST = "lost what is needed to go on: score was lost 5 times; continue with --resume"
 
 
 @pytest.mark.parametrize(
     ("raised", "kind", "code", "words"),
     [
-        (full(), RunError, 2, FULL),
-        (wrapped(full()), RunError, 2, FULL),
+        (full(), UserError, 2, FULL),
+        (wrapped(full()), UserError, 2, FULL),
         (RayError("score was lost 5 times"), LostError, 3, LOST),
         (wrapped(RayError("score was lost 5 times")), LostError, 3, LOST),
         (UserError("as it is"), UserError, 2, "as it is"),
