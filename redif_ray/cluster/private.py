@@ -85,15 +85,18 @@ def watched() -> Iterator[None]:
     """End this process, with a message, where a process dies in the block that its private cluster cannot do without.
 
     Ray leaves its callers waiting then: for a minute, or for ever. Nothing is left to do, since what a run has to keep
-    is on disk; so the process ends at once, and Ray's other processes with it.
+    is on disk; so the process ends at once, and Ray's other processes with it. The same goes for a process of Ray that
+    dies once this one was sent a signal: a batch system then sends it to all.
     """
-    daemons = [process for process in psutil.Process().children() if process.name() in DAEMONS]
+    own = [process for process in psutil.Process().children() if os.getsid(process.pid) != os.getsid(0)]
     over = threading.Event()
 
     def look() -> None:
-        for process in daemons:
-            if not process.is_running() or process.status() == psutil.STATUS_ZOMBIE:
+        for process in [process for process in own if _dead(process)]:
+            # Ray's daemons take their time to leave; where the others are gone with a signal, so are its workers.
+            if process.name() in DAEMONS or noted() is not None:
                 _end(process.pid)
+            own.remove(process)
 
     def watch() -> None:
         while not over.wait(WATCH_SECONDS):
@@ -109,6 +112,10 @@ def watched() -> Iterator[None]:
     finally:
         over.set()
         thread.join()
+
+
+def _dead(process: psutil.Process) -> bool:
+    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
 
 
 def _end(pid: int) -> None:

@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -107,31 +108,38 @@ from redif_ray.interrupt import stop_requests
 with stop_requests():
     with private.watched():  # without daemons
         pass
-    raylet = subprocess.Popen(["bash", "-c", "exec sleep 60"])
-    while private.psutil.Process(raylet.pid).name() != "sleep":
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
+    raylet, helper = (subprocess.Popen(["sleep", seconds], **quiet) for seconds in ("10", "11"))
+    while {private.psutil.Process(each.pid).name() for each in (raylet, helper)} != {"sleep"}:
         time.sleep(0.01)
-    private.DAEMONS = ("sleep",)
+    private.DAEMONS = (sys.argv[1],)
     with private.watched():
         print(raylet.pid, flush=True)
-        time.sleep(30)
+        time.sleep(3)
+print("went on")
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [None, signal.SIGTERM])
-def test_a_command_ends_at_once_where_ray_dies(number: signal.Signals | None) -> None:
+@pytest.mark.parametrize(
+    ("number", "name", "code", "words"),
+    [
+        (None, "sleep", 3, "error: process {} of Ray, which this command had started, is dead"),
+        (None, "raylet", 0, ""),
+        (signal.SIGTERM, "sleep", 143, "stopped at once, since Ray's processes were ended too"),
+        (signal.SIGTERM, "raylet", 143, "stopped at once, since Ray's processes were ended too"),
+    ],
+)
+def test_a_command_ends_at_once_where_ray_dies(number: signal.Signals | None, name: str, code: int, words: str) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-c", WATCHES], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", WATCHES, name], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     assert process.stdout is not None
     daemon = int(process.stdout.readline())
     if number is not None:
         process.send_signal(number)
+        time.sleep(0.2)
     os.kill(daemon, signal.SIGKILL)
-    _, words = process.communicate(timeout=20)
-    if number is None:
-        assert process.returncode == 3
-        assert f"error: process {daemon} of Ray, which this command had started, is dead" in words
-    else:
-        assert process.returncode == 143 and "stopped at once, since Ray's processes were ended too" in words
-    assert "continue with --resume" in words
+    output, said = process.communicate(timeout=20)
+    assert process.returncode == code and words.format(daemon) in said
+    assert ("continue with --resume" in said) == bool(words) and ("went on" in output) == (not words)
