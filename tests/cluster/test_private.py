@@ -115,7 +115,7 @@ with stop_requests():
     private.DAEMONS = (sys.argv[1],)
     with private.watched():
         print(raylet.pid, flush=True)
-        time.sleep(3)
+        time.sleep(2)
 print("went on")
 """
 
