@@ -43,7 +43,7 @@ DEADLINE = 300.0
 LEAVE_SECONDS = 20.0  # time for Ray's processes to follow a driver that was killed
 ROOT = os.geteuid() == 0
 OPTIONS = ("tracking.uri=off", "checkpoint.every=1", "validation.every=1")
-DISK_MB = 64
+DISK_MB = 160  # more than a run says that it may write
 
 
 class Run:
