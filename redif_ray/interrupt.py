@@ -18,11 +18,11 @@ from redif_ray.errors import Notice
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-_noted: int | None = None  # the last signal that this process was sent
+_noted: int | None = None
 
 
 def noted() -> int | None:
-    """Return the number of the last signal that asked this process to stop, or None."""
+    """Return the number of the signal by which the job of this process was asked to stop, or None where it was not."""
     return _noted
 
 
@@ -78,7 +78,10 @@ class StopRequest:
 @contextmanager
 def stop_requests(after: str = "continue with --resume") -> Iterator[StopRequest]:
     """Listen for signals while the block runs, then restore the previous handlers. after: see StopRequest."""
+    global _noted
     previous = {number: signal.getsignal(number) for number in SIGNALS}
+    if not any(isinstance(getattr(handler, "__self__", None), StopRequest) for handler in previous.values()):
+        _noted = None  # this block is in no other one, so a signal that an earlier one got is over
     stop = StopRequest(after)
     stop.listen()
     try:

@@ -21,7 +21,9 @@ def test_a_signal_is_a_request_to_stop(number: signal.Signals) -> None:
         assert noted() == number and told.value.exit_code == 128 + number
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), number)
-    assert signal.getsignal(number) is before
+    assert signal.getsignal(number) is before and noted() == number
+    with stop_requests():
+        assert noted() is None
 
 
 def test_a_terminal_that_is_gone_is_not_written_to() -> None:

@@ -31,6 +31,7 @@ STARTUP = "timed out during startup"  # in the text of Ray's error on a machine 
 LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # set to 0, it has Ray bind every port to loopback, on every system
 DAEMONS = ("gcs_server", "raylet")
 WATCH_SECONDS = 0.5
+AGAIN = "what was saved is kept, so run the command again, with --resume if it has that option"
 SOCKET_BYTES = 107  # the longest path of a socket on Linux
 SOCKET = "session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store"  # the longest one below Ray's folder
 
@@ -88,15 +89,14 @@ def watched() -> Iterator[None]:
     is on disk; so the process ends at once, and Ray's other processes with it. The same goes for a process of Ray that
     dies once this one was sent a signal: a batch system then sends it to all.
     """
-    own = [process for process in psutil.Process().children() if os.getsid(process.pid) != os.getsid(0)]
+    own = {process: process.name() in DAEMONS for process in psutil.Process().children() if not _grouped(process)}
     over = threading.Event()
 
     def look() -> None:
         for process in [process for process in own if _dead(process)]:
             # Ray's daemons take their time to leave; where the others are gone with a signal, so are its workers.
-            if process.name() in DAEMONS or noted() is not None:
+            if own.pop(process) or noted() is not None:
                 _end(process.pid)
-            own.remove(process)
 
     def watch() -> None:
         while not over.wait(WATCH_SECONDS):
@@ -114,19 +114,30 @@ def watched() -> Iterator[None]:
         thread.join()
 
 
+def _grouped(process: psutil.Process) -> bool:
+    """Tell whether a process is in this one's session, as those that Ray did not start are."""
+    try:
+        return os.getsid(process.pid) == os.getsid(0)
+    except ProcessLookupError:
+        return True
+
+
 def _dead(process: psutil.Process) -> bool:
-    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def _end(pid: int) -> None:
     """End this process, since process `pid` of Ray is dead."""
     number = noted()
     if number is None:
-        what = f"error: process {pid} of Ray, which this command had started, is dead; what is done so far is kept"
+        what = f"error: process {pid} of Ray, which this command had started, is dead"
     else:
-        what = "stopped at once, since Ray's processes were ended too; what is done so far is kept"
+        what = "stopped at once, since Ray's processes were ended too"
     with suppress(OSError):
-        os.write(2, f"\n{what}: continue with --resume\n".encode())
+        os.write(2, f"\n{what}; {AGAIN}\n".encode())
     os._exit(LostError.exit_code if number is None else 128 + number)
 
 

@@ -40,7 +40,7 @@ def distill(
     try:
         with _job(config) as run:
             folder: Path = run(config, resume=resume, console=console, on_round=on_round)
-    except KeyboardInterrupt:  # raised by the second Ctrl-C, as Ray starts or ends
+    except KeyboardInterrupt:  # raised by the second signal, as Ray starts or ends
         raise Interrupted("stopped at once; continue with --resume", noted() or signal.SIGINT) from None
     return folder
 

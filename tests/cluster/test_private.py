@@ -142,4 +142,4 @@ def test_a_command_ends_at_once_where_ray_dies(number: signal.Signals | None, na
     os.kill(daemon, signal.SIGKILL)
     output, said = process.communicate(timeout=20)
     assert process.returncode == code and words.format(daemon) in said
-    assert ("continue with --resume" in said) == bool(words) and ("went on" in output) == (not words)
+    assert ("run the command again, with --resume" in said) == bool(words) and ("went on" in output) == (not words)
