@@ -33,7 +33,6 @@ class Commands(TyperGroup):
             return super().invoke(ctx)
 
 
-
 app = typer.Typer(
     name="redif",
     cls=Commands,
