@@ -75,10 +75,14 @@ class Trajectories:
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """The features [n, D] float32 of some reference images, and the name of the judge that gave them."""
+    """The features [n, D] float32 of some reference images, and the name of the judge that gave them.
+
+    fit: how well each of them fits its own label, as in `Seen`; empty where the judge's images have no labels.
+    """
 
     judge: str
     features: np.ndarray
+    fit: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,15 +52,20 @@ def evaluate_arm(seen: Seen, judge: Judge, *, nfe: int, teacher: Seen, resamples
     }
 
 
-def limits(judge: Judge, n: int, seed: int) -> dict[str, float]:
-    """Return the scores of real images: the Fréchet distance's floor and the other set metrics' ceilings.
+def limits(judge: Judge, n: int, seed: int) -> dict[str, float | None]:
+    """Return the fields of `summary.Limits`: the scores of real images in the place of an arm's.
 
-    n: number of images per arm. Two disjoint sets of n reference images are compared, or the two halves of a reference
-        that holds fewer than 2 n images.
+    n: number of images per arm. As many reference images are compared with others of them, or one half with the other
+        where the reference holds fewer than 2 n images.
     """
     reference = judge.reference
     count = min(n, len(reference) // 2)
-    return {"frechet": frechet_floor(reference, count, seed), **ceiling(reference, count, seed)}
+    return {
+        "count": count,
+        "frechet": frechet_floor(reference, count, seed),
+        **ceiling(reference, count, seed),
+        "class_accuracy": judge.fit.get("class_accuracy"),
+    }
 
 
 def _paired(seen: Seen, teacher: Seen) -> dict[str, float]:

@@ -69,6 +69,12 @@ def embedded(encoder: Encoder, images: Tensor, device: str | torch.device) -> np
     return torch.cat([encoder.embedding(batch.float().to(device)).cpu() for batch in images.split(BATCH)]).numpy()
 
 
+def knows(encoder: Encoder, labels: Sequence[Condition]) -> bool:
+    """Tell whether there are labels, and all of them are classes of the encoder."""
+    classes = range(len(encoder.classes)) if isinstance(encoder, Classifier) else range(0)
+    return bool(labels) and all(label in classes for label in labels)
+
+
 @torch.no_grad()
 def fit(encoder: Encoder, features: np.ndarray, conditions: Sequence[Condition]) -> dict[str, np.ndarray]:
     """Return how well each image fits its condition, by name, [n] float64.

@@ -32,32 +32,60 @@ PHASES = {  # name, tint
     "consistency": ("consistency distillation", "#999999"),
     "progressive": ("progressive distillation", "#882255"),
 }
-CURVES = {"reward/mean": "training, with exploration", "validation/reward": "validation, deployed (eta 0)"}
+CURVES = {"reward/mean": "training, with exploration", "validation/reward": "validation, without exploration"}
+MANY = 60  # points of a curve, above which they jump too close to each other to be marked
 DPI = 150
 
 
-def reward_curve(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
+def reward_curve(path: str | Path, rows: Sequence[Mapping[str, Any]], best: float | None = None) -> None:
     """Plot reward against round to a PNG.
 
-    rows: rows of metrics.jsonl, with `round`, `phase` and any of the keys of `CURVES`.
+    rows: rows of metrics.jsonl, with `round`, `phase` and any of the keys of `CURVES`, whose rewards have one unit.
+    best: reward of the teacher's own images. Where no reward reaches it, what is left to it is plotted on a
+        logarithmic axis; None: the rewards themselves are plotted.
+    Training rewards jump from round to round, so their running median is drawn over them.
     Raises ValueError if no row has a reward.
     """
-    figure, axes = _figure(7.5, 4.2)
-    drawn = 0
-    for i, (key, label) in enumerate(CURVES.items()):
-        points = [(row["round"] + 1, row[key]) for row in rows if row.get(key) is not None]
-        if points:
-            x, y = zip(*points, strict=True)
-            marker = MARKERS[i] if len(points) <= 60 else None
-            axes.plot(x, y, color=COLOURS[i], marker=marker, markersize=5, linewidth=1.8, label=label, zorder=i + 2)
-            drawn += 1
-    if not drawn:
+    curves = {key: [(row["round"] + 1, row[key]) for row in rows if row.get(key) is not None] for key in CURVES}
+    values = [value for points in curves.values() for _, value in points]
+    if not values:
         raise ValueError(f"{len(rows)} metrics rows hold none of {', '.join(CURVES)}; expected at least one reward")
+    figure, axes = _figure(7.5, 4.6)
+    left = best is not None and max(values) < best
+    for i, (key, label) in enumerate(CURVES.items()):
+        if not curves[key]:
+            continue
+        x, y = np.array(curves[key]).T
+        y = best - y if left else y
+        if len(y) > MANY:
+            axes.plot(x, y, color=COLOURS[i], linewidth=0.8, alpha=0.35, zorder=i + 2)
+            y, label = _running_median(y), f"{label}, running median"
+        marker = MARKERS[i] if len(y) <= MANY else None
+        axes.plot(x, y, color=COLOURS[i], marker=marker, markersize=5, linewidth=1.8, label=label, zorder=i + 4)
+    if left:
+        axes.set(yscale="log", ylabel="reward left to the teacher (lower is better)")
+    else:
+        axes.set_ylim(*_typical(values))
+        axes.set_ylabel("reward (higher is better)")
     _shade_phases(axes, rows)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set(xlabel="round", ylabel="reward (higher is better)")
-    axes.legend(frameon=False, fontsize=10, loc="lower right")
+    axes.set_xlabel("round")
+    figure.legend(frameon=False, fontsize=9, loc="outside lower center", ncols=2)
     _save(figure, path)
+
+
+def _running_median(values: np.ndarray) -> np.ndarray:
+    """Return, for each value, the median of the values around it: about a twentieth of all."""
+    reach = max(2, len(values) // 40)
+    windows = [values[max(0, i - reach) : i + reach + 1] for i in range(len(values))]
+    return np.array([np.median(window) for window in windows])
+
+
+def _typical(values: Sequence[float]) -> tuple[float, float]:
+    """Return limits of an axis that leave out the few values far from all others."""
+    low, high = np.quantile(values, [0.02, 0.98])
+    margin = 0.08 * (high - low) or max(abs(high), 1.0) * 0.05
+    return float(low - margin), float(high + margin)
 
 
 def schedule(path: str | Path, own: Schedule, others: Sequence[Schedule] = ()) -> None:
@@ -83,7 +111,7 @@ def schedule(path: str | Path, own: Schedule, others: Sequence[Schedule] = ()) -
         )
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel="step", ylabel="half log-SNR, ln(alpha / sigma)")
-    axes.legend(frameon=False, fontsize=10, loc="upper left")
+    axes.legend(frameon=False, fontsize=10, loc="best")
     _save(figure, path)
 
 
@@ -210,15 +238,14 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
 
 
 def _shade_phases(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Tint the rounds of each phase and name it along the upper edge, if there is more than one phase."""
+    """Tint the rounds of each phase, with a label for the legend, if there is more than one phase."""
     phases = list(dict.fromkeys(row.get("phase") for row in rows if row["round"] >= 0))
     if len(phases) < 2:
         return
     for phase in phases:
         rounds = [row["round"] + 1 for row in rows if row.get("phase") == phase]
         name, shade = PHASES.get(str(phase), (str(phase), "#DDDDDD"))
-        axes.axvspan(min(rounds) - 0.5, max(rounds) + 0.5, color=shade, alpha=0.12, linewidth=0)
-        axes.text(min(rounds), 1.01, name, transform=axes.get_xaxis_transform(), fontsize=9, color="#444444")
+        axes.axvspan(min(rounds) - 0.5, max(rounds) + 0.5, color=shade, alpha=0.18, linewidth=0, label=name)
 
 
 def _save(figure: Figure, path: str | Path) -> None:

@@ -15,11 +15,15 @@ import pyarrow.parquet as pq
 from redif_ray.data.errors import DataError
 from redif_ray.data.images import decoded_cells
 from redif_ray.evaluation.judge_source import judge_files, needs_reference
+from redif_ray.types import Condition
 
 
 def reference_count(source: str, count: int) -> int:
     """Return the number of a judge's own reference images, or `count` for a judge that has none."""
     return count if needs_reference(source) else len(ReferenceImages(judge_files(source)[1]))
+
+
+LABEL = "label"
 
 
 class ReferenceImages:
@@ -51,6 +55,15 @@ class ReferenceImages:
     def rows(self, start: int, stop: int) -> np.ndarray:
         """Return the images `start` to `stop`, uint8 [stop - start, C, H, W]."""
         return np.concatenate(list(self.batches(start, stop, stop - start)))
+
+    def labels(self, start: int, stop: int) -> list[Condition]:
+        """Return the classes of the images `start` to `stop`; none where the file has no whole numbers as labels."""
+        with pq.ParquetFile(self.path) as file:
+            kind = dict(zip(file.schema_arrow.names, file.schema_arrow.types, strict=True)).get(LABEL)
+            if kind is None or not pa.types.is_integer(kind):
+                return []
+            column = file.read(columns=[LABEL])[LABEL].slice(start, stop - start)
+        return [] if column.null_count else list(column.to_pylist())
 
     def batches(self, start: int, stop: int, size: int) -> Iterator[np.ndarray]:
         """Yield the images `start` to `stop`, uint8 [at most `size`, C, H, W], reading only their row groups."""

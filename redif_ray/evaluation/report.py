@@ -18,12 +18,13 @@ ARMS = {
     "student": "trained student",
 }
 GAPS = {"teacher_few": "the untrained student", "teacher_best": "the teacher's best named schedule at the same NFE"}
+POOR = {"class_accuracy": 0.8, "coverage": 0.5}  # shares of what real images get, below which a teacher is called poor
 FITS = {
     "class_accuracy": "class accuracy ↑",
     "caption_cosine": "caption cosine ↑",
 }  # how well an image fits its condition
 PICTURES = {
-    "samples.png": "The same noises in every row.",
+    "samples.png": "Images of the same noises.",
     "reward.png": "Reward by round.",
     "schedule.png": "The levels at which the student calls the network.",
 }
@@ -41,6 +42,7 @@ def write_report(folder: str | Path, summary: Mapping[str, Any], metrics: Sequen
     parts = [
         f"# {checked.name}: {checked.student_steps} steps",
         _headline(checked),
+        _teacher(checked),
         "## Arms",
         _arms(checked),
         _fine_print(checked),
@@ -63,6 +65,11 @@ def write_report(folder: str | Path, summary: Mapping[str, Any], metrics: Sequen
     return path
 
 
+def short_report(summary: Summary) -> str:
+    """Return the headline, a word on the teacher and the table of the arms, in Markdown."""
+    return "\n\n".join(part for part in (_headline(summary), _teacher(summary), _arms(summary)) if part)
+
+
 def gap_closed(summary: Summary, start: str = "teacher_few") -> float | None:
     """Return the share of the Fréchet gap between arm `start` and the full teacher that the student closes.
 
@@ -75,15 +82,64 @@ def gap_closed(summary: Summary, start: str = "teacher_few") -> float | None:
     return (first.frechet - arms.student.frechet) / (first.frechet - arms.teacher_full.frechet)
 
 
+def claims(summary: Summary) -> list[str]:
+    """Return what the Fréchet distances say of the student, one clause for each of `GAPS` that was measured."""
+    said, arms = [], summary.arms
+    full, student = arms.teacher_full.frechet, arms.student.frechet
+    for start, text in GAPS.items():
+        share, first = gap_closed(summary, start), getattr(arms, start)
+        if first is None:
+            continue
+        if share is None:
+            said.append(f"finds no gap between {text} ({first.frechet:.4g}) and the full teacher ({full:.4g})")
+        elif share < 0:
+            said.append(f"ends farther from the reference than {text} ({student:.4g}, from {first.frechet:.4g})")
+        elif share > 1:
+            said.append(f"passes the full teacher ({student:.4g} to {full:.4g}), from {text} ({first.frechet:.4g})")
+        else:
+            said.append(f"closes {share:.0%} of the gap between {text} and the full teacher")
+    return said
+
+
 def _headline(summary: Summary) -> str:
-    claims = [
-        f"{share:.0%} of the gap between {text} and the full teacher"
-        for start, text in GAPS.items()
-        if (share := gap_closed(summary, start)) is not None
-    ]
-    if not claims:
+    return f"In Fréchet distance the student {', and '.join(claims(summary))}, on seed {summary.seed} alone."
+
+
+def poor_teacher(summary: Summary) -> str:
+    """Return a sentence that says how poor the teacher is beside real images, or no text where it is not.
+
+    What real images get is taken from the judge's own, where it has any, and is 1 for an accuracy that is not known.
+    """
+    full, real = summary.arms.teacher_full, summary.limits
+    accuracy, best = full.class_accuracy, real.class_accuracy if real else None
+    if accuracy is not None and accuracy < POOR["class_accuracy"] * (1 if best is None else best):
+        beside = "" if best is None else f", and of {best:.0%} of the real images"
+        return f"The teacher is poor: the judge recognises the class of {accuracy:.0%} of its images{beside}."
+    if real is not None and full.coverage < POOR["coverage"] * real.coverage:
+        return (
+            f"The teacher is poor: its images come close to {full.coverage:.0%} of the real ones, where other real "
+            f"images come close to {real.coverage:.0%}."
+        )
+    return ""
+
+
+def _teacher(summary: Summary) -> str:
+    """Return what the teacher itself is worth, since a student follows a bad one just as faithfully."""
+    follows = "A student follows its teacher in this too."
+    if (poor := poor_teacher(summary)) != "":
+        return f"**{poor}** {follows} A better teacher comes first."
+    if _against_teacher(summary):
+        return (
+            "The judge compares with the teacher's own images, so nothing here says how good the teacher is. The row "
+            "of the full-step teacher is what a student gets that cannot be told from it."
+        )
+    full, real = summary.arms.teacher_full, summary.limits
+    if real is None:
         return ""
-    return f"In Fréchet distance the student closes {', and '.join(claims)}, on seed {summary.seed} alone."
+    parts = [f"recall {full.recall:.2f} of {real.recall:.2f}", f"coverage {full.coverage:.2f} of {real.coverage:.2f}"]
+    if full.class_accuracy is not None and real.class_accuracy is not None:
+        parts.append(f"class accuracy {full.class_accuracy:.2f} of {real.class_accuracy:.2f}")
+    return f"The teacher itself, beside what real images get: {', '.join(parts)}. {follows}"
 
 
 def _arms(summary: Summary) -> str:
@@ -105,16 +161,17 @@ def _arms(summary: Summary) -> str:
                     *("-" if (value := getattr(arm, name)) is None else f"{value:.3f}" for name in fits),
                 ]
             )
-    if (limits := summary.limits) is not None:
+    if (limits := summary.limits) is not None and not _against_teacher(summary):
         sets = [f"{value:.3f}" for value in (limits.precision, limits.recall, limits.density, limits.coverage)]
-        rows.append(["reference images", "", f"{limits.frechet:.2f}", "", *sets, *("" for _ in fits)])
+        label = "real images" if limits.count in (None, summary.held_out) else f"real images, {limits.count:,} each"
+        fit = ["" if (value := getattr(limits, name, None)) is None else f"{value:.3f}" for name in fits]
+        rows.append([label, "", f"{limits.frechet:.2f}", "", *sets, *fit])
     higher = ["precision ↑", "recall ↑", "density ↑", "coverage ↑", *(FITS[name] for name in fits)]
     return markdown_table(["arm", "NFE", "Fréchet ↓", "1000 KID ↓", *higher], rows)
 
 
 def _fine_print(summary: Summary) -> str:
-    teachers = summary.reference == "teacher" or summary.judge == RANDOM_FEATURES  # older summaries have no `reference`
-    against = "the teacher's images of as many other noises" if teachers else "its real images"
+    against = "the teacher's images of as many other noises" if _against_teacher(summary) else "its real images"
     captions = summary.arms.student.caption_cosine is not None
     drawn = "resampled by caption with all its noises" if captions else "resampled by noise"
     text = (
@@ -123,8 +180,18 @@ def _fine_print(summary: Summary) -> str:
         f"with its 95 % bootstrap interval at this n, {drawn}; unbiased KID ± its standard error, which assumes "
         "independent noises; precision, recall, density and coverage with k = 5."
     )
-    real = " The last row compares reference images with other reference images; expect no better values."
-    return text + (real if summary.limits else "")
+    if (limits := summary.limits) is None or _against_teacher(summary):
+        return text
+    count = summary.held_out if limits.count is None else limits.count
+    text += f" The last row has {count:,} of the real images in the place of an arm's, and others as the reference."
+    if count < summary.held_out:
+        text += " There are no more of them, and fewer images are farther apart: its Fréchet distance is too large."
+    return text
+
+
+def _against_teacher(summary: Summary) -> bool:
+    """Tell whether the judge's reference are the teacher's images; older summaries do not say so."""
+    return summary.reference == "teacher" or summary.judge == RANDOM_FEATURES
 
 
 def _pairs(summary: Summary) -> str:

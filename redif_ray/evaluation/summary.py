@@ -60,13 +60,15 @@ class Spent(Strict):
 
 
 class Limits(Strict):
-    """The scores of the judge's reference images against each other at this number of images."""
+    """The scores of some of the judge's own reference images against others of them; a judge without any has none."""
 
+    count: Positive | None = Field(None, description="images in the place of an arm's; null: an earlier version")
     frechet: float
     precision: Fraction
     recall: Fraction
     density: float
     coverage: Fraction
+    class_accuracy: Fraction | None = Field(None, description="of all reference images; null: they have no classes")
 
 
 class Mlflow(Strict):

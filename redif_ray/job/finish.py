@@ -13,7 +13,8 @@ from rich.console import Console
 
 from redif_ray.checkpoint import weights_sha256
 from redif_ray.evaluation import plots
-from redif_ray.evaluation.report import GAPS, gap_closed, write_report
+from redif_ray.evaluation.page import write_page
+from redif_ray.evaluation.report import claims, poor_teacher, write_report
 from redif_ray.evaluation.summary import Summary
 from redif_ray.evaluation.table import result_table
 from redif_ray.job.export import export_deployed
@@ -21,6 +22,7 @@ from redif_ray.job.measure import measure
 from redif_ray.job.session import Session, beside_driver
 from redif_ray.learner.compute import Accounts
 from redif_ray.learner.ray_train import Outcome
+from redif_ray.learner.validation import deployed_reward
 from redif_ray.models.registry import replaced
 from redif_ray.planning import factory
 from redif_ray.runs.deployed import BEST, checkpoint_key, deployed_weights
@@ -56,14 +58,35 @@ def finish(run: Session, outcome: Outcome, console: Console) -> None:
     run.get(run.writer.flush.remote())
     metrics = read_rows(folder / "metrics.jsonl")
     plots.side_by_side(folder / "samples.png", measured.pictures)
-    plots.reward_curve(folder / "reward.png", metrics)
+    plots.reward_curve(folder / "reward.png", *_rewards(run, metrics))
     plots.schedule(folder / "schedule.png", factory.student_schedule(run.teacher, config.student))
     write_report(folder, summary, metrics)
+    write_page(folder, measured.pictures, measured.conditions)
     shutil.rmtree(folder / ".train", ignore_errors=True)  # Ray Train's own files; the checkpoints are elsewhere
     _track(run, summary)
     run.folder.write("summary.json", json.dumps(summary, indent=1) + "\n")
     console.print(result_table(summary))
     console.print(_closing_words(run, summary), highlight=False, soft_wrap=True)
+
+
+def _rewards(run: Session, metrics: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], float | None]:
+    """Return the rows of metrics with all rewards in the unit of validation, and the teacher's own reward in it.
+
+    In training, terms may be divided by their spread in each round, which no two rounds share. A run whose only reward
+    is learned has no such unit.
+    """
+    terms, calibration = list(run.config.reward.fixed), run.folder.state["calibration"]
+    if not terms:
+        return metrics, None
+
+    def in_unit(row: dict[str, Any]) -> dict[str, Any]:
+        if not all(f"reward/{name}" in row for name in terms):
+            return row
+        means = {name: row[f"reward/{name}"] for name in terms}
+        return row | {"reward/mean": deployed_reward(run.config, calibration, means)}
+
+    best = deployed_reward(run.config, calibration, {name: calibration[name]["self"] for name in terms})
+    return [in_unit(row) for row in metrics], best
 
 
 def _work(run: Session) -> dict[str, Any]:
@@ -98,7 +121,7 @@ def _track(run: Session, summary: dict[str, Any]) -> None:
                 scalars = {k: v for k, v in values.items() if isinstance(v, int | float)}
                 paired = {f"paired_{k}": v for k, v in values["paired"].items()}
                 tracker.summary({f"final/{arm}/{k}": v for k, v in (scalars | paired).items()})
-        for path in [*sorted(folder.glob("*.png")), folder / "report.md"]:
+        for path in [*sorted(folder.glob("*.png")), folder / "report.md", folder / "report.html"]:
             tracker.artifact(path)
         tracker.model(folder / "student")
         tracker.finish()
@@ -107,16 +130,16 @@ def _track(run: Session, summary: dict[str, Any]) -> None:
 def _closing_words(run: Session, summary: dict[str, Any]) -> str:
     folder, uri = run.folder.path, run.config.tracking_uri
     checked = Summary.model_validate(summary)
-    shares = {text: gap_closed(checked, start) for start, text in GAPS.items()}
     gains = {text: change["frechet"] for text, change in summary["notes"]["student_gain"].items()}
     lines = [
-        *(f"Fréchet gap closed from {text}: {share:.0%}" for text, share in shares.items() if share is not None),
+        *([poor] if (poor := poor_teacher(checked)) else []),
+        *(f"In Fréchet distance the student {claim}" for claim in claims(checked)),
         *(
             f"Fréchet change {text}: {c['change']:+.2f} [{c['low']:+.2f}, {c['high']:+.2f}]"
             for text, c in gains.items()
         ),
         f"run folder   {folder}",
-        f"report       {folder / 'report.md'}",
+        f"report       {folder / 'report.html'}",
         f"sample       redif sample {quote(str(folder))} --count 16 --out samples.png",
     ]
     if uri:

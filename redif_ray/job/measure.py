@@ -25,7 +25,7 @@ from redif_ray.learner.compute import Accounts
 from redif_ray.learner.judge import judge_of
 from redif_ray.learner.learned_reward import last_learned
 from redif_ray.runs.deployed import INITIAL, checkpoint_key
-from redif_ray.types import Seen, Way
+from redif_ray.types import Condition, Seen, Way
 from redif_ray.weights.store import learned_key
 
 
@@ -34,12 +34,13 @@ class Measured:
     """The result of an evaluation.
 
     fields: the fields of the summary that an evaluation determines.
-    pictures: (label, pictures [k, C, h, w] uint8) of each arm.
+    pictures: (label, pictures [k, C, h, w] uint8) of each arm. conditions: of these k images, in the same order.
     notes: further facts for the summary's `notes`.
     """
 
     fields: dict[str, Any]
     pictures: list[tuple[str, np.ndarray]]
+    conditions: tuple[Condition, ...]
     notes: dict[str, Any]
 
 
@@ -85,16 +86,18 @@ def measure(run: Session, key: str, accounts: Accounts, console: Console) -> Mea
     starts = {"over the untrained student": few, "over the warm start": warm}
     gains = {text: changes(judge, student, seen, **draws) for text, seen in starts.items() if seen is not None}
     rows = [("teacher", teacher), (ARMS["teacher_few"], few), (ARMS["warm_start"], warm), (ARMS["student"], student)]
+    own = needs_reference(config.evaluation.judge)  # the teacher's images are the reference, and its row the limit
     fields = {
         "held_out": count,
         "size": list(run.teacher.image_shape[1:]),
         "judge": judge.name,
-        "reference": "teacher" if needs_reference(config.evaluation.judge) else "real",
+        "reference": "teacher" if own else "real",
         "arms": {name: arms[name] for name in ARMS},
-        "limits": limits(judge, count, config.run.seed),
+        "limits": None if own else limits(judge, count, config.run.seed),
     }
     notes = {"teacher_best": name, "seconds_per_image": seconds_per_image(run), "student_gain": gains}
-    return Measured(fields, [(label, seen.pictures) for label, seen in rows if seen is not None], notes)
+    pictures = [(label, seen.pictures) for label, seen in rows if seen is not None]
+    return Measured(fields, pictures, teacher.conditions[: len(teacher.pictures)], notes)
 
 
 class _Progress:

@@ -31,7 +31,6 @@ class Validator:
 
     def __init__(self, config: Config, calibration: Calibration, judge: Judge) -> None:
         self.config, self.calibration = config, calibration
-        self.units = reward_units(config, calibration)
         self.judge = judge
         self.start_recall = 0.0
 
@@ -39,8 +38,7 @@ class Validator:
         """Return ({"validation/reward", "validation/recall", "validation/<term>"}, picture [H, W, C] uint8)."""
         seen = joined([scored.seen for (scored,) in data.parts.values()])
         means = {name: float(values.mean()) for name, values in seen.terms.items()}
-        terms = self.config.reward.fixed
-        reward = sum(terms[name].weight * (means[name] - zero) / unit for name, (zero, unit) in self.units.items())
+        reward = deployed_reward(self.config, self.calibration, means)
         features, reference = seen.judged, self.judge.reference
         chosen = reference[shuffled(len(reference), Draw.REFERENCE, self.config.run.seed)[: len(features)]]
         scores = {"validation/reward": reward, "validation/recall": prdc(features, chosen)["recall"]}
@@ -58,6 +56,12 @@ class Validator:
             f"{self.start_recall:.3f}): the student is losing modes while its reward rises. Lower learner.lr, raise "
             "learner.anchor.weight, or add a reward term; the last checkpoint is kept"
         )
+
+
+def deployed_reward(config: Config, calibration: Calibration, means: Mapping[str, float]) -> float:
+    """Return the reward of images whose raw terms have these means by name, as validation adds them up."""
+    units = reward_units(config, calibration)
+    return sum(config.reward.fixed[name].weight * (means[name] - zero) / unit for name, (zero, unit) in units.items())
 
 
 def reward_units(config: Config, calibration: Calibration) -> dict[str, tuple[float, float]]:

@@ -51,7 +51,7 @@ def life(path: Path, kept: Mapping[str, Any]) -> tuple[str, str]:
 
 def places(path: Path, config: Config, kept: Mapping[str, Any]) -> Lines:
     """Return the lines that say where the results are."""
-    names = ("report.md", "schedule.yaml", "student", "timeline.json")
+    names = ("report.html", "report.md", "schedule.yaml", "student", "timeline.json")
     lines = {"results": ", ".join(name for name in names if (path / name).exists()) or "none yet", "folder": str(path)}
     if (run_id := kept.get("mlflow_run_id")) is not None:
         lines["MLflow"] = f"run {run_id} at {config.tracking_uri or 'a store of an earlier start'}"

@@ -16,7 +16,7 @@ from redif_ray.config import Config
 from redif_ray.diffusion import noise, schedules, solvers
 from redif_ray.diffusion.noise import Stream
 from redif_ray.diffusion.schedules import Schedule
-from redif_ray.evaluation.encoders import Encoder, embedded, load_encoder, networks_of
+from redif_ray.evaluation.encoders import Encoder, embedded, fit, knows, load_encoder, networks_of
 from redif_ray.evaluation.judge_source import judge_files, needs_reference
 from redif_ray.evaluation.reference import ReferenceImages
 from redif_ray.evaluation.seen import see
@@ -26,7 +26,7 @@ from redif_ray.models.protocol import DiffusionModel
 from redif_ray.planning import factory
 from redif_ray.planning.rounds import teacher_block
 from redif_ray.rewards.base import RewardInputs
-from redif_ray.types import Meta, Reference, Scored, Seen, Trajectories, Way, Work, WorkUnit
+from redif_ray.types import Condition, Meta, Reference, Scored, Seen, Trajectories, Way, Work, WorkUnit
 from redif_ray.weights.publisher import fetch
 from redif_ray.workers.offload import Offload, home
 from redif_ray.workers.scoring import UnitScoring
@@ -152,18 +152,22 @@ class TeacherRewardWorker:
         A judge that has none compares with the teacher's images of these groups.
         """
         source, work, judge = self.config.evaluation.judge, list[Work](), self._judge()
-        started = time.perf_counter()
+        started, labels = time.perf_counter(), list[Condition]()
         if needs_reference(source):
             meta, images = self.targets(unit)
             work, started = [*meta.work], time.perf_counter()
             features = [embedded(judge, torch.from_numpy((images * 255).round() / 255).to(self.device), self.device)]
         else:
             at_once = max(1, REFERENCE_BYTES // (4 * math.prod(judge.image_shape)))
-            reference = ReferenceImages(judge_files(source)[1], judge.image_shape[0])
-            rows = reference.batches(unit.groups[0], unit.groups[-1] + 1, at_once)
-            features = [embedded(judge, (torch.from_numpy(row) / 255).to(self.device), self.device) for row in rows]
+            own, rows = ReferenceImages(judge_files(source)[1], judge.image_shape[0]), (unit.groups[0], unit.groups[-1] + 1)
+            labels, batches = own.labels(*rows), own.batches(*rows, at_once)
+            features = [
+                embedded(judge, (torch.from_numpy(each) / 255).to(self.device), self.device) for each in batches
+            ]
+        found = np.concatenate(features)
+        fits = fit(judge, found, labels) if knows(judge, labels) else {}
         work.append(Work("evaluation", time.perf_counter() - started, 0))
-        return Meta(unit, self.name, tuple(work)), Reference(judge.name, np.concatenate(features))
+        return Meta(unit, self.name, tuple(work)), Reference(judge.name, found, fits)
 
     def terms_of(self, unit: WorkUnit, images: Tensor, teacher: Tensor) -> dict[str, np.ndarray]:
         """Return the reward terms of images [R, C, H, W], one for each row of a unit, beside the teacher's."""

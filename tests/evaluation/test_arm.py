@@ -19,7 +19,7 @@ from redif_ray.evaluation.features import Draw
 from redif_ray.evaluation.judge import Judge
 from redif_ray.evaluation.paired import mse
 from redif_ray.evaluation.seen import joined, see
-from redif_ray.evaluation.summary import Arm
+from redif_ray.evaluation.summary import Arm, Limits
 from redif_ray.types import LARGEST, PICTURES, Seen, WorkUnit
 
 pytestmark = pytest.mark.slow
@@ -95,8 +95,13 @@ def test_class_accuracy_needs_classes(arm: Arms, encoder: Encoder, real: Real) -
 
 def test_limits_bound_what_real_images_get(judge: Judge, good: dict[str, Any]) -> None:
     found = limits(judge, 120, seed=0)
+    assert found["frechet"] is not None and found["coverage"] is not None
     assert 0.5 < found["frechet"] / good["frechet"] < 2  # at n = 120 it varies much
     assert found["coverage"] == pytest.approx(1 - 2.0**-5, abs=0.06)
+    assert found["count"] == 120 and found["class_accuracy"] is None
+    known = limits(Judge("judge", judge.reference, {"class_accuracy": 0.75}), 120, seed=0)
+    assert Limits.model_validate(known).class_accuracy == 0.75
+    assert limits(judge, 5000, seed=0)["count"] == 200
     assert limits(judge, 5000, seed=0) == limits(judge, 200, seed=0)  # 400 reference images make two sets of 200
 
 

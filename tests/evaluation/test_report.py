@@ -12,6 +12,7 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 from pydantic import ValidationError
 
@@ -56,7 +57,15 @@ RESULT: dict[str, Any] = {
         "warm_start": None,
         "student": arm(14.0),
     },
-    "limits": {"frechet": 0.4, "precision": 0.9, "recall": 0.91, "density": 1.0, "coverage": 0.97},
+    "limits": {
+        "count": 2000,
+        "frechet": 0.4,
+        "precision": 0.9,
+        "recall": 0.91,
+        "density": 1.0,
+        "coverage": 0.97,
+        "class_accuracy": 0.94,
+    },
     "calibration": {"mse": {"self": 0.0, "other_seed": -0.08, "init": -0.03, "spread": 0.01}},
     "compute": {
         "teacher": {"seconds": 12.0, "nfe": 3000.0, "flops": 2e12},
@@ -139,6 +148,46 @@ def test_gap_closed_by_hand() -> None:
     assert gap_closed(Summary.model_validate(no_gap)) is None
 
 
+def reported(folder: Path, student: float = 14.0, **changes: Any) -> str:
+    """Return the report of a student at this distance, with changes to the full teacher or, as a mapping, the rest."""
+    tree = copy.deepcopy(RESULT)
+    tree["arms"]["student"] = arm(student)
+    full = {key: changes.pop(key) for key in ("coverage", "class_accuracy") if key in changes}
+    tree["arms"]["teacher_full"] |= full
+    return write_report(folder, tree | changes, ROWS).read_text()
+
+
+def test_no_gap_is_promised_that_is_not_there(tmp_path: Path) -> None:
+    assert "104" not in (text := reported(tmp_path, student=9.2))
+    assert "passes the full teacher (9.2 to 10), from the untrained student (30)" in text
+    worse = reported(tmp_path, student=35.0)
+    assert "ends farther from the reference than the untrained student (35, from 30)" in worse and "-25%" not in worse
+    arms = RESULT["arms"] | {"teacher_few": arm(8.0)}
+    assert "finds no gap between the untrained student (8) and the full teacher (10)" in reported(tmp_path, arms=arms)
+
+
+def test_what_the_teacher_is_worth(tmp_path: Path) -> None:
+    good = reported(tmp_path)
+    assert "what real images get: recall 0.62 of 0.91, coverage 0.83 of 0.97, class accuracy 0.90 of 0.94." in good
+    assert "poor" not in good
+    poor = reported(tmp_path, class_accuracy=0.49)
+    assert "**The teacher is poor: the judge recognises the class of 49% of its images, and of 94% of the real" in poor
+    assert "its images come close to 40% of the real ones" in reported(tmp_path, coverage=0.4)
+    assert "the class of 49% of its images.**" in reported(tmp_path, class_accuracy=0.49, limits=None)
+    unknown = reported(tmp_path, reference="teacher", judge="random-features", limits=None)
+    assert "nothing here says how good the teacher is" in unknown and "poor" not in unknown
+
+
+def test_the_row_of_real_images_says_how_many_it_compares(tmp_path: Path) -> None:
+    same = reported(tmp_path)
+    assert "| real images |  | 0.40 |" in same and "The last row has 2,000 of the real images" in same
+    assert "| 0.940 |" in same and "expect no better" not in same and "too large" not in same
+    fewer = reported(tmp_path, limits=RESULT["limits"] | {"count": 500})
+    assert "| real images, 500 each |" in fewer and "its Fréchet distance is too large" in fewer
+    old = {key: value for key, value in RESULT["limits"].items() if key not in ("count", "class_accuracy")}
+    assert "| real images |" not in reported(tmp_path, reference="teacher", limits=old)
+
+
 def test_report_says_what_the_summary_says(tmp_path: Path) -> None:
     plots.reward_curve(tmp_path / "reward.png", ROWS)
     text = write_report(tmp_path, RESULT, ROWS).read_text()
@@ -199,6 +248,32 @@ def test_pictures_are_drawn_and_leave_no_trace(tmp_path: Path) -> None:
     plots.schedule(tmp_path / "alone.png", own)
     assert ink(tmp_path / "alone.png") < ink(tmp_path / "schedule.png")
     assert dict(mpl.rcParams) == settings
+
+
+def figure_of(rows: list[dict[str, Any]], best: float | None, monkeypatch: pytest.MonkeyPatch) -> Figure:
+    figures: list[Figure] = []
+    monkeypatch.setattr(plots, "_save", lambda figure, _: figures.append(figure))
+    plots.reward_curve("", rows, best)
+    return figures[0]
+
+
+def test_neither_spikes_nor_the_start_squash_the_rewards(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = copy.deepcopy(ROWS)
+    rows[60]["reward/mean"] = -50.0
+    figure = figure_of(rows, 0.0, monkeypatch)
+    (axes,) = figure.axes
+    raw, smooth = axes.lines[:2]
+    assert axes.get_yscale() == "log" and raw.get_ydata().max() == 50 and smooth.get_ydata().max() < 0.2
+    assert not axes.texts  # phases are named in the legend, where short ones cannot cover each other
+    assert [text.get_text() for text in figure.legends[0].texts] == [
+        "training, with exploration, running median",
+        "validation, without exploration",
+        "warm start",
+        "policy gradient",
+    ]
+    (axes,) = figure_of(rows, -1.0, monkeypatch).axes  # a reward that passes the teacher's has no gap to plot
+    low, high = axes.get_ylim()
+    assert axes.get_yscale() == "linear" and -0.5 < low < -0.2 and 0.05 > high > -0.05
 
 
 def test_side_by_side_shows_every_image_in_its_place(tmp_path: Path) -> None:
