@@ -35,7 +35,8 @@ class Student(mlflow.pyfunc.PythonModel):
     def predict(self, context: Any, model_input: pd.DataFrame, params: Any = None) -> np.ndarray:
         """Return images [n, C, H, W] float32 in [0, 1], one per row.
 
-        model_input: a data frame with the column `seed`, and `label` or `caption` where the student takes conditions.
+        model_input: the columns of the model's signature, `seed`, and `label` or `caption` where the student takes
+            conditions.
         """
         generators = [torch.Generator().manual_seed(int(seed)) for seed in model_input["seed"]]
         if self.captions:

@@ -7,14 +7,16 @@ with the next batch.
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import os
 import sqlite3
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -24,10 +26,9 @@ os.environ.setdefault("DO_NOT_TRACK", "true")
 os.environ.setdefault("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "false")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
-import mlflow
 import numpy as np
 from mlflow import MlflowClient
-from mlflow.entities import LifecycleStage, Metric, Param, RunStatus, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, LifecycleStage, Metric, Param, RunStatus, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from pydantic import BaseModel
@@ -44,6 +45,10 @@ SQLITE = "sqlite:///"
 FLUSH_SECONDS = 2.0
 LOCK_SECONDS = 5.0  # another process may hold the SQLite file this long
 BATCH = 1000  # MLflow's limit of metrics per call
+NOTE = 5000  # characters of a description that every store of MLflow takes
+TRAINING_VIEW = {"mlflow.experimentKind": "custom_model_development"}  # MLflow's page of an experiment has two views
+CURVES = ("reward/", "validation/")  # groups of metrics that are charted first
+WORKINGS = "workings/"  # group of all other metrics; MLflow charts groups in the order of their names
 
 
 class TrackingError(UserError, RuntimeError):
@@ -133,6 +138,12 @@ def flatten(tree: BaseModel | Mapping[str, Any], prefix: str = "") -> dict[str, 
     return flat
 
 
+def charted(row: Mapping[str, Any]) -> dict[str, float]:
+    """Return the numbers of a row of metrics.jsonl under the names that they have in MLflow."""
+    numbers = {key: value for key, value in row.items() if isinstance(value, int | float) and key != "round"}
+    return {key if key.startswith(CURVES) else f"{WORKINGS}{key}": value for key, value in numbers.items()}
+
+
 def git_commit(package: Path) -> str | None:
     """Return the commit of the checkout whose folder `package` is, with `-dirty` if it is modified.
 
@@ -151,6 +162,24 @@ def git_commit(package: Path) -> str | None:
         return None
 
 
+@dataclass(frozen=True, slots=True)
+class Input:
+    """Something that a run learns from or is measured by.
+
+    name, use: such as "captions" and "training". source: where it lies. digest: a text of at most 36 characters that
+    differs if the content does. facts: what else to show, such as a number of images.
+    """
+
+    name: str
+    use: str
+    source: str
+    digest: str
+    facts: Mapping[str, Any]
+
+    def profile(self) -> str:
+        return json.dumps(dict(self.facts))
+
+
 class Sampler(SystemMetricsMonitor):
     """MLflow's thread that samples a machine; `left` becomes True when it ends."""
 
@@ -167,6 +196,7 @@ class Tracker:
     """An MLflow run.
 
     run_id: an existing run to continue; None: a new run. Raises TrackingError if the store cannot be used.
+    `experiment`: the id of its experiment.
     """
 
     def __init__(self, uri: str, experiment: str, run_name: str, run_id: str | None = None) -> None:
@@ -179,6 +209,7 @@ class Tracker:
                 _probe(_file(self.store))
             self.client = MlflowClient(tracking_uri=self.store)
             self.run_id = self._create(experiment, run_name) if run_id is None else self._reopened(run_id)
+            self.experiment = str(self.client.get_run(self.run_id).info.experiment_id)
             self.last_step = self._last_step()
         except Exception as error:
             raise _unusable(uri, error) from None
@@ -220,7 +251,7 @@ class Tracker:
         if self.store.startswith(SQLITE):
             location = (_file(self.store).parent / "mlartifacts").resolve().as_uri()
         try:
-            return str(self.client.create_experiment(experiment, artifact_location=location))
+            return str(self.client.create_experiment(experiment, artifact_location=location, tags=TRAINING_VIEW))
         except MlflowException:  # another run may have created the experiment in the meantime
             existing = self.client.get_experiment_by_name(experiment)
             if existing is None:
@@ -235,9 +266,8 @@ class Tracker:
         self, name: str, params: Mapping[str, Any], metrics: Mapping[str, float], status: str = "FINISHED"
     ) -> None:
         """Log a finished run nested in this one, such as a trial. status: FINISHED or another status of MLflow."""
-        experiment = self.client.get_run(self.run_id).info.experiment_id
         tags = {"mlflow.parentRunId": self.run_id, "mlflow.source.name": "redif"}
-        run = self.client.create_run(experiment, run_name=name, tags=tags).info.run_id
+        run = self.client.create_run(self.experiment, run_name=name, tags=tags).info.run_id
         stamp = int(time.time() * 1000)
         self.client.log_batch(
             run,
@@ -253,6 +283,21 @@ class Tracker:
 
     def tags(self, values: Mapping[str, str]) -> None:
         self.client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in values.items()])
+
+    def describe(self, text: str) -> None:
+        """Show `text`, in Markdown, as the run's description."""
+        self.tags({"mlflow.note.content": text[:NOTE]})
+
+    def inputs(self, inputs: Iterable[Input]) -> None:
+        """Log what the run learns from and is measured by, each on the run's page with its use and its source."""
+        found = [
+            DatasetInput(
+                Dataset(each.name, each.digest, "local", json.dumps({"uri": each.source}), profile=each.profile()),
+                [InputTag("mlflow.data.context", each.use)],
+            )
+            for each in inputs
+        ]
+        self.client.log_inputs(self.run_id, found)
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         """Buffer a round's metrics, without values that are not finite; a step that the store has is ignored."""
@@ -297,10 +342,13 @@ class Tracker:
         except Exception as error:  # whatever the store raises, the run continues
             log.warning("MLflow does not sample this machine (%s)", type(error).__name__)
 
-    def summary(self, values: Mapping[str, float]) -> None:
-        """Log final values, which belong to no step; values that are not finite are left out."""
+    def summary(self, values: Mapping[str, float], model_id: str | None = None) -> None:
+        """Log final values, which belong to no step; values that are not finite are left out.
+
+        model_id: the logged model that the values are those of; None: they are the run's.
+        """
         stamp = int(time.time() * 1000)
-        metrics = [Metric(k, float(v), stamp, 0) for k, v in values.items() if math.isfinite(v)]
+        metrics = [Metric(k, float(v), stamp, 0, model_id) for k, v in values.items() if math.isfinite(v)]
         for start in range(0, len(metrics), BATCH):
             self.client.log_batch(self.run_id, metrics=metrics[start : start + BATCH])
 
@@ -310,21 +358,6 @@ class Tracker:
 
     def artifact(self, path: Path, folder: str | None = None) -> None:
         self.client.log_artifact(self.run_id, str(path), artifact_path=folder)
-
-    def model(self, student: Path) -> None:
-        """Log the folder of an exported student as a model that `mlflow.pyfunc.load_model` loads and samples from."""
-        previous = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None
-        mlflow.set_tracking_uri(self.store)  # in the environment too, from which a later run would take it
-        try:
-            with mlflow.start_run(run_id=self.run_id, log_system_metrics=False):
-                mlflow.pyfunc.log_model(
-                    name="student",
-                    python_model=str(Path(__file__).with_name("mlflow_model.py")),
-                    artifacts={"student": str(student)},
-                    pip_requirements=["torch", "diffusers", "transformers", "numpy", "pandas"],
-                )
-        finally:
-            mlflow.set_tracking_uri(previous)
 
     def finish(self, status: str = "FINISHED") -> None:
         """Write the buffered metrics and end the run.

@@ -17,10 +17,12 @@ from typing import Any
 import numpy as np
 import pytest
 from mlflow import MlflowClient
+from mlflow.models import Model
 
 from redif_ray import tracking
 from redif_ray.config import Config, Term, load
-from redif_ray.tracking import Tracker, TrackingError, flatten, git_commit, look
+from redif_ray.logged_student import log_student
+from redif_ray.tracking import Input, Tracker, TrackingError, charted, flatten, git_commit, look
 
 
 @pytest.fixture(scope="module")
@@ -198,6 +200,69 @@ def test_params_tags_summary_image_and_artifact(tracker: Tracker, file: Path, tm
     artifacts = {a.path for a in MlflowClient(tracker.uri).list_artifacts(tracker.run_id)}
     assert artifacts >= {"reports", "images"}
     assert run.info.artifact_uri.startswith((file.parent / "mlartifacts").as_uri())
+
+
+def test_the_page_of_a_run_opens_with_its_curves(tracker: Tracker) -> None:
+    """MLflow charts groups in the order of their names, in the view for the training of models."""
+    experiment = tracker.client.get_experiment(tracker.experiment)
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
+    row = {
+        "round": 3,
+        "phase": "policy",
+        "validation/reward": 1.0,
+        "reward/mean": 2.0,
+        "advantage/std": 3.0,
+        "staleness": 0,
+    }
+    assert charted(row) == {
+        "validation/reward": 1.0,
+        "reward/mean": 2.0,
+        "workings/advantage/std": 3.0,
+        "workings/staleness": 0,
+    }
+    assert sorted({*charted(row), "verdict/frechet"})[:3] == ["reward/mean", "validation/reward", "verdict/frechet"]
+
+
+def test_a_run_says_what_it_is_and_what_it_used(tracker: Tracker) -> None:
+    tracker.describe("| arm |" + 6000 * "x")
+    tracker.inputs([Input("captions", "training", "captions.txt", "abc", {"training": 3})])
+    run = tracker.client.get_run(tracker.run_id)
+    assert len(run.data.tags["mlflow.note.content"]) == 5000
+    (used,) = run.inputs.dataset_inputs
+    assert (used.dataset.name, used.dataset.digest, used.dataset.profile) == ("captions", "abc", '{"training": 3}')
+    assert "captions.txt" in used.dataset.source and used.tags[0].value == "training"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("takes", "columns"), [("label", ["seed", "label"]), (None, ["seed"])])
+def test_a_logged_student_has_its_own_metrics(
+    takes: Any, columns: list[str], tracker: Tracker, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It has neither those that the run had at step 0 nor any other of the run's."""
+    (tmp_path / "exported").mkdir()
+    (tmp_path / "exported" / "model_index.json").write_text("{}")
+    tracker.metrics({"reward/mean": -1.0}, 0)
+    tracker.flush()
+    for version in (1, 2):
+        log_student(
+            tracker,
+            tmp_path / "exported",
+            takes=takes,
+            image_shape=(1, 4, 6),
+            step=8,
+            metrics={"verdict/frechet": 12.5},
+            name=f"first-{takes}",
+        )
+        registered = tracker.client.get_model_version(f"first-{takes}", str(version))
+        logged = tracker.client.get_logged_model(registered.source.removeprefix("models:/"))
+        assert {metric.key: metric.value for metric in logged.metrics} == {"verdict/frechet": 12.5}
+        assert logged.source_run_id == tracker.run_id
+        outputs = tracker.client.get_run(tracker.run_id).outputs.model_outputs
+        assert logged.model_id in [output.model_id for output in outputs]
+    assert tracker.client.get_run(tracker.run_id).data.metrics["verdict/frechet"] == 12.5
+    found = Model.load(logged.artifact_location.removeprefix("file://")).signature
+    assert found.inputs.input_names() == columns and found.outputs.inputs[0].shape == (-1, 1, 4, 6)
+    assert not caplog.records and not Path("mlflow.db").exists()
 
 
 def test_the_machine_is_sampled_into_the_run(tracker: Tracker, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ from redif_ray.interrupt import Interrupted, StopRequest, stop_requests
 from redif_ray.job import calibration
 from redif_ray.job.batches import with_batches
 from redif_ray.job.finish import finish
+from redif_ray.job.inputs import inputs
 from redif_ray.job.preflight import check_rounds, preflight
 from redif_ray.job.progress import show_progress
 from redif_ray.job.session import session
@@ -33,6 +34,7 @@ from redif_ray.runs.backup import complete, prepare, uploading
 from redif_ray.runs.backup_thread import Uploader
 from redif_ray.runs.folder import RunFinished, RunFolder, latest_checkpoint
 from redif_ray.runs.jsonl import read_rows
+from redif_ray.runs.mlflow_page import charts
 from redif_ray.runs.round_report import RoundReport
 from redif_ray.user_code.errors import exits_named
 
@@ -88,7 +90,7 @@ def run_part(
         raise
     try:
         folder.keep_conditions(conditions)
-        _open_tracking(config, folder, parent, fetched)
+        _open_tracking(config, conditions, folder, parent, fetched)
         with uploading(config, folder, remote, console) as own:
             try:
                 _distill(config, conditions, folder, stop, console, until, own, on_round)
@@ -162,7 +164,9 @@ def _distill(
             finish(run, outcome, console)
 
 
-def _open_tracking(config: Config, folder: RunFolder, parent: str | None, fetched: bool) -> None:
+def _open_tracking(
+    config: Config, conditions: Conditions, folder: RunFolder, parent: str | None, fetched: bool
+) -> None:
     """Create the MLflow run, or reopen that of a resumed run. The run folder keeps its id.
 
     parent: id of the MLflow run in which this run is nested; None: not nested.
@@ -179,9 +183,10 @@ def _open_tracking(config: Config, folder: RunFolder, parent: str | None, fetche
         run_id = None
     tracker = Tracker(uri, config.experiment, config.run.name, run_id)
     if run_id is None:
-        folder.update_state(mlflow_run_id=tracker.run_id)
+        folder.update_state(mlflow_run_id=tracker.run_id, mlflow_page=charts(tracker.experiment, tracker.run_id))
         with answered(uri):
             tracker.params(flatten(config))
+            tracker.inputs(inputs(config, conditions))
             tracker.artifact(folder.path / "config.yaml")
             tracker.tags({"git_commit": git_commit(Path(__file__).parent) or "none"})
             if parent is not None:

@@ -14,7 +14,7 @@ from rich.console import Console
 from redif_ray.checkpoint import weights_sha256
 from redif_ray.evaluation import plots
 from redif_ray.evaluation.page import write_page
-from redif_ray.evaluation.report import claims, poor_teacher, write_report
+from redif_ray.evaluation.report import claims, gap_closed, poor_teacher, short_report, write_report
 from redif_ray.evaluation.summary import Summary
 from redif_ray.evaluation.table import result_table
 from redif_ray.job.export import export_deployed
@@ -27,6 +27,7 @@ from redif_ray.models.registry import replaced
 from redif_ray.planning import factory
 from redif_ray.runs.deployed import BEST, checkpoint_key, deployed_weights
 from redif_ray.runs.jsonl import read_rows
+from redif_ray.runs.mlflow_page import mlflow_page
 
 
 def finish(run: Session, outcome: Outcome, console: Console) -> None:
@@ -106,30 +107,48 @@ def _family(run: Session) -> dict[str, Any]:
 
 
 def _track(run: Session, summary: dict[str, Any]) -> None:
-    """Send the final numbers, the plots, the report and the student to the run's MLflow run. Raises TrackingError."""
-    uri, folder = run.config.tracking_uri, run.folder.path
+    """Send the result, the plots, the report and the student to the run's MLflow run. Raises TrackingError."""
+    uri, folder, checked = run.config.tracking_uri, run.folder.path, Summary.model_validate(summary)
     if uri is None:
         return
-    from redif_ray.tracking import Tracker, TrackingError, answered  # MLflow takes seconds to import
+    from redif_ray.logged_student import log_student  # MLflow takes seconds to import
+    from redif_ray.tracking import Tracker, TrackingError, answered
 
     tracker = Tracker(uri, run.config.experiment, run.config.run.name, run.folder.state["mlflow_run_id"])
     if not run.get(run.writer.flush.remote()):
         raise TrackingError(f"the MLflow store {uri} did not take the run's metrics; start it again and use --resume")
     with answered(uri):
-        for arm, values in summary["arms"].items():
-            if values:
-                scalars = {k: v for k, v in values.items() if isinstance(v, int | float)}
-                paired = {f"paired_{k}": v for k, v in values["paired"].items()}
-                tracker.summary({f"final/{arm}/{k}": v for k, v in (scalars | paired).items()})
+        tracker.describe(short_report(checked))
         for path in [*sorted(folder.glob("*.png")), folder / "report.md", folder / "report.html"]:
             tracker.artifact(path)
-        tracker.model(folder / "student")
+        log_student(
+            tracker,
+            folder / "student",
+            takes="caption" if run.teacher.takes_captions else "label" if run.teacher.num_classes else None,
+            image_shape=run.teacher.image_shape,
+            step=checked.policy_version,
+            metrics=_verdict(checked),
+            name=run.config.run.name,
+        )
         tracker.finish()
 
 
+def _verdict(summary: Summary) -> dict[str, float]:
+    """Return the few numbers by which runs are compared, under their names in MLflow."""
+    student = summary.arms.student
+    numbers = {
+        "frechet": student.frechet,
+        "gap_closed": gap_closed(summary),
+        "recall": student.recall,
+        "class_accuracy": student.class_accuracy,
+        "caption_cosine": student.caption_cosine,
+        "pixel_mse": student.paired["pixel_mse"],
+    }
+    return {f"verdict/{name}": value for name, value in numbers.items() if value is not None}
+
+
 def _closing_words(run: Session, summary: dict[str, Any]) -> str:
-    folder, uri = run.folder.path, run.config.tracking_uri
-    checked = Summary.model_validate(summary)
+    folder, checked = run.folder.path, Summary.model_validate(summary)
     gains = {text: change["frechet"] for text, change in summary["notes"]["student_gain"].items()}
     lines = [
         *([poor] if (poor := poor_teacher(checked)) else []),
@@ -141,7 +160,6 @@ def _closing_words(run: Session, summary: dict[str, Any]) -> str:
         f"run folder   {folder}",
         f"report       {folder / 'report.html'}",
         f"sample       redif sample {quote(str(folder))} --count 16 --out samples.png",
+        *(f"{'' if i else 'MLflow':<12} {line}" for i, line in enumerate(mlflow_page(run.config, run.folder.state))),
     ]
-    if uri:
-        lines.append(f"MLflow       mlflow ui --backend-store-uri {quote(uri)}")
     return "\n".join(lines)

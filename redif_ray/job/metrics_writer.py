@@ -101,7 +101,9 @@ class MetricsWriter:
         return self.tracker
 
     def _track(self, tracker: Tracker, row: dict[str, Any]) -> None:
-        tracker.metrics({k: v for k, v in row.items() if isinstance(v, int | float)}, step=row["round"])
+        from redif_ray.tracking import charted
+
+        tracker.metrics(charted(row), step=row["round"])
 
     def image(self, key: str, image: np.ndarray, step: int) -> None:
         """Send an image to the MLflow run. If the store does not take it, the image is lost and the run goes on.

@@ -16,6 +16,7 @@ from redif_ray.runs.failed_start import failure_of_start
 from redif_ray.runs.folder import UPLOADED, stored_config, stored_state
 from redif_ray.runs.jsonl import read_rows
 from redif_ray.runs.lock import holder
+from redif_ray.runs.mlflow_page import mlflow_page
 
 RECENT = 20  # number of rounds that the speed is averaged over
 Lines = dict[str, str]  # label and text of each line of the table
@@ -53,8 +54,8 @@ def places(path: Path, config: Config, kept: Mapping[str, Any]) -> Lines:
     """Return the lines that say where the results are."""
     names = ("report.html", "report.md", "schedule.yaml", "student", "timeline.json")
     lines = {"results": ", ".join(name for name in names if (path / name).exists()) or "none yet", "folder": str(path)}
-    if (run_id := kept.get("mlflow_run_id")) is not None:
-        lines["MLflow"] = f"run {run_id} at {config.tracking_uri or 'a store of an earlier start'}"
+    if page := mlflow_page(config, kept):
+        lines["MLflow"] = "\n".join(page)
     return lines
 
 

@@ -13,6 +13,7 @@ from typing import Any, Self
 from redif_ray.config import Config
 from redif_ray.masking import masked
 from redif_ray.runs.folder import RunFolder
+from redif_ray.runs.mlflow_page import charts
 from redif_ray.tracking import Tracker, flatten
 
 log = logging.getLogger(__name__)
@@ -34,7 +35,9 @@ class Records:
             run_id = folder.state.get("mlflow_run_id")
             tracker = Tracker(uri, config.experiment, config.run.name, run_id)
             if run_id is None:
-                folder.update_state(mlflow_run_id=tracker.run_id)
+                folder.update_state(
+                    mlflow_run_id=tracker.run_id, mlflow_page=charts(tracker.experiment, tracker.run_id)
+                )
                 tracker.params(flatten(config))
         records = cls(folder, tracker)
         status = "KILLED"

@@ -21,6 +21,7 @@ from redif_ray.runs.folder import RunError, RunFinished
 from redif_ray.runs.jsonl import read_rows
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("cluster")]
+NOTE = "mlflow.note.content"
 REWARD = """
 from pathlib import Path
 
@@ -75,9 +76,14 @@ def test_mlflow_has_every_round_once(first: Path, root: Path) -> None:
     history = client.get_metric_history(run.info.run_id, "reward/mean")
     assert [m.step for m in history] == [1, 2, 3]  # of the policy's rounds; the warm start has no reward
     calibration = summary(first)["calibration"]["mse"]
-    assert {p: run.data.metrics[f"calibration/mse/{p}"] for p in calibration} == calibration
+    assert {p: run.data.metrics[f"workings/calibration/mse/{p}"] for p in calibration} == calibration
     artifacts = {a.path for a in client.list_artifacts(run.info.run_id)}
-    assert {"report.md", "samples.png", "images"} <= artifacts
+    assert {"report.md", "report.html", "samples.png", "images"} <= artifacts
+    student = summary(first)["arms"]["student"]
+    assert (
+        run.data.metrics["verdict/frechet"] == student["frechet"] and "| trained student | 2 |" in run.data.tags[NOTE]
+    )
+    assert {used.dataset.name for used in run.inputs.dataset_inputs} == {"teacher", "classes", "reference images"}
 
 
 def test_the_logged_model_samples(first: Path, root: Path) -> None:
@@ -91,6 +97,8 @@ def test_the_logged_model_samples(first: Path, root: Path) -> None:
     model = mlflow.pyfunc.load_model(f"models:/{outputs[0].model_id}")
     images = model.predict(pd.DataFrame({"seed": [1, 2], "label": [3, 7]}))
     assert images.shape == (2, 1, 28, 28) and 0 <= images.min() < images.max() <= 1
+    with pytest.raises(mlflow.MlflowException, match="missing inputs \\['label'\\]"):
+        model.predict(pd.DataFrame({"seed": [1]}))
 
 
 def test_a_plain_loop_ends_with_the_same_weights(first: Path, plain: str) -> None:

@@ -18,6 +18,7 @@ from redif_ray.errors import UserError
 from redif_ray.runs import lock
 from redif_ray.runs.folder import RunError, RunFolder
 from redif_ray.runs.jsonl import append_rows
+from redif_ray.runs.mlflow_page import charts, mlflow_page
 from redif_ray.trials.names import SEARCH, SWEEP, TRIALS
 from redif_ray.trials.status import follow, show, status
 
@@ -75,6 +76,23 @@ def test_a_run_at_work(folder: RunFolder) -> None:
     assert lines["checkpoint"] == "round-000002, 2.0 min ago"
     assert lines["lost"] == "1 rollout, 2 unit" and lines["results"] == "none yet" and "MLflow" not in lines
     folder.close()
+
+
+def test_how_to_open_a_run_in_mlflow(config: Config) -> None:
+    page = charts("7", "abc")
+    state = {"mlflow_run_id": "abc", "mlflow_page": page}
+
+    def lines(uri: str, **kept: str) -> list[str]:
+        tracking = config.tracking.model_copy(update={"uri": uri})
+        return mlflow_page(config.model_copy(update={"tracking": tracking}), kept)
+
+    assert page == "#/experiments/7/runs/abc/model-metrics?workflowType=machine_learning"
+    assert lines("https://host/mlflow/", **state) == [f"https://host/mlflow/{page}"]
+    local = ["mlflow ui --backend-store-uri 'sqlite:////a b/mlflow.db'", f"http://127.0.0.1:5000/{page}"]
+    assert lines("sqlite:////a b/mlflow.db", **state) == local
+    assert lines("databricks", **state) == lines("databricks", mlflow_run_id="abc") == ["run abc at databricks"]
+    assert lines("off", **state) == ["run abc at a store of an earlier start"]
+    assert lines("off") == []
 
 
 def test_phases(config: Config, folder: RunFolder) -> None:
