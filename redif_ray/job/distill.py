@@ -22,8 +22,9 @@ from redif_ray.job.batches import with_batches
 from redif_ray.job.finish import finish
 from redif_ray.job.inputs import inputs
 from redif_ray.job.preflight import check_rounds, preflight
-from redif_ray.job.progress import show_progress
+from redif_ray.job.progress import Progress, stages
 from redif_ray.job.session import session
+from redif_ray.job.show_rounds import show_rounds
 from redif_ray.job.training import training
 from redif_ray.models.registry import teacher_outline
 from redif_ray.planning import cost, factory, messages
@@ -46,7 +47,7 @@ def distill(
 ) -> Path:
     """Run the job to its end and return the run folder.
 
-    on_round: see `show_progress`.
+    on_round: see `show_rounds`.
     Raises UserError (ConfigError, RunError, CheckpointError and others), which leaves the user's files as they were,
     and Interrupted after Ctrl-C or SIGTERM.
     """
@@ -69,7 +70,7 @@ def run_part(
     stop: the caller's request to stop.
     until: round after which to stop with a checkpoint and a validation, but no evaluation; None: a whole run.
     parent: id of the MLflow run in which this run is nested; None: not nested.
-    on_round: see `show_progress`.
+    on_round: see `show_rounds`.
     """
     config = absolute(config)
     check_rounds(config)
@@ -147,21 +148,26 @@ def _distill(
     )  # fails here with a clear error; the metrics writer's constructor could not report it
     expected = cost.estimate(config, conditions)
     console.print(cost.table(expected))
+    folder.update_state(expected={"rounds": expected.round_seconds, "evaluation": expected.seconds["evaluation"]})
     started = time.monotonic()
     with connect(config) as ends, session(config, conditions, folder, stop) as run:
         warn_of_small_store(messages.store(config).total)
+        costs = [expected.round_seconds[run.plan.phase(r).name] for r in range(run.plan.rounds)][:until]
+        progress = Progress(console, stages(expected.seconds, sum(costs), whole=until is None), folder.keep_progress)
         with training(run, until, wait=not ends) as fit:
             run.ready()
             run.coordinator.begin.remote(calibration.calibration(run, console))
             console.print(f"start-up took {time.monotonic() - started:.0f} s; training")
-            show_progress(run, fit.thread, expected.round_seconds, console, on_round)
+            with progress:
+                show_rounds(run, fit.thread, costs, progress, on_round)
         outcome = fit.outcome()
         if outcome.stopped:
             raise stop.interrupted(f"stopped after round {outcome.round} of {run.plan.rounds}; continue with --resume")
         if own is not None:
             own.hand()  # the learner, whose uploads came before, has ended
         if until is None:
-            finish(run, outcome, console)
+            with progress:
+                finish(run, outcome, progress)
 
 
 def _open_tracking(

@@ -17,6 +17,7 @@ from redif_ray.interrupt import stop_requests
 from redif_ray.job.batches import with_batches
 from redif_ray.job.measure import measure
 from redif_ray.job.preflight import check_judge
+from redif_ray.job.progress import EVALUATION, Progress
 from redif_ray.job.rehearsal import rehearse
 from redif_ray.job.session import session
 from redif_ray.learner.compute import Accounts
@@ -58,7 +59,8 @@ def evaluate(
         with connect(config), session(config, conditions, folder, stop) as opened:
             opened.ready()
             opened.growth.start()
-            measured = measure(opened, checkpoint_key(checkpoint, version), Accounts(config), console)
+            with Progress(console, {EVALUATION: 1.0}, known=False) as progress:
+                measured = measure(opened, checkpoint_key(checkpoint, version), Accounts(config), progress)
         name = f"evaluation-{config.evaluation.held_out}.json"
         if teacher.image_shape != own.image_shape:
             name = f"{'x'.join(str(edge) for edge in teacher.image_shape[1:])}/{name}"

@@ -9,7 +9,6 @@ from shlex import quote
 from typing import Any
 
 import ray
-from rich.console import Console
 
 from redif_ray.checkpoint import weights_sha256
 from redif_ray.evaluation import plots
@@ -19,6 +18,7 @@ from redif_ray.evaluation.summary import Summary
 from redif_ray.evaluation.table import result_table
 from redif_ray.job.export import export_deployed
 from redif_ray.job.measure import measure
+from redif_ray.job.progress import END, EVALUATION, Progress
 from redif_ray.job.session import Session, beside_driver
 from redif_ray.learner.compute import Accounts
 from redif_ray.learner.ray_train import Outcome
@@ -30,7 +30,7 @@ from redif_ray.runs.jsonl import read_rows
 from redif_ray.runs.mlflow_page import mlflow_page
 
 
-def finish(run: Session, outcome: Outcome, console: Console) -> None:
+def finish(run: Session, outcome: Outcome, progress: Progress) -> None:
     """Evaluate the run, export its student and write its report.
 
     `summary.json` is written last, so that its presence means a finished run.
@@ -39,8 +39,11 @@ def finish(run: Session, outcome: Outcome, console: Console) -> None:
     accounts = Accounts(config)
     accounts.load(outcome.ledger)
     weights, version = deployed_weights(folder, BEST)
-    console.print(f"evaluating on {config.evaluation.held_out} held-out noises")
-    measured = measure(run, checkpoint_key(BEST, version), accounts, console)
+    progress.begin(EVALUATION)
+    progress.at(0, f"evaluating on {config.evaluation.held_out} held-out noises", line=True)
+    measured = measure(run, checkpoint_key(BEST, version), accounts, progress)
+    progress.begin(END)
+    progress.at(0, "exporting the student and writing the report", line=True)
     summary = {
         "schema": 1,
         "name": config.run.name,
@@ -66,8 +69,9 @@ def finish(run: Session, outcome: Outcome, console: Console) -> None:
     shutil.rmtree(folder / ".train", ignore_errors=True)  # Ray Train's own files; the checkpoints are elsewhere
     _track(run, summary)
     run.folder.write("summary.json", json.dumps(summary, indent=1) + "\n")
-    console.print(result_table(summary))
-    console.print(_closing_words(run, summary), highlight=False, soft_wrap=True)
+    progress.stop()
+    progress.console.print(result_table(summary))
+    progress.console.print(_closing_words(run, summary), highlight=False, soft_wrap=True)
 
 
 def _rewards(run: Session, metrics: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], float | None]:

@@ -5,12 +5,12 @@ The images stay in the reward workers; what reaches the driver does not grow wit
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 
 from redif_ray.checkpoint import check_checkpoint, find_checkpoint
 from redif_ray.config import LEARNED
@@ -20,13 +20,20 @@ from redif_ray.evaluation.arm import evaluate_arm, limits
 from redif_ray.evaluation.changes import changes
 from redif_ray.evaluation.judge_source import needs_reference
 from redif_ray.evaluation.report import ARMS
+from redif_ray.job.progress import Progress
 from redif_ray.job.session import Session
+from redif_ray.job.steps import Step, Steps, units_done
 from redif_ray.learner.compute import Accounts
 from redif_ray.learner.judge import judge_of
 from redif_ray.learner.learned_reward import last_learned
+from redif_ray.planning.calls import prices
+from redif_ray.planning.rounds import reference_units
 from redif_ray.runs.deployed import INITIAL, checkpoint_key
 from redif_ray.types import Condition, Seen, Way
 from redif_ray.weights.store import learned_key
+
+REFERENCE, BEST_WAY = "the judge's reference", "the teacher's best schedule and solver"
+WARM = "warm_start"  # checkpoint
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,31 +51,32 @@ class Measured:
     notes: dict[str, Any]
 
 
-def measure(run: Session, key: str, accounts: Accounts, console: Console) -> Measured:
-    """Measure every arm on the same held-out noises, with the same judge, and print a line for each that is done.
+def measure(run: Session, key: str, accounts: Accounts, progress: Progress) -> Measured:
+    """Measure every arm on the same held-out noises, with the same judge, and tell `progress` as it goes on.
 
     key: name of the student's weights; see `runs.deployed`.
     accounts: takes the cost of the evaluation.
     """
-    config, count, said = run.config, run.config.evaluation.held_out, _Progress(console)
-    judge = judge_of(run.coordinator, count, accounts, run.get)
-    said("the judge's reference")
-    _take_learned(run)
-    few = _held_out(run, INITIAL, accounts)
-    said(ARMS["teacher_few"])
-    if (warm := _warm_start(run, accounts)) is not None:
-        said(ARMS["warm_start"])
-    student = _held_out(run, key, accounts)
-    said(ARMS["student"])
-    units = run.plan.deploy(Stream.HELD_OUT, count)
-    teacher, metas = run.see(units, units)
-    accounts.add_evaluation(metas)
-    said(ARMS["teacher_full"])
-    name, way = best_teacher(run, accounts)
-    said("the teacher's best schedule and solver")
-    best, metas = run.see(units, [way] * len(units))
-    accounts.add_evaluation(metas)
-    said(ARMS["teacher_best"])
+    config, count = run.config, run.config.evaluation.held_out
+    with Steps(_steps(run), partial(units_done, run.coordinator), progress) as steps:
+        judge = judge_of(run.coordinator, count, accounts, run.get)
+        steps.done(REFERENCE)
+        _take_learned(run)
+        few = _held_out(run, INITIAL, accounts)
+        steps.done(ARMS["teacher_few"])
+        if (warm := _warm_start(run, accounts)) is not None:
+            steps.done(ARMS["warm_start"])
+        student = _held_out(run, key, accounts)
+        steps.done(ARMS["student"])
+        units = run.plan.deploy(Stream.HELD_OUT, count)
+        teacher, metas = run.see(units, units)
+        accounts.add_evaluation(metas)
+        steps.done(ARMS["teacher_full"])
+        name, way = best_teacher(run, accounts)
+        steps.done(BEST_WAY)
+        best, metas = run.see(units, [way] * len(units))
+        accounts.add_evaluation(metas)
+        steps.done(ARMS["teacher_best"])
     calls = config.student.steps * run.teacher.calls_per_step(config.student.guidance)
     full_calls = solvers.network_calls(config.teacher.solver, config.teacher.steps)
     full_calls *= run.teacher.calls_per_step(config.teacher.guidance)
@@ -100,16 +108,25 @@ def measure(run: Session, key: str, accounts: Accounts, console: Console) -> Mea
     return Measured(fields, pictures, teacher.conditions[: len(teacher.pictures)], notes)
 
 
-class _Progress:
-    """Prints what was measured last, and the seconds that it took."""
-
-    def __init__(self, console: Console) -> None:
-        self.console, self.since = console, time.monotonic()
-
-    def __call__(self, what: str) -> None:
-        now = time.monotonic()
-        self.console.print(f"  {what}: {now - self.since:.0f} s", highlight=False)
-        self.since = now
+def _steps(run: Session) -> dict[str, Step]:
+    """Return the steps of `measure` with their costs; the teacher's images are made with those of the first arm."""
+    config, count = run.config, run.config.evaluation.held_out
+    search = config.evaluation.search
+    every = prices(config, run.teacher)
+    own, full = config.student.steps * every.student, every.target
+    units = len(run.plan.deploy(Stream.HELD_OUT, count))
+    tried = len(run.plan.deploy(Stream.SEARCH, search))
+    ways = len(_ways(run))
+    brought = not needs_reference(config.evaluation.judge)
+    return {
+        REFERENCE: Step(0.5 * count if brought else count * full, len(reference_units(run.plan, count))),
+        ARMS["teacher_few"]: Step(count * (own + full), units),
+        **({ARMS["warm_start"]: Step(count * own, units)} if _warmed(run) else {}),
+        ARMS["student"]: Step(count * own, units),
+        ARMS["teacher_full"]: Step(0.5 * count, units),
+        BEST_WAY: Step(search * (full + ways * own), ways * tried),
+        ARMS["teacher_best"]: Step(count * own, units),
+    }
 
 
 def _take_learned(run: Session) -> None:
@@ -127,12 +144,16 @@ def _held_out(run: Session, key: str, accounts: Accounts) -> Seen:
     return seen
 
 
+def _warmed(run: Session) -> Path | None:
+    """Return the checkpoint after the warm start; None where there is none, or where it is the student itself."""
+    return find_checkpoint(run.folder.path / "checkpoints" / WARM) if len(run.plan.phases) > 1 else None
+
+
 def _warm_start(run: Session, accounts: Accounts) -> Seen | None:
-    name = "warm_start"
-    path = find_checkpoint(run.folder.path / "checkpoints" / name)
-    if path is None or len(run.plan.phases) == 1:  # a run of a single phase: the warm start is the student itself
+    path = _warmed(run)
+    if path is None:
         return None
-    return _held_out(run, checkpoint_key(name, check_checkpoint(path)[1]["version"]), accounts)
+    return _held_out(run, checkpoint_key(WARM, check_checkpoint(path)[1]["version"]), accounts)
 
 
 def best_teacher(run: Session, accounts: Accounts) -> tuple[str, Way]:
@@ -144,16 +165,23 @@ def best_teacher(run: Session, accounts: Accounts) -> tuple[str, Way]:
     config = run.config
     units = run.plan.deploy(Stream.SEARCH, config.evaluation.search)
     scores: dict[Way, float] = {}
-    for guidance, steps in _guidances(run).items():
-        for solver in ("euler", "dpmpp_2m"):
-            for name in schedules.named(run.teacher.process, steps):
-                way = Way(solver, name, steps, guidance)
-                seen, metas = run.see(units, [way] * len(units), judged=False)
-                accounts.add_evaluation(metas)
-                scores[way] = float(seen.pixel_mse.mean())
+    for way in _ways(run):
+        seen, metas = run.see(units, [way] * len(units), judged=False)
+        accounts.add_evaluation(metas)
+        scores[way] = float(seen.pixel_mse.mean())
     best = min(scores, key=lambda way: scores[way])
     guided = f", {best.steps} steps at guidance {best.guidance:g}" if len(_guidances(run)) > 1 else ""
     return f"{best.solver} on {best.schedule}{guided}", best
+
+
+def _ways(run: Session) -> list[Way]:
+    """Return the teacher's schedules, solvers and guidances that are tried."""
+    return [
+        Way(solver, name, steps, guidance)
+        for guidance, steps in _guidances(run).items()
+        for solver in ("euler", "dpmpp_2m")
+        for name in schedules.named(run.teacher.process, steps)
+    ]
 
 
 def _guidances(run: Session) -> dict[float, int]:

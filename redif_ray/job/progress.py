@@ -1,98 +1,104 @@
-"""The progress of a training run on the terminal, one line per round."""
+"""The progress of a run: a bar on a terminal, elsewhere a line from time to time, with the time until all is over."""
 
 from __future__ import annotations
 
-import logging
-import threading
 import time
 from collections.abc import Callable, Mapping
-from functools import partial
-from typing import Any
+from typing import Any, Self
 
-import ray
 from rich.console import Console
+from rich.progress import BarColumn, TextColumn
+from rich.progress import Progress as Bar
 
-from redif_ray.cluster.placement import Telling, learner_waits
-from redif_ray.coordinator.client import ask_to_stop
-from redif_ray.job.session import POLL_SECONDS, Session
-from redif_ray.runs.jsonl import read_rows
-from redif_ray.runs.round_report import RoundReport
+from redif_ray.runs.status import END_SECONDS, duration
 
-REWARD = "validation/reward"
-log = logging.getLogger(__name__)
-
-
-def show_progress(
-    run: Session,
-    thread: threading.Thread,
-    expected: Mapping[str, float],
-    console: Console,
-    on_round: Callable[[RoundReport], object] = lambda _: None,
-) -> None:
-    """Print one line per round while `thread` lives: round, groups/s, reward at eta 0, time left.
-
-    The loop also repeats the calibration to the coordinator, which may have restarted, forwards a request to stop, and
-    warns while the learner waits for room.
-
-    expected: {phase: estimated seconds of a round}. Only the proportions matter, because the measured pace scales them.
-    on_round: function that gets the report of every round which ends for the first time; a round that a resumed run
-        repeats is left out. An error that it raises ends the run, which can be resumed.
-    """
-    rows = read_rows(run.folder.path / "metrics.jsonl")
-    progress = _Progress([expected[run.plan.phase(r).name] for r in range(run.plan.rounds)], rows)
-    begin = partial(run.coordinator.begin.remote, run.folder.state["calibration"])
-    answer, telling = begin(), Telling()
-    while thread.is_alive():
-        thread.join(POLL_SECONDS)
-        if ray.wait([answer], timeout=0)[0]:
-            if not ray.get(answer) and telling.due() and (missing := learner_waits(run.config.learner)):
-                log.warning("waiting for room for the learner: %s", missing)
-            answer = begin()  # again, because a restarted coordinator has forgotten the calibration
-        run.look_after()
-        if run.stop.requested:
-            ask_to_stop(run.coordinator)
-        for row in ray.get(run.writer.latest.remote(progress.last)):
-            report = progress.report(row)
-            _print(report, console)
-            on_round(report)
+LINE_SECONDS = 30.0  # between two lines where there is no terminal
+KEEP_SECONDS = 5.0  # between two notes in the run folder
+TRUSTED = 0.05  # share of a stage after which its own pace is believed
+TRAINING, EVALUATION, END = "training", "evaluation", "export and report"
 
 
-class _Progress:
-    """Makes the report of each new round.
+class Progress:
+    """The state of a job whose stages are done one after the other.
 
-    cost: estimated seconds of each round of the run. rows: the rows of the rounds that ended before this start.
+    stages: {stage: expected seconds}, in their order. Only the proportions matter once a stage has shown its pace.
+    keep: called now and then with {"stage", "share", "left"}, for `redif status`.
+    known: whether the expected seconds are an estimate; if not, no time is told before a stage has shown its pace.
     """
 
-    def __init__(self, cost: list[float], rows: list[dict[str, Any]]) -> None:
-        self.cost, self.reward = cost, None
-        self.last = max((row["round"] for row in rows), default=-1)
-        self.first: tuple[int, float] | None = None  # the first round of this start, and when its row came
-        for row in rows:
-            self.reward = row.get(REWARD, self.reward)
+    def __init__(
+        self,
+        console: Console,
+        stages: Mapping[str, float],
+        keep: Callable[[dict[str, Any]], None] = lambda _: None,
+        *,
+        known: bool = True,
+    ) -> None:
+        self.console, self.stages, self.keep = console, dict(stages), keep
+        self.pace = 1.0 if known else None
+        self.printed = self.kept = float("-inf")
+        self.began = self.since = time.monotonic()
+        self.stage, self.first, self.share = next(iter(stages)), 0.0, 0.0  # first: share that was done before
+        self.bar = Bar(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[text]}", markup=False),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self.task = self.bar.add_task(self.stage, total=1.0, text="")
 
-    def report(self, row: dict[str, Any]) -> RoundReport:
-        self.last, self.reward = row["round"], row.get(REWARD, self.reward)
-        if self.first is None:
-            self.first = self.last, time.monotonic()
-        first, began = self.first
-        done = sum(self.cost[first + 1 : self.last + 1])
-        ahead = sum(self.cost[self.last + 1 :])
-        left = (time.monotonic() - began) / done * ahead if done else None
-        return RoundReport(self.last + 1, len(self.cost), row["phase"], row, self.reward, left)
+    def __enter__(self) -> Self:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Take the bar away; lines can be printed after it."""
+        self.bar.stop()
+
+    def begin(self, stage: str, share: float = 0.0) -> None:
+        """Begin a stage, of which `share` is done already."""
+        self.pace = self._pace()
+        self.stage, self.first, self.share, self.since = stage, share, share, time.monotonic()
+        self.bar.update(self.task, description=stage)
+
+    def at(self, share: float, text: str, *, line: bool = False) -> None:
+        """Tell that `share` of the stage is done. line: whether `text` is worth a line, on a terminal too."""
+        self.share = min(1.0, share)
+        left, now = self.left(), time.monotonic()
+        told = text if left is None else f"{text}  about {duration(left)} left"
+        if left is not None and (whole := now - self.began + left):
+            self.bar.update(self.task, completed=(now - self.began) / whole)
+        self.bar.update(self.task, text=told)
+        if line or (not self.console.is_terminal and now - self.printed >= LINE_SECONDS):
+            self.printed = now
+            self.console.print(told, highlight=False, markup=False, soft_wrap=True)
+        if now - self.kept >= KEEP_SECONDS:
+            self.kept = now
+            self.keep({"stage": self.stage, "share": self.share, "left": left})
+
+    def left(self) -> float | None:
+        """Return the seconds until all stages are over, or None while no pace is known."""
+        if (pace := self._pace()) is None:
+            return None
+        names = list(self.stages)
+        later = sum(self.stages[name] for name in names[names.index(self.stage) + 1 :])
+        return pace * (self.stages[self.stage] * (1 - self.share) + later)
+
+    def _pace(self) -> float | None:
+        """Return the seconds that a second of the estimate takes: in this stage, or at its beginning in the last."""
+        done = self.share - self.first
+        expected = self.stages[self.stage] * done
+        return (time.monotonic() - self.since) / expected if done >= TRUSTED and expected else self.pace
 
 
-def _print(report: RoundReport, console: Console) -> None:
-    """Print a line that the next one overwrites, or every tenth line where nothing can be overwritten."""
-    row = report.metrics
-    stays = REWARD in row or report.done == report.rounds
-    if not console.is_terminal and row["round"] % 10 and not stays:
-        return
-    left = "   ?" if report.seconds_left is None else f"{report.seconds_left:4.0f}"
-    shown = "      -" if report.reward is None else f"{report.reward:+.5f}"
-    console.print(
-        f"round {report.done:4d}/{report.rounds}  {report.phase:<10}  {row['groups_per_second']:6.1f} groups/s  "
-        f"reward at eta 0 {shown}  {left} s left",
-        end="\r" if console.is_terminal and not stays else "\n",
-        highlight=False,
-        soft_wrap=True,
-    )
+def stages(seconds: Mapping[str, float], rounds: float, *, whole: bool) -> dict[str, float]:
+    """Return the stages of a run with the seconds that each is expected to take.
+
+    seconds: of the parts of the run, by name. rounds: of all its rounds. whole: whether an evaluation follows these.
+    """
+    return {TRAINING: rounds} | ({EVALUATION: seconds["evaluation"], END: END_SECONDS} if whole else {})

@@ -7,8 +7,9 @@ import logging
 import os
 import shutil
 import socket
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -177,6 +178,11 @@ class RunFolder:
         if self.state.get("failure") != failure:
             with suppress(RunError):
                 self.update_state(failure=failure)
+
+    def keep_progress(self, progress: Mapping[str, Any]) -> None:
+        """Note, for `redif status`, how far the run is after its rounds. A full disk loses only the note."""
+        with suppress(RunError):
+            self.update_state(progress={**progress, "time": time.time()})
 
     def update_state(self, **values: Any) -> None:
         self.write("run.json", json.dumps({**self.state, **values}, indent=1) + "\n")

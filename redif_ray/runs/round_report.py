@@ -15,7 +15,7 @@ class RoundReport:
     phase: what the round trained, such as warm_start or policy.
     metrics: the round's line of `metrics.jsonl`.
     reward: the reward of the last validation, at eta 0, higher is better; None: there was none yet.
-    seconds_left: the estimated time until training ends; None: not known yet.
+    seconds_left: the estimated time until the run is over, with its evaluation and report; None: not known yet.
     """
 
     done: int

@@ -19,6 +19,7 @@ from redif_ray.runs.lock import holder
 from redif_ray.runs.mlflow_page import mlflow_page
 
 RECENT = 20  # number of rounds that the speed is averaged over
+END_SECONDS = 15.0  # of the export, the report and MLflow at the end of a run, as a rule
 Lines = dict[str, str]  # label and text of each line of the table
 
 
@@ -75,12 +76,29 @@ def _progress(config: Config, kept: Mapping[str, Any], rows: Sequence[Mapping[st
         seconds = sum(row["seconds/round"] for row in recent)
         groups = sum(row["seconds/round"] * row["groups_per_second"] for row in recent) / seconds
         lines["speed"] = f"{len(recent) / seconds:.3g} rounds/s, {groups:.3g} groups/s"
-        if word == "running" and done < plan.rounds:
-            lines["left"] = f"about {duration(_left(plan, trained, done))} of training, then the evaluation"
+        if word == "running" and (left := _left(plan, kept, trained, done)):
+            lines["left"] = left
     return lines | _validation(rows)
 
 
-def _left(plan: Phases, trained: Sequence[Mapping[str, Any]], done: int) -> float:
+def _left(plan: Phases, kept: Mapping[str, Any], trained: Sequence[Mapping[str, Any]], done: int) -> str:
+    """Return how long the run still takes, to its end; nothing where that cannot be told."""
+    if done == plan.rounds:
+        now = kept.get("progress", {})
+        if now.get("left") is None or now["stage"] == "training":
+            return ""
+        left = max(0.0, now["left"] - (time.time() - now["time"]))
+        return f"about {duration(left)}; {now['stage']} is {now['share']:.0%} done"
+    left = _rounds_left(plan, trained, done)
+    if (expected := kept.get("expected")) is None:  # a run of an earlier version
+        return f"about {duration(left)} of training, then the evaluation"
+    forecast = sum(expected["rounds"][row["phase"]] for row in trained[-RECENT:])
+    pace = sum(row["seconds/round"] for row in trained[-RECENT:]) / forecast if forecast else 1.0
+    after = pace * (expected["evaluation"] + END_SECONDS)
+    return f"about {duration(left + after)}: {duration(left)} of training, {duration(after)} of evaluation and report"
+
+
+def _rounds_left(plan: Phases, trained: Sequence[Mapping[str, Any]], done: int) -> float:
     """Return the seconds of the remaining rounds, at the pace of the last rounds of their phase, else of any phase."""
     paces = {}
     for phase in {plan.phase(r).name for r in range(done, plan.rounds)}:

@@ -23,7 +23,8 @@ from redif_ray.config import Config, load
 from redif_ray.diffusion.noise import Stream
 from redif_ray.evaluation import seen
 from redif_ray.faults import RoundData
-from redif_ray.job.measure import measure
+from redif_ray.job import measure as measuring
+from redif_ray.job.progress import EVALUATION, Progress
 from redif_ray.learner.compute import Accounts
 from redif_ray.models.registry import teacher_outline
 from redif_ray.planning import factory
@@ -86,7 +87,10 @@ def main(count: int, folder: Path) -> None:
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
-    measured = measure(run, "checkpoint/best-1", Accounts(config), Console(quiet=True))
+    stubbed: Any = measuring
+    stubbed.units_done = lambda _: 0
+    progress = Progress(Console(quiet=True), {EVALUATION: 1.0})
+    measured = measuring.measure(run, "checkpoint/best-1", Accounts(config), progress)
     over.set()
     thread.join()
     assert [len(pictures) for _, pictures in measured.pictures] == [10] * len(measured.pictures)

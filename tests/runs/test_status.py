@@ -78,6 +78,17 @@ def test_a_run_at_work(folder: RunFolder) -> None:
     folder.close()
 
 
+def test_the_time_left_ends_with_the_run(folder: RunFolder) -> None:
+    """Rounds took twice as long as expected, so the evaluation and the end will."""
+    folder.update_state(expected={"rounds": {"warm_start": 1.0, "policy": 1.0}, "evaluation": 45.0})
+    assert status(folder.path)[1]["left"] == "about 2.1 min: 4 s of training, 2.0 min of evaluation and report"
+    append_rows(folder.path / "metrics.jsonl", [row(2), row(3)])
+    assert "left" not in status(folder.path)[1]
+    folder.keep_progress({"stage": "evaluation", "share": 0.25, "left": 75.0})
+    assert status(folder.path)[1]["left"] == "about 75 s; evaluation is 25% done"
+    folder.close()
+
+
 def test_how_to_open_a_run_in_mlflow(config: Config) -> None:
     page = charts("7", "abc")
     state = {"mlflow_run_id": "abc", "mlflow_page": page}
