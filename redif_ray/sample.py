@@ -22,6 +22,7 @@ from redif_ray.diffusion.noise import Stream
 from redif_ray.diffusion.schedules import Schedule
 from redif_ray.errors import UserError
 from redif_ray.evaluation.grids import as_picture, write_grid
+from redif_ray.models.captions import caption_warnings
 from redif_ray.models.device import sampling_device, sampling_dtype
 from redif_ray.models.folder import student_settings
 from redif_ray.models.protocol import DiffusionModel
@@ -85,6 +86,8 @@ class LoadedStudent:
                 f"--caption {captions[0]!r}: {self.source} takes no captions; leave captions out, or use --label"
             )
         if captions is not None:
+            for text in caption_warnings(self.model, captions):
+                log.warning("%s does not read all of what it is to draw: %s", self.source, text)
             return [captions[i % len(captions)] for i in range(number)]
         if classes is None:
             return [None] * number

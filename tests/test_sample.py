@@ -12,11 +12,13 @@ import torch
 from PIL import Image
 from tiny_models import normal, write_dit
 from tiny_pipelines import write_sd, write_sd3
+from tiny_pixart import write_pixart
 
 from redif_ray.checkpoint import save_checkpoint
 from redif_ray.config import Config, ConfigError, dump, load
 from redif_ray.errors import UserError
 from redif_ray.models import device
+from redif_ray.models.captions import caption_warnings
 from redif_ray.models.device import sampling_device, sampling_dtype
 from redif_ray.models.protocol import ModelError
 from redif_ray.models.registry import load_model, load_teacher
@@ -50,6 +52,23 @@ def test_each_caption_of_a_file_has_its_image(tmp_path: Path) -> None:
     np.testing.assert_array_equal(first, pixels(tmp_path / "each" / "00000.png"))
     sample(str(model), tmp_path / "one.png", seed=0, steps=2, caption="a cat", count=1, size=(16, 24))
     np.testing.assert_array_equal(pixels(tmp_path / "one.png")[::3, ::3], first)  # a picture enlarges small images
+
+
+def test_captions_that_are_read_in_part_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model, options = str(write_sd(tmp_path / "m")), {"seed": 0, "steps": 1, "size": (16, 24)}
+    sample(model, tmp_path / "short.png", caption="a cat", count=1, **options)  # type: ignore[arg-type]
+    assert not caplog.records
+    sample(model, tmp_path / "long.png", caption="a cat " * 100, count=1, **options)  # type: ignore[arg-type]
+    assert "does not read all of what it is to draw: 1 of 1 captions have more tokens than it takes" in caplog.text
+
+
+def test_characters_that_no_tokeniser_knows_are_told(tmp_path: Path) -> None:
+    """A T5 knows pieces of words; a CLIP spells everything in bytes, so beside one nothing is unknown."""
+    model = load_model(write_pixart(tmp_path / "pixart"))
+    known = model.unreadable(["a cat", "a \u5feb dog"])
+    assert known == ["a \u5feb dog"]
+    assert "1 of 2 captions have characters" in caption_warnings(model, ["a cat", "a \u5feb dog"])[0]
+    assert load_model(write_sd(tmp_path / "sd")).unreadable(["a \u5feb dog"]) == []
 
 
 def test_labels_are_named_too_and_grey_images_stay_grey(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from redif_ray.learning.advantages import find_advantage
 from redif_ray.learning.losses import find_loss
 from redif_ray.learning.regularisers import find_divergence
 from redif_ray.methods import phases_of
+from redif_ray.models.captions import caption_warnings
 from redif_ray.models.foreign import loading
 from redif_ray.models.headers import check_finite
 from redif_ray.models.protocol import DiffusionModel, ModelError
@@ -117,13 +118,8 @@ def _check_named_functions(config: Config) -> None:
 
 def _warn_of_long_captions(teacher: DiffusionModel, conditions: Conditions) -> None:
     captions = [c for c in dict.fromkeys((*conditions.training, *conditions.held_out)) if isinstance(c, str)]
-    if cut := teacher.cut_short(captions):
-        log.warning(
-            "%d of %d captions have more tokens than the teacher takes, so it ignores their ends; the first: %.200s",
-            len(cut),
-            len(captions),
-            cut[0],
-        )
+    for text in caption_warnings(teacher, captions):
+        log.warning("the teacher does not read all of what it is to draw: %s", text)
 
 
 def _warn_of_other_guidance(config: Config) -> None:

@@ -150,6 +150,10 @@ class DiffusionModel(ABC):
         """Return the captions whose end the network does not see."""
         return []
 
+    def unreadable(self, captions: Sequence[str]) -> list[str]:
+        """Return the captions in which some characters mean nothing to the network."""
+        return []
+
     def blank(self, batch: int) -> Encoded:
         """Return an encoding of `batch` rows with the shapes of `encode`, for callers that need only the shapes."""
         return self.encode([self.example] * batch)

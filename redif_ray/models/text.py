@@ -218,6 +218,21 @@ class TextModel(DiffusionModel):
             cut = [caption for caption, length in zip(cut, lengths, strict=True) if length > limit]
         return cut
 
+    def unreadable(self, captions: Sequence[str]) -> list[str]:
+        """Return the captions in which every tokeniser finds characters that are not in its vocabulary."""
+        unread = list(captions)
+        for name in self._encoders:
+            tokenizer = self.part(name) if name not in self.frozen.configs else None
+            if tokenizer is None or not unread:
+                continue
+            unknown = tokenizer.unk_token_id
+            if unknown in (tokenizer.eos_token_id, tokenizer.pad_token_id):  # it takes bytes, and needs no such token
+                return []
+            with quiet():
+                read = tokenizer(unread, truncation=False).input_ids
+            unread = [caption for caption, ids in zip(unread, read, strict=True) if unknown in ids]
+        return unread
+
     def to_vae(self, latents: Tensor) -> Tensor:
         """Return the VAE's own latents of the network's latents [B, *latent_shape]."""
         return latents / self.part(VAE).config.scaling_factor + self._shift
