@@ -24,7 +24,7 @@ table { border-collapse: collapse; margin: 1rem 0; display: block; overflow-x: a
 th, td { padding: .3rem .7rem; border-bottom: 1px solid #8884; font-variant-numeric: tabular-nums; white-space: nowrap }
 img { max-width: 100% } p > img { background: white }
 .arms td { padding: .1rem; border: 0 } .arms td:first-child { max-width: 16rem; white-space: normal }
-.arms th { position: sticky; top: 0; background: Canvas }
+.arms th { position: sticky; top: 0; background: Canvas; white-space: normal; vertical-align: bottom; text-align: left }
 .arms img { width: min(18vw, 112px); image-rendering: pixelated; display: block }
 .arms img.large { width: min(18vw, 256px); image-rendering: auto }
 code { overflow-wrap: anywhere }

@@ -24,7 +24,10 @@ def calibration(run: Session, console: Console) -> Calibration:
     if result is None:
         result = _measure(run)
         run.folder.update_state(calibration=result)
-    console.print(rewards_calibration.table(result))
+    console.print(
+        "reward of the teacher's image with itself, with its image of another noise, and with the untrained student's"
+    )
+    console.print(rewards_calibration.table(result), highlight=False, soft_wrap=True)
     return result
 
 

@@ -35,7 +35,7 @@ from redif_ray.runs.backup import complete, prepare, uploading
 from redif_ray.runs.backup_thread import Uploader
 from redif_ray.runs.folder import RunFinished, RunFolder, latest_checkpoint
 from redif_ray.runs.jsonl import read_rows
-from redif_ray.runs.mlflow_page import charts
+from redif_ray.runs.mlflow_page import charts, mlflow_page
 from redif_ray.runs.round_report import RoundReport
 from redif_ray.user_code.errors import exits_named
 
@@ -149,6 +149,7 @@ def _distill(
     expected = cost.estimate(config, conditions)
     console.print(cost.table(expected))
     folder.update_state(expected={"rounds": expected.round_seconds, "evaluation": expected.seconds["evaluation"]})
+    console.print("starting Ray and the workers")
     started = time.monotonic()
     with connect(config) as ends, session(config, conditions, folder, stop) as run:
         warn_of_small_store(messages.store(config).total)
@@ -158,6 +159,8 @@ def _distill(
             run.ready()
             run.coordinator.begin.remote(calibration.calibration(run, console))
             console.print(f"start-up took {time.monotonic() - started:.0f} s; training")
+            for line in mlflow_page(config, folder.state):
+                console.print(f"  {line}", highlight=False, soft_wrap=True)
             with progress:
                 show_rounds(run, fit.thread, costs, progress, on_round)
         outcome = fit.outcome()

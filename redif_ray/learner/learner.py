@@ -220,7 +220,7 @@ class Learner:
             data = self._ask(self.coordinator.deploy, int(Stream.VALIDATION), count, self.round, key, learned)
             scores, picture = validator(data)
         self.accounts.add_evaluation(meta for metas in data.metas for meta in metas)
-        self.writer.image.remote("samples", picture, self.round)
+        self.writer.image.remote("validation/samples", picture, self.round)
         return scores
 
     def _begin(self) -> None:
