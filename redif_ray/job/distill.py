@@ -148,7 +148,8 @@ def _distill(
     )  # fails here with a clear error; the metrics writer's constructor could not report it
     expected = cost.estimate(config, conditions)
     console.print(cost.table(expected))
-    folder.update_state(expected={"rounds": expected.round_seconds, "evaluation": expected.seconds["evaluation"]})
+    told = {"rounds": expected.round_seconds, "evaluation": expected.seconds["evaluation"]}
+    folder.update_state(expected=told, progress={})
     console.print("starting Ray and the workers")
     started = time.monotonic()
     with connect(config) as ends, session(config, conditions, folder, stop) as run:

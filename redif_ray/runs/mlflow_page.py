@@ -9,7 +9,7 @@ from typing import Any
 from redif_ray.config import Config
 
 LOCAL = "http://127.0.0.1:5000"  # where `mlflow ui` serves unless told otherwise
-SERVED = ("sqlite:", "postgresql", "mysql", "mssql", "file:", "/")  # stores that `mlflow ui` can show
+SERVED = ("sqlite:", "postgresql", "mysql", "mssql")  # stores that `mlflow ui` can show
 
 
 def charts(experiment: str, run_id: str) -> str:
