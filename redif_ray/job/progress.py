@@ -70,13 +70,13 @@ class Progress:
         """Tell that `share` of the stage is done. line: whether `text` is worth a line, on a terminal too."""
         self.share = min(1.0, share)
         left, now = self.left(), time.monotonic()
-        told = text if left is None else f"{text}  about {duration(left)} left"
+        time_left = "" if left is None else f"about {duration(left)} left"
         if left is not None and (whole := now - self.began + left):
             self.bar.update(self.task, completed=(now - self.began) / whole)
-        self.bar.update(self.task, text=told)
+        self.bar.update(self.task, text=f"{time_left}  {text}".strip())  # a narrow terminal cuts off its end
         if line or (not self.console.is_terminal and now - self.printed >= LINE_SECONDS):
             self.printed = now
-            self.console.print(told, highlight=False, markup=False, soft_wrap=True)
+            self.console.print(f"{text}  {time_left}".rstrip(), highlight=False, markup=False, soft_wrap=True)
         if now - self.kept >= KEEP_SECONDS:
             self.kept = now
             self.keep({"stage": self.stage, "share": self.share, "left": left})

@@ -64,4 +64,5 @@ def show_rounds(
 def _line(run: Session, report: RoundReport) -> str:
     phase, speed = run.plan.named(report.phase).title, report.metrics["groups_per_second"]
     reward = "-" if report.reward is None else f"{report.reward:+.5f}"
-    return f"round {report.done:4d}/{report.rounds}  {phase:<15}  {speed:6.1f} groups/s  validation reward {reward}"
+    done = f"{report.done:{len(str(report.rounds))}d}/{report.rounds}"
+    return f"round {done}  {phase}  {speed:.1f} groups/s  validation {reward}"

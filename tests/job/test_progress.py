@@ -84,7 +84,7 @@ def test_a_terminal_has_a_bar_that_goes_away() -> None:
         progress.at(0.5, "round 2", line=True)
         progress.bar.refresh()
     assert "training" in text.getvalue() and "━" in text.getvalue()
-    assert re.search(r"round 2  about [^\n]* left", text.getvalue())
+    assert re.search(r"about [^\n]* left  round 2", text.getvalue())
 
 
 def test_without_an_estimate_no_time_is_told_at_first(clock: Clock) -> None:
