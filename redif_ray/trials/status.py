@@ -20,29 +20,34 @@ from redif_ray.runs.jsonl import read_rows
 from redif_ray.trials.names import SEARCH, SWEEP, TRIALS
 
 FOLLOW_SECONDS = 3.0
+MLFLOW = "MLflow"  # label of the lines that say how to open the run's page
 
 
 def show(path: Path, console: Console) -> None:
-    console.print(_table(path)[1])
+    """Print the status, with the link to MLflow in one piece."""
+    lines = status(path)[1]
+    page = lines.pop(MLFLOW, "")
+    console.print(_table(path, lines))
+    for line in page.splitlines():
+        console.print(f"{MLFLOW:<10}  {line}", highlight=False, markup=False, soft_wrap=True)
 
 
 def follow(path: Path, console: Console) -> None:
     """Print the status until the run is over or the user presses Ctrl-C."""
     with Live(console=console, auto_refresh=False) as live, suppress(KeyboardInterrupt):
         while True:
-            word, table = _table(path)
-            live.update(table, refresh=True)
+            word, lines = status(path)
+            live.update(_table(path, lines), refresh=True)
             if word != "running":
                 return
             time.sleep(FOLLOW_SECONDS)
 
 
-def _table(path: Path) -> tuple[str, Table]:
-    word, lines = status(path)
+def _table(path: Path, lines: run.Lines) -> Table:
     table = Table(title=path.resolve().name, title_justify="left", show_header=False, box=None, pad_edge=False)
     for label, text in lines.items():
         table.add_row(label, Text(text, overflow="fold"))
-    return word, table
+    return table
 
 
 def status(path: Path) -> tuple[str, run.Lines]:

@@ -217,6 +217,14 @@ def test_it_fits_80_columns_and_following_ends(folder: RunFolder) -> None:
     assert printed(follow, folder.path).strip() == text.strip()
 
 
+def test_the_link_to_mlflow_is_printed_in_one_piece(config: Config) -> None:
+    tracking = config.tracking.model_copy(update={"uri": "http://127.0.0.1:5000"})
+    folder = RunFolder.open(config.model_copy(update={"tracking": tracking}), resume=False)
+    folder.update_state(mlflow_run_id="f" * 32, mlflow_page=charts("1", "f" * 32))
+    folder.close()
+    assert f"http://127.0.0.1:5000/{charts('1', 'f' * 32)}\n" in printed(show, folder.path)
+
+
 def test_what_is_no_run(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(RunError, match=f"{path} is not a run folder"):
