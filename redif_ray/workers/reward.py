@@ -159,7 +159,10 @@ class TeacherRewardWorker:
             features = [embedded(judge, torch.from_numpy((images * 255).round() / 255).to(self.device), self.device)]
         else:
             at_once = max(1, REFERENCE_BYTES // (4 * math.prod(judge.image_shape)))
-            own, rows = ReferenceImages(judge_files(source)[1], judge.image_shape[0]), (unit.groups[0], unit.groups[-1] + 1)
+            own, rows = (
+                ReferenceImages(judge_files(source)[1], judge.image_shape[0]),
+                (unit.groups[0], unit.groups[-1] + 1),
+            )
             labels, batches = own.labels(*rows), own.batches(*rows, at_once)
             features = [
                 embedded(judge, (torch.from_numpy(each) / 255).to(self.device), self.device) for each in batches
