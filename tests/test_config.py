@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,7 @@ from redif_ray.config.changes import changeable, may_differ
 from redif_ray.config.files import descriptions
 from redif_ray.config.renamed import RENAMED
 from redif_ray.config.run import Run
+from redif_ray.masking import masked
 from redif_ray.teacher.config import TeacherConfig
 
 SHIPPED = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
@@ -139,6 +142,13 @@ def test_a_last_part_that_several_sections_have_names_them_all() -> None:
 def test_a_wrong_value_names_key_value_and_expectation(override: str, parts: list[str]) -> None:
     found = message(override)
     assert all(part in found for part in parts), found
+
+
+def test_a_copy_of_a_configuration_makes_no_secret_of_a_plain_uri() -> None:
+    """Workers unpickle it, and pydantic copies its defaults."""
+    config = load("smoke")
+    assert pickle.loads(pickle.dumps(config)) == copy.deepcopy(config) == config
+    assert masked("ray.address=local") == "ray.address=local" and "***" not in dump(config)
 
 
 def test_a_secret_is_not_written_into_a_configuration() -> None:
