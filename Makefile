@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 # A process for each core. Each takes a stretch of the tests, so that a fixture is made in one of them as a rule.
 SPREAD := --numprocesses=logical --dist=worksteal
 
-.PHONY: demo test test-all unit fast lint install locked clean
+.PHONY: demo test test-all unit fast lint reference install locked clean
 
 demo: $(VENV)/.installed
 	$(BIN)/redif distill configs/fashion_mnist.yaml run.name=demo $(ARGS)
@@ -25,10 +25,14 @@ fast: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m "not cluster and not slow and not long" $(SPREAD) --durations=9 --durations-min=1 $(ARGS)
 
 lint: $(VENV)/.installed-test
-	$(BIN)/ruff check redif_ray jobs tests benchmarks docs/examples
-	$(BIN)/ruff format --check redif_ray jobs tests benchmarks docs/examples
+	$(BIN)/ruff check redif_ray jobs tests benchmarks docs
+	$(BIN)/ruff format --check redif_ray jobs tests benchmarks docs
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+
+# The pages of docs/reference, from the code.
+reference: $(VENV)/.installed
+	$(BIN)/python docs/generate.py
 
 install: $(VENV)/.installed
 

@@ -20,4 +20,5 @@ from redif_ray.api import sample_images as sample_images
 from redif_ray.api import train_judge as train_judge
 from redif_ray.api import train_teacher as train_teacher
 
+__all__: list[str]
 __version__: str
