@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 # A process for each core. Each takes a stretch of the tests, so that a fixture is made in one of them as a rule.
 SPREAD := --numprocesses=logical --dist=worksteal
 
-.PHONY: demo test test-all unit fast lint reference install locked clean
+.PHONY: demo test test-all unit fast lint reference docs install locked clean
 
 demo: $(VENV)/.installed
 	$(BIN)/redif distill configs/fashion_mnist.yaml run.name=demo $(ARGS)
@@ -30,9 +30,12 @@ lint: $(VENV)/.installed-test
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
-# The pages of docs/reference, from the code.
+# The pages of the documentation that the code makes, and the documentation as a site in build/site.
 reference: $(VENV)/.installed
 	$(BIN)/python docs/generate.py
+
+docs: reference $(VENV)/.installed-docs
+	$(BIN)/mkdocs build --strict --quiet
 
 install: $(VENV)/.installed
 
@@ -45,6 +48,10 @@ $(VENV)/.installed-test: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[test]"
 	touch $@
 
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[docs]"
+	touch $@
+
 # What continuous integration installs: files whose hashes are known, and nothing else.
 locked: .ci/requirements.lock
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -52,7 +59,7 @@ locked: .ci/requirements.lock
 		--requirement .ci/requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	$(BIN)/python -m pip check
-	touch $(VENV)/.installed $(VENV)/.installed-test
+	touch $(VENV)/.installed $(VENV)/.installed-test $(VENV)/.installed-docs
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,4 +1,4 @@
-"""Writes the pages of docs/reference from the code: `python docs/generate.py`. A test compares them with the code."""
+"""Writes the pages that the code and the heads of decisions make: `python docs/generate.py`. A test compares them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from redif_ray.sample import LoadedStudent
 from redif_ray.teacher import TeacherConfig
 
 ROOT = Path(__file__).parents[1]
-REFERENCE = ROOT / "docs" / "reference"
+DOCS = ROOT / "docs"
 MADE = "<!-- Made by docs/generate.py from the code; do not edit. -->"
 MARKS: dict[str, Occasion] = {"R": "resume", "E": "evaluate"}
 SHOWN = 3  # recipes named for a key; the others are counted
@@ -231,14 +231,31 @@ def _notes(block: str) -> str:
     return "\n".join(f"- {line}" for line in lines) if len(lines) > 1 else "\n".join(lines)
 
 
-PAGES = {"configuration.md": configuration, "commands.md": commands, "api.md": api}
+def decisions() -> str:
+    """Return the list of decisions. Raises ValueError for a page without number, title, date and status."""
+    rows = ["| | decision | date | status |", "|---:|---|---|---|"]
+    for path in sorted((DOCS / "decisions").glob("0*.md")):
+        head = re.match(r"# (\d+)\. (.+)\n\nDate: (\d{4}-\d{2}-\d{2})\. Status: (.+)\.\n", path.read_text())
+        if head is None or int(head[1]) != int(path.name[:4]):
+            raise ValueError(f"{path} does not begin with its number, title, date and status")
+        rows.append(f"| {head[1]} | [{head[2]}]({path.name}) | {head[3]} | {head[4]} |")
+    why = "Each page has the context of a decision, its reasons and its consequences. A new one takes the next number."
+    return "\n\n".join(["# Decisions", MADE, why, "\n".join(rows)]) + "\n"
+
+
+PAGES = {
+    "reference/configuration.md": configuration,
+    "reference/commands.md": commands,
+    "reference/api.md": api,
+    "decisions/index.md": decisions,
+}
 
 
 def main() -> None:
     """Write all pages."""
-    REFERENCE.mkdir(exist_ok=True)
     for name, page in PAGES.items():
-        (REFERENCE / name).write_text(page())
+        (DOCS / name).parent.mkdir(exist_ok=True)
+        (DOCS / name).write_text(page())
 
 
 if __name__ == "__main__":

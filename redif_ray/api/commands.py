@@ -160,10 +160,14 @@ def _tree(recipe: str | Path | Config) -> dict[str, Any]:
 
 def _finished(run: Callable[[], Path], console: Console) -> Path:
     """Return the folder of a job; one that was finished before is said to be so, and is a result like any other."""
+    from redif_ray.interrupt import Interrupted
     from redif_ray.runs.folder import RunFinished
 
     try:
         return run()
+    except Interrupted as stopped:
+        stopped.add_note("in Python: the same call with resume=True")
+        raise
     except RunFinished as finished:
         console.print(str(finished), highlight=False, soft_wrap=True)
         return finished.folder
