@@ -124,7 +124,7 @@ def evaluate_run(
     checkpoint: best, warm_start, or the name of a folder below `checkpoints/`.
     size: (height, width) of all images in pixels; None: the run's. console and errors: see `distill`.
     """
-    texts = [f"{'.'.join(path)}={json.dumps(value)}" for path, value in changes(sections, Config)]
+    texts = [f"{'.'.join(path)}={_typed(value)}" for path, value in changes(sections, Config)]
     from redif_ray.job.evaluate import evaluate
 
     out = console or Console()
@@ -171,6 +171,11 @@ def _finished(run: Callable[[], Path], console: Console) -> Path:
     except RunFinished as finished:
         console.print(str(finished), highlight=False, soft_wrap=True)
         return finished.folder
+
+
+def _typed(value: Any) -> str:
+    """Return a value as it is typed after the `=` of an override."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _folder(run: RunLike) -> Path:

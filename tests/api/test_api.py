@@ -19,6 +19,7 @@ import redif_ray
 import redif_ray.api
 from redif_ray.config import dump, load
 from redif_ray.errors import UserError
+from redif_ray.job.evaluate import evaluated
 from redif_ray.runs.folder import RunError, RunFinished
 
 PACKAGE = Path(redif_ray.__file__).parent
@@ -83,6 +84,29 @@ def test_a_finished_run_is_returned_as_it_is(
     assert [row["arm"] for row in run.arms] == ["teacher_full", "student"] and run.config == config
     assert run.arms[-1]["frechet"] == 4.5 and run.arms[0]["paired_pixel_mse"] == 0.25 and run.picture.size == (4, 4)
     assert [row["round"] for row in run.rounds] == [-1, 0] and run == redif_ray.DistilledRun.read(finished)
+
+
+def test_sections_reach_an_evaluation_as_typed_overrides_do(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts: list[str] = []
+
+    def job(run: Path, overrides: list[str], **options: Any) -> Path:
+        texts.extend(overrides)
+        return run / "summary.json"
+
+    monkeypatch.setattr("redif_ray.job.evaluate.evaluate", job)
+    found = redif_ray.evaluate_run(
+        redif_ray.DistilledRun.read(finished),
+        "reward.max_workers=2",
+        ray={"address": "auto", "object_store_mb": 300},
+        evaluation={"judge": "random-features", "batch": None, "held_out": 60},
+        rollout={"labels": {"ray.io/zone": "a"}, "gpus": 0.5},
+    )
+    assert [row["arm"] for row in found.arms] == ["teacher_full", "student"] and texts[0] == "reward.max_workers=2"
+    config = evaluated(load("smoke"), texts)
+    assert (config.ray.address, config.ray.object_store_mb, config.reward.max_workers) == ("auto", 300, 2)
+    assert (config.evaluation.judge, config.evaluation.batch) == ("random-features", None)
+    assert (config.evaluation.held_out, config.rollout.gpus) == (60, 0.5)
+    assert config.rollout.labels == {"ray.io/zone": "a"}
 
 
 def test_a_run_that_is_not_finished_is_no_result(finished: Path, tmp_path: Path) -> None:
