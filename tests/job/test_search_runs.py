@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from smoke_runs import smoke
 
+from redif_ray.api import FoundSchedules
 from redif_ray.config import read_yaml
 from redif_ray.data.schedule_file import read_schedule
 from redif_ray.job.export import export_checkpoint
@@ -55,6 +56,8 @@ def test_the_answer_is_never_worse_on_the_bank_than_a_start(whole: Path) -> None
         assert (times.network_timesteps is not None) == (best == "searched, network timesteps")
         assert np.isfinite([r["distance"] for r in rows]).all()
     assert (whole / "report.md").read_text().count("the best named schedule here") >= 4  # both engines at both N
+    told = FoundSchedules.read(whole).schedules
+    assert {row["steps"] for row in told} == {2, 3} and {"name", "timesteps", "distance", "bank"} <= {*told.columns}
     with pytest.raises(RunFinished):
         search(smoke(whole.parent, "whole", *SMALL, f"tracking.uri=sqlite:///{whole.parent}/mlflow.db"), resume=True)
 

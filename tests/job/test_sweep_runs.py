@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from smoke_runs import last_weights, rounds, smoke, summary
 
+from redif_ray.api import SweepResult
 from redif_ray.config import load
 from redif_ray.runs.folder import RunFinished
 from redif_ray.runs.jsonl import read_rows
@@ -53,7 +54,12 @@ def test_killed_and_resumed_it_keeps_what_it_has_and_its_runs_are_those_of_disti
     found = json.loads((folder / "summary.json").read_text())
     assert found["held_out"]["recipe"][0]["frechet"] > 0 and not found["gain"]
     assert "No settings were better" in (folder / "report.md").read_text()
-    best = load(folder / "best.yaml", [])
+    result = SweepResult.read(folder)
+    assert [row["run"] for row in result.trials] == ["recipe", "trial-000"] and result.trials[0][
+        "validation/reward"
+    ] < 0
+    assert [(row["settings"], row["seed"]) for row in result.held_out] == [("recipe", 1)]
+    best = load(result.best, [])
     assert best.run.name == "halving-best" and best.learner == config.learner
 
     from mlflow import MlflowClient
