@@ -18,7 +18,7 @@ from redif_ray.config.base import Occasion
 from redif_ray.config.changes import may_differ
 from redif_ray.config.files import descriptions
 from redif_ray.sample import LoadedStudent
-from redif_ray.teacher import TeacherConfig
+from redif_ray.teacher.config import TeacherConfig
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
