@@ -214,6 +214,12 @@ def test_a_teacher_takes_only_finite_numbers_too() -> None:
 
 
 MATCHING = "method=distribution_matching"
+TURNS = [
+    "pipeline.colocate=true",
+    "rollout={max_workers: 2, gpus: 0.2}",
+    "reward={max_workers: 2, gpus: 0.2}",
+    "learner={workers: 2, gpus: 0.6}",
+]
 CONFLICTS = [
     (["exploration.eta=0"], "exploration.eta=0: .*expected a value in"),
     (["student.steps=1"], "student.steps=1: .*set exploration.last_step=true"),
@@ -248,7 +254,17 @@ CONFLICTS = [
     (["exploration.one_step=true", "rollout.guided=2"], "one_step=true: rollout.guided=2 siblings leave .*expected 0"),
     (["exploration.one_step=true", "learner.step_weight=std"], "one_step=true: learner.step_weight=std .*there is one"),
     (["pipeline.colocate=true", "pipeline.staleness=1"], "with pipeline.staleness=1 workers and learner work at"),
-    (["pipeline.colocate=true", "learner.workers=2"], "colocate=true: each of learner.workers=2 .*expected .*=1"),
+    ([*TURNS, "learner.gpus=0.5"], "learner.workers=2: learner.gpus=0.5 does not put one rank on each GPU .*0.6"),
+    ([*TURNS, "learner.gpus=1"], "learner.workers=2: learner.gpus=1 does not put one rank on each GPU"),
+    ([*TURNS, "reward.max_workers=3"], "learner.workers=2: reward has another number .*expected reward.max_workers=2"),
+    ([*TURNS, "rollout.min_workers=1"], "learner.workers=2: rollout has another number of workers"),
+    ([*TURNS, "rollout.gpus=0.3"], r"rollout.gpus \+ reward.gpus \+ learner.gpus = 1.1, .*expected a sum of at most 1"),
+    ([*TURNS, "reward.gpus=0"], "each of the three needs a part of one GPU"),
+    ([*TURNS, "reward.labels={zone: a}"], "reward.labels are not learner.labels, so they cannot share a GPU"),
+    (
+        ["pipeline.colocate=true", "learner={workers: 2, fsdp: true}"],
+        "cannot leave the GPU; expected learner.fsdp=false",
+    ),
     (["draft.last_steps=5"], "draft.last_steps=5: expected at most student.steps=4"),
     (["learner.workers=3"], "learner.workers=3: expected a divisor of rollout.groups=4"),
     (["learner.workers=2", "learner.gpus=0.5"], "gpus=0.5: each of learner.workers=2 .* whole GPU"),
@@ -311,6 +327,8 @@ def test_an_impossible_combination_says_what_to_change(overrides: list[str], pat
         ["draft.last_steps=4"],
         ["learner.workers=2"],
         ["learner.workers=2", "learner.gpus=1"],
+        ["learner.workers=2", "pipeline.colocate=true"],
+        TURNS,
         ["learner.gpus=0.5"],
         ["ray.address=auto", "ray.wait=true", "rollout.resources={a: 0.5, b: 2}", "learner.resources.learner=1"],
         ["ray.address=auto", "rollout.max_workers=4", "rollout.min_workers=4", "reward.labels={ray.io/market: spot}"],

@@ -15,7 +15,7 @@ import ray
 from ray import cloudpickle
 from rich.console import Console
 
-from benchmarks.pipeline.simulated import PROCESSES, Sizes, processes, spread
+from benchmarks.pipeline.simulated import PROCESSES, Simulated, Sizes, processes, spread
 from benchmarks.short_runs import recipe
 from benchmarks.suite import Part
 from redif_ray.cluster.connect import connect
@@ -123,7 +123,8 @@ def _measure(
         f"reward.max_workers={workers}",
     )
     started = processes(sizes, workers)
-    coordinator, others = _coordinator(root, config, started, workers)
+    roles = [spread(started, role, workers) for role in ("rollout", "reward")]
+    coordinator, others = simulated_coordinator(root, config, *roles)
     ray.get([process.ready.remote() for process in started])
     seconds: list[float] = []
     for round in range(rounds + 1):
@@ -143,14 +144,16 @@ def _measure(
     return _Measured(float(np.median(seconds)), busy * float(np.mean(seconds)))
 
 
-def _coordinator(root: Path, config: Config, started: list[Any], workers: int) -> tuple[Any, tuple[Any, ...]]:
-    folder = root / f"scaling-{workers}-{config.rollout.groups}"
-    folder.mkdir()
+def simulated_coordinator(
+    root: Path, config: Config, rollout: list[Simulated], reward: list[Simulated]
+) -> tuple[Any, tuple[Any, ...]]:
+    """Return the real coordinator of simulated workers, and its other actors."""
+    folder = root / config.run.name
+    folder.mkdir(exist_ok=True)
     conditions = factory.conditions(config, load_teacher(config.teacher))
     (folder / CONDITIONS).write_text(conditions.to_json())
     writer = ray.remote(MetricsWriter).options(num_cpus=0).remote(str(folder), None, "benchmark", "scaling", None)
     weights = ray.remote(WeightStore).options(num_cpus=0).remote()
-    roles = (spread(started, role, workers) for role in ("rollout", "reward"))
-    handles = cloudpickle.dumps((weights, writer, *roles))
+    handles = cloudpickle.dumps((weights, writer, rollout, reward))
     kind = ray.remote(Coordinator).options(num_cpus=0, max_concurrency=100)
     return kind.remote(config, str(folder), handles), (writer, weights)

@@ -84,29 +84,42 @@ def bundles(roles: Iterable[Workers | Learner]) -> Asked:
     return [bundle(role) for role in placed], [dict(role.labels) for role in placed]
 
 
+def shared_bundles(roles: Iterable[Workers]) -> Asked:
+    """Return bundles for the workers of several roles that share GPUs: each holds one worker of every role."""
+    workers = list(roles)
+    whole: dict[str, float] = {}
+    for role in workers:
+        for kind, amount in bundle(role).items():
+            whole[kind] = whole.get(kind, 0) + amount
+    return [whole] * workers[0].first, [dict(workers[0].labels)] * workers[0].first
+
+
 @contextmanager
-def reserved(roles: Mapping[str, Workers], learner: Learner | None, stop: StopRequest) -> Iterator[Places]:
+def reserved(
+    roles: Mapping[str, Workers], learner: Learner | None, stop: StopRequest, *, shared: bool = False
+) -> Iterator[Places]:
     """Reserve resources for the workers that a run starts with and for its learner while the block runs.
 
     Waits until both are there; raises Interrupted if the user stops the run meanwhile. `Places.let_learner_in` releases
     the learner's part early. In a trial of a sweep nothing is reserved: Tune has made a group for the trial.
+
+    shared: whether worker i of every role is on the same GPU, beside one rank of the learner.
     """
     ranks = {} if learner is None else {"learner": learner}
-    asked, later = bundles(roles.values()), bundles(ranks.values())
+    asked, later = shared_bundles(roles.values()) if shared else bundles(roles.values()), bundles(ranks.values())
     if not asked[0] or ray.get_runtime_context().should_capture_child_tasks_in_placement_group:
         yield Places()
         return
     index, count = {}, 0
     for name, role in roles.items():
         index[name] = count
-        count += role.first if bundle(role) else 0
-    group, kept = _room(asked, later, {**roles, **ranks}, stop)
+        count += role.first if bundle(role) and not shared else 0
+    room = _room_beside_ranks if shared and later[0] else _room
+    group, kept = room(asked, later, {**roles, **ranks}, stop)
     try:
         yield Places(group, index, kept)
     finally:
-        for held in (group, kept):
-            if held is not None:
-                remove_placement_group(held)
+        _remove(group, kept)
 
 
 def _room(asked: Asked, later: Asked, roles: Mapping[str, Workers | Learner], stop: StopRequest) -> tuple[Any, Any]:
@@ -131,7 +144,37 @@ def _room(asked: Asked, later: Asked, roles: Mapping[str, Workers | Learner], st
         groups = _group((later[0], [{NODE: node} for node in nodes])), _group(asked)
         if all(group.wait(SPLIT_SECONDS) for group in groups):
             return groups[1], groups[0]
-        for group in groups:
+        _remove(*groups)
+
+
+def _room_beside_ranks(
+    asked: Asked, later: Asked, roles: Mapping[str, Workers | Learner], stop: StopRequest
+) -> tuple[Any, Any]:
+    """Return the placement groups of the workers and of the learner, whose ranks are on one GPU each.
+
+    Ranks come first: each takes more than half of a GPU, so no two share one, and workers fill what is left. In one
+    group of both, Ray could put workers of two bundles on one GPU, where no rank then has room. Where workers find no
+    room soon, the ranks give way too, so that a run never waits with a part of what it needs.
+    """
+    while True:
+        ranks = _group(later)
+        workers = None
+        try:
+            _wait(ranks, roles, stop)
+            workers = _group(asked)
+            if workers.wait(SPLIT_SECONDS):
+                return workers, ranks
+        except BaseException:
+            _remove(ranks, workers)
+            raise
+        _remove(ranks, workers)
+        log.warning("waiting for room for all that this run starts with: %s", lacking(roles, ray.available_resources()))
+        stop.check()
+
+
+def _remove(*groups: Any) -> None:
+    for group in groups:
+        if group is not None:
             remove_placement_group(group)
 
 

@@ -144,9 +144,31 @@ def _pipeline(c: Sections) -> Iterator[str]:
             "same time, so they cannot take turns on a GPU; expected staleness=0"
         )
     if c.pipeline.colocate and c.learner.workers > 1:
+        yield from _shared_cards(c)
+
+
+def _shared_cards(c: Sections) -> Iterator[str]:
+    """Yield what keeps ranks that take turns with workers from being one on each GPU, with one worker of each role."""
+    ranks, gpus = c.learner.workers, c.learner.gpus
+    turns = f"pipeline.colocate=true with learner.workers={ranks}"
+    if c.learner.fsdp:
+        yield f"{turns}: weights shared among ranks cannot leave the GPU; expected learner.fsdp=false"
+    if not gpus:
+        return
+    if not 0.5 < gpus < 1:
         yield (
-            f"pipeline.colocate=true: each of learner.workers={c.learner.workers} has a GPU that it cannot share; "
-            "expected learner.workers=1"
+            f"{turns}: learner.gpus={gpus:g} does not put one rank on each GPU beside workers; expected more than 0.5 "
+            "and less than 1, such as 0.6"
+        )
+    for role, workers in (("rollout", c.rollout), ("reward", c.reward)):
+        if workers.max_workers != ranks or workers.first != ranks:
+            yield f"{turns}: {role} has another number of workers; expected {role}.max_workers={ranks}, one a GPU"
+        if workers.labels != c.learner.labels:
+            yield f"{turns}: {role}.labels are not learner.labels, so they cannot share a GPU; expected the same"
+    if (whole := c.rollout.gpus + c.reward.gpus + gpus) > 1 + 1e-9 or not (c.rollout.gpus and c.reward.gpus):
+        yield (
+            f"{turns}: rollout.gpus + reward.gpus + learner.gpus = {whole:g}, and each of the three needs a part of "
+            "one GPU; expected a sum of at most 1, such as 0.2, 0.2 and 0.6"
         )
 
 
@@ -196,8 +218,11 @@ def _learner(c: Sections) -> Iterator[str]:
     regulariser, workers = c.learner.regulariser, c.learner.workers
     if regulariser.kind in ("renyi", "power") and regulariser.order in (0, 1):
         yield f"learner.regulariser.order={regulariser.order}: {regulariser.kind} needs a value other than 0 and 1"
-    if workers > 1 and c.learner.gpus not in (0, 1):
-        yield f"learner.gpus={c.learner.gpus:g}: each of learner.workers={workers} needs a whole GPU; expected 1, or 0"
+    if workers > 1 and c.learner.gpus not in (0, 1) and not c.pipeline.colocate:
+        yield (
+            f"learner.gpus={c.learner.gpus:g}: each of learner.workers={workers} needs a whole GPU; expected 1, or 0, "
+            "or turns on shared GPUs with pipeline.colocate=true"
+        )
     if c.rollout.groups % workers:
         yield f"learner.workers={workers}: expected a divisor of rollout.groups={c.rollout.groups}"
 

@@ -189,6 +189,6 @@ class Pipeline(Strict):
     colocate: bool = Field(
         False,
         json_schema_extra=ON_RESUME,
-        description="Whether workers and learner take turns on the GPU that they share, waiting in host memory. Set "
-        "it where one GPU cannot hold both.",
+        description="Whether workers and learner take turns on the GPUs that they share, waiting in host memory. Set "
+        "it where one GPU cannot hold both, or to keep each of several busy in every part of a round.",
     )

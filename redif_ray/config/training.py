@@ -191,7 +191,7 @@ class Learner(Strict):
         0,
         ge=0,
         description="GPUs that Ray reserves for each rank, from 0; 0 computes on the CPU. One rank may share a GPU by "
-        "a fraction, several need 1 each.",
+        "a fraction; several need 1 each, or more than half of one with pipeline.colocate.",
     )
     resources: Resources = Field(
         default_factory=dict,

@@ -24,6 +24,7 @@ from redif_ray.learner.compute import Accounts
 from redif_ray.models.protocol import DiffusionModel
 from redif_ray.models.registry import teacher_outline
 from redif_ray.planning import factory
+from redif_ray.planning.nodes import share_cards
 from redif_ray.runs import timeline
 from redif_ray.runs.deployed import checkpoint_key, checkpoint_named, deployed_weights
 from redif_ray.runs.folder import RunFolder, stored_config
@@ -110,6 +111,10 @@ def evaluated(config: Config, overrides: list[str], size: tuple[int, int] | None
         log.warning("this machine has no GPU, so the evaluation computes on CPUs, in float32")
         for text in ("rollout.gpus=0", "reward.gpus=0", "networks.precision=float32"):
             override(tree, text)
+    part = tree["rollout"]["gpus"] + tree["reward"]["gpus"]
+    if share_cards(config) and 0 < part < 1:  # the workers have the ranks' part too, or two pairs would share a GPU
+        for role in ("rollout", "reward"):
+            tree[role]["gpus"] /= part
     tree["tracking"]["uri"] = "off"
     tree["learner"] |= NO_LEARNER
     evaluation_config: Config = validate(tree)

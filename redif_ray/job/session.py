@@ -31,6 +31,7 @@ from redif_ray.job.metrics_writer import MetricsWriter
 from redif_ray.models.protocol import DiffusionModel
 from redif_ray.models.registry import teacher_outline
 from redif_ray.planning import factory
+from redif_ray.planning.nodes import share_cards
 from redif_ray.planning.rounds import RoundPlan, versions_kept
 from redif_ray.runs.folder import RunFolder
 from redif_ray.types import Meta, Seen, Way, WorkUnit
@@ -149,7 +150,8 @@ def session(config: Config, conditions: Conditions, folder: RunFolder, stop: Sto
     teacher.parts_sha256(factory.digests(config))  # unless they are in the cache, where the workers look for them
     plan = RoundPlan(config, conditions)
     roles = {"rollout": config.rollout, "reward": config.reward}
-    with one_thread(), reserved(roles, config.learner, stop) as places, folder.token() as token:
+    room = reserved(roles, config.learner, stop, shared=share_cards(config))
+    with one_thread(), room as places, folder.token() as token:
         writer = beside_driver(MetricsWriter, **RESTARTABLE).remote(
             str(folder.path),
             config.tracking_uri,

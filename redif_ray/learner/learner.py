@@ -9,7 +9,8 @@ made on all ranks.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -138,15 +139,31 @@ class Learner:
     def _data(self, round: int) -> Fetched | None:
         """Return a round's data, or None on every rank if the coordinator told one of them to stop."""
         try:
-            data = self._ask(self.coordinator.round_for, round, self.ranks.rank, self.ranks.world)
+            with self._workers_turn():
+                data = self._ask(self.coordinator.round_for, round, self.ranks.rank, self.ranks.world)
         except Stopping:
             data = None
         return None if self.ranks.any(data is None, self.student.device) else data
 
     def _ask(self, method: Any, *arguments: Any) -> Fetched:
-        """Call a coordinator's method and return its data; the workers have the device until it answers."""
+        return fetched(lambda lost: method.remote(*arguments, lost), self.publisher.get)
+
+    @contextmanager
+    def _workers_turn(self) -> Iterator[None]:
+        """Leave the devices to the workers while the block runs.
+
+        Where devices are shared, all ranks enter and leave together: the workers of each device serve all of them.
+        """
         with self.offload.resting():
-            return fetched(lambda lost: method.remote(*arguments, lost), self.publisher.get)
+            self._meet()
+            try:
+                yield
+            finally:
+                self._meet()
+
+    def _meet(self) -> None:
+        if self.offload.taken:
+            self.ranks.wait()
 
     def _train(self, round: int, data: Fetched) -> dict[str, float]:
         """Update the student and the learned reward on a round; return the metrics."""
@@ -193,9 +210,8 @@ class Learner:
 
     def _validate(self, deployed: Mapping[str, Tensor]) -> dict[str, float]:
         """Measure reward and recall on rank 0 and keep the best student. Raises GuardError for one that lost modes."""
-        scores, collapsed = {}, None
+        scores, collapsed = self._deploy(deployed), None
         if self.validator is not None:
-            scores = self._deploy(self.validator, deployed)
             self._keep_best(scores["validation/reward"], deployed)
             collapsed = self.validator.collapsed(scores, self.round) if self.phase.optimises_reward else None
         if self.ranks.any(collapsed is not None, self.student.device):
@@ -211,14 +227,21 @@ class Learner:
             self.best = {"reward": reward, "round": float(self.round)}
             self._save("best", pack("deploy", deployed), {"version": self.round, "reward": reward})
 
-    def _deploy(self, validator: Validator, weights: Mapping[str, Tensor]) -> dict[str, float]:
-        """Return reward and recall at eta 0 of `weights` on the validation noises, and log a picture of the samples."""
+    def _deploy(self, weights: Mapping[str, Tensor]) -> dict[str, float]:
+        """Return reward and recall at eta 0 of `weights` on the validation noises, and log a picture of the samples.
+
+        Rank 0 measures them; the other ranks, for which the result is empty, leave their devices to the workers.
+        """
+        if self.validator is None:
+            with self._workers_turn():
+                return {}
         self.versions.deploy(self.round, weights)
         count = self.config.validation.groups
         key, learned = f"deploy-{self.round}", learned_key(self.config, self.round)
         with self.stages.stage("validation", self.round):
-            data = self._ask(self.coordinator.deploy, int(Stream.VALIDATION), count, self.round, key, learned)
-            scores, picture = validator(data)
+            with self._workers_turn():
+                data = self._ask(self.coordinator.deploy, int(Stream.VALIDATION), count, self.round, key, learned)
+            scores, picture = self.validator(data)
         self.accounts.add_evaluation(meta for metas in data.metas for meta in metas)
         self.writer.image.remote("validation/samples", picture, self.round)
         return scores
@@ -294,10 +317,9 @@ class Learner:
 
     def _first_validation(self) -> None:
         """Validate and log the untrained student: the first point of the curves, and the guard's reference recall."""
-        weights = whole(self.trainee.parameters, keep=self.ranks.first)
+        scores = self._deploy(whole(self.trainee.parameters, keep=self.ranks.first))
         if self.validator is None:
             return
-        scores = self._deploy(self.validator, weights)
         self.validator.start_recall = scores["validation/recall"]
         terms = self.validator.calibration.items()
         scores |= {f"calibration/{term}/{point}": value for term, points in terms for point, value in points.items()}

@@ -19,6 +19,7 @@ from redif_ray.planning.calls import Calls, network_calls
 from redif_ray.planning.disk import disk
 from redif_ray.planning.host_memory import main_memory_mb
 from redif_ray.planning.memory import footprints, workers
+from redif_ray.planning.nodes import share_cards
 from redif_ray.planning.rounds import RoundPlan, teacher_block
 from redif_ray.planning.timing import Speed, cpu_speed
 
@@ -143,7 +144,10 @@ def _cores(config: Config, roles: Iterable[str]) -> int:
 def _on_gpus(config: Config, calls: Calls, by_gpu: float) -> float:
     """Return the seconds of one part of the run on GPUs. by_gpu: seconds of one call on a GPU."""
     roles = workers(config)
-    gpus = max(1.0, sum(count * share for count, share in (roles[role] for role in calls)))
+    if share_cards(config):  # each role has whole GPUs in its turn
+        gpus = float(max(roles[role][0] for role in calls))
+    else:
+        gpus = max(1.0, sum(count * share for count, share in (roles[role] for role in calls)))
     return sum(number for role, number in calls.items() if roles[role][1]) * by_gpu / gpus
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from redif_ray.config import Config
 from redif_ray.planning.memory import OVERHEAD_MB, Footprint, workers
-from redif_ray.planning.nodes import Node, section
+from redif_ray.planning.nodes import Node, section, share_cards
 
 
 def tightest_gpu_mb(
@@ -31,9 +31,12 @@ def fullest_gpu_mb(config: Config, roles: Mapping[str, Footprint]) -> float:
     """Return the memory in MB of the fullest GPU, which workers of `roles` share; 0 where none of them has a GPU.
 
     Workers whose shares fit on one GPU may be placed there together, and their memory is added up. With
-    `pipeline.colocate` the learner and the other workers take turns, so only the larger of the two counts.
+    `pipeline.colocate` the learner and the other workers take turns, so only the larger of the two counts; and where
+    GPUs are shared, each has one worker of every role.
     """
     numbers = workers(config)
+    if share_cards(config):
+        return _together_mb(config, [role for role in roles if numbers[role][1]], roles)
     shares = [(role, numbers[role][1]) for role in roles for _ in range(numbers[role][0]) if numbers[role][1]]
     shares.sort(key=lambda share: -roles[share[0]].total)
     fullest = 0.0

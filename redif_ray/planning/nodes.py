@@ -44,6 +44,13 @@ def bundle(role: Workers | Learner) -> dict[str, float]:
     return {kind: amount for kind, amount in asked.items() if amount}
 
 
+def share_cards(config: Config) -> bool:
+    """Tell whether each of several GPUs holds a rollout and a reward worker, which take turns with the learner."""
+    rollout, reward = config.rollout, config.reward
+    alike = rollout.first == reward.first > 1 and rollout.labels == reward.labels
+    return config.pipeline.colocate and alike and rollout.gpus > 0 and reward.gpus > 0
+
+
 def total(nodes: Iterable[Node]) -> dict[str, float]:
     """Return the sum of the resources of all nodes, by name."""
     found: dict[str, float] = {}

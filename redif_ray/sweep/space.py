@@ -9,6 +9,7 @@ from typing import Any
 from redif_ray import yaml12
 from redif_ray.config import Config, ConfigError, assign, validate
 from redif_ray.masking import masked_uris
+from redif_ray.planning.nodes import share_cards
 from redif_ray.trials.space import Choice, Range, Space
 
 KINDS = {
@@ -47,6 +48,11 @@ def read_space(config: Config) -> Space:
             except ConfigError as error:
                 raise ConfigError(f"sweep.space.{key}: {error}") from None
     _check_metric(config, space)
+    if share_cards(config) and config.learner.workers > 1:
+        raise ConfigError(
+            f"pipeline.colocate=true with learner.workers={config.learner.workers}: a sweep cannot place ranks and "
+            "workers on shared GPUs; expected learner.workers=1 or pipeline.colocate=false"
+        )
     return space
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -270,3 +274,22 @@ def test_a_room_is_kept_where_the_learner_fits(cluster: None) -> None:
         made = [group["bundles"] for group in table.values() if group["state"] == "CREATED"]
         assert sorted(map(len, made)) == [1, 5] and places.index == {"rollout": 0, "reward": 4}
         assert ray.available_resources().get("CPU", 0) == 0
+
+
+def test_workers_that_share_gpus_are_in_pairs() -> None:
+    config = placed("rollout.max_workers=2", "rollout.gpus=0.2", "reward.gpus=0.2", "rollout.resources={}")
+    pair = {"CPU": 2, "GPU": 0.4, "reward": 1}
+    assert placement.shared_bundles((config.rollout, config.reward)) == ([pair] * 2, [{}] * 2)
+
+
+@pytest.mark.cluster
+@pytest.mark.long
+def test_each_gpu_has_a_rank_and_a_worker_of_each_role() -> None:
+    """The GPUs are numbers to Ray, so it places on them what it would place on cards."""
+    script = Path(__file__).with_name("shared_cards.py")
+    done = subprocess.run([sys.executable, script, "4"], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["rollout"] == found["reward"] and found["left"] == []
+    for role in ("rollout", "learner"):
+        assert sorted(found[role]) == [[0], [1], [2], [3]]

@@ -6,12 +6,13 @@ import asyncio
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import second_device
 import torch
 from ray.exceptions import RayActorError
-from smoke_runs import last_weights, smoke
+from smoke_runs import last_weights, smoke, train
 from torch import Tensor
 from torch.nn import Module
 
@@ -20,11 +21,14 @@ from redif_ray.checkpoint import weights_sha256
 from redif_ray.config import Config, Lora, load
 from redif_ray.coordinator.pool import Pool
 from redif_ray.diffusion.noise import Stream
+from redif_ray.faults import Stopping
+from redif_ray.learner.learner import Learner
 from redif_ray.learning.ema import ExponentialAverage
 from redif_ray.models.registry import load_model
 from redif_ray.models.student import get_weights, make_student, trainable
 from redif_ray.planning import factory
 from redif_ray.runs.jsonl import read_rows
+from redif_ray.runs.timeline import SPANS
 from redif_ray.search.evaluator import SearchActor
 from redif_ray.types import WorkUnit
 from redif_ray.workers import actors
@@ -161,3 +165,44 @@ def test_taking_turns_changes_nothing(first: Path, job: Path) -> None:
     assert rows and all("seconds/offload" in row for row in rows)
     assert not any("seconds/offload" in row for row in read_rows(first / "metrics.jsonl"))
     assert weights_sha256(get_weights(make_student(load_model("fashion-mnist"), Lora()))) != last_weights(job)
+
+
+class Noted:
+    """What a rank does, in order, in place of the ranks, the networks and the coordinator of a learner."""
+
+    def __init__(self) -> None:
+        self.events: list[str] = []
+
+    def note(self, event: str) -> Any:
+        return lambda *_: self.events.append(event)
+
+
+@pytest.mark.parametrize("taken", [True, False])
+def test_ranks_leave_and_take_their_devices_together(taken: bool) -> None:
+    """No rank asks for workers' images before all have left, and none comes back before all have their data."""
+    noted = Noted()
+    learner = Learner.__new__(Learner)
+    learner.ranks = SimpleNamespace(wait=noted.note("meet"))
+    learner.offload = Offload("meta", list, taken=taken)
+    learner.offload._move = noted.note("move")
+    with pytest.raises(Stopping), learner._workers_turn():
+        noted.events.append("ask")
+        raise Stopping
+    assert noted.events == (["move", "meet", "ask", "meet", "move"] if taken else ["ask"])
+
+
+@pytest.mark.cluster
+@pytest.mark.long
+def test_two_ranks_take_turns_with_the_workers(root: Path) -> None:
+    """Their weights are those of ranks that have devices of their own, and no worker computes while one updates."""
+    two = ("learner.workers=2", "rollout.max_workers=2", "reward.max_workers=2")
+    apart = train(smoke(root, "apart", *two))
+    turns = train(smoke(root, "turns", *two, "pipeline.colocate=true"))
+    assert last_weights(turns) == last_weights(apart)
+    spans = read_rows(turns / SPANS)
+    updates = [span for span in spans if span["stage"] == "update"]
+    work = [span for span in spans if span["row"].startswith(("rollout", "reward"))]
+    assert {span["row"] for span in updates} == {"learner-0", "learner-1"} and len(work) > 8
+    for update in updates:
+        ends = update["start"] + update["seconds"]
+        assert not [w for w in work if w["start"] < ends and update["start"] < w["start"] + w["seconds"]]

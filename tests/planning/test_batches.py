@@ -12,7 +12,7 @@ from redif_ray.config import Config, load
 from redif_ray.planning.batches import MARGIN, MOST, SIZES, Counted, chosen, filled
 from redif_ray.planning.gpu_memory import tightest_gpu_mb
 from redif_ray.planning.host_memory import main_memory_mb
-from redif_ray.planning.memory import footprints
+from redif_ray.planning.memory import OVERHEAD_MB, Footprint, footprints
 from redif_ray.planning.nodes import ROLES, Node
 
 OPEN = ("learner.microbatch=null", "evaluation.batch=null")
@@ -98,6 +98,19 @@ def test_roles_that_share_a_gpu_share_its_memory() -> None:
     assert f"a GPU of {card:,.0f} MB and 1,000,000 MB of main memory" in why
     small, _ = chosen(shared, [node(1e6, card * 1.00001, 80_000), node(1e6, 80_000)])
     assert numbers(small) == numbers(found)  # a worker may come to the smallest of them
+
+
+def test_a_gpu_that_ranks_share_with_workers_holds_one_of_each() -> None:
+    """Four rollout workers would fit into what a rank leaves of a GPU, by their parts alone."""
+    turns = config(
+        "pipeline.colocate=true",
+        "rollout={max_workers: 4, gpus: 0.1, groups: 4, unit_groups: 1}",
+        "reward={max_workers: 4, gpus: 0.1}",
+        "learner={workers: 4, gpus: 0.6}",
+    )
+    roles = {"rollout": Footprint(100, 0, 10), "reward": Footprint(200, 0, 20), "learner": Footprint(150, 50, 30)}
+    whole = max(100 + 10 + 200 + 20, 150 + 50 + 30) + 3 * OVERHEAD_MB
+    assert tightest_gpu_mb(turns, roles, [node(1e6, *[1e6] * 4)])[0] == whole
 
 
 @pytest.mark.slow

@@ -76,3 +76,10 @@ def test_what_only_goes_with_a_scheduler_is_said() -> None:
         Population(config, read_space(config))
     with pytest.raises(ConfigError, match=r"sweep\.space is empty"):
         read_space(recipe())
+
+
+def test_a_sweep_places_no_ranks_that_share_gpus() -> None:
+    turns = ("pipeline.colocate=true", *(f"{role}={{max_workers: 2, gpus: 0.2}}" for role in ("rollout", "reward")))
+    config = recipe("sweep.space.learner.lr=loguniform(1e-6, 1e-4)", *turns, "learner={workers: 2, gpus: 0.6}")
+    with pytest.raises(ConfigError, match="a sweep cannot place ranks and workers on shared GPUs"):
+        read_space(config)
