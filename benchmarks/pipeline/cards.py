@@ -69,6 +69,10 @@ class Split:
     shared: bool = False
     staleness: int = 0
 
+    @property
+    def short(self) -> str:
+        return "turns" if self.shared else f"apart_{self.staleness}"
+
 
 def splits(cards: int) -> tuple[Split, ...]:
     """Return the ways to use some cards: in turns, and apart by the thirds that operations.md names."""
@@ -143,7 +147,7 @@ def cards(
                 for split in splits(count):
                     busy, seconds = _measure(root, stop, counted, split, count, groups * count, rounds)
                     best = counted.seconds(counted.rollout + counted.decode + counted.teacher + counted.update) * groups
-                    numbers[f"{counted.model}_{count}_{'turns' if split.shared else split.staleness}"] = busy
+                    numbers[f"{counted.model}_{count}_{split.short}"] = busy
                     rows.append(
                         [counted.model, str(count), split.name, f"{seconds:.2f}", f"{best:.2f}", f"{100 * busy:.0f} %"]
                     )
@@ -168,7 +172,7 @@ def _measure(
     """Return the share of all cards' time that is work, and the seconds of a round."""
     config = recipe(
         root,
-        f"cards-{counted.model}-{count}-{split.name}",
+        f"cards-{counted.model}-{count}-{split.short}",
         f"rollout={{max_workers: {split.rollout}, groups: {groups}, unit_groups: 1}}",
         f"reward.max_workers={split.reward}",
         f"learner={{rounds: {rounds + 2}, workers: {split.ranks}}}",
