@@ -92,6 +92,7 @@ def _file(target: str) -> str:
 def _run(folder: Path, config: Config, stop: StopRequest | None) -> int:
     """Run the process to its end and return its exit status."""
     limit, told = time_limit(config.pipeline.timeout_s), False
+    path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)  # noqa: PTH109  # "" in a notebook
     whole = json.dumps(revealed(config.model_dump(), ""), default=str)
     with (folder / OUTPUT).open("wb") as output:
         process = subprocess.Popen(
@@ -99,7 +100,7 @@ def _run(folder: Path, config: Config, stop: StopRequest | None) -> int:
             stdin=subprocess.PIPE,
             stdout=output,
             stderr=output,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            env={**os.environ, "PYTHONPATH": path},
             start_new_session=True,  # Ctrl-C is for the driver alone, which ends the process
         )
     try:
@@ -141,9 +142,9 @@ def _raise_error(result: Mapping[str, str]) -> None:
 def _death(folder: Path, ended: int, limit: float) -> str:
     """Return what to say of a process that ended without a result."""
     step = last_step(folder) or "code of your own"
-    if stack := (folder / STACK).read_text():
+    if stack := (folder / STACK).read_text() if (folder / STACK).exists() else "":
         return f"{step}: it has not returned after {limit:g} s, {ADVICE}{_place(stack)}"
-    by = f"signal {signal.Signals(-ended).name}" if ended < 0 else f"exit code {ended}"
+    by = f"signal {-ended} ({signal.strsignal(-ended)})" if ended < 0 else f"exit code {ended}"
     said = (folder / OUTPUT).read_text(errors="replace").strip()[-MOST_OUTPUT:]
     return f"{step}: its code ended the process, with {by}" + (f"; it wrote last:\n{said}" if said else "")
 

@@ -55,9 +55,10 @@ class Rehearsal:
         }
         with self._trying(f"teacher.family={names['teacher.family']}" if "teacher.family" in names else None):
             teacher = teacher_outline(self.config.teacher)
-        for key in finders.keys() & names.keys():
-            with self._trying(f"{key}={names[key]}"):
-                finders[key](names[key])
+        for key, find in finders.items():
+            if key in names:
+                with self._trying(f"{key}={names[key]}"):
+                    find(names[key])
         conditions = factory.conditions(self.config, teacher).training if terms else ()
         for label, options in terms.items():
             with self._trying(f"reward.terms.{label} ({options.get('callable', options.get('url'))})"):

@@ -84,27 +84,27 @@ def test_every_kind_of_code_is_imported(key: str, tmp_path: Path) -> None:
         here(config, tmp_path)
 
 
-DEATHS = {
-    SCORE + "import os; print('last words', flush=True); os.abort()\n": (
-        r"^reward\.terms\.mine .*ended the process, with signal SIGABRT; it wrote last:\n(.*\n)*last words"
-    ),
-    SCORE + "sum(range(10**15))\n": (  # which no signal of Python's interrupts
-        r"^reward\.terms\.mine .*it has not returned after 0\.5 s, half of pipeline\.timeout_s;.*\n"
-        r"  .*mine.py:2, in score$"
-    ),
-}
+@pytest.mark.slow
+def test_a_crash_is_named_with_the_last_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a module beside a notebook, too, where "" in `sys.path` stands for the working directory."""
+    code = "import os; print('last words', flush=True); os.abort()\n"
+    (tmp_path / "beside_me.py").write_text(SCORE + code)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path, ""])
+    crashed = r"^reward\.terms\.mine \(beside_me:score\): its code ended the process, with signal 6 \(Aborted\)"
+    with pytest.raises(UserCodeError, match=crashed + "; it wrote last:\n(.*\n)*last words"):
+        rehearse(load("smoke", ["reward.terms.mine.options.callable=beside_me:score"]))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("code", "message"), DEATHS.items(), ids=["abort", "hang"])
-def test_what_takes_the_process_along_is_named(
-    code: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_a_hang_that_no_signal_interrupts_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(rehearsal, "NOTICE_SECONDS", 1.0)
-    with pytest.raises(UserCodeError, match=message):
-        rehearse(configured(tmp_path, code, TERM, "pipeline.timeout_s=1"))
-    if "range" in code:
-        assert "still trying reward.terms.mine (" in caplog.text
+    late = r"it has not returned after 0\.5 s, half of pipeline\.timeout_s;.*\n  .*mine.py:2, in score$"
+    with pytest.raises(UserCodeError, match=rf"^reward\.terms\.mine \(.*mine.py:score\): {late}"):
+        rehearse(configured(tmp_path, SCORE + "sum(range(10**15))\n", TERM, "pipeline.timeout_s=1"))
+    assert "still trying reward.terms.mine (" in caplog.text
 
 
 @pytest.mark.slow
