@@ -43,8 +43,7 @@ def read_column(
         for row in _rows(source, column, kind, where, findings or Findings(source)):
             cell = row.label if kind is int else row.caption
             for value in cell if isinstance(cell, list) else [cell]:
-                value = value.strip() if isinstance(value, str) else value
-                if type(value) is not kind or value == "":
+                if type(value) is not kind or (isinstance(value, str) and not value.strip()):
                     raise ConfigError(f"{where} holds {value!r}; expected {_expected(kind)} in every row ({row.where})")
                 values.append(value)
     except (DataError, OSError, pa.ArrowException) as error:
