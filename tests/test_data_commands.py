@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 from pathlib import Path
@@ -11,12 +12,16 @@ import pytest
 import yaml
 from commands import here, one_line
 from image_files import make, png
+from rich.console import Console
 
-from redif_ray.config import load
+from redif_ray.config import Config, load
+from redif_ray.data.conditions import Conditions, load_conditions
 from redif_ray.data.images import load_images
+from redif_ray.errors import UserError
 from redif_ray.evaluation.encoders import embedded, load_encoder
 from redif_ray.evaluation.judge import Judge
 from redif_ray.evaluation.reference import ReferenceImages
+from redif_ray.job import distill as job
 from redif_ray.job.preflight import check_judge
 from redif_ray.teacher import training
 from redif_ray.types import Reference
@@ -149,3 +154,24 @@ def test_a_reference_is_what_the_judge_takes(images: Path, tmp_path: Path) -> No
     assert "holds images of (3, 4, 4) (channels, height, width), and the judge" in one_line(done.stderr)
     done = here("make-reference", str(images), str(tmp_path / "nothing"))
     assert done.returncode == 2 and "nothing is not a classifier: it has no config.json" in one_line(done.stderr)
+
+
+def test_a_run_says_which_captions_it_found_before_it_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = make(
+        tmp_path / "captioned", {"1.png": b"", "1.txt": "A cat", "2.png": b"", "2.txt": "a  cat", "x.txt": ""}
+    )
+
+    def found(config: Config) -> Conditions:
+        return load_conditions(config.conditions, num_classes=None, captions=True, seed=0)
+
+    def stop(*rest: object) -> None:
+        raise UserError("that is all")
+
+    monkeypatch.setattr(job, "preflight", found)
+    monkeypatch.setattr(job, "check_room", stop)
+    console = Console(file=io.StringIO(), width=200)
+    config = load("smoke", [f"conditions.source={folder}", "conditions.held_out=0", f"run.root={tmp_path}"])
+    with pytest.raises(UserError, match="that is all"):
+        job.distill(config, console=console)
+    told = "captions: 2, of which 1 repeat another one, or differ in case, spaces or form alone; 1 train and evaluate"
+    assert console.file.getvalue().splitlines() == [told, "  left out: 1 files .txt (x.txt)"]  # type: ignore[attr-defined]
