@@ -33,13 +33,13 @@ def read_folder(folder: Path, wanted: Wanted, findings: Findings, table: Path | 
     stored = [path for path in files if path.name.lower().endswith((*tables.SUFFIXES, *shards.SUFFIXES))]
     stored = [path for path in stored if path.name.lower() not in metadata.NAMES]
     if wanted.what == "images" and images:
-        _leave_out([path for path in files if path not in {*images, *about, *texts.values()}], folder, findings)
+        _leave_out(files, {*images, *about, *texts.values()}, folder, findings)
         return _images(folder, images, about, stored, wanted, findings)
     if wanted.what != "images" and about:
         opened = [tables.open_table(File.of(path)) for path in about]
         return Layout(row for table in opened for row in values(table, wanted))
     if wanted.what == "captions" and texts:
-        _leave_out([path for path in files if path not in {*images, *texts.values()}], folder, findings)
+        _leave_out(files, {*images, *texts.values()}, folder, findings)
         for path in images:
             if path not in texts:
                 findings.leave_out("images without a caption beside them", str(path.relative_to(folder)))
@@ -77,9 +77,10 @@ def _captions_beside(images: Sequence[Path], files: Sequence[Path]) -> dict[Path
     return {image: next(p for p in paths if p in known) for image, paths in beside.items() if known & {*paths}}
 
 
-def _leave_out(paths: Sequence[Path], folder: Path, findings: Findings) -> None:
-    for path in paths:
-        findings.leave_out(f"files {path.suffix.lower() or 'without a suffix'}", str(path.relative_to(folder)))
+def _leave_out(files: Sequence[Path], taken: set[Path], folder: Path, findings: Findings) -> None:
+    for path in files:
+        if path not in taken:
+            findings.leave_out(f"files {path.suffix.lower() or 'without a suffix'}", str(path.relative_to(folder)))
 
 
 def _found(files: Sequence[Path]) -> str:
@@ -173,7 +174,7 @@ def _shards(folder: Path, files: Sequence[Path], stored: Sequence[Path], wanted:
     kind = next(kind for kind in kinds if any(path.name.lower().endswith(kind) for path in stored))
     chosen = [path for path in stored if path.name.lower().endswith(kind)]
     splits = {path: _split_in(path.relative_to(folder)) for path in chosen}
-    _leave_out([path for path in files if path not in splits], folder, findings)
+    _leave_out(files, set(splits), folder, findings)
     found = {name for name in splits.values() if name is not None}
     if wanted.split is not None and found:
         findings.splits = tuple(sorted(found))
