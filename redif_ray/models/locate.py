@@ -16,11 +16,14 @@ class ModelError(UserError, ValueError):
 
 
 def local_folder(source: str | Path) -> Path | None:
-    """Return the folder of a path or shipped teacher; None for a hub id (org/name). Raises ModelError."""
+    """Return the folder of a path or shipped teacher; None for a hub id (org/name or org/name@revision).
+
+    Raises ModelError.
+    """
     for folder in (Path(source), TEACHERS / source):
         if folder.is_dir():
             return folder
-    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(source)):
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w-][\w./-]*)?", str(source)):
         raise ModelError(missing(source))
     return None
 
@@ -28,4 +31,7 @@ def local_folder(source: str | Path) -> Path | None:
 def missing(source: str | Path) -> str:
     """Return the message of an error for a model that does not exist."""
     shipped = ", ".join(sorted(p.name for p in TEACHERS.glob("*/"))) or "none"
-    return f"no model {str(source)!r}: expected a folder, a hub id (org/name), or a shipped teacher ({shipped})"
+    return (
+        f"no model {str(source)!r}: expected a folder, a hub id (org/name), also with @revision, or a shipped "
+        f"teacher ({shipped})"
+    )

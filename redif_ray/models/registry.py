@@ -22,7 +22,7 @@ from diffusers import DiffusionPipeline
 from redif_ray.checkpoint import file_sha256, weights_sha256
 from redif_ray.config import Teacher
 from redif_ray.models.folder import component_folder, read_index, student_settings, without_weights
-from redif_ray.models.foreign import loading
+from redif_ray.models.foreign import in_words, loading
 from redif_ray.models.headers import weight_files
 from redif_ray.models.locate import ModelError, local_folder, missing
 from redif_ray.models.logging import quiet
@@ -103,14 +103,30 @@ def teacher_outline(
 def model_folder(source: str | Path) -> Path:
     """Return the folder of a model; a hub id is downloaded. Raises ModelError.
 
-    source: a local folder, the name of a shipped teacher, or a hub id (org/name).
+    source: a local folder, the name of a shipped teacher, or a hub id: org/name, or org/name@revision.
     """
     if (folder := local_folder(source)) is not None:
         return folder
+    name, _, revision = str(source).partition("@")
     try:
-        return Path(DiffusionPipeline.download(str(source), use_safetensors=True))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{missing(source)}; the hub says: {error}") from error
+        return Path(
+            DiffusionPipeline.download(name, revision=revision or None, use_safetensors=True, trust_remote_code=False)
+        )
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # the hub's client and diffusers raise all kinds, also over a broken cache
+        raise ModelError(f"{missing(source)}; the hub says: {in_words(error)}") from error
+
+
+def pinned(source: str) -> str:
+    """Return a hub id with the commit that it means now, so that all processes read the same one.
+
+    Anything else is returned unchanged. Raises ModelError.
+    """
+    if local_folder(source) is not None:
+        return source
+    folder = model_folder(source)
+    return f"{source.partition('@')[0]}@{folder.name}" if folder.parent.name == "snapshots" else source
 
 
 def _load(folder: Path, dtype: torch.dtype, family: str | None) -> DiffusionModel:

@@ -12,6 +12,7 @@ from redif_ray.config.base import at_home
 from redif_ray.config.uris import Uri, revealed
 from redif_ray.data.schedule_file import ScheduleFile, differences, found_schedule
 from redif_ray.diffusion.schedules import Times
+from redif_ray.models.registry import pinned
 from redif_ray.models.sketch import found_for
 from redif_ray.models.start import init_settings
 
@@ -23,8 +24,9 @@ INIT = "init"  # the value of student.schedule that stands for the levels of stu
 def absolute(config: Config) -> Config:
     """Return `config` with absolute paths, and with what it takes from MLflow's variables of the environment.
 
-    A file that `student.schedule` names is read into `student.levels`. Raises ConfigError for what cannot be read, and
-    for a URI whose secrets or whose variable of the environment are not there.
+    A file that `student.schedule` names is read into `student.levels`; a hub id of a model gets the commit that it
+    means now, which all workers then read. Raises ConfigError for what cannot be read, for a URI whose secrets or whose
+    variable of the environment are not there, and ModelError for a model that the hub does not have.
     """
     tree = config.model_dump()
     revealed(tree, "")
@@ -47,6 +49,9 @@ def absolute(config: Config) -> Config:
     for section, key in (("teacher", "model"), ("evaluation", "judge")):
         if Path(tree[section][key]).is_dir():
             tree[section][key] = str(Path(tree[section][key]).resolve())
+    for section, key in (("teacher", "model"), ("student", "init")):
+        if (model := tree[section][key]) and not Path(model).is_dir():
+            tree[section][key] = pinned(model)
     for term in tree["reward"]["terms"].values():
         for option, value in term["options"].items():
             if option == "callable":

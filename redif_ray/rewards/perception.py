@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from redif_ray.rewards.preparation import MODES, Preparation
-from redif_ray.rewards.pretrained import ImageEncoder, find_model, imported
+from redif_ray.rewards.pretrained import ImageEncoder, check_finite, find_model, imported
 from redif_ray.rewards.term import OPTIONS, RewardError, RewardInputs, Setting
 
 PIP = "pip install 'timm>=1.0.20'"
@@ -58,6 +58,7 @@ def _load(model: str, setting: Setting) -> ImageEncoder:
     config = network.pretrained_cfg
     if not str(config.get("architecture")).startswith(KIND):
         raise RewardError(f"model={model!r} is a {config.get('architecture')}; expected {KIND}_...")
+    check_finite(network.state_dict(), f"model={model!r}")
     preparation = pe_preparation(config)
     preparation.check(setting.image_shape)
     return ImageEncoder("perception", network.to(setting.device), preparation, network)

