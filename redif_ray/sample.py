@@ -25,6 +25,7 @@ from redif_ray.evaluation.grids import as_picture, write_grid
 from redif_ray.models.captions import caption_warnings
 from redif_ray.models.device import sampling_device, sampling_dtype
 from redif_ray.models.folder import student_settings
+from redif_ray.models.foreign import loading
 from redif_ray.models.protocol import DiffusionModel
 from redif_ray.models.registry import load_model, load_teacher, model_folder
 from redif_ray.models.student import make_student, set_weights
@@ -197,9 +198,10 @@ def draw(
     guidance: float,
 ) -> torch.Tensor:
     """Return images [B, C, H, W] in [0, 1], on the CPU, from the groups' held-out noises, with a condition for each."""
-    encoded = model.encode(conditions)
     unit = noise.initial_noise(groups, model.latent_shape, seed=seed, stream=Stream.HELD_OUT).to(model.device)
-    return model.decode(solvers.sample("euler", model.predictor(encoded, guidance), unit, schedule)).cpu()
+    with loading(f"the {type(model).__name__} to sample"):  # values of a config.json that only a call looks at
+        predict = model.predictor(model.encode(conditions), guidance)
+        return model.decode(solvers.sample("euler", predict, unit, schedule)).cpu()
 
 
 def _write_files(folder: Path, drawn: Iterator[np.ndarray], conditions: list[Condition]) -> None:

@@ -37,14 +37,14 @@ def loading(what: object, kind: str | None = None) -> Iterator[None]:
     """Turn whatever a library raises over a foreign folder in this block into a ModelError that names `what`.
 
     kind: the class as which it is loaded. Errors of this package, which name file and remedy themselves, keep their
-    text. Errors of memory and of devices pass.
+    text. Errors of memory, of devices and of numbers that are not finite pass.
     """
     import torch  # here: whoever looks for a folder's index alone has no need of it
 
     wanted = f"cannot be loaded as a {kind}" if kind else "cannot be loaded"
     try:
         yield
-    except (MemoryError, torch.OutOfMemoryError, torch.AcceleratorError):
+    except (MemoryError, FloatingPointError, torch.OutOfMemoryError, torch.AcceleratorError):
         raise
     except UserError as error:
         if kind is None or not isinstance(error, ModelError):

@@ -16,7 +16,7 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file, save_file
-from tiny_models import write_dit
+from tiny_models import write_dit, write_unet
 from tiny_pipelines import put_in_index, write_sd
 
 from redif_ray import cli
@@ -313,6 +313,12 @@ def test_a_picture_that_cannot_be_written(teacher: Path, capsys: pytest.CaptureF
     assert f"{teacher}" in refused(
         capsys, "sample", teacher, "--count", 1, "--out", teacher / "model_index.json" / "x.png"
     )
+
+
+def test_a_value_that_only_a_call_looks_at(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    unet = write_unet(tmp_path / "unet")
+    put(downsample_padding=None)(unet / "unet" / "config.json")
+    assert "the PixelUNet to sample cannot be loaded: TypeError" in refused(capsys, "sample", unet, "--count", 1)
 
 
 def test_parts_of_hard_names(teacher: Path) -> None:
