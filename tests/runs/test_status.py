@@ -84,8 +84,8 @@ def test_the_time_left_ends_with_the_run(folder: RunFolder) -> None:
     assert status(folder.path)[1]["left"] == "about 2.1 min: 4 s of training, 2.0 min of evaluation and report"
     append_rows(folder.path / "metrics.jsonl", [row(2), row(3)])
     assert "left" not in status(folder.path)[1]
-    folder.keep_progress({"stage": "evaluation", "share": 0.25, "left": 75.0})
-    assert status(folder.path)[1]["left"] == "about 75 s; evaluation is 25% done"
+    folder.keep_progress({"stage": "evaluation", "share": 0.25, "left": 7500.0})
+    assert status(folder.path)[1]["left"] == "about 2.1 h; evaluation is 25% done"
     folder.close()
 
 
