@@ -200,6 +200,18 @@ def test_a_tracking_uri_without_a_secret_is_taken(uri: str) -> None:
     assert load(None, [f"tracking.uri={uri}"]).tracking.uri == uri
 
 
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("rollout.max_workers", "reward.max_workers", "learner.workers", "learner.threads", "learner.microbatch"),
+        *("teacher.batch", "evaluation.batch", "rollout.unit_groups", "student.lora.rank"),
+    ],
+)
+def test_a_number_that_would_take_all_memory_is_refused(key: str) -> None:
+    assert f"{key}=10001: input should be less than or equal to 10000" in message(f"{key}=10001")
+    assert "less than or equal to 1000000000" in message("rollout.groups=1000000001")
+
+
 @pytest.mark.parametrize("value", [".nan", ".inf", "-.inf", "1e999"])
 @pytest.mark.parametrize("key", ["learner.lr", "student.tilt", "reward.terms.mse.weight", "reward.terms.x.options.a"])
 def test_only_finite_numbers(key: str, value: str) -> None:

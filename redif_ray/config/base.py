@@ -14,7 +14,8 @@ from pydantic_core import PydanticCustomError
 from redif_ray.errors import UserError
 
 LONGEST_NAME = 255  # bytes of the name of a file or folder
-Positive = Annotated[int, Field(gt=0)]
+Positive = Annotated[int, Field(gt=0, le=10**9)]
+Count = Annotated[int, Field(gt=0, le=10_000)]  # of processes, threads or images at once, which all take room at once
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Resources = dict[str, Annotated[float, Field(gt=0)]]
 Labels = dict[

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, JsonValue, ValidatorFunctionWrapHandler, field_validator
 
-from redif_ray.config.base import ALWAYS, ON_EVALUATE, ON_RESUME, Labels, Positive, Resources, Strict
+from redif_ray.config.base import ALWAYS, ON_EVALUATE, ON_RESUME, Count, Labels, Positive, Resources, Strict
 from redif_ray.config.uris import guarded
 from redif_ray.masking import SECRET_NAME, masked_uris
 
@@ -15,16 +15,16 @@ from redif_ray.masking import SECRET_NAME, masked_uris
 class Workers(Strict):
     """Settings of the roles rollout and reward, whose workers may join and leave."""
 
-    max_workers: Positive = Field(
+    max_workers: Count = Field(
         1, json_schema_extra=ALWAYS, description="Workers that the run uses at most, at least 1."
     )
-    min_workers: Positive | None = Field(
+    min_workers: Count | None = Field(
         None,
         json_schema_extra=ALWAYS,
         description="Workers without which the run neither starts nor goes on, from 1 to max_workers; the others join "
         "where there is room. null starts with all and goes on with one.",
     )
-    threads: Positive = Field(
+    threads: Count = Field(
         1,
         description="CPU threads of torch in each worker, at least 1. Raise it where cores are idle; more may change "
         "the last bits of results.",
@@ -78,7 +78,7 @@ class Rollout(Workers):
         ge=0,
         description="Siblings of each group that take the teacher's jump as their mean, from 0 to siblings - 1.",
     )
-    unit_groups: Positive = Field(
+    unit_groups: Count = Field(
         2,
         description="Groups of a work unit, a divisor of groups. Lower it to keep more workers busy, raise it for "
         "larger batches on a GPU.",

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from redif_ray.config.base import ON_EVALUATE, ON_RESUME, Fraction, Location, Positive, Strict
+from redif_ray.config.base import ON_EVALUATE, ON_RESUME, Count, Fraction, Location, Positive, Strict
 from redif_ray.config.uris import ENV, Uri
 
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -94,7 +94,7 @@ class Teacher(Strict):
     schedule: str = Field(
         "uniform_trailing", description="The named schedule of target images (`redif_ray.diffusion.schedules`)."
     )
-    batch: Positive = Field(
+    batch: Count = Field(
         8,
         description="Target images that are sampled at once for training, at least 1, in whole work units; later "
         "rounds find theirs ready. Raise it until a device is full, lower it where memory is short.",
@@ -139,6 +139,7 @@ class Lora(Strict):
     rank: int = Field(
         0,
         ge=0,
+        le=10_000,
         description="Rank of the adapters, from 0; 0 trains all weights. Use 16 to 64 where all weights need too much "
         "memory.",
     )
@@ -158,8 +159,8 @@ class Lora(Strict):
 class Student(Strict):
     """The few-step sampler that is trained."""
 
-    steps: Positive = Field(
-        4, le=64, description="N, the network calls that the deployed student makes for an image, from 1 to 64."
+    steps: int = Field(
+        4, gt=0, le=64, description="N, the network calls that the deployed student makes for an image, from 1 to 64."
     )
     init: Location | None = Field(
         None,

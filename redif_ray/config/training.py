@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from redif_ray.config.base import ON_RESUME, Fraction, Labels, Location, Positive, Resources, Strict, choice
+from redif_ray.config.base import ON_RESUME, Count, Fraction, Labels, Location, Positive, Resources, Strict, choice
 
 NEIGHBOURS = 5  # nearest neighbours around each image that recall and precision use
 UNCHOSEN = 4  # states or images at once where no number is given and no memory is known to choose one by
@@ -109,8 +109,8 @@ class WarmStart(Strict):
 class Learner(Strict):
     """The ranks that train the student, and the policy's update."""
 
-    workers: Positive = Field(1, description="Ranks that train the student together, a divisor of rollout.groups.")
-    threads: Positive = Field(
+    workers: Count = Field(1, description="Ranks that train the student together, a divisor of rollout.groups.")
+    threads: Count = Field(
         1,
         description="CPU threads of torch in each rank, at least 1. Raise it where cores are idle; more may change "
         "the last bits of results.",
@@ -163,7 +163,7 @@ class Learner(Strict):
         description="Decay per round of the averaged student, from 0 to below 1. 0 keeps no average. Use "
         "0.99 or more for noisy updates. The average is deployed.",
     )
-    microbatch: Positive | None = Field(
+    microbatch: Count | None = Field(
         None,
         description="States of one forward and backward pass, at least 1. null chooses the largest power of two up to "
         "32 that fits, when a run starts, and keeps it. Results of other numbers differ by rounding only.",
@@ -256,7 +256,7 @@ class Evaluation(Strict):
     search: Positive = Field(
         256, description="Noises on which the teacher's best schedule at N steps is chosen, at least 1."
     )
-    batch: Positive | None = Field(
+    batch: Count | None = Field(
         None,
         description="Images that a worker makes at once in evaluations and for the calibration, at least 1. null "
         "chooses the largest power of two up to 32 that fits, when a run starts, and keeps it.",
