@@ -23,6 +23,16 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
+@pytest.fixture(autouse=True)
+def secrets_of_other_tests() -> Iterator[None]:
+    """What a test tells this process in secret is masked in that test alone."""
+    from redif_ray import masking
+
+    before = set(masking._known)
+    yield
+    masking._known.intersection_update(before)
+
+
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[None]:
     """A real Ray cluster that all tests of the session share; runs find it and leave it."""
