@@ -45,6 +45,7 @@ class Progress:
             TextColumn("{task.fields[text]}", markup=False),
             console=console,
             transient=True,
+            refresh_per_second=2,
             disable=not console.is_terminal,
         )
         self.task = self.bar.add_task(self.stage, total=1.0, text="")
