@@ -17,7 +17,7 @@ from redif_ray.config import Config, load
 from redif_ray.config.files import descriptions
 from redif_ray.methods import METHODS
 from redif_ray.rewards.base import TERMS
-from redif_ray.teacher import TeacherConfig
+from redif_ray.teacher.config import TeacherConfig
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"

@@ -9,7 +9,7 @@ from types import ModuleType
 import pytest
 
 from redif_ray.config.files import descriptions
-from redif_ray.teacher import TeacherConfig
+from redif_ray.teacher.config import TeacherConfig
 
 DOCS = Path(__file__).parents[1] / "docs"
 

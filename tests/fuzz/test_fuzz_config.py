@@ -15,7 +15,7 @@ from redif_ray.config import Config, dump, load
 from redif_ray.config.files import descriptions
 from redif_ray.job.launch import check
 from redif_ray.planning.paths import absolute
-from redif_ray.teacher import TeacherConfig
+from redif_ray.teacher.config import TeacherConfig
 
 pytestmark = pytest.mark.long
 RECIPES = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))

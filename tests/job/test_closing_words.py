@@ -14,10 +14,12 @@ from redif_ray.job import finish
 
 @pytest.mark.parametrize("name", ["my run", "it's", 'say "x"', "$(reboot)", "a;b", "plain"])
 def test_commands_can_be_pasted(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(finish, "gap_closed", lambda *_: None)
+    monkeypatch.setattr(finish, "poor_teacher", lambda _: None)
+    monkeypatch.setattr(finish, "claims", lambda _: [])
     monkeypatch.setattr(finish.Summary, "model_validate", lambda summary: summary)
     folder, uri = Path("/runs") / name, f"sqlite:////runs/{name}/mlflow.db"
-    run: Any = SimpleNamespace(folder=SimpleNamespace(path=folder), config=SimpleNamespace(tracking_uri=uri))
+    page = SimpleNamespace(path=folder, state={"mlflow_run_id": "1", "mlflow_page": "#/1"})
+    run: Any = SimpleNamespace(folder=page, config=SimpleNamespace(tracking_uri=uri))
     lines = finish._closing_words(run, {"notes": {"student_gain": {}}}).splitlines()
     said = {
         line.split()[0]: shlex.split(line.split(maxsplit=1)[1])

@@ -41,7 +41,7 @@ def test_the_driver_raises_what_the_learner_answers(monkeypatch: pytest.MonkeyPa
     outcome = train_loop(job)
     assert outcome is not None and outcome.round == 3 and not outcome.stopped and job == [0]
     with pytest.raises(RewardError, match="'mine' is nan"):
-        Fit(SimpleNamespace(fit=lambda: SimpleNamespace(return_value=outcome))).outcome()
+        Fit(lambda: SimpleNamespace(fit=lambda: SimpleNamespace(return_value=outcome)), lambda: None).outcome()
 
 
 def test_a_rank_does_not_leave_the_others_in_a_collective(monkeypatch: pytest.MonkeyPatch) -> None:
