@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import importlib
 import itertools
 import logging
 import math
@@ -14,12 +13,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import numpy as np
 import pytest
 from mlflow import MlflowClient
 from mlflow.models import Model
 
-from redif_ray import tracking
+from redif_ray import logged_student, tracking
 from redif_ray.config import Config, Term, load
 from redif_ray.logged_student import log_student
 from redif_ray.tracking import Input, Tracker, TrackingError, charted, flatten, git_commit, look
@@ -393,9 +393,10 @@ def test_a_look_at_a_store_creates_nothing(uri: str, file: Path, tracker: Tracke
 
 def test_a_logged_model_leaves_mlflow_s_own_uri_as_it_was(tracker: Tracker, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setattr(importlib.import_module("mlflow.pyfunc"), "log_model", lambda **_: None)
-    tracker.model(Path("student"))
-    assert "MLFLOW_TRACKING_URI" not in os.environ and not tracking.mlflow.is_tracking_uri_set()
+    logged = tracker.client.create_logged_model(tracker.experiment, "student", tracker.run_id)
+    logged_student._register(tracker, logged.model_id, "registered")
+    assert tracker.client.get_model_version("registered", "1").source == f"models:/{logged.model_id}"
+    assert "MLFLOW_TRACKING_URI" not in os.environ and not mlflow.is_tracking_uri_set()
 
 
 def test_the_uri(tmp_path: Path) -> None:
