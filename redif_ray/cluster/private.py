@@ -9,11 +9,12 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import signal
 import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -90,13 +91,13 @@ def watched() -> Iterator[None]:
     dies once this one was sent a signal: a batch system then sends it to all.
     """
     own = {process: process.name() in DAEMONS for process in psutil.Process().children() if not _grouped(process)}
-    over = threading.Event()
+    sessions, over = {process.pid for process in own}, threading.Event()
 
     def look() -> None:
         for process in [process for process in own if _dead(process)]:
             # Ray's daemons take their time to leave; where the others are gone with a signal, so are its workers.
             if own.pop(process) or noted() is not None:
-                _end(process.pid)
+                _end(process.pid, sessions)
 
     def watch() -> None:
         while not over.wait(WATCH_SECONDS):
@@ -129,8 +130,12 @@ def _dead(process: psutil.Process) -> bool:
         return True
 
 
-def _end(pid: int) -> None:
-    """End this process, since process `pid` of Ray is dead."""
+def _end(pid: int, sessions: Container[int]) -> None:
+    """End this process, since process `pid` of Ray is dead, and all processes of these sessions, which are Ray's."""
+    for each in psutil.pids():
+        with suppress(OSError):
+            if os.getsid(each) in sessions:
+                os.kill(each, signal.SIGKILL)
     number = noted()
     if number is None:
         what = f"error: process {pid} of Ray, which this command had started, is dead"

@@ -11,6 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from redif_ray.cluster import private
@@ -101,6 +102,13 @@ def test_without_a_home_the_token_is_in_no_file(place: str, home: Path, monkeypa
     assert len(os.environ["RAY_AUTH_TOKEN"]) == 64 and not (home / "missing").exists()
 
 
+def runs(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 WATCHES = """
 import subprocess, sys, time
 from redif_ray.cluster import connect, private
@@ -114,7 +122,7 @@ with stop_requests():
         time.sleep(0.01)
     private.DAEMONS = (sys.argv[1],)
     with private.watched():
-        print(raylet.pid, flush=True)
+        print(raylet.pid, helper.pid, flush=True)
         time.sleep(2)
 print("went on")
 """
@@ -135,11 +143,12 @@ def test_a_command_ends_at_once_where_ray_dies(number: signal.Signals | None, na
         [sys.executable, "-c", WATCHES, name], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     assert process.stdout is not None
-    daemon = int(process.stdout.readline())
+    daemon, helper = map(int, process.stdout.readline().split())
     if number is not None:
         process.send_signal(number)
         time.sleep(0.2)
     os.kill(daemon, signal.SIGKILL)
     output, said = process.communicate(timeout=20)
     assert process.returncode == code and words.format(daemon) in said
+    assert runs(helper) == (not words)
     assert ("run the command again, with --resume" in said) == bool(words) and ("went on" in output) == (not words)
