@@ -14,7 +14,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -44,11 +44,11 @@ def start(config: Config, cpus: int) -> None:
     worker. Raises ConfigError where Ray cannot start here.
     """
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # this machine is not preemptible
-    os.environ[LOOPBACK] = "0"
     ask_for_a_token()
     folder = ray_folder()
     try:
         with (
+            _environment({LOOPBACK: "0", "TMPDIR": str(folder.parent)}),  # Python makes sockets below TMPDIR too
             signals_left_alone(),
             _replaced(ray_constants, "ENABLE_RAY_CLUSTER", False),  # Ray read LOOPBACK when it was imported
             _replaced(services, "ConsolePopen", partial(subprocess.Popen, start_new_session=True)),
@@ -64,15 +64,14 @@ def start(config: Config, cpus: int) -> None:
                 _temp_dir=str(folder),
             )
     except Exception as error:
-        if STARTUP in str(error):  # Ray raises a plain Exception
+        if STARTUP in str(error):
             raise ConfigError(
                 f"Ray did not start within 30 s: {error} Is this machine busy? Run the command again"
             ) from error
-        if isinstance(error, ValueError | OSError):
-            raise ConfigError(f"Ray cannot start on this machine: {error}") from error
+        if isinstance(error, ValueError | OSError) or type(error) is Exception:  # the latter has the end of a log
+            last = str(error).strip().splitlines()[-1:]
+            raise ConfigError(f"Ray cannot start on this machine: {''.join(last)}") from error
         raise
-    finally:
-        del os.environ[LOOPBACK]  # it is not for a cluster that this process joins later
 
 
 @contextmanager
@@ -193,6 +192,21 @@ def ask_for_a_token() -> None:
                 file.write(secrets.token_hex(32))
     except (OSError, RuntimeError):  # RuntimeError: there is no home folder
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+@contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set variables for the length of a block, for the processes that are started there; this one may do more later."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 @contextmanager

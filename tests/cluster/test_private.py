@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from redif_ray.cluster import private
-from redif_ray.config import ConfigError
+from redif_ray.config import ConfigError, load
 
 LONG = "x" * 100
 
@@ -70,6 +70,29 @@ def test_a_folder_that_cannot_be_written_is_named(short: Path, monkeypatch: pyte
     monkeypatch.setenv("RAY_TMPDIR", str(short / "file"))
     with pytest.raises(ConfigError, match=r"Not a directory: '.*/file/redif-"):
         private.ray_folder()
+
+
+def test_only_ray_s_processes_see_its_variables(short: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of a command whose TMPDIR is long make sockets of their own there, as Python's multiprocessing does."""
+    seen: list[dict[str, str]] = []
+    monkeypatch.setenv("TMPDIR", str(short / LONG))
+    monkeypatch.setattr(tempfile, "tempdir", str(short / LONG))
+    monkeypatch.setattr(private, "ask_for_a_token", lambda: None)
+    monkeypatch.setattr(private.ray, "init", lambda **_: seen.append(dict(os.environ)))
+    private.start(load("smoke"), 1)
+    assert seen[0]["TMPDIR"] == f"/tmp/redif-{os.getuid()}" and seen[0][private.LOOPBACK] == "0"
+    assert os.environ["TMPDIR"] == str(short / LONG) and private.LOOPBACK not in os.environ
+
+
+@pytest.mark.parametrize("error", [ValueError("too little"), Exception("The last lines of the log:\n  too little\n")])
+def test_a_ray_that_cannot_start_is_one_line(error: Exception, short: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(**_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(private, "ask_for_a_token", lambda: None)
+    monkeypatch.setattr(private.ray, "init", fail)
+    with pytest.raises(ConfigError, match=r"^Ray cannot start on this machine: +too little$"):
+        private.start(load("smoke"), 1)
 
 
 @pytest.fixture
