@@ -46,7 +46,7 @@ class Progress:
             console=console,
             transient=True,
             refresh_per_second=2,
-            disable=not console.is_terminal,
+            disable=not drawn(console),
         )
         self.task = self.bar.add_task(self.stage, total=1.0, text="")
 
@@ -75,7 +75,7 @@ class Progress:
         if left is not None and (whole := now - self.began + left):
             self.bar.update(self.task, completed=(now - self.began) / whole)
         self.bar.update(self.task, text=f"{time_left}  {text}".strip())  # a narrow terminal cuts off its end
-        if line or (not self.console.is_terminal and now - self.printed >= LINE_SECONDS):
+        if line or (not drawn(self.console) and now - self.printed >= LINE_SECONDS):
             self.printed = now
             self.console.print(f"{text}  {time_left}".rstrip(), highlight=False, markup=False, soft_wrap=True)
         if now - self.kept >= KEEP_SECONDS:
@@ -95,6 +95,11 @@ class Progress:
         done = self.share - self.first
         expected = self.stages[self.stage] * done
         return (time.monotonic() - self.since) / expected if done >= TRUSTED and expected else self.pace
+
+
+def drawn(console: Console) -> bool:
+    """Tell whether a bar can be drawn again and again in place, unlike in a notebook, which rich calls a terminal."""
+    return console.is_terminal and not console.is_jupyter
 
 
 def stages(seconds: Mapping[str, float], rounds: float, *, whole: bool) -> dict[str, float]:
