@@ -203,7 +203,7 @@ def test_a_tracking_uri_without_a_secret_is_taken(uri: str) -> None:
 @pytest.mark.parametrize(
     "key",
     [
-        *("rollout.max_workers", "reward.max_workers", "learner.workers", "learner.threads", "learner.microbatch"),
+        *("rollout.max_workers", "reward.max_workers", "learner.workers", "learner.threads"),
         *("teacher.batch", "evaluation.batch", "rollout.unit_groups", "student.lora.rank"),
     ],
 )

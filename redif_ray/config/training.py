@@ -163,7 +163,7 @@ class Learner(Strict):
         description="Decay per round of the averaged student, from 0 to below 1. 0 keeps no average. Use "
         "0.99 or more for noisy updates. The average is deployed.",
     )
-    microbatch: Count | None = Field(
+    microbatch: Positive | None = Field(
         None,
         description="States of one forward and backward pass, at least 1. null chooses the largest power of two up to "
         "32 that fits, when a run starts, and keeps it. Results of other numbers differ by rounding only.",

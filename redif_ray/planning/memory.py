@@ -117,7 +117,7 @@ class Networks:
 
     def footprints(self, config: Config) -> Footprints:
         """Return the footprints with the activations of a configuration's batches."""
-        batch, states = config.evaluation.images_at_once, config.learner.states_at_once
+        batch, states = config.evaluation.images_at_once, min(config.learner.states_at_once, _most_states(config))
         rows = max(config.rollout.unit_groups * config.rollout.siblings, batch)
         made = max(rows, *(teacher_block(config, phase) for phase in phases_of(config) if phase.teacher_images), 0)
         learned = partial(learn, self.learned, states, min(states, config.rollout.groups))
@@ -209,6 +209,12 @@ def _step(config: Config, trained: int) -> int:
     if not learner.gpus and learner.workers == 1:
         return 0
     return 4 * trained // (learner.workers if learner.fsdp else 1)
+
+
+def _most_states(config: Config) -> int:
+    """Return the number of states that a rank can have of a round."""
+    rows = max(phase.groups * max(1, phase.siblings) for phase in phases_of(config))
+    return -(-rows * config.student.steps // config.learner.workers)
 
 
 def _batch(config: Config, model: DiffusionModel) -> int:
