@@ -30,7 +30,7 @@ from redif_ray.interrupt import StopRequest
 from redif_ray.types import Meta, Scored, Trajectories, WorkUnit
 
 GROUPS = 8  # of the counted round
-TFLOPS = 200.0  # a second of one card, half of what an H100 could do in 16 bits: assumed
+TFLOPS = 400.0  # a second of one card, 40 % of what an H100 could do in 16 bits: assumed
 BUS_GB = 10.0  # a second between host and card, from memory that is not pinned: assumed
 HEAD = ["model", "cards", "set", "seconds a round", "all cards busy, at best", "busy"]
 
@@ -137,7 +137,7 @@ def cards(
     models: Sequence[Counted] = MODELS,
     numbers_of_cards: Sequence[int] = (1, 8, 64),
     groups: int = 3,
-    rounds: int = 3,
+    rounds: int = 2,
 ) -> Part:
     """groups: of a round, for each card."""
     rows, numbers = [], {}

@@ -213,7 +213,7 @@ def _step(config: Config, trained: int) -> int:
 
 def _most_states(config: Config) -> int:
     """Return the number of states that a rank can have of a round."""
-    rows = max(phase.groups * max(1, phase.siblings) for phase in phases_of(config))
+    rows = max((phase.groups * max(1, phase.siblings) for phase in phases_of(config)), default=1)
     return -(-rows * config.student.steps // config.learner.workers)
 
 

@@ -15,9 +15,10 @@ from typing import Any
 
 import pytest
 
+from redif_ray.cluster.private import ray_folder
+
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 SECRETS = {name: f"hunter-{name}-4711" for name in ("query", "header", "store", "user", "environment")}
-LOGS = Path("/tmp/ray")
 
 
 class Service:
@@ -84,11 +85,11 @@ def test_a_secret_of_a_run_is_in_nothing_that_it_leaves(tmp_path: Path) -> None:
         "SCORER_HEADER": f"Bearer {SECRETS['header']}",
         "PLACE_OF_COPIES": f"file://{tmp_path}/copies",
     }
-    before = set(LOGS.glob("session_*"))
+    before = set(ray_folder().glob("session_*"))
     with service.running():
         done = subprocess.run(command, capture_output=True, text=True, timeout=500, env=environment, check=False)
     assert done.returncode == 0, done.stderr
-    (session,) = {path for path in LOGS.glob("session_*") if path.name != "session_latest"} - before
+    (session,) = {path for path in ray_folder().glob("session_*") if path.name != "session_latest"} - before
     assert service.paths == {f"/score?api_key={SECRETS['query']}"} and service.bodies
     assert set(service.headers) == {f"Bearer {SECRETS['header']}"}
     assert not any(secret.encode() in body for secret in SECRETS.values() for body in service.bodies)
@@ -108,7 +109,7 @@ def test_a_secret_of_a_run_is_in_nothing_that_it_leaves(tmp_path: Path) -> None:
         check=False,
     )
     assert failed.returncode == 2 and f"http://{service.at}/score?api_key=*** does not answer" in failed.stderr
-    sessions = {path for path in LOGS.glob("session_*") if path.name != "session_latest"} - before
+    sessions = {path for path in ray_folder().glob("session_*") if path.name != "session_latest"} - before
     for each in sessions:
         assert planted(tmp_path, each) == []
     assert not [secret for secret in SECRETS.values() if secret in failed.stdout + failed.stderr]
