@@ -108,12 +108,13 @@ def test_a_secret_of_a_run_is_in_nothing_that_it_leaves(tmp_path: Path) -> None:
         env=environment,
         check=False,
     )
+    assert not (tmp_path / "second").exists()  # the service was asked before anything started
     assert failed.returncode == 2 and f"http://{service.at}/score?api_key=*** does not answer" in failed.stderr
     sessions = {path for path in ray_folder().glob("session_*") if path.name != "session_latest"} - before
     for each in sessions:
         assert planted(tmp_path, each) == []
     assert not [secret for secret in SECRETS.values() if secret in failed.stdout + failed.stderr]
     shown = subprocess.run(
-        [*command[:3], "status", str(tmp_path / "second")], capture_output=True, text=True, timeout=60, check=True
+        [*command[:3], "status", str(tmp_path / "first")], capture_output=True, text=True, timeout=60, check=True
     )
     assert "***" in shown.stdout and not [secret for secret in SECRETS.values() if secret in shown.stdout]
