@@ -10,7 +10,7 @@ SPREAD := --numprocesses=logical --dist=worksteal
 .PHONY: demo test test-all unit fast lint reference docs install locked clean
 
 demo: $(VENV)/.installed
-	$(BIN)/redif distill configs/fashion_mnist.yaml run.name=demo $(ARGS)
+	$(BIN)/redif distill configs/fashion_mnist_output.yaml run.name=demo $(ARGS)
 
 test: unit
 	$(BIN)/python -m pytest -m "cluster and not long" $(ARGS)
