@@ -13,7 +13,7 @@ from functools import lru_cache, partial
 import torch
 
 from redif_ray.config import Config
-from redif_ray.methods import phases_of
+from redif_ray.methods import Phase, phases_of
 from redif_ray.models.protocol import DiffusionModel
 from redif_ray.models.registry import teacher_outline
 from redif_ray.models.student import enable_checkpointing, make_student, trainable
@@ -213,8 +213,14 @@ def _step(config: Config, trained: int) -> int:
 
 def _most_states(config: Config) -> int:
     """Return the number of states that a rank can have of a round."""
-    rows = max((phase.groups * max(1, phase.siblings) for phase in phases_of(config)), default=1)
-    return -(-rows * config.student.steps // config.learner.workers)
+    rows = max((_most_groups(config, phase) * phase.siblings for phase in phases_of(config)), default=1)
+    return rows * config.student.steps
+
+
+def _most_groups(config: Config, phase: Phase) -> int:
+    """Return the number of groups that a rank can have of a round, whose work units are dealt to the ranks in turn."""
+    units = -(-phase.groups // phase.unit_groups)
+    return min(phase.groups, -(-units // config.learner.workers) * phase.unit_groups)
 
 
 def _batch(config: Config, model: DiffusionModel) -> int:
@@ -225,9 +231,13 @@ def _batch(config: Config, model: DiffusionModel) -> int:
     latent, n = 4 * math.prod(model.latent_shape), config.student.steps
     encoded = sum(value.numel() * value.element_size() for value in model.encode([model.example]).values())
     sizes = [
-        phase.groups * phase.siblings * (latent * (n + 1 + n * (phase.reads_means + phase.asks_jumps)) + encoded)
+        _most_groups(config, phase)
+        * phase.siblings
+        * (latent * (n + 1 + n * (phase.reads_means + phase.asks_jumps)) + encoded)
         for phase in phases_of(config)
         if phase.plays
     ]
-    sizes += [phase.groups * (5 * latent + 2 * encoded) for phase in phases_of(config) if phase.encodes_images]
-    return max(sizes, default=0) // config.learner.workers
+    sizes += [
+        _most_groups(config, phase) * (5 * latent + 2 * encoded) for phase in phases_of(config) if phase.encodes_images
+    ]
+    return max(sizes, default=0)

@@ -12,7 +12,7 @@ from redif_ray.config import Config, load
 from redif_ray.planning.batches import MARGIN, MOST, SIZES, Counted, chosen, filled
 from redif_ray.planning.gpu_memory import tightest_gpu_mb
 from redif_ray.planning.host_memory import main_memory_mb
-from redif_ray.planning.memory import OVERHEAD_MB, Footprint, footprints
+from redif_ray.planning.memory import OVERHEAD_MB, Footprint, _most_states, footprints
 from redif_ray.planning.nodes import ROLES, Node
 
 OPEN = ("learner.microbatch=null", "evaluation.batch=null")
@@ -164,3 +164,11 @@ def test_a_network_of_real_size_is_counted_in_seconds(tmp_path: Path) -> None:
     assert time.process_time() - started < 45
     states, images = numbers(found)
     assert states is not None and 4 <= states < MOST and images is not None and 8 <= images < MOST
+
+
+def test_a_rank_has_whole_units_of_a_round() -> None:
+    """Three units of four groups each, of which the first of two ranks gets two."""
+    units = ("rollout.groups=4", "rollout.unit_groups=4", "rollout.siblings=1", "student.steps=1")
+    method = ("method=consistency", "consistency.groups=12", "warm_start.rounds=0")
+    one, two = (config(*units, *method, f"learner.workers={n}") for n in (1, 2))
+    assert (_most_states(one), _most_states(two)) == (12, 8)
