@@ -156,6 +156,7 @@ def _room_beside_ranks(
     group of both, Ray could put workers of two bundles on one GPU, where no rank then has room. Where workers find no
     room soon, the ranks give way too, so that a run never waits with a part of what it needs.
     """
+    telling = Telling()
     while True:
         ranks = _group(later)
         workers = None
@@ -168,7 +169,8 @@ def _room_beside_ranks(
             _remove(ranks, workers)
             raise
         _remove(ranks, workers)
-        log.warning("waiting for room for all that this run starts with: %s", lacking(roles, ray.available_resources()))
+        if telling.due():
+            _tell(roles)
         stop.check()
 
 
@@ -189,9 +191,11 @@ def _wait(group: Any, roles: Mapping[str, Workers | Learner], stop: StopRequest)
     while not ray.wait([ready], timeout=POLL_SECONDS)[0]:
         stop.check()
         if telling.due():
-            log.warning(
-                "waiting for room for all that this run starts with: %s", lacking(roles, ray.available_resources())
-            )
+            _tell(roles)
+
+
+def _tell(roles: Mapping[str, Workers | Learner]) -> None:
+    log.warning("waiting for room for all that this run starts with: %s", lacking(roles, ray.available_resources()))
 
 
 def learner_waits(learner: Learner) -> str:
