@@ -6,6 +6,7 @@ versions that pyproject.toml admits (`tests/job/test_private_cluster.py`).
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import secrets
@@ -189,7 +190,10 @@ def ask_for_a_token() -> None:
         with open(path, "a", opener=partial(os.open, mode=0o600)) as file:
             os.fchmod(file.fileno(), 0o600)
             if file.tell() == 0:
-                file.write(secrets.token_hex(32))
+                fcntl.flock(file, fcntl.LOCK_EX)  # many first runs may start at once, as an array of batch jobs does
+                if os.fstat(file.fileno()).st_size == 0:
+                    file.write(secrets.token_hex(32))
+                    file.flush()
     except (OSError, RuntimeError):  # RuntimeError: there is no home folder
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 

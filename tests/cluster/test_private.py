@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import stat
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -113,6 +115,20 @@ def test_a_token_is_asked_for_and_only_its_user_reads_it(home: Path) -> None:
     token.chmod(0o644)
     private.ask_for_a_token()
     assert token.read_text() == first and mode(token) == 0o600
+
+
+def test_first_commands_that_start_at_once_have_one_token(home: Path) -> None:
+    path = home / ".ray" / "auth_token"
+    path.parent.mkdir()
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # as another command that is about to write
+        later = threading.Thread(target=private.ask_for_a_token)
+        later.start()
+        later.join(1)
+        assert later.is_alive()
+        file.write("a" * 64)
+    later.join(60)
+    assert path.read_text() == "a" * 64
 
 
 @pytest.mark.parametrize("place", ["missing", "file"])
