@@ -35,9 +35,9 @@ def distill(
     user's own code before Ray starts.
     """
     check(config, resume=resume)
-    with stop_requests() as stop:
-        rehearse(config, stop=stop)
     try:
+        with stop_requests() as stop:
+            rehearse(config, stop=stop)
         with _job(config) as run:
             folder: Path = run(config, resume=resume, console=console, on_round=on_round)
     except KeyboardInterrupt:  # raised by the second signal, as Ray starts or ends

@@ -23,6 +23,7 @@ from pkgutil import resolve_name
 from typing import Any
 
 from redif_ray.config import Config
+from redif_ray.config.base import at_home
 from redif_ray.config.uris import revealed
 from redif_ray.errors import UserError
 from redif_ray.interrupt import StopRequest
@@ -78,7 +79,8 @@ def own_names(config: Config) -> dict[str, str]:
 
 def _own_code(config: Config) -> Code:
     named: list[tuple[str, str, Mapping[str, Any]]] = [(key, target, {}) for key, target in own_names(config).items()]
-    named += [(f"reward.terms.{k}", options.get("callable", ""), options) for k, options in own_terms(config).items()]
+    for label, options in own_terms(config).items():
+        named.append((f"reward.terms.{label}", at_home(options.get("callable", "")), options))
     return tuple((key, _file(target), json.dumps({**options, "callable": None})) for key, target, options in named)
 
 

@@ -13,6 +13,7 @@ from redif_ray.config import Config, load
 from redif_ray.job import launch, rehearsal
 from redif_ray.job.rehearsal import rehearse
 from redif_ray.job.rehearsal_process import Rehearsal
+from redif_ray.planning.paths import absolute
 from redif_ray.rewards.base import RewardError
 from redif_ray.user_code.errors import UserCodeError
 
@@ -154,3 +155,9 @@ def test_a_sys_exit_of_user_code_ends_no_command_in_silence(
     with pytest.raises(SystemExit) as end:
         main()
     assert end.value.code == 2 and "code of your own ended the process: SystemExit: 0" in capsys.readouterr().err
+
+
+def test_a_file_below_the_home_folder_is_tried_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    found = configured(tmp_path, SCORE + GOOD, "reward.terms.mine.options.callable=~/mine.py:score")
+    assert rehearsal._own_code(found) == rehearsal._own_code(absolute(found))
