@@ -36,6 +36,7 @@ USERS = DATABASES | {
     "viewfs",
     "wasbs",
 }  # where a user is no secret
+WORDS = r"[a-z]+(?:[_-][a-z]+)*"  # plain words, as of a heading or of a model's name
 PATTERNS = tuple(  # with bounds, so that long texts take linear time
     re.compile(pattern)
     for pattern in (
@@ -44,7 +45,8 @@ PATTERNS = tuple(  # with bounds, so that long texts take linear time
         r"(?<![\w+.-])(?P<scheme>\w{1,20})(?:\+[\w.-]{1,20})?://(?P<secret>[^\s/?#@:]{1,500})@",  # a user alone
         r"[?&;](?P<name>[\w.~%-]{1,100})=(?P<secret>[^\s&;\"'`<>#)]*[^\s&;\"'`<>#),.:])",
         r"://[^\s?#]{0,1000}\?(?P<secret>[^\s=&#\"'`<>)]{1,1000})(?=[\s#\"'`<>)]|$)",  # a query that is no pair
-        r"://[^\s#]{1,1000}#(?P<secret>(?!/)[^\s\"'`<>)]*[^\s\"'`<>),.:])",  # a fragment that is no route
+        rf"://[^\s#]{{1,1000}}#(?!/|{WORDS}[),.:]*(?:[\s\"'`<>]|$))"  # a fragment that is no route and no heading
+        r"(?P<secret>[^\s\"'`<>)]*[^\s\"'`<>),.:])",
         r"(?i)\b(?:proxy-)?(?:authorization|x-api-key|x-auth-token|x-amz-security-token|cookie)[\"']?\s*[:=]\s*[\"']?"
         r"(?P<secret>[^\"'\s][^\"'\n]{3,})",
         r"\b(?:Bearer|Basic)\s+(?P<secret>[\w.~+/-]{12,}=*)",
@@ -99,9 +101,14 @@ def _secrets(text: str, whole: bool) -> Iterator[str]:
     for pattern in PATTERNS:
         for match in pattern.finditer(text):
             name = match.groupdict().get("name")
-            if _is_secret(match) and (name is None or SECRET_NAME.search(name) or len(match["secret"]) >= LONG):
+            if _is_secret(match) and (name is None or SECRET_NAME.search(name) or _may_be_one(match["secret"])):
                 yield match["secret"]
                 yield match["secret"].partition(":")[2]  # the password, without the user before it
+
+
+def _may_be_one(value: str) -> bool:
+    """Tell whether a value of an unknown name is to be hidden everywhere: words such as a model's name are not."""
+    return len(value) >= LONG and re.fullmatch(WORDS, value) is None
 
 
 def _mask_logs() -> None:

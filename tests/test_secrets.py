@@ -81,6 +81,7 @@ def test_a_secret_is_masked_wherever_it_stands(form: str) -> None:
         "gs://anonymous@bucket/x?scheme=http&endpoint_override=127.0.0.1:1",
         "http://127.0.0.1:5000/#/experiments/1/runs/abc",
         "http://localhost:5000/x@y",
+        "see https://docs.example/guide.html#closed-ports, and 'https://docs.example/#tokens'.",
         "such as Bearer and a token; is it so? yes=no",
         "learner.lr=1e-5: expected {0: 1}, <b> & 'c'; see a#b",
     ],
@@ -113,6 +114,11 @@ def test_what_was_learnt_is_masked_in_every_spelling_and_in_logs(caplog: pytest.
     text = "\n".join(logging.Formatter().format(record) for record in caplog.records)
     assert "password *** is wrong" in text and "learnt@" not in text
     assert "learnt" not in str(UserError("learnt@817")) and "learnt" not in repr(ConfigError("learnt@817"))
+
+
+def test_words_in_a_query_are_no_secret_elsewhere() -> None:
+    learn("http://localhost:8000/score?model=clip-large-model&token=plain-words")
+    assert masked("runs/clip-large-model of plain-words") == f"runs/clip-large-model of {MASK}"
 
 
 @pytest.mark.parametrize("key", KEYS)
