@@ -13,7 +13,7 @@ from typing import Any
 
 from redif_ray.models.folder import INDEX
 from redif_ray.models.foreign import is_known, is_name, resolved
-from redif_ray.models.headers import variant_of, without_variant
+from redif_ray.models.headers import other_weights, variant_of, without_variant
 from redif_ray.models.protocol import DiffusionModel, ModelError
 from redif_ray.models.text import TextModel
 
@@ -149,8 +149,11 @@ def _part(folder: Path, name: str) -> Iterator[Carried]:
         )
     resolved(folder / name, folder, cache=False)
     variant = variant_of(folder / name)
+    others = other_weights(folder / name)
     for file in _files(folder / name, folder):
         path = Path(file.name)
+        if folder / path in others:
+            continue
         yield replace(file, name=path.with_name(without_variant(path.name, variant)).as_posix())
 
 

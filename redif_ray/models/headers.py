@@ -43,6 +43,20 @@ def weight_files(folder: Path) -> list[Path]:
     return []
 
 
+def other_weights(folder: Path) -> set[Path]:
+    """Return the safetensors files of a network's folder, and the indexes of shards, that are not read.
+
+    They hold its weights once more, in another variant. Raises ModelError as `weight_files`.
+    """
+    read = weight_files(folder)
+    if not read:
+        return set()
+    variant = variant_of(folder)
+    again = {path for path in folder.glob("*.safetensors") if path not in read}
+    found = {path: match[2] for path in folder.glob("*.json") if (match := VARIANT.fullmatch(path.name))}
+    return again | {path for path, other in found.items() if other != variant}
+
+
 def variant_of(folder: Path) -> str | None:
     """Return the variant of a network's weights, `fp16` for `model.fp16.safetensors`; None where they have no variant.
 

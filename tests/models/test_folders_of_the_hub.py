@@ -14,6 +14,7 @@ from tiny_pipelines import write_sd, write_sdxl
 from redif_ray.config import Lora, Teacher
 from redif_ray.diffusion import schedules, solvers
 from redif_ray.export import export_student
+from redif_ray.export.carried import carried
 from redif_ray.models.protocol import DiffusionModel, ModelError
 from redif_ray.models.registry import fingerprint, load_model, teacher_outline
 from redif_ray.models.student import make_student
@@ -75,3 +76,14 @@ def test_a_model_with_all_files_in_one_folder_is_read(tmp_path: Path) -> None:
     assert torch.equal(image(load_model(flat), [None]), image(load_model(nested), [None]))
     assert fingerprint(load_model(flat)) == fingerprint(load_model(nested))
     assert teacher_outline(Teacher(model=str(flat)), check=True).latent_shape == (2, 8, 8)
+
+
+def test_an_export_takes_the_weights_that_are_read_and_no_variant_beside_them(tmp_path: Path) -> None:
+    folder = write_sd(tmp_path / "model")
+    expected = {file.name for file in carried(load_model(folder), folder)}
+    for part in ("vae", "text_encoder"):
+        (file,) = (folder / part).glob("*.safetensors")
+        for variant in (".fp16", ".non_ema", ".fp16-00001-of-00001"):
+            shutil.copy(file, file.with_name(f"{file.stem}{variant}.safetensors"))
+        file.with_name(f"{file.name}.index.fp16.json").write_text("{}")
+    assert {file.name for file in carried(load_model(folder), folder)} == expected
