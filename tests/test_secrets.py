@@ -116,6 +116,13 @@ def test_what_was_learnt_is_masked_in_every_spelling_and_in_logs(caplog: pytest.
     assert "learnt" not in str(UserError("learnt@817")) and "learnt" not in repr(ConfigError("learnt@817"))
 
 
+@pytest.mark.parametrize("key", ["run.root", "teacher.model", "conditions.source"])
+def test_a_path_is_written_as_it_is(key: str) -> None:
+    path = "/data/lr=1;seed=12345678?x=y#z"
+    assert f": {path}\n" in dump(load("smoke", [f"{key}={path}"]))
+    assert masked("12345678") == "12345678"
+
+
 def test_words_in_a_query_are_no_secret_elsewhere() -> None:
     learn("http://localhost:8000/score?model=clip-large-model&token=plain-words")
     assert masked("runs/clip-large-model of plain-words") == f"runs/clip-large-model of {MASK}"

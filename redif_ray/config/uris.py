@@ -31,7 +31,7 @@ class Uri(str):
         """Make the URI `text`. shown: what to show in place of it; None: the text with its secrets masked."""
         if isinstance(text, cls) and shown is None:
             return text
-        made = super().__new__(cls, masked_uris(text) if shown is None else shown)
+        made = super().__new__(cls, _shown(text) if shown is None else shown)
         made._text = text
         made._learn(text)
         return made
@@ -41,6 +41,8 @@ class Uri(str):
 
         The path of a web address is a secret too where the address comes from the environment, as that of a webhook is.
         """
+        if _is_path(text) and self == text:
+            return
         hidden = self == MASK or (self.startswith(ENV) and text.startswith("http"))
         learn(text, whole=hidden)
 
@@ -126,4 +128,13 @@ def shown(value: Any) -> Any:
         return {masked_uris(str(name)): shown(part) for name, part in value.items()}
     if isinstance(value, list | tuple):
         return [shown(part) for part in value]
-    return masked_uris(str(value)) if isinstance(value, str) else value
+    return _shown(str(value)) if isinstance(value, str) else value
+
+
+def _shown(text: str) -> str:
+    """Return a text without secrets. A path of this machine has none, and is read again where a run is resumed."""
+    return text if _is_path(text) else masked_uris(text)
+
+
+def _is_path(text: str) -> bool:
+    return text.startswith(("/", "~/", "./", "../")) and "://" not in text
