@@ -21,7 +21,16 @@ SECRET_NAME = re.compile(  # names of variables, options and query parameters th
 PUBLIC = {  # query parameters whose values are shown; any other one may be a secret of some service
     *("allow_bucket_creation", "allow_bucket_deletion", "anonymous", "buffer_size", "cache", "charset", "driver"),
     *("connect_timeout", "default_bucket_location", "endpoint_override", "format", "mode", "region", "replication"),
-    *("retry_limit_seconds", "scheme", "sslmode", "timeout", "tls_verify_certificates", "uri", "version"),
+    *(
+        "retry_limit_seconds",
+        "scheme",
+        "sslmode",
+        "timeout",
+        "tls_verify_certificates",
+        "subdirectory",
+        "uri",
+        "version",
+    ),
 }
 DATABASES = {"mssql", "mysql", "oracle", "postgres", "postgresql"}
 USERS = DATABASES | {
@@ -37,6 +46,9 @@ USERS = DATABASES | {
     "wasbs",
 }  # where a user is no secret
 WORDS = r"[a-z]+(?:[_-][a-z]+)*"  # plain words, as of a heading or of a model's name
+OF_PIP = (  # a fragment that pip reads
+    r"(?:egg|subdirectory|sha256|sha512)=[\w./-]{1,200}(?:&subdirectory=[\w./-]{1,200})?"
+)
 PATTERNS = tuple(  # with bounds, so that long texts take linear time
     re.compile(pattern)
     for pattern in (
@@ -45,7 +57,7 @@ PATTERNS = tuple(  # with bounds, so that long texts take linear time
         r"(?<![\w+.-])(?P<scheme>\w{1,20})(?:\+[\w.-]{1,20})?://(?P<secret>[^\s/?#@:]{1,500})@",  # a user alone
         r"[?&;](?P<name>[\w.~%-]{1,100})=(?P<secret>[^\s&;\"'`<>#)]*[^\s&;\"'`<>#),.:])",
         r"://[^\s?#]{0,1000}\?(?P<secret>[^\s=&#\"'`<>)]{1,1000})(?=[\s#\"'`<>)]|$)",  # a query that is no pair
-        rf"://[^\s#]{{1,1000}}#(?!/|{WORDS}[),.:]*(?:[\s\"'`<>]|$))"  # a fragment that is no route and no heading
+        rf"://[^\s#]{{1,1000}}#(?!/|(?:{WORDS}|{OF_PIP})[),.:]*(?:[\s\"'`<>]|$))"  # a fragment that is no route or word
         r"(?P<secret>[^\s\"'`<>)]*[^\s\"'`<>),.:])",
         r"(?i)\b(?:proxy-)?(?:authorization|x-api-key|x-auth-token|x-amz-security-token|cookie)[\"']?\s*[:=]\s*[\"']?"
         r"(?P<secret>[^\"'\s][^\"'\n]{3,})",

@@ -81,6 +81,8 @@ def test_a_secret_is_masked_wherever_it_stands(form: str) -> None:
         "gs://anonymous@bucket/x?scheme=http&endpoint_override=127.0.0.1:1",
         "http://127.0.0.1:5000/#/experiments/1/runs/abc",
         "http://localhost:5000/x@y",
+        "git+https://code.example/own.git@v1#egg=own&subdirectory=src/own",
+        f"https://code.example/own.whl#sha256={'0a' * 32}",
         "see https://docs.example/guide.html#closed-ports, and 'https://docs.example/#tokens'.",
         "such as Bearer and a token; is it so? yes=no",
         "learner.lr=1e-5: expected {0: 1}, <b> & 'c'; see a#b",
