@@ -40,6 +40,12 @@ class Table(Sequence[Row]):
     def __iter__(self) -> Iterator[Row]:
         return iter(self.rows)
 
+    def __str__(self) -> str:
+        """Return the table as `print` shows it: a line for each row, columns beneath their names."""
+        lines = [self.columns, *([_shown(row.get(name)) for name in self.columns] for row in self.rows)]
+        widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
+        return "\n".join("  ".join(map(str.ljust, cells, widths)).rstrip() for cells in lines)
+
     def _repr_html_(self) -> str:
         """Return the table as a notebook shows it."""
         head = "".join(f"<th>{html.escape(name)}</th>" for name in self.columns)
@@ -53,4 +59,6 @@ class Table(Sequence[Row]):
 def _shown(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.5g}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_shown, value))}]"
     return "" if value is None else str(value)
