@@ -87,7 +87,9 @@ def test_a_secret_of_a_run_is_in_nothing_that_it_leaves(tmp_path: Path) -> None:
     }
     before = set(ray_folder().glob("session_*"))
     with service.running():
-        done = subprocess.run(command, capture_output=True, text=True, timeout=500, env=environment, check=False)
+        done = subprocess.run(  # in its own folder, in which MLflow makes one for a store that is named by file:
+            command, capture_output=True, text=True, timeout=500, env=environment, cwd=tmp_path, check=False
+        )
     assert done.returncode == 0, done.stderr
     (session,) = {path for path in ray_folder().glob("session_*") if path.name != "session_latest"} - before
     assert service.paths == {f"/score?api_key={SECRETS['query']}"} and service.bodies
@@ -106,6 +108,7 @@ def test_a_secret_of_a_run_is_in_nothing_that_it_leaves(tmp_path: Path) -> None:
         text=True,
         timeout=500,
         env=environment,
+        cwd=tmp_path,
         check=False,
     )
     assert not (tmp_path / "second").exists()  # the service was asked before anything started
