@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -18,6 +19,8 @@ def pytest_collection_finish() -> None:
     """In each process that runs tests; the one that hands them out has no need of torch."""
     import torch
 
+    for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        signal.signal(number, usual)  # what is started in the background, or by nohup, ignores them
     torch.set_num_threads(1)
     gc.freeze()
     gc.enable()

@@ -318,8 +318,9 @@ def test_the_disk_of_an_export(tmp_path: Path, uri: str, copies: int) -> None:
     (teacher / "checkpoint.safetensors").write_bytes(bytes(10**6))
     (teacher / "vae" / "old.bin").write_bytes(bytes(10**6))
     (teacher / "unet" / "diffusion_pytorch_model.fp16.safetensors").write_bytes(bytes(10**6))
-    assert requirements.disk_mb(tracked, found) == before
     (teacher / "vae" / "more.safetensors").write_bytes(bytes(10**6))
+    assert requirements.disk_mb(tracked, found) == before
+    (teacher / "vae" / "more.txt").write_bytes(bytes(10**6))
     assert requirements.disk_mb(tracked, found) - before == pytest.approx(copies)
     assert requirements.disk_mb(tracked, replace(found, network=2 * 10**6)) - before == pytest.approx(5 * copies)
 
