@@ -160,8 +160,8 @@ def _distill(
             run.ready()
             run.coordinator.begin.remote(calibration.calibration(run, console))
             console.print(f"start-up took {time.monotonic() - started:.0f} s; training")
-            for line in mlflow_page(config, folder.state):
-                console.print(f"  {line}", highlight=False, soft_wrap=True)
+            for i, line in enumerate(mlflow_page(config, folder.state)):
+                console.print(f"{'' if i else 'MLflow':<12} {line}", highlight=False, soft_wrap=True)
             with progress:
                 show_rounds(run, fit.thread, costs, progress, on_round)
         outcome = fit.outcome()
