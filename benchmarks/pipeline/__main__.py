@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from functools import partial
 
-from benchmarks.pipeline.cards import cards
 from benchmarks.pipeline.first_step import first_step
 from benchmarks.pipeline.overhead import overhead
 from benchmarks.pipeline.overlap import overlap
@@ -27,7 +26,6 @@ PIPELINE = Suite(
         "overlap": overlap,
         "scaling": scaling,
         "control": partial(scaling, sizes=FASHION_MNIST, strong=(16, 64), name="control"),
-        "cards": cards,
         "publishing": publishing,
         "soak": soak,
         "startup": startup,
