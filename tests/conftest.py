@@ -28,7 +28,7 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(autouse=True)
 def secrets_of_other_tests() -> Iterator[None]:
-    """What a test tells this process in secret is masked in that test alone."""
+    """A secret that a test tells this process is masked in that test alone."""
     from redif_ray import masking
 
     before = set(masking._known)

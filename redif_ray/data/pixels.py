@@ -1,4 +1,4 @@
-"""From the bytes of an image file to the pixels that a viewer shows.
+"""Images are read from the bytes of their files as the pixels that a viewer shows.
 
 The image is turned as its EXIF data say, its colours are converted from its ICC profile to sRGB, and what is
 transparent is laid on a background. Of several frames the first is taken. Files of more than 179 million pixels are

@@ -1,4 +1,4 @@
-"""Where Ray puts ranks and workers that share GPUs: prints the GPU of each, by role, and how many groups are left.
+"""A program that prints on which GPU Ray puts ranks and workers that share GPUs, and the placement groups left.
 
 python shared_cards.py CARDS: on a cluster of its own, whose GPUs are numbers alone.
 """

@@ -75,7 +75,7 @@ def test_a_folder_that_cannot_be_written_is_named(short: Path, monkeypatch: pyte
 
 
 def test_only_ray_s_processes_see_its_variables(short: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those of a command whose TMPDIR is long make sockets of their own there, as Python's multiprocessing does."""
+    """Processes of Ray make sockets of their own in TMPDIR, as Python's multiprocessing does, so theirs is short."""
     seen: list[dict[str, str]] = []
     monkeypatch.setenv("TMPDIR", str(short / LONG))
     monkeypatch.setattr(tempfile, "tempdir", str(short / LONG))

@@ -115,7 +115,7 @@ def test_layouts(files: Any, source: str, expected: list[int], labels: list[str]
 
 
 def test_class_names_of_metadata_are_those_of_the_feature(tmp_path: Path) -> None:
-    """Of whole-number labels, also where a class has no image; numbers sort by their size."""
+    """Whole-number labels have them too, also where a class has no image; numbers sort by their size."""
     data = parquet({"image": CELLS[:1], "label": [1]}, {"label": CLASS_LABEL})
     found = load_images(make(tmp_path, {"a.parquet": data}) / "a.parquet")
     assert found.classes == ("cat", "dog") and names(found) == ["dog"]
