@@ -139,11 +139,14 @@ def commands() -> str:
     """Return the page of the command line."""
     from redif_ray.cli import app
 
-    command = typer.main.get_command(app)
+    command = typer.main.get_group(app)
     context = typer.Context(command, info_name="redif")
     text = typer.cli.get_docs_for_click(obj=command, ctx=context, name="redif", title="Command line")
     head, _, rest = text.partition("\n")
     plain = re.sub(r"\n{3,}", "\n\n", rest).replace("\\[", "[")
+    for command_name, one in command.commands.items():  # typer shortens these lines
+        line = f"* [`{command_name}`](#redif-{command_name}): {one.get_short_help_str(limit=200)}"
+        plain = re.sub(rf"^\* `{command_name}`: .*$", line, plain, count=1, flags=re.MULTILINE)
     return f"{head}\n\n{MADE}\n\n{plain.strip()}\n"
 
 

@@ -40,8 +40,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
-    help="Turn a slow diffusion model into a few-step one by reinforcement learning, on a Ray cluster.",
 )
+RUN, STUDENT, SEARCH, OWN = "Runs", "Students", "Search", "Your own models"  # groups of commands
 console = Console()
 complaints = Console(stderr=True)
 
@@ -80,7 +80,23 @@ def _size(height: int | None, width: int | None) -> tuple[int, int] | None:
     return None if height is None or width is None else (height, width)
 
 
-@app.command()
+def _show_version(asked: bool) -> None:
+    """Print the version, and end the command."""
+    if asked:
+        console.print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def redif(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version, and stop.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Turn a slow diffusion model into a few-step one by reinforcement learning, on a Ray cluster."""
+
+
+@app.command(rich_help_panel=RUN)
 def distill(
     config: ConfigFile,
     overrides: Overrides = None,
@@ -98,101 +114,7 @@ def distill(
     api.distill(config, *overrides or [], resume=resume, console=console)
 
 
-@app.command()
-def search(
-    config: ConfigFile,
-    overrides: Overrides = None,
-    adaptive: Annotated[
-        bool,
-        typer.Option("--adaptive", help="After the search, train agents that choose each image's levels, and compare."),
-    ] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the search of this name.")] = False,
-    print_config: PrintConfig = False,
-) -> None:
-    """Find the step schedules that bring a teacher, or a trained student, closest to the teacher's images.
-
-    Example: redif search configs/fashion_mnist.yaml search.steps=[2,4] search.engine=both
-    """
-    if print_config:
-        _print_config(config, overrides)
-    api.find_schedule(config, *overrides or [], adaptive=adaptive, resume=resume, console=console)
-
-
-@app.command()
-def sweep(
-    config: ConfigFile,
-    overrides: Overrides = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the sweep of this name.")] = False,
-    print_config: PrintConfig = False,
-) -> None:
-    """Try settings of a recipe over whole runs, and test whether the best settings beat chance.
-
-    Example: redif sweep configs/fashion_mnist.yaml "sweep.space.learner.lr=loguniform(1e-6, 1e-4)" sweep.trials=8
-    """
-    if print_config:
-        _print_config(config, overrides)
-    api.run_sweep(config, *overrides or [], resume=resume, console=console)
-
-
-@app.command("train-teacher")
-def train_teacher(
-    config: ConfigFile,
-    overrides: Annotated[list[str] | None, keys_of(TeacherConfig)] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue a training that was interrupted.")] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Read the images, say what was found and what was left out, and stop.")
-    ] = False,
-    print_config: PrintConfig = False,
-) -> None:
-    """Train a small diffusion model on images of your own (folders, Parquet, tar shards, npz or IDX files).
-
-    Example: redif train-teacher configs/teacher_fashion_mnist.yaml data=my_images/ out=my_teacher size=32
-    """
-    if print_config:
-        _print_config(config, overrides, TeacherConfig)
-    if dry_run:
-        own_images.look_at(load(config, overrides or [], TeacherConfig), console)
-        return
-    from redif_ray.teacher.progress import shown
-
-    with shown(console) as report:
-        folder = api.train_teacher(config, *overrides or [], resume=resume, on_report=report, console=console)
-    own_images.tell(console, [f"teacher saved in {folder}", f"see it: redif sample {quoted(folder)}"])
-
-
-@app.command("train-judge")
-def train_judge(
-    overrides: Annotated[list[str] | None, keys_of(ClassifierConfig)] = None, print_config: PrintConfig = False
-) -> None:
-    """Train a small classifier of your labelled images, as a judge of evaluations or as the encoder of a reward.
-
-    Example: redif train-judge data=my_images/ size=32 out=my_judge name=mine
-    """
-    if print_config:
-        _print_config(None, overrides, ClassifierConfig)
-    folder = api.train_judge(*overrides or [], console=console)
-    command = f"redif make-reference DATA {quoted(folder)}"
-    own_images.tell(console, [f"classifier saved in {folder}", f"as a judge, it needs reference images: {command}"])
-
-
-@app.command("make-reference")
-def make_reference(
-    data: Annotated[str, typer.Argument(help="Images in any layout of train-teacher.")],
-    judge: Annotated[Path, typer.Argument(help="The folder of a classifier that redif train-judge wrote.")],
-    split: Annotated[
-        str, typer.Option(help="train, validation or test, of data that have splits; others are taken whole.")
-    ] = "test",
-    background: Annotated[str, typer.Option(help="Colour behind transparent pixels: a name, or #rrggbb.")] = "white",
-) -> None:
-    """Write the images with which a judge compares, beside it, in the size and the colours that it takes.
-
-    Example: redif make-reference my_images/ my_judge
-    """
-    path = api.make_reference(data, judge, split=split, background=background, console=console)
-    own_images.tell(console, [f"reference images in {path}", f"use them: evaluation.judge={quoted(judge)}"])
-
-
-@app.command()
+@app.command(rich_help_panel=RUN)
 def status(
     run: Annotated[Path, typer.Argument(help="The folder of a run or of a search.")],
     follow: Annotated[bool, typer.Option("--follow", help="Keep printing until the run ends.")] = False,
@@ -207,7 +129,7 @@ def status(
     (watch if follow else show)(run, console)
 
 
-@app.command()
+@app.command(rich_help_panel=RUN)
 def evaluate(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
     overrides: Overrides = None,
@@ -224,7 +146,40 @@ def evaluate(
     console.print(f"written to {found.file}")
 
 
-@app.command()
+@app.command(rich_help_panel=RUN)
+def doctor(
+    config: Annotated[
+        str | None,
+        typer.Argument(help="A configuration whose run is checked against this machine.", metavar="[CONFIG]"),
+    ] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Report what this machine can run; with a configuration, also whether its run fits.
+
+    Example: redif doctor configs/fashion_mnist.yaml rollout.max_workers=4
+    """
+    if config is None:
+        from redif_ray.doctor import report
+
+        console.print(report())
+        return
+    from redif_ray.job import requirements
+    from redif_ray.planning.paths import absolute
+
+    resolved = absolute(load(config, overrides or []))
+    view, lacking = requirements.report(resolved)
+    console.print(view)
+    console.print(f"time: {requirements.duration(resolved)}", highlight=False)
+    if lacking:
+        names = ", ".join(need.what for need in lacking)
+        raise UserError(
+            f"this run does not fit: too little {names}. Fewer workers need fewer devices. To reduce the memory of a "
+            "worker, change learner.microbatch, learner.activation_checkpointing=true, networks.precision=bfloat16, "
+            "student.lora.rank, rollout.unit_groups or evaluation.batch"
+        )
+
+
+@app.command(rich_help_panel=STUDENT)
 def sample(
     model: Annotated[str, typer.Argument(help="A run, an exported student, a diffusers folder or a shipped teacher.")],
     out: Annotated[Path, typer.Option(help="The PNG to write, one picture of all images.")] = Path("samples.png"),
@@ -291,7 +246,7 @@ def sample(
     console.print(f"{number} images in {images or out}")
 
 
-@app.command()
+@app.command(rich_help_panel=STUDENT)
 def export(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
     out: Annotated[Path, typer.Argument(help="The diffusers folder to write; must not exist.")],
@@ -302,7 +257,101 @@ def export(
     console.print(f"student written to {api.export_student(run, out, checkpoint=checkpoint, schedule=schedule)}")
 
 
-@app.command("check-family")
+@app.command(rich_help_panel=SEARCH)
+def search(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    adaptive: Annotated[
+        bool,
+        typer.Option("--adaptive", help="After the search, train agents that choose each image's levels, and compare."),
+    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the search of this name.")] = False,
+    print_config: PrintConfig = False,
+) -> None:
+    """Find the step schedules that bring a teacher, or a trained student, closest to the teacher's images.
+
+    Example: redif search configs/fashion_mnist.yaml search.steps=[2,4] search.engine=both
+    """
+    if print_config:
+        _print_config(config, overrides)
+    api.find_schedule(config, *overrides or [], adaptive=adaptive, resume=resume, console=console)
+
+
+@app.command(rich_help_panel=SEARCH)
+def sweep(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the sweep of this name.")] = False,
+    print_config: PrintConfig = False,
+) -> None:
+    """Try settings of a recipe over whole runs, and test whether the best settings beat chance.
+
+    Example: redif sweep configs/fashion_mnist.yaml "sweep.space.learner.lr=loguniform(1e-6, 1e-4)" sweep.trials=8
+    """
+    if print_config:
+        _print_config(config, overrides)
+    api.run_sweep(config, *overrides or [], resume=resume, console=console)
+
+
+@app.command("train-teacher", rich_help_panel=OWN)
+def train_teacher(
+    config: ConfigFile,
+    overrides: Annotated[list[str] | None, keys_of(TeacherConfig)] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue a training that was interrupted.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Read the images, say what was found and what was left out, and stop.")
+    ] = False,
+    print_config: PrintConfig = False,
+) -> None:
+    """Train a small diffusion model on images of your own (folders, Parquet, tar shards, npz or IDX files).
+
+    Example: redif train-teacher configs/teacher_fashion_mnist.yaml data=my_images/ out=my_teacher size=32
+    """
+    if print_config:
+        _print_config(config, overrides, TeacherConfig)
+    if dry_run:
+        own_images.look_at(load(config, overrides or [], TeacherConfig), console)
+        return
+    from redif_ray.teacher.progress import shown
+
+    with shown(console) as report:
+        folder = api.train_teacher(config, *overrides or [], resume=resume, on_report=report, console=console)
+    own_images.tell(console, [f"teacher saved in {folder}", f"see it: redif sample {quoted(folder)}"])
+
+
+@app.command("train-judge", rich_help_panel=OWN)
+def train_judge(
+    overrides: Annotated[list[str] | None, keys_of(ClassifierConfig)] = None, print_config: PrintConfig = False
+) -> None:
+    """Train a small classifier of your labelled images, as a judge of evaluations or as the encoder of a reward.
+
+    Example: redif train-judge data=my_images/ size=32 out=my_judge name=mine
+    """
+    if print_config:
+        _print_config(None, overrides, ClassifierConfig)
+    folder = api.train_judge(*overrides or [], console=console)
+    command = f"redif make-reference DATA {quoted(folder)}"
+    own_images.tell(console, [f"classifier saved in {folder}", f"as a judge, it needs reference images: {command}"])
+
+
+@app.command("make-reference", rich_help_panel=OWN)
+def make_reference(
+    data: Annotated[str, typer.Argument(help="Images in any layout of train-teacher.")],
+    judge: Annotated[Path, typer.Argument(help="The folder of a classifier that redif train-judge wrote.")],
+    split: Annotated[
+        str, typer.Option(help="train, validation or test, of data that have splits; others are taken whole.")
+    ] = "test",
+    background: Annotated[str, typer.Option(help="Colour behind transparent pixels: a name, or #rrggbb.")] = "white",
+) -> None:
+    """Write the images with which a judge compares, beside it, in the size and the colours that it takes.
+
+    Example: redif make-reference my_images/ my_judge
+    """
+    path = api.make_reference(data, judge, split=split, background=background, console=console)
+    own_images.tell(console, [f"reference images in {path}", f"use them: evaluation.judge={quoted(judge)}"])
+
+
+@app.command("check-family", rich_help_panel=OWN)
 def check_family(
     model: Annotated[str, typer.Argument(help="A diffusers folder, small or real; random weights will do.")],
     family: Annotated[
@@ -327,45 +376,9 @@ def check_family(
         raise UserError(f"{failed} checks failed; a run with this family would go wrong without a word")
 
 
-@app.command()
-def doctor(
-    config: Annotated[
-        str | None,
-        typer.Argument(help="A configuration whose run is checked against this machine.", metavar="[CONFIG]"),
-    ] = None,
-    overrides: Overrides = None,
-) -> None:
-    """Report what this machine can run; with a configuration, also whether its run fits.
-
-    Example: redif doctor configs/fashion_mnist.yaml rollout.max_workers=4
-    """
-    if config is None:
-        from redif_ray.doctor import report
-
-        console.print(report())
-        return
-    from redif_ray.job import requirements
-    from redif_ray.planning.paths import absolute
-
-    resolved = absolute(load(config, overrides or []))
-    view, lacking = requirements.report(resolved)
-    console.print(view)
-    console.print(f"time: {requirements.duration(resolved)}", highlight=False)
-    if lacking:
-        names = ", ".join(need.what for need in lacking)
-        raise UserError(
-            f"this run does not fit: too little {names}. Fewer workers need fewer devices. To reduce the memory of a "
-            "worker, change learner.microbatch, learner.activation_checkpointing=true, networks.precision=bfloat16, "
-            "student.lora.rank, rollout.unit_groups or evaluation.batch"
-        )
-
-
 def main() -> None:
     """Run the console script `redif`."""
     keep_streams()
-    if "--version" in sys.argv[1:2]:
-        console.print(__version__)
-        return
     try:
         app()
     except Notice as notice:

@@ -14,6 +14,7 @@ from commands import here, one_line
 from ray.exceptions import RayError
 from tiny_pipelines import write_sd
 
+from redif_ray import __version__
 from redif_ray.cli import main
 from redif_ray.config import dump, load
 from redif_ray.rewards.base import TERMS
@@ -55,6 +56,14 @@ def test_print_config_prints_what_load_reads_back(tmp_path: Path) -> None:
     assert yaml.safe_load(done.stdout)["learner"]["lr"] == 3e-5
     (tmp_path / "again.yaml").write_text(done.stdout)
     assert redif("distill", str(tmp_path / "again.yaml"), "--print-config").stdout == done.stdout
+
+
+def test_help_shows_commands_in_groups_and_the_version_option() -> None:
+    shown = here("--help")
+    groups = [line.split("─")[1].strip() for line in shown.stdout.splitlines() if line.startswith("╭")]
+    assert shown.returncode == 0 and groups == ["Options", "Runs", "Students", "Search", "Your own models"]
+    assert "--version" in shown.stdout
+    assert (here("--version").returncode, here("--version").stdout) == (0, f"{__version__}\n")
 
 
 def test_a_missing_teacher_and_a_missing_run_are_errors(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -44,3 +45,13 @@ def test_a_declared_package_is_pinned_within_its_range(requirement: Requirement,
 def test_the_build_backend_is_the_pinned_one(constraints: dict[str, str]) -> None:
     (backend,) = map(Requirement, PROJECT["build-system"]["requires"])
     assert str(backend.specifier) == f"=={constraints[backend.name]}"
+
+
+def test_the_workflow_of_a_public_host_runs_what_runs_elsewhere_with_pinned_actions() -> None:
+    file = CHECKOUT / ".github" / "workflows" / "ci.yml"
+    workflow = yaml.safe_load(file.read_text())
+    (job,) = workflow["jobs"].values()
+    assert [step["run"] for step in job["steps"] if "run" in step] == [".ci/run"]
+    assert workflow["permissions"] == {"contents": "read"}
+    actions = re.findall(r"uses: (.+)", file.read_text())
+    assert actions and all(re.fullmatch(r"[\w/-]+@[0-9a-f]{40} # v[\d.]+", action) for action in actions)
