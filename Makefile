@@ -35,7 +35,7 @@ reference: $(VENV)/.installed
 	$(BIN)/python docs/generate.py
 
 docs: reference $(VENV)/.installed-docs
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 install: $(VENV)/.installed
 

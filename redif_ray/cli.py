@@ -242,6 +242,7 @@ def sample(
         size=_size(height, width),
         device=device,
         precision=precision,
+        console=complaints,
     )
     console.print(f"{number} images in {images or out}")
 

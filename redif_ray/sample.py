@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from redif_ray.config import Precision
 from redif_ray.data.captions import read_column
@@ -122,6 +124,7 @@ def sample(
     size: tuple[int, int] | None = None,
     device: str | None = None,
     precision: Precision | None = None,
+    console: Console | None = None,
 ) -> int:
     """Write images of `model` to the PNG `out` and return their number; a student uses its own schedule and guidance.
 
@@ -131,6 +134,7 @@ def sample(
     separate: `out` is a new folder instead, with one PNG an image and `METADATA`, which names each file's condition.
     guidance: classifier-free guidance; None: the guidance of the student, or 1. The other arguments are those of
         `load`.
+    console: where the number of images that are drawn is shown while they are; None: nowhere.
     Raises UserError for conditions, guidance, sizes or devices that cannot be used, FileExistsError where `out` is
     to be a folder and holds files already.
     """
@@ -142,7 +146,7 @@ def sample(
     texts = _captions(caption, captions)
     number = count or (COUNT if texts is None or captions is None else len(texts))
     conditions = loaded.conditions(number, label, texts)
-    drawn = loaded.batches(conditions, seed, guidance)
+    drawn = _counted(loaded.batches(conditions, seed, guidance), number, console or Console(quiet=True))
     if schedule is not None:
         _warn_of_other_guidance(schedule, loaded, guidance)
     if separate:
@@ -179,6 +183,21 @@ def load(
     process = loaded.model.process
     levels = schedules.explicit(process, times.levels, network_timesteps=times.network_timesteps)
     return replace(loaded, schedule=levels)
+
+
+def _counted(drawn: Iterator[np.ndarray], number: int, console: Console) -> Iterator[np.ndarray]:
+    """Yield the batches; a bar on a terminal, or a line elsewhere, tells how many of all `number` images are drawn."""
+    if not console.is_terminal:
+        console.print(f"drawing {number} images", highlight=False)
+        yield from drawn
+        return
+    with Progress(
+        "drawing", BarColumn(), MofNCompleteColumn(), "images", TimeRemainingColumn(), console=console
+    ) as bar:
+        task = bar.add_task("", total=number)
+        for batch in drawn:
+            bar.advance(task, len(batch))
+            yield batch
 
 
 def _warn_of_other_guidance(schedule: Path, loaded: LoadedStudent, guidance: float | None) -> None:

@@ -91,7 +91,8 @@ def claims(summary: Summary) -> list[str]:
         if first is None:
             continue
         if share is None:
-            said.append(f"finds no gap between {text} ({first.frechet:.4g}) and the full teacher ({full:.4g})")
+            beside = f"which is no farther from the reference than the full teacher ({full:.4g})"
+            said.append(f"has no gap to close from {text} ({first.frechet:.4g}), {beside}")
         elif share < 0:
             said.append(f"ends farther from the reference than {text} ({student:.4g}, from {first.frechet:.4g})")
         elif share > 1:
@@ -198,8 +199,16 @@ def _pairs(summary: Summary) -> str:
     arms = {label: arm for key, label in ARMS.items() if (arm := getattr(summary.arms, key)) is not None}
     names = list(summary.arms.student.paired)
     rows = [[label, *(_number(arm.paired.get(name)) for name in names)] for label, arm in arms.items()]
-    table = markdown_table(["arm", *names], rows)
-    return f"Means over pairs with the full-step teacher's image of the same noise.\n\n{table}"
+    table = markdown_table(["arm", *(_term(summary, name) for name in names)], rows)
+    return (
+        "Means over pairs with the full-step teacher's image of the same noise. Of rewards more is better, also of "
+        f"those that are below 0, as minus a distance is.\n\n{table}"
+    )
+
+
+def _term(summary: Summary, name: str) -> str:
+    """Return the name of what is measured, with a word before a term of the reward."""
+    return f"reward: {name}" if name in summary.calibration else name
 
 
 def _calibration(summary: Summary) -> str:
@@ -210,13 +219,14 @@ def _calibration(summary: Summary) -> str:
 def _gains(summary: Summary) -> str:
     """Return the paired differences between the student and the arms that it started from, if the run noted them."""
     rows = [
-        [f"{name}, {over}", _number(c["change"]), f"[{_number(c['low'])}, {_number(c['high'])}]"]
+        [f"{_term(summary, name)}, {over}", _number(c["change"]), f"[{_number(c['low'])}, {_number(c['high'])}]"]
         for over, entries in (summary.notes or {}).get("student_gain", {}).items()
         for name, c in entries.items()
     ]
     if not rows:
         return "Not noted."
-    return "Student minus the other arm on the same noises.\n\n" + markdown_table(["", "change", "95 % interval"], rows)
+    said = "Student minus the other arm on the same noises. Less is better of frechet, more of rewards."
+    return f"{said}\n\n{markdown_table(['', 'change', '95 % interval'], rows)}"
 
 
 def _compute(summary: Summary) -> str:

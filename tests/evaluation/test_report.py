@@ -163,7 +163,8 @@ def test_no_gap_is_promised_that_is_not_there(tmp_path: Path) -> None:
     worse = reported(tmp_path, student=35.0)
     assert "ends farther from the reference than the untrained student (35, from 30)" in worse and "-25%" not in worse
     arms = RESULT["arms"] | {"teacher_few": arm(8.0)}
-    assert "finds no gap between the untrained student (8) and the full teacher (10)" in reported(tmp_path, arms=arms)
+    level = "has no gap to close from the untrained student (8), which is no farther from the reference than the full"
+    assert f"{level} teacher (10)" in reported(tmp_path, arms=arms)
 
 
 def test_what_the_teacher_is_worth(tmp_path: Path) -> None:
@@ -298,3 +299,13 @@ def test_plots_refuse(tmp_path: Path) -> None:
         plots.reward_curve(tmp_path / "x.png", [{"round": 0, "phase": "policy"}])
     with pytest.raises(ValueError, match="expected one shape"):
         plots.side_by_side(tmp_path / "x.png", [("a", torch.zeros(2, 1, 4, 4)), ("b", torch.zeros(3, 1, 4, 4))])
+
+
+def test_rewards_are_told_from_distances_in_the_tables(tmp_path: Path) -> None:
+    tree = copy.deepcopy(RESULT)
+    term = next(iter(tree["calibration"]))
+    tree["arms"]["student"]["paired"][term] = -0.0123
+    change = {"change": 0.01, "low": 0.005, "high": 0.02}
+    text = reported(tmp_path, arms=tree["arms"], notes={"student_gain": {"over the warm start": {term: change}}})
+    assert f"| reward: {term} |" in text and f"| reward: {term}, over the warm start | 0.01 |" in text
+    assert f"| pixel_mse | reward: {term} |" in text
