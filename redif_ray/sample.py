@@ -220,7 +220,7 @@ def draw(
     unit = noise.initial_noise(groups, model.latent_shape, seed=seed, stream=Stream.HELD_OUT).to(model.device)
     with loading(f"the {type(model).__name__} to sample"):  # values of a config.json that only a call looks at
         predict = model.predictor(model.encode(conditions), guidance)
-        return model.decode(solvers.sample("euler", predict, unit, schedule)).cpu()
+        return model.images(solvers.sample("euler", predict, unit, schedule)).cpu()
 
 
 def _write_files(folder: Path, drawn: Iterator[np.ndarray], conditions: list[Condition]) -> None:

@@ -123,7 +123,7 @@ class Lanes:
         predict = task.model.predictor(task.model.encode(conditions), task.guidance)
         new = denoising.call(predict, denoising.joined(visits))
         targets = torch.from_numpy(task.targets[[self.groups[lane] for lane in rows.tolist()]]).to(task.model.device)
-        images = task.model.decode(denoising.stop(self.process, new))
+        images = task.model.images(denoising.stop(self.process, new))
         self.agreed[rows.numpy()] = task.agreement(images, targets, conditions).double().cpu().numpy()
         self.state = new if self.state is None else self.state.put(rows, new)
 

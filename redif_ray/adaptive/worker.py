@@ -46,7 +46,7 @@ class AdaptiveWorker(SearchWorker):
         latents, calls = sample(process, predict_of, self._noise(self.model, unit), first, policy)
         score, teacher = Scorer(self.rewards, weights), torch.from_numpy(targets.copy()).to(self.device)
         with torch.no_grad():
-            distance = -score(self.model.decode(latents), teacher, list(unit.conditions))
+            distance = -score(self.model.images(latents), teacher, list(unit.conditions))
         made = int(calls.sum()) * self.model.calls_per_step(self.guidance)
         work = Work("evaluation", time.perf_counter() - started, made)
         return Meta(unit, self.name, (work,)), {"distance": distance.cpu().numpy(), "calls": calls.numpy()}

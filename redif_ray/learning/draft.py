@@ -138,7 +138,7 @@ class DraftUpdater:
         teacher = targets.to(device)
 
         def score(latents: Tensor) -> Tensor:
-            raw = self.rewards(RewardInputs(student.decode(latents), teacher, conditions))
+            raw = self.rewards(RewardInputs(student.images(latents), teacher, conditions))
             return weighted_sum(raw, config.reward.weights)
 
         predict = partial(student.predict, guidance=config.student.guidance)

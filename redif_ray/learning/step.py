@@ -11,6 +11,10 @@ from torch.nn import Parameter
 
 from redif_ray.config import Learner, WarmStart
 
+FIRST_STEP = (
+    "No step was taken before, so the learning rate is not the cause: choose networks.precision=float32 or bfloat16, "
+    "which overflow later than float16, or check the weights"
+)
 AllReduce = Callable[[list[Tensor]], None]  # sums each tensor over all ranks, in place
 
 
@@ -47,7 +51,8 @@ def optimiser_step(
     bad += [] if math.isfinite(norm) else [f"the gradient norm is {norm}"]
     if bad:
         optimizer.zero_grad(set_to_none=True)
-        raise FloatingPointError(f"{where}: {' and '.join(bad)}; the weights were not updated. Lower the learning rate")
+        advice = "Lower the learning rate" if optimizer.state else FIRST_STEP
+        raise FloatingPointError(f"{where}: {' and '.join(bad)}; the weights were not updated. {advice}")
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return norm

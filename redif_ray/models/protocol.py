@@ -166,6 +166,19 @@ class DiffusionModel(ABC):
     def decode(self, latents: Tensor) -> Tensor:
         """Return the images [B, *image_shape], float in [0, 1], of latents [B, *latent_shape]."""
 
+    def images(self, latents: Tensor) -> Tensor:
+        """Return the images [B, *image_shape], float in [0, 1], as `decode` does.
+
+        Raises FloatingPointError where they are NaN, which a reward or a judge would be blamed for.
+        """
+        images = self.decode(latents)
+        if not bool(torch.isfinite(images).all()):
+            raise FloatingPointError(
+                f"{type(self).__name__} decodes images that are not finite; check the weights of what decodes, or "
+                "choose networks.precision=float32 or bfloat16, which overflow later than float16"
+            )
+        return images
+
     def encode_images(self, images: Tensor) -> Tensor:
         """Return the latents [B, *latent_shape] whose images these are, [B, *image_shape] in [0, 1], on `device`.
 

@@ -95,7 +95,7 @@ class SearchWorker(reward.TeacherRewardWorker):
                 tuple(bank.conditions[i] for i in rows),
             )
             predict = self.model.predictor(self.model.encode(part.conditions), self.guidance)
-            images = self.model.decode(
+            images = self.model.images(
                 solvers.sample(self.config.search.solver, predict, self._noise(self.model, part), schedule)
             )
             teacher = torch.from_numpy(targets[rows]).to(self.device)

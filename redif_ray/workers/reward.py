@@ -227,7 +227,7 @@ class TeacherRewardWorker:
     ) -> tuple[Tensor, int]:
         """Return images [G, C, H, W] of a work unit's groups, and the network calls that they took."""
         predict = model.predictor(model.encode(unit.conditions), guidance)
-        images = model.decode(solvers.sample(solver, predict, self._noise(model, unit), grid))
+        images = model.images(solvers.sample(solver, predict, self._noise(model, unit), grid))
         return images, solvers.network_calls(solver, grid.steps) * model.calls_per_step(guidance) * len(unit.groups)
 
     def _noise(self, model: DiffusionModel, unit: WorkUnit) -> Tensor:

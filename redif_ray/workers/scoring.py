@@ -147,7 +147,7 @@ class UnitScoring(Scoring):
             raise ValueError(f"phase {self.unit.phase} asks for images; expected asks_images=True in its class")
         if self._student is None:
             latents = torch.from_numpy(self.final.astype(np.float32))
-            self._student = self.worker.teacher.decode(latents.to(self.worker.device))
+            self._student = self.worker.teacher.images(latents.to(self.worker.device))
         return self._student
 
     def _teacher(self) -> Tensor:

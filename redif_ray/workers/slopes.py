@@ -56,7 +56,7 @@ def _exact(worker: Scorer, unit: WorkUnit, x: Tensor, teacher: Tensor, names: Se
     weighted = [name for name in names if worker.config.reward.weights[name]]
     with torch.set_grad_enabled(bool(weighted)):
         x = x.detach().requires_grad_(bool(weighted))
-        terms = worker.raw_terms(unit, worker.teacher.decode(x[None]), teacher, names)
+        terms = worker.raw_terms(unit, worker.teacher.images(x[None]), teacher, names)
         gradients = {
             name: torch.autograd.grad(terms[name].sum(), x, retain_graph=name != weighted[-1])[0] for name in weighted
         }
@@ -75,7 +75,7 @@ def _sampled(worker: Scorer, unit: WorkUnit, x: Tensor, teacher: Tensor, names: 
     for part in mirrored(x, z, output.std).split(worker.config.evaluation.images_at_once):
         rows = replace(unit, siblings=len(part))
         beside = teacher.expand(len(part), *teacher.shape[1:])
-        for name, values in worker.raw_terms(rows, worker.teacher.decode(part), beside, names).items():
+        for name, values in worker.raw_terms(rows, worker.teacher.images(part), beside, names).items():
             scores[name].append(values)
     joined = {name: torch.cat(values) for name, values in scores.items()}
     return (

@@ -19,7 +19,7 @@ from redif_ray.diffusion.transition import log_prob
 from redif_ray.learning.advantages import advantages
 from redif_ray.learning.batch import RoundBatch
 from redif_ray.learning.policy import Predict, RatioError, check_ratio, checked_rows, replayed
-from redif_ray.learning.step import learning_rate
+from redif_ray.learning.step import learning_rate, make_optimizer, optimiser_step
 from redif_ray.learning.update import Updater
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "learning_update.json"
@@ -148,6 +148,16 @@ def test_a_loss_that_is_not_finite_leaves_the_weights(broken: str, named: str) -
     with pytest.raises(FloatingPointError, match=rf"{where}: the {named}.*gradient norm"):
         updater(model, stds, Learner(anchor=Anchor(weight=1.0))).run(batch, round=4, seed=0, lr=1.0)
     assert torch.equal(flat(model), before) and all(p.grad is None for p in model.parameters())
+
+
+def test_the_learning_rate_is_not_blamed_before_a_step_was_taken() -> None:
+    weight = torch.nn.Parameter(torch.ones(3))
+    optimizer = make_optimizer([weight], Learner())
+    with pytest.raises(FloatingPointError, match=r"not the cause: choose networks\.precision"):
+        optimiser_step(optimizer, {"policy": math.inf}, 1.0, "round 0")
+    optimiser_step(optimizer, {"policy": 0.0}, 1.0, "round 0")
+    with pytest.raises(FloatingPointError, match=r"Lower the learning rate$"):
+        optimiser_step(optimizer, {"policy": math.inf}, 1.0, "round 1")
 
 
 def test_gradient_norm_is_reported_before_it_is_clipped() -> None:

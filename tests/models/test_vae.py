@@ -65,3 +65,13 @@ def test_images_do_not_depend_on_the_images_of_their_call(tmp_path: Path, monkey
         monkeypatch.setattr(latents, "AT_ONCE", 1)
         alone = model.decode(z)
     assert float((together - alone).abs().max()) < 1e-5
+
+
+def test_images_that_overflow_are_the_decoder_s_fault(tmp_path: Path) -> None:
+    model: Any = load_model(write_sd(tmp_path / "sd"))
+    z = normal(1, *model.latent_shape)
+    assert model.images(z).isfinite().all()
+    with torch.no_grad():
+        model.part("vae").decoder.conv_in.bias.fill_(torch.inf)
+    with pytest.raises(FloatingPointError, match=r"StableDiffusion decodes images .* networks\.precision=float32 or b"):
+        model.images(z)
