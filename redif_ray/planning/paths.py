@@ -15,6 +15,8 @@ from redif_ray.diffusion.schedules import Times
 from redif_ray.models.registry import pinned
 from redif_ray.models.sketch import found_for
 from redif_ray.models.start import init_settings
+from redif_ray.rewards.base import TERMS, RewardError
+from redif_ray.rewards.pretrained import pinned as pinned_encoder
 
 log = logging.getLogger(__name__)
 NO_PATHS = ("off", "databricks", "databricks-uc", "uc")  # values of tracking.uri that are no paths
@@ -24,9 +26,10 @@ INIT = "init"  # the value of student.schedule that stands for the levels of stu
 def absolute(config: Config) -> Config:
     """Return `config` with absolute paths, and with what it takes from MLflow's variables of the environment.
 
-    A file that `student.schedule` names is read into `student.levels`; a hub id of a model gets the commit that it
-    means now, which all workers then read. Raises ConfigError for what cannot be read, for a URI whose secrets or whose
-    variable of the environment are not there, and ModelError for a model that the hub does not have.
+    A file that `student.schedule` names is read into `student.levels`; a hub id of a model, also of a reward's or a
+    judge's encoder, gets the commit that it means now, which all workers then read. Raises ConfigError for what cannot
+    be read, for a URI whose secrets or whose variable of the environment are not there, and ModelError for a teacher
+    that the hub does not have; what builds an encoder tells the same of that.
     """
     tree = config.model_dump()
     revealed(tree, "")
@@ -52,16 +55,28 @@ def absolute(config: Config) -> Config:
     for section, key in (("teacher", "model"), ("student", "init")):
         if (model := tree[section][key]) and not Path(model).is_dir():
             tree[section][key] = pinned(model)
-    for term in tree["reward"]["terms"].values():
+    if "/" in (judge := tree["evaluation"]["judge"]) and not Path(judge).is_dir():
+        tree["evaluation"]["judge"] = _pinned_encoder(judge)
+    for label, term in tree["reward"]["terms"].items():
         for option, value in term["options"].items():
             if option == "callable":
                 term["options"][option] = _absolute_code(at_home(value))
             elif isinstance(value, str) and value and os.path.exists(home := at_home(value)):  # noqa: PTH110  # any text
                 term["options"][option] = str(Path(home).resolve())
+        if "/" in (model := term["options"].get("model", getattr(TERMS.get(label), "model", ""))):
+            term["options"]["model"] = _pinned_encoder(model)
     if (uri := config.tracking.uri or from_environment()) is not None:
         tree["tracking"]["uri"] = _absolute_store(uri)
     tree["tracking"]["experiment"] = config.tracking.experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME") or "redif"
     return Config.model_validate(tree)
+
+
+def _pinned_encoder(model: str) -> str:
+    """Return a hub id of an encoder with its commit, and a folder or an encoder that is not to be had unchanged."""
+    try:
+        return pinned_encoder(model)
+    except RewardError:
+        return model
 
 
 def from_environment() -> Uri | None:

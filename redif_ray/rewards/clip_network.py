@@ -13,7 +13,15 @@ import torch
 from torch import Tensor
 
 from redif_ray.rewards.preparation import Preparation
-from redif_ray.rewards.pretrained import ImageEncoder, find_model, is_local, load_config, load_network, load_preparation
+from redif_ray.rewards.pretrained import (
+    ImageEncoder,
+    at_hub,
+    find_model,
+    is_local,
+    load_config,
+    load_network,
+    load_preparation,
+)
 from redif_ray.rewards.term import RewardError, Setting
 
 DEFAULT_MODEL = "openai/clip-vit-large-patch14"
@@ -56,11 +64,12 @@ class ClipCaptions:
         import transformers
 
         model = find_model(model)
+        source, revision = at_hub(model)
         config = load_config(model, ("clip",))
         tower = _tower(config, "text_config")
         try:
             self.tokenizer = transformers.CLIPTokenizer.from_pretrained(
-                model, trust_remote_code=False, local_files_only=is_local(model)
+                source, revision=revision, trust_remote_code=False, local_files_only=is_local(model)
             )
         except Exception as error:  # tokenizers raises plain exceptions over a broken file
             raise RewardError(

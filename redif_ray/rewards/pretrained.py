@@ -61,14 +61,46 @@ class ImageEncoder:
 
 
 def find_model(model: str) -> str:
-    """Return the absolute path of a folder or shipped model, or a hub id unchanged. Raises `RewardError` otherwise."""
+    """Return the absolute path of a folder or shipped model, or a hub id unchanged. Raises `RewardError` otherwise.
+
+    A hub id is org/name, or org/name@revision.
+    """
     path = Path(model).expanduser()
     for folder in (path, SHIPPED / model):
         if model and folder.is_dir():
             return str(folder.resolve())
-    if path.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1 or not model:
+    if path.is_absolute() or model.startswith((".", "~")) or model.partition("@")[0].count("/") > 1 or not model:
         raise RewardError(f"model={model!r}: no such folder; expected one that save_pretrained wrote, or a hub id")
     return model
+
+
+def pinned(model: str) -> str:
+    """Return a hub id with the commit that it means now, and a folder or a shipped model unchanged.
+
+    Raises `RewardError`, also for a hub id that cannot be found.
+    """
+    found = find_model(model)
+    if is_local(found):
+        return model
+    with _loading(found, "config.json"):
+        commit = Path(hub_file(found, "config.json")).parent.name
+    return f"{at_hub(found)[0]}@{commit}"
+
+
+def at_hub(model: str) -> tuple[str, str | None]:
+    """Return the name and the revision of a hub id; of a folder its path and None."""
+    if is_local(model):
+        return model, None
+    name, _, revision = model.partition("@")
+    return name, revision or None
+
+
+def hub_file(model: str, name: str, *, required: bool = True) -> Any:
+    """Return the path of a model's file `name`, downloaded where the model is a hub id; None if it has none."""
+    from transformers.utils import cached_file
+
+    source, revision = at_hub(model)
+    return cached_file(source, name, revision=revision, _raise_exceptions_for_missing_entries=required)
 
 
 def load_config(model: str, kinds: Sequence[str]) -> Any:
@@ -76,9 +108,10 @@ def load_config(model: str, kinds: Sequence[str]) -> Any:
     import transformers
 
     check_folder(model)
+    source, revision = at_hub(model)
     with _loading(model, "config.json"):
         config = transformers.AutoConfig.from_pretrained(
-            model, trust_remote_code=False, local_files_only=is_local(model)
+            source, revision=revision, trust_remote_code=False, local_files_only=is_local(model)
         )
     if config.model_type not in kinds:
         raise RewardError(f"model={model!r} is a {config.model_type}; expected one of: {', '.join(kinds)}")
@@ -94,9 +127,11 @@ def load_network(kind: str, model: str, config: Any) -> Module:
 
     from redif_ray.models.logging import quiet
 
+    source, revision = at_hub(model)
     with _loading(model, f"a {kind} from safetensors"), quiet():  # transformers logs every unused weight
         network, report = getattr(transformers, kind).from_pretrained(
-            model,
+            source,
+            revision=revision,
             config=config,
             dtype=torch.float32,
             use_safetensors=True,
@@ -113,14 +148,13 @@ def load_network(kind: str, model: str, config: Any) -> Module:
 
 def load_number(model: str, name: str) -> float:
     """Return the weight `name`, a single number, of a model. Raises `RewardError` where its file holds none."""
-    from transformers.utils import cached_file
-
+    model = find_model(model)
     with _loading(model, f"the number {name} from safetensors"):
-        index = cached_file(find_model(model), f"{FILE}.index.json", _raise_exceptions_for_missing_entries=False)
+        index = hub_file(model, f"{FILE}.index.json", required=False)
         file = read_json(Path(index), Path(index).parent)["weight_map"][name] if index else FILE
         if not is_name(file):
             raise ModelError(f"its index names the file {file!r}")
-        with safe_open(cached_file(find_model(model), file), framework="pt") as opened:
+        with safe_open(hub_file(model, file), framework="pt") as opened:
             return float(opened.get_tensor(name))
 
 
@@ -129,11 +163,9 @@ def load_preparation(model: str, default: Preparation) -> Preparation:
 
     default: the preparation whose values stand in for absent keys. Raises `RewardError` without a valid file.
     """
-    from transformers.utils import cached_file
-
     for name in (PREPROCESSOR, PROCESSOR):
         with _loading(model, name):
-            file = cached_file(model, name, _raise_exceptions_for_missing_entries=False)
+            file = hub_file(model, name, required=False)
         if file is not None:
             return read_preparation(_read(Path(file), nested=name == PROCESSOR), default, f"{model}: {name}")
     raise RewardError(
