@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from diffusers import (
     AutoencoderKL,
+    DDIMScheduler,
+    DiTTransformer2DModel,
     EDMEulerScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
@@ -267,3 +269,29 @@ def index(folder: Path, kind: str, **parts: Any) -> Path:
     content = {"_class_name": kind, "_diffusers_version": "0.38.0"} | parts
     (folder / "model_index.json").write_text(json.dumps(content))
     return folder
+
+
+def dit_xl_2(folder: Path) -> Path:
+    """675 M parameters in the network, 32 x 32 x 4 latents, 1,000 classes."""
+    with META:
+        network = DiTTransformer2DModel(
+            num_attention_heads=16,
+            attention_head_dim=72,
+            num_layers=28,
+            in_channels=4,
+            out_channels=8,
+            sample_size=32,
+            patch_size=2,
+            num_embeds_ada_norm=1000,
+            norm_elementwise_affine=False,
+        )
+    diffusers_part(network, folder / "transformer")
+    diffusers_part(vae(), folder / "vae")
+    DDIMScheduler(clip_sample=False, set_alpha_to_one=False).save_pretrained(folder / "scheduler")
+    return index(
+        folder,
+        "DiTPipeline",
+        transformer=["diffusers", "DiTTransformer2DModel"],
+        vae=["diffusers", "AutoencoderKL"],
+        scheduler=["diffusers", "DDIMScheduler"],
+    )

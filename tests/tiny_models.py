@@ -19,6 +19,11 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.from_numpy(noise.normal(torch.Size(shape).numel(), Stream.TRAIN, seed=seed)).reshape(shape)
 
 
+def edit(path: Path, **changes: Any) -> None:
+    """Change keys of a JSON file."""
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
 def randomise(network: Module, scale: float = 0.15) -> None:
     with torch.no_grad():
         for i, p in enumerate(network.parameters()):

@@ -16,6 +16,7 @@ from redif_ray.models.foreign import is_known, is_name, resolved
 from redif_ray.models.headers import other_weights, variant_of, without_variant
 from redif_ray.models.protocol import DiffusionModel, ModelError
 from redif_ray.models.text import TextModel
+from redif_ray.models.vae import VAE, LatentModel
 
 SCHEDULER = "scheduler"
 LICENCES = ("LICENSE", "LICENSE.md", "LICENSE.txt", "NOTICE")
@@ -138,7 +139,7 @@ def _takes(student: DiffusionModel) -> Collection[str] | None:
         return None
     if isinstance(student, TextModel):
         return set(inspect.signature(student.pipeline_kind.__init__).parameters) - {"self"}
-    return {student.component, SCHEDULER}
+    return {student.component, SCHEDULER, *([VAE] if isinstance(student, LatentModel) else [])}
 
 
 def _part(folder: Path, name: str) -> Iterator[Carried]:

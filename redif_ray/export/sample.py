@@ -12,9 +12,9 @@ from torch import Tensor
 
 
 class Student:
-    """A denoising network of pixels and the levels it was trained for.
+    """A denoising network of pixels, or of the latents of a VAE, and the levels it was trained for.
 
-    shape: (C, H, W) of an image and of its noise. device: where the network computes, in float32.
+    shape: (C, H, W) of the noise of an image. device: where the networks compute, in float32.
     """
 
     def __init__(self, folder: str | Path, device: str = "cpu") -> None:
@@ -25,12 +25,16 @@ class Student:
         self.network = getattr(diffusers, index[part][1]).from_pretrained(folder / part, use_safetensors=True)
         self.network.to(device).eval().requires_grad_(False)
         self.scheduler = getattr(diffusers, index["scheduler"][1]).from_pretrained(folder / "scheduler")
+        self.vae = None
+        if index.get("vae", [None, None])[1] is not None:
+            vae = getattr(diffusers, index["vae"][1]).from_pretrained(folder / "vae", use_safetensors=True)
+            self.vae = vae.to(device).eval().requires_grad_(False)
         channels, size = self.network.config.in_channels, self.network.config.sample_size
         self.shape = (channels, size, size) if isinstance(size, int) else (channels, *size)
 
     @torch.no_grad()
     def __call__(self, noise: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Return images [B, *shape] in [0, 1], on the CPU, from unit normal noise [B, *shape].
+        """Return images [B, C, H, W] in [0, 1], on the CPU, from unit normal noise [B, *shape].
 
         labels: classes, int64 [B]; None: the student has no classes.
         The update is Euler's, rearranged without the difference of sigmas, which loses three digits in float32 at
@@ -55,6 +59,8 @@ class Student:
             x = x0 + (x - x0) * following / sigma
         if not edm:
             x = x / (sigmas[-1] ** 2 + 1) ** 0.5  # back from units of x / alpha
+        if self.vae is not None:
+            x = torch.cat([self.vae.decode(row / self.vae.config.scaling_factor).sample for row in x.split(1)])
         return (x / 2 + 0.5).clamp(0, 1).cpu()
 
     def _output(self, scaled: Tensor, timestep: Tensor, labels: Tensor | None) -> Tensor:

@@ -16,7 +16,8 @@ from redif_ray.models.folder import flow_matching
 from redif_ray.models.latents import latent_shapes, vae_scale
 from redif_ray.models.logging import quiet
 from redif_ray.models.protocol import Encoded, ModelError
-from redif_ray.models.text import VAE, TextModel
+from redif_ray.models.text import TextModel
+from redif_ray.models.vae import VAE
 
 TOKENIZER = "tokenizer"
 PATCH = 2  # edge of the square of the VAE's latents whose channels are one token's

@@ -1,4 +1,4 @@
-"""Networks that work on pixels: UNet2DModel (Ho et al., arXiv 2006.11239) and DiT (Peebles & Xie, arXiv 2212.09748)."""
+"""Networks that work on pixels, and the UNet2DModel (Ho et al., arXiv 2006.11239)."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from diffusers import DiTTransformer2DModel, UNet2DModel
+from diffusers import UNet2DModel
 from torch import Tensor
-from torch.nn import Module
 
 from redif_ray.models.folder import load_network, load_scheduler, read_index, variance_preserving
 from redif_ray.models.latents import both_edges
@@ -74,33 +73,6 @@ class PixelUNet(PixelModel):
     @classmethod
     def load(cls, folder: Path, dtype: torch.dtype) -> Self:
         return cls(**load_unet(folder, dtype), **variance_preserving(load_scheduler(folder)))
-
-
-class PixelDiT(PixelModel):
-    """The transformer of a DiTPipeline without a VAE: conditional on a class; one further label means "no class"."""
-
-    @classmethod
-    def load(cls, folder: Path, dtype: torch.dtype) -> Self:
-        vae = read_index(folder).get("vae")
-        if vae is not None and vae[0] is not None:
-            raise ModelError(f"{folder} has a VAE ({vae[1]}); this family works on pixels, expected vae [null, null]")
-        network = load_network(DiTTransformer2DModel, folder, "transformer", dtype)
-        config = network.config
-        size = (config.sample_size, config.sample_size)
-        return cls(
-            **_fields(folder, network, "transformer", size),
-            num_classes=config.num_embeds_ada_norm,
-            **variance_preserving(load_scheduler(folder)),
-        )
-
-    @property
-    def null_label(self) -> int | None:
-        return self.num_classes
-
-    def blocks(self) -> list[Module]:
-        """Return the blocks, and the first block's embedding, which the network calls again after the last block."""
-        network: Any = self.network
-        return [*super().blocks(), network.transformer_blocks[0].norm1.emb]
 
 
 def load_unet(folder: Path, dtype: torch.dtype) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from redif_ray.models.protocol import Encoded, ModelError
-from redif_ray.models.text import VAE, TextModel, shifted_by_tokens
+from redif_ray.models.text import TextModel, shifted_by_tokens
+from redif_ray.models.vae import VAE
 
 EDGE = 2  # of the square of latents whose channels are one token's
 TOKENS = 512  # most states of a caption, with the five that the prompt's template ends in

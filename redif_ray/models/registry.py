@@ -35,7 +35,7 @@ GROUP = "redif_ray.models"
 FAMILIES = {  # imported on first use: some pipelines take seconds
     "DDPMPipeline": "redif_ray.models.pixel:PixelUNet",
     "DDIMPipeline": "redif_ray.models.pixel:PixelUNet",
-    "DiTPipeline": "redif_ray.models.pixel:PixelDiT",
+    "DiTPipeline": "redif_ray.models.dit",
     "EDMPipeline": "redif_ray.models.edm:EDM",
     "StableDiffusionPipeline": "redif_ray.models.stable_diffusion:StableDiffusion",
     "StableDiffusionXLPipeline": "redif_ray.models.stable_diffusion:StableDiffusionXL",

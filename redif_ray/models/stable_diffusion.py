@@ -13,7 +13,8 @@ from torch import Tensor
 
 from redif_ray.models.folder import load_scheduler, variance_preserving
 from redif_ray.models.protocol import Encoded, ModelError
-from redif_ray.models.text import VAE, TextModel
+from redif_ray.models.text import TextModel
+from redif_ray.models.vae import VAE
 
 STATISTICS = ("latents_mean", "latents_std")  # of a VAE's channels, in its config.json
 

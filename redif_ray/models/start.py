@@ -15,6 +15,7 @@ from redif_ray.models.folder import student_settings, without_weights
 from redif_ray.models.protocol import DiffusionModel, ModelError
 from redif_ray.models.registry import check_finite, load_model, model_folder
 from redif_ray.models.text import TextModel
+from redif_ray.models.vae import LatentModel
 
 SHARED = ("process", "scheduler", "clip", "index", "family")  # fields that a student has from its teacher
 STUDENT = "student"  # folder of a finished run that holds its exported student
@@ -42,8 +43,10 @@ def starting_model(
     if not hollow:
         check_finite(model, "student.init")
     fields: dict[str, Any] = {name: getattr(teacher, name) for name in SHARED}
+    if isinstance(teacher, LatentModel):
+        fields["frozen"] = teacher.frozen
     if isinstance(teacher, TextModel):
-        fields |= {"frozen": teacher.frozen, "store": teacher.store, "known": teacher.known}
+        fields |= {"store": teacher.store, "known": teacher.known}
     return replace(model, **fields)
 
 

@@ -16,8 +16,6 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
-from torch import Tensor
-from torch.nn import Module
 
 from redif_ray.checkpoint import file_sha256
 from redif_ray.data.encodings import EncodingStore
@@ -33,19 +31,19 @@ from redif_ray.models.folder import (
     without_weights,
 )
 from redif_ray.models.foreign import loading
-from redif_ray.models.latents import check_scale, in_parts, latent_shapes, vae_scale
+from redif_ray.models.latents import check_scale, latent_shapes
 from redif_ray.models.logging import quiet
-from redif_ray.models.protocol import SIZE_KEYS, DiffusionModel, Encoded, ModelError, stacked
+from redif_ray.models.protocol import SIZE_KEYS, Encoded, ModelError, stacked
+from redif_ray.models.vae import VAE, LatentModel
 from redif_ray.types import Condition
 
 REMEMBERED = 64 * 2**20  # bytes on the device: 12 encoded captions of Stable Diffusion 3, 280 of 1.5
 SHAPES: dict[tuple[object, ...], Encoded] = {}  # encodings on the device "meta", where long encoders take seconds
-VAE = "vae"
 log = logging.getLogger(__name__)
 
 
 @dataclass(eq=False, kw_only=True)
-class TextModel(DiffusionModel):
+class TextModel(LatentModel):
     """A model whose condition is a caption; the condition None means no caption, as in guidance.
 
     frozen: tokenisers, text encoders and VAE. A family names its classes and parts, implements `output` and
@@ -60,9 +58,6 @@ class TextModel(DiffusionModel):
     optional: ClassVar[tuple[str, ...]] = ()  # parts that may be absent
     patch: ClassVar[int] = 1  # edge of the square of latents whose channels the network takes as one token's
     also_needs: ClassVar[tuple[str, ...]] = ()  # packages of the pipeline beside torch, diffusers and transformers
-    shifts_latents: ClassVar[bool] = True  # whether the pipeline reads the VAE's shift_factor
-    has_frames: ClassVar[bool] = False  # whether the VAE is one of videos, of [B, C, T, H, W] with T = 1 here
-    frozen: Parts
     known: dict[str | None, Encoded] = field(default_factory=dict, repr=False)  # by caption, newest last
     store: EncodingStore | None = None  # encodings of all processes
 
@@ -128,10 +123,6 @@ class TextModel(DiffusionModel):
         """
         return {"guidance_scale": guidance}
 
-    @property
-    def parts(self) -> dict[str, Module]:
-        return self.frozen.networks()
-
     def at_size(self, height: int, width: int) -> Self:
         scale, own = self.scale, self.image_shape[1:]
         if (height, width) == own:
@@ -156,11 +147,6 @@ class TextModel(DiffusionModel):
             known={},
         )
 
-    @property
-    def scale(self) -> int:
-        """The pixels of an image along the edge of one latent."""
-        return vae_scale(self.frozen.configs[VAE])
-
     def size_multiple(self, scale: int) -> int:
         """Return the number of which an image's height and width are multiples, in pixels.
 
@@ -172,7 +158,7 @@ class TextModel(DiffusionModel):
         """Return a tokeniser, text encoder or the VAE, loading it onto the network's device if it is not loaded yet."""
         if self.store and name not in self.frozen.loaded and self.frozen.kinds[name] is not None:
             log.warning("%s is loaded", self.frozen.folder / name)
-        return self.frozen.get(name, self.device)
+        return super().part(name)
 
     @cached_property
     def pipeline(self) -> Any:
@@ -233,49 +219,8 @@ class TextModel(DiffusionModel):
             unread = [caption for caption, ids in zip(unread, read, strict=True) if unknown in ids]
         return unread
 
-    def to_vae(self, latents: Tensor) -> Tensor:
-        """Return the VAE's own latents of the network's latents [B, *latent_shape]."""
-        return latents / self.part(VAE).config.scaling_factor + self._shift
-
-    def from_vae(self, z: Tensor) -> Tensor:
-        """Return the network's latents [B, *latent_shape] of the VAE's own: the inverse of `to_vae`."""
-        return (z - self._shift) * self.part(VAE).config.scaling_factor
-
-    @property
-    def _shift(self) -> float:
-        return (self.part(VAE).config.get("shift_factor") or 0.0) if self.shifts_latents else 0.0
-
-    def decode(self, latents: Tensor) -> Tensor:
-        vae, z = self.part(VAE), self.to_vae(latents)
-        z = self._with_frame(z).to(vae.dtype)
-        made = in_parts(lambda part: vae.decode(part, return_dict=False)[0], z, self.image_shape)
-        return (self._without_frame(made).float() / 2 + 0.5).clamp(0, 1)
-
-    @torch.no_grad()
-    def encode_images(self, images: Tensor) -> Tensor:
-        if type(self).decode is not TextModel.decode:  # a family whose latents are other numbers says so itself
-            return super().encode_images(images)
-        vae = self.part(VAE)
-
-        def encoded(part: Tensor) -> Tensor:
-            made = vae.encode(part, return_dict=False)[0]
-            z: Tensor = made if isinstance(made, Tensor) else made.mode()  # latents, or their distribution
-            return z
-
-        made = in_parts(encoded, self._with_frame(2 * images - 1).to(vae.dtype), self.image_shape)
-        return self.from_vae(self._without_frame(made).float())
-
-    def _with_frame(self, rows: Tensor) -> Tensor:
-        return rows.unsqueeze(2) if self.has_frames else rows
-
-    def _without_frame(self, rows: Tensor) -> Tensor:
-        return rows.squeeze(2) if self.has_frames else rows
-
     def parts_sha256(self, digest: Callable[[Path], str] = file_sha256) -> dict[str, str]:
         return self.frozen.files(list(self.frozen.kinds), digest) | {INDEX: content_hash(self._options)}
-
-    def part_weights(self) -> list[Path]:
-        return self.frozen.weight_files()
 
     @property
     def _options(self) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from cases import mostly_long
+from tiny_dit import write_latent_dit
 from tiny_encoders import write_clip
 from tiny_flux import write_flux
 from tiny_flux_2 import write_flux_2_klein
@@ -33,6 +34,7 @@ RECIPES: dict[str, Callable[[Path], Path]] = {
     "flux2_klein_4step_lora": write_flux_2_klein,
     "qwen_image_4step_lora": write_qwen_image,
     "sana_4step_lora": write_sana,
+    "dit_xl_4step": write_latent_dit,
     **dict.fromkeys(EDM, lambda folder: write_edm(folder, channels=3)),
 }
 
@@ -43,7 +45,7 @@ def test_a_recipe_suits_its_family(name: str, tmp_path: Path) -> None:
     """On a machine without GPUs and without the encoders' weights; all else as it stands."""
     (tmp_path / "captions.txt").write_text("\n".join(f"a picture of {i}" for i in range(60)))
     clip, teacher = write_clip(tmp_path / "clip"), RECIPES[name](tmp_path / "teacher")
-    source = [] if name.startswith("edm") else [f"conditions.source={tmp_path / 'captions.txt'}"]
+    source = [] if name.startswith(("edm", "dit")) else [f"conditions.source={tmp_path / 'captions.txt'}"]
     if load(name).teacher.size is not None:
         source += ["teacher.height=32", "teacher.width=32"]
     if "style" in name:

@@ -12,7 +12,14 @@ import pytest
 import real_sizes_2025
 import torch
 from cases import mostly_long
-from real_sizes import edm_imagenet_64, flux_dev, stable_diffusion_15, stable_diffusion_35_medium, stable_diffusion_xl
+from real_sizes import (
+    dit_xl_2,
+    edm_imagenet_64,
+    flux_dev,
+    stable_diffusion_15,
+    stable_diffusion_35_medium,
+    stable_diffusion_xl,
+)
 from safetensors import safe_open
 from tiny_pipelines import FAMILIES, write_sd, write_sd3
 
@@ -70,6 +77,7 @@ REAL: dict[str, tuple[Callable[[Path], Path], list[str]]] = {
     "sd35_4step_lora": (stable_diffusion_35_medium, []),
     "flux": (flux_dev, [FLUX]),
     "edm_imagenet64_4step": (edm_imagenet_64, []),
+    "dit_xl_4step": (dit_xl_2, []),
     "z_image_4step_lora": (real_sizes_2025.z_image, []),
     "flux2_klein_4step_lora": (real_sizes_2025.flux_2_klein_4b, []),
     "qwen_image_4step_lora": (real_sizes_2025.qwen_image, []),

@@ -11,7 +11,7 @@ import diffusers
 import pytest
 import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, EulerDiscreteScheduler, SchedulerMixin
-from tiny_models import normal, write_unet
+from tiny_models import edit, normal, write_unet
 from tiny_pipelines import write_sd, write_sd3, write_sdxl
 from tiny_pixart import write_pixart
 from tiny_sana import write_sana
@@ -43,10 +43,6 @@ LEFT_OVER = {
     "use_dynamic_shifting": True,
     "steps_offset": 7,
 }
-
-
-def edit(path: Path, **changes: Any) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 @pytest.mark.parametrize("name", KINDS)

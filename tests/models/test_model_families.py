@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from itertools import product
@@ -13,7 +12,7 @@ import pytest
 import torch
 from cases import mostly_long
 from diffusers import DiffusionPipeline
-from tiny_models import normal, write_dit, write_unet
+from tiny_models import edit, normal, write_dit, write_unet
 from tiny_pipelines import write_edm, write_sd, write_sd3, write_sdxl
 from torch import Tensor
 
@@ -375,10 +374,6 @@ def test_weights_in_several_files_are_named_by_all_of_them(folders: dict[str, Pa
     shards[-1].unlink()
     with pytest.raises(ModelError, match="text_encoder_3 cannot be loaded as a T5EncoderModel"):
         load_model(tmp_path / "m")
-
-
-def edit(path: Path, **changes: Any) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,7 +12,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler, PNDMScheduler
 from safetensors.torch import load_file, save_file
-from tiny_models import normal, write_dit, write_unet
+from tiny_models import edit, normal, write_dit, write_unet
 
 from redif_ray.diffusion.levels import VariancePreserving
 from redif_ray.errors import UserError
@@ -27,10 +26,6 @@ from redif_ray.teacher.training import train
 
 def copied(source: Path, target: Path) -> Path:
     return Path(shutil.copytree(source, target))
-
-
-def edit(path: Path, **changes: Any) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 def test_loaded_models_are_frozen_float32_and_know_their_shapes(dit: DiffusionModel, unet: DiffusionModel) -> None:
@@ -159,10 +154,10 @@ def test_embeddings_that_are_no_class_or_no_timestep_are_refused(tmp_path: Path,
         load_model(folder)
 
 
-def test_a_vae_is_refused(dit_folder: Path, tmp_path: Path) -> None:
+def test_a_vae_that_is_not_there_is_named(dit_folder: Path, tmp_path: Path) -> None:
     folder = copied(dit_folder, tmp_path / "m")
     edit(folder / "model_index.json", vae=["diffusers", "AutoencoderKL"])
-    with pytest.raises(ModelError, match=r"has a VAE \(AutoencoderKL\)"):
+    with pytest.raises(ModelError, match=r"has no vae.config\.json; expected a AutoencoderKL there"):
         load_model(folder)
 
 

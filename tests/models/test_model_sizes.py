@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import pytest
 import torch
 from cases import mostly_long
 from diffusers import DiffusionPipeline
-from tiny_models import normal, write_dit, write_unet
+from tiny_models import edit, normal, write_dit, write_unet
 from tiny_pipelines import write_edm, write_sd, write_sd3, write_sdxl
 
 from redif_ray.config import Config, ConfigError, load
@@ -36,10 +35,6 @@ CAPTIONS = ["a cat", "dogs"]
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("sizes")
     return {name: write(root / name) for name, write in TEXT.items()}
-
-
-def edit(path: Path, **changes: Any) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 def recipe(folder: Path, root: Path, *overrides: str) -> Config:
