@@ -52,6 +52,7 @@ class Run:
     def __init__(self, case: Case, folder: Path, before: list[str], *, resume: bool = False) -> None:
         self.folder, self.mark = folder, uuid.uuid4().hex
         self.output, self.errors = folder.parent / f"{folder.name}.out", folder.parent / f"{folder.name}.err"
+        self.output.touch()
         command = [*before, sys.executable, "-m", "redif_ray.cli", "distill", "smoke", *OPTIONS]
         command += [f"run.root={folder.parent}", f"run.name={folder.name}", *case.options]
         environment = {**os.environ, MARK: self.mark, **({} if resume else case.variables)}
@@ -331,6 +332,7 @@ def main() -> None:
     if ROOT and MARK not in os.environ:
         os.environ[MARK] = "here"
         os.execvp("unshare", ["unshare", "--mount", sys.executable, "-m", "benchmarks.ends", *sys.argv[1:]])
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup would have the runs ignore
     root = asked.out or Path(tempfile.mkdtemp(prefix="redif-ends-"))
     root.mkdir(parents=True, exist_ok=True)
     expected, wrong = plain_weights(), 0
