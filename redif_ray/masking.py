@@ -91,7 +91,7 @@ def _hidden(match: re.Match[str]) -> str:
 def _is_secret(match: re.Match[str]) -> bool:
     found = match.groupdict()
     if "scheme" in found:
-        return found["scheme"].lower() not in USERS
+        return found["scheme"].lower() not in USERS and found["secret"] != "git"  # the user of every git server
     if "name" in found and found["name"].lower() in PUBLIC:
         return masked_uris(unquote(found["secret"])) != unquote(found["secret"])
     return True

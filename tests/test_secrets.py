@@ -86,6 +86,8 @@ def test_a_secret_is_masked_wherever_it_stands(form: str) -> None:
         "see https://docs.example/guide.html#closed-ports, and 'https://docs.example/#tokens'.",
         "such as Bearer and a token; is it so? yes=no",
         "learner.lr=1e-5: expected {0: 1}, <b> & 'c'; see a#b",
+        "git+ssh://git@host.example/org/repo@main#egg=name",
+        "git+https://git@host.example/org/repo",
     ],
 )
 def test_what_is_no_secret_is_shown(text: str) -> None:
