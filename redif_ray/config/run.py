@@ -246,6 +246,11 @@ class Conditions(Strict):
     column: str | None = Field(
         None, description="Column of the source. null looks for a usual name, such as caption, text, label or class."
     )
+    metadata: tuple[str, ...] = Field(
+        (),
+        description="Further columns of the source, whose values the reward's own functions and services get with each "
+        "caption, as [include, tag]. Set it for rewards that check what a caption asks for.",
+    )
     held_out: Fraction = Field(
         0.1, description="Share of the captions that only the final evaluation sees, from 0 to 1."
     )

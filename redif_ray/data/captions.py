@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +17,7 @@ from redif_ray.data.layouts.rows import Row, Wanted
 from redif_ray.data.layouts.source import read_source
 
 Value = TypeVar("Value", str, int)
+Metadata = Mapping[str, Any]
 SHIPPED = Path(__file__).parents[1] / "assets" / "captions"
 PROMPTS = "prompts"  # the shipped list that is used if conditions.source is unset
 
@@ -36,28 +38,60 @@ def read_column(
     key: what the user set to `source`. findings: where it is noted what is left out.
     Raises ConfigError naming the key.
     """
-    where = f"{key}={source}"
-    values: list[Value] = []
-    row = None
+    wanted = Wanted("labels" if kind is int else "captions", column=column)
+    return [value for value, _ in _cells(source, wanted, kind, f"{key}={source}", findings or Findings(source))]
+
+
+def read_captions(
+    source: str, column: str | None, metadata: Sequence[str], *, findings: Findings | None = None
+) -> list[tuple[str, Metadata]]:
+    """Return each caption in `source` with the values of the columns `metadata`, by name; see `read_column`.
+
+    Raises ConfigError naming the key, also for a source without such a column and for a value that JSON does not have.
+    """
+    where = f"conditions.source={source}"
+    wanted = Wanted("captions", column=column, metadata=tuple(metadata))
+    found = _cells(source, wanted, str, where, findings or Findings(source))
+    return [(caption, _metadata(row, wanted, where)) for caption, row in found]
+
+
+def _metadata(row: Row, wanted: Wanted, where: str) -> Metadata:
+    if row.metadata is None and wanted.metadata:
+        columns = ", ".join(wanted.metadata)
+        raise ConfigError(f"{where} has no columns beside its captions; conditions.metadata asks for {columns}")
+    for name, value in (row.metadata or {}).items():
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(
+                f"{where}: {name} of {row.where} is {value!r:.100} ({error}); conditions.metadata takes texts, "
+                "numbers, and lists and mappings of these"
+            ) from None
+    return row.metadata or {}
+
+
+def _cells(source: str, wanted: Wanted, kind: type[Value], where: str, findings: Findings) -> list[tuple[Value, Row]]:
+    """Return each value of `kind`, with the row that has it. Raises ConfigError."""
+    found: list[tuple[Value, Row]] = []
     try:
-        for row in _rows(source, column, kind, where, findings or Findings(source)):
+        for row in _rows(source, wanted, where, findings):
             cell = row.label if kind is int else row.caption
             for value in cell if isinstance(cell, list) else [cell]:
                 if type(value) is not kind or (isinstance(value, str) and not value.strip()):
                     raise ConfigError(f"{where} holds {value!r}; expected {_expected(kind)} in every row ({row.where})")
-                values.append(value)
+                found.append((value, row))
     except (DataError, OSError, pa.ArrowException) as error:
         raise ConfigError(f"{where} cannot be read: {error}") from error
-    if not values:
+    if not found:
         raise ConfigError(f"{where} holds nothing; expected {_expected(kind)} in every row")
-    return values
+    return found
 
 
 def _expected(kind: type) -> str:
     return "a text" if kind is str else "a whole number"
 
 
-def _rows(source: str, column: str | None, kind: type, where: str, findings: Findings) -> Iterator[Row]:
+def _rows(source: str, wanted: Wanted, where: str, findings: Findings) -> Iterator[Row]:
     path = Path(source).expanduser()
     local = not is_uri(source)
     if local and not path.exists():
@@ -70,8 +104,7 @@ def _rows(source: str, column: str | None, kind: type, where: str, findings: Fin
         for number, line in lines_of(file):
             yield Row(f"{file.name} line {number}", label=_number(line), caption=line)
         return
-    what: Any = "labels" if kind is int else "captions"
-    yield from read_source(source, Wanted(what, column=column), findings).rows
+    yield from read_source(source, wanted, findings).rows
 
 
 def _number(line: str) -> Any:

@@ -10,15 +10,16 @@ from __future__ import annotations
 import hashlib
 import json
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
 from redif_ray import config
 from redif_ray.config import ConfigError
-from redif_ray.data.captions import PROMPTS, read_column
+from redif_ray.data.captions import PROMPTS, Metadata, read_captions, read_column
 from redif_ray.data.findings import Findings
 from redif_ray.diffusion import noise
 from redif_ray.diffusion.noise import Stream
@@ -32,13 +33,15 @@ REPORTED = (Stream.HELD_OUT, Stream.REFERENCE)  # streams of the final evaluatio
 class Conditions:
     """The training and the held-out conditions, at least one each.
 
-    seed: of their order; None: in turn. notes: lines that say what was found and what was left out.
+    seed: of their order; None: in turn. notes: lines that say what was found and what was left out. metadata: what the
+    source says of a caption beside it, for rewards, by caption.
     """
 
     training: tuple[Condition, ...]
     held_out: tuple[Condition, ...]
     seed: int | None = None
     notes: tuple[str, ...] = field(default=(), compare=False)
+    metadata: Mapping[str, Metadata] = field(default_factory=dict)
 
     def of(self, stream: Stream, group: int) -> Condition:
         """Return the condition of a group; each of n conditions occurs once in the groups k n to (k + 1) n - 1."""
@@ -47,14 +50,17 @@ class Conditions:
         return values[offset if self.seed is None else _order(len(values), self.seed, stream, epoch)[offset]]
 
     def to_json(self) -> str:
-        kept = {"training": self.training, "held_out": self.held_out, "seed": self.seed}
+        kept: dict[str, Any] = {"training": self.training, "held_out": self.held_out, "seed": self.seed}
+        if self.metadata:
+            kept["metadata"] = self.metadata
         return json.dumps(kept, ensure_ascii=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> Conditions:
         """Read the text that `to_json` returned. Raises ValueError."""
         fields = json.loads(text)
-        return cls(tuple(fields["training"]), tuple(fields["held_out"]), fields["seed"])
+        told = fields.get("metadata", {})
+        return cls(tuple(fields["training"]), tuple(fields["held_out"]), fields["seed"], metadata=told)
 
 
 @lru_cache(maxsize=8)
@@ -92,8 +98,14 @@ def load_conditions(wanted: config.Conditions, *, num_classes: int | None, capti
         _refuse(wanted, "classes", "a text-to-image teacher has no classes")
         source = wanted.source or PROMPTS
         findings = Findings(str(source))
-        found = split(read_column(source, wanted.column, str, findings=findings), wanted.held_out, seed)
-        return replace(found, notes=(*found.notes, *findings.omissions()))
+        rows = read_captions(source, wanted.column, wanted.metadata, findings=findings)
+        found = split([caption for caption, _ in rows], wanted.held_out, seed)
+        told, repeated = _told(rows if wanted.metadata else (), {*found.training, *found.held_out})
+        return replace(found, notes=(*found.notes, *repeated, *findings.omissions()), metadata=told)
+    if wanted.metadata:
+        raise ConfigError(
+            f"conditions.metadata={list(wanted.metadata)}: the conditions are no captions; remove the key"
+        )
     if kind == "none":
         _refuse(wanted, "classes", "the model is sampled without classes", "class")
         _refuse(wanted, "source", "the model is sampled without conditions", "class or text")
@@ -133,6 +145,18 @@ def split(captions: Sequence[str], held_out: float, seed: int) -> Conditions:
             "(0 evaluates on the training captions, from other noises)"
         )
     return Conditions(training, apart, seed, (note,))
+
+
+def _told(
+    rows: Sequence[tuple[str, Metadata]], captions: Collection[Condition]
+) -> tuple[dict[str, Metadata], list[str]]:
+    """Return the metadata of each of the captions, that of its first row, and a note where a later row has another."""
+    told: dict[str, Metadata] = {}
+    others = 0
+    for caption, metadata in rows:
+        if caption in captions:
+            others += told.setdefault(caption, metadata) != metadata
+    return told, [f"{others:,} repeated captions have other metadata; the first row counts"] if others else []
 
 
 def _classes(wanted: config.Conditions, num_classes: int, seed: int) -> Conditions:

@@ -80,7 +80,11 @@ class Rehearsal:
         asked, reward = self.config, self.config.reward
         gpu = reward.gpus > 0 and torch.cuda.is_available()
         own = reward.model_copy(update={"terms": {label: reward.terms[label]}})
-        rewards = factory.rewards(asked.model_copy(update={"reward": own}), teacher, "cuda" if gpu else "cpu")
+        nowhere = asked.run.model_copy(
+            update={"root": str(self.folder)}
+        )  # no run folder: one may be left of another start
+        asked = asked.model_copy(update={"reward": own, "run": nowhere})
+        rewards = factory.rewards(asked, teacher, "cuda" if gpu else "cpu")
         if reward.gpus > 0 and not gpu:
             return  # the function may expect images on a GPU, which this machine lacks
         for rows in ROWS:

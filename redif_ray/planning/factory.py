@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from redif_ray.config import LEARNED, Config, Reward, Student
-from redif_ray.data.conditions import Conditions, load_conditions
+from redif_ray.data.captions import Metadata
+from redif_ray.data.conditions import CONDITIONS, Conditions, load_conditions
 from redif_ray.data.digests import Digests
 from redif_ray.data.targets import TargetStore
 from redif_ray.diffusion import schedules
@@ -100,7 +102,14 @@ def rewards(config: Config, model: DiffusionModel, where: str) -> Rewards:
         captions=model.takes_captions,
         seed=config.run.seed,
         patience_s=time_limit(config.pipeline.timeout_s),
+        metadata=metadata(config, model) if config.conditions.metadata else None,
     )
+
+
+def metadata(config: Config, model: DiffusionModel) -> Mapping[str, Metadata]:
+    """Return what the source of the captions says of each beside it, as the run folder keeps it if there is one."""
+    kept = Path(config.run.root) / config.run.name / CONDITIONS
+    return (Conditions.from_json(kept.read_text()) if kept.exists() else conditions(config, model)).metadata
 
 
 def learned_reward(config: Config, model: DiffusionModel, where: str) -> DiscriminatorTerm | None:

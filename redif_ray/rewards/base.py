@@ -194,6 +194,7 @@ def build_terms(
     captions: bool = False,
     seed: int = 0,
     patience_s: float = 300.0,
+    metadata: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Rewards:
     """Build the configured terms, ready to score images of one shape.
 
@@ -201,10 +202,10 @@ def build_terms(
         with the option `callable` (`CallableTerm`), or for a service, with the option `url` (`HttpTerm`).
     num_classes: number of classes; 0: there are none. image_shape: (C, H, W). captions: True where conditions are text.
     seed: seed of the initial weights of a learned term. patience_s: seconds that one call of the user's code, or of a
-        service, may take.
+        service, may take. metadata: of the captions, for the user's own terms; see `Setting`.
     Raises `RewardError` for unknown names and options, wrong values, and terms that do not suit these images.
     """
-    setting = Setting(num_classes, image_shape, torch.device(device), captions, seed, patience_s)
+    setting = Setting(num_classes, image_shape, torch.device(device), captions, seed, patience_s, metadata)
     return Rewards(
         {
             label: _build(label, revealed(term.options, f"reward.terms.{label}.options"), setting)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import zlib
+from collections.abc import Callable
 from typing import ClassVar
 
 from pydantic.dataclasses import dataclass
@@ -19,6 +21,8 @@ from redif_ray.user_code.state import generators_seeded
 @dataclass(config=OPTIONS)
 class CallableTerm:
     """f(student, teacher, conditions) -> float tensor [B], higher is better; images are [B, C, H, W] in [0, 1].
+
+    A function with a parameter `metadata` gets the columns `conditions.metadata` by that name, a mapping for each row.
 
     The function gets copies of the images and must not alter them. Neither it nor its import may change global
     settings, end the process or take longer than half of `pipeline.timeout_s`; otherwise the run stops. Before each
@@ -39,15 +43,29 @@ class CallableTerm:
                 self._function = import_function(self.callable)
         except UserCodeError as error:
             raise RewardError(f"callable {self.callable!r}: {error}") from error
+        self._takes_metadata = _takes(self._function, "metadata")
+        if self._takes_metadata and self.setting.metadata is None:
+            raise RewardError(
+                f"callable {self.callable!r} takes metadata; name the columns of the captions' source by "
+                "conditions.metadata, or remove the parameter"
+            )
 
     def __call__(self, inputs: RewardInputs) -> Tensor:
         given = copied(inputs)
         student = given.student if self.differentiable else given.student.detach()
+        told = {"metadata": self.setting.metadata_of(inputs.conditions)} if self._takes_metadata else {}
         seeded = generators_seeded(_seed(inputs), student.device)
         with within(self.setting.patience_s, self.callable), seeded, failures_named(f"{self.callable} failed"):
-            value = self._function(student, given.teacher, given.conditions)
+            value = self._function(student, given.teacher, given.conditions, **told)
         check_unaltered(given, inputs)
         return value.detach() if isinstance(value, Tensor) and not self.differentiable else value
+
+
+def _takes(function: Callable[..., object], name: str) -> bool:
+    try:
+        return name in inspect.signature(function).parameters
+    except (TypeError, ValueError):  # a function of C without a signature
+        return False
 
 
 def _seed(inputs: RewardInputs) -> int:

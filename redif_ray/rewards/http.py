@@ -1,6 +1,7 @@
 """A reward from an HTTP service that answers JSON with one number per image.
 
     POST url   {"format": "png", "student": [base64, ...], "teacher": [base64, ...] or null, "conditions": [...]}
+               and "metadata": [{...}, ...], one per image, where `conditions.metadata` names columns
     answer     {"rewards": [number, ...]}, one per image, higher is better
 
 `png`: 8-bit images. `npy`: float32 [C, H, W] in [0, 1], exact. Nothing is ever unpickled. A complete server is in
@@ -122,12 +123,14 @@ class HttpTerm:
         self, session: aiohttp.ClientSession, student: Tensor, teacher: Tensor, conditions: Sequence[Any]
     ) -> list[float]:
         write = _png if self.format == "png" else _npy
-        body = {
+        body: dict[str, Any] = {
             "format": self.format,
             "student": encoded(student, write),
             "teacher": encoded(teacher, write) if self.teacher else None,
             "conditions": list(conditions),
         }
+        if self.setting.metadata is not None:
+            body["metadata"] = self.setting.metadata_of(conditions)
         limit = OVERHEAD + PER_IMAGE * len(student)
         status, reason, text = await self._answer(session, body, limit)
         if status != 200:

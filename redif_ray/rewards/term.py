@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+import copy
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
@@ -44,6 +45,7 @@ class Setting:
     num_classes: number of classes; 0: there are none. image_shape: (C, H, W). captions: True where conditions are text.
     seed: seed of the initial weights of a learned term.
     patience_s: seconds that one call of the user's code, or of a service, may take.
+    metadata: what the source of the captions says of each beside it, by caption; None: the run takes none.
     encoders: cache of the terms' networks, so that terms with the same network load it once.
     """
 
@@ -53,7 +55,13 @@ class Setting:
     captions: bool = False
     seed: int = 0
     patience_s: float = 300.0
+    metadata: Mapping[str, Mapping[str, Any]] | None = None
     encoders: Once = field(default_factory=Once, repr=False, compare=False)
+
+    def metadata_of(self, conditions: Sequence[Condition]) -> list[dict[str, Any]]:
+        """Return the metadata of each row's caption, as copies, which the caller may change."""
+        known = self.metadata or {}
+        return [copy.deepcopy(dict(known[caption])) for caption in conditions if isinstance(caption, str)]
 
 
 class Kept(Protocol):

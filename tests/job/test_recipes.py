@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,6 +30,7 @@ RECIPES: dict[str, Callable[[Path], Path]] = {
     "sdxl_4step_cluster": write_sdxl,
     "sdxl_style_4step_lora": write_sdxl,
     "sd35_4step_lora": write_sd3,
+    "sd35_text_4step": write_sd3,
     "z_image_4step_lora": write_z_image,
     "flux1_dev_4step_lora": write_flux,
     "flux2_klein_4step_lora": write_flux_2_klein,
@@ -43,9 +45,10 @@ RECIPES: dict[str, Callable[[Path], Path]] = {
 @pytest.mark.parametrize("name", mostly_long(RECIPES, lambda name: name not in ("sdxl_4step_lora", *EDM[1:])))
 def test_a_recipe_suits_its_family(name: str, tmp_path: Path) -> None:
     """On a machine without GPUs and without the encoders' weights; all else as it stands."""
-    (tmp_path / "captions.txt").write_text("\n".join(f"a picture of {i}" for i in range(60)))
+    lines = (json.dumps({"caption": f"a picture of {i}", "text": str(i)}) for i in range(60))
+    (tmp_path / "captions.jsonl").write_text("\n".join(lines))
     clip, teacher = write_clip(tmp_path / "clip"), RECIPES[name](tmp_path / "teacher")
-    source = [] if name.startswith(("edm", "dit")) else [f"conditions.source={tmp_path / 'captions.txt'}"]
+    source = [] if name.startswith(("edm", "dit")) else [f"conditions.source={tmp_path / 'captions.jsonl'}"]
     if load(name).teacher.size is not None:
         source += ["teacher.height=32", "teacher.width=32"]
     if "style" in name:

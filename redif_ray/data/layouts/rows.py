@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,13 +17,15 @@ from redif_ray.data.layouts.tables import Table
 class Row:
     """One example. where: its file, or file and row. image: function that returns its encoded bytes.
 
-    label: a number, a text, or None. caption: as the source has it, a text or a list of texts.
+    label: a number, a text, or None. caption: as the source has it, a text or a list of texts. metadata: values of the
+    further columns that are wanted, by name.
     """
 
     where: str
     image: Callable[[], bytes] | None = None
     label: Any = None
     caption: Any = None
+    metadata: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +33,14 @@ class Wanted:
     """A choice of what is read from a source.
 
     what: images with their labels where there are any, or captions alone, or labels alone. split: the part of a source
-    that has splits; None: all parts. column: the column of labels or captions; None: look for one.
+    that has splits; None: all parts. column: the column of labels or captions; None: look for one. metadata: names of
+    further columns, of captions alone.
     """
 
     what: Literal["images", "captions", "labels"]
     split: str | None = None
     column: str | None = None
+    metadata: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +71,12 @@ def value_column(table: Table, wanted: Wanted) -> str:
 def values(table: Table, wanted: Wanted) -> Iterator[Row]:
     """Yield the captions, or the labels, of a table."""
     column = value_column(table, wanted)
-    for number, (cell,) in enumerate(table.read([column])):
+    if lacking := [name for name in wanted.metadata if name not in table.columns]:
+        raise DataError(f"{table.name} has the columns {list(table.columns)}; expected {lacking[0]} for metadata")
+    for number, (cell, *further) in enumerate(table.read([column, *wanted.metadata])):
         where = f"{table.name} row {number}"
         if wanted.what == "captions":
-            yield Row(where, caption=cell)
+            yield Row(where, caption=cell, metadata=dict(zip(wanted.metadata, further, strict=True)))
         else:
             yield Row(where, label=cell if table.typed else number_in(cell))
 

@@ -101,8 +101,10 @@ def _row(where: str, members: list[tuple[str, bytes]], wanted: Wanted, findings:
     if not isinstance(about, dict):
         raise DataError(f"{where}.json holds {type(about).__name__}; expected an object")
     if wanted.what == "captions":
-        caption = _caption(where, texts, about, wanted)
-        return Row(where, caption=caption)
+        if lacking := [name for name in wanted.metadata if name not in about]:
+            raise DataError(f"{where}.json has no key {lacking[0]!r} for metadata")
+        further = {name: about[name] for name in wanted.metadata}
+        return Row(where, caption=_caption(where, texts, about, wanted), metadata=further)
     label = _label(where, texts, about, wanted)
     if wanted.what == "labels":
         return Row(where, label=label)
