@@ -33,8 +33,8 @@ def load_config(recipe: Recipe, /, *overrides: str, **sections: Any) -> Config:
     A section is merged into the recipe's, and a value takes the place of the recipe's: reward={"terms": {...}} names
     all terms, reward={"terms.own": {...}} adds one.
     A function may stand where the configuration names one of a file (`reward.terms.NAME`, `learner.loss`, ...), and a
-    list of captions or labels in `conditions.source`. Both are written to `<run.root>/.inputs`, where every worker and
-    a resumed run find them.
+    list of captions or labels, or of mappings with a caption, in `conditions.source`. Both are written to
+    `<run.root>/.inputs`, where every worker and a resumed run find them.
     Raises ConfigError that names the key.
     """
     config: Config = resolved(recipe, overrides, sections, Config)

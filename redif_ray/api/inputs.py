@@ -55,7 +55,7 @@ def _function(function: Callable[..., Any], key: str, folder: Path) -> str:
 
 
 def _column(values: list[Any], folder: Path) -> str:
-    """Return the Parquet file of a list of captions or labels."""
+    """Return the Parquet file of a list of captions, of labels, or of mappings that hold a caption and its metadata."""
     return _kept(folder, "conditions", ".parquet", json.dumps(values), partial(_write_column, values))
 
 
@@ -64,10 +64,16 @@ def _write_column(values: list[Any], file: Path) -> None:
     import pyarrow.parquet as pq
 
     column = "label" if values and isinstance(values[0], int) else "caption"
+    mappings = [isinstance(value, Mapping) for value in values]
+    rows = values if all(mappings) else [{column: value} for value in values]
     try:
-        pq.write_table(pa.table({column: values}), file)
-    except pa.ArrowException as error:
-        raise ConfigError(f"conditions.source: {error}; expected captions alone, or labels alone") from error
+        if any(mappings) and not all(mappings):
+            raise TypeError(f"{values[mappings.index(False)]!r:.100} is no mapping, and others are")
+        pq.write_table(pa.Table.from_pylist(rows), file)
+    except (pa.ArrowException, TypeError) as error:
+        raise ConfigError(
+            f"conditions.source: {error}; expected captions alone, or labels alone, or mappings with a caption"
+        ) from error
 
 
 def _kept(folder: Path, name: str, suffix: str, content: str, write: Callable[[Path], object]) -> str:

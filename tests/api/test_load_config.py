@@ -64,6 +64,16 @@ def test_a_wrong_keyword_is_one_clear_error(sections: dict[str, Any], message: s
         redif_ray.load_config("smoke", **{"run": {"root": str(tmp_path)}, **sections})
 
 
+def test_a_list_of_mappings_is_captions_with_metadata(tmp_path: Path) -> None:
+    rows = [{"caption": "a cat", "count": 1}, {"caption": "two cats", "count": 2}]
+    conditions = {"source": rows, "metadata": ["count"], "held_out": 0.0}
+    config = redif_ray.load_config("smoke", run={"root": str(tmp_path)}, conditions=conditions)
+    found = load_conditions(config.conditions, num_classes=None, captions=True, seed=0)
+    assert found.metadata == {"a cat": {"count": 1}, "two cats": {"count": 2}}
+    with pytest.raises(ConfigError, match=r"conditions\.source: .*expected captions alone, or labels alone, or map"):
+        redif_ray.load_config("smoke", run={"root": str(tmp_path)}, conditions={"source": [{"caption": "a"}, "b"]})
+
+
 def test_the_same_function_is_the_same_configuration(tmp_path: Path) -> None:
     """So a resumed run takes it, and refuses another one."""
 
