@@ -64,7 +64,7 @@ def test_boxes_that_lie_on_each_other_are_one(example: Any) -> None:
     assert example.shared([0, 0, 1, 1], [2, 2, 3, 3]) == 0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_detector_behind_http_scores(example: Any, tmp_path: Path) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
