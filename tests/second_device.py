@@ -6,6 +6,7 @@ CPU's indices into the device's tensors. Results are real, so that what is compu
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -23,6 +24,8 @@ NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA 
 DEVICES = (NAME, pytest.param("cuda", marks=[pytest.mark.gpu, NO_GPU]))  # of tests that a GPU can take, too
 aten = torch.ops.aten
 COPIES = (aten.copy_.default, aten._to_copy.default)
+READING = (aten._local_scalar_dense.default, aten.nonzero.default, aten.masked_select.default)
+WAITS: Counter[str] = Counter()  # operations for whose result the CPU would wait until the device has computed it
 INDEXING = (aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._unsafe_index.Tensor)
 
 
@@ -60,19 +63,23 @@ class There(Tensor):
         self.held = other.held
 
     def item(self) -> Any:
-        return self.held.item()
+        return self._read().item()
 
     def tolist(self) -> Any:
-        return self.held.tolist()
+        return self._read().tolist()
 
     def __float__(self) -> float:
-        return float(self.held)
+        return float(self._read())
 
     def __int__(self) -> int:
-        return int(self.held)
+        return int(self._read())
 
     def __bool__(self) -> bool:
-        return bool(self.held)
+        return bool(self._read())
+
+    def _read(self) -> Tensor:
+        WAITS["read"] += 1
+        return self.held
 
     def __repr__(self, **_: Any) -> str:
         return f"There({self.held!r})"
@@ -80,6 +87,8 @@ class There(Tensor):
 
 def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     _check(func, args, kwargs)
+    if _waits(func, args, kwargs):
+        WAITS[str(func)] += 1
     device = kwargs.get("device")
     here, options = tree_map_only(There, lambda t: t.held, (args, kwargs))
     if device is not None:
@@ -105,6 +114,17 @@ def _check(func: Any, args: Any, kwargs: Any) -> None:
         scalar = isinstance(tensor, Tensor) and tensor.ndim == 0 and torch.Tag.pointwise in func.tags
         if isinstance(tensor, Tensor) and not isinstance(tensor, There) and not scalar:
             raise RuntimeError(f"{func}: tensors of {NAME} and of the CPU, of shape {list(tensor.shape)}")
+
+
+def _waits(func: Any, args: Any, kwargs: Any) -> bool:
+    if func in COPIES[:1]:
+        return not isinstance(args[0], There) and isinstance(args[1], There)
+    if func in COPIES:
+        device = kwargs.get("device")
+        return isinstance(args[0], There) and device is not None and torch.device(device).type == "cpu"
+    if func in INDEXING:
+        return any(isinstance(index, There) and index.dtype == torch.bool for index in args[1] if index is not None)
+    return func in READING and isinstance(args[0], There)
 
 
 def _any(kind: type, tree: Any) -> bool:

@@ -87,23 +87,27 @@ def initial(schedule: Schedule, unit_noise: Tensor) -> Tensor:
 def sample(solver: str, predict: Predict, unit_noise: Tensor, schedule: Schedule) -> Tensor:
     """Solve from `unit_noise` [B, ...]; gradients flow if the caller lets them.
 
-    Raises FloatingPointError at the first network call whose prediction is not finite, or if the result is not.
+    Raises FloatingPointError that names the first network call whose prediction is not finite, or if the result is not.
+    It is raised at the end, so that a device need not be waited for at every call.
     """
-    calls = 0
+    levels: list[Level] = []
+    finite: list[Tensor] = []
 
     def checked(x: Tensor, level: Level) -> Prediction:
-        nonlocal calls
         prediction = predict(x, level)
-        calls += 1
-        if not bool(torch.isfinite(prediction.x0).all() and torch.isfinite(prediction.eps).all()):
-            raise FloatingPointError(
-                f"{solver}, {schedule.steps} steps of {schedule.name}: the prediction of network call {calls} "
-                f"(timestep {level.timestep:g}) is not finite; check the weights (no epsilon model starts at alpha 0)"
-            )
+        levels.append(level)
+        finite.append(torch.isfinite(prediction.x0).all() & torch.isfinite(prediction.eps).all())
         return prediction
 
     x = _solver(solver)(checked, initial(schedule, unit_noise), schedule)
-    if not bool(torch.isfinite(x).all()):
+    *calls, result = torch.stack([*finite, torch.isfinite(x).all()]).tolist()
+    if not all(calls):
+        call = calls.index(False)
+        raise FloatingPointError(
+            f"{solver}, {schedule.steps} steps of {schedule.name}: the prediction of network call {call + 1} (timestep "
+            f"{levels[call].timestep:g}) is not finite; check the weights (no epsilon model starts at alpha 0)"
+        )
+    if not result:
         raise FloatingPointError(f"{solver}, {schedule.steps} steps of {schedule.name}: the result overflows {x.dtype}")
     return x
 

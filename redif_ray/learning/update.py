@@ -26,8 +26,7 @@ from redif_ray.diffusion import noise
 from redif_ray.diffusion.noise import Stream
 from redif_ray.diffusion.schedules import Schedule
 from redif_ray.learning.batch import RoundBatch
-from redif_ray.learning.losses import Surrogate
-from redif_ray.learning.objective import Objective
+from redif_ray.learning.objective import Loss, Objective
 from redif_ray.learning.policy import (
     IDLE,
     NONE,
@@ -40,6 +39,9 @@ from redif_ray.learning.policy import (
     states,
 )
 from redif_ray.learning.step import AllReduce, idle_calls, optimiser_step
+
+LOSSES = ("policy", "regulariser", "anchor")  # parts of the loss, in the order of `Loss.parts`
+RATIOS = ("deviation", "deviation_square", "clipped", "kl")  # sums over a round's ratios, for metrics
 
 
 class Updater:
@@ -175,19 +177,24 @@ class Updater:
         rows, steps = local[chosen // len(self.steps)], self.steps[chosen % len(self.steps)]
         rows, steps = rows[rows >= 0], steps[rows >= 0]
         self.optimizer.zero_grad(set_to_none=True)
-        losses = dict.fromkeys(("policy", "regulariser", "anchor"), 0.0)
+        tallies = []
         for part, pairs in self._in_step(states(batch, rows, steps).split(self.config.states_at_once)):
             mean = policy_mean(self.predict, batch, self.schedule, self.stds, part)
             loss = self.objective(batch, mean, rows[pairs], steps[pairs])
             loss.total.div(len(chosen)).mul(self.loss_scale).backward()
             sums["forward"] += len(part) + loss.reference_calls
             sums["backward"] += len(part)
-            if loss.surrogate is not None:
-                _tally(sums, loss.surrogate)
-            for name, value in loss.parts.items():
-                losses[name] += float(value.detach())
-        for name, total in losses.items():
-            sums[f"loss_{name}"] += total
+            sums["stochastic"] += 0 if loss.surrogate is None else len(loss.surrogate.log_ratio)
+            tallies.append(_tally(loss))
+        found = torch.stack(tallies).tolist() if tallies else []  # the device is waited for here, not at each part
+        losses = {name: sum(tally[i] for tally in found) for i, name in enumerate(LOSSES)}
+        for name, value in losses.items():
+            sums[f"loss_{name}"] += value
+        for tally in found:
+            *ratios, largest = tally[len(LOSSES) :]
+            for name, value in zip(RATIOS, ratios, strict=True):
+                sums[name] += value
+            sums["deviation_max"] = max(sums["deviation_max"], largest)
         sums["pairs"] += len(rows)
         return optimiser_step(
             self.optimizer, losses, self.config.max_grad_norm, where, self.all_reduce, self.loss_scale
@@ -231,14 +238,16 @@ class Updater:
         return metrics
 
 
-def _tally(sums: dict[str, float], surrogate: Surrogate) -> None:
-    deviation = torch.expm1(surrogate.log_ratio.double())
-    sums["stochastic"] += len(deviation)
-    sums["deviation"] += float(deviation.sum())
-    sums["deviation_square"] += float(deviation.square().sum())
-    sums["deviation_max"] = max(sums["deviation_max"], float(deviation.abs().max()))
-    sums["clipped"] += float(surrogate.clipped.sum())
-    sums["kl"] += float((deviation - surrogate.log_ratio.double()).sum())  # rho - 1 - ln rho
+def _tally(loss: Loss) -> Tensor:
+    """Return the parts of a loss, the sums `RATIOS` and the largest deviation of a ratio from 1: [8] float64."""
+    parts = [value.detach().double() for value in loss.parts.values()]
+    if loss.surrogate is None:
+        return torch.stack([*parts, *torch.zeros(len(RATIOS) + 1, dtype=torch.float64, device=parts[0].device)])
+    log_ratio = loss.surrogate.log_ratio.double()
+    deviation = torch.expm1(log_ratio)
+    kl = (deviation - log_ratio).sum()  # rho - 1 - ln rho
+    ratios = [deviation.sum(), deviation.square().sum(), loss.surrogate.clipped.sum().double(), kl]
+    return torch.stack([*parts, *ratios, deviation.abs().max()]).detach()
 
 
 def regression_settings(warm: WarmStart, learner: Learner) -> Learner:
