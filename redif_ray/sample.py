@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemaining
 
 from redif_ray.config import Precision
 from redif_ray.data.captions import read_column
-from redif_ray.data.schedule_file import read_schedule
+from redif_ray.data.schedule_file import FoundFor, differences, read_schedule
 from redif_ray.diffusion import noise, schedules, solvers
 from redif_ray.diffusion.levels import VarianceExploding
 from redif_ray.diffusion.noise import Stream
@@ -30,8 +30,10 @@ from redif_ray.models.folder import student_settings
 from redif_ray.models.foreign import loading
 from redif_ray.models.protocol import DiffusionModel
 from redif_ray.models.registry import load_model, load_teacher, model_folder
+from redif_ray.models.sketch import found_for
 from redif_ray.models.student import make_student, set_weights
 from redif_ray.planning import factory
+from redif_ray.planning.paths import warn_of_differences
 from redif_ray.runs.deployed import deployed_weights
 from redif_ray.runs.folder import RunError, latest_checkpoint, stored_config
 from redif_ray.types import Condition
@@ -179,7 +181,9 @@ def load(
     loaded = _load(model, steps, family, size, sampling_device(device), precision)
     if schedule is None:
         return loaded
-    times, _ = read_schedule(schedule, loaded.schedule.steps)
+    times, file = read_schedule(schedule, loaded.schedule.steps)
+    if (now := _drawn_by(model, loaded, size)) is not None:
+        warn_of_differences(f"--schedule {schedule}", differences(file, now, file.guidance))
     process = loaded.model.process
     levels = schedules.explicit(process, times.levels, network_timesteps=times.network_timesteps)
     return replace(loaded, schedule=levels)
@@ -198,6 +202,20 @@ def _counted(drawn: Iterator[np.ndarray], number: int, console: Console) -> Iter
         for batch in drawn:
             bar.advance(task, len(batch))
             yield batch
+
+
+def _drawn_by(source: str, loaded: LoadedStudent, size: tuple[int, int] | None) -> FoundFor | None:
+    """Return what decides the best schedule of a teacher, or of the teacher of a run whose student is drawn; None for
+    an exported student, which does not say whose it is, and for a run whose teacher is not here any more.
+    """
+    if not (Path(source) / "config.yaml").exists():
+        return None if loaded.student else found_for(source, size, {})
+    teacher = stored_config(Path(source)).teacher
+    try:
+        return found_for(teacher.model, size or teacher.size, dict(teacher.lora))
+    except (UserError, OSError) as error:
+        log.warning("the teacher of %s cannot be compared with that of the schedule: %s", source, error)
+        return None
 
 
 def _warn_of_other_guidance(schedule: Path, loaded: LoadedStudent, guidance: float | None) -> None:

@@ -110,7 +110,12 @@ def warn_of_another_sampler(where: str, file: ScheduleFile, config: Config) -> N
     """Log a warning where a file's schedules were found for another sampler than `config` has. where: of the file."""
     teacher = config.teacher
     now = found_for(teacher.model, teacher.size, dict(teacher.lora))
-    if different := differences(file, now, config.student.guidance):
+    warn_of_differences(where, differences(file, now, config.student.guidance))
+
+
+def warn_of_differences(where: str, different: list[str]) -> None:
+    """Log a warning of what `differences` found. where: of the file of schedules."""
+    if different:
         log.warning(
             "%s: the schedule was found for something else: %s. It is used as it is and may be worse than a named one; "
             "search again with this configuration",
