@@ -86,9 +86,9 @@ def training(run: Session, until: int | None, *, wait: bool) -> Iterator[Fit]:
 
 def _trainer(run: Session, until: int | None) -> Any:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchTrainer
 
-    from redif_ray.learner.gloo import Gloo
+    from redif_ray.learner.process_group import ProcessGroup
 
     learner = run.config.learner
     return TorchTrainer(
@@ -102,7 +102,7 @@ def _trainer(run: Session, until: int | None) -> Any:
             "weights": run.publisher.store,
             "writer": run.writer,
         },
-        torch_config=TorchConfig(backend="nccl") if learner.gpus else Gloo(),
+        torch_config=ProcessGroup(backend="nccl" if learner.gpus else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=learner.workers,
             use_gpu=learner.gpus > 0,

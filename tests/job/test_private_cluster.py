@@ -41,3 +41,30 @@ def test_only_this_machine_and_this_user_reach_it() -> None:
 def test_signals_to_the_command_s_group_do_not_reach_it() -> None:
     groups = {os.getpgid(process.pid) for process in psutil.Process().children(recursive=True)}
     assert os.getpgid(0) not in groups
+
+
+def test_ranks_of_one_node_listen_on_loopback_alone(tmp_path: Path) -> None:
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    from redif_ray.learner.process_group import ProcessGroup
+
+    def loop(config: dict[str, str]) -> None:
+        import torch
+        import torch.distributed as dist
+
+        total = torch.ones(1)
+        dist.all_reduce(total)
+        found = psutil.Process().net_connections("inet")
+        listening = {each.laddr.ip.removeprefix("::ffff:") for each in found if each.status == psutil.CONN_LISTEN}
+        Path(config["folder"], str(dist.get_rank())).write_text(f"{total.item()} {sorted(listening)}")
+
+    trainer = TorchTrainer(
+        loop,
+        train_loop_config={"folder": str(tmp_path)},
+        torch_config=ProcessGroup(backend="gloo"),
+        scaling_config=ScalingConfig(num_workers=2),
+        run_config=RunConfig(storage_path=str(tmp_path / "train")),
+    )
+    trainer.fit()
+    assert [(tmp_path / str(rank)).read_text() for rank in range(2)] == ["2.0 ['127.0.0.1']"] * 2
