@@ -102,6 +102,8 @@ def test_what_is_no_secret_is_shown(text: str) -> None:
         'X-Api-Key: "fresh-0816"',
         "cookie=session fresh-0816",
         "sent Bearer fresh-0816-and-more to it",
+        "host=db user=me password=fresh-0816 dbname=x",
+        "Server=db;Uid=me;Pwd='fresh-0816';Database=x",
     ],
 )
 def test_headers_and_parts_of_uris_are_masked(text: str) -> None:
@@ -206,6 +208,9 @@ def test_options_of_rewards_are_guarded_by_their_names() -> None:
     options = {"api_key": SECRET, "headers": {"Authorization": f"Bearer {SECRET}"}, "header_env": "NAME", "size": 3}
     assert guarded(options) == {"api_key": MASK, "headers": {"Authorization": MASK}, "header_env": "NAME", "size": 3}
     assert revealed(guarded(options), "") == options
+    database = {"dsn": f"host=db password={SECRET}", "more": [f"Authorization: Bearer {SECRET}"], "note": "a, b=c"}
+    assert SECRET not in str(guarded(database)) and guarded(database)["note"] == "a, b=c"
+    assert revealed(guarded(database), "") == database
 
 
 def test_a_resumed_run_takes_the_secret_that_is_given_now(tmp_path: Path) -> None:

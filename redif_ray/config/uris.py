@@ -99,7 +99,8 @@ def _from_environment(text: str) -> str | None:
 def guarded(value: Any, name: str = "") -> Any:
     """Return a JSON-like value in which texts that may hold secrets are `Uri`s.
 
-    These are URIs, env:NAME, and the text of an option whose name says so. name: of the option that has the value.
+    These are URIs, env:NAME, a text that holds a password or a header, and the text of an option whose name says so.
+    name: of the option that has the value.
     """
     if isinstance(value, Mapping):
         return {key: guarded(part, str(key)) for key, part in value.items()}
@@ -107,7 +108,7 @@ def guarded(value: Any, name: str = "") -> Any:
         return [guarded(part, name) for part in value]
     if not isinstance(value, str) or isinstance(value, Uri):
         return value
-    if value.startswith(ENV) or "://" in value:
+    if value.startswith(ENV) or "://" in value or masked_uris(value) != value:
         return Uri(value)
     secret = SECRET_NAME.search(name) and not name.lower().endswith("_env")
     return Uri(value, MASK) if secret and value else value
