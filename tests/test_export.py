@@ -25,6 +25,7 @@ from redif_ray.diffusion import schedules, solvers
 from redif_ray.diffusion.levels import FlowMatching
 from redif_ray.diffusion.schedules import Schedule
 from redif_ray.export import export_student
+from redif_ray.export.card import licence
 from redif_ray.mlflow_model import Student
 from redif_ray.mlflow_model import _sampler as sampler
 from redif_ray.models.pixel import PixelUNet
@@ -302,6 +303,16 @@ def test_a_teachers_card_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (teacher / "README.md").write_text("---\nlicense: [\n---\n")
     with pytest.raises(ModelError, match=r"README\.md: its front matter is not valid YAML"):
         export(student, schedule, tmp_path / "student", teacher=teacher)
+    for content, message in (
+        (b"\xff\xfe-\0", "is no text in UTF-8"),
+        (b"---\nlicense: " + b"[" * 10_000, "is not valid YAML .*more than 50 deep"),
+        (b"---\na: &a [x]\nlicense: {a: *a}", "license in its front matter is no text"),
+    ):
+        (teacher / "README.md").write_bytes(content + b"\n---\n")
+        with pytest.raises(ModelError, match=rf"README\.md.*{message}"):
+            licence(teacher)
+    (teacher / "README.md").write_bytes("\ufeff---\nlicense: no\nlicense_name: 2020-01-01\n---\n".encode())
+    assert licence(teacher) == {"license": "no", "license_name": "2020-01-01"}
     (teacher / "README.md").write_text("# No front matter\n---\nlicense: mit\n---\n")
     folder = export(student, schedule, tmp_path / "student", teacher=teacher)
     assert "license:" not in (folder / "README.md").read_text()

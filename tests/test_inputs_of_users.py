@@ -206,6 +206,15 @@ def test_what_needs_no_network_is_told_before_ray_starts(
     assert not (tmp_path / "runs").exists()
 
 
+def with_bomb(folder: Path) -> Path:
+    """A teacher whose card holds 9^9 values, by aliases."""
+    lines = ["a: &a [x, x, x, x, x, x, x, x, x]"]
+    lines += [f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]" for a, b in zip("abcdefgh", "bcdefghi", strict=True)]
+    teacher = write_sd(folder / "m")
+    (teacher / "README.md").write_text("\n".join(["---", *lines, "license: *i", "---", ""]))
+    return teacher
+
+
 OTHERS = "evaluation.judge=random-features"
 BEFORE_A_RUN = {
     "NaN": (lambda to: [f"teacher.model={spoilt(to)}"], "weight proj_out_1.weight is NaN or infinite"),
@@ -217,6 +226,7 @@ BEFORE_A_RUN = {
         lambda to: [f"teacher.model={put_in_index(write_sd(to / 'm'), **{'../../loot': ['x', 'Y']})}", OTHERS],
         "lists the part '../../loot', which is no name of a folder",
     ),
+    "card": (lambda to: [f"teacher.model={with_bomb(to)}", OTHERS], "README.md: its front matter is not valid YAML"),
     "judge": (lambda _: [OTHERS, "evaluation.held_out=8"], "held_out=8: judge random-features"),
     "adapters": (lambda _: ["student.lora={rank: 2, targets: [to_out]}"], "'to_out' matches a ModuleList"),
     "code": (lambda to: [f"reward.terms.clip.options.model={with_code(to)}"], "cannot be loaded"),

@@ -7,9 +7,10 @@ from typing import Any
 
 import yaml
 
+from redif_ray import yaml12
 from redif_ray.diffusion.schedules import Schedule
 from redif_ray.export.recipe import Recipe, network_timesteps, timesteps
-from redif_ray.models.foreign import resolved
+from redif_ray.models.foreign import read_text
 from redif_ray.models.protocol import DiffusionModel, ModelError
 
 CARD = "README.md"
@@ -18,23 +19,27 @@ TAGS = ["distillation", "few-step", "redif"]
 COLUMNS = ("nfe", "frechet", "precision", "recall")
 
 
-def licence(teacher: Path | None) -> dict[str, str]:
+def licence(teacher: Path | None) -> dict[str, Any]:
     """Return the licence keys in the front matter of the teacher's card; empty without a card or front matter.
 
-    Raises ModelError if the front matter is not valid YAML, or the card is a link out of the folder.
+    Raises ModelError if the front matter is not valid YAML, a key is no text, or the card is a link out of the folder.
     """
     path = teacher / CARD if teacher else None
     if teacher is None or path is None or not path.is_file():
         return {}
-    opening, _, rest = resolved(path, teacher).read_text().partition("---\n")
+    opening, _, rest = read_text(path, teacher).partition("---\n")
     matter, closing, _ = rest.partition("\n---")
     if opening or not closing:
         return {}
     try:
-        front = yaml.safe_load(matter)
-    except yaml.YAMLError as error:
+        front = yaml12.load(matter)
+    except yaml12.YamlError as error:
         raise ModelError(f"{path}: its front matter is not valid YAML ({error}); fix it to keep the licence") from None
-    return {key: front[key] for key in LICENCE_KEYS if key in front} if isinstance(front, dict) else {}
+    found = {key: front[key] for key in LICENCE_KEYS if key in front} if isinstance(front, dict) else {}
+    for key, value in found.items():
+        if not all(isinstance(each, str) for each in (value if isinstance(value, list) else [value])):
+            raise ModelError(f"{path}: {key} in its front matter is no text; fix it to keep the licence")
+    return found
 
 
 def card(
@@ -43,7 +48,7 @@ def card(
     recipe: Recipe,
     name: str,
     guidance: float,
-    rights: dict[str, str],
+    rights: dict[str, Any],
     summary: dict[str, Any] | None,
     adapters: str | None,
 ) -> str:

@@ -101,6 +101,15 @@ def read_json(path: Path, folder: Path) -> dict[str, Any]:
     return content
 
 
+def read_text(path: Path, folder: Path) -> str:
+    """Return the text of the file `path` of the foreign `folder`, without a byte order mark. Raises ModelError."""
+    source = _regular(path, folder, MOST_BYTES)
+    try:
+        return source.read_text("utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} is no text in UTF-8: {in_words(error)}; {AGAIN}") from error
+
+
 def read_index(folder: Path) -> dict[str, Any]:
     """Return `model_index.json`, which names the pipeline's class and its parts. Raises ModelError."""
     path = folder / INDEX
