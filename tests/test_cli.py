@@ -172,6 +172,7 @@ def test_errors_of_the_disk_and_of_ray_end_in_one_message(
 ) -> None:
     for error, code, words in (
         (OSError(errno.ENOSPC, "No space left on device", "/x"), 2, "'/x'; free space, and run the command again"),
+        (PermissionError(errno.EACCES, "Permission denied", "/x"), 2, "'/x'; give yourself access to it, and run the"),
         (RayError("score was lost 5 times"), 3, "lost what is needed to go on: score was lost 5 times; run the"),
     ):
         monkeypatch.setattr("redif_ray.cli.app", Mock(side_effect=error))
