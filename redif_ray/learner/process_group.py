@@ -15,9 +15,7 @@ from typing import Any
 import psutil
 import ray
 import torch.distributed as dist
-from ray._private import worker
 from ray.train.torch import TorchConfig
-from ray.train.torch.config import _set_torch_distributed_env_vars
 
 INTERFACE = "GLOO_SOCKET_IFNAME"
 TorchBackend: Any = TorchConfig().backend_cls  # Ray Train has no public name for the class
@@ -38,7 +36,6 @@ class _Meeting(TorchBackend):
         if len(set(worker_group.execute(node))) > 1:
             super().on_start(worker_group, backend_config)
             return
-        worker_group.execute(_set_torch_distributed_env_vars)
         path, ranks = worker_group.execute_single(0, empty_file), len(worker_group)
         options = (backend_config.backend, path, ranks, backend_config.timeout_s)
         ray.get([worker_group.execute_single_async(rank, meet, rank, *options) for rank in range(ranks)])
@@ -49,9 +46,8 @@ def node() -> str:
 
 
 def empty_file() -> str:
-    """Make a file that no other user reads, in the folder of Ray's session, which goes with the session."""
-    assert worker._global_node is not None
-    descriptor, path = tempfile.mkstemp(prefix="ranks-", dir=worker._global_node.get_session_dir_path())
+    """Make a file that no other user reads, in TMPDIR, which on a private cluster goes with Ray's session."""
+    descriptor, path = tempfile.mkstemp(prefix="redif-ranks-")
     os.close(descriptor)
     return path
 
