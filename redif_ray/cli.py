@@ -22,14 +22,14 @@ from redif_ray.errors import Notice, UserError, brief
 from redif_ray.masking import masked
 from redif_ray.streams import keep_streams
 from redif_ray.teacher.config import TeacherConfig
-from redif_ray.user_code.errors import exits_named
+from redif_ray.user_code.errors import exits_named, hard_exits_named
 
 
 class Commands(TyperGroup):
-    """The commands, none of which ends by a `sys.exit` of the user's own code, as if all were done."""
+    """The commands, none of which ends by an exit of the user's own code, as if all were done."""
 
     def invoke(self, ctx: Any) -> Any:
-        with exits_named():
+        with exits_named(), hard_exits_named():
             return super().invoke(ctx)
 
 

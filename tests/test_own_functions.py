@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from redif_ray.cli import main
 from redif_ray.config import load
 from redif_ray.learner import ray_train
 from redif_ray.registry import found_or_imported
@@ -122,3 +123,17 @@ def test_an_exit_is_no_end_of_the_training(monkeypatch: pytest.MonkeyPatch) -> N
     assert outcome is not None and isinstance(outcome.error, UserCodeError) and outcome.round == 3
     with pytest.raises(UserCodeError, match="code of your own ended the process"):
         ray_train.train_loop({"when": "start"})
+
+
+@pytest.mark.parametrize("exit", ["os._exit(0)", "sys.exit(0)"])
+def test_a_family_that_exits_ends_no_command_in_silence(
+    exit: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(f"import os, sys\n\n\ndef load(folder, dtype):\n    {exit}\n")
+    words = ["redif", "sample", "fashion-mnist", "--family", f"{path}:load", "--out", str(tmp_path / "x.png")]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit) as end:
+        main()
+    error = capsys.readouterr().err
+    assert end.value.code == 2 and f"{path}:5, in load: {exit}" in error and not (tmp_path / "x.png").exists()

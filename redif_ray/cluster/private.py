@@ -18,6 +18,7 @@ import time
 from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
+from os import _exit
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +144,7 @@ def _end(pid: int, sessions: Container[int]) -> None:
         what = "stopped at once, since Ray's processes were ended too"
     with suppress(OSError):
         os.write(2, f"\n{what}; {AGAIN}\n".encode())
-    os._exit(LostError.exit_code if number is None else 128 + number)
+    _exit(LostError.exit_code if number is None else 128 + number)
 
 
 def ray_folder() -> Path:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import os
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 from redif_ray.errors import UserError
 
@@ -60,3 +62,28 @@ def exits_named() -> Iterator[None]:
         yield
     except SystemExit as error:
         raise UserCodeError(f"code of your own ended the process: {described(error)}") from error
+
+
+@contextmanager
+def hard_exits_named() -> Iterator[None]:
+    """Raise UserCodeError for an `os._exit` of this process in the block, which would end it without a word.
+
+    Code of this package that means it calls `from os import _exit`. Processes that are forked in the block may exit.
+    """
+    leave, here = os._exit, os.getpid()
+
+    def told(status: int) -> NoReturn:
+        if os.getpid() != here:
+            leave(status)
+        raise UserCodeError(f"code of your own ended the process: os._exit({status})\n{_callers()}")
+
+    os._exit = told
+    try:
+        yield
+    finally:
+        os._exit = leave
+
+
+def _callers() -> str:
+    frames = [frame for frame in traceback.extract_stack() if frame.line and not ours(frame.filename)]
+    return "\n".join(f"  {f.filename}:{f.lineno}, in {f.name}: {f.line}" for f in frames[-3:])
