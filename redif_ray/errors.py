@@ -1,14 +1,47 @@
 """Errors that a user can cause and mend. The command line prints their message; other errors keep their traceback."""
 
+import re
+from collections.abc import Iterable
+
 from redif_ray.masking import masked
 
 MOST = 200  # characters of a value in a message
+LISTED = 20  # names in a message
+MOST_WORDS = 400  # characters of a library's error in a message
+OBJECT = re.compile(r"<[\w.]+ object at 0x[0-9a-f]+>")
 
 
 def brief(value: object) -> str:
     """Return a value as a message shows it: without secrets, on one line, without the middle of a long text."""
     text = masked(repr(value))
     return text if len(text) <= MOST else f"{text[: MOST // 2]}...{text[-MOST // 4 :]}"
+
+
+def listed(names: Iterable[object]) -> str:
+    """Return names, such as those of columns, as a message shows them: not too many, each on one line and not long."""
+    texts = [str(name) for name in names]
+    shown = [text if text.isprintable() and 0 < len(text) <= MOST else brief(text) for text in texts[:LISTED]]
+    return ", ".join(shown) + (f" and {len(texts) - LISTED:,} more" if len(texts) > LISTED else "")
+
+
+def visible(text: str) -> str:
+    """Return a text with escapes for what a terminal does not print or takes for a command; lines stay lines."""
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+
+
+def words_of(error: BaseException) -> str:
+    """Return a library's error as text: one line of bounded length, without addresses of pages and of objects.
+
+    It is the name of the error's class where the error has no text.
+    """
+    words = (word for word in OBJECT.sub("", str(error)).split() if "://" not in word)
+    return " ".join(words)[:MOST_WORDS] or type(error).__name__
+
+
+def in_words(error: BaseException) -> str:
+    """Return the class and the text of a library's error; see `words_of`."""
+    kind, text = type(error).__name__, words_of(error)
+    return kind if text == kind else f"{kind}: {text}"
 
 
 class UserError(Exception):
@@ -20,7 +53,7 @@ class UserError(Exception):
     exit_code = 2
 
     def __init__(self, message: str = "", *more: object) -> None:
-        super().__init__(masked(message), *more)
+        super().__init__(visible(masked(message)), *more)
 
 
 class LostError(UserError):
@@ -35,4 +68,4 @@ class Notice(Exception):
     exit_code = 0
 
     def __init__(self, message: str = "", *more: object) -> None:
-        super().__init__(masked(message), *more)
+        super().__init__(visible(masked(message)), *more)

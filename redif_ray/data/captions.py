@@ -15,6 +15,7 @@ from redif_ray.data.findings import Findings
 from redif_ray.data.layouts.files import File, is_uri, lines_of
 from redif_ray.data.layouts.rows import Row, Wanted
 from redif_ray.data.layouts.source import read_source
+from redif_ray.errors import brief
 
 Value = TypeVar("Value", str, int)
 Metadata = Mapping[str, Any]
@@ -78,7 +79,9 @@ def _cells(source: str, wanted: Wanted, kind: type[Value], where: str, findings:
             cell = row.label if kind is int else row.caption
             for value in cell if isinstance(cell, list) else [cell]:
                 if type(value) is not kind or (isinstance(value, str) and not value.strip()):
-                    raise ConfigError(f"{where} holds {value!r}; expected {_expected(kind)} in every row ({row.where})")
+                    raise ConfigError(
+                        f"{where} holds {brief(value)}; expected {_expected(kind)} in every row ({row.where})"
+                    )
                 found.append((value, row))
     except (DataError, OSError, pa.ArrowException) as error:
         raise ConfigError(f"{where} cannot be read: {error}") from error

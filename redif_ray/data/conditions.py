@@ -23,6 +23,7 @@ from redif_ray.data.captions import PROMPTS, Metadata, read_captions, read_colum
 from redif_ray.data.findings import Findings
 from redif_ray.diffusion import noise
 from redif_ray.diffusion.noise import Stream
+from redif_ray.errors import brief
 from redif_ray.types import Condition
 
 CONDITIONS = "conditions.json"  # the file in a run folder
@@ -123,9 +124,11 @@ def split(captions: Sequence[str], held_out: float, seed: int) -> Conditions:
     first: dict[str, str] = {}
     for caption in captions:
         if not isinstance(caption, str) or not (spelling := plain(caption)):
-            raise ConfigError(f"the caption {caption!r} is not a text of visible characters; leave it out")
+            raise ConfigError(f"the caption {brief(caption)} is not a text of visible characters; leave it out")
         if any("\ud800" <= character <= "\udfff" for character in caption):
-            raise ConfigError(f"the caption {caption!a} is no valid text: it holds half of a surrogate pair; mend it")
+            raise ConfigError(
+                f"the caption {brief(caption)} is no valid text: it holds half of a surrogate pair; mend it"
+            )
         first.setdefault(spelling, caption)
     unique = list(first.values())
     note = f"captions: {len(captions):,}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from redif_ray.errors import UserError
+from redif_ray.errors import UserError, words_of
 
 
 class DataError(UserError, ValueError):
@@ -23,4 +23,4 @@ def reading(name: object, kind: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        raise DataError(f"{name} is not {kind}: {error or type(error).__name__}") from error
+        raise DataError(f"{name} is not {kind}: {words_of(error)}") from error

@@ -27,6 +27,7 @@ from redif_ray.data.layouts.source import read_source
 from redif_ray.data.layouts.tables import CLASSES
 from redif_ray.data.memory import check_memory
 from redif_ray.data.pixels import WHITE, array, colour, decode, picture, square, stack
+from redif_ray.errors import brief, listed
 from redif_ray.files import atomic_file
 
 CHECK_BYTES = 2**26  # of images between two looks at the memory
@@ -47,18 +48,20 @@ class ImageSet:
     findings: Findings = field(default_factory=Findings, compare=False)
 
     def __post_init__(self) -> None:
-        if self.images.dtype != np.uint8 or self.images.ndim != 4 or self.images.shape[1] not in (1, 3):
-            raise DataError(
-                f"images are {self.images.dtype} {self.images.shape}; expected uint8 [n, 1 or 3, height, width]"
-            )
-        if len(self.images) == 0:
-            raise DataError("the image set is empty")
-        if self.labels is not None and (self.labels.dtype != np.int64 or self.labels.shape != self.images.shape[:1]):
-            raise DataError(
-                f"labels are {self.labels.dtype} {self.labels.shape}; expected int64 [{len(self.images)}], one an image"
-            )
-        if self.labels is not None and not 0 <= self.labels.min() <= self.labels.max() < len(self.classes):
-            raise DataError(f"labels span {self.labels.min()}..{self.labels.max()} for {len(self.classes)} classes")
+        if (problem := self._problem()) is not None:
+            raise DataError(f"{self.findings.source}: {problem}" if self.findings.source else problem)
+
+    def _problem(self) -> str | None:
+        images, labels = self.images, self.labels
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
+            return f"images are {images.dtype} {images.shape}; expected uint8 [n, 1 or 3, height, width]"
+        if images.size == 0:
+            return "the image set is empty"
+        if labels is not None and (labels.dtype != np.int64 or labels.shape != images.shape[:1]):
+            return f"labels are {labels.dtype} {labels.shape}; expected int64 [{len(images)}], one an image"
+        if labels is not None and not 0 <= labels.min() <= labels.max() < len(self.classes):
+            return f"labels span {labels.min()}..{labels.max()} for {len(self.classes)} classes"
+        return None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -70,7 +73,7 @@ class ImageSet:
         index = {name: i for i, name in enumerate(classes)}
         unknown = sorted({self.classes[label] for label in np.unique(self.labels)} - set(classes))
         if unknown:
-            raise DataError(f"{self.findings.source}: the class {unknown[0]!r} is not among {', '.join(classes)}")
+            raise DataError(f"{self.findings.source}: the class {brief(unknown[0])} is not among {listed(classes)}")
         places = np.array([index.get(name, -1) for name in self.classes], np.int64)
         return ImageSet(self.images, places[self.labels], classes, self.findings)
 

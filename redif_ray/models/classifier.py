@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from redif_ray.errors import UserError
-from redif_ray.models.foreign import check_header, in_words, read_settings
+from redif_ray.errors import UserError, in_words
+from redif_ray.models.foreign import check_header, read_settings
 
 Kind = Literal["conv", "residual"]
 FEATURES, EMBEDDING = 64, 64

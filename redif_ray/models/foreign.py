@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from redif_ray.errors import UserError
+from redif_ray.errors import UserError, in_words
 from redif_ray.models.locate import INDEX, ModelError
 
 KINDS = (".json", ".safetensors", ".txt", ".model", ".jinja", ".tiktoken")  # of files that are read and copied
@@ -52,12 +52,6 @@ def loading(what: object, kind: str | None = None) -> Iterator[None]:
         raise ModelError(f"{what} {wanted}: {error}") from error
     except Exception as error:  # diffusers, transformers and tokenizers raise all kinds over a broken file
         raise ModelError(f"{what} {wanted}: {in_words(error)}; {AGAIN}") from error
-
-
-def in_words(error: BaseException) -> str:
-    """Return an error's kind and text in one line of at most 400 characters, without addresses."""
-    text = " ".join(word for word in str(error).split() if "://" not in word)
-    return f"{type(error).__name__}: {text[:400]}" if text else type(error).__name__
 
 
 def resolved(path: Path, folder: Path, *, cache: bool = True) -> Path:

@@ -21,8 +21,9 @@ from diffusers import DiffusionPipeline
 
 from redif_ray.checkpoint import file_sha256, weights_sha256
 from redif_ray.config import Teacher
+from redif_ray.errors import in_words
 from redif_ray.models.folder import component_folder, read_index, student_settings, without_weights
-from redif_ray.models.foreign import in_words, loading
+from redif_ray.models.foreign import loading
 from redif_ray.models.headers import weight_files
 from redif_ray.models.locate import ModelError, local_folder, missing
 from redif_ray.models.logging import quiet

@@ -17,7 +17,8 @@ from torch.nn import Module
 
 from redif_ray.checkpoint import weights_sha256
 from redif_ray.data.targets import content_hash
-from redif_ray.models.foreign import check_header, check_part, in_words, is_name, loading, read_json, read_settings
+from redif_ray.errors import in_words
+from redif_ray.models.foreign import check_header, check_part, is_name, loading, read_json, read_settings
 from redif_ray.models.protocol import ModelError, is_finite
 from redif_ray.rewards.preparation import Preparation, read_preparation
 from redif_ray.rewards.term import RewardError

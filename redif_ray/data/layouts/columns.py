@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from redif_ray.data.errors import DataError
+from redif_ray.errors import brief, listed
 
 IMAGES = ("image", "img", "picture", "photo", "jpg", "jpeg", "png", "webp")
 LABELS = (
@@ -55,7 +56,7 @@ def image_column(columns: Sequence[str], features: Mapping[str, Mapping[str, Any
     typed = of_type(features, columns, "Image")
     named = find(typed or columns, IMAGES)
     if named is None and len(typed) > 1:
-        raise DataError(f"{where} has the image columns {typed}; rename the one that counts to image")
+        raise DataError(f"{where} has the image columns {brief(typed)}; rename the one that counts to image")
     return named or next(iter(typed), None)
 
 
@@ -70,7 +71,7 @@ def label_column(
         return None
     if wanted is not None:
         if wanted not in columns:
-            raise DataError(f"{where} has no column label={wanted}; expected one of {', '.join(columns)}, or none")
+            raise DataError(f"{where} has no column label={wanted}; expected one of {listed(columns)}, or none")
         return wanted
     typed = of_type(features, columns, "ClassLabel")
     found = find(columns, LABELS) or (typed[0] if len(typed) == 1 else None)
@@ -78,7 +79,7 @@ def label_column(
     others = [column for column in columns if key(column) not in known and not column.startswith("__")]
     if found is None and others:
         raise DataError(
-            f"{where} has the columns {', '.join(others)}, and which one holds labels is not known; set label=NAME, or "
+            f"{where} has the columns {listed(others)}, and which one holds labels is not known; set label=NAME, or "
             "label=none to go without labels"
         )
     return found

@@ -12,6 +12,7 @@ from redif_ray.data.findings import Findings
 from redif_ray.data.layouts import columns, tables
 from redif_ray.data.layouts.files import File
 from redif_ray.data.layouts.rows import Wanted, classes_of, label_of, number_in, picked
+from redif_ray.errors import brief, listed
 
 NAMES = [f"metadata{suffix}" for suffix in tables.SUFFIXES]
 
@@ -40,13 +41,13 @@ def labelled(
         table = tables.open_table(File.of(path))
         file = columns.find(table.columns, columns.FILES)
         if file is None:
-            raise DataError(f"{path} has the columns {', '.join(table.columns)}; expected file_name")
+            raise DataError(f"{path} has the columns {listed(table.columns)}; expected file_name")
         label = label_of(table, file, wanted, findings)
         names = classes_of(table, label) or names
         for number, (name, value) in picked(table, [file, label], wanted.split, findings):
             image = find(path.parent, str(name))
             if image is None:
-                raise DataError(f"{path} row {number} names {name!r}, which is no image in {folder}")
+                raise DataError(f"{path} row {number} names {brief(name)}, which is no image in {folder}")
             named.add(image)
             if image in chosen:
                 rows.append((image, value if table.typed or value is None else number_in(value)))
@@ -91,6 +92,6 @@ def refuse_unread_labels(stored: Sequence[Path]) -> None:
             continue
         if columns.find(found, columns.FILES) and columns.find(found, columns.LABELS):
             raise DataError(
-                f"{path} has file names and labels ({', '.join(found)}), and is not read; set data={path} to read it, "
+                f"{path} has file names and labels ({listed(found)}), and is not read; set data={path} to read it, "
                 "or label=none to go without labels"
             )

@@ -11,6 +11,7 @@ from redif_ray.data.errors import DataError
 from redif_ray.data.findings import Findings
 from redif_ray.data.layouts import columns
 from redif_ray.data.layouts.tables import Table
+from redif_ray.errors import brief
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,7 @@ def value_column(table: Table, wanted: Wanted) -> str:
     if found is None:
         expected = wanted.column or " or ".join(names[:3])
         more = "" if wanted.column else ", or conditions.column to name another"
-        raise DataError(f"{table.name} has the columns {list(table.columns)}; expected {expected}{more}")
+        raise DataError(f"{table.name} has the columns {brief(list(table.columns))}; expected {expected}{more}")
     return found
 
 
@@ -135,5 +136,5 @@ def encoded(cell: Any, where: str) -> bytes:
     if isinstance(data, bytes):
         return data
     path = cell.get("path") if isinstance(cell, dict) else None
-    found = f"only the path {path!r}" if path else "text" if isinstance(cell, str) else f"{type(cell).__name__}"
+    found = f"only the path {brief(path)}" if path else "text" if isinstance(cell, str) else f"{type(cell).__name__}"
     raise DataError(f"{where} is not an image that can be read: it holds {found}; expected the bytes of an image file")

@@ -11,6 +11,7 @@ from redif_ray.data.layouts import columns
 from redif_ray.data.layouts.files import File
 from redif_ray.data.layouts.rows import Layout, Row, Wanted, classes_of, encoded, label_of, number_in, picked, values
 from redif_ray.data.layouts.tables import Table, open_table
+from redif_ray.errors import brief
 
 
 def read_tables(files: Sequence[File], wanted: Wanted, findings: Findings) -> Layout:
@@ -22,7 +23,8 @@ def read_tables(files: Sequence[File], wanted: Wanted, findings: Findings) -> La
     image = columns.image_column(opened[0].columns, opened[0].features, opened[0].name)
     if image is None:
         raise DataError(
-            f"{opened[0].name} has columns {list(opened[0].columns)}; expected `image` (encoded bytes) and `label`"
+            f"{opened[0].name} has columns {brief(list(opened[0].columns))}; expected `image` (encoded bytes) and "
+            "`label`"
         )
     label = label_of(opened[0], image, wanted, findings)
     classes = classes_of(opened[0], label)

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from redif_ray.data.errors import DataError, reading
 from redif_ray.data.layouts.columns import features
 from redif_ray.data.layouts.files import File, lines_of, text_of
+from redif_ray.errors import listed
 
 CLASSES = b"redif.classes"  # metadata key of a Parquet file for the names of its classes
 SUFFIXES = (".parquet", ".jsonl", ".ndjson", ".csv", ".tsv", ".json")
@@ -82,11 +83,11 @@ def _csv(file: File) -> Table:
     cells = [row for row in csv.reader(io.StringIO(text, newline=""), delimiter=mark, strict=True) if row]
     columns = [column.strip() for column in cells[0]] if cells else []
     if len(set(columns)) < len(columns):
-        raise DataError(f"{file.name} names a column twice: {', '.join(columns)}")
+        raise DataError(f"{file.name} names a column twice: {listed(columns)}")
     for number, row in enumerate(cells[1:], 2):
         if len(row) != len(columns):
             raise DataError(
-                f"{file.name} row {number} has {len(row)} fields for the {len(columns)} columns {', '.join(columns)}; "
+                f"{file.name} row {number} has {len(row)} fields for the {len(columns)} columns {listed(columns)}; "
                 f"put texts that hold {mark!r} in double quotes"
             )
     return _of_rows(file.name, [dict(zip(columns, row, strict=True)) for row in cells[1:]], typed=False)
