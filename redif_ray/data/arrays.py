@@ -14,7 +14,9 @@ from redif_ray.data.errors import DataError, reading
 from redif_ray.data.findings import Findings
 from redif_ray.data.labels import check_range, numbered
 from redif_ray.data.layouts.columns import NO_LABELS, label_column
+from redif_ray.data.layouts.files import opened
 from redif_ray.data.memory import check_memory
+from redif_ray.errors import brief
 
 Arrays = tuple[np.ndarray, np.ndarray | None, tuple[str, ...]]  # images, labels, names of the classes
 PREFIXES = {"train": "train", "test": "t10k"}  # of IDX files, by split
@@ -72,7 +74,7 @@ def _idx_array(folder: Path, name: str, ndim: int) -> np.ndarray:
         raise DataError(f"{folder} has no {name} or {name}.gz")
     zipped = path.suffix == ".gz"
     readable = reading(path, "a whole gzip file" if zipped else "a file that can be read")
-    with readable, gzip.open(path) if zipped else path.open("rb") as stream:
+    with readable, opened(path) as file, gzip.open(file) if zipped else file as stream:
         return _idx_values(stream, folder / name, ndim)
 
 
@@ -95,14 +97,16 @@ def read_npz(path: Path, wanted: str | None, findings: Findings) -> Arrays:
     """Return the arrays of an npz; object arrays are never unpickled. wanted: name of the labels. Raises DataError."""
     findings.kind = "an npz"
     plain = reading(path, "a plain npz (object arrays are never unpickled)")
-    with plain, path.open("rb") as stream, np.lib.npyio.NpzFile(stream, allow_pickle=False) as archive:
+    with plain, opened(path) as stream, np.lib.npyio.NpzFile(stream, allow_pickle=False) as archive:
         return _npz_arrays(archive, path, wanted, findings)
 
 
 def _npz_arrays(archive: Any, path: Path, wanted: str | None, findings: Findings) -> Arrays:
     check_memory(sum(entry.file_size for entry in archive.zip.infolist()), str(path))
     if "images" not in archive.files:
-        raise DataError(f"{path} holds the arrays {sorted(archive.files)}; expected `images` and optionally `labels`")
+        raise DataError(
+            f"{path} holds the arrays {brief(sorted(archive.files))}; expected `images` and optionally `labels`"
+        )
     others = [name for name in archive.files if name != "images"]
     named = label_column(others, {}, wanted, str(path))
     images = _array(archive, "images", path)

@@ -1,14 +1,19 @@
 """Images are read from the bytes of their files as the pixels that a viewer shows.
 
 The image is turned as its EXIF data say, its colours are converted from its ICC profile to sRGB, and what is
-transparent is laid on a background. Of several frames the first is taken. Files of more than 179 million pixels are
-refused, by Pillow's guard against decompression bombs.
+transparent is laid on a background. Of several frames the first is taken. Images of more than 89 million pixels are
+refused, by Pillow's guard against decompression bombs: a small file can hold them, and they take up to a GB of memory.
 """
 
 from __future__ import annotations
 
 import io
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache, lru_cache
+from pathlib import Path
+from typing import IO
 
 import numpy as np
 from PIL import ExifTags, Image, ImageCms, ImageColor, ImageOps
@@ -44,6 +49,20 @@ def colour(text: str) -> tuple[int, int, int]:
         raise DataError(f"background={text!r} is no colour; expected a name such as white, or #rrggbb") from None
 
 
+@contextmanager
+def opened(source: Path | IO[bytes], kinds: tuple[str, ...]) -> Iterator[Image.Image]:
+    """Open an image of one of Pillow's formats `kinds` for the length of a block, without its pixels.
+
+    Pillow does not warn of odd tags, which viewers ignore, in the block. Raises its errors, and its warning of a vast
+    image.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with Image.open(source, formats=kinds) as image:
+            yield image
+
+
 def decode(data: bytes, where: str, background: str = WHITE, findings: Findings | None = None) -> Image.Image:
     """Return the image as Pillow's mode L if it is grey, otherwise as RGB. Raises DataError.
 
@@ -51,14 +70,15 @@ def decode(data: bytes, where: str, background: str = WHITE, findings: Findings 
     mode and treatment are noted.
     """
     found = Findings() if findings is None else findings
-    with reading(where, "an image that can be read"), Image.open(io.BytesIO(data), formats=formats()) as opened:
-        frames = getattr(opened, "n_frames", 1)
-        if frames > 1 and opened.format != "MPO":  # a camera's second picture is a preview of the first
+    with reading(where, "an image that can be read"), opened(io.BytesIO(data), formats()) as stored:
+        frames = getattr(stored, "n_frames", 1)
+        if frames > 1 and stored.format != "MPO":  # a camera's second picture is a preview of the first
             found.changed["of several frames, of which the first is taken"] += 1
-        image = _eight_bits(_turned(opened, found), opened.format, where, found)
-        found.modes[opened.mode] += 1
+        image = _eight_bits(_turned(stored, found), stored.format, where, found)
+        found.modes[stored.mode] += 1
         found.sizes[image.size] += 1
-        return _composed(image, background, found)
+        made = _composed(image, background, found)
+        return made.copy() if made is stored else made  # which ends with its file
 
 
 def _turned(image: Image.Image, found: Findings) -> Image.Image:
@@ -85,12 +105,12 @@ def _composed(image: Image.Image, background: str, found: Findings) -> Image.Ima
     """Return mode L or RGB: colours are those of sRGB, and what is transparent shows the background."""
     grey, profile, alpha = image.mode in GREY_MODES, image.info.get("icc_profile"), None
     if image.has_transparency_data:
-        image = image.convert("LA" if grey else "RGBA")
+        image = _in_mode(image, "LA" if grey else "RGBA")
         alpha = image.getchannel("A")
         if alpha.getextrema()[0] == 255:
             alpha = None
     if image.mode != "CMYK":
-        image = image.convert("L" if grey else "RGB")
+        image = _in_mode(image, "L" if grey else "RGB")
     elif not profile:
         found.changed["of CMYK without a profile, converted without one"] += 1
     if profile:
@@ -98,15 +118,21 @@ def _composed(image: Image.Image, background: str, found: Findings) -> Image.Ima
         if converted is not None:
             found.changed["converted from their ICC profile to sRGB"] += 1
             image = converted
-    image = image if grey else image.convert("RGB")
+    image = image if grey else _in_mode(image, "RGB")
     if alpha is None:
         return image
     found.changed[f"with transparent pixels, laid on {background} (background)"] += 1
     behind = colour(background)
     flat = Image.new("L", image.size, behind[0]) if grey and len(set(behind)) == 1 else None
     flat = flat or Image.new("RGB", image.size, behind)
-    flat.paste(image.convert(flat.mode), mask=alpha)
+    flat.paste(_in_mode(image, flat.mode), mask=alpha)
     return flat
+
+
+def _in_mode(image: Image.Image, mode: str) -> Image.Image:
+    """Return the image in a mode of Pillow, and not a copy where it is in that mode."""
+    image.load()  # some formats tell their mode only then
+    return image if image.mode == mode else image.convert(mode)
 
 
 def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image | None:
@@ -125,7 +151,7 @@ def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
         if "srgb" in ImageCms.getProfileDescription(opened).casefold():
             return None
         return ImageCms.ImageCmsTransform(opened, ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")), mode, "RGB")
-    except (OSError, ImageCms.PyCMSError):  # viewers ignore a damaged profile, or one of another mode, too
+    except (OSError, ValueError, ImageCms.PyCMSError):  # viewers ignore a damaged profile, or one of another mode, too
         return None
 
 

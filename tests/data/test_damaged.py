@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import io
+import os
+import tarfile
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from image_files import parquet, png, tar
+from image_files import make, parquet, png, tar
 
 from redif_ray.config import ConfigError
 from redif_ray.data.captions import read_column
 from redif_ray.data.errors import DataError
 from redif_ray.data.images import load_images
+from redif_ray.errors import UserError
 
 TRIALS = 60
 
@@ -87,3 +92,59 @@ def test_an_archive_of_a_kind_that_zipfile_does_not_know(field: int, tmp_path: P
     (tmp_path / "a.npz").write_bytes(bytes(data))
     with pytest.raises(DataError, match=r"a\.npz is not a plain npz"):
         load_images(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize("name", ["a.npz", "a.parquet", "a.tar", "a.csv", "train-images-idx3-ubyte"])
+@pytest.mark.parametrize("kind", ["a pipe", "a device"])
+def test_what_may_never_end_is_not_read(name: str, kind: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    if kind == "a pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/zero")
+    with pytest.raises(UserError, match=f"{name} is no regular file; put a copy of the data in its place"):
+        if path.suffix == ".csv":
+            read_column(str(path), None, str)
+        else:
+            load_images(tmp_path if name.startswith("train") else path)
+
+
+class Zeros:
+    def read(self, size: int) -> bytes:
+        return bytes(size)
+
+
+def test_a_small_shard_that_holds_much_takes_little_memory(tmp_path: Path) -> None:
+    path, info = tmp_path / "a.tgz", tarfile.TarInfo("1.mp4")
+    info.size = 2**25
+    with tarfile.open(path, "w:gz", compresslevel=1) as shard:
+        shard.addfile(info, Zeros())  # type: ignore[arg-type]
+    tracemalloc.start()
+    try:
+        with pytest.raises(ConfigError, match=r"a\.tgz holds nothing"):
+            read_column(str(path), None, str)
+        assert tracemalloc.get_traced_memory()[1] < 2**23
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("files", "source", "message"),
+    [
+        (
+            {
+                "a.parquet": parquet(
+                    {"image": [png(1)] * 2, "label": [0, 3]}, {"label": {"_type": "ClassLabel", "names": ["a", "b"]}}
+                )
+            },
+            "a.parquet",
+            "labels span 0..3 for 2 classes",
+        ),
+        ({"a.tar": tar({"1.txt": "x"})}, "a.tar", "holds no images"),
+    ],
+)
+def test_what_does_not_fit_is_named_with_its_file(files: Any, source: str, message: str, tmp_path: Path) -> None:
+    path = make(tmp_path, files) / source
+    with pytest.raises(DataError) as error:
+        load_images(path)
+    assert str(error.value).startswith(str(path)) and message in str(error.value)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import struct
+import warnings
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -120,3 +123,23 @@ def test_grey_among_colour_becomes_rgb(tmp_path: Path) -> None:
     found = load_images(make(tmp_path, {"1.png": png(5, "L"), "2.png": png(7)}), size=2)
     assert found.images.shape == (2, 3, 2, 2) and found.images[0].tolist() == [[[5, 5]] * 2] * 3
     assert decoded_cells([png(5, "L")], tmp_path, channels=3).shape == (1, 3, 4, 4)
+
+
+def test_a_profile_of_another_mode_or_without_contents_is_ignored(tmp_path: Path) -> None:
+    empty = bytes(36) + b"acsp" + bytes(100)
+    found = load_images(make(tmp_path, {"1.png": png(9, icc_profile=empty)}))
+    assert found.images[0, :, 0, 0].tolist() == [9, 0, 0] and not found.findings.changed
+
+
+@pytest.mark.parametrize("name", ["1.png", "without suffix"])
+def test_a_small_file_that_says_that_it_is_vast_is_refused_unread(name: str, tmp_path: Path) -> None:
+    """One of 90 million pixels: Pillow warns of it, and would read it."""
+    data = png(1)
+    head = b"IHDR" + struct.pack(">II", 10_000, 9_000) + data[24:29]
+    data = data[:12] + head + struct.pack(">I", zlib.crc32(head)) + data[33:]
+    with (
+        warnings.catch_warnings(),
+        pytest.raises(DataError, match=rf"{name} is not an image .*\(90000000 pixels\) exceeds"),
+    ):
+        warnings.simplefilter("error")
+        load_images(make(tmp_path, {name: data}), size=8)

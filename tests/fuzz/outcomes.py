@@ -7,6 +7,7 @@ import io
 import random
 import re
 import resource
+import shutil
 import signal
 import sys
 import time
@@ -15,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -207,6 +209,9 @@ def _at(tree: Any, path: Sequence[Any]) -> Any:
     return tree
 
 
+Given = tuple[object, Callable[[], object]]  # an input as it is shown, and a call that uses it
+
+
 class Tally:
     """Counts of ends by their kind, and the inputs that ended badly. name: of the fuzzer, for the printed counts."""
 
@@ -225,3 +230,15 @@ class Tally:
         counts = ", ".join(f"{count} {kind}" for kind, count in self.kinds.most_common())
         print(f"\n{self.name}: {self.kinds.total()} inputs: {counts}; the longest took {self.longest:.1f} s")
         assert not self.bad, f"{len(self.bad)} inputs end badly:\n" + "\n".join(self.bad[:10])
+
+
+def tried(make: Callable[[random.Random, Path], Given], count: int, folder: Path, most_lines: int = 2) -> None:
+    """Try `count` inputs, each made by `make` from a seed in a new folder below `folder`, and check how all end."""
+    tally = Tally(make.__name__)
+    for seed in range(count):
+        root = folder / str(seed)
+        root.mkdir()
+        given, call = make(random.Random(seed), root)
+        tally.add(f"seed {seed}: {given}", of_call(call), most_lines)
+        shutil.rmtree(root)
+    tally.check()

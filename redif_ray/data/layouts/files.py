@@ -31,13 +31,20 @@ class File:
 
     @classmethod
     def of(cls, path: Path) -> File:
-        return cls(str(path), lambda: path.open("rb"))
+        return cls(str(path), lambda: opened(path))
 
     @classmethod
     def of_uri(cls, uri: str) -> File:
         """Return the file behind a URI that pyarrow knows. Raises pyarrow's errors, OSError and ConfigError."""
         filesystem, path = fs.FileSystem.from_uri(revealed(uri, "conditions.source"))
         return cls(path, lambda: filesystem.open_input_file(path))
+
+
+def opened(path: Path) -> IO[bytes]:
+    """Open a file for reading. Raises OSError, and DataError for a pipe or a device, which may never end."""
+    if path.exists() and not path.is_file():
+        raise DataError(f"{path} is no regular file; put a copy of the data in its place")
+    return path.open("rb")
 
 
 def is_uri(source: str) -> bool:

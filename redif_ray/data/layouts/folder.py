@@ -15,7 +15,7 @@ from redif_ray.data.layouts import columns, metadata, shards, tables
 from redif_ray.data.layouts.files import File, text_of
 from redif_ray.data.layouts.rows import Layout, Row, Wanted, split_named, values
 from redif_ray.data.layouts.table_rows import read_tables
-from redif_ray.data.pixels import CERTAIN, suffixes
+from redif_ray.data.pixels import CERTAIN, opened, suffixes
 from redif_ray.data.walk import visible_files
 
 CAPTIONS = (".txt", ".caption")  # of one image, beside it
@@ -64,9 +64,11 @@ def _is_image(path: Path) -> bool:
     if path.suffix.lower() in (*CAPTIONS, *tables.SUFFIXES, *shards.SUFFIXES):
         return False
     try:
-        with Image.open(path, formats=CERTAIN):
+        with opened(path, CERTAIN):
             return True
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):  # said when it is read
+        return True
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError):
         return False
 
 

@@ -6,6 +6,7 @@ Members are read in their order and never written to disk: `0001.jpg` is an imag
 
 from __future__ import annotations
 
+import gzip
 import tarfile
 from collections.abc import Iterator, Sequence
 from itertools import groupby
@@ -19,9 +20,11 @@ from redif_ray.data.layouts.files import File, decoded
 from redif_ray.data.layouts.rows import Layout, Row, Wanted, number_in
 from redif_ray.data.layouts.tables import parsed
 from redif_ray.data.pixels import suffixes
+from redif_ray.errors import listed
 
 SUFFIXES = (".tar", ".tgz", ".tar.gz")
-MEMBER_BYTES = 2**30
+MEMBER_BYTES = 2**28
+BLOCK_BYTES = 2**20  # that are read at once
 TEXTS = ("txt", "caption")
 
 
@@ -50,7 +53,7 @@ def _examples(file: File, wanted: Wanted, findings: Findings) -> Iterator[Row]:
     with (
         reading(file.name, "a tar file that can be read"),
         file.open() as stream,
-        tarfile.open(fileobj=stream, mode="r|*", tarinfo=_Whole) as shard,
+        tarfile.open(fileobj=_unzipped(stream), mode="r|*", tarinfo=_Whole, bufsize=BLOCK_BYTES) as shard,
     ):
         for name, group in groupby(_members(shard, file.name, wanted, findings), key=lambda member: member[0]):
             where = f"{file.name} {name}"
@@ -60,6 +63,16 @@ def _examples(file: File, wanted: Wanted, findings: Findings) -> Iterator[Row]:
             row = _row(where, [(suffix, data) for _, suffix, data in group], wanted, findings)
             if row is not None:
                 yield row
+
+
+def _unzipped(stream: Any) -> Any:
+    """Return what a gzip file holds as a stream, and another file as it is.
+
+    `tarfile` would decompress whole blocks, of which a small one can hold a GB.
+    """
+    zipped = stream.read(2) == b"\x1f\x8b"
+    stream.seek(0)
+    return gzip.GzipFile(fileobj=stream) if zipped else stream
 
 
 def _members(shard: tarfile.TarFile, name: str, wanted: Wanted, findings: Findings) -> Iterator[tuple[str, str, bytes]]:
@@ -77,7 +90,9 @@ def _members(shard: tarfile.TarFile, name: str, wanted: Wanted, findings: Findin
         elif not _is_wanted(suffix, wanted):
             findings.leave_out(f"members .{suffix}", member.name)
         elif member.size > MEMBER_BYTES:
-            raise DataError(f"{name}: {member.name} says that it has {member.size:,} bytes; expected 1 GiB at most")
+            raise DataError(
+                f"{name}: {member.name} says that it has {member.size:,} bytes; expected {MEMBER_BYTES:,} at most"
+            )
         else:
             stream = shard.extractfile(member)
             yield str(path.parent / stem), suffix, stream.read() if stream is not None else b""
@@ -93,7 +108,7 @@ def _row(where: str, members: list[tuple[str, bytes]], wanted: Wanted, findings:
     images = [(suffix, data) for suffix, data in members if f".{suffix}" in suffixes()]
     if wanted.what == "images" and len(images) != 1:
         if images:
-            raise DataError(f"{where} has the images {', '.join(suffix for suffix, _ in images)}; expected one")
+            raise DataError(f"{where} has the images {listed(suffix for suffix, _ in images)}; expected one")
         findings.leave_out("examples without an image", where)
         return None
     texts = {suffix: data for suffix, data in members if f".{suffix}" not in suffixes()}
