@@ -9,6 +9,7 @@ MOST = 200  # characters of a value in a message
 LISTED = 20  # names in a message
 MOST_WORDS = 400  # characters of a library's error in a message
 OBJECT = re.compile(r"<[\w.]+ object at 0x[0-9a-f]+>")
+CLASS = re.compile(r"<class '(?:[\w.]+\.)?(\w+)'>")
 
 
 def brief(value: object) -> str:
@@ -32,9 +33,9 @@ def visible(text: str) -> str:
 def words_of(error: BaseException) -> str:
     """Return a library's error as text: one line of bounded length, without addresses of pages and of objects.
 
-    It is the name of the error's class where the error has no text.
+    Classes are shown by their names. It is the name of the error's class where the error has no text.
     """
-    words = (word for word in OBJECT.sub("", str(error)).split() if "://" not in word)
+    words = (word for word in CLASS.sub(r"\1", OBJECT.sub("", str(error))).split() if "://" not in word)
     return " ".join(words)[:MOST_WORDS] or type(error).__name__
 
 

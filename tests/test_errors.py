@@ -17,6 +17,7 @@ def test_an_error_of_a_library_is_one_short_line_without_addresses() -> None:
     assert words_of(ValueError("a\n  b, see https://example.org/c and d")) == "a b, see and d"
     assert len(words_of(ValueError("x" * 10_000))) == MOST_WORDS
     assert (words_of(KeyError()), in_words(KeyError())) == ("KeyError", "KeyError")
+    assert words_of(TypeError(f"got: {Image.Image}, {int}")) == "got: Image, int"
     assert in_words(ValueError("no")) == "ValueError: no"
 
 

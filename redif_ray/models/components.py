@@ -163,6 +163,18 @@ def _check_tokenizer(kind: Any, pipeline: Path, name: str) -> None:
     check_part(folder, pipeline)
 
 
+def check_tokens(tokenizer: Any, encoder: Any, folder: Path) -> None:
+    """Raise ModelError where a special token of a tokeniser is none of its text encoder's."""
+    known = encoder.get_input_embeddings().num_embeddings
+    for name in ("bos", "eos", "pad", "unk"):
+        number = getattr(tokenizer, f"{name}_token_id")
+        if number is not None and number >= known:
+            raise ModelError(
+                f"{folder}: {name}_token is number {number}, and the text encoder knows {known} tokens; copy both from "
+                "one model"
+            )
+
+
 def check_limit(tokenizer: Any, folder: Path) -> None:
     """Raise ModelError where a tokeniser does not say how many tokens its encoder takes; 1e30 stands for no number."""
     most = tokenizer.model_max_length

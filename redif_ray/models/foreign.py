@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from redif_ray.errors import UserError, in_words
+from redif_ray.errors import UserError, brief, in_words
 from redif_ray.models.locate import INDEX, ModelError
 
 KINDS = (".json", ".safetensors", ".txt", ".model", ".jinja", ".tiktoken")  # of files that are read and copied
@@ -29,6 +29,7 @@ MOST = {  # numbers of a network or a scheduler that decide how much memory and 
     re.compile(r"num_train_timesteps"): 100_000,
 }
 MOST_ENTRIES = 1000  # of a list in a network's configuration
+MOST_TEXT = 1000  # characters of a text in it
 AGAIN = "copy the folder once more"
 
 
@@ -112,16 +113,19 @@ def read_index(folder: Path) -> dict[str, Any]:
             f"{folder} is not a diffusers pipeline: it has no {INDEX}; expected the folder that "
             "save_pretrained, or redif train-teacher, wrote"
         )
-    index = read_json(path, folder)
+    index = read_settings(path, folder)
     if not isinstance(index.get("_class_name"), str):
         raise ModelError(f"{path} names no pipeline: expected a key _class_name; copy the folder once more")
     return index
 
 
 def read_settings(path: Path, folder: Path) -> dict[str, Any]:
-    """Return the configuration of a network or a scheduler. Raises ModelError also where it asks for too much."""
+    """Return the configuration of a pipeline, a network or a scheduler.
+
+    Raises ModelError also where it asks for too much, or holds a text that is no setting.
+    """
     content = read_json(path, folder)
-    _check_numbers(path, content)
+    _check_values(path, content)
     return content
 
 
@@ -155,13 +159,13 @@ def check_header(path: Path, folder: Path) -> None:
         raise ModelError(f"{path} lists {count} tensors; expected at most {MOST_TENSORS}")
 
 
-def shards(index: Path) -> list[Path]:
-    """Return the files that the index of a sharded network names, which lie beside it. Raises ModelError."""
+def shards(index: Path) -> dict[str, Path]:
+    """Return the file that the index of a sharded network names for each weight, beside it. Raises ModelError."""
     named = read_json(index, index.parent).get("weight_map")
-    names = set(named.values() if isinstance(named, dict) and all(map(is_name, named.values())) else ())
-    if not names or not all(name.endswith(".safetensors") for name in names):
+    names = named if isinstance(named, dict) and all(map(is_name, named.values())) else {}
+    if not names or not all(name.endswith(".safetensors") for name in names.values()):
         raise ModelError(f"{index}: weight_map names no .safetensors files beside it; {AGAIN}")
-    return [index.parent / name for name in sorted(names)]
+    return {weight: index.parent / name for weight, name in names.items()}
 
 
 def _regular(path: Path, folder: Path, most: int | None = None) -> Path:
@@ -174,11 +178,13 @@ def _regular(path: Path, folder: Path, most: int | None = None) -> Path:
     return source
 
 
-def _check_numbers(path: Path, content: Mapping[str, Any]) -> None:
+def _check_values(path: Path, content: Mapping[str, Any]) -> None:
     for key, value in content.items():
         if isinstance(value, dict):
-            _check_numbers(path, value)
+            _check_values(path, value)
             continue
+        if isinstance(value, str) and len(value) > MOST_TEXT:
+            raise ModelError(f"{path}: {brief(key)} is a text of {len(value):,} characters; {AGAIN}")
         if isinstance(value, list) and len(value) > MOST_ENTRIES:
             raise ModelError(f"{path}: {key} has {len(value)} entries; expected at most {MOST_ENTRIES}")
         for number in value if isinstance(value, list) else [value]:

@@ -14,7 +14,8 @@ from torch.nn import Module
 from redif_ray.models.foreign import loading, shards
 from redif_ray.models.protocol import ModelError, is_finite
 
-FILES = ("model.safetensors", "diffusion_pytorch_model.safetensors")  # file names of transformers and diffusers
+OF_DIFFUSERS = "diffusion_pytorch_model.safetensors"
+FILES = ("model.safetensors", OF_DIFFUSERS)  # file names of transformers and diffusers
 VARIANT = re.compile(r"(?:diffusion_pytorch_)?model\.(?:(\w+)\.safetensors|safetensors\.index\.(\w+)\.json)")
 
 REAL = {  # dtypes of weights that may be NaN or infinite, by their names in safetensors files
@@ -35,11 +36,11 @@ def weight_files(folder: Path) -> list[Path]:
     """
     variant = variant_of(folder)
     for name in FILES:
-        whole, index = _names(name, variant)
-        if (folder / whole).is_file():
-            return [folder / whole]
-        if (folder / index).is_file():
-            return shards(folder / index)
+        whole, index = (folder / each for each in _names(name, variant))
+        if whole.is_file() and not (name == OF_DIFFUSERS and index.is_file()):  # diffusers looks for an index first
+            return [whole]
+        if index.is_file():
+            return sorted(set(shards(index).values()))
     return []
 
 
@@ -75,6 +76,14 @@ def without_variant(name: str, variant: str | None) -> str:
     """Return the name of a weight file, or of the index of its shards, without the variant."""
     known = {_names(each, variant)[i]: _names(each, None)[i] for each in FILES for i in range(2)}
     return known.get(name, name)
+
+
+def _index_of(folder: Path) -> dict[str, Path] | None:
+    """Return the file of each weight as the index says whose shards are read; None where no shards are read."""
+    read = weight_files(folder)
+    indexes = (folder / _names(name, variant_of(folder))[1] for name in FILES)
+    found = (shards(index) for index in indexes if index.is_file())
+    return next((each for each in found if set(each.values()) == set(read)), None)
 
 
 def check_held(folder: Path) -> None:
@@ -135,11 +144,14 @@ def fits(network: Module, folder: Path, *, may_hold_more: bool) -> bool:
     weights. False also for names of older versions, which only the library that wrote them can translate.
     """
     held: dict[str, tuple[int, ...]] = {}
-    own = network.state_dict(keep_vars=True)
+    own, index = network.state_dict(keep_vars=True), _index_of(folder)
     try:
         for path in weight_files(folder):
             with safe_open(path, framework="np") as file:
-                held |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+                names_here = set(file.keys())
+                held |= {name: tuple(file.get_slice(name).get_shape()) for name in names_here}
+            if index is not None and names_here != {name for name, place in index.items() if place == path}:
+                return False
     except (OSError, SafetensorError):
         return False
     names = defaultdict[int, list[str]](list)

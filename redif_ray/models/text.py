@@ -20,7 +20,7 @@ import torch
 from redif_ray.checkpoint import file_sha256
 from redif_ray.data.encodings import EncodingStore
 from redif_ray.data.targets import content_hash
-from redif_ray.models.components import Parts, check_limit
+from redif_ray.models.components import Parts, check_limit, check_tokens
 from redif_ray.models.folder import (
     INDEX,
     flow_matching,
@@ -163,11 +163,19 @@ class TextModel(LatentModel):
     @cached_property
     def pipeline(self) -> Any:
         """The diffusers pipeline that encodes captions; it has no VAE and does not sample."""
+        return self.make_pipeline(**self._checked_encoders())
+
+    def _checked_encoders(self) -> dict[str, Any]:
+        """Return the tokenisers and text encoders. Raises ModelError for those that do not fit together."""
         parts = {name: self.part(name) for name in self._encoders}
         for name, part in parts.items():
-            if name not in (*self.frozen.configs, *self.token_limits) and part is not None:
+            if name in self.frozen.configs or part is None:
+                continue
+            if (encoder := parts.get(name.replace("tokenizer", "text_encoder"))) is not None:
+                check_tokens(part, encoder, self.frozen.folder / name)
+            if name not in self.token_limits:
                 check_limit(part, self.frozen.folder / name)
-        return self.make_pipeline(**parts)
+        return parts
 
     @property
     def _encoders(self) -> list[str]:
@@ -248,8 +256,7 @@ class TextModel(LatentModel):
         key = type(self), self.frozen.folder, self.dtype, self.image_shape, caption
         if key not in SHAPES:
             SHAPES[key] = self._with_data(caption)
-        for name in self._encoders:
-            self.part(name)
+        self._checked_encoders()
         return {name: torch.empty_like(value) for name, value in SHAPES[key].items()}
 
     def _with_data(self, caption: str | None) -> Encoded:
