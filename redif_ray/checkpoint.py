@@ -111,16 +111,16 @@ def check_checkpoint(folder: str | Path) -> tuple[Path, dict[str, Any]]:
     """Return (path of the tensors, meta) after comparing their checksum. Raises `CheckpointError`."""
     folder = find_checkpoint(folder) or Path(folder)
     state, away = folder / STATE, f"to go on from an earlier checkpoint move {folder} away"
+    if not (folder / MANIFEST).is_file():
+        raise CheckpointError(f"{folder} is not a checkpoint: it has no {MANIFEST}")
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
-        expected, found_format, meta = manifest["sha256"][STATE], manifest["format"], manifest["meta"]
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise CheckpointError(f"{folder} is not a checkpoint: it has no {MANIFEST}") from error
+        expected, found_format, meta = manifest["sha256"][STATE], manifest["format"], dict(manifest["meta"])
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{folder / MANIFEST} is corrupt ({error}); {away}") from error
     if found_format != FORMAT:
         raise CheckpointError(f"{folder} has checkpoint format {found_format}; this version reads {FORMAT}")
-    if not state.exists() or file_sha256(state) != expected:
+    if not state.is_file() or file_sha256(state) != expected:
         raise CheckpointError(f"{state} is missing or does not match its checksum; {away}")
     return state, meta
 

@@ -26,7 +26,7 @@ from redif_ray.errors import UserError
 from redif_ray.evaluation.grids import as_picture, write_grid
 from redif_ray.models.captions import caption_warnings
 from redif_ray.models.device import sampling_device, sampling_dtype
-from redif_ray.models.folder import student_settings
+from redif_ray.models.folder import SETTINGS, student_settings
 from redif_ray.models.foreign import loading
 from redif_ray.models.protocol import DiffusionModel, is_finite
 from redif_ray.models.registry import load_model, load_teacher, model_folder
@@ -184,9 +184,7 @@ def load(
     times, file = read_schedule(schedule, loaded.schedule.steps)
     if (now := _drawn_by(model, loaded, size)) is not None:
         warn_of_differences(f"--schedule {schedule}", differences(file, now, file.guidance))
-    process = loaded.model.process
-    levels = schedules.explicit(process, times.levels, network_timesteps=times.network_timesteps)
-    return replace(loaded, schedule=levels)
+    return replace(loaded, schedule=_levels(f"--schedule {schedule}", loaded.model, *times))
 
 
 def _counted(drawn: Iterator[np.ndarray], number: int, console: Console) -> Iterator[np.ndarray]:
@@ -283,10 +281,20 @@ def _load(
     model = load_model(folder, family=family, device=device, dtype=dtype, size=size)
     own = student_settings(folder)
     if own is not None:
-        schedule = schedules.explicit(model.process, own["timesteps"], network_timesteps=own.get("network_timesteps"))
+        schedule = _levels(str(folder / SETTINGS), model, own["timesteps"], own.get("network_timesteps"))
         return LoadedStudent(name, model, schedule, float(own["guidance"]), True)
     usual = "karras" if isinstance(model.process, VarianceExploding) else "uniform_trailing"
     return LoadedStudent(name, model, schedules.build(model.process, steps, usual), 1.0, False)
+
+
+def _levels(
+    source: str, model: DiffusionModel, timesteps: Sequence[float], network_timesteps: Sequence[float] | None
+) -> Schedule:
+    """Return the schedule of these timesteps. Raises UserError that names `source` where they are none of the model."""
+    try:
+        return schedules.explicit(model.process, timesteps, network_timesteps=network_timesteps)
+    except ValueError as error:
+        raise UserError(f"{source}: {error}") from error
 
 
 def _unfinished(

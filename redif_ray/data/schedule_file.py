@@ -57,6 +57,9 @@ def read_schedule(path: Path, steps: int) -> tuple[Times, ScheduleFile]:
     if file.solver != "euler":
         raise ConfigError(f"{path} was found for {file.solver}, students use euler; search with search.solver=euler")
     found = file.schedules[steps]
+    for times in (found.timesteps, found.network_timesteps):
+        if times is not None and len(times) != steps:
+            raise ConfigError(f"{path}: its schedule of {steps} steps has {len(times)} timesteps; search again")
     return Times(found.timesteps, found.network_timesteps), file
 
 

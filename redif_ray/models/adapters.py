@@ -6,6 +6,7 @@ weights in their precision, as `pipe.fuse_lora()` does.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -18,6 +19,7 @@ from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from redif_ray.errors import words_of
 from redif_ray.models.locate import ModelError
 from redif_ray.models.logging import quiet
 from redif_ray.models.protocol import DiffusionModel
@@ -78,10 +80,10 @@ class LoraFile:
             return
         state, alphas, metadata = self._read()
         try:
-            with quiet():
+            with quiet(logging.CRITICAL):
                 self._inject(name, network, state, alphas, metadata)
         except (ValueError, RuntimeError, KeyError, TypeError) as error:
-            raise ModelError(f"teacher.lora: {self.path} does not fit {name}: {error}") from error
+            raise ModelError(f"teacher.lora: {self.path} does not fit {name}: {words_of(error)}") from error
         adapted = [module for module in network.modules() if isinstance(module, LoraLayer)]
         if len(adapted) != self.layers[name]:
             raise ModelError(
@@ -122,7 +124,7 @@ class LoraFile:
                     **self.options,
                 )
         except (OSError, ValueError, KeyError, SafetensorError) as error:
-            raise ModelError(f"teacher.lora: {self.path} cannot be read as LoRA: {error}") from error
+            raise ModelError(f"teacher.lora: {self.path} cannot be read as LoRA: {words_of(error)}") from error
         if any(alphas):
             return state, alphas[0], metadata
         return _with_alpha_inside(state), None, metadata
@@ -178,7 +180,9 @@ def _checked_keys(path: Path) -> list[str]:
         with safe_open(path, framework="np") as file:
             keys = list(file.keys())
     except (OSError, SafetensorError) as error:
-        raise ModelError(f"teacher.lora: {path} is no safetensors file: {error}; copy it once more") from error
+        raise ModelError(
+            f"teacher.lora: {path} is no safetensors file: {words_of(error)}; copy it once more"
+        ) from error
     for part, kind in REFUSED.items():
         if found := next((key for key in keys if part in key), None):
             raise ModelError(f"teacher.lora: {path} holds {kind} ({found}), which is not supported; expected LoRA")

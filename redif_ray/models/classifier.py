@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from redif_ray.errors import UserError, in_words
 from redif_ray.models.foreign import check_header, read_settings
+from redif_ray.models.protocol import is_finite
 
 Kind = Literal["conv", "residual"]
 FEATURES, EMBEDDING = 64, 64
@@ -154,6 +155,6 @@ def load_classifier(folder: str | Path) -> Classifier:
         raise ClassifierError(
             f"{folder / WEIGHTS} does not hold this classifier's weights: {in_words(error)}"
         ) from error
-    if broken := [name for name, value in weights.items() if not bool(value.isfinite().all())]:
+    if broken := [name for name, value in model.state_dict().items() if not is_finite(value.float())]:
         raise ClassifierError(f"{folder / WEIGHTS}: weight {broken[0]} is NaN or infinite; copy the file again")
     return model.eval().requires_grad_(False)

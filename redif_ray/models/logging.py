@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -10,12 +11,15 @@ from transformers.utils import logging as transformers_logging
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Log only errors and draw no progress bars in this block: a run has many processes and many captions."""
+def quiet(least: int = logging.ERROR) -> Iterator[None]:
+    """Log only errors and draw no progress bars in this block: a run has many processes and many captions.
+
+    least: the level of what is logged; `logging.CRITICAL` where the libraries raise the errors that they log.
+    """
     libraries = (diffusers_logging, transformers_logging)
     before = [(library.get_verbosity(), library.is_progress_bar_enabled()) for library in libraries]
     for library in libraries:
-        library.set_verbosity_error()
+        library.set_verbosity(least)
         library.disable_progress_bar()
     try:
         yield

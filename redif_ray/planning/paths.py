@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from redif_ray.config import Config, ConfigError, Student
+from redif_ray.config import Config, ConfigError, Student, validate
 from redif_ray.config.base import at_home
 from redif_ray.config.uris import Uri, revealed
 from redif_ray.data.schedule_file import ScheduleFile, differences, found_schedule
@@ -68,7 +68,8 @@ def absolute(config: Config) -> Config:
     if (uri := config.tracking.uri or from_environment()) is not None:
         tree["tracking"]["uri"] = _absolute_store(uri)
     tree["tracking"]["experiment"] = config.tracking.experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME") or "redif"
-    return Config.model_validate(tree)
+    made: Config = validate(tree)
+    return made
 
 
 def _pinned_encoder(model: str) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from redif_ray.errors import words_of
 from redif_ray.rewards.preparation import Preparation
 from redif_ray.rewards.pretrained import (
     ImageEncoder,
@@ -73,7 +74,7 @@ class ClipCaptions:
             )
         except Exception as error:  # tokenizers raises plain exceptions over a broken file
             raise RewardError(
-                f"model={model!r} has no CLIP tokeniser: {str(error)[:300]}; copy its tokenizer.json, "
+                f"model={model!r} has no CLIP tokeniser: {words_of(error)}; copy its tokenizer.json, "
                 "or vocab.json and merges.txt"
             ) from error
         if len(self.tokenizer) != tower.vocab_size:

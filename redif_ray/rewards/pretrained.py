@@ -17,7 +17,7 @@ from torch.nn import Module
 
 from redif_ray.checkpoint import weights_sha256
 from redif_ray.data.targets import content_hash
-from redif_ray.errors import in_words
+from redif_ray.errors import in_words, words_of
 from redif_ray.models.foreign import check_header, check_part, is_name, loading, read_json, read_settings
 from redif_ray.models.protocol import ModelError, is_finite
 from redif_ray.rewards.preparation import Preparation, read_preparation
@@ -237,7 +237,9 @@ def load_weights(option: str, path: str) -> dict[str, Tensor]:
         check_header(file, file.parent)
         weights = load_file(file)
     except (SafetensorError, OSError, ModelError) as error:
-        raise RewardError(f"{option}={path!r} is not a whole safetensors file: {error}; copy it again") from error
+        raise RewardError(
+            f"{option}={path!r} is not a whole safetensors file: {words_of(error)}; copy it again"
+        ) from error
     check_finite(weights, f"{option}={path!r}")
     return weights
 

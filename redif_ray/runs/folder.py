@@ -243,11 +243,11 @@ def stored_config(path: Path) -> Config:
 
 def stored_state(path: Path) -> dict[str, Any]:
     """Return `RunFolder.state` of the run in `path`, which is kept in `run.json`; {} without one. Raises RunError."""
-    try:
-        state: dict[str, Any] = json.loads((path / "run.json").read_text())
-    except FileNotFoundError:
+    if not (path / "run.json").is_file():
         return {}
-    except ValueError as error:
+    try:
+        state: dict[str, Any] = dict(json.loads((path / "run.json").read_text()))
+    except (ValueError, TypeError) as error:
         raise RunError(f"{path / 'run.json'} is corrupt ({error}); start again under another run.name") from error
     return state
 

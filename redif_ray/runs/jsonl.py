@@ -16,7 +16,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
     Raises UserError for a line that is not JSON.
     """
-    if not path.exists():
+    if not path.is_file():
         return []
     rows = []
     for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):

@@ -14,8 +14,9 @@ from rich.table import Table
 from rich.text import Text
 
 from redif_ray.config import Config
+from redif_ray.errors import UserError, in_words
 from redif_ray.runs import status as run
-from redif_ray.runs.folder import stored_config, stored_state
+from redif_ray.runs.folder import RunError, stored_config, stored_state
 from redif_ray.runs.jsonl import read_rows
 from redif_ray.trials.names import SEARCH, SWEEP, TRIALS
 
@@ -51,8 +52,23 @@ def _table(path: Path, lines: run.Lines) -> Table:
 
 
 def status(path: Path) -> tuple[str, run.Lines]:
-    """Return the state and the lines to print, as `runs.status.status` does, of a run, a search or a sweep."""
+    """Return the state and the lines to print, as `runs.status.status` does, of a run, a search or a sweep.
+
+    Raises RunError for a folder without one, or with files that hold what no run writes.
+    """
     config = stored_config(path)
+    try:
+        return _told(path, config)
+    except UserError:
+        raise
+    except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError) as error:
+        raise RunError(
+            f"{path}: one of its files, such as metrics.jsonl or run.json, holds what no run writes "
+            f"({in_words(error)}); restore the files from a copy"
+        ) from error
+
+
+def _told(path: Path, config: Config) -> tuple[str, run.Lines]:
     kinds = ((SEARCH, _search), (SWEEP, _sweep))
     best = next((best for suffix, best in kinds if config.run.name.endswith(suffix)), None)
     if best is None or (path / "metrics.jsonl").exists():

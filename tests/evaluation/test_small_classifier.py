@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from image_files import make, png
+from safetensors.torch import load_file, save_file
 
 from redif_ray.classifiers.config import ClassifierConfig, JudgeTrainingError
 from redif_ray.classifiers.training import accuracy, read_images, shifted, split_rows, train_classifier
@@ -81,6 +82,11 @@ def test_refuses_folders(tmp_path: Path) -> None:
         with pytest.raises(ClassifierError, match=message):
             load_classifier(tmp_path)
         config.write_text(text)
+    weights = load_file(tmp_path / "model.safetensors")
+    for value in (torch.tensor([torch.nan, 0.0]), torch.tensor([torch.nan, 0.0]).to(torch.float8_e4m3fn)):
+        save_file({**weights, "head.bias": value}, tmp_path / "model.safetensors")
+        with pytest.raises(ClassifierError, match=r"weight head\.bias is NaN or infinite"):
+            load_classifier(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"not weights")
     with pytest.raises(ClassifierError, match=r"model\.safetensors does not hold"):
         load_classifier(tmp_path)

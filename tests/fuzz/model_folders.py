@@ -35,6 +35,7 @@ from redif_ray.models.folder import component_folder
 from redif_ray.models.headers import weight_files
 from redif_ray.models.registry import fingerprint, load_teacher
 from redif_ray.planning import factory
+from redif_ray.planning.paths import absolute
 from redif_ray.sample import draw
 
 FEW = {write_dit: 8, write_unet: 8, write_edm: 4}  # families with the share of the inputs that each gets
@@ -92,7 +93,7 @@ def configured(write: Any, folder: Path, root: Path, *overrides: str) -> Config:
 
 def used(write: Any, folder: Path, root: Path, *overrides: str) -> None:
     """What a run does with its teacher: all checks, then what a worker does. What the checks pass must work."""
-    config = configured(write, folder, root, *overrides)
+    config = absolute(configured(write, folder, root, *overrides))
     check(config, resume=False)
     conditions = preflight(config)
     try:

@@ -249,12 +249,18 @@ def mixed(factors: dict[str, Tensor]) -> dict[str, Tensor]:
     ],
 )
 def test_a_file_that_cannot_be_merged_whole_is_refused(
-    edit: Callable[[Any], Any], message: str, made: Callable[[str], tuple[Path, Path]], tmp_path: Path
+    edit: Callable[[Any], Any],
+    message: str,
+    made: Callable[[str], tuple[Path, Path]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     folder, file = made("sd")
     wrong = broken(file, tmp_path / "wrong.safetensors", edit)
-    with pytest.raises(ModelError, match=message):
+    capsys.readouterr()
+    with pytest.raises(ModelError, match=message) as error:
         load_teacher(Teacher(model=str(folder), lora={str(wrong): 1.0}))
+    assert str(error.value).isprintable() and len(str(error.value)) < 1000 and not any(capsys.readouterr())
 
 
 def test_other_files_and_other_teachers_are_refused(made: Callable[[str], tuple[Path, Path]], tmp_path: Path) -> None:

@@ -302,6 +302,9 @@ def test_what_an_exported_student_says_of_itself(tmp_path: Path, capsys: pytest.
     for changes in ({"timesteps": "a"}, {"guidance": float("nan")}, {"timesteps": []}, {"steps": None}):
         (folder / "redif.json").write_text(json.dumps(good | changes))
         assert f"redif.json: {next(iter(changes))}" in refused(capsys, "sample", folder)
+    for timesteps in ([5000, 10], [10, 999], [999, 999]):  # none of the model's, rising, twice
+        (folder / "redif.json").write_text(json.dumps(good | {"timesteps": timesteps}))
+        assert "redif.json: " in refused(capsys, "sample", folder)
     (folder / "redif.json").write_text(json.dumps(good))
     sample(folder)
 

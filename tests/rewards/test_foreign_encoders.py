@@ -90,6 +90,17 @@ def test_a_file_that_is_broken(name: str, spoil: Callable[[Path], None], clip: P
         load_encoder(str(clip), (3, 32, 32))
 
 
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [("tokenizer_config.json", {"unk_token": ["a"]}), ("tokenizer.json", {"model": {"type": "BPE", "vocab": 3}})],
+)
+def test_a_broken_tokeniser_is_told_in_one_line(name: str, change: Any, clip: Path) -> None:
+    put(clip / name, **change)
+    with pytest.raises(RewardError, match="has no CLIP tokeniser: ") as error:
+        both(clip)
+    assert str(error.value).isprintable() and "<class" not in str(error.value)
+
+
 def test_weights_that_are_not_finite(clip: Path, tmp_path: Path) -> None:
     nan(clip / "model.safetensors")
     with pytest.raises(RewardError, match=r"weight .* is NaN or infinite; copy the file from its source again"):

@@ -230,3 +230,27 @@ def test_what_is_no_run(tmp_path: Path) -> None:
         with pytest.raises(RunError, match=f"{path} is not a run folder"):
             status(path)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("metrics.jsonl", '{"round": "x"}\n'),
+        ("metrics.jsonl", "[1]\n"),
+        ("metrics.jsonl", '{"phase": "policy"}\n'),
+        ("lost.jsonl", '"~"\n'),
+        ("run.json", '{"calibration": {}, "progress": 3, "expected": [1]}'),
+    ],
+)
+def test_a_file_that_no_run_writes_is_an_error_that_names_the_folder(name: str, text: str, folder: RunFolder) -> None:
+    (folder.path / name).write_text(text)
+    if name == "run.json":
+        append_rows(folder.path / "metrics.jsonl", [row(3)])
+    with pytest.raises(RunError, match=f"{folder.path}: one of its files, .* holds what no run writes"):
+        status(folder.path)
+
+
+def test_the_state_of_a_run_is_an_object(folder: RunFolder) -> None:
+    (folder.path / "run.json").write_text("[1, 2]")
+    with pytest.raises(RunError, match=r"run\.json is corrupt"):
+        status(folder.path)

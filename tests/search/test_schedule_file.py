@@ -123,3 +123,10 @@ def test_an_invalid_space_is_one_clear_error(override: str, message: str) -> Non
     with pytest.raises(ConfigError, match=message) as error:
         load("smoke", [override])
     assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("changes", [{"timesteps": (999.0,)}, {"network_timesteps": (999.0, 1.0)}])
+def test_a_file_without_a_timestep_for_each_step_is_named(changes: dict[str, object], tmp_path: Path) -> None:
+    path = written(tmp_path, schedules={3: FOUND.model_copy(update=changes)})
+    with pytest.raises(ConfigError, match=r"schedule\.yaml: its schedule of 3 steps has \d timesteps; search again"):
+        absolute(load("smoke", [f"student.schedule={path}", "student.steps=3"]))
