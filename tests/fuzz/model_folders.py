@@ -63,9 +63,14 @@ KEYS = (
 
 
 @cache
+def _room() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="redif-fuzz-")  # which goes with the process
+
+
+@cache
 def whole(write: Callable[[Path], Path]) -> Path:
     """The valid folder that a function writes, once a process."""
-    return write(Path(tempfile.mkdtemp(prefix="redif-fuzz-")) / "whole")
+    return write(Path(tempfile.mkdtemp(dir=_room().name)) / "whole")
 
 
 def copy_of(write: Callable[[Path], Path], root: Path, name: str = "model") -> Path:

@@ -26,6 +26,7 @@ from redif_ray.checkpoint import pack, save_checkpoint
 from redif_ray.config import dump, load
 from redif_ray.data.schedule_file import Found, ScheduleFile
 from redif_ray.evaluation.encoders import embedded, load_encoder
+from redif_ray.evaluation.judge_source import JUDGES, REFERENCE
 from redif_ray.job.preflight import check_judge
 from redif_ray.models.classifier import Classifier
 from redif_ray.models.registry import load_model, load_teacher
@@ -55,10 +56,7 @@ def write_file(folder: Path) -> Path:
 
 def write_judge(folder: Path) -> Path:
     Classifier("conv", "judge", (1, 28, 28), [str(i) for i in range(10)]).save(folder)
-    shutil.copy(
-        Path(load.__code__.co_filename).parents[1] / "assets/reference/fashion_mnist_test.parquet",
-        folder / "reference.parquet",
-    )
+    shutil.copy(JUDGES["fashion-mnist"][1], folder / REFERENCE)
     return folder
 
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import random
 import time
+from pathlib import Path
 
 import pytest
+from damage import ACTIONS, damaged, spoil
+from image_files import make
 from outcomes import ERROR, NOTICE, SUCCESS, Exceeded, Outcome, Tally, limited, mutated, of_call, of_command, paths_of
 
 from redif_ray.errors import Notice, UserError
@@ -51,3 +54,14 @@ def test_a_mutation_is_new_and_leaves_the_tree() -> None:
     assert len(set(results)) > 60
     assert results == [repr(mutated(TREE, random.Random(seed))) for seed in range(200)]
     assert TREE == {"a": {"b": [1, 2.5, "text"], "c": None}, "d": True}
+
+
+def test_damage_is_new_and_repeats(tmp_path: Path) -> None:
+    data = bytes(range(256)) * 4
+    assert len({damaged(data, random.Random(seed)) for seed in range(200)}) > 150
+    assert damaged(data, random.Random(1)) == damaged(data, random.Random(1))
+    done = set()
+    for seed in range(100):
+        folder = make(tmp_path / str(seed) / "x", {"a.txt": "a", "b/c.txt": "c", "b/d.txt": "d"})
+        done.add(spoil(folder, random.Random(seed)).partition(" 'b/")[0].partition(" 'a")[0])
+    assert done == set(ACTIONS)
