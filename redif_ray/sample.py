@@ -28,7 +28,7 @@ from redif_ray.models.captions import caption_warnings
 from redif_ray.models.device import sampling_device, sampling_dtype
 from redif_ray.models.folder import SETTINGS, student_settings
 from redif_ray.models.foreign import loading
-from redif_ray.models.protocol import DiffusionModel, is_finite
+from redif_ray.models.protocol import DiffusionModel
 from redif_ray.models.registry import load_model, load_teacher, model_folder
 from redif_ray.models.sketch import found_for
 from redif_ray.models.student import make_student, set_weights
@@ -236,10 +236,7 @@ def draw(
     unit = noise.initial_noise(groups, model.latent_shape, seed=seed, stream=Stream.HELD_OUT).to(model.device)
     with loading(f"the {type(model).__name__} to sample"):  # values of a config.json that only a call looks at
         predict = model.predictor(model.encode(conditions), guidance)
-        images = model.images(solvers.sample("euler", predict, unit, schedule)).cpu()
-    if not is_finite(images):
-        raise FloatingPointError("the decoded images are not finite; check the weights of the VAE and the precision")
-    return images
+        return model.images(solvers.sample("euler", predict, unit, schedule)).cpu()
 
 
 def _write_files(folder: Path, drawn: Iterator[np.ndarray], conditions: list[Condition]) -> None:
