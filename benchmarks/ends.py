@@ -71,9 +71,15 @@ class Run:
             )
 
     def processes(self) -> Iterator[psutil.Process]:
+        """Yield the processes that have the mark, and those below them: a changed title may cover the environment."""
+        found: dict[int, psutil.Process] = {}
         for process in psutil.process_iter():
             with suppress(psutil.Error, OSError):
-                if process.environ().get(MARK) == self.mark and process.status() != psutil.STATUS_ZOMBIE:
+                if process.environ().get(MARK) == self.mark:
+                    found |= {each.pid: each for each in (process, *process.children(recursive=True))}
+        for process in found.values():
+            with suppress(psutil.Error):
+                if process.status() != psutil.STATUS_ZOMBIE:
                     yield process
 
     def driver(self) -> psutil.Process:
