@@ -10,13 +10,14 @@ import fcntl
 import logging
 import os
 import secrets
+import select
 import signal
 import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Container, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Container, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from os import _exit
 from pathlib import Path
@@ -32,7 +33,9 @@ from redif_ray.interrupt import noted
 
 STARTUP = "timed out during startup"  # in the text of Ray's error on a machine that is too busy
 LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # set to 0, it has Ray bind every port to loopback, on every system
-DAEMONS = ("gcs_server", "raylet")
+RAYLET = "raylet"
+DAEMONS = ("gcs_server", RAYLET)
+AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")  # without which the raylet ends too
 WATCH_SECONDS = 0.5
 AGAIN = "what was saved is kept, so run the command again, with --resume if it has that option"
 SOCKET_BYTES = 107  # the longest path of a socket on Linux
@@ -93,6 +96,8 @@ def watched() -> Iterator[None]:
     """
     own = {process: process.name() in DAEMONS for process in psutil.Process().children() if not _grouped(process)}
     sessions, over = {process.pid for process in own}, threading.Event()
+    below = [each for process in own if process.name() == RAYLET for each in process.children()]
+    own |= {process: True for process in below if process.name().startswith(AGENTS)}
 
     def look() -> None:
         for process in [process for process in own if _dead(process)]:
@@ -100,8 +105,11 @@ def watched() -> Iterator[None]:
             if own.pop(process) or noted() is not None:
                 _end(process.pid, sessions)
 
+    told, tell = os.pipe()
+
     def watch() -> None:
-        while not over.wait(WATCH_SECONDS):
+        while not over.is_set():
+            _wait_for_an_end(own, told, WATCH_SECONDS)
             look()
 
     thread = threading.Thread(target=watch, name="watch", daemon=True)
@@ -113,7 +121,24 @@ def watched() -> Iterator[None]:
         raise
     finally:
         over.set()
+        os.close(tell)
         thread.join()
+        os.close(told)
+
+
+def _wait_for_an_end(processes: Iterable[psutil.Process], told: int, seconds: float) -> None:
+    """Return once one of these processes is dead or the pipe `told` is closed, or else after so many seconds.
+
+    Where the system tells of a death, it is known at once: Ray soon ends this process itself, without a word.
+    """
+    with ExitStack() as files, suppress(ProcessLookupError):
+        poll = select.poll()
+        poll.register(told)
+        for process in processes if hasattr(os, "pidfd_open") else ():
+            file = os.pidfd_open(process.pid)
+            files.callback(os.close, file)
+            poll.register(file, select.POLLIN)
+        poll.poll(1000 * seconds)
 
 
 def _grouped(process: psutil.Process) -> bool:
