@@ -205,7 +205,7 @@ def build_terms(
         service, may take. metadata: of the captions, for the user's own terms; see `Setting`.
     Raises `RewardError` for unknown names and options, wrong values, and terms that do not suit these images.
     """
-    setting = Setting(num_classes, image_shape, torch.device(device), captions, seed, patience_s, metadata)
+    setting = Setting(num_classes, image_shape, torch.device(device), captions, seed, metadata, patience_s)
     return Rewards(
         {
             label: _build(label, revealed(term.options, f"reward.terms.{label}.options"), setting)

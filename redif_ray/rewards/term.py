@@ -44,8 +44,8 @@ class Setting:
 
     num_classes: number of classes; 0: there are none. image_shape: (C, H, W). captions: True where conditions are text.
     seed: seed of the initial weights of a learned term.
-    patience_s: seconds that one call of the user's code, or of a service, may take.
     metadata: what the source of the captions says of each beside it, by caption; None: the run takes none.
+    patience_s: seconds that one call of the user's code, or of a service, may take.
     encoders: cache of the terms' networks, so that terms with the same network load it once.
     """
 
@@ -54,8 +54,8 @@ class Setting:
     device: torch.device
     captions: bool = False
     seed: int = 0
-    patience_s: float = 300.0
     metadata: Mapping[str, Mapping[str, Any]] | None = None
+    patience_s: float = 300.0
     encoders: Once = field(default_factory=Once, repr=False, compare=False)
 
     def metadata_of(self, conditions: Sequence[Condition]) -> list[dict[str, Any]]:
