@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,3 +138,14 @@ def test_a_family_that_exits_ends_no_command_in_silence(
         main()
     error = capsys.readouterr().err
     assert end.value.code == 2 and f"{path}:5, in load: {exit}" in error and not (tmp_path / "x.png").exists()
+
+
+def test_an_os_exit_of_this_package_ends_the_process() -> None:
+    code = (
+        "from redif_ray.user_code.errors import hard_exits_named\n"
+        "with hard_exits_named():\n"
+        "    from redif_ray.cluster import private\n"
+        "    private._end(1, ())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 3 and "process 1 of Ray, which this command had started, is dead" in done.stderr

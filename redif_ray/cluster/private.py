@@ -19,7 +19,6 @@ import time
 from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
-from os import _exit
 from pathlib import Path
 from typing import Any
 
@@ -169,7 +168,7 @@ def _end(pid: int, sessions: Container[int]) -> None:
         what = "stopped at once, since Ray's processes were ended too"
     with suppress(OSError):
         os.write(2, f"\n{what}; {AGAIN}\n".encode())
-    _exit(LostError.exit_code if number is None else 128 + number)
+    os._exit(LostError.exit_code if number is None else 128 + number)
 
 
 def ray_folder() -> Path:

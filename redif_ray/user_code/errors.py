@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import sys
+import sysconfig
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -66,14 +68,14 @@ def exits_named() -> Iterator[None]:
 
 @contextmanager
 def hard_exits_named() -> Iterator[None]:
-    """Raise UserCodeError for an `os._exit` of this process in the block, which would end it without a word.
+    """Raise UserCodeError for an `os._exit` of user code in the block, which would end this process without a word.
 
-    Code of this package that means it calls `from os import _exit`. Processes that are forked in the block may exit.
+    This package and libraries may exit so, and so may processes that are forked in the block.
     """
     leave, here = os._exit, os.getpid()
 
     def told(status: int) -> NoReturn:
-        if os.getpid() != here:
+        if os.getpid() != here or not _users(sys._getframe(1).f_code.co_filename):
             leave(status)
         raise UserCodeError(f"code of your own ended the process: os._exit({status})\n{_callers()}")
 
@@ -84,6 +86,12 @@ def hard_exits_named() -> Iterator[None]:
         os._exit = leave
 
 
+def _users(filename: str) -> bool:
+    """Tell whether a file is neither one of this package nor one that is installed."""
+    installed = {Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+    return not ours(filename) and not installed & {*Path(filename).parents}
+
+
 def _callers() -> str:
-    frames = [frame for frame in traceback.extract_stack() if frame.line and not ours(frame.filename)]
-    return "\n".join(f"  {f.filename}:{f.lineno}, in {f.name}: {f.line}" for f in frames[-3:])
+    frames = [frame for frame in traceback.extract_stack() if frame.line and _users(frame.filename)]
+    return "\n".join(f"  {f.filename}:{f.lineno}, in {f.name}: {f.line}" for f in frames)
