@@ -25,6 +25,7 @@ from redif_ray.models.protocol import DiffusionModel
 from redif_ray.models.registry import teacher_outline
 from redif_ray.planning import factory
 from redif_ray.planning.nodes import share_cards
+from redif_ray.planning.paths import found_encoder
 from redif_ray.runs import timeline
 from redif_ray.runs.deployed import checkpoint_key, checkpoint_named, deployed_weights
 from redif_ray.runs.folder import RunFolder, stored_config
@@ -50,6 +51,7 @@ def evaluate(
     checkpoint = checkpoint_named(run, checkpoint)
     _, version = deployed_weights(run, checkpoint)  # raises for a checkpoint that is missing or broken
     rehearse(config)
+    config = _placed(config, run)
     teacher = teacher_outline(config.teacher)
     own = teacher if config.teacher == stored.teacher else teacher_outline(stored.teacher)
     _check(config, own, teacher)
@@ -70,6 +72,11 @@ def evaluate(
         timeline.draw(folder)
     console.print(result_table(result))
     return run / name
+
+
+def _placed(config: Config, run: Path) -> Config:
+    """Return the configuration of the run in the folder `run`, also where another run has its first place by now."""
+    return config.model_copy(update={"run": config.run.model_copy(update={"root": str(run.parent), "name": run.name})})
 
 
 def _check(config: Config, own: DiffusionModel, teacher: DiffusionModel) -> None:
@@ -117,5 +124,6 @@ def evaluated(config: Config, overrides: list[str], size: tuple[int, int] | None
             tree[role]["gpus"] /= part
     tree["tracking"]["uri"] = "off"
     tree["learner"] |= NO_LEARNER
+    tree["evaluation"]["judge"] = found_encoder(tree["evaluation"]["judge"])  # workers have other working directories
     evaluation_config: Config = validate(tree)
     return evaluation_config

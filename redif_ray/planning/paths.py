@@ -26,10 +26,10 @@ INIT = "init"  # the value of student.schedule that stands for the levels of stu
 def absolute(config: Config) -> Config:
     """Return `config` with absolute paths, and with what it takes from MLflow's variables of the environment.
 
-    A file that `student.schedule` names is read into `student.levels`; a hub id of a model, also of a reward's or a
-    judge's encoder, gets the commit that it means now, which all workers then read. Raises ConfigError for what cannot
-    be read, for a URI whose secrets or whose variable of the environment are not there, and ModelError for a teacher
-    that the hub does not have; what builds an encoder tells the same of that.
+    A file that `student.schedule` names is read into `student.levels`; a hub id of a model, also of an encoder of a
+    reward, a judge or a search, gets the commit that it means now, which all workers then read. Raises ConfigError for
+    what cannot be read, for a URI whose secrets or whose variable of the environment are not there, and ModelError for
+    a teacher that the hub does not have; what builds an encoder tells the same of that.
     """
     tree = config.model_dump()
     revealed(tree, "")
@@ -49,22 +49,22 @@ def absolute(config: Config) -> Config:
     source = config.conditions.source
     if source and Path(source).exists():
         tree["conditions"]["source"] = str(Path(source).resolve())
-    for section, key in (("teacher", "model"), ("evaluation", "judge")):
-        if Path(tree[section][key]).is_dir():
-            tree[section][key] = str(Path(tree[section][key]).resolve())
+    if Path(config.teacher.model).is_dir():
+        tree["teacher"]["model"] = str(Path(config.teacher.model).resolve())
     for section, key in (("teacher", "model"), ("student", "init")):
         if (model := tree[section][key]) and not Path(model).is_dir():
             tree[section][key] = pinned(model)
-    if "/" in (judge := tree["evaluation"]["judge"]) and not Path(judge).is_dir():
-        tree["evaluation"]["judge"] = _pinned_encoder(judge)
+    for place, key in ((tree["evaluation"], "judge"), (tree["search"]["frechet"], "encoder")):
+        place[key] = found_encoder(place[key])
     for label, term in tree["reward"]["terms"].items():
         for option, value in term["options"].items():
             if option == "callable":
                 term["options"][option] = _absolute_code(at_home(value))
             elif isinstance(value, str) and value and os.path.exists(home := at_home(value)):  # noqa: PTH110  # any text
                 term["options"][option] = str(Path(home).resolve())
-        if "/" in (model := term["options"].get("model", getattr(TERMS.get(label), "model", ""))):
-            term["options"]["model"] = _pinned_encoder(model)
+        model = term["options"].get("model", getattr(TERMS.get(label), "model", None))
+        if isinstance(model, str) and "/" in model:
+            term["options"]["model"] = found_encoder(model)
     if (uri := config.tracking.uri or from_environment()) is not None:
         tree["tracking"]["uri"] = _absolute_store(uri)
     tree["tracking"]["experiment"] = config.tracking.experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME") or "redif"
@@ -72,12 +72,19 @@ def absolute(config: Config) -> Config:
     return made
 
 
-def _pinned_encoder(model: str) -> str:
-    """Return a hub id of an encoder with its commit, and a folder or an encoder that is not to be had unchanged."""
+def found_encoder(source: str) -> str:
+    """Return the folder of an encoder as an absolute path, and a hub id with the commit that it means now.
+
+    The name of a shipped encoder, and an encoder that is not to be had, are returned unchanged.
+    """
+    if Path(source).is_dir():
+        return str(Path(source).resolve())
+    if "/" not in source:
+        return source
     try:
-        return pinned_encoder(model)
+        return pinned_encoder(source)
     except RewardError:
-        return model
+        return source
 
 
 def from_environment() -> Uri | None:

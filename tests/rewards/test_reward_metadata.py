@@ -17,11 +17,15 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from image_files import make, tar
+from rich.console import Console
 from test_reward_http import free_port
+from tiny_encoders import write_clip
 from tiny_pipelines import write_sd
 
+from redif_ray.checkpoint import save_checkpoint
 from redif_ray.config import Config, ConfigError, Term, load
 from redif_ray.data.conditions import Conditions, load_conditions
+from redif_ray.job import evaluate
 from redif_ray.loop import PlainLoop
 from redif_ray.planning import factory
 from redif_ray.rewards.base import RewardError, RewardInputs, build_terms
@@ -208,3 +212,31 @@ def test_workers_read_what_the_run_folder_keeps(tmp_path: Path) -> None:
         assert factory.metadata(config, teacher)["two dogs"]["n"] == 2
         with pytest.raises(RunError, match="the conditions differ"):
             run.keep_conditions(factory.conditions(config, teacher))
+
+
+def test_the_evaluation_of_a_renamed_run_reads_its_own_columns(tmp_path: Path, monkeypatch: Any) -> None:
+    config = recipe(tmp_path)
+    teacher = factory.teacher(config, "cpu")
+    for name in ("renamed", config.run.name):  # another run has the name that the first was started with
+        (tmp_path / "p.jsonl").write_text(LINES if name == "renamed" else LINES.replace('"n": 2', '"n": 3'))
+        folder = RunFolder.open(config, resume=False)
+        folder.close()
+        folder.keep_conditions(factory.conditions(config, teacher))
+        save_checkpoint(folder.path / "checkpoints" / "best", {"student/weight": torch.zeros(1)}, {"version": 1})
+        folder.path.rename(tmp_path / "runs" / name)
+    asked: Any = None
+
+    def stopped(config: Config, *_: Any, **__: Any) -> Config:
+        nonlocal asked
+        asked = config
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluate, "rehearse", lambda _: None)
+    monkeypatch.setattr(evaluate, "with_batches", stopped)
+    monkeypatch.chdir(tmp_path)
+    judge = write_clip(tmp_path / "judge")
+    overrides = ["evaluation.judge=judge", "evaluation.held_out=12"]
+    with pytest.raises(KeyboardInterrupt):
+        evaluate.evaluate(tmp_path / "runs" / "renamed", overrides, checkpoint="best", console=Console())
+    assert factory.metadata(asked, teacher)["two dogs"]["n"] == 2
+    assert asked.evaluation.judge == str(judge)

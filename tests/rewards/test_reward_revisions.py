@@ -11,6 +11,7 @@ from tiny_encoders import write_clip
 
 from redif_ray.config import load
 from redif_ray.planning.paths import absolute
+from redif_ray.rewards.term import RewardError
 
 OLD, NEW = "a" * 40, "b" * 40
 
@@ -57,3 +58,15 @@ def test_the_default_and_the_judge_are_fixed_too(hub: Path) -> None:
 def test_an_encoder_that_is_not_to_be_had_is_told_by_the_term(hub: Path) -> None:
     assert options("reward.terms.clip.options.model=org/none")["model"] == "org/none"
     assert options("reward.terms.clip.options.model=/no/such/folder")["model"] == "/no/such/folder"
+
+
+def test_the_encoder_of_a_search_is_fixed_too(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert absolute(load("smoke", ["search.frechet.encoder=org/clip"])).search.frechet.encoder == f"org/clip@{OLD}"
+    monkeypatch.chdir(hub / "snapshots")
+    assert absolute(load("smoke", [f"search.frechet.encoder={OLD}"])).search.frechet.encoder == str(Path(OLD).resolve())
+
+
+def test_a_model_that_is_no_text_is_told_by_the_term(build) -> None:
+    options = absolute(load("smoke", ["reward.terms={clip: {options: {model: 5}}}"])).reward.terms["clip"].options
+    with pytest.raises(RewardError, match=r"reward\.terms\.clip\.options\.model=5"):
+        build(terms={"clip": options}, shape=(3, 16, 16))
