@@ -60,15 +60,18 @@ def _metadata(row: Row, wanted: Wanted, where: str) -> Metadata:
     if row.metadata is None and wanted.metadata:
         columns = ", ".join(wanted.metadata)
         raise ConfigError(f"{where} has no columns beside its captions; conditions.metadata asks for {columns}")
-    for name, value in (row.metadata or {}).items():
-        try:
-            json.dumps(value, allow_nan=False)
-        except (TypeError, ValueError) as error:
-            raise ConfigError(
-                f"{where}: {name} of {row.where} is {value!r:.100} ({error}); conditions.metadata takes texts, "
-                "numbers, and lists and mappings of these"
-            ) from None
-    return row.metadata or {}
+    return {name: _as_json(value, f"{where}: {name} of {row.where}") for name, value in (row.metadata or {}).items()}
+
+
+def _as_json(value: Any, where: str) -> Any:
+    """Return a value as it is read again from the JSON in which a run keeps it. Raises ConfigError for another one."""
+    try:
+        return json.loads(json.dumps(value, allow_nan=False, ensure_ascii=False).encode())
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{where} is {brief(value)} ({error}); conditions.metadata takes texts, numbers, and lists and mappings of "
+            "these"
+        ) from None
 
 
 def _cells(source: str, wanted: Wanted, kind: type[Value], where: str, findings: Findings) -> list[tuple[Value, Row]]:

@@ -155,10 +155,11 @@ def _told(
 ) -> tuple[dict[str, Metadata], list[str]]:
     """Return the metadata of each of the captions, that of its first row, and a note where a later row has another."""
     told: dict[str, Metadata] = {}
+    spelled = {plain(caption): caption for caption in captions if isinstance(caption, str)}
     others = 0
     for caption, metadata in rows:
-        if caption in captions:
-            others += told.setdefault(caption, metadata) != metadata
+        if (kept := spelled.get(plain(caption))) is not None:
+            others += told.setdefault(kept, metadata) != metadata
     return told, [f"{others:,} repeated captions have other metadata; the first row counts"] if others else []
 
 

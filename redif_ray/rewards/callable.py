@@ -22,7 +22,8 @@ from redif_ray.user_code.state import generators_seeded
 class CallableTerm:
     """f(student, teacher, conditions) -> float tensor [B], higher is better; images are [B, C, H, W] in [0, 1].
 
-    A function with a parameter `metadata` gets the columns `conditions.metadata` by that name, a mapping for each row.
+    A function with a parameter `metadata`, or with `**kwargs`, gets the columns `conditions.metadata` by that name, a
+    mapping for each row.
 
     The function gets copies of the images and must not alter them. Neither it nor its import may change global
     settings, end the process or take longer than half of `pipeline.timeout_s`; otherwise the run stops. Before each
@@ -43,8 +44,9 @@ class CallableTerm:
                 self._function = import_function(self.callable)
         except UserCodeError as error:
             raise RewardError(f"callable {self.callable!r}: {error}") from error
-        self._takes_metadata = _takes(self._function, "metadata")
-        if self._takes_metadata and self.setting.metadata is None:
+        takes, needs = _takes(self._function, "metadata")
+        self._gets_metadata = takes and self.setting.metadata is not None
+        if needs and self.setting.metadata is None:
             raise RewardError(
                 f"callable {self.callable!r} takes metadata; name the columns of the captions' source by "
                 "conditions.metadata, or remove the parameter"
@@ -53,7 +55,7 @@ class CallableTerm:
     def __call__(self, inputs: RewardInputs) -> Tensor:
         given = copied(inputs)
         student = given.student if self.differentiable else given.student.detach()
-        told = {"metadata": self.setting.metadata_of(inputs.conditions)} if self._takes_metadata else {}
+        told = {"metadata": self.setting.metadata_of(inputs.conditions)} if self._gets_metadata else {}
         seeded = generators_seeded(_seed(inputs), student.device)
         with within(self.setting.patience_s, self.callable), seeded, failures_named(f"{self.callable} failed"):
             value = self._function(student, given.teacher, given.conditions, **told)
@@ -61,11 +63,15 @@ class CallableTerm:
         return value.detach() if isinstance(value, Tensor) and not self.differentiable else value
 
 
-def _takes(function: Callable[..., object], name: str) -> bool:
+def _takes(function: Callable[..., object], name: str) -> tuple[bool, bool]:
+    """Return whether a function can be called with the argument `name`, and whether it must be."""
     try:
-        return name in inspect.signature(function).parameters
+        parameters = inspect.signature(function).parameters
     except (TypeError, ValueError):  # a function of C without a signature
-        return False
+        return False, False
+    if name in parameters:
+        return True, parameters[name].default is inspect.Parameter.empty
+    return any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values()), False
 
 
 def _seed(inputs: RewardInputs) -> int:

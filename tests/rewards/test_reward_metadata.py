@@ -68,14 +68,25 @@ def test_every_layout_gives_the_columns_that_are_asked_for(files: Any, source: s
     assert "metadata" not in read(tmp_path / source).to_json()
 
 
+def test_a_run_reads_again_what_it_keeps(tmp_path: Path) -> None:
+    """A mapping of Parquet is read as pairs, which JSON keeps as lists."""
+    column = pa.array([[("red", 2)]], pa.map_(pa.string(), pa.int64()))
+    pq.write_table(pa.table({"caption": ["a cat"], "n": column}), tmp_path / "p.parquet")
+    found = read(tmp_path / "p.parquet", "n")
+    assert found.metadata == {"a cat": {"n": [["red", 2]]}}
+    assert Conditions.from_json(found.to_json()) == found
+
+
 def test_metadata_that_cannot_be_given_is_named(tmp_path: Path) -> None:
     make(tmp_path, {"p.jsonl": LINES, "p.txt": "a cat\n", "p.tar": shard(), "p.csv": "caption,n\na cat,1\n"})
     pq.write_table(pa.table({"caption": ["a cat"], "raw": [b"\x00"]}), tmp_path / "raw.parquet")
+    (tmp_path / "half.jsonl").write_text('{"caption": "a cat", "n": "\\ud83d"}\n')
     for source, columns, message in (
         ("p.jsonl", ["tag"], r"p\.jsonl has the columns .*expected tag for metadata"),
         ("p.tar", ["tag"], r"0\.json has no key 'tag' for metadata"),
         ("p.txt", ["n"], r"p\.txt has no columns beside its captions; conditions\.metadata asks for n"),
         ("raw.parquet", ["raw"], r"raw of .*row 0 is b'\\x00' .*takes texts, numbers"),
+        ("half.jsonl", ["n"], r"n of .*half\.jsonl row 0 is .*surrogates not allowed.*takes texts, numbers"),
     ):
         with pytest.raises(ConfigError, match=message):
             read(tmp_path / source, *columns)
@@ -85,7 +96,7 @@ def test_metadata_that_cannot_be_given_is_named(tmp_path: Path) -> None:
     make(tmp_path, {"twice.csv": "caption,n\na cat,1\na cat,2\nA cat,3\na dog,1\n"})
     found = read(tmp_path / "twice.csv", "n")
     assert found.metadata == {"a cat": {"n": "1"}, "a dog": {"n": "1"}}
-    assert "1 repeated captions have other metadata; the first row counts" in found.notes
+    assert "2 repeated captions have other metadata; the first row counts" in found.notes  # one is spelled otherwise
 
 
 def inputs(count: int = 4, shape: tuple[int, ...] = (3, 8, 8)) -> RewardInputs:
@@ -109,12 +120,20 @@ def test_a_function_with_the_parameter_gets_the_rows_of_its_captions(tmp_path: P
         "    return value\n"
         "def plain(student, teacher, conditions):\n"
         "    return student.mean((1, 2, 3))\n"
+        "def any_columns(student, teacher, conditions, **columns):\n"
+        "    return torch.full([len(student)], 1.0 * sum(row['n'] for row in columns.get('metadata', [])))\n"
+        "def optional(student, teacher, conditions, metadata=()):\n"
+        "    return any_columns(student, teacher, conditions, metadata=metadata)\n"
     )
     function = {"callable": f"{tmp_path / 'own.py'}:counted"}
     for _ in range(2):  # what a function changes is its own
         assert scored(function, inputs(), TOLD).tolist() == [1, 2, 1, 2]
     assert TOLD["a cat"]["include"] == [{"class": "cat"}]
     assert scored({"callable": f"{tmp_path / 'own.py'}:plain"}, inputs(), TOLD).shape == (4,)
+    for name in ("any_columns", "optional"):
+        options = {"callable": f"{tmp_path / 'own.py'}:{name}"}
+        assert scored(options, inputs(), TOLD).tolist() == [6] * 4
+        assert scored(options, inputs(), None).tolist() == [0] * 4
     with pytest.raises(RewardError, match=r"counted' takes metadata; name the columns .* by conditions\.metadata"):
         scored(function, inputs(), None)
 
