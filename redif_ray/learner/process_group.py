@@ -55,7 +55,9 @@ def empty_file() -> str:
 def meet(rank: int, backend: str, path: str, ranks: int, timeout_s: int) -> None:
     """Join the process group of `ranks` ranks that meet in the file `path`."""
     timeout = timedelta(seconds=timeout_s)
-    dist.init_process_group(backend, init_method=f"file://{path}", rank=rank, world_size=ranks, timeout=timeout)
+    store = dist.FileStore(path, ranks)  # a file:// address would end at a # in the path
+    store.set_timeout(timeout)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=ranks, timeout=timeout)
 
 
 def choose_interface() -> None:
