@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import bz2
 import io
+import lzma
 import os
 import tarfile
 import tracemalloc
@@ -112,6 +114,14 @@ def test_what_may_never_end_is_not_read(name: str, kind: str, tmp_path: Path) ->
 class Zeros:
     def read(self, size: int) -> bytes:
         return bytes(size)
+
+
+@pytest.mark.parametrize("compress", [bz2.compress, lzma.compress], ids=["bz2", "xz"])
+def test_a_shard_is_a_tar_or_a_gzip_file(compress: Any, tmp_path: Path) -> None:
+    """A kilobyte of another compressed file holds gigabytes, which would be in memory at once."""
+    (tmp_path / "a.tar").write_bytes(compress(tar({"1.txt": "a cat"})))
+    with pytest.raises(ConfigError, match=r"a\.tar is not a tar file that can be read"):
+        read_column(str(tmp_path / "a.tar"), None, str)
 
 
 def test_a_small_shard_that_holds_much_takes_little_memory(tmp_path: Path) -> None:

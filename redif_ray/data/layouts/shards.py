@@ -53,7 +53,7 @@ def _examples(file: File, wanted: Wanted, findings: Findings) -> Iterator[Row]:
     with (
         reading(file.name, "a tar file that can be read"),
         file.open() as stream,
-        tarfile.open(fileobj=_unzipped(stream), mode="r|*", tarinfo=_Whole, bufsize=BLOCK_BYTES) as shard,
+        tarfile.open(fileobj=_unzipped(stream), mode="r|", tarinfo=_Whole, bufsize=BLOCK_BYTES) as shard,
     ):
         for name, group in groupby(_members(shard, file.name, wanted, findings), key=lambda member: member[0]):
             where = f"{file.name} {name}"
@@ -68,7 +68,7 @@ def _examples(file: File, wanted: Wanted, findings: Findings) -> Iterator[Row]:
 def _unzipped(stream: Any) -> Any:
     """Return what a gzip file holds as a stream, and another file as it is.
 
-    `tarfile` would decompress whole blocks, of which a small one can hold a GB.
+    `tarfile` would decompress whole blocks, of which a small one can hold GBs, and takes other compressed files too.
     """
     zipped = stream.read(2) == b"\x1f\x8b"
     stream.seek(0)
