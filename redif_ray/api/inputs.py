@@ -15,6 +15,7 @@ from typing import Any
 
 from redif_ray.api.functions import importable, module_text
 from redif_ray.config import ConfigError
+from redif_ray.errors import brief
 from redif_ray.files import atomic_file
 
 INPUTS = ".inputs"
@@ -55,8 +56,22 @@ def _function(function: Callable[..., Any], key: str, folder: Path) -> str:
 
 
 def _column(values: list[Any], folder: Path) -> str:
-    """Return the Parquet file of a list of captions, of labels, or of mappings that hold a caption and its metadata."""
-    return _kept(folder, "conditions", ".parquet", json.dumps(values), partial(_write_column, values))
+    """Return the file of a list: Parquet of captions or of labels, JSON lines of mappings with captions.
+
+    A column of Parquet has one type, so that what one mapping lacks and another has would be there as None.
+    """
+    mappings = [isinstance(value, Mapping) for value in values]
+    try:
+        if not any(mappings):
+            return _kept(folder, "conditions", ".parquet", json.dumps(values), partial(_write_column, values))
+        if not all(mappings):
+            raise TypeError(f"{brief(values[mappings.index(False)])} is no mapping, and others are")
+        lines = "".join(json.dumps(dict(value)) + "\n" for value in values)
+        return _kept(folder, "conditions", ".jsonl", lines, lambda file: file.write_text(lines))
+    except TypeError as error:
+        raise ConfigError(
+            f"conditions.source: {error}; expected captions alone, or labels alone, or mappings with a caption"
+        ) from error
 
 
 def _write_column(values: list[Any], file: Path) -> None:
@@ -64,16 +79,10 @@ def _write_column(values: list[Any], file: Path) -> None:
     import pyarrow.parquet as pq
 
     column = "label" if values and isinstance(values[0], int) else "caption"
-    mappings = [isinstance(value, Mapping) for value in values]
-    rows = values if all(mappings) else [{column: value} for value in values]
     try:
-        if any(mappings) and not all(mappings):
-            raise TypeError(f"{values[mappings.index(False)]!r:.100} is no mapping, and others are")
-        pq.write_table(pa.Table.from_pylist(rows), file)
-    except (pa.ArrowException, TypeError) as error:
-        raise ConfigError(
-            f"conditions.source: {error}; expected captions alone, or labels alone, or mappings with a caption"
-        ) from error
+        pq.write_table(pa.table({column: values}), file)
+    except pa.ArrowException as error:
+        raise TypeError(error) from error
 
 
 def _kept(folder: Path, name: str, suffix: str, content: str, write: Callable[[Path], object]) -> str:

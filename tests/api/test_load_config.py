@@ -65,13 +65,18 @@ def test_a_wrong_keyword_is_one_clear_error(sections: dict[str, Any], message: s
 
 
 def test_a_list_of_mappings_is_captions_with_metadata(tmp_path: Path) -> None:
-    rows = [{"caption": "a cat", "count": 1}, {"caption": "two cats", "count": 2}]
-    conditions = {"source": rows, "metadata": ["count"], "held_out": 0.0}
+    """Each function gets what its mapping holds, and no None for what another mapping holds."""
+    told = {"a cat": [{"class": "cat"}], "two cats": [{"class": "cat", "count": 2}], "none": "nothing"}
+    rows = [{"caption": caption, "include": include} for caption, include in told.items()]
+    conditions = {"source": rows, "metadata": ["include"], "held_out": 0.0}
     config = redif_ray.load_config("smoke", run={"root": str(tmp_path)}, conditions=conditions)
     found = load_conditions(config.conditions, num_classes=None, captions=True, seed=0)
-    assert found.metadata == {"a cat": {"count": 1}, "two cats": {"count": 2}}
-    with pytest.raises(ConfigError, match=r"conditions\.source: .*expected captions alone, or labels alone, or map"):
-        redif_ray.load_config("smoke", run={"root": str(tmp_path)}, conditions={"source": [{"caption": "a"}, "b"]})
+    assert found.metadata == {caption: {"include": include} for caption, include in told.items()}
+    for source in ([{"caption": "a"}, "b"], [{"caption": "a", "n": b""}], [b"", "a"]):
+        with pytest.raises(
+            ConfigError, match=r"conditions\.source: .*expected captions alone, or labels alone, or map"
+        ):
+            redif_ray.load_config("smoke", run={"root": str(tmp_path)}, conditions={"source": source})
 
 
 def test_the_same_function_is_the_same_configuration(tmp_path: Path) -> None:
