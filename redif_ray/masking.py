@@ -62,7 +62,8 @@ PATTERNS = tuple(  # with bounds, so that long texts take linear time
         r"(?i)\b(?:proxy-)?(?:authorization|x-api-key|x-auth-token|x-amz-security-token|cookie)[\"']?\s*[:=]\s*[\"']?"
         r"(?P<secret>[^\"'\s][^\"'\n]{3,})",
         r"\b(?:Bearer|Basic)\s+(?P<secret>[\w.~+/-]{12,}=*)",
-        r"(?i)\b(?:password|passwd|pwd)=[\"']?(?P<secret>[^\s;\"'`<>)]{1,500})",  # of a database, not in a URI
+        r"(?i)\b(?:\w{0,60}passw(?:or)?d|pwd)=(?P<quote>[\"'])?"  # of a database or an environment, not in a URI
+        r"(?P<secret>(?(quote)(?:(?!(?P=quote)).){1,500}|[^\s;\"'`<>)]{1,500}))",
     )
 )
 _known: set[str] = set()

@@ -103,6 +103,8 @@ def test_what_is_no_secret_is_shown(text: str) -> None:
         "cookie=session fresh-0816",
         "sent Bearer fresh-0816-and-more to it",
         "host=db user=me password=fresh-0816 dbname=x",
+        "host=db user=me password='a fresh-0816' dbname=x",
+        "MLFLOW_TRACKING_PASSWORD=fresh-0816",
         "Server=db;Uid=me;Pwd='fresh-0816';Database=x",
     ],
 )

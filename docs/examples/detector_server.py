@@ -103,7 +103,8 @@ def score(image, objects, include):
         if relation is not None:
             boxes = [box for box in boxes if any(placed(box, other, relation) for other in chosen[of])]
         chosen.append(boxes)
-        met.append(len(boxes) == demand.get("count", 1))
+        count = demand.get("count")  # Parquet has None for what only other demands have
+        met.append(len(boxes) == (1 if count is None else count))
     return sum(met) / len(met)
 
 

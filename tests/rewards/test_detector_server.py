@@ -59,6 +59,11 @@ def test_the_share_of_demands_that_an_image_meets(example: Any, include: list[An
     assert example.score(scene(), {"apple": APPLES, "dog": [DOG]}, include) == share
 
 
+def test_demands_may_come_from_parquet_which_fills_up_what_they_lack(example: Any) -> None:
+    demand = {"class": "dog", "count": None, "color": None, "position": None}
+    assert example.score(scene(), {"dog": [DOG]}, [demand]) == 1
+
+
 def test_boxes_that_lie_on_each_other_are_one(example: Any) -> None:
     assert example.shared([0, 0, 10, 10], [0, 0, 10, 9]) == 1 and example.shared([0, 0, 10, 10], [5, 0, 15, 10]) == 0.5
     assert example.shared([0, 0, 1, 1], [2, 2, 3, 3]) == 0
