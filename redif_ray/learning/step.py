@@ -12,8 +12,8 @@ from torch.nn import Parameter
 from redif_ray.config import Learner, WarmStart
 
 FIRST_STEP = (
-    "No step was taken before, so the learning rate is not the cause: choose networks.precision=float32 or bfloat16, "
-    "which overflow later than float16, or check the weights"
+    "This optimiser took no step before, so its learning rate is not the cause: choose networks.precision=float32 or "
+    "bfloat16, which overflow later than float16, or check the weights"
 )
 AllReduce = Callable[[list[Tensor]], None]  # sums each tensor over all ranks, in place
 
