@@ -26,8 +26,8 @@ class Student:
         self.network.to(device).eval().requires_grad_(False)
         self.scheduler = getattr(diffusers, index["scheduler"][1]).from_pretrained(folder / "scheduler")
         self.vae = None
-        if index.get("vae", [None, None])[1] is not None:
-            vae = getattr(diffusers, index["vae"][1]).from_pretrained(folder / "vae", use_safetensors=True)
+        if (kind := (index.get("vae") or [None, None])[1]) is not None:
+            vae = getattr(diffusers, kind).from_pretrained(folder / "vae", use_safetensors=True)
             self.vae = vae.to(device).eval().requires_grad_(False)
         channels, size = self.network.config.in_channels, self.network.config.sample_size
         self.shape = (channels, size, size) if isinstance(size, int) else (channels, *size)

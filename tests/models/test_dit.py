@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from runpy import run_path
 from typing import Any
 
 import pytest
@@ -109,3 +110,13 @@ def test_what_is_wrong_with_a_folder_is_told_before_weights_are_read(folder: Pat
     edit(write_latent_dit(tmp_path / "no") / "model_index.json", vae=["diffusers", "NoVae"])
     with pytest.raises(ModelError, match=r"vae is \[diffusers, NoVae\]"):
         load_model(tmp_path / "no")
+
+
+def test_an_index_may_say_null_of_the_vae(tmp_path: Path) -> None:
+    edit(write_dit(tmp_path / "teacher") / "model_index.json", vae=None)
+    student = make_student(load_model(tmp_path / "teacher"), Lora())
+    schedule, out = schedules.build(student.process, 2, "uniform_trailing"), tmp_path / "out"
+    export_student(student, schedule, out, name="few", guidance=1.0, teacher=tmp_path / "teacher", summary=None)
+    sampler = run_path(str(out / "sample.py"))["Student"](out)
+    unit = normal(2, *student.latent_shape)
+    assert_alike(drawn(student, unit, 2, 1.0), sampler(unit, torch.tensor([1, 1])), atol=1e-4)
