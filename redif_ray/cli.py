@@ -173,9 +173,9 @@ def doctor(
     if lacking:
         names = ", ".join(need.what for need in lacking)
         raise UserError(
-            f"this run does not fit: too little {names}. Fewer workers need fewer devices. To reduce the memory of a "
-            "worker, change learner.microbatch, learner.activation_checkpointing=true, networks.precision=bfloat16, "
-            "student.lora.rank, rollout.unit_groups or evaluation.batch"
+            f"this run does not fit: there is not enough of {names}. Fewer workers need fewer devices. To reduce the "
+            "memory of a worker, change learner.microbatch, learner.activation_checkpointing=true, "
+            "networks.precision=bfloat16, student.lora.rank, rollout.unit_groups or evaluation.batch"
         )
 
 

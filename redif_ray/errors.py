@@ -36,7 +36,8 @@ def words_of(error: BaseException) -> str:
     Classes are shown by their names. It is the name of the error's class where the error has no text.
     """
     words = (word for word in CLASS.sub(r"\1", OBJECT.sub("", str(error))).split() if "://" not in word)
-    return " ".join(words)[:MOST_WORDS] or type(error).__name__
+    text = " ".join(words) or type(error).__name__
+    return text if len(text) <= MOST_WORDS else f"{text[: MOST_WORDS - 3]}..."
 
 
 def in_words(error: BaseException) -> str:

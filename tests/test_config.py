@@ -79,6 +79,11 @@ def test_a_file_that_is_not_there_is_not_replaced_by_a_shipped_one_of_that_name(
         resolve("elsewhere/smoke.yaml")
 
 
+def test_a_misspelt_recipe_is_told_the_nearest() -> None:
+    with pytest.raises(ConfigError, match=r"^no configuration smok \(did you mean smoke\?\); expected a YAML file"):
+        resolve("smok")
+
+
 @pytest.mark.parametrize(
     ("override", "nearest"),
     [

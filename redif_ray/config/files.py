@@ -60,8 +60,11 @@ def resolve(path: str | Path) -> Path:
     for candidate in (Path(path), shipped / name, shipped / f"{name}.yaml"):
         if candidate.is_file():
             return candidate
-    available = ", ".join(sorted(p.name for p in shipped.glob("*.yaml")))
-    raise ConfigError(f"no configuration {path}; expected a YAML file, or one of the shipped ones: {available}")
+    names = sorted(p.name for p in shipped.glob("*.yaml"))
+    close = difflib.get_close_matches(Path(path).name, [*names, *(n.removesuffix(".yaml") for n in names)], n=1)
+    hint = f" (did you mean {close[0]}?)" if close else ""
+    expected = f"expected a YAML file, or one of the shipped ones: {', '.join(names)}"
+    raise ConfigError(f"no configuration {path}{hint}; {expected}")
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -44,7 +44,7 @@ class ScheduleFile(Strict):
 def read_schedule(path: Path, steps: int) -> tuple[Times, ScheduleFile]:
     """Return the schedule of N = `steps` levels in the file `path`, and the whole file. Raises ConfigError."""
     if not path.is_file():
-        possible = f"{', '.join(schedules.NAMES)}, or a file that `redif search` has written"
+        possible = f"{', '.join(schedules.NAMES)}, or a file that `redif search` has written; there is no such file"
         raise ConfigError(f"schedule {str(path)!r} is unknown; expected one of {possible}")
     tree: Mapping[str, Any] = read_yaml(path)
     try:

@@ -17,7 +17,7 @@ def result_table(summary: dict[str, Any]) -> Table:
     height, width = summary["size"]
     view = Table(
         title=f"{summary['held_out']} held-out noises, {height} x {width} pixels, judge {summary['judge']}",
-        caption="ms: time per image on one worker. mse: distance to the teacher's image.",
+        caption="NFE: network calls an image. ms: time per image on one worker. mse: distance to the teacher's image.",
         title_justify="left",
         caption_justify="left",
         box=None,

@@ -178,7 +178,7 @@ def _share(config: Config, role: str, batches: Batches) -> float:
 
 def duration(e: Estimate) -> str:
     """Return the estimated time in words, with its parts."""
-    parts = ", ".join(f"{name} {_span(s)}" for name, s in e.seconds.items() if s >= 0.5)
+    parts = "; ".join(f"{name} {_span(s)}" for name, s in e.seconds.items() if s >= 0.5)
     pace = f"at {e.forward_ms:.1f} ms a network call"
     if e.gpu_flops:
         rates = f"{GPU_FLOPS['float32'] / 1e12:.0f} TFLOP/s in float32, {GPU_FLOPS['bfloat16'] / 1e12:.0f} in 16 bits"
