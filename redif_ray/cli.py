@@ -42,6 +42,10 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 RUN, STUDENT, SEARCH, OWN = "Runs", "Students", "Search", "Your own models"  # groups of commands
+LESS_MEMORY = (
+    ". To reduce the memory of a worker, change learner.microbatch, learner.activation_checkpointing=true, "
+    "networks.precision=bfloat16, student.lora.rank, rollout.unit_groups or evaluation.batch"
+)
 console = Console()
 complaints = Console(stderr=True)
 
@@ -172,10 +176,10 @@ def doctor(
     console.print(f"time: {requirements.duration(resolved)}", highlight=False)
     if lacking:
         names = ", ".join(need.what for need in lacking)
+        memory = any("memory" in need.what for need in lacking)
         raise UserError(
-            f"this run does not fit: there is not enough of {names}. Fewer workers need fewer devices. To reduce the "
-            "memory of a worker, change learner.microbatch, learner.activation_checkpointing=true, "
-            "networks.precision=bfloat16, student.lora.rank, rollout.unit_groups or evaluation.batch"
+            f"this run does not fit: it needs more than there is of {names}. Fewer workers need fewer devices"
+            f"{LESS_MEMORY if memory else ''}"
         )
 
 
