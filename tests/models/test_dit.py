@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from cases import mostly_long
 from diffusers import DiTPipeline
 from family_checks import LORA, assert_alike, moved
 from tiny_dit import CLASSES, write_latent_dit
@@ -60,9 +61,17 @@ def test_latents_of_images_are_those_of_the_vae(folder: Path) -> None:
     torch.testing.assert_close(model.to_vae(model.encode_images(images)), own, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("lora", [LORA, Lora()], ids=["lora", "whole"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_an_export_samples_as_its_student_without_this_package(lora: Lora, dtype: torch.dtype, tmp_path: Path) -> None:
+EXPORTS = {
+    f"{dtype}-{kind}": (dtype, lora)
+    for dtype in (torch.float32, torch.bfloat16, torch.float16)
+    for kind, lora in (("lora", LORA), ("whole", Lora()))
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", mostly_long(EXPORTS, lambda name: name == "torch.float16-lora"))
+def test_an_export_samples_as_its_student_without_this_package(name: str, tmp_path: Path) -> None:
+    dtype, lora = EXPORTS[name]
     teacher = load_model(write_latent_dit(tmp_path / "teacher", dtype))
     student = moved(make_student(teacher, lora), 0.2)
     assert all(p.requires_grad for p in trainable(student).values())
