@@ -19,12 +19,13 @@ SIDE_BY_SIDE = "samples.png"  # the picture of the report in whose place the pag
 FAITHFUL = 128  # edge in pixels up to which an image is stored without loss
 STYLE = """
 :root { color-scheme: light dark }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2rem auto; padding: 0 1rem }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 1280px; margin: 2rem auto; padding: 0 1rem }
 table { border-collapse: collapse; margin: 1rem 0; display: block; overflow-x: auto }
 th, td { padding: .3rem .7rem; border-bottom: 1px solid #8884; font-variant-numeric: tabular-nums; white-space: nowrap }
 img { max-width: 100% } p > img { background: white }
 .arms td { padding: .1rem; border: 0 } .arms td:first-child { max-width: 16rem; white-space: normal }
 .arms th { position: sticky; top: 0; background: Canvas; white-space: normal; vertical-align: bottom; text-align: left }
+.arms th { padding: .3rem .1rem; border: 0; max-width: 5rem }
 .arms img { width: min(18vw, 112px); image-rendering: pixelated; display: block }
 .arms img.large { width: min(18vw, 256px); image-rendering: auto }
 code { overflow-wrap: anywhere }
