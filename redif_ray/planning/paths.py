@@ -54,8 +54,9 @@ def absolute(config: Config) -> Config:
     for section, key in (("teacher", "model"), ("student", "init")):
         if (model := tree[section][key]) and not Path(model).is_dir():
             tree[section][key] = pinned(model)
+    encoders = _Encoders()
     for place, key in ((tree["evaluation"], "judge"), (tree["search"]["frechet"], "encoder")):
-        place[key] = found_encoder(place[key])
+        place[key] = encoders.found(place[key])
     for label, term in tree["reward"]["terms"].items():
         for option, value in term["options"].items():
             if option == "callable":
@@ -64,7 +65,7 @@ def absolute(config: Config) -> Config:
                 term["options"][option] = str(Path(home).resolve())
         model = term["options"].get("model", getattr(TERMS.get(label), "model", None))
         if isinstance(model, str) and "/" in model:
-            term["options"]["model"] = found_encoder(model)
+            term["options"]["model"] = encoders.found(model)
     if (uri := config.tracking.uri or from_environment()) is not None:
         tree["tracking"]["uri"] = _absolute_store(uri)
     tree["tracking"]["experiment"] = config.tracking.experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME") or "redif"
@@ -77,14 +78,25 @@ def found_encoder(source: str) -> str:
 
     The name of a shipped encoder, and an encoder that is not to be had, are returned unchanged.
     """
-    if Path(source).is_dir():
-        return str(Path(source).resolve())
-    if "/" not in source:
-        return source
-    try:
-        return pinned_encoder(source)
-    except RewardError:
-        return source
+    return _Encoders().found(source)
+
+
+class _Encoders:
+    """The encoders of a configuration; the hub is asked for no other one once it did not have, or answer for, one."""
+
+    def __init__(self) -> None:
+        self.asks = True
+
+    def found(self, source: str) -> str:
+        if Path(source).is_dir():
+            return str(Path(source).resolve())
+        if "/" not in source or not self.asks:
+            return source
+        try:
+            return pinned_encoder(source)
+        except RewardError:
+            self.asks = False
+            return source
 
 
 def from_environment() -> Uri | None:

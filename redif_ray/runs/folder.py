@@ -26,6 +26,7 @@ from redif_ray.runs.lock import LOCK, Lock
 
 log = logging.getLogger(__name__)
 UPLOADED = "upload.json"  # state of the copies at `checkpoint.upload`: the last complete one, and the error since
+SHOWN = 6  # differences of two configurations in an error; the others are counted
 
 
 class RunError(UserError, RuntimeError):
@@ -114,7 +115,8 @@ class RunFolder:
             if not may_differ(key, "resume")
         ]
         if changed:
-            lines = "\n  ".join(changed)
+            more = [f"and {len(changed) - SHOWN} more"] if len(changed) > SHOWN else []
+            lines = "\n  ".join([*changed[:SHOWN], *more])
             anew = " or, since it trained nothing, leave --resume out" if failure_of_start(self.path) else ""
             raise ConfigError(
                 f"{self.path} was started with another configuration; resume it with that one{anew}\n  {lines}"

@@ -10,6 +10,7 @@ import torch
 from tiny_encoders import write_clip
 
 from redif_ray.config import load
+from redif_ray.planning import paths
 from redif_ray.planning.paths import absolute
 from redif_ray.rewards.term import RewardError
 
@@ -70,3 +71,16 @@ def test_a_model_that_is_no_text_is_told_by_the_term(build) -> None:
     options = absolute(load("smoke", ["reward.terms={clip: {options: {model: 5}}}"])).reward.terms["clip"].options
     with pytest.raises(RewardError, match=r"reward\.terms\.clip\.options\.model=5"):
         build(terms={"clip": options}, shape=(3, 16, 16))
+
+
+def test_a_hub_that_does_not_answer_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def away(model: str) -> str:
+        asked.append(model)
+        raise RewardError("no answer")
+
+    monkeypatch.setattr(paths, "pinned_encoder", away)
+    terms = "reward.terms={clip: {options: {model: a/b}}, dino: {options: {model: c/d}}}"
+    config = absolute(load("smoke", [terms, "evaluation.judge=e/f"]))
+    assert len(asked) == 1 and config.reward.terms["dino"].options["model"] == "c/d"
