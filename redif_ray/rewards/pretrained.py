@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -83,9 +84,27 @@ def pinned(model: str) -> str:
     found = find_model(model)
     if is_local(found):
         return model
+    name, revision = at_hub(found)
+    if revision is not None and re.fullmatch(r"[0-9a-f]{40}", revision):
+        return model
     with _loading(found, "config.json"):
-        commit = Path(hub_file(found, "config.json")).parent.name
-    return f"{at_hub(found)[0]}@{commit}"
+        return f"{name}@{_commit(name, revision)}"
+
+
+def _commit(name: str, revision: str | None) -> str:
+    """Return the commit that a hub's revision means, or meant when its files were fetched if the hub does not answer.
+
+    The hub is asked once: its client would ask for a file again and again, for 20 s.
+    """
+    import huggingface_hub
+
+    try:
+        return str(huggingface_hub.model_info(name, revision=revision, timeout=10).sha)
+    except Exception:  # the hub's client raises all kinds
+        kept = huggingface_hub.try_to_load_from_cache(name, "config.json", revision=revision or "main")
+        if not isinstance(kept, str):
+            raise
+        return Path(kept).parent.name
 
 
 def at_hub(model: str) -> tuple[str, str | None]:
