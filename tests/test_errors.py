@@ -1,4 +1,4 @@
-"""What a message shows of values, names and errors that others wrote: little, on one line, and as a terminal can."""
+"""A message shows values, names and errors of others in part, on one line, and as a terminal can print them."""
 
 from __future__ import annotations
 

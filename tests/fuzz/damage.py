@@ -1,4 +1,4 @@
-"""What happens to files on their way: bytes change, and files are cut, moved, linked or missing."""
+"""Damage to files as they travel: bytes change, and files are cut, moved, linked or missing."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ NUMBERED = {"image": list(FLAT.values()), "label": [CLASSES.index(name) for name
 
 
 class Wrong(Exception):
-    """What was read is not what is there."""
+    """The error of an oracle: a reader gave other rows than the files hold."""
 
 
 def npz(**arrays: Any) -> bytes:

@@ -97,7 +97,7 @@ def configured(write: Any, folder: Path, root: Path, *overrides: str) -> Config:
 
 
 def used(write: Any, folder: Path, root: Path, *overrides: str) -> None:
-    """What a run does with its teacher: all checks, then what a worker does. What the checks pass must work."""
+    """Do with a teacher what a run does: all checks, then a worker's part, which must work where the checks pass."""
     config = absolute(configured(write, folder, root, *overrides))
     check(config, resume=False)
     conditions = preflight(config)

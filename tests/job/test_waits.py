@@ -22,7 +22,7 @@ def device(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def waits(folder: Path, *overrides: str) -> Counter[str]:
-    """What the CPU waits for in the second of two rounds, of a run without a warm start."""
+    """Count what the CPU waits for in the second of two rounds, of a run without a warm start."""
     config = smoke(
         folder,
         "run",

@@ -73,7 +73,8 @@ def values(table: Table, wanted: Wanted) -> Iterator[Row]:
     """Yield the captions, or the labels, of a table."""
     column = value_column(table, wanted)
     if lacking := [name for name in wanted.metadata if name not in table.columns]:
-        raise DataError(f"{table.name} has the columns {list(table.columns)}; expected {lacking[0]} for metadata")
+        found = brief(list(table.columns))
+        raise DataError(f"{table.name} has the columns {found}; expected {lacking[0]} for metadata")
     for number, (cell, *further) in enumerate(table.read([column, *wanted.metadata])):
         where = f"{table.name} row {number}"
         if wanted.what == "captions":
