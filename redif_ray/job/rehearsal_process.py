@@ -80,9 +80,8 @@ class Rehearsal:
         asked, reward = self.config, self.config.reward
         gpu = reward.gpus > 0 and torch.cuda.is_available()
         own = reward.model_copy(update={"terms": {label: reward.terms[label]}})
-        nowhere = asked.run.model_copy(
-            update={"root": str(self.folder)}
-        )  # no run folder: one may be left of another start
+        # The run folder is not read: another start may have left one.
+        nowhere = asked.run.model_copy(update={"root": str(self.folder)})
         asked = asked.model_copy(update={"reward": own, "run": nowhere})
         rewards = factory.rewards(asked, teacher, "cuda" if gpu else "cpu")
         if reward.gpus > 0 and not gpu:

@@ -40,7 +40,7 @@ from redif_ray.learning.policy import (
 )
 from redif_ray.learning.step import AllReduce, idle_calls, optimiser_step
 
-LOSSES = ("policy", "regulariser", "anchor")  # parts of the loss, in the order of `Loss.parts`
+LOSS_PARTS = ("policy", "regulariser", "anchor")  # parts of the loss, in the order of `Loss.parts`
 RATIOS = ("deviation", "deviation_square", "clipped", "kl")  # sums over a round's ratios, for metrics
 
 
@@ -187,11 +187,11 @@ class Updater:
             sums["stochastic"] += 0 if loss.surrogate is None else len(loss.surrogate.log_ratio)
             tallies.append(_tally(loss))
         found = torch.stack(tallies).tolist() if tallies else []  # the device is waited for here, not at each part
-        losses = {name: sum(tally[i] for tally in found) for i, name in enumerate(LOSSES)}
+        losses = {name: sum(tally[i] for tally in found) for i, name in enumerate(LOSS_PARTS)}
         for name, value in losses.items():
             sums[f"loss_{name}"] += value
         for tally in found:
-            *ratios, largest = tally[len(LOSSES) :]
+            *ratios, largest = tally[len(LOSS_PARTS) :]
             for name, value in zip(RATIOS, ratios, strict=True):
                 sums[name] += value
             sums["deviation_max"] = max(sums["deviation_max"], largest)
