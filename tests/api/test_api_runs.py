@@ -47,7 +47,7 @@ def test_the_page_says_what_happens(notebook: dict[str, Any]) -> None:
     assert run.rounds.to_pandas()["round"].tolist() == [-1, 0, 1, 2, 3]
     assert {"mse", "coarse"} == {*run.summary["calibration"]}
     assert (run.folder / "evaluation-50.json").exists() and run.picture.size[0] > 100
-    exported = redif_ray.load_student(run.folder.parents[1] / "my_student")
+    exported = redif_ray.load_student(run.folder.parents[1] / "coarse_student")
     drawn, again = (s.sample(label=7, count=3, seed=1) for s in (exported, notebook["student"]))
     assert [image.tobytes() for image in drawn] == [image.tobytes() for image in again]
 
