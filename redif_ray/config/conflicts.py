@@ -143,22 +143,25 @@ def _pipeline(c: Sections) -> Iterator[str]:
             f"pipeline.colocate=true: with pipeline.staleness={c.pipeline.staleness} workers and learner work at the "
             "same time, so they cannot take turns on a GPU; expected staleness=0"
         )
-    if c.pipeline.colocate and c.learner.workers > 1:
+    if c.pipeline.colocate and c.learner.workers > 1 and c.learner.fsdp:
+        yield (
+            f"pipeline.colocate=true with learner.workers={c.learner.workers}: weights shared among ranks cannot leave "
+            "the GPU; expected learner.fsdp=false"
+        )
+    if c.learner.workers > 1 and c.learner.gpus and (c.pipeline.colocate or c.learner.gpus != 1):
         yield from _shared_cards(c)
 
 
 def _shared_cards(c: Sections) -> Iterator[str]:
-    """Yield what keeps ranks that take turns with workers from being one on each GPU, with one worker of each role."""
+    """Yield what keeps several ranks from being one on each GPU, with one worker of each role beside it."""
     ranks, gpus = c.learner.workers, c.learner.gpus
-    turns = f"pipeline.colocate=true with learner.workers={ranks}"
-    if c.learner.fsdp:
-        yield f"{turns}: weights shared among ranks cannot leave the GPU; expected learner.fsdp=false"
-    if not gpus:
-        return
+    turns = "pipeline.colocate=true with " if c.pipeline.colocate else ""
+    turns += f"learner.workers={ranks}"
     if not 0.5 < gpus < 1:
+        alone = "" if c.pipeline.colocate else ", or 1 for a GPU of its own"
         yield (
             f"{turns}: learner.gpus={gpus:g} does not put one rank on each GPU beside workers; expected more than 0.5 "
-            "and less than 1, such as 0.6"
+            f"and less than 1, such as 0.6{alone}"
         )
     for role, workers in (("rollout", c.rollout), ("reward", c.reward)):
         if workers.max_workers != ranks or workers.first != ranks:
@@ -218,11 +221,6 @@ def _learner(c: Sections) -> Iterator[str]:
     regulariser, workers = c.learner.regulariser, c.learner.workers
     if regulariser.kind in ("renyi", "power") and regulariser.order in (0, 1):
         yield f"learner.regulariser.order={regulariser.order}: {regulariser.kind} needs a value other than 0 and 1"
-    if workers > 1 and c.learner.gpus not in (0, 1) and not c.pipeline.colocate:
-        yield (
-            f"learner.gpus={c.learner.gpus:g}: each of learner.workers={workers} needs a whole GPU; expected 1, or 0, "
-            "or turns on shared GPUs with pipeline.colocate=true"
-        )
     if c.rollout.groups % workers:
         yield f"learner.workers={workers}: expected a divisor of rollout.groups={c.rollout.groups}"
 

@@ -190,5 +190,5 @@ class Pipeline(Strict):
         False,
         json_schema_extra=ON_RESUME,
         description="Whether workers and learner take turns on the GPUs that they share, waiting in host memory. Set "
-        "it where one GPU cannot hold both, or to keep each of several busy in every part of a round.",
+        "it where one GPU cannot hold both.",
     )

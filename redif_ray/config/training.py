@@ -191,7 +191,7 @@ class Learner(Strict):
         0,
         ge=0,
         description="GPUs that Ray reserves for each rank, from 0; 0 computes on the CPU. One rank may share a GPU by "
-        "a fraction; several need 1 each, or more than half of one with pipeline.colocate.",
+        "a fraction; several need 1 each, or more than half of one that each shares with a worker of each role.",
     )
     resources: Resources = Field(
         default_factory=dict,

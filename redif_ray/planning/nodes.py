@@ -45,10 +45,11 @@ def bundle(role: Workers | Learner) -> dict[str, float]:
 
 
 def share_cards(config: Config) -> bool:
-    """Tell whether each of several GPUs holds a rollout and a reward worker, which take turns with the learner."""
-    rollout, reward = config.rollout, config.reward
+    """Tell whether each of several GPUs holds a rollout and a reward worker, beside a rank or in turns with one."""
+    rollout, reward, learner = config.rollout, config.reward, config.learner
     alike = rollout.first == reward.first > 1 and rollout.labels == reward.labels
-    return config.pipeline.colocate and alike and rollout.gpus > 0 and reward.gpus > 0
+    beside_rank = learner.workers > 1 and 0 < learner.gpus < 1
+    return (config.pipeline.colocate or beside_rank) and alike and rollout.gpus > 0 and reward.gpus > 0
 
 
 def total(nodes: Iterable[Node]) -> dict[str, float]:

@@ -50,8 +50,8 @@ def read_space(config: Config) -> Space:
     _check_metric(config, space)
     if share_cards(config) and config.learner.workers > 1:
         raise ConfigError(
-            f"pipeline.colocate=true with learner.workers={config.learner.workers}: a sweep cannot place ranks and "
-            "workers on shared GPUs; expected learner.workers=1 or pipeline.colocate=false"
+            f"learner.workers={config.learner.workers} with learner.gpus={config.learner.gpus:g}: a sweep cannot place "
+            "ranks and workers on shared GPUs; expected learner.workers=1, or learner.gpus=1 without pipeline.colocate"
         )
     return space
 
