@@ -17,7 +17,7 @@ from redif_ray.config import Config
 from redif_ray.data.conditions import Conditions
 from redif_ray.job.preflight import checked_models
 from redif_ray.models.registry import teacher_outline
-from redif_ray.planning import cost, messages
+from redif_ray.planning import cost, messages, split
 from redif_ray.planning.batches import chosen
 from redif_ray.planning.disk import disk
 from redif_ray.planning.gpu_memory import tightest_gpu_mb
@@ -72,8 +72,8 @@ def _devices(kind: str, asked: float, up: float, wait: bool) -> Need:
 def report(config: Config) -> tuple[Group, list[Need]]:
     """Return a report and the list of needs that are not met.
 
-    The report has each role's memory per worker and every need, the nodes, and which batches were chosen. Raises
-    ModelError for a teacher or a start of the student that a run would refuse.
+    The report has each role's memory per worker and every need, the nodes, which batches were chosen, and how several
+    GPUs can be used. Raises ModelError for a teacher or a start of the student that a run would refuse.
     """
     checked_models(config)
     cluster = nodes(config)
@@ -93,8 +93,18 @@ def report(config: Config) -> tuple[Group, list[Need]]:
     for need in rows:
         stock = "unknown" if need.available is None else f"of {need.available:,.0f} {need.unit}"
         view.add_row(need.what, f"{need.needed:,.0f}", need.unit, stock, "" if need.met else "[bold red]too little[/]")
-    parts = Group(view, _machines(cluster), *([why] if why else ()))
-    return parts, [need for need in rows if not need.met]
+    parts = [view, _machines(cluster), *([why] if why else ()), *_split(config, found, cluster)]
+    return Group(*parts), [need for need in rows if not need.met]
+
+
+def _split(config: Config, found: Footprints, cluster: Sequence[Node]) -> list[Table]:
+    """Return a table of ways to use the GPUs, where the run asks for GPUs and there are several."""
+    number = split.gpus(config, cluster)
+    if number < 2 or not all(share for _, share in workers(config).values()):
+        return []
+    ways = split.ways(config, found.roles, split.work(config), number)
+    seen = [mb for node in cluster for _, mb in node.gpus]
+    return [split.table(ways, number, min(seen, default=None))]
 
 
 def _machines(cluster: Sequence[Node]) -> Table:
