@@ -1,4 +1,4 @@
-"""Measure what Ray costs and brings a run, as ratios taken side by side, in half an hour.
+"""Measure what Ray costs and brings a run, as ratios taken side by side, in an hour.
 
 python -m benchmarks.pipeline overhead overlap
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from functools import partial
 
+from benchmarks.pipeline.cards import cards
 from benchmarks.pipeline.first_step import first_step
 from benchmarks.pipeline.overhead import overhead
 from benchmarks.pipeline.overlap import overlap
@@ -26,6 +27,7 @@ PIPELINE = Suite(
         "overlap": overlap,
         "scaling": scaling,
         "control": partial(scaling, sizes=FASHION_MNIST, strong=(16, 64), name="control"),
+        "cards": cards,
         "publishing": publishing,
         "soak": soak,
         "startup": startup,

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from benchmarks.pipeline.cards import Counted, cards
 from benchmarks.pipeline.first_step import first_step
 from benchmarks.pipeline.overhead import overhead
 from benchmarks.pipeline.overlap import overlap
@@ -65,6 +66,19 @@ def test_simulated_workers_sleep_side_by_side(cluster: None, tmp_path: Path) -> 
     assert part.numbers["weak_3"] == part.numbers["strong_1"] == 1
     assert part.numbers["strong_3"] > 0.4  # one after the other it would be a third
     assert [row[1] for row in part.rows] == ["3", "3", "3"]
+
+
+@pytest.mark.long
+@pytest.mark.cluster
+def test_a_shared_gpu_computes_for_one_process_at_a_time(cluster: None, tmp_path: Path) -> None:
+    """Each of two GPUs has 1 s of work a group; in turns, weights of three processes move there and back besides."""
+    counted = Counted("nothing", rollout=800, decode=800, teacher=800, update=800, weights=2.0)
+    part = cards(tmp_path, StopRequest(), QUIET, models=[counted], numbers_of_gpus=[2], groups=2, rounds=2)
+    numbers = part.numbers
+    assert [row[2].partition(",")[0] for row in part.rows] == ["shared in turns", "shared", "shared"]
+    assert {float(row[4]) for row in part.rows} == {2.0}
+    assert 0.6 < numbers["nothing_2_shared"] < 1.05  # above 1 is what the first round made ahead
+    assert numbers["nothing_2_turns"] < 2 / (2 + 6 * 0.2) * 1.02
 
 
 @pytest.mark.long
