@@ -114,9 +114,11 @@ def exploration_noise(
     import torch
 
     size = int(np.prod(shape))
-    rows = []
+    rows, drawn = [], dict[tuple[int, int], np.ndarray]()
     for group, sibling in zip(groups, siblings, strict=True):
         source = sibling - sibling % 2 if antithetic else sibling
-        z = normal(size, Stream.EXPLORATION, seed=seed, round=round, group=group, sibling=source, step=step)
-        rows.append(-z if source != sibling else z)
+        if (group, source) not in drawn:
+            z = normal(size, Stream.EXPLORATION, seed=seed, round=round, group=group, sibling=source, step=step)
+            drawn[group, source] = z
+        rows.append(-drawn[group, source] if source != sibling else drawn[group, source])
     return torch.from_numpy(np.stack(rows)).reshape(len(rows), *shape)

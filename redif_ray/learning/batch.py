@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from redif_ray.diffusion.transfer import sent
 from redif_ray.types import Condition, Scored, Trajectories, WorkUnit
 
 
@@ -89,7 +90,7 @@ def assemble(
     group = torch.arange(len(siblings)).repeat_interleave(torch.tensor(siblings))  # group of each row
 
     def join(arrays: Sequence[np.ndarray]) -> Tensor:
-        return torch.from_numpy(np.concatenate(arrays, axis=1)).to(device)
+        return sent(torch.from_numpy(np.concatenate(arrays, axis=1)), device)
 
     def of_these_rows(values: Tensor) -> Tensor:
         if values.numel() != total:

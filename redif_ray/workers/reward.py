@@ -16,6 +16,7 @@ from redif_ray.config import Config
 from redif_ray.diffusion import noise, schedules, solvers
 from redif_ray.diffusion.noise import Stream
 from redif_ray.diffusion.schedules import Schedule
+from redif_ray.diffusion.transfer import sent
 from redif_ray.evaluation.encoders import Encoder, embedded, fit, knows, load_encoder, networks_of
 from redif_ray.evaluation.judge_source import judge_files, needs_reference
 from redif_ray.evaluation.reference import ReferenceImages
@@ -233,4 +234,4 @@ class TeacherRewardWorker:
     def _noise(self, model: DiffusionModel, unit: WorkUnit) -> Tensor:
         """Return the unit noise of a work unit's groups, [G, *latent], on the worker's device."""
         shape, seed = model.latent_shape, self.config.run.seed
-        return noise.initial_noise(unit.groups, shape, seed=seed, stream=unit.stream).to(self.device)
+        return sent(noise.initial_noise(unit.groups, shape, seed=seed, stream=unit.stream), self.device)

@@ -14,6 +14,7 @@ from torch.nn import Module
 from redif_ray.config import Config
 from redif_ray.diffusion import noise, solvers
 from redif_ray.diffusion.rollout import Guide, rollout
+from redif_ray.diffusion.transfer import sent
 from redif_ray.learning.exploration import shared_steps
 from redif_ray.methods import phases_by_name
 from redif_ray.models.protocol import repeated
@@ -66,10 +67,10 @@ class StudentRolloutWorker:
         stds = self.phases[unit.phase].stds(self.schedule, unit.round)
         shared = shared_steps(config, stds)
         unit_noise = noise.initial_noise(unit.groups, model.latent_shape, seed=config.run.seed, stream=unit.stream)
-        x = solvers.initial(self.schedule, unit_noise.repeat_interleave(unit.siblings, 0)).to(self.device)
+        x = sent(solvers.initial(self.schedule, unit_noise.repeat_interleave(unit.siblings, 0)), self.device)
 
         def draw(step: int) -> Tensor:
-            return noise.exploration_noise(
+            z = noise.exploration_noise(
                 groups,
                 siblings,
                 model.latent_shape,
@@ -77,7 +78,8 @@ class StudentRolloutWorker:
                 round=unit.round,
                 step=step,
                 antithetic=config.exploration.antithetic,
-            ).to(self.device)
+            )
+            return sent(z, self.device)
 
         teacher_guided = config.rollout.guided if unit.siblings > 1 else 0
         guided = torch.tensor([k >= unit.siblings - teacher_guided for k in siblings])

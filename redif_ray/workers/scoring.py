@@ -11,6 +11,7 @@ from torch import Tensor
 
 from redif_ray.diffusion import solvers
 from redif_ray.diffusion.schedules import Schedule
+from redif_ray.diffusion.transfer import sent
 from redif_ray.learning.matching import noised
 from redif_ray.learning.rounding import images_received
 from redif_ray.methods import Phase, Scoring
@@ -107,7 +108,7 @@ class UnitScoring(Scoring):
         started = time.perf_counter()
         if self.final is None or self.targets is None:
             raise ValueError(f"phase {self.unit.phase} asks for gradients; expected asks_images and teacher_images")
-        latents = torch.from_numpy(self.final.astype(np.float32)).to(self.worker.device)
+        latents = sent(torch.from_numpy(self.final.astype(np.float32)), self.worker.device)
         found = slopes(self.worker, self.unit, latents, self._teacher())
         self._add("rewards", started)
         return found
@@ -117,7 +118,7 @@ class UnitScoring(Scoring):
         if self.final is None:
             raise ValueError(f"phase {unit.phase} asks for denoised latents; expected asks_images=True in its class")
         teacher, guidance = worker.teacher, worker.config.teacher.guidance
-        final = torch.from_numpy(self.final.astype(np.float32)).to(worker.device)
+        final = sent(torch.from_numpy(self.final.astype(np.float32)), worker.device)
         groups = [g for g in unit.groups for _ in range(unit.siblings)]
         x_t, level = noised(final, groups, teacher.process, seed=worker.config.run.seed, round=unit.round, draw=0)
         encoded = repeated(teacher.encode(unit.conditions), unit.siblings)
@@ -154,7 +155,7 @@ class UnitScoring(Scoring):
         """Return the teacher's image of each row, [R, C, H, W] in [0, 1]."""
         if self.targets is None:
             raise ValueError(f"phase {self.unit.phase} asks for rewards; expected teacher_images=True in its class")
-        images = images_received(self.targets).to(self.worker.device)
+        images = sent(images_received(self.targets), self.worker.device)
         return images.repeat_interleave(self.unit.siblings, 0)
 
     def _add(self, component: str, started: float, calls: int = 0) -> None:

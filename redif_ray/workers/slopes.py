@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from redif_ray.config import Config
+from redif_ray.diffusion.transfer import sent
 from redif_ray.learning.smoothing import directions, mirrored, smoothed_gradient
 from redif_ray.methods.output import sampled_terms
 from redif_ray.models.protocol import DiffusionModel
@@ -70,7 +71,7 @@ def _sampled(worker: Scorer, unit: WorkUnit, x: Tensor, teacher: Tensor, names: 
     if not names:
         return {}, {}, {}
     output, seed = worker.config.output, worker.config.run.seed
-    z = directions(unit.groups[0], output.samples // 2, x.shape, seed=seed, round=unit.round).to(x.device)
+    z = sent(directions(unit.groups[0], output.samples // 2, x.shape, seed=seed, round=unit.round), x.device)
     scores: dict[str, list[Tensor]] = {name: [] for name in names}
     for part in mirrored(x, z, output.std).split(worker.config.evaluation.images_at_once):
         rows = replace(unit, siblings=len(part))

@@ -126,6 +126,22 @@ def test_antithetic_siblings_are_opposite_pairs() -> None:
     assert torch.equal(z[::2], plain)
 
 
+def test_a_pair_is_drawn_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a pair whose first sibling is in another work unit, the second is drawn all the same."""
+    drawn, normal = [], noise.normal
+
+    def noted(count: int, stream: Stream, **ids: int) -> np.ndarray:
+        drawn.append((ids["group"], ids["sibling"]))
+        return normal(count, stream, **ids)
+
+    ids = {"seed": 9, "round": 1, "step": 2}
+    whole = noise.exploration_noise([4] * 4 + [5] * 2, [0, 1, 2, 3, 0, 1], (50,), antithetic=True, **ids)
+    monkeypatch.setattr(noise, "normal", noted)
+    again = noise.exploration_noise([4] * 4 + [5] * 2, [0, 1, 2, 3, 0, 1], (50,), antithetic=True, **ids)
+    assert torch.equal(again, whole) and drawn == [(4, 0), (4, 2), (5, 0)]
+    assert torch.equal(noise.exploration_noise([4], [3], (50,), antithetic=True, **ids), whole[3:4])
+
+
 def test_the_global_generators_are_left_alone() -> None:
     before = torch.get_rng_state(), np.random.get_state()[1].copy()
     noise.initial_noise([0], (4,), seed=0)
