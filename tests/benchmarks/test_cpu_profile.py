@@ -1,0 +1,57 @@
+"""The profile of a round counts time for what is on the stack."""
+
+from __future__ import annotations
+
+import io
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from benchmarks.cpu_profile import KINDS, Looks, kind_of, profile
+from redif_ray.config import Config, load
+from redif_ray.interrupt import StopRequest
+from redif_ray.loop import PlainLoop
+
+
+def smoke(root: Path) -> Config:
+    found: Config = load("smoke", [f"run.root={root}", "run.name=run"])
+    return found
+
+
+def test_a_part_has_the_looks_of_its_own_calls() -> None:
+    looks = Looks()
+    slow, slower = looks.within("slow", time.sleep), looks.within("slower", time.sleep)
+    with looks.looking():
+        slow(0.1)
+        time.sleep(0.1)
+        slower(0.3)
+    assert {*looks.counts} == {"slow", "slower"} == {*looks.seconds}
+    assert looks.counts["slower"].total() > 1.5 * looks.counts["slow"].total() > 0
+    assert looks.seconds["slow"] == pytest.approx(0.1, abs=0.05)
+
+
+def test_a_network_call_is_told_from_the_project_s_own_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    loop = PlainLoop(smoke(tmp_path))
+    network = loop.student.network
+    forward = network.forward
+
+    def seen(*args: object, **options: object) -> object:
+        found.append(kind_of(sys._getframe()))
+        return forward(*args, **options)
+
+    monkeypatch.setattr(network, "forward", seen)
+    loop.trainee.start(loop.plan.phase(0))
+    loop.round(0)
+    assert {*found} == {"network"} and kind_of(sys._getframe()) == "outside"
+
+
+@pytest.mark.slow
+def test_each_part_of_a_round_is_looked_at(tmp_path: Path) -> None:
+    quiet = Console(file=io.StringIO())
+    part = profile(tmp_path, StopRequest(), quiet, config=smoke(tmp_path), rounds=(0, 2))
+    assert {row[0] for row in part.rows} >= {"teacher's images", "update"}
+    assert all(0 <= part.numbers[f"{row[0]}_other"] <= 1 and len(row) == 4 + len(KINDS) for row in part.rows)
