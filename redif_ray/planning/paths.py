@@ -63,9 +63,10 @@ def absolute(config: Config) -> Config:
                 term["options"][option] = _absolute_code(at_home(value))
             elif isinstance(value, str) and value and os.path.exists(home := at_home(value)):  # noqa: PTH110  # any text
                 term["options"][option] = str(Path(home).resolve())
-        model = term["options"].get("model", getattr(TERMS.get(label), "model", None))
-        if isinstance(model, str) and "/" in model:
-            term["options"]["model"] = encoders.found(model)
+        for option in ("model", "base"):
+            model = term["options"].get(option, getattr(TERMS.get(label), option, None))
+            if isinstance(model, str) and "/" in model:
+                term["options"][option] = encoders.found(model)
     if (uri := config.tracking.uri or from_environment()) is not None:
         tree["tracking"]["uri"] = _absolute_store(uri)
     tree["tracking"]["experiment"] = config.tracking.experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME") or "redif"
@@ -74,7 +75,7 @@ def absolute(config: Config) -> Config:
 
 
 def found_encoder(source: str) -> str:
-    """Return the folder of an encoder as an absolute path, and a hub id with the commit that it means now.
+    """Return the folder or file of an encoder as an absolute path, and a hub id with the commit that it means now.
 
     The name of a shipped encoder, and an encoder that is not to be had, are returned unchanged.
     """
@@ -88,7 +89,7 @@ class _Encoders:
         self.asks = True
 
     def found(self, source: str) -> str:
-        if Path(source).is_dir():
+        if Path(source).exists():
             return str(Path(source).resolve())
         if "/" not in source or not self.asks:
             return source

@@ -63,14 +63,20 @@ def network_bytes(*networks: Module) -> int:
 
 
 def encoder_bytes(config: Config) -> int:
-    """Return the bytes of the rewards' own networks, which are float32 as in their files."""
-    return bytes_on_disk({str(value) for term in config.reward.terms.values() for value in term.options.values()})
+    """Return the bytes of the rewards' own networks, which are float32 as in their files.
+
+    Of the model that a term calls `base` no weights are read.
+    """
+    options = [term.options.items() for term in config.reward.terms.values()]
+    return bytes_on_disk({str(value) for each in options for option, value in each if option != "base"})
 
 
 def bytes_on_disk(values: set[str]) -> int:
-    """Return the bytes of the weights in the folders among `values`, which may also be names of shipped models."""
-    folders = {folder for value in values for folder in (Path(value), SHIPPED / value) if folder.is_dir()}
-    return sum(path.stat().st_size for folder in folders for path in folder.rglob("*.safetensors"))
+    """Return the bytes of the weights in the files and folders among `values`, also in shipped models of such names."""
+    places = {place for value in values for place in (Path(value), SHIPPED / value)}
+    files = {path for place in places if place.is_dir() for path in place.rglob("*.safetensors")}
+    files |= {place for place in places if place.suffix == ".safetensors" and place.is_file()}
+    return sum(path.stat().st_size for path in files)
 
 
 def file_bytes(config: Config, model: DiffusionModel) -> int:

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from redif_ray.rewards.clip_network import DEFAULT_MODEL, clip_images
-from redif_ray.rewards.pretrained import load_weights
 from redif_ray.rewards.term import OPTIONS, RewardError, RewardInputs, Setting
+from redif_ray.rewards.weight_file import load_weights
 
 Layers = list[tuple[Tensor, Tensor]]  # weight [out, in], bias [out]
 

@@ -27,7 +27,9 @@ from redif_ray.rewards.discriminator import DiscriminatorTerm
 from redif_ray.rewards.feature_cosine import FeatureCosine
 from redif_ray.rewards.gradient_mse import GradientMse
 from redif_ray.rewards.histogram_kl import HistogramKl
+from redif_ray.rewards.hps import Hps
 from redif_ray.rewards.http import HttpTerm
+from redif_ray.rewards.image_reward import ImageReward
 from redif_ray.rewards.jpeg_compressibility import JpegCompressibility
 from redif_ray.rewards.lpips import Lpips
 from redif_ray.rewards.mse import Mse
@@ -66,6 +68,8 @@ TERMS: dict[str, Any] = {
         Clip,
         TextImage,
         PickScore,
+        Hps,
+        ImageReward,
         Dino,
         Perception,
         Lpips,

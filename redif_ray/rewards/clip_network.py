@@ -5,28 +5,27 @@ The image network and the text network load separately.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from redif_ray.errors import words_of
 from redif_ray.rewards.preparation import Preparation
 from redif_ray.rewards.pretrained import (
     ImageEncoder,
-    at_hub,
     find_model,
-    is_local,
     load_config,
     load_network,
     load_preparation,
 )
 from redif_ray.rewards.term import RewardError, Setting
+from redif_ray.rewards.tokenizers import load_tokenizer
 
 DEFAULT_MODEL = "openai/clip-vit-large-patch14"
 PREPARATION = Preparation(resize=224, crop=(224, 224))
+FILES = "tokenizer.json, or vocab.json and merges.txt"
 REMEMBERED = 4096  # captions whose embeddings stay in memory, some kilobytes each
 
 
@@ -42,9 +41,23 @@ def clip_images(model: str, batch: int, setting: Setting) -> ImageEncoder:
 
 def _load_images(model: str, setting: Setting) -> ImageEncoder:
     config = load_config(model, ("clip",))
-    preparation = load_preparation(model, PREPARATION)
+    return image_encoder(model, config, load_preparation(model, PREPARATION), setting)
+
+
+def image_encoder(
+    model: str,
+    config: Any,
+    preparation: Preparation,
+    setting: Setting,
+    weights: Mapping[str, Tensor] | None = None,
+) -> ImageEncoder:
+    """Return a new encoder of image embeddings, as `clip_images` does, of a configuration that is loaded already.
+
+    weights: the network's, by transformers' names; None: the model's own.
+    """
     preparation.check(setting.image_shape)
-    network = load_network("CLIPVisionModelWithProjection", model, _tower(config, "vision_config")).to(setting.device)
+    tower = _tower(config, "vision_config")
+    network = load_network("CLIPVisionModelWithProjection", model, tower, weights).to(setting.device)
     return ImageEncoder("clip", network, preparation, lambda pixels: network(pixel_values=pixels).image_embeds)
 
 
@@ -58,32 +71,21 @@ class ClipCaptions:
     """The encoder of caption embeddings after the text projection, [B, D], not normalised.
 
     Captions are embedded one at a time, so that an embedding does not depend on its batch, and are cut to the network's
-    length. Raises `RewardError` if the network or the tokeniser cannot be loaded.
+    length. weights: the network's, by transformers' names; None: the model's own. Raises `RewardError` if the network
+    or the tokeniser cannot be loaded.
     """
 
-    def __init__(self, model: str, setting: Setting) -> None:
-        import transformers
-
+    def __init__(self, model: str, setting: Setting, weights: Mapping[str, Tensor] | None = None) -> None:
         model = find_model(model)
-        source, revision = at_hub(model)
-        config = load_config(model, ("clip",))
-        tower = _tower(config, "text_config")
-        try:
-            self.tokenizer = transformers.CLIPTokenizer.from_pretrained(
-                source, revision=revision, trust_remote_code=False, local_files_only=is_local(model)
-            )
-        except Exception as error:  # tokenizers raises plain exceptions over a broken file
-            raise RewardError(
-                f"model={model!r} has no CLIP tokeniser: {words_of(error)}; copy its tokenizer.json, "
-                "or vocab.json and merges.txt"
-            ) from error
+        tower = _tower(load_config(model, ("clip",)), "text_config")
+        self.tokenizer = load_tokenizer("CLIPTokenizer", "model", model, FILES)
         if len(self.tokenizer) != tower.vocab_size:
             raise RewardError(
                 f"model={model!r}: the tokeniser knows {len(self.tokenizer)} tokens, the network "
-                f"{tower.vocab_size}; copy its tokenizer.json, or vocab.json and merges.txt"
+                f"{tower.vocab_size}; copy its {FILES}"
             )
         self.length, self.device = tower.max_position_embeddings, setting.device
-        self.network = load_network("CLIPTextModelWithProjection", model, tower).to(setting.device)
+        self.network = load_network("CLIPTextModelWithProjection", model, tower, weights).to(setting.device)
         self._embedding = lru_cache(REMEMBERED)(self._embed)
 
     def __call__(self, captions: Sequence[Any]) -> Tensor:

@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.nn import Module
 
 from redif_ray.rewards.preparation import enlarged
-from redif_ray.rewards.pretrained import TO_SAFETENSORS, imported, load_weights
+from redif_ray.rewards.pretrained import imported
 from redif_ray.rewards.term import OPTIONS, RewardError, RewardInputs, Setting, one_a_group
+from redif_ray.rewards.weight_file import TO_SAFETENSORS, load_weights
 
 PIP = "pip install lpips==0.1.4 torchvision"
 EDGE = 64  # pixels; LPIPS was fitted on patches of this size, so smaller images are enlarged

@@ -20,6 +20,8 @@ NAMES = (
     "clip",
     "text_image",
     "pick_score",
+    "hps",
+    "image_reward",
     "dino",
     "perception",
     "lpips",

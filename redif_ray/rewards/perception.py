@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from redif_ray.rewards.preparation import MODES, Preparation
-from redif_ray.rewards.pretrained import ImageEncoder, check_finite, find_model, imported
+from redif_ray.rewards.pretrained import ImageEncoder, find_model, imported
 from redif_ray.rewards.term import OPTIONS, RewardError, RewardInputs, Setting
+from redif_ray.rewards.weight_file import check_finite
 
 PIP = "pip install 'timm>=1.0.20'"
 KIND = "vit_pe_core"

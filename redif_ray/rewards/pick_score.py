@@ -20,7 +20,7 @@ class PickScore(TextImage):
     """Cosine between the embeddings of image and caption times the network's own scale, 100 for PickScore_v1.
 
     PickScore_v1 gives about 15 to 25; a difference of 1 is a preference of 73 to 27. model: as in `text_image`; any
-        CLIP that was trained on preferences, such as HPSv2 in the layout of transformers.
+        CLIP that was trained on preferences with its own preparation of images.
     """
 
     model: str = DEFAULT_MODEL

@@ -59,16 +59,25 @@ class Preparation:
 
     def __call__(self, images: Tensor) -> Tensor:
         """Prepare images [B, 1 or 3, H, W] in [0, 1]; returns normalised [B, 3, h, w], a grey channel repeated."""
-        size = self._resized(*images.shape[2:])
-        if size != tuple(images.shape[2:]):
-            images = F.interpolate(images, size=size, mode=self.mode, antialias=True, align_corners=False).clamp(0, 1)
-        if self.crop is not None:
-            top, left = (size[0] - self.crop[0]) // 2, (size[1] - self.crop[1]) // 2
-            images = images[..., top : top + self.crop[0], left : left + self.crop[1]]
+        images = self._fitted(images)
         mean, std = (
             torch.tensor(v, dtype=images.dtype, device=images.device)[:, None, None] for v in (self.mean, self.std)
         )
         return (images - mean) / std
+
+    def _fitted(self, images: Tensor) -> Tensor:
+        """Resize and crop images."""
+        size = self._resized(*images.shape[2:])
+        if size != tuple(images.shape[2:]):
+            images = F.interpolate(images, size=size, mode=self.mode, antialias=True, align_corners=False).clamp(0, 1)
+        if self.crop is not None:
+            top, left = self._margin(size[0] - self.crop[0]), self._margin(size[1] - self.crop[1])
+            images = images[..., top : top + self.crop[0], left : left + self.crop[1]]
+        return images
+
+    def _margin(self, beyond: int) -> int:
+        """Return how many of the pixels that an image has beyond the crop are cut off before it; as in transformers."""
+        return beyond // 2
 
 
 def read_preparation(config: Mapping[str, Any], default: Preparation, where: str) -> Preparation:

@@ -11,26 +11,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
+from safetensors import safe_open
 from torch import Tensor
 from torch.nn import Module
 
 from redif_ray.checkpoint import weights_sha256
 from redif_ray.data.targets import content_hash
-from redif_ray.errors import in_words, words_of
-from redif_ray.models.foreign import check_header, check_part, is_name, loading, read_json, read_settings
-from redif_ray.models.protocol import ModelError, is_finite
+from redif_ray.errors import in_words
+from redif_ray.models.foreign import check_part, is_name, loading, read_json, read_settings
+from redif_ray.models.protocol import ModelError
 from redif_ray.rewards.preparation import Preparation, read_preparation
 from redif_ray.rewards.term import RewardError
+from redif_ray.rewards.weight_file import check_finite, load_weights
 
 FILE = "model.safetensors"
 SHIPPED = Path(__file__).parents[1] / "assets" / "encoders"
 PREPROCESSOR, PROCESSOR = "preprocessor_config.json", "processor_config.json"  # of transformers 4 and 5
-TO_SAFETENSORS = (
-    "import torch, safetensors.torch as s; w = torch.load('FILE.pth', map_location='cpu', weights_only=True); "
-    "s.save_file({k: v.contiguous() for k, v in w.items()}, 'FILE.safetensors')"
-)
 
 
 class ImageEncoder:
@@ -62,17 +58,17 @@ class ImageEncoder:
         return torch.cat([self.forward(self.preparation(rows)) for rows in images.split(self.batch)])
 
 
-def find_model(model: str) -> str:
+def find_model(model: str, option: str = "model") -> str:
     """Return the absolute path of a folder or shipped model, or a hub id unchanged. Raises `RewardError` otherwise.
 
-    A hub id is org/name, or org/name@revision.
+    A hub id is org/name, or org/name@revision. option: that names it, for the message.
     """
     path = Path(model).expanduser()
     for folder in (path, SHIPPED / model):
         if model and folder.is_dir():
             return str(folder.resolve())
     if path.is_absolute() or model.startswith((".", "~")) or model.partition("@")[0].count("/") > 1 or not model:
-        raise RewardError(f"model={model!r}: no such folder; expected one that save_pretrained wrote, or a hub id")
+        raise RewardError(f"{option}={model!r}: no such folder; expected one that save_pretrained wrote, or a hub id")
     return model
 
 
@@ -101,10 +97,11 @@ def _commit(name: str, revision: str | None) -> str:
     try:
         return str(huggingface_hub.model_info(name, revision=revision, timeout=10).sha)
     except Exception:  # the hub's client raises all kinds
-        kept = huggingface_hub.try_to_load_from_cache(name, "config.json", revision=revision or "main")
-        if not isinstance(kept, str):
-            raise
-        return Path(kept).parent.name
+        for file in ("config.json", FILE):  # a reward's weights alone have no configuration
+            kept = huggingface_hub.try_to_load_from_cache(name, file, revision=revision or "main")
+            if isinstance(kept, str):
+                return Path(kept).parent.name
+        raise
 
 
 def at_hub(model: str) -> tuple[str, str | None]:
@@ -138,10 +135,13 @@ def load_config(model: str, kinds: Sequence[str]) -> Any:
     return config
 
 
-def load_network(kind: str, model: str, config: Any) -> Module:
+def load_network(
+    kind: str, model: str, config: Any, weights: Mapping[str, Tensor] | None = None, **options: Any
+) -> Module:
     """Load a network of transformers' class `kind`, frozen, in eval mode.
 
-    Raises `RewardError` unless the file holds all its weights; it may hold more, as CLIP's file holds two networks.
+    weights: the network's, by transformers' names; None: those in the model's file. options: of the class.
+    Raises `RewardError` unless all its weights are there; there may be more, as CLIP's file holds two networks.
     """
     import transformers
 
@@ -150,18 +150,21 @@ def load_network(kind: str, model: str, config: Any) -> Module:
     source, revision = at_hub(model)
     with _loading(model, f"a {kind} from safetensors"), quiet():  # transformers logs every unused weight
         network, report = getattr(transformers, kind).from_pretrained(
-            source,
+            source if weights is None else None,
             revision=revision,
             config=config,
+            state_dict=weights,
             dtype=torch.float32,
             use_safetensors=True,
             trust_remote_code=False,
             local_files_only=is_local(model),
             output_loading_info=True,
+            **options,
         )
     wrong = {name: sorted(map(str, keys)) for name, keys in report.items() if keys and name != "unexpected_keys"}
     if wrong:
-        raise RewardError(f"model={model!r}: the weights are not those of its config.json: {str(wrong)[:300]}")
+        whose = "its config.json" if weights is None else f"this {kind}"
+        raise RewardError(f"model={model!r}: the weights are not those of {whose}: {str(wrong)[:300]}")
     check_finite(network.state_dict(), f"model={model!r}")
     return network.eval().requires_grad_(False)
 
@@ -235,32 +238,17 @@ def check_folder(model: str) -> None:
             read_settings(Path(model) / "config.json", Path(model))
 
 
-def check_finite(weights: Mapping[str, Tensor], where: str) -> None:
-    """Raise `RewardError` where a weight is NaN or infinite. where: the user's option and its value."""
-    for name, value in weights.items():
-        if value.is_floating_point() and not is_finite(value):
-            raise RewardError(f"{where}: weight {name} is NaN or infinite; copy the file from its source again")
+def load_file_of(model: str) -> dict[str, Tensor]:
+    """Return the tensors of a model that is one safetensors file: the file `model`, or the one of a folder or hub id.
 
-
-def load_weights(option: str, path: str) -> dict[str, Tensor]:
-    """Return the tensors of the safetensors file `path`, the value of the user's `option`. Raises `RewardError`."""
-    file = Path(path).expanduser()
-    if file.suffix != ".safetensors":
-        raise RewardError(
-            f"{option}={path!r}: expected a .safetensors file, since others may run code when they are "
-            f'read; convert it: python -c "{TO_SAFETENSORS}"'
-        )
-    if not file.is_file():
-        raise RewardError(f"{option}={path!r}: no such file; expected a .safetensors file")
-    try:
-        check_header(file, file.parent)
-        weights = load_file(file)
-    except (SafetensorError, OSError, ModelError) as error:
-        raise RewardError(
-            f"{option}={path!r} is not a whole safetensors file: {words_of(error)}; copy it again"
-        ) from error
-    check_finite(weights, f"{option}={path!r}")
-    return weights
+    Raises `RewardError`.
+    """
+    if Path(model).suffix == ".safetensors" or Path(model).expanduser().is_file():
+        return load_weights("model", model)
+    found = find_model(model)
+    with _loading(found, FILE):
+        file = hub_file(found, FILE)
+    return load_weights("model", file)
 
 
 def imported(package: str, pip: str) -> Any:

@@ -17,8 +17,8 @@ from tiny_encoders import write_clip
 
 from redif_ray.evaluation.encoders import JudgeError, load_encoder
 from redif_ray.rewards.clip_network import ClipCaptions, clip_images
-from redif_ray.rewards.pretrained import load_weights
 from redif_ray.rewards.term import RewardError, Setting
+from redif_ray.rewards.weight_file import load_weights
 
 
 def both(model: Path) -> None:

@@ -156,6 +156,8 @@ def test_names_in_the_table_are_the_terms_own():
         "clip",
         "text_image",
         "pick_score",
+        "hps",
+        "image_reward",
         "dino",
         "perception",
         "lpips",

@@ -56,6 +56,21 @@ def test_the_default_and_the_judge_are_fixed_too(hub: Path) -> None:
     assert config.reward.terms["clip"].options["model"] == config.evaluation.judge == pinned
 
 
+def test_weights_alone_and_their_base_are_fixed_too(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = hub.with_name("models--RE-N-Y--hpsv21")
+    shutil.copytree(hub, weights)
+    for file in (weights / "snapshots" / OLD).iterdir():
+        if file.name != "model.safetensors":
+            file.unlink()
+    monkeypatch.chdir(weights / "snapshots" / OLD)
+    given = ["reward.terms.hps.weight=1", "reward.terms.hps.options.base=org/clip"]
+    options = absolute(load("smoke", given)).reward.terms["hps"].options
+    assert options == {"model": f"RE-N-Y/hpsv21@{OLD}", "base": f"org/clip@{OLD}"}
+    given.append("reward.terms.hps.options.model=model.safetensors")
+    options = absolute(load("smoke", given)).reward.terms["hps"].options
+    assert options == {"model": str(Path("model.safetensors").resolve()), "base": f"org/clip@{OLD}"}
+
+
 def test_an_encoder_that_is_not_to_be_had_is_told_by_the_term(hub: Path) -> None:
     assert options("reward.terms.clip.options.model=org/none")["model"] == "org/none"
     assert options("reward.terms.clip.options.model=/no/such/folder")["model"] == "/no/such/folder"
