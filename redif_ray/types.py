@@ -126,6 +126,7 @@ class Scored:
     gradients: dict[str, np.ndarray] | None = None  # [R, *latent] each: of terms at the last latents, see `Slopes`
     spreads: dict[str, np.ndarray] | None = None  # [R] each: std of the terms around the last latents
     denoised: np.ndarray | None = None  # [R, *latent]: the teacher's, of the noised last latents
+    diversity: np.ndarray | None = None  # [conditions, 2]: of the student's and the teacher's images of each condition
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,6 +39,7 @@ PATHS = (
     "student.schedule",
     "conditions.source",
     "evaluation.judge",
+    "evaluation.diversity.encoder",
     "search.student",
     "search.frechet.encoder",
 )

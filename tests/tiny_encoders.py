@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from tiny_models import randomise
 from tiny_pipelines import CHARACTERS, TOKENS, clip_tokenizer
-from transformers import CLIPConfig, CLIPModel
+from transformers import CLIPConfig, CLIPModel, Dinov2Config, Dinov2Model
+from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 EMBEDDING = 12
@@ -25,6 +26,13 @@ def save(make: Callable[[], Any], folder: Path, scale: float) -> Path:
             if name.endswith(("bias", "class_embedding", "cls_token", "position_embedding.weight")):
                 parameter.mul_(0.1)
     network.save_pretrained(folder)
+    return folder
+
+
+def write_dino(folder: Path) -> Path:
+    """Write a DINOv2 for images of 16 pixels."""
+    save(lambda: Dinov2Model(Dinov2Config(**TINY, image_size=16, patch_size=8)), folder, 0.4)
+    BitImageProcessorPil(size={"shortest_edge": 20}, crop_size=16).save_pretrained(folder)
     return folder
 
 

@@ -10,7 +10,7 @@ from redif_ray.config.overrides import assign, override, parse_override
 from redif_ray.config.roles import LEARNED, Reward, RuntimeEnv, Term, Workers
 from redif_ray.config.run import Conditions, Lora, Networks, Precision, Student, Teacher
 from redif_ray.config.searches import Search
-from redif_ray.config.training import NEIGHBOURS, Anchor, Learner, Regulariser, WarmStart
+from redif_ray.config.training import NEIGHBOURS, Anchor, Diversity, Learner, Regulariser, WarmStart
 from redif_ray.config.tree import Config
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "Conditions",
     "Config",
     "ConfigError",
+    "Diversity",
     "Fraction",
     "Learner",
     "Location",

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from redif_ray.config.sections import BUILT_IN, Sections
+from redif_ray.config.training import Evaluation
 from redif_ray.masking import masked_uris
 
 
@@ -17,6 +18,7 @@ def conflicts(c: Sections) -> Iterator[str]:
     yield from _teacher(c)
     yield from _search(c)
     yield from _sweep(c)
+    yield from unlike(c.evaluation)
     if _has_policy(c):
         yield from _policy(c)
     if c.method in BUILT_IN and c.method not in ("redif", "sfd") and c.learner.rounds > 0:
@@ -65,6 +67,16 @@ def _search(c: Sections) -> Iterator[str]:
     if s.network_timestep_trials and s.engine == "gradient":
         count = s.network_timestep_trials
         yield f"search.network_timestep_trials={count}: search.engine=gradient has no trials; use tune or both"
+
+
+def unlike(evaluation: Evaluation) -> Iterator[str]:
+    """Yield a sentence where the images of one condition do not fit into a work unit; also for a batch chosen later."""
+    noises, batch = evaluation.diversity.noises, evaluation.batch
+    if evaluation.diversity.encoder is not None and batch is not None and noises > batch:
+        yield (
+            f"evaluation.diversity.noises={noises}: the images of a condition are made at once, and evaluation.batch="
+            f"{batch}; expected at most as many, and at least 2"
+        )
 
 
 def _sweep(c: Sections) -> Iterator[str]:

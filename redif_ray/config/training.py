@@ -244,6 +244,33 @@ class Guard(Strict):
     )
 
 
+class Diversity(Strict):
+    """The distances between images of one condition, for the teacher and for the student."""
+
+    encoder: Location | None = Field(
+        None,
+        description="Folder or hub id of the DINOv2 or DINOv3 in whose features distances are taken, such as "
+        "facebook/dinov2-base. null measures none. Set it to see whether the student's images of a caption resemble "
+        "each other more than the teacher's; no reward should look through it.",
+    )
+    conditions: int = Field(
+        32,
+        gt=1,
+        description="Conditions that are measured, above 1, in turn. More give a smaller standard error.",
+    )
+    noises: int = Field(
+        4,
+        gt=1,
+        description="Noises of a condition, above 1 and at most evaluation.batch. Every two of their images are "
+        "compared.",
+    )
+
+    @property
+    def count(self) -> int:
+        """Return the number of images that the student, and the teacher, make for it; 0 without an encoder."""
+        return self.conditions * self.noises if self.encoder is not None else 0
+
+
 class Evaluation(Strict):
     """The measurements at the end of a run."""
 
@@ -267,6 +294,7 @@ class Evaluation(Strict):
         "classes.",
     )
     bootstrap: int = Field(500, ge=40, description="Bootstrap resamples of each interval, at least 40.")
+    diversity: Diversity = Diversity()
 
     @property
     def images_at_once(self) -> int:

@@ -27,7 +27,7 @@ from redif_ray.errors import brief
 from redif_ray.types import Condition
 
 CONDITIONS = "conditions.json"  # the file in a run folder
-REPORTED = (Stream.HELD_OUT, Stream.REFERENCE)  # streams of the final evaluation and its reference
+REPORTED = (Stream.HELD_OUT, Stream.REFERENCE, Stream.DIVERSITY)  # streams of the final evaluation and its reference
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,6 +44,7 @@ class Stream(IntEnum):
     DIRECTION = 20  # directions in which scores around an image are taken
     MATCHING = 21  # noise and noise levels of distribution matching
     NOISED = 22  # noise and steps of a regression on the teacher's noised images
+    DIVERSITY = 23  # x_T of images of one condition that are compared with each other
 
 
 def bits(

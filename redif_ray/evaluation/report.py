@@ -46,6 +46,7 @@ def write_report(folder: str | Path, summary: Mapping[str, Any], metrics: Sequen
         "## Arms",
         _arms(checked),
         _fine_print(checked),
+        _diversity(checked),
         *(f"![{text}]({name})\n\n{text}" for name, text in PICTURES.items() if (folder / name).is_file()),
         "## Pairs",
         _pairs(checked),
@@ -188,6 +189,19 @@ def _fine_print(summary: Summary) -> str:
     if count < summary.held_out:
         text += " There are no more of them, and fewer images are farther apart: its Fréchet distance is too large."
     return text
+
+
+def _diversity(summary: Summary) -> str:
+    found = summary.diversity
+    if found is None:
+        return ""
+    change = found.student - found.teacher
+    return (
+        f"Diversity: two images of one condition and different noises are {found.student:.4f} apart with the trained "
+        f"student and {found.teacher:.4f} with the teacher, a difference of {change:+.4f} ± {found.change_se:.4f}: "
+        f"1 - cosine in `{found.encoder}`, over {found.conditions} conditions of {found.noises} noises each, with the "
+        "standard error over conditions."
+    )
 
 
 def _against_teacher(summary: Summary) -> bool:

@@ -71,6 +71,17 @@ class Limits(Strict):
     class_accuracy: Fraction | None = Field(None, description="of all reference images; null: they have no classes")
 
 
+class Diversity(Strict):
+    """The mean distance, 1 - cosine of class tokens, of two images of one condition and different noises."""
+
+    encoder: str
+    conditions: Positive
+    noises: Positive = Field(description="of each condition, of which every two are compared")
+    student: float
+    teacher: float
+    change_se: float = Field(ge=0, description="standard error, over conditions, of the student's less the teacher's")
+
+
 class Mlflow(Strict):
     tracking_uri: str
     run_id: str
@@ -91,6 +102,7 @@ class Summary(Strict):
     reference: Literal["real", "teacher"] = Field("real", description="images that the judge compares with")
     arms: Arms
     limits: Limits | None = None
+    diversity: Diversity | None = Field(None, description="null: it was not asked for")
     calibration: dict[str, Calibration]
     compute: dict[str, Spent]
     policy_version: int = Field(ge=0)

@@ -17,7 +17,8 @@ def result_table(summary: dict[str, Any]) -> Table:
     height, width = summary["size"]
     view = Table(
         title=f"{summary['held_out']} held-out noises, {height} x {width} pixels, judge {summary['judge']}",
-        caption="NFE: network calls an image. ms: time per image on one worker. mse: distance to the teacher's image.",
+        caption="NFE: network calls an image. ms: time per image on one worker. mse: distance to the teacher's image."
+        + _diversity(summary.get("diversity")),
         title_justify="left",
         caption_justify="left",
         box=None,
@@ -43,3 +44,12 @@ def result_table(summary: dict[str, Any]) -> Table:
                 f"{arm['paired']['pixel_mse']:.5f}",
             )
     return view
+
+
+def _diversity(found: dict[str, Any] | None) -> str:
+    if found is None:
+        return ""
+    return (
+        f" Images of one condition are {found['student']:.3f} apart with the student, {found['teacher']:.3f} with the "
+        f"teacher, ± {found['change_se']:.3f} between them."
+    )

@@ -9,7 +9,8 @@ from pathlib import Path
 from rich.console import Console
 
 from redif_ray.cluster.nodes import nodes
-from redif_ray.config import Config
+from redif_ray.config import Config, ConfigError
+from redif_ray.config.conflicts import unlike
 from redif_ray.planning.batches import chosen, filled, lacks
 from redif_ray.planning.nodes import ROLES
 from redif_ray.runs.folder import stored_config
@@ -21,10 +22,17 @@ def with_batches(
     """Return the configuration with `learner.microbatch` and `evaluation.batch`, and print which ones were chosen.
 
     What is resumed keeps the numbers in its folder. roles: those whose workers there are. runs: runs at once that share
-    the main memory of a node. Raises ConfigError where the cluster cannot be joined.
+    the main memory of a node. Raises ConfigError where the cluster cannot be joined, and for too small a batch.
     """
     if not lacks(config, roles):
         return config
+    own = _with_batches(config, console, resume, roles, runs)
+    for conflict in unlike(own.evaluation):
+        raise ConfigError(conflict)
+    return own
+
+
+def _with_batches(config: Config, console: Console, resume: bool, roles: Sequence[str], runs: int) -> Config:
     folder = Path(config.run.root).resolve() / config.run.name
     if resume and (folder / "config.yaml").exists():
         stored = stored_config(folder)

@@ -124,6 +124,8 @@ def evaluated(config: Config, overrides: list[str], size: tuple[int, int] | None
             tree[role]["gpus"] /= part
     tree["tracking"]["uri"] = "off"
     tree["learner"] |= NO_LEARNER
-    tree["evaluation"]["judge"] = found_encoder(tree["evaluation"]["judge"])  # workers have other working directories
+    for place, key in ((tree["evaluation"], "judge"), (tree["evaluation"]["diversity"], "encoder")):
+        if place[key] is not None:
+            place[key] = found_encoder(place[key])  # workers have other working directories
     evaluation_config: Config = validate(tree)
     return evaluation_config

@@ -147,6 +147,7 @@ def _verdict(summary: Summary) -> dict[str, float]:
         "class_accuracy": student.class_accuracy,
         "caption_cosine": student.caption_cosine,
         "pixel_mse": student.paired["pixel_mse"],
+        "diversity": None if summary.diversity is None else summary.diversity.student,
     }
     return {f"verdict/{name}": value for name, value in numbers.items() if value is not None}
 

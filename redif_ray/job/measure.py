@@ -18,6 +18,7 @@ from redif_ray.diffusion import schedules, solvers
 from redif_ray.diffusion.noise import Stream
 from redif_ray.evaluation.arm import evaluate_arm, limits
 from redif_ray.evaluation.changes import changes
+from redif_ray.evaluation.diversity import diversity
 from redif_ray.evaluation.judge_source import needs_reference
 from redif_ray.evaluation.report import ARMS
 from redif_ray.job.progress import Progress
@@ -33,6 +34,7 @@ from redif_ray.types import Condition, Seen, Way
 from redif_ray.weights.store import learned_key
 
 REFERENCE, BEST_WAY = "the judge's reference", "the teacher's best schedule and solver"
+DIVERSITY = "diversity of a condition's images"
 WARM = "warm_start"  # checkpoint
 
 
@@ -77,6 +79,9 @@ def measure(run: Session, key: str, accounts: Accounts, progress: Progress) -> M
         best, metas = run.see(units, [way] * len(units))
         accounts.add_evaluation(metas)
         steps.done(ARMS["teacher_best"])
+        varied = _diversity(run, key, accounts)
+        if varied is not None:
+            steps.done(DIVERSITY)
     calls = config.student.steps * run.teacher.calls_per_step(config.student.guidance)
     full_calls = solvers.network_calls(config.teacher.solver, config.teacher.steps)
     full_calls *= run.teacher.calls_per_step(config.teacher.guidance)
@@ -102,6 +107,7 @@ def measure(run: Session, key: str, accounts: Accounts, progress: Progress) -> M
         "reference": "teacher" if own else "real",
         "arms": {name: arms[name] for name in ARMS},
         "limits": None if own else limits(judge, count, config.run.seed),
+        "diversity": varied,
     }
     notes = {"teacher_best": name, "seconds_per_image": seconds_per_image(run), "student_gain": gains}
     pictures = [(label, seen.pictures) for label, seen in rows if seen is not None]
@@ -118,6 +124,7 @@ def _steps(run: Session) -> dict[str, Step]:
     tried = len(run.plan.deploy(Stream.SEARCH, search))
     ways = len(_ways(run))
     brought = not needs_reference(config.evaluation.judge)
+    alike = config.evaluation.diversity.count
     return {
         REFERENCE: Step(0.5 * count if brought else count * full, len(reference_units(run.plan, count))),
         ARMS["teacher_few"]: Step(count * (own + full), units),
@@ -126,6 +133,7 @@ def _steps(run: Session) -> dict[str, Step]:
         ARMS["teacher_full"]: Step(0.5 * count, units),
         BEST_WAY: Step(search * (full + ways * own), ways * tried),
         ARMS["teacher_best"]: Step(count * own, units),
+        **({DIVERSITY: Step(alike * (own + full), len(run.plan.deploy(Stream.DIVERSITY, alike)))} if alike else {}),
     }
 
 
@@ -142,6 +150,14 @@ def _held_out(run: Session, key: str, accounts: Accounts) -> Seen:
     seen, metas = run.sample(Stream.HELD_OUT, run.config.evaluation.held_out, key)
     accounts.add_evaluation(metas)
     return seen
+
+
+def _diversity(run: Session, key: str, accounts: Accounts) -> dict[str, Any] | None:
+    if not run.config.evaluation.diversity.count:
+        return None
+    distances, metas = run.diversity(key)
+    accounts.add_evaluation(metas)
+    return diversity(run.config.evaluation.diversity, distances)
 
 
 def _warmed(run: Session) -> Path | None:

@@ -8,6 +8,7 @@ from redif_ray.config import Config, ConfigError
 from redif_ray.data.conditions import Conditions
 from redif_ray.diffusion.schedules import Schedule
 from redif_ray.evaluation.clip_features import ClipFeatures
+from redif_ray.evaluation.diversity import load_likeness
 from redif_ray.evaluation.encoders import JudgeError, load_encoder
 from redif_ray.evaluation.judge_source import RANDOM_FEATURES, judge_files, needs_reference
 from redif_ray.evaluation.prdc import LEAST
@@ -182,9 +183,14 @@ def _check_held_out(config: Config) -> None:
 
 
 def check_judge(config: Config, image_shape: tuple[int, ...], most: int) -> None:
-    """Raise UserError where the judge cannot be loaded, or does not take images of `image_shape` or `most` of them."""
+    """Raise UserError where the judge, or the encoder of the diversity, cannot be loaded or does not take the images.
+
+    image_shape: of the images. most: the number of them that the judge has to take.
+    """
     _check_held_out(config)
     source = config.evaluation.judge
+    if config.evaluation.diversity.encoder is not None:
+        load_likeness(config.evaluation.diversity, image_shape)
     encoder = load_encoder(source, image_shape)
     if isinstance(encoder, ClipFeatures):
         encoder.captions(["a caption"])

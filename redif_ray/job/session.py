@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray
 import torch
 from ray import cloudpickle
@@ -107,6 +108,16 @@ class Session:
         deploy = self.coordinator.deploy
         data = fetched(lambda lost: deploy.remote(int(stream), count, 0, key, learned, lost), self.get)
         return joined([scored.seen for (scored,) in data.parts.values()]), [m for metas in data.metas for m in metas]
+
+    def diversity(self, key: str) -> tuple[np.ndarray, list[Meta]]:
+        """Return how far apart images of one condition are, [conditions, 2] of student and teacher, and the metas.
+
+        key: as in `sample`.
+        """
+        deploy, count = self.coordinator.deploy, self.config.evaluation.diversity.count
+        data = fetched(lambda lost: deploy.remote(int(Stream.DIVERSITY), count, 0, key, None, lost), self.get)
+        found = [scored.diversity for (scored,) in data.parts.values()]
+        return np.concatenate(found), [m for metas in data.metas for m in metas]
 
 
 def get(references: Any, stop: StopRequest, meanwhile: Callable[[], object] = lambda: None) -> Any:

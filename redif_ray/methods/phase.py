@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
+from redif_ray.diffusion.noise import Stream
 from redif_ray.types import Scored, Seen, Slopes, Trajectories, WorkUnit
 
 if TYPE_CHECKING:
@@ -118,6 +119,10 @@ class Scoring(ABC):
     @abstractmethod
     def seen(self) -> Seen:
         """Return measurements of the student's images beside the teacher's, which the worker makes if need be."""
+
+    @abstractmethod
+    def diversity(self) -> np.ndarray:
+        """Return how far apart the student's and the teacher's images of each condition are, [conditions, 2]."""
 
     @property
     @abstractmethod
@@ -251,6 +256,8 @@ class Deploy(Phase):
     rounds = groups = 0
 
     def score(self, scoring: Scoring) -> Scored:
+        if scoring.unit.stream == Stream.DIVERSITY:
+            return Scored(scoring.unit, {}, None, None, diversity=scoring.diversity())
         return Scored(scoring.unit, {}, None, None, seen=scoring.seen())
 
     def calls(self, prices: Prices) -> Calls:

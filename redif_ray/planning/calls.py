@@ -59,14 +59,16 @@ def network_calls(config: Config, teacher: DiffusionModel, plan: RoundPlan, deco
 
 
 def _evaluation(config: Config, teacher: DiffusionModel, own: int, target: float, decode: float) -> Calls:
-    """Count the calls of the evaluation: three arms of the student, two of the teacher, and the choice of one of these.
+    """Count the calls of the evaluation: arms of student and teacher, the choice of one of these, and the diversity.
 
     own, target: calls of an image of the student and of the teacher.
     """
     held_out, searched = config.evaluation.held_out, config.evaluation.search
     ways = 2 * len(schedules.named(teacher.process, config.student.steps))  # two solvers on each named schedule
     made = held_out * (target + own + 5 * decode) + searched * (target + decode + ways * (own + decode))
-    return {"rollout": held_out * 3 * own, "reward": made + _reference(config, held_out, target + decode)}
+    alike = config.evaluation.diversity.count
+    made += alike * (target + 2 * decode)
+    return {"rollout": (held_out * 3 + alike) * own, "reward": made + _reference(config, held_out, target + decode)}
 
 
 def _reference(config: Config, count: int, image: float) -> float:

@@ -62,7 +62,7 @@ def disk(
     phases = Phases(config).phases
     drawn = config.validation.groups + e.search + 2 * config.reward.calibration
     training = drawn + sum(distinct_groups(config, phase) for phase in phases if phase.teacher_images)
-    held_out = e.held_out * (2 if needs_reference(e.judge) else 1)
+    held_out = e.held_out * (2 if needs_reference(e.judge) else 1) + e.diversity.count
     parts = sum(file.size for file in carried(teacher, model_folder(config.teacher.model)))
     if isinstance(teacher, TextModel):  # text encoders that a LoRA file changes are written anew
         network += sum(p.numel() for name in teacher.frozen.changed for p in teacher.part(name).parameters())

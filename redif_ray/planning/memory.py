@@ -174,7 +174,7 @@ class Networks:
             + parts.encode
             + encoder_bytes(config)
             + learned
-            + bytes_on_disk({config.evaluation.judge})
+            + bytes_on_disk({config.evaluation.judge, str(config.evaluation.diversity.encoder)})
         )
         files = file_bytes(config, teacher)
         mapped = mapped_bytes(files, network_bytes(teacher.network))

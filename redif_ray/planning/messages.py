@@ -195,6 +195,9 @@ class _Hollow(Scoring):
         features = _hollow(rows, LARGEST_FEATURES)
         return Seen((), _hollow(rows), self.terms(), 0.0, features, {}, pictures, pictures)
 
+    def diversity(self) -> np.ndarray:
+        return _hollow(self.unit.rows, 2)
+
     @property
     def learns(self) -> bool:
         return LEARNED in self.config.reward.terms

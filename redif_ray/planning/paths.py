@@ -55,8 +55,14 @@ def absolute(config: Config) -> Config:
         if (model := tree[section][key]) and not Path(model).is_dir():
             tree[section][key] = pinned(model)
     encoders = _Encoders()
-    for place, key in ((tree["evaluation"], "judge"), (tree["search"]["frechet"], "encoder")):
-        place[key] = encoders.found(place[key])
+    evaluation = tree["evaluation"]
+    for place, key in (
+        (evaluation, "judge"),
+        (tree["search"]["frechet"], "encoder"),
+        (evaluation["diversity"], "encoder"),
+    ):
+        if place[key] is not None:
+            place[key] = encoders.found(place[key])
     for label, term in tree["reward"]["terms"].items():
         for option, value in term["options"].items():
             if option == "callable":

@@ -15,7 +15,7 @@ from redif_ray.diffusion.noise import Stream
 from redif_ray.evaluation.judge_source import needs_reference
 from redif_ray.evaluation.reference import reference_count
 from redif_ray.methods import Deploy, Phase, phases_of
-from redif_ray.types import WorkUnit
+from redif_ray.types import Condition, WorkUnit
 
 REFERENCE_ROWS = 500  # reference images of a work unit
 
@@ -79,9 +79,12 @@ class RoundPlan(Phases):
     def deploy(self, stream: Stream, count: int, *, round: int = 0, size: int | None = None) -> list[WorkUnit]:
         """Return work units that sample `count` groups of a stream the way the student is deployed.
 
-        size: groups of a work unit; None: `evaluation.batch`.
+        size: groups of a work unit; None: `evaluation.batch`. All groups of a condition whose diversity is measured are
+        in one work unit.
         """
         size = size or self.config.evaluation.images_at_once
+        if stream == Stream.DIVERSITY:
+            size -= size % self.config.evaluation.diversity.noises
         return self._cut(round, Deploy.name, stream, list(range(count)), size, 1)
 
     def _group(self, phase: Phase, position: int) -> int:
@@ -101,9 +104,13 @@ class RoundPlan(Phases):
     ) -> list[WorkUnit]:
         parts = [tuple(groups[i : i + size]) for i in range(0, len(groups), size)]
         return [
-            WorkUnit(round, index, phase, stream, part, tuple(self.conditions.of(stream, g) for g in part), siblings)
+            WorkUnit(round, index, phase, stream, part, tuple(self._condition(stream, g) for g in part), siblings)
             for index, part in enumerate(parts)
         ]
+
+    def _condition(self, stream: Stream, group: int) -> Condition:
+        alike = self.config.evaluation.diversity.noises if stream == Stream.DIVERSITY else 1
+        return self.conditions.of(stream, group // alike)
 
 
 def kept_together(pool: int, phase: Phase) -> int:

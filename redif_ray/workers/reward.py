@@ -17,6 +17,7 @@ from redif_ray.diffusion import noise, schedules, solvers
 from redif_ray.diffusion.noise import Stream
 from redif_ray.diffusion.schedules import Schedule
 from redif_ray.diffusion.transfer import sent
+from redif_ray.evaluation.diversity import load_likeness, mean_distance
 from redif_ray.evaluation.encoders import Encoder, embedded, fit, knows, load_encoder, networks_of
 from redif_ray.evaluation.judge_source import judge_files, needs_reference
 from redif_ray.evaluation.reference import ReferenceImages
@@ -27,6 +28,7 @@ from redif_ray.models.protocol import DiffusionModel
 from redif_ray.planning import factory
 from redif_ray.planning.rounds import teacher_block
 from redif_ray.rewards.base import RewardInputs
+from redif_ray.rewards.pretrained import ImageEncoder
 from redif_ray.types import Condition, Meta, Reference, Scored, Seen, Trajectories, Way, Work, WorkUnit
 from redif_ray.weights.publisher import fetch
 from redif_ray.workers.offload import Offload, home
@@ -49,6 +51,7 @@ class TeacherRewardWorker:
         self.rewards = factory.rewards(config, self.teacher, self.device)
         self.store = factory.target_store(config, self.teacher)
         self.judge: Encoder | None = None  # loaded when an evaluation first asks for features
+        self.likeness: ImageEncoder | None = None  # loaded when an evaluation first asks for diversity
         self.loaded: tuple[str, str] | None = None  # key and checksum of the learned reward in place
         self.offload = Offload(self.device, self._belongings, taken=config.pipeline.colocate)
         self.offload.rest()
@@ -58,7 +61,8 @@ class TeacherRewardWorker:
 
     def _belongings(self) -> list[Module]:
         judge = [] if self.judge is None else networks_of(self.judge)
-        return [self.teacher.network, *self.teacher.parts.values(), *self.rewards.networks(), *judge]
+        likeness = [] if self.likeness is None else [self.likeness.network]
+        return [self.teacher.network, *self.teacher.parts.values(), *self.rewards.networks(), *judge, *likeness]
 
     def targets(self, unit: WorkUnit, block: WorkUnit | None = None) -> tuple[Meta, np.ndarray]:
         """Return the teacher's images of a unit's groups, [G, C, H, W] float32 in [0, 1].
@@ -196,6 +200,13 @@ class TeacherRewardWorker:
         """Return the measurements of images [G, C, H, W] beside the teacher's; see `see`."""
         terms = self.terms_of(unit, images, teacher) if judged else {}
         return see(unit, images, teacher, terms, self._judge() if judged else None)
+
+    def diversity(self, images: Tensor) -> np.ndarray:
+        """Return how far apart the images [R, C, H, W] of each condition are, float64; see `mean_distance`."""
+        wanted = self.config.evaluation.diversity
+        if self.likeness is None:
+            self.likeness = load_likeness(wanted, self.teacher.image_shape, self.device)
+        return mean_distance(self.likeness.features(images)[:, 0], wanted.noises).cpu().numpy()
 
     def _judge(self) -> Encoder:
         if self.judge is None:

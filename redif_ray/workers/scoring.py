@@ -33,6 +33,8 @@ class Host(Scorer, Protocol):
 
     def measured(self, unit: WorkUnit, images: Tensor, teacher: Tensor, *, judged: bool) -> Seen: ...
 
+    def diversity(self, images: Tensor) -> np.ndarray: ...
+
     def load_learned(self, weights: Any, key: str | None) -> str | None: ...
 
 
@@ -135,6 +137,14 @@ class UnitScoring(Scoring):
         seen = self.worker.measured(self.unit, self._decoded(), self._teacher(), judged=True)
         self._add("rewards", started)
         return seen
+
+    def diversity(self) -> np.ndarray:
+        work, self.targets = self.worker.targets(self.unit)
+        self._work += work.work
+        started = time.perf_counter()
+        found = [self.worker.diversity(images) for images in (self._decoded(), self._teacher())]
+        self._add("evaluation", started)
+        return np.stack(found, 1)
 
     def _scored(self, images: Tensor, started: float) -> dict[str, np.ndarray]:
         """Return the reward terms of `images`, one a row, beside the teacher's."""

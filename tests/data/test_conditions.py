@@ -16,7 +16,8 @@ from redif_ray.data.conditions import Conditions, load_conditions, plain, share,
 from redif_ray.diffusion.noise import Stream
 
 CAPTIONS = [f"a picture of {i}" for i in range(200)]
-OTHERS = [stream for stream in Stream if stream not in (Stream.HELD_OUT, Stream.REFERENCE)]
+EVALUATED = (Stream.HELD_OUT, Stream.REFERENCE, Stream.DIVERSITY)
+OTHERS = [stream for stream in Stream if stream not in EVALUATED]
 
 
 def conditions(*overrides: str, classes: int | None = None, captions: bool = True) -> Conditions:
@@ -68,7 +69,7 @@ def test_the_evaluation_alone_draws_what_is_held_out() -> None:
     assert 20 < len(apart) < 80
     for stream in Stream:
         drawn = {found.of(stream, g) for g in range(300)}
-        assert drawn == (apart if stream in (Stream.HELD_OUT, Stream.REFERENCE) else set(CAPTIONS) - apart)
+        assert drawn == (apart if stream in EVALUATED else set(CAPTIONS) - apart)
 
 
 @settings(deadline=None)

@@ -66,6 +66,14 @@ RESULT: dict[str, Any] = {
         "coverage": 0.97,
         "class_accuracy": 0.94,
     },
+    "diversity": {
+        "encoder": "dinov2-base",
+        "conditions": 32,
+        "noises": 4,
+        "student": 0.3051,
+        "teacher": 0.4123,
+        "change_se": 0.0082,
+    },
     "calibration": {"mse": {"self": 0.0, "other_seed": -0.08, "init": -0.03, "spread": 0.01}},
     "compute": {
         "teacher": {"seconds": 12.0, "nfe": 3000.0, "flops": 2e12},
@@ -102,6 +110,14 @@ def test_shipped_schema_is_the_models() -> None:
 def test_summary_survives_json() -> None:
     found = Summary.model_validate(json.loads(json.dumps(RESULT)))
     assert found.model_dump(mode="json", by_alias=True) == RESULT
+
+
+def test_the_diversity_is_told_where_it_was_measured(tmp_path: Path) -> None:
+    text = write_report(tmp_path, RESULT, ROWS).read_text()
+    assert "are 0.3051 apart with the trained student and 0.4123 with the teacher" in text
+    assert "a difference of -0.1072 ± 0.0082" in text and "32 conditions of 4 noises" in text
+    older = {key: value for key, value in RESULT.items() if key != "diversity"}
+    assert "Diversity" not in write_report(tmp_path, older, ROWS).read_text()
 
 
 def test_how_images_fit_their_conditions_is_shown_where_it_is_known(tmp_path: Path) -> None:

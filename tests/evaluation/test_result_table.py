@@ -31,6 +31,7 @@ def test_it_fits_80_columns() -> None:
         "size": [1024, 1024],
         "judge": "fashion-mnist-b",
         "arms": arms,
+        "diversity": {"student": 0.30514, "teacher": 0.41239, "change_se": 0.00822},
         "notes": {"seconds_per_image": seconds},
     }
     console = Console(width=80, file=StringIO())
@@ -40,4 +41,6 @@ def test_it_fits_80_columns() -> None:
     assert "NFE ms Fréchet 1000 KID recall mse" in lines
     assert "teacher, full steps 20 124.4 111 [108, 115] 80.7 ± 6.3 0.641 0.01278" in lines
     assert "teacher, best named 4 4.9 0.124 [0.12, 0.127] 80.7 ± 6.3 0.641 0.01278" in lines
+    told = "Images of one condition are 0.305 apart with the student, 0.412 with the teacher, ± 0.008 between them."
+    assert told in " ".join(lines)
     assert not any(line.startswith(("after warm start", "untrained")) or "…" in line for line in lines)

@@ -9,6 +9,7 @@ import pytest
 from ray_jobs import ran
 from rich.console import Console
 from smoke_runs import last_weights, summary
+from tiny_encoders import write_dino
 
 from redif_ray.config import ConfigError
 from redif_ray.job.evaluate import evaluate
@@ -17,9 +18,11 @@ from redif_ray.job.export import export_checkpoint
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("cluster")]
 
 
-def test_evaluated_again_it_measures_the_same(first: Path) -> None:
+def test_evaluated_again_it_measures_the_same(first: Path, tmp_path: Path) -> None:
+    """And the diversity besides, where it is asked for."""
     before = (first / "summary.json").read_bytes()
-    path = evaluate(first, ["reward.max_workers=2"], checkpoint="best", console=Console())
+    dino = f"evaluation.diversity={{encoder: {write_dino(tmp_path / 'dino')}, conditions: 5, noises: 3}}"
+    path = evaluate(first, ["reward.max_workers=2", dino], checkpoint="best", console=Console())
     found, expected = json.loads(path.read_text()), summary(first)
     assert path.name == "evaluation-40.json"
     assert {key: found[key] for key in ("arms", "limits", "judge")} == {
@@ -27,6 +30,9 @@ def test_evaluated_again_it_measures_the_same(first: Path) -> None:
     }
     assert found["notes"]["student_gain"] == expected["notes"]["student_gain"]
     assert (first / "summary.json").read_bytes() == before
+    diversity = found["diversity"]
+    assert expected["diversity"] is None and (diversity["encoder"], diversity["conditions"]) == ("dino", 5)
+    assert 0 < diversity["change_se"] < diversity["student"] != diversity["teacher"] > 0
 
 
 @pytest.mark.long

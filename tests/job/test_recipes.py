@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from cases import mostly_long
 from tiny_dit import write_latent_dit
-from tiny_encoders import write_clip
+from tiny_encoders import write_clip, write_dino
 from tiny_flux import write_flux
 from tiny_flux_2 import write_flux_2_klein
 from tiny_loras import write_lora
@@ -59,6 +59,7 @@ def test_a_recipe_suits_its_family(name: str, tmp_path: Path) -> None:
             f"teacher.model={teacher}",
             f"reward.terms.clip.options.model={clip}",
             f"evaluation.judge={clip}",
+            *([f"evaluation.diversity.encoder={write_dino(tmp_path / 'dino')}"] if "flux1" in name else []),
             *source,
         ],
     )
