@@ -112,6 +112,7 @@ def test_a_reward_worker_measures_the_students_and_the_teachers_images(dino: Pat
     assert loop.reward.likeness.network in loop.reward._belongings()  # so it leaves a GPU that the learner needs
 
 
+@pytest.mark.slow
 def test_it_is_counted(dino: Path, tmp_path: Path) -> None:
     given, without = settings(dino, tmp_path), settings(dino, tmp_path, "evaluation.diversity.encoder=null")
     teacher = teacher_outline(given.teacher)

@@ -33,7 +33,7 @@ CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789,.'"
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "cat", "dog", "##s", "on", "the", "mat", ",", ".")
 CAPTIONS = ("a red cat", "Dogs on the mat, a cat.", "the " * 40, "a red cat")
 HPS_TOKENS = 20  # at most
-SIZES = {"hps": ((28, 28), (20, 33), (70, 40)), "image_reward": ((32, 32), (40, 47), (67, 32))}  # height, width
+SIZES = {"hps": ((28, 28), (20, 33), (70, 43)), "image_reward": ((32, 32), (40, 47), (67, 32))}  # height, width
 
 
 def weights(shapes: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
@@ -48,12 +48,12 @@ def weights(shapes: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
 
 
 def images(sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
-    """Return an image [3, H, W] of each size, of smooth patches with 8-bit values in [0, 1]."""
+    """Return an image [3, H, W] of each size, of patches from black to white with 8-bit values in [0, 1]."""
     made = []
     for i, (height, width) in enumerate(sizes):
         coarse = torch.from_numpy(np.random.RandomState(i).uniform(size=(1, 3, 5, 6)))
         smooth = nn.functional.interpolate(coarse, (height, width), mode="bilinear", align_corners=True)[0]
-        made.append((smooth * 255).round().float() / 255)
+        made.append(((4 * smooth - 1.5).clamp(0, 1) * 255).round().float() / 255)
     return made
 
 
