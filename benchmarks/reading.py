@@ -1,10 +1,11 @@
-"""List the files that one round of the algorithm runs through, from `redif_ray/loop.py` to `optimizer.step`.
+"""List the files that one round of the algorithm runs through, to `optimizer.step`.
 
     python -m benchmarks.reading
 
-It plays a policy round of the smoke recipe in one process and notes each file of the package in which a function is
-entered before the first optimiser step: the files on the call stack at that step, the files of the rooms that are the
-algorithm, and the number of files of formulas, models and other leaves.
+It plays a policy round of the smoke recipe in one process, by `redif_ray/loop.py`, and notes each file of the package
+in which a function is entered before the first optimiser step: the files on the call stack at that step, the files of
+the rooms that are the algorithm, and the number of files of formulas, models and other leaves. Then it starts `redif
+distill` and lists the files on the stack where the learner's ranks are started, and with these the ranks' own.
 """
 
 from __future__ import annotations
@@ -21,7 +22,10 @@ from unittest.mock import patch
 import torch
 
 import redif_ray
+from redif_ray import api, cli
 from redif_ray.config import load
+from redif_ray.job import distill, training
+from redif_ray.learner import learner, ray_train
 from redif_ray.loop import PlainLoop
 from redif_ray.planning.paths import absolute
 
@@ -44,8 +48,7 @@ def entered(call: Callable[[], Any]) -> tuple[list[str], list[str]]:
             files[str(path.relative_to(ROOT))] = None
 
     def stop(*_: Any, **__: Any) -> None:
-        paths = (Path(frame.filename) for frame in traceback.extract_stack())
-        stack.update({str(path.relative_to(ROOT)): None for path in paths if ROOT in path.parents})
+        stack.update(dict.fromkeys(_stack()))
         raise Reached
 
     with patch.object(torch.optim.AdamW, "step", stop):
@@ -57,6 +60,34 @@ def entered(call: Callable[[], Any]) -> tuple[list[str], list[str]]:
         finally:
             sys.setprofile(None)
     raise ValueError("the call made no optimiser step")
+
+
+def _stack() -> list[str]:
+    """Return the files of the package on the stack, outermost first."""
+    paths = (Path(frame.filename) for frame in traceback.extract_stack())
+    return list(dict.fromkeys(str(path.relative_to(ROOT)) for path in paths if ROOT in path.parents))
+
+
+def from_the_command(folder: str, rank: list[str]) -> list[str]:
+    """Return the files from `redif distill` to the optimiser's step in a rank, which has the files `rank` on its stack.
+
+    The run's actors are started; it ends where Ray Train would start the ranks.
+    """
+    found: list[str] = []
+
+    def stop(*_: Any, **__: Any) -> None:
+        found.extend(_stack())
+        raise Reached
+
+    with patch.object(distill, "training", stop):
+        try:
+            api.distill("smoke", f"run.root={folder}", "run.name=reading", "tracking.uri=off")
+        except Reached:
+            command, *started = (
+                str(Path(m.__file__ or "").relative_to(ROOT)) for m in (cli, training, ray_train, learner)
+            )
+            return [command, *found, *started, *rank]
+    raise ValueError("the command started no ranks")
 
 
 def main() -> None:
@@ -71,6 +102,9 @@ def main() -> None:
     print(f"{len(stack)} files on the stack at optimizer.step: {', '.join(stack)}")
     print(f"{len(algorithm)} files of the algorithm: {', '.join(algorithm)}")
     print(f"{len(files) - len(algorithm)} files of formulas, models, rewards, data and other leaves")
+    with tempfile.TemporaryDirectory() as folder:
+        chain = from_the_command(folder, stack[1:])
+    print(f"{len(chain)} files from redif distill to optimizer.step: {', '.join(chain)}")
 
 
 if __name__ == "__main__":
