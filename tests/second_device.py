@@ -25,6 +25,8 @@ DEVICES = (NAME, pytest.param("cuda", marks=[pytest.mark.gpu, NO_GPU]))  # of te
 aten = torch.ops.aten
 COPIES = (aten.copy_.default, aten._to_copy.default)
 READING = (aten._local_scalar_dense.default, aten.nonzero.default, aten.masked_select.default)
+# Conjugation and negation by a bit of a tensor, which nothing here would read, and by numbers.
+BY_A_BIT = {aten._conj.default: aten._conj_physical.default, aten._neg_view.default: aten.neg.default}
 WAITS: Counter[str] = Counter()  # operations for whose result the CPU would wait until the device has computed it
 INDEXING = (aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._unsafe_index.Tensor)
 
@@ -93,9 +95,12 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     here, options = tree_map_only(There, lambda t: t.held, (args, kwargs))
     if device is not None:
         options["device"] = torch.device("cpu")
-    found = func(*here, **options)
+    found = BY_A_BIT.get(func, func)(*here, **options)
+    out = kwargs.get("out")
+    if isinstance(out, There) and out.shape != out.held.shape:  # as `arange`, whose `out` is empty at first
+        out.data = There(out.held)
     if func in COPIES[:1] or func._schema.name.endswith("_") or "out" in kwargs:  # what was written to
-        return kwargs.get("out", args[0] if func._schema.returns else None)
+        return out if out is not None else args[0] if func._schema.returns else None
     there = torch.device(device).type == NAME if device is not None else _any(There, (args, kwargs))
     return tree_map_only(Tensor, There, found) if there else found
 

@@ -46,6 +46,7 @@ def test_what_cuda_refuses_is_refused(mixed: Callable[[], Any]) -> None:
         lambda x: x.clone().copy_(here),
         lambda x: torch.tensor([[1.0, 2.0, 3.0]], device=x.device).expand(2, 3) - x,
         lambda x: torch.full((2,), 2.0, device=x.device) + x.sum(1),
+        lambda x: torch.cartesian_prod(torch.arange(2, device=x.device), torch.arange(3, device=x.device)).float(),
         lambda x: torch.nn.functional.linear(x, torch.ones(4, 3, device=x.device)),
     ],
 )
@@ -53,6 +54,19 @@ def test_what_it_computes_is_right(both: Callable[[Tensor], Tensor]) -> None:
     found = both(there)
     assert isinstance(found, second_device.There) and found.device.type == second_device.NAME
     assert torch.equal(found.cpu(), both(here))
+
+
+def test_rotations_by_complex_numbers_have_their_gradients() -> None:
+    """As rotary embeddings have them, whose backward pass multiplies by conjugates."""
+
+    def gradient(device: str) -> Tensor:
+        x = torch.linspace(-1, 1, 24).reshape(3, 4, 2).to(device).requires_grad_()
+        turns = torch.polar(torch.ones(4), torch.arange(4.0)).to(device)
+        torch.view_as_real(torch.view_as_complex(x) * turns)[..., 0].square().sum().backward()
+        assert x.grad is not None
+        return x.grad.cpu()
+
+    torch.testing.assert_close(gradient(second_device.NAME), gradient("cpu"))
 
 
 def test_it_trains() -> None:

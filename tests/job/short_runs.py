@@ -7,8 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tiny_flux import write_chroma, write_flux
+from tiny_flux_2 import write_flux_2_dev, write_flux_2_klein
+from tiny_lumina_2 import write_lumina_2
 from tiny_models import write_dit, write_unet
 from tiny_pipelines import write_edm, write_sd, write_sd3, write_sdxl
+from tiny_pixart import write_pixart
+from tiny_qwen_image import write_qwen_image
+from tiny_sana import write_sana
+from tiny_z_image import write_z_image
 from torch import Tensor
 
 from redif_ray.config import Config
@@ -18,7 +25,19 @@ from redif_ray.models.student import get_weights
 SHORT = ("learner.rounds=1", "rollout.groups=2", "warm_start.groups=2", "teacher.steps=2")
 TEXT = {"sd": write_sd, "sdxl": write_sdxl, "sd3": write_sd3}
 PIXELS = {"unet": partial(write_unet, beta_end=0.004), "dit": write_dit, "edm": write_edm}
-FAMILIES = (*TEXT, *PIXELS)
+LATER = {  # text-to-image transformers since SD3, which share most of their code
+    "flux": write_flux,
+    "chroma": write_chroma,
+    "flux-2-klein": write_flux_2_klein,
+    "flux-2-dev": write_flux_2_dev,
+    "lumina-2": write_lumina_2,
+    "pixart": write_pixart,
+    "qwen-image": write_qwen_image,
+    "sana": write_sana,
+    "z-image": write_z_image,
+}
+WITHOUT_SIZE = ("flux", "chroma", "flux-2-klein", "flux-2-dev", "qwen-image", "z-image")  # in the config.json
+FAMILIES = (*TEXT, *PIXELS, *LATER)
 KARRAS = ("teacher.solver=heun", "teacher.schedule=karras", "student.schedule=karras")
 ADAPTED = {"sd3": "to_q, to_v", "dit": "to_q, to_v"}  # attention, and convolutions of a UNet
 JUDGE = "evaluation.judge=random-features"
@@ -27,14 +46,16 @@ JUDGE = "evaluation.judge=random-features"
 def written(name: str, root: Path, **options: Any) -> tuple[str, ...]:
     """Write a teacher of the family to `root`; what a run of it sets. options: of the function that writes it."""
     folder = root / "teacher"
-    if name in TEXT:
-        return f"teacher.model={TEXT[name](folder, **options)}", *told(root)
+    if (write := (TEXT | LATER).get(name)) is not None:
+        size = ("teacher.height=32", "teacher.width=32") if name in WITHOUT_SIZE else ()
+        return f"teacher.model={write(folder, **options)}", *size, *told(root)
     return f"teacher.model={PIXELS[name](folder, **options)}", JUDGE, *(KARRAS if name == "edm" else ())
 
 
 def adapted(name: str) -> tuple[str, ...]:
     """Settings of a student with adapters; the learning rate moves them well in two updates."""
-    return f"student.lora={{rank: 2, alpha: 5, targets: [{ADAPTED.get(name, 'to_q, to_v, conv1')}]}}", "learner.lr=1e-2"
+    targets = ADAPTED.get(name, "to_q, to_v" if name in LATER else "to_q, to_v, conv1")
+    return f"student.lora={{rank: 2, alpha: 5, targets: [{targets}]}}", "learner.lr=1e-2"
 
 
 def told(root: Path) -> tuple[str, ...]:
