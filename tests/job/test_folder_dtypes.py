@@ -65,5 +65,5 @@ def test_a_teacher_is_distilled_whatever_its_files_hold(
     expected, found = (images(model, config.student.guidance) for model in (loop.student, load_model(folder)))
     for mine, again in zip(expected, found, strict=True):
         torch.testing.assert_close(again, mine, rtol=1e-5, atol=ROUNDING)
-    untrained = images(load_model(tmp_path / "teacher"), config.student.guidance)
+    untrained = images(load_teacher(config.teacher), config.student.guidance)
     assert (untrained[0] - expected[0]).abs().max() > 10 * ROUNDING
