@@ -30,6 +30,7 @@ from redif_ray.planning.calls import phase_calls, prices
 TUNING_SEED = 0
 BUDGET = {1: 120_000, 2: 60_000, 4: 60_000, 8: 60_000}  # forward passes on one image, by the student's steps
 POOL, VALIDATIONS = 1024, 8
+LEAST = 4  # rounds of a run: each of the halvings of progressive distillation needs one
 COMMON = (
     "reward={max_workers: 2, terms: {mse: {}, gradient_mse: {}, blurred_mse: {}}}",
     "learner.schedule=cosine",
@@ -150,19 +151,19 @@ def settings(steps: int, arm: Arm, candidate: Sequence[str], budget: float) -> t
 
 
 def _most(given: Sequence[str], key: str, budget: float) -> int:
-    """Return the most rounds that the budget pays for. Raises ValueError where it pays for none."""
+    """Return the most rounds that the budget pays for. Raises ValueError where it pays for fewer than LEAST."""
 
     def within(rounds: int) -> bool:
         return cost(load("fashion_mnist", [*given, f"{key}={rounds}"])) <= budget
 
-    low, high = 0, 1
+    low, high = LEAST, 2 * LEAST
+    if not within(low):
+        raise ValueError(f"{given}: {LEAST} rounds take more than the budget of {budget:,.0f} calls")
     while within(high):
         low, high = high, 2 * high
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if within(middle) else (low, middle)
-    if not low:
-        raise ValueError(f"{given}: one round takes more than the budget of {budget:,.0f} calls")
     return low
 
 
