@@ -221,6 +221,9 @@ def sample(
     family: Annotated[
         str | None, typer.Option(help="Your own code that loads the model, as in teacher.family.")
     ] = None,
+    base: Annotated[
+        str | None, typer.Option(help="What a checkpoint in one file was made from, as in teacher.base.")
+    ] = None,
 ) -> None:
     """Draw images from a student (with its own schedule) or a teacher, as one picture or as a file each.
 
@@ -243,6 +246,7 @@ def sample(
         guidance=guidance,
         schedule=schedule,
         family=family,
+        base=base,
         size=_size(height, width),
         device=device,
         precision=precision,

@@ -29,7 +29,7 @@ from redif_ray.models.device import sampling_device, sampling_dtype
 from redif_ray.models.folder import SETTINGS, student_settings
 from redif_ray.models.foreign import loading
 from redif_ray.models.protocol import DiffusionModel
-from redif_ray.models.registry import load_model, load_teacher, model_folder
+from redif_ray.models.registry import load_model, load_teacher, model_folder, teacher_folder
 from redif_ray.models.sketch import found_for
 from redif_ray.models.student import make_student, set_weights
 from redif_ray.planning import factory
@@ -123,6 +123,7 @@ def sample(
     guidance: float | None = None,
     schedule: Path | None = None,
     family: str | None = None,
+    base: str | None = None,
     size: tuple[int, int] | None = None,
     device: str | None = None,
     precision: Precision | None = None,
@@ -144,7 +145,16 @@ def sample(
         raise FileExistsError(f"{out} is no empty folder; choose another one for the images, or move it away")
     if not separate and (out.suffix.lower() not in PICTURES or out.is_dir()):
         raise UserError(f"--out {out}: expected the name of a picture that ends in one of {', '.join(PICTURES)}")
-    loaded = load(model, steps=steps, schedule=schedule, family=family, size=size, device=device, precision=precision)
+    loaded = load(
+        model,
+        steps=steps,
+        schedule=schedule,
+        family=family,
+        base=base,
+        size=size,
+        device=device,
+        precision=precision,
+    )
     texts = _captions(caption, captions)
     number = count or (COUNT if texts is None or captions is None else len(texts))
     conditions = loaded.conditions(number, label, texts)
@@ -164,6 +174,7 @@ def load(
     steps: int = 20,
     schedule: Path | None = None,
     family: str | None = None,
+    base: str | None = None,
     size: tuple[int, int] | None = None,
     device: str | None = None,
     precision: Precision | None = None,
@@ -175,14 +186,15 @@ def load(
         model's own schedule.
     family: the user's own code that loads the model, as `teacher.family`; None: the family of the run, if `model` is a
         run.
+    base: the model that gives what a checkpoint in one file does not hold, as `teacher.base`.
     size: (height, width) of images in pixels; None: the model's own. device, precision: see `redif_ray.models.device`.
     Raises UserError.
     """
-    loaded = _load(model, steps, family, size, sampling_device(device), precision)
+    loaded = _load(model, steps, family, base, size, sampling_device(device), precision)
     if schedule is None:
         return loaded
     times, file = read_schedule(schedule, loaded.schedule.steps)
-    if (now := _drawn_by(model, loaded, size)) is not None:
+    if (now := _drawn_by(model, loaded, base, size)) is not None:
         warn_of_differences(f"--schedule {schedule}", differences(file, now, file.guidance))
     return replace(loaded, schedule=_levels(f"--schedule {schedule}", loaded.model, *times))
 
@@ -202,15 +214,15 @@ def _counted(drawn: Iterator[np.ndarray], number: int, console: Console) -> Iter
             yield batch
 
 
-def _drawn_by(source: str, loaded: LoadedStudent, size: tuple[int, int] | None) -> FoundFor | None:
+def _drawn_by(source: str, loaded: LoadedStudent, base: str | None, size: tuple[int, int] | None) -> FoundFor | None:
     """Return what decides the best schedule of a teacher, or of the teacher of a run whose student is drawn; None for
     an exported student, which does not say whose it is, and for a run whose teacher is not here any more.
     """
     if not (Path(source) / "config.yaml").exists():
-        return None if loaded.student else found_for(source, size, {})
+        return None if loaded.student else found_for(model_folder(source, base), size, {})
     teacher = stored_config(Path(source)).teacher
     try:
-        return found_for(teacher.model, size or teacher.size, dict(teacher.lora))
+        return found_for(teacher_folder(teacher), size or teacher.size, dict(teacher.lora))
     except (UserError, OSError) as error:
         log.warning("the teacher of %s cannot be compared with that of the schedule: %s", source, error)
         return None
@@ -263,6 +275,7 @@ def _load(
     source: str,
     steps: int,
     family: str | None,
+    base: str | None,
     size: tuple[int, int] | None,
     device: str,
     precision: Precision | None,
@@ -273,7 +286,7 @@ def _load(
         if not (run / "student").exists():
             return _unfinished(run, family, size, device, precision)
         source = str(run / "student")
-    folder = model_folder(source)
+    folder = model_folder(source, base)
     dtype = sampling_dtype(precision, folder, device)
     model = load_model(folder, family=family, device=device, dtype=dtype, size=size)
     own = student_settings(folder)
@@ -303,7 +316,7 @@ def _unfinished(
         raise RunError(f"{run} has neither a student nor a checkpoint yet; wait for the first (checkpoint.every)")
     log.warning("%s is not finished; the student is that of its newest checkpoint, %s", run, newest.name)
     config, (weights, _) = stored_config(run), deployed_weights(run, newest.name)
-    dtype = sampling_dtype(precision, model_folder(config.teacher.model), device)
+    dtype = sampling_dtype(precision, teacher_folder(config.teacher), device)
     changes = {"family": family} | ({} if size is None else {"height": size[0], "width": size[1]})
     config = config.model_copy(update={"teacher": config.teacher.model_copy(update=changes)})
     teacher = load_teacher(config.teacher, device=device, dtype=dtype)

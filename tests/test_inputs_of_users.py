@@ -28,7 +28,7 @@ from redif_ray.evaluation.reference import ReferenceImages
 from redif_ray.job import launch
 from redif_ray.models.classifier import Classifier
 from redif_ray.models.locate import TEACHERS
-from redif_ray.models.registry import load_model
+from redif_ray.models.registry import load_model, model_folder
 from redif_ray.models.sketch import found_for
 
 CELLS = [png(level, size=(8, 8)) for level in (1, 2, 3)]
@@ -142,7 +142,7 @@ def test_a_schedule_of_another_model_is_told_by_sample_and_doctor(
     weights = other / "transformer" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-4] + b"\x00\x00\x80\x3f")
     found = Found(name="searched", timesteps=(999.0, 500.0), half_log_snr=(None, 0.0))
-    of = {"teacher": "then", "found_for": found_for("fashion-mnist", None, {}), "student": None}
+    of = {"teacher": "then", "found_for": found_for(model_folder("fashion-mnist"), None, {}), "student": None}
     fields = {**of, "solver": "euler", "guidance": 1.0, "schedules": {2: found}}
     path.write_text(dump(ScheduleFile.model_validate(fields)))
     options = ("--steps", "2", "--count", "1", "--schedule", str(path), "--out", str(tmp_path / "x.png"))

@@ -57,16 +57,16 @@ def clip_tokenizer() -> CLIPTokenizer:
     return CLIPTokenizer(vocab={t: i for i, t in enumerate(tokens)}, merges=[], model_max_length=TOKENS)
 
 
-def clip(seed: int, *, projection: bool = True) -> CLIPTextModel:
+def clip(seed: int, *, projection: bool = True, width: int = WIDTH) -> CLIPTextModel:
     end = 2 * len(CHARACTERS) + 1
     config = CLIPTextConfig(
         vocab_size=end + 1,
-        hidden_size=WIDTH,
+        hidden_size=width,
         intermediate_size=16,
         num_hidden_layers=3,
         num_attention_heads=2,
         max_position_embeddings=TOKENS,
-        projection_dim=WIDTH,
+        projection_dim=width,
         bos_token_id=end - 1,
         eos_token_id=end,
         pad_token_id=end,
@@ -164,20 +164,28 @@ def write_sd(folder: Path, *, dtype: torch.dtype = torch.float32, **scheduler: A
     return save(pipeline, folder, dtype)
 
 
-def write_sdxl(folder: Path, *, zeros: bool = True, dtype: torch.dtype = torch.float32, **scheduler: Any) -> Path:
-    added = {
+def write_sdxl(
+    folder: Path,
+    *,
+    zeros: bool = True,
+    dtype: torch.dtype = torch.float32,
+    width_2: int = WIDTH,
+    network: dict[str, Any] | None = None,
+    **scheduler: Any,
+) -> Path:
+    added: dict[str, Any] = {
         "addition_embed_type": "text_time",
         "addition_time_embed_dim": 4,
-        "cross_attention_dim": 2 * WIDTH,
-        "projection_class_embeddings_input_dim": 6 * 4 + WIDTH,
+        "cross_attention_dim": WIDTH + width_2,
+        "projection_class_embeddings_input_dim": 6 * 4 + width_2,
     }
     pipeline = StableDiffusionXLPipeline(
         vae=vae(4),
         text_encoder=clip(1, projection=False),
-        text_encoder_2=clip(2),
+        text_encoder_2=clip(2, width=width_2),
         tokenizer=clip_tokenizer(),
         tokenizer_2=clip_tokenizer(),
-        unet=unet(**added),
+        unet=unet(**added | (network or {})),
         scheduler=vp(**scheduler),
         add_watermarker=False,
         force_zeros_for_empty_prompt=zeros,

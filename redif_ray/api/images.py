@@ -64,17 +64,20 @@ def sample_images(
     steps: int = 20,
     schedule: str | Path | None = None,
     family: str | None = None,
+    base: str | Path | None = None,
     size: tuple[int, int] | None = None,
     device: str | None = None,
     precision: Precision | None = None,
 ) -> list[Image]:
     """Draw images of a student, by its own schedule, or of a teacher.
 
-    model: a run, its folder, an exported student, a diffusers folder or a shipped teacher.
+    model: a run, its folder, an exported student, a diffusers folder, a checkpoint in one file or a shipped teacher.
     captions: what to draw, in turn. label: the only class to draw; None: the classes in turn.
     count: number of images; None: one for each caption or class, or one.
     guidance: classifier-free guidance; None: the student's own, or 1.
-    steps: number of steps of a model that has no schedule of its own. The other arguments are those of `load_student`.
+    steps: number of steps of a model that has no schedule of its own.
+    base: what a checkpoint in one file was made from, as `teacher.base`. The other arguments are those of
+        `load_student`.
     Raises UserError for conditions, guidance, sizes or devices that cannot be used.
     """
     from redif_ray.sample import load
@@ -84,6 +87,7 @@ def sample_images(
         steps=steps,
         schedule=None if schedule is None else Path(schedule),
         family=family,
+        base=None if base is None else str(base),
         size=size,
         device=device,
         precision=precision,

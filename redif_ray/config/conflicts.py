@@ -44,6 +44,11 @@ def _teacher(c: Sections) -> Iterator[str]:
     if (height is None) != (width is None):
         key, missing = ("height", "width") if width is None else ("width", "height")
         yield f"teacher.{key}={height or width}: teacher.{missing} is not set; expected both, or neither"
+    if c.teacher.base is not None and not c.teacher.model.endswith(".safetensors"):
+        yield (
+            f"teacher.base={c.teacher.base}: teacher.model={c.teacher.model} is whole without it; expected null, or a "
+            "teacher.model in one .safetensors file"
+        )
 
 
 def _search(c: Sections) -> Iterator[str]:

@@ -63,7 +63,16 @@ class Ray(Strict):
 class Teacher(Strict):
     """The model that is distilled, and the sampling of its target images."""
 
-    model: Location = Field("fashion-mnist", description="A diffusers folder, or the name of a shipped teacher.")
+    model: Location = Field(
+        "fashion-mnist",
+        description="A diffusers folder, a hub id, the name of a shipped teacher, or a checkpoint in one .safetensors "
+        "file, as ComfyUI keeps it.",
+    )
+    base: Location | None = Field(
+        None,
+        description="The diffusers folder or hub id that gives what a teacher in one file lacks: configuration, "
+        "tokenisers, scheduler, and networks that are not in it. null is the hub's model of the file's layout.",
+    )
     family: Location | None = Field(
         None,
         description="Your own code that loads the teacher, as path/to/file.py:load or package.module:load. null takes "

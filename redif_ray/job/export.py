@@ -12,7 +12,7 @@ from redif_ray.config import Config
 from redif_ray.data.schedule_file import read_schedule
 from redif_ray.export import export_student
 from redif_ray.models.protocol import DiffusionModel
-from redif_ray.models.registry import load_teacher, model_folder
+from redif_ray.models.registry import load_teacher, teacher_folder
 from redif_ray.models.student import make_student, set_weights
 from redif_ray.planning import factory
 from redif_ray.planning.paths import warn_of_another_sampler
@@ -60,7 +60,7 @@ def export_weights(
         out,
         name=config.run.name,
         guidance=config.student.guidance,
-        teacher=model_folder(config.teacher.model),
+        teacher=teacher_folder(config.teacher),
         summary=summary,
         fine_tunes=config.teacher.lora if config.student.init is None else None,
     )

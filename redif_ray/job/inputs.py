@@ -11,7 +11,7 @@ from redif_ray.data.conditions import Conditions
 from redif_ray.data.targets import content_hash
 from redif_ray.evaluation.judge_source import judge_files, needs_reference
 from redif_ray.evaluation.reference import ReferenceImages
-from redif_ray.models.registry import model_folder
+from redif_ray.models.registry import teacher_folder
 from redif_ray.planning import factory
 
 if TYPE_CHECKING:  # MLflow takes seconds to import
@@ -26,7 +26,7 @@ def inputs(config: Config, conditions: Conditions) -> list[Input]:
     from redif_ray.tracking import Input
 
     teacher, judge = config.teacher, config.evaluation.judge
-    digests, folder = factory.digests(config), model_folder(teacher.model)
+    digests, folder = factory.digests(config), teacher_folder(teacher)
     weights = {str(path.relative_to(folder)): digests(path) for path in _weights(folder)}
     steps = {"steps": teacher.steps, "solver": teacher.solver, "guidance": teacher.guidance}
     first = conditions.training[0]

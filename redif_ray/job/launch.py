@@ -48,8 +48,9 @@ def distill(
 def check(config: Config, *, resume: bool) -> None:
     """Raise UserError or RunFinished for what is wrong with a run and can be told without torch."""
     revealed(config.model_dump(), "")
-    if (folder := local_folder(config.teacher.model)) is not None:
-        read_index(folder)
+    for model in filter(None, (config.teacher.model, config.teacher.base)):
+        if (folder := local_folder(model)) is not None:
+            read_index(folder)
     for file in config.teacher.lora:
         if not Path(file).exists():
             raise ConfigError(f"teacher.lora={file}: no such file or folder; expected a LoRA's .safetensors")

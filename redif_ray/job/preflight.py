@@ -25,7 +25,7 @@ from redif_ray.models.captions import caption_warnings
 from redif_ray.models.foreign import loading
 from redif_ray.models.headers import check_finite
 from redif_ray.models.protocol import DiffusionModel, ModelError
-from redif_ray.models.registry import model_folder, replaced, teacher_outline, weights_of
+from redif_ray.models.registry import replaced, teacher_folder, teacher_outline, weights_of
 from redif_ray.models.start import init_folder, init_settings
 from redif_ray.models.student import check_targets
 from redif_ray.planning import activations, factory
@@ -74,9 +74,9 @@ def preflight(config: Config) -> Conditions:
 
 def _check_weights(config: Config, teacher: DiffusionModel, start: DiffusionModel) -> None:
     """Raise ModelError that names the file with a weight that is NaN or infinite; this reads every weight once."""
-    files = weights_of(teacher, config.teacher.model)
+    files = weights_of(teacher, teacher_folder(config.teacher))
     if config.student.init is not None:
-        files += weights_of(start, init_folder(config.student.init))
+        files += weights_of(start, init_folder(config.student.init, config.teacher))
     for path in dict.fromkeys(files):
         check_finite(path)
 
@@ -125,7 +125,7 @@ def _warn_of_long_captions(teacher: DiffusionModel, conditions: Conditions) -> N
 
 def _warn_of_other_guidance(config: Config) -> None:
     init, guidance = config.student.init, config.student.guidance
-    own = None if init is None else init_settings(init)
+    own = None if init is None else init_settings(init, config.teacher)
     if own is not None and own["guidance"] != guidance:
         log.warning(
             "student.guidance=%g, and student.init=%s was trained to be sampled with %g; set student.guidance=%g to "
@@ -164,7 +164,7 @@ def _check_guidance(key: str, guidance: float, teacher: DiffusionModel, conditio
 def _check_export(config: Config, teacher: DiffusionModel, schedule: Schedule) -> None:
     """Raise ModelError where diffusers cannot sample the student or an export cannot copy the teacher's parts."""
     recipe(teacher, schedule, config.student.guidance)
-    folder = model_folder(config.teacher.model)
+    folder = teacher_folder(config.teacher)
     carried(teacher, folder)
     licence(folder)
 

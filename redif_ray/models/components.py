@@ -61,11 +61,11 @@ class Parts:
         names: Sequence[str],
         optional: Sequence[str] = (),
     ) -> None:
-        entries = {name: _entry(folder, name, index.get(name)) for name in (*names, *optional)}
-        if absent := [name for name in names if entries[name][1] is None]:
+        kinds = part_kinds(folder, index, (*names, *optional))
+        if absent := [name for name in names if kinds[name] is None]:
             raise ModelError(f"{folder} has no {', '.join(absent)}; expected the whole pipeline")
         self.folder, self.dtype, self.empty = folder, dtype, weightless()
-        self.kinds = {name: _kind(folder, name, *entry) if entry[1] else None for name, entry in entries.items()}
+        self.kinds = kinds
         self.loaded: dict[str, Any] = {}
         self.changes: list[Change] = []
         self.configs = {name: self._network(name, read=False).config for name in self.kinds if self._is_network(name)}
@@ -129,6 +129,15 @@ class Parts:
         path = self.folder / name
         with loading(path, kind.__name__):
             return kind.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+
+
+def part_kinds(folder: Path, index: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """Return the classes of the parts `names` of the pipeline in `folder`; None for an absent part. Raises ModelError.
+
+    index: the pipeline's index, which names the classes.
+    """
+    entries = {name: _entry(folder, name, index.get(name)) for name in names}
+    return {name: _kind(folder, name, *entry) if entry[1] else None for name, entry in entries.items()}
 
 
 def _entry(folder: Path, name: str, entry: Any) -> tuple[Any, Any]:

@@ -90,7 +90,7 @@ def check_held(folder: Path) -> None:
     """Raise ModelError for a network's folder without weights that can be read, or with weights that are integers."""
     if files := weight_files(folder):
         for path in files:
-            _check_kinds(path)
+            check_kinds(path)
         return
     others = sorted(path.name for path in folder.iterdir() if path.suffix in (".bin", ".ckpt", ".pt", ".safetensors"))
     raise ModelError(
@@ -122,7 +122,8 @@ def check_finite(path: Path) -> None:
                     raise ModelError(f"{path}: weight {name} is NaN or infinite; copy the file from its source again")
 
 
-def _check_kinds(path: Path) -> None:
+def check_kinds(path: Path) -> None:
+    """Raise ModelError where a weight in the safetensors file `path` is an integer, as quantized ones are."""
     with safe_open(path, framework="np") as file:
         for name in file.keys():  # noqa: SIM118  # it is no mapping
             kind = file.get_slice(name).get_dtype()

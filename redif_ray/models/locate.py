@@ -8,6 +8,7 @@ from pathlib import Path
 from redif_ray.errors import UserError
 
 INDEX = "model_index.json"
+PICKLED = (".ckpt", ".pt", ".pth", ".bin")  # ends of names of checkpoints that run code where they are loaded
 TEACHERS = Path(__file__).parent.parent / "assets" / "teachers"
 
 
@@ -16,10 +17,12 @@ class ModelError(UserError, ValueError):
 
 
 def local_folder(source: str | Path) -> Path | None:
-    """Return the folder of a path or shipped teacher; None for a hub id (org/name or org/name@revision).
+    """Return the folder of a path or shipped teacher; None for a hub id (org/name or org/name@revision), or one file.
 
     Raises ModelError.
     """
+    if single_file(source) is not None:
+        return None
     for folder in (Path(source), TEACHERS / source):
         if folder.is_dir():
             return folder
@@ -28,10 +31,27 @@ def local_folder(source: str | Path) -> Path | None:
     return None
 
 
+def single_file(source: str | Path) -> Path | None:
+    """Return the path of a checkpoint in one file; None for any other model.
+
+    Raises ModelError for a file that does not exist, and for one that is not in safetensors' format.
+    """
+    path = Path(source)
+    if path.is_dir():
+        return None
+    if path.suffix in PICKLED or (path.is_file() and path.suffix != ".safetensors"):
+        raise ModelError(
+            f"{path}: a file in this format may run code when it is loaded, and is not read; expected .safetensors"
+        )
+    if path.suffix == ".safetensors" and not path.is_file():
+        raise ModelError(f"{path}: no such file; expected a checkpoint in one .safetensors file")
+    return path if path.suffix == ".safetensors" else None
+
+
 def missing(source: str | Path) -> str:
     """Return the message of an error for a model that does not exist."""
     shipped = ", ".join(sorted(p.name for p in TEACHERS.glob("*/"))) or "none"
     return (
-        f"no model {str(source)!r}: expected a folder, a hub id (org/name), also with @revision, or a shipped "
-        f"teacher ({shipped})"
+        f"no model {str(source)!r}: expected a folder, a hub id (org/name), also with @revision, a "
+        f".safetensors file, or a shipped teacher ({shipped})"
     )

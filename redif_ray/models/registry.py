@@ -18,16 +18,18 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
+from huggingface_hub import snapshot_download
 
 from redif_ray.checkpoint import file_sha256, weights_sha256
 from redif_ray.config import Teacher
 from redif_ray.errors import in_words
 from redif_ray.models.folder import component_folder, read_index, student_settings, without_weights
-from redif_ray.models.foreign import loading
+from redif_ray.models.foreign import KINDS, loading
 from redif_ray.models.headers import weight_files
-from redif_ray.models.locate import ModelError, local_folder, missing
+from redif_ray.models.locate import ModelError, local_folder, missing, single_file
 from redif_ray.models.logging import quiet
 from redif_ray.models.protocol import SIZE_KEYS, DiffusionModel, OwnFamily, is_finite
+from redif_ray.models.single_file import SingleFile
 from redif_ray.user_code.errors import UserCodeError, failures_named
 from redif_ray.user_code.importing import import_function, source_sha256
 from redif_ray.user_code.state import state_kept
@@ -81,7 +83,9 @@ def load_teacher(
 
     source: a student of the teacher, whole, which is loaded in its place; None: the teacher.
     """
-    model = load_model(source or teacher.model, family=teacher.family, device=device, dtype=dtype, size=teacher.size)
+    model = load_model(
+        source or teacher_folder(teacher), family=teacher.family, device=device, dtype=dtype, size=teacher.size
+    )
     if source is None and teacher.lora:
         from redif_ray.models.adapters import merge_files  # peft and text-to-image pipelines take seconds to import
 
@@ -101,15 +105,61 @@ def teacher_outline(
         return load_teacher(teacher, source, device="meta", dtype=dtype)
 
 
-def model_folder(source: str | Path) -> Path:
-    """Return the folder of a model; a hub id is downloaded. Raises ModelError.
+def teacher_folder(teacher: Teacher) -> Path:
+    """Return the folder of the configured teacher; see `model_folder`."""
+    return model_folder(teacher.model, teacher.base)
 
-    source: a local folder, the name of a shipped teacher, or a hub id: org/name, or org/name@revision.
+
+def model_folder(source: str | Path, base: str | Path | None = None) -> Path:
+    """Return the folder of a model; a hub id is downloaded, and a single file converted once. Raises ModelError.
+
+    source: a local folder, the name of a shipped teacher, a hub id, which is org/name or org/name@revision, or a
+    checkpoint in one .safetensors file. base: the model that gives what is not in such a file, likewise a folder or a
+    hub id; None: the hub's model of the file's layout.
     """
-    if (folder := local_folder(source)) is not None:
-        return folder
+    if (path := single_file(source)) is not None:
+        return _converted(path, base)
+    return local_folder(source) or _downloaded(source)
+
+
+def _converted(path: Path, base: str | Path | None) -> Path:
+    file = SingleFile(path)
+    named = base or file.usual_base()
+    folder = _base_folder(path, named)
+    name = read_index(folder)["_class_name"]
+    with quiet():
+        kind: Any = resolve_name(FAMILIES[name]) if name in FAMILIES else None
+    if not hasattr(kind, "network_folder"):
+        raise ModelError(f"{path}: single files of a {name} are not read; expected a text-to-image model's")
+    parts = (*kind.names, *kind.optional)
+    if lacking := file.lacking(folder, parts):
+        if base is None:
+            raise ModelError(
+                f"{path} holds no {', '.join(lacking)}; set teacher.base (--base) to the diffusers folder or hub id of "
+                "the model that it was made from"
+            )
+        folder = local_folder(named) or _downloaded(named)
+    return file.converted(folder, kind.network_folder, parts)
+
+
+def _base_folder(path: Path, base: str | Path) -> Path:
+    """Return the folder of the base model of the file `path`; that of a hub id may have no weights."""
+    try:
+        return local_folder(base) or _downloaded(base, weights=False)
+    except ModelError as error:
+        raise ModelError(
+            f"{path} needs the configuration and the tokenisers of its base model: {error}; set teacher.base "
+            "(--base) to a diffusers folder of it"
+        ) from error
+
+
+def _downloaded(source: str | Path, *, weights: bool = True) -> Path:
+    """Return the folder of a hub id in the hub's cache. weights: False leaves them there. Raises ModelError."""
     name, _, revision = str(source).partition("@")
     try:
+        if not weights:
+            kinds = [f"*{kind}" for kind in KINDS if kind != ".safetensors"]
+            return Path(snapshot_download(name, revision=revision or None, allow_patterns=kinds))
         return Path(
             DiffusionPipeline.download(name, revision=revision or None, use_safetensors=True, trust_remote_code=False)
         )
@@ -124,9 +174,26 @@ def pinned(source: str) -> str:
 
     Anything else is returned unchanged. Raises ModelError.
     """
-    if local_folder(source) is not None:
+    if single_file(source) is not None or local_folder(source) is not None:
         return source
-    folder = model_folder(source)
+    folder = _downloaded(source)
+    return _with_commit(source, folder)
+
+
+def pinned_base(teacher: Teacher) -> str | None:
+    """Return `teacher.base`, or what stands for null, as `pinned` does, but without weights that may not be needed.
+
+    It is None for a teacher that is not in one file. Raises ModelError.
+    """
+    if (path := single_file(teacher.model)) is None:
+        return None
+    base = teacher.base or SingleFile(path).usual_base()
+    if local_folder(base) is not None:
+        return str(Path(base).resolve())
+    return _with_commit(base, _base_folder(path, base))
+
+
+def _with_commit(source: str, folder: Path) -> str:
     return f"{source.partition('@')[0]}@{folder.name}" if folder.parent.name == "snapshots" else source
 
 
@@ -211,9 +278,9 @@ def fingerprint(model: DiffusionModel, digest: Callable[[Path], str] = file_sha2
     return weights_sha256(model.network.state_dict() | process | {"settings": text})
 
 
-def weights_of(model: DiffusionModel, source: str | Path) -> list[Path]:
-    """Return the files that hold the weights of the model at `source`, as far as this package reads them itself."""
-    own = weight_files(component_folder(model_folder(source), model.component))
+def weights_of(model: DiffusionModel, folder: Path) -> list[Path]:
+    """Return the files that hold the weights of the model in `folder`, as far as this package reads them itself."""
+    own = weight_files(component_folder(folder, model.component))
     return [*own, *model.part_weights()]
 
 

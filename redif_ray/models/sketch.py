@@ -7,19 +7,17 @@ import json
 from pathlib import Path
 
 from redif_ray.data.schedule_file import FoundFor
-from redif_ray.models.registry import model_folder
 
 NETWORKS = ("transformer", "unet")  # folders of a pipeline's network; an old model of one network has no such folder
 SAMPLES, BYTES = 256, 4096  # parts of a file that are read, evenly spaced, and the bytes of each
 UNIMPORTANT = ("_diffusers_version", "_name_or_path")
 
 
-def found_for(model: str, size: tuple[int, int] | None, lora: dict[str, float]) -> FoundFor:
+def found_for(folder: Path, size: tuple[int, int] | None, lora: dict[str, float]) -> FoundFor:
     """Return what decides the best schedule of a model: its weights with merged LoRA files, its noise, its size.
 
-    model: as `teacher.model`; size: (height, width) in pixels; None: the model's own. lora: weight of each file.
+    folder: the model's; size: (height, width) in pixels; None: the model's own. lora: weight of each file.
     """
-    folder = model_folder(model)
     networks = [folder / name for name in NETWORKS if (folder / name).is_dir()] or [folder]
     weights = sorted(path for network in networks for path in network.glob("*.safetensors"))
     settings = [network / "config.json" for network in networks] + [folder / "scheduler/scheduler_config.json"]

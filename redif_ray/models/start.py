@@ -12,8 +12,9 @@ import torch
 from redif_ray.config import Teacher
 from redif_ray.diffusion.levels import NoiseProcess
 from redif_ray.models.folder import student_settings, without_weights
+from redif_ray.models.locate import single_file
 from redif_ray.models.protocol import DiffusionModel, ModelError
-from redif_ray.models.registry import check_finite, load_model, model_folder
+from redif_ray.models.registry import check_finite, load_model, model_folder, teacher_folder
 from redif_ray.models.text import TextModel
 from redif_ray.models.vae import LatentModel
 
@@ -34,7 +35,7 @@ def starting_model(
     """
     if init is None:
         return teacher
-    folder, hollow = init_folder(init), teacher.device.type == "meta"
+    folder, hollow = init_folder(init, settings), teacher.device.type == "meta"
     with without_weights(check=check) if hollow else nullcontext():
         model = load_model(
             folder, family=settings.family, device=str(teacher.device), dtype=teacher.dtype, size=settings.size
@@ -50,19 +51,22 @@ def starting_model(
     return replace(model, **fields)
 
 
-def init_folder(init: str) -> Path:
-    """Return the folder of `student.init`: a model's, or the student of a finished run. Raises ModelError."""
+def init_folder(init: str, teacher: Teacher) -> Path:
+    """Return the folder of `student.init`: a model's, or the student of a finished run. Raises ModelError.
+
+    teacher: gives what a checkpoint in one file does not hold.
+    """
     run = Path(init)
     if (run / "config.yaml").is_file():
         if not (run / STUDENT).is_dir():
             raise ModelError(f"student.init={init} is a run without a student yet; let it end, or export a checkpoint")
         return run / STUDENT
-    return model_folder(init)
+    return model_folder(init, None if single_file(init) is None else teacher_folder(teacher))
 
 
-def init_settings(init: str) -> dict[str, Any] | None:
+def init_settings(init: str, teacher: Teacher) -> dict[str, Any] | None:
     """Return what `redif.json` says of the sampling of `student.init`; None for a model of another program."""
-    return student_settings(init_folder(init))
+    return student_settings(init_folder(init, teacher))
 
 
 def _check(model: DiffusionModel, teacher: DiffusionModel, init: str) -> None:

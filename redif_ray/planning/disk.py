@@ -16,7 +16,7 @@ from redif_ray.data.conditions import Conditions
 from redif_ray.evaluation.judge_source import needs_reference
 from redif_ray.export.carried import carried
 from redif_ray.models.protocol import DiffusionModel
-from redif_ray.models.registry import model_folder, teacher_outline
+from redif_ray.models.registry import teacher_folder, teacher_outline
 from redif_ray.models.student import trained_numbers
 from redif_ray.models.text import TextModel
 from redif_ray.planning.factory import stores
@@ -63,7 +63,7 @@ def disk(
     drawn = config.validation.groups + e.search + 2 * config.reward.calibration
     training = drawn + sum(distinct_groups(config, phase) for phase in phases if phase.teacher_images)
     held_out = e.held_out * (2 if needs_reference(e.judge) else 1) + e.diversity.count
-    parts = sum(file.size for file in carried(teacher, model_folder(config.teacher.model)))
+    parts = sum(file.size for file in carried(teacher, teacher_folder(config.teacher)))
     if isinstance(teacher, TextModel):  # text encoders that a LoRA file changes are written anew
         network += sum(p.numel() for name in teacher.frozen.changed for p in teacher.part(name).parameters())
     exported = (parts + WEIGHT_BYTES * network) * (1 if config.tracking_uri is None else 2)

@@ -12,7 +12,8 @@ from redif_ray.config.base import at_home
 from redif_ray.config.uris import Uri, revealed
 from redif_ray.data.schedule_file import ScheduleFile, differences, found_schedule
 from redif_ray.diffusion.schedules import Times
-from redif_ray.models.registry import pinned
+from redif_ray.models.locate import single_file
+from redif_ray.models.registry import pinned, pinned_base, teacher_folder
 from redif_ray.models.sketch import found_for
 from redif_ray.models.start import init_settings
 from redif_ray.rewards.base import TERMS, RewardError
@@ -36,8 +37,6 @@ def absolute(config: Config) -> Config:
     tree["run"]["root"] = str(Path(config.run.root).resolve())
     if config.teacher.store:
         tree["teacher"]["store"] = str(Path(config.teacher.store).resolve())
-    if config.student.init and Path(config.student.init).is_dir():
-        tree["student"]["init"] = str(Path(config.student.init).resolve())
     if (named := _times(config)) is not None:
         tree["student"] |= {**named._asdict(), "schedule": Student().schedule}
     tree["teacher"]["lora"] = {str(Path(path).resolve()): weight for path, weight in config.teacher.lora.items()}
@@ -49,11 +48,11 @@ def absolute(config: Config) -> Config:
     source = config.conditions.source
     if source and Path(source).exists():
         tree["conditions"]["source"] = str(Path(source).resolve())
-    if Path(config.teacher.model).is_dir():
-        tree["teacher"]["model"] = str(Path(config.teacher.model).resolve())
+    tree["teacher"]["base"] = pinned_base(config.teacher)
     for section, key in (("teacher", "model"), ("student", "init")):
-        if (model := tree[section][key]) and not Path(model).is_dir():
-            tree[section][key] = pinned(model)
+        if model := tree[section][key]:
+            here = Path(model).is_dir() or single_file(model) is not None
+            tree[section][key] = str(Path(model).resolve()) if here else pinned(model)
     encoders = _Encoders()
     evaluation = tree["evaluation"]
     for place, key in (
@@ -125,7 +124,7 @@ def _absolute_store(uri: Uri) -> Uri:
 def _times(config: Config) -> Times | None:
     """Return the levels that `student.schedule` takes from `student.init` or from a file; None for a named schedule."""
     if config.student.schedule == INIT:
-        return _init_times(config.student)
+        return _init_times(config)
     if (found := found_schedule(config.student)) is None:
         return None
     times, file = found
@@ -136,7 +135,7 @@ def _times(config: Config) -> Times | None:
 def warn_of_another_sampler(where: str, file: ScheduleFile, config: Config) -> None:
     """Log a warning where a file's schedules were found for another sampler than `config` has. where: of the file."""
     teacher = config.teacher
-    now = found_for(teacher.model, teacher.size, dict(teacher.lora))
+    now = found_for(teacher_folder(teacher), teacher.size, dict(teacher.lora))
     warn_of_differences(where, differences(file, now, config.student.guidance))
 
 
@@ -151,11 +150,12 @@ def warn_of_differences(where: str, different: list[str]) -> None:
         )
 
 
-def _init_times(student: Student) -> Times:
+def _init_times(config: Config) -> Times:
     """Return the levels for which `student.init` was trained. Raises ConfigError where it does not say them."""
+    student = config.student
     if student.init is None or student.levels is not None or student.tilt or student.bow:
         raise ConfigError("student.schedule=init: expected student.init, without student.levels, tilt and bow")
-    own = init_settings(student.init)
+    own = init_settings(student.init, config.teacher)
     if own is None:
         raise ConfigError(
             f"student.schedule=init: {student.init} was not exported by redif-ray and does not say its levels; give "

@@ -12,7 +12,7 @@ from redif_ray.methods import phases_of
 from redif_ray.models.folder import component_folder
 from redif_ray.models.headers import weight_files
 from redif_ray.models.protocol import DiffusionModel
-from redif_ray.models.registry import model_folder
+from redif_ray.models.registry import teacher_folder
 from redif_ray.models.sharding import units
 from redif_ray.models.student import trained_numbers
 from redif_ray.planning.activations import decode
@@ -81,7 +81,7 @@ def bytes_on_disk(values: set[str]) -> int:
 
 def file_bytes(config: Config, model: DiffusionModel) -> int:
     """Return the bytes of the files of the teacher's network."""
-    place = component_folder(model_folder(config.teacher.model), model.component)
+    place = component_folder(teacher_folder(config.teacher), model.component)
     return sum(path.stat().st_size for path in weight_files(place))
 
 

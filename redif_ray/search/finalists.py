@@ -23,6 +23,7 @@ from redif_ray.evaluation import plots
 from redif_ray.evaluation.arm import evaluate_arm
 from redif_ray.evaluation.bootstrap import captions_of, difference, interval
 from redif_ray.evaluation.judge import Judge
+from redif_ray.models.registry import teacher_folder
 from redif_ray.models.sketch import found_for
 from redif_ray.runs.jsonl import append_rows, read_rows
 from redif_ray.search.job import Job
@@ -127,7 +128,7 @@ def write_results(job: Job, rows: list[dict[str, Any]]) -> None:
         dump(
             ScheduleFile(
                 teacher=config.teacher.model,
-                found_for=found_for(config.teacher.model, config.teacher.size, dict(config.teacher.lora)),
+                found_for=found_for(teacher_folder(config.teacher), config.teacher.size, dict(config.teacher.lora)),
                 student=config.search.student,
                 solver=config.search.solver,
                 guidance=config.student.guidance,

@@ -8,7 +8,7 @@ import pytest
 from redif_ray.config import ConfigError, dump, load
 from redif_ray.data.schedule_file import Found, ScheduleFile, read_schedule
 from redif_ray.models.locate import TEACHERS
-from redif_ray.models.registry import load_model
+from redif_ray.models.registry import load_model, model_folder
 from redif_ray.models.sketch import found_for
 from redif_ray.planning import factory
 from redif_ray.planning.paths import absolute
@@ -63,7 +63,7 @@ def test_a_schedule_of_something_else_is_said(tmp_path: Path, caplog: pytest.Log
     weights.write_bytes(weights.read_bytes()[:-4] + b"\x00\x00\x80\x3f")  # one weight, the last, is 1
     scheduler = other / "scheduler/scheduler_config.json"
     scheduler.write_text(scheduler.read_text().replace("v_prediction", "epsilon"))
-    path = written(tmp_path, teacher="then", found_for=found_for("fashion-mnist", None, {}))
+    path = written(tmp_path, teacher="then", found_for=found_for(model_folder("fashion-mnist"), None, {}))
 
     def said(*overrides: str) -> str:
         caplog.clear()
