@@ -140,19 +140,19 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Iterable[str]) ->
     """Return AdamW's state by parameter name. names: of the parameters, in the optimiser's order."""
     import torch
 
-    state = optimizer.state_dict()["state"]
+    parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
     return {
         f"{name}/{key}": torch.as_tensor(value)
-        for index, name in enumerate(names)
-        for key, value in state.get(index, {}).items()
+        for name, parameter in zip(names, parameters, strict=True)
+        for key, value in optimizer.state.get(parameter, {}).items()
     }
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, names: Iterable[str], tensors: Mapping[str, torch.Tensor]) -> None:
     """Load the state that `optimizer_tensors` returned into the optimiser."""
-    state: dict[int, dict[str, torch.Tensor]] = {}
+    state: dict[int, dict[str, Any]] = {}
     for index, name in enumerate(names):
         entry = unpack(name, tensors)
-        if entry:
-            state[index] = entry
+        if entry:  # an optimiser of 8 bits counts its steps by an integer
+            state[index] = {k: v if v.ndim or v.is_floating_point() else int(v) for k, v in entry.items()}
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

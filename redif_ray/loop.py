@@ -47,7 +47,7 @@ class PlainLoop:
 
     def __init__(self, config: Config) -> None:
         torch.set_num_threads(config.learner.threads)
-        teacher = factory.teacher(config, factory.device(config.learner.gpus))
+        teacher = factory.frozen(config, factory.device(config.learner.gpus))
         self.config, self.student = config, factory.student(config, teacher)
         self.rollout, self.reward = HereRolloutWorker("rollout-0", config), TeacherRewardWorker("reward-0", config)
         self.trainee = Trainee(config, self.student, teacher, Ranks(0, 1))

@@ -8,7 +8,7 @@ from redif_ray.config.base import ConfigError, Fraction, Location, Positive, Str
 from redif_ray.config.files import dump, explained, load, public, read_yaml, resolve, validate
 from redif_ray.config.overrides import assign, override, parse_override
 from redif_ray.config.roles import LEARNED, Reward, RuntimeEnv, Term, Workers
-from redif_ray.config.run import Conditions, Lora, Networks, Precision, Student, Teacher
+from redif_ray.config.run import Conditions, Lora, Networks, Precision, Quantization, Student, Teacher
 from redif_ray.config.searches import Search
 from redif_ray.config.training import NEIGHBOURS, Anchor, Diversity, Learner, Regulariser, WarmStart
 from redif_ray.config.tree import Config
@@ -28,6 +28,7 @@ __all__ = [
     "Networks",
     "Positive",
     "Precision",
+    "Quantization",
     "Regulariser",
     "Reward",
     "RuntimeEnv",

@@ -28,6 +28,8 @@ def conflicts(c: Sections) -> Iterator[str]:
     yield from _student(c)
     yield from _reward_terms(c)
     yield from _learner(c)
+    if c.networks.quantize != "none":
+        yield from _quantized(c)
     if c.learner.fsdp:
         yield from _fsdp(c)
     yield from _elastic_workers(c)
@@ -242,7 +244,27 @@ def _learner(c: Sections) -> Iterator[str]:
         yield f"learner.workers={workers}: expected a divisor of rollout.groups={c.rollout.groups}"
 
 
+def _quantized(c: Sections) -> Iterator[str]:
+    """Yield what keeps the student's frozen base from being quantized."""
+    asked = f"networks.quantize={c.networks.quantize}"
+    if not c.student.lora.rank:
+        yield f"{asked}: student.lora.rank=0 trains all weights, which cannot be quantized; expected none, or adapters"
+    if c.learner.fsdp:
+        yield f"{asked}: learner.fsdp=true cannot share quantized weights out among ranks; expected none, or fsdp=false"
+    if c.networks.compile:
+        yield f"{asked}: networks.compile=true is not supported with quantized layers; expected none, or compile=false"
+    if c.pipeline.colocate:
+        yield f"{asked}: pipeline.colocate=true would move quantized weights between devices; expected none, or false"
+    if c.method == "distribution_matching" and not c.distribution_matching.lora.rank:
+        yield (
+            f"{asked}: method=distribution_matching trains a second network whole; expected none, or "
+            "distribution_matching.lora.rank above 0"
+        )
+
+
 def _fsdp(c: Sections) -> Iterator[str]:
+    if c.learner.optimizer == "adamw_8bit":
+        yield "learner.fsdp=true: learner.optimizer=adamw_8bit cannot share its moments out among ranks; expected adamw"
     if c.learner.workers == 1:
         yield "learner.fsdp=true: learner.workers=1 has no other rank to share the weights with; expected at least 2"
     if c.method == "draft":

@@ -10,6 +10,7 @@ from redif_ray.config.base import ON_EVALUATE, ON_RESUME, Count, Fraction, Locat
 from redif_ray.config.uris import ENV, Uri
 
 Precision = Literal["float32", "bfloat16", "float16"]
+Quantization = Literal["none", "4bit"]
 
 
 class Run(Strict):
@@ -127,13 +128,18 @@ class Teacher(Strict):
 
 
 class Networks(Strict):
-    """The precision and the compilation of denoising networks."""
+    """The precision, the quantization and the compilation of denoising networks."""
 
     precision: Precision = Field(
         "float32",
         json_schema_extra=ON_EVALUATE,
         description="Precision of the networks: float32, bfloat16 or float16. Use 16 bits on GPUs; latents, densities "
         "and trained weights stay float32.",
+    )
+    quantize: Quantization = Field(
+        "none",
+        description="4bit (NF4) quantizes the frozen base under the adapters in rollout workers and the learner, by "
+        "the package bitsandbytes. Reward workers sample the teacher, and an export has its base, in whole precision.",
     )
     compile: bool = Field(
         False,

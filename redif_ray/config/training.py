@@ -154,6 +154,11 @@ class Learner(Strict):
     schedule: LearningRates = Field(
         "constant", description="Learning rate over the rounds: constant, or cosine down to 0."
     )
+    optimizer: Literal["adamw", "adamw_8bit"] = Field(
+        "adamw",
+        description="adamw, or adamw_8bit, whose moments take 2 bytes a weight in place of 8 and which needs the "
+        "package bitsandbytes. Set it where a student that is trained whole fills a GPU.",
+    )
     weight_decay: float = Field(1e-4, ge=0, description="Weight decay of AdamW, from 0.")
     max_grad_norm: float = Field(1.0, gt=0, description="Norm to which the gradient is clipped, above 0.")
     ema: float = Field(

@@ -18,6 +18,7 @@ from redif_ray.interrupt import Interrupted, noted, stop_requests
 from redif_ray.job.rehearsal import rehearse
 from redif_ray.models.foreign import read_index
 from redif_ray.models.locate import local_folder
+from redif_ray.models.quantization import check_installed
 from redif_ray.rewards.names import problem
 from redif_ray.runs.folder import RunFolder, check_unfinished
 from redif_ray.runs.round_report import RoundReport
@@ -54,6 +55,10 @@ def check(config: Config, *, resume: bool) -> None:
     for file in config.teacher.lora:
         if not Path(file).exists():
             raise ConfigError(f"teacher.lora={file}: no such file or folder; expected a LoRA's .safetensors")
+    if config.networks.quantize != "none":
+        check_installed(f"networks.quantize={config.networks.quantize}")
+    if config.learner.optimizer != "adamw":
+        check_installed(f"learner.optimizer={config.learner.optimizer}")
     for label, term in config.reward.terms.items() if config.reward.runtime_env is None else ():
         if (wrong := problem(label, term.options)) is not None:
             raise ConfigError(wrong)

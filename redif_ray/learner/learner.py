@@ -61,7 +61,7 @@ class Learner:
         self.publisher = Publisher(job["weights"])
         self.folder, self.token, self.until = Path(job["folder"]), job["token"], int(job["until"])
         device, offload = factory.device(config.learner.gpus), config.pipeline.colocate
-        teacher = factory.teacher(config, home(device, offload))
+        teacher = factory.frozen(config, home(device, offload))
         self.student = factory.student(config, teacher)
         if config.learner.activation_checkpointing:
             enable_checkpointing(self.student)

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from redif_ray.config import Learner, WarmStart
+from redif_ray.models.quantization import bitsandbytes
 
 FIRST_STEP = (
     "This optimiser took no step before, so its learning rate is not the cause: choose networks.precision=float32 or "
@@ -18,12 +19,18 @@ FIRST_STEP = (
 AllReduce = Callable[[list[Tensor]], None]  # sums each tensor over all ranks, in place
 
 
-def make_optimizer(parameters: Iterable[Parameter], learner: Learner) -> torch.optim.AdamW:
-    """Return AdamW (Loshchilov & Hutter, arXiv 1711.05101) on `parameters`.
+def make_optimizer(parameters: Iterable[Parameter], learner: Learner) -> torch.optim.Optimizer:
+    """Return AdamW (Loshchilov & Hutter, arXiv 1711.05101) on `parameters`, with moments in 32 or 8 bits.
 
-    Each round's update sets the learning rate; nothing else reads `learner.lr` and `warm_start.lr`.
+    8 bits are those of blocks of weights with a scale of their own (Dettmers et al., arXiv 2110.02861); parameters of
+    less than 4,096 numbers keep 32. Each round's update sets the learning rate; nothing else reads `learner.lr` and
+    `warm_start.lr`. Raises ConfigError where a package is missing.
     """
-    return torch.optim.AdamW(parameters, weight_decay=learner.weight_decay)
+    if learner.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, weight_decay=learner.weight_decay)
+    optim = bitsandbytes(f"learner.optimizer={learner.optimizer}").optim
+    made: torch.optim.Optimizer = optim.AdamW8bit(parameters, weight_decay=learner.weight_decay)
+    return made
 
 
 def optimiser_step(

@@ -202,7 +202,7 @@ class DiffusionModel(ABC):
         x: latents, or a list of those of each row. timestep: passed on without a cast, since 999 in bfloat16 would be
         1000.
         """
-        weights = next(self.network.parameters())
+        weights = first_weight(self.network)
         x, conditions = _cast(x, weights.dtype), _cast(conditions, weights.dtype)
         conditions[self.timestep_argument] = timestep
         if weights.dtype == self.dtype:
@@ -274,6 +274,11 @@ def _as_long(rows: list[Tensor]) -> list[Tensor]:
         return rows
     longest = max(row.shape[1] for row in rows)
     return [torch.cat([row, row.new_zeros(len(row), longest - row.shape[1], *row.shape[2:])], 1) for row in rows]
+
+
+def first_weight(network: Module) -> Tensor:
+    """Return the first weight of a network that is not quantized, whose dtype is that of the others, too."""
+    return next(p for p in network.parameters() if p.is_floating_point())
 
 
 def _members(module: Module) -> Iterator[Module]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import Module, Parameter
 
 from redif_ray.config import Lora
-from redif_ray.models.protocol import DiffusionModel, ModelError, is_finite
+from redif_ray.models.protocol import DiffusionModel, ModelError, first_weight, is_finite
 from redif_ray.models.sharding import local, share, whole
 
 ADAPTER = "student"  # peft's name of the adapters
@@ -138,7 +138,7 @@ def autocast_weights(student: DiffusionModel) -> list[str]:
     in float32. So are adapters, since a student with adapters computes without autocast.
     """
     network = student.network
-    if next(network.parameters()).dtype == student.dtype:
+    if first_weight(network).dtype == student.dtype:
         return []
     rounded, other = set[int](), set[int]()
     for module in network.modules():

@@ -16,6 +16,7 @@ from redif_ray.data.targets import TargetStore
 from redif_ray.diffusion import schedules
 from redif_ray.diffusion.schedules import Schedule
 from redif_ray.models.protocol import DiffusionModel
+from redif_ray.models.quantization import quantize
 from redif_ray.models.registry import fingerprint, load_teacher
 from redif_ray.models.start import starting_model
 from redif_ray.models.student import autocast_weights, make_student
@@ -37,6 +38,16 @@ def teacher(config: Config, where: str) -> DiffusionModel:
     return _compiled(model(config, None, where), config)
 
 
+def frozen(config: Config, where: str) -> DiffusionModel:
+    """Return the teacher as the student's frozen base: `teacher`, quantized if the configuration says so."""
+    kind = config.networks.quantize
+    if kind == "none":
+        return teacher(config, where)
+    base = model(config, None, "cpu")  # so that the device never holds the weights in whole precision
+    quantize(base, kind)
+    return base.to(where)
+
+
 def model(config: Config, source: str | None, where: str) -> DiffusionModel:
     """Return the teacher, or its student at `source`, in the run's precision; all processes share encoded captions."""
     dtype = getattr(torch, config.networks.precision)
@@ -52,8 +63,11 @@ def start(config: Config, teacher: DiffusionModel, *, check: bool = False) -> Di
 
 
 def student(config: Config, teacher: DiffusionModel) -> DiffusionModel:
-    """Return a new student, compiled if the configuration says so."""
-    first = start(config, teacher)
+    """Return a new student of the `frozen` teacher, compiled if the configuration says so."""
+    first, kind = start(config, teacher), config.networks.quantize
+    if first is not teacher and kind != "none":
+        quantize(first, kind)
+        first.to(teacher.device)
     return _compiled(make_student(first, config.student.lora, in_place=first is not teacher), config)
 
 

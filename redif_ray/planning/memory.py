@@ -15,6 +15,7 @@ import torch
 from redif_ray.config import Config
 from redif_ray.methods import Phase, phases_of
 from redif_ray.models.protocol import DiffusionModel
+from redif_ray.models.quantization import saved_bytes
 from redif_ray.models.registry import teacher_outline
 from redif_ray.models.student import enable_checkpointing, make_student, trainable
 from redif_ray.planning import factory
@@ -22,17 +23,18 @@ from redif_ray.planning.activations import decode, decode_and_back, encode_image
 from redif_ray.planning.peak import peak_mb
 from redif_ray.planning.rounds import teacher_block
 from redif_ray.planning.weight_bytes import (
+    ADAM_BYTES,
     PartBytes,
     bytes_on_disk,
     encoder_bytes,
     file_bytes,
     fsdp_rank_bytes,
     mapped_bytes,
+    moment_bytes,
     network_bytes,
 )
 
 OVERHEAD_MB = 1200  # CUDA's context, cuBLAS and cuDNN workspaces, fragments
-ADAM_BYTES = 8  # for each weight: two float32 moments
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,18 +158,29 @@ class Networks:
         added = sum(p.numel() * p.element_size() for p in student.network.parameters() if id(p) not in own)
         average = 4 if config.learner.ema or config.warm_start.ema else 0
         trained = sum(p.numel() for p in trainable(student).values())
+        moments = moment_bytes(config.learner, trainable(student).values())
+        saved = saved_bytes(teacher, config.networks.quantize)
+        if config.student.init is not None:  # the student has a base of its own beside the teacher
+            saved *= 2
         phases = phases_of(config)
         scores = any(phase.scores_in_learner for phase in phases)
         vae = parts.decode if scores or any(phase.encodes_images for phase in phases) else 0
         beside = parts.always + vae + (encoder_bytes(config) if scores else 0)
         held = beside + (
-            fsdp_rank_bytes(config, teacher, student) if config.learner.fsdp else network_bytes(teacher.network) + added
+            fsdp_rank_bytes(config, teacher, student)
+            if config.learner.fsdp
+            else network_bytes(teacher.network) + added - saved
         )
         learned = network_bytes(self.learned.network) if self.learned else 0
         ranks = config.learner.workers if config.learner.fsdp else 1
-        training = trained * (4 + ADAM_BYTES + average) // ranks + learned * (4 + ADAM_BYTES) // 4
-        second = 0 if self.second is None else sum(p.numel() for p in trainable(self.second).values())
-        training += second * (4 + ADAM_BYTES) + 4 * trained * max((p.earlier_students for p in phases), default=0)
+        training = (trained * (4 + average) + moments) // ranks + learned * (4 + ADAM_BYTES) // 4
+        second_weights = [] if self.second is None else list(trainable(self.second).values())
+        second = sum(p.numel() for p in second_weights)
+        training += (
+            4 * second
+            + moment_bytes(config.learner, second_weights)
+            + 4 * trained * max((p.earlier_students for p in phases), default=0)
+        )
         reward = (
             network
             + parts.decode
@@ -184,8 +197,10 @@ class Networks:
             "reward": read["reward"],
             "learner": max(added + learned, read["learner"]),
         }
-        rollout, step = network + added, _step(config, max(trained, second))
+        rollout, step = network + added - saved, _step(config, max(trained, second))
         start = {role: (network + extra) / 1e6 for role, extra in starts.items()}
+        if saved:  # the host holds the whole base before it is quantized, a GPU never does
+            start |= {role: 0.0 for role, (_, gpus) in workers(config).items() if gpus and role != "reward"}
         batch = _batch(config, teacher) / 1e6
         roles = {
             "rollout": Footprint(rollout / 1e6, 0.0, 0.0, start=start["rollout"]),
@@ -203,10 +218,10 @@ class Networks:
 def _step(config: Config, trained: int) -> int:
     """Return the bytes that an optimiser step takes for itself.
 
-    On a GPU, AdamW makes one temporary of all weights at once. Several ranks sum a copy of all gradients.
+    On a GPU, AdamW in 32 bits makes one temporary of all weights at once. Several ranks sum a copy of all gradients.
     """
     learner = config.learner
-    if not learner.gpus and learner.workers == 1:
+    if learner.workers == 1 and (not learner.gpus or learner.optimizer != "adamw"):
         return 0
     return 4 * trained // (learner.workers if learner.fsdp else 1)
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from torch.nn import Module
+from torch.nn import Module, Parameter
 
-from redif_ray.config import Config
+from redif_ray.config import Config, Learner
 from redif_ray.methods import phases_of
 from redif_ray.models.folder import component_folder
 from redif_ray.models.headers import weight_files
@@ -17,6 +18,9 @@ from redif_ray.models.sharding import units
 from redif_ray.models.student import trained_numbers
 from redif_ray.planning.activations import decode
 from redif_ray.rewards.pretrained import SHIPPED
+
+ADAM_BYTES = 8  # for each weight: two float32 moments
+LEAST_8BIT, BLOCK_8BIT = 4096, 256  # numbers of a weight whose moments have 8 bits, and of a block of them
 
 
 class PartBytes:
@@ -56,6 +60,16 @@ def _gathered(student: DiffusionModel) -> int:
         sizes.append(sum(p.numel() * p.element_size() * (1 + p.requires_grad) for p in own))
     *blocks, rest = sizes
     return rest + sum(sorted(blocks)[-2:])
+
+
+def moment_bytes(learner: Learner, weights: Iterable[Parameter]) -> int:
+    """Return the bytes of AdamW's two moments of these weights."""
+    sizes = [weight.numel() for weight in weights]
+    if learner.optimizer == "adamw":
+        return ADAM_BYTES * sum(sizes)
+    blocks = (-(-size // BLOCK_8BIT) for size in sizes)  # each with a float32 scale for both moments
+    each = zip(sizes, blocks, strict=True)
+    return sum(2 * size + 8 * count if size >= LEAST_8BIT else ADAM_BYTES * size for size, count in each)
 
 
 def network_bytes(*networks: Module) -> int:

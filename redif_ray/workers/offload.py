@@ -80,5 +80,5 @@ def move(belongings: Iterable[Belonging], device: str) -> None:
 
 
 def _move(tensors: dict[str, Tensor], device: str) -> None:
-    """Move tensors to `device`, except scalars: Adam counts its steps on the host."""
-    tensors |= {name: value.to(device) for name, value in tensors.items() if value.ndim}
+    """Move tensors to `device`, except scalars and numbers: Adam counts its steps on the host."""
+    tensors |= {name: v.to(device) for name, v in tensors.items() if isinstance(v, Tensor) and v.ndim}

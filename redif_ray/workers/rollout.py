@@ -36,7 +36,7 @@ class StudentRolloutWorker:
         torch.set_num_threads(config.rollout.threads)
         self.name, self.config = name, config
         self.device = factory.device(config.rollout.gpus)
-        self.teacher = factory.teacher(config, home(self.device, config.pipeline.colocate))
+        self.teacher = factory.frozen(config, home(self.device, config.pipeline.colocate))
         self.student = factory.student(config, self.teacher)
         self.offload = Offload(self.device, self._belongings, taken=config.pipeline.colocate)
         self.schedule = factory.student_schedule(self.student, config.student)
