@@ -109,7 +109,11 @@ class TextModel(LatentModel):
     @property
     def pipeline_options(self) -> dict[str, Any]:
         """The arguments of a call of `pipeline_kind` without which it makes another image, whatever the guidance."""
-        return {} if self.size is None else {"height": self.size[0], "width": self.size[1]}
+        two_edges = isinstance(self.config.get("sample_size"), list | tuple)  # which some pipelines cannot multiply
+        if self.size is None and not two_edges:
+            return {}
+        _, height, width = self.image_shape
+        return {"height": height, "width": width}
 
     @property
     def token_limits(self) -> Mapping[str, int]:

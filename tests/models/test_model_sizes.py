@@ -13,15 +13,19 @@ from cases import mostly_long
 from diffusers import DiffusionPipeline
 from tiny_models import edit, normal, write_dit, write_unet
 from tiny_pipelines import write_edm, write_sd, write_sd3, write_sdxl
+from tiny_pixart import write_pixart
+from tiny_sana import write_sana
 
-from redif_ray.config import Config, ConfigError, load
+from redif_ray.config import Config, ConfigError, Lora, load
 from redif_ray.diffusion import schedules, solvers
 from redif_ray.evaluation.compute import prediction_flops
 from redif_ray.export import export_student
+from redif_ray.export.sample import Student
 from redif_ray.loop import PlainLoop
 from redif_ray.models.folder import without_weights
 from redif_ray.models.protocol import ModelError
 from redif_ray.models.registry import fingerprint, load_model, load_teacher
+from redif_ray.models.student import make_student
 from redif_ray.planning import factory
 from redif_ray.planning.memory import footprints
 from redif_ray.search.search import _check_size
@@ -69,6 +73,60 @@ def test_the_image_is_the_pipelines_of_that_height_and_width(
     assert found.shape == (2, 3, *size)
     assert float(((found > 0) & (found < 1)).float().mean()) > 0.1
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("write", [write_sd, write_sdxl])
+def test_a_config_may_name_height_and_width(write: Callable[[Path], Path], tmp_path: Path) -> None:
+    """The image is that of the pipeline, which for SDXL has to be told the two edges; an export's card does so."""
+    folder = write(tmp_path / "m")
+    edit(folder / "unet" / "config.json", sample_size=[8, 12])
+    pipeline = DiffusionPipeline.from_pretrained(folder, use_safetensors=True)
+    pipeline.set_progress_bar_config(disable=True)
+    model = load_model(folder)
+    assert (model.latent_shape, model.image_shape, model.size) == ((4, 8, 12), (3, 16, 24), None)
+    schedule, unit = schedules.build(model.process, STEPS, "uniform_trailing"), normal(2, 4, 8, 12)
+    latents = solvers.initial(schedule, unit)
+    expected = pipeline(
+        CAPTIONS,
+        num_inference_steps=STEPS,
+        guidance_scale=2.5,
+        latents=latents,
+        output_type="pt",
+        **model.pipeline_options,
+    ).images
+    with torch.no_grad():
+        found = model.decode(solvers.sample("euler", model.predictor(model.encode(CAPTIONS), 2.5), unit, schedule))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("write", [write_unet, write_edm])
+def test_a_network_of_pixels_may_have_rectangles(write: Callable[[Path], Path], tmp_path: Path) -> None:
+    """The export's sampler draws them as this package does."""
+    folder = write(tmp_path / "m")
+    edit(folder / "unet" / "config.json", sample_size=[8, 16])
+    model = load_model(folder)
+    assert model.latent_shape == model.image_shape == (2, 8, 16)
+    name = "karras" if write is write_edm else "uniform_trailing"
+    schedule, unit = schedules.build(model.process, STEPS, name), normal(2, 2, 8, 16)
+    export_student(
+        make_student(model, Lora()), schedule, tmp_path / "s", name="s", guidance=1.0, teacher=folder, summary=None
+    )
+    conditions: list[Any] = [None if model.num_classes is None else i for i in range(2)]
+    with torch.no_grad():
+        predict = model.predictor(model.encode(conditions), 1.0)
+        own = model.decode(solvers.sample("euler", predict, unit, schedule))
+    sampler = Student(tmp_path / "s")
+    assert sampler.shape == (2, 8, 16)
+    labels = None if model.num_classes is None else torch.arange(2)
+    torch.testing.assert_close(sampler(unit, labels), own, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("write", [write_dit, write_sd3, write_sana, write_pixart])
+def test_a_transformer_of_diffusers_takes_one_edge(write: Callable[[Path], Path], tmp_path: Path) -> None:
+    folder = write(tmp_path / "m")
+    edit(folder / "transformer" / "config.json", sample_size=[8, 8])
+    with pytest.raises(ModelError, match="transformer"):
+        load_model(folder)
 
 
 def test_the_size_is_one_of_the_conditions_of_sdxl(folders: dict[str, Path]) -> None:
