@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from redif_ray.errors import UserError, brief, in_words
-from redif_ray.models.locate import INDEX, ModelError
+from redif_ray.models.locate import INDEX, MODULAR_INDEX, ModelError
 
 KINDS = (".json", ".safetensors", ".txt", ".model", ".jinja", ".tiktoken")  # of files that are read and copied
 ADAPTERS = "adapter_config.json"  # with this file beside it, transformers loads other weights than the network's own
@@ -31,6 +31,7 @@ MOST = {  # numbers of a network or a scheduler that decide how much memory and 
 MOST_ENTRIES = 1000  # of a list in a network's configuration
 MOST_TEXT = 1000  # characters of a text in it
 AGAIN = "copy the folder once more"
+MODULAR_NAMES = {"Flux2KleinBasePipeline": "Flux2KleinPipeline"}  # classes that are one where they are not modular
 
 
 @contextmanager
@@ -106,8 +107,13 @@ def read_text(path: Path, folder: Path) -> str:
 
 
 def read_index(folder: Path) -> dict[str, Any]:
-    """Return `model_index.json`, which names the pipeline's class and its parts. Raises ModelError."""
+    """Return `model_index.json`, which names the pipeline's class and its parts. Raises ModelError.
+
+    A folder that diffusers' ModularPipeline saved has another index, which is returned in the same form.
+    """
     path = folder / INDEX
+    if not path.exists() and (folder / MODULAR_INDEX).exists():
+        return _modular_index(folder)
     if not path.exists():
         raise ModelError(
             f"{folder} is not a diffusers pipeline: it has no {INDEX}; expected the folder that "
@@ -116,6 +122,34 @@ def read_index(folder: Path) -> dict[str, Any]:
     index = read_settings(path, folder)
     if not isinstance(index.get("_class_name"), str):
         raise ModelError(f"{path} names no pipeline: expected a key _class_name; copy the folder once more")
+    return index
+
+
+def _modular_index(folder: Path) -> dict[str, Any]:
+    """Return the index of a modular pipeline, whose parts are [library, class, where]; they have to be in `folder`."""
+    path = folder / MODULAR_INDEX
+    modular = read_settings(path, folder)
+    name = str(modular.get("_class_name")).replace("ModularPipeline", "Pipeline")
+    index: dict[str, Any] = {"_class_name": MODULAR_NAMES.get(name, name)}
+    elsewhere = {}
+    for key, value in modular.items():
+        if not isinstance(value, list):
+            index |= {} if key.startswith("_") else {key: value}
+            continue
+        library, kind, where = value if len(value) == 3 and isinstance(value[2], dict) else (None, None, {})
+        hint, place = where.get("type_hint"), where.get("pretrained_model_name_or_path")
+        if is_name(key) and (folder / key).is_dir():
+            index[key] = [library, kind] if kind else hint
+        elif place and hint not in (None, [None, None]):
+            elsewhere[key] = place
+        else:  # a part that the pipeline can do without
+            index[key] = [None, None]
+    if elsewhere:
+        parts = ", ".join(f"{key} ({brief(place)})" for key, place in elsewhere.items())
+        raise ModelError(
+            f"{path}: parts of this modular pipeline are elsewhere: {parts}; expected all in this folder, as "
+            "save_pretrained of diffusers' ModularPipeline writes them after load_components"
+        )
     return index
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from redif_ray.errors import UserError
 
 INDEX = "model_index.json"
+MODULAR_INDEX = "modular_model_index.json"
 PICKLED = (".ckpt", ".pt", ".pth", ".bin")  # ends of names of checkpoints that run code where they are loaded
 TEACHERS = Path(__file__).parent.parent / "assets" / "teachers"
 
