@@ -58,7 +58,10 @@ class LoraFile:
         self.path, self.weight = _path(source), weight
         self.kind, self.component = model.pipeline_kind, model.component
         if not hasattr(self.kind, "lora_state_dict"):
-            raise ModelError(f"teacher.lora: {self.kind.__name__} of diffusers reads no LoRA files; leave it out")
+            raise ModelError(
+                f"teacher.lora: {self.kind.__name__} of diffusers reads no LoRA files; merge it into the teacher by "
+                "peft, as docs/fine_tunes.md shows, and name the new folder in teacher.model"
+            )
         self.options = {"unet_config": model.config} if self.component == "unet" else {}
         keys = _checked_keys(self.path)
         self.layers = layers = self._layers(self._read()[0])  # numbers of changed layers by network

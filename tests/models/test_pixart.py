@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,16 +22,18 @@ from family_checks import (
     loaded,
     sampled,
 )
+from peft import LoraConfig, get_peft_model
 from tiny_models import normal
 from tiny_pipelines import run_alone
 from tiny_pixart import write_pixart
 
-from redif_ray.config import Lora
+from redif_ray.config import Lora, Teacher
 from redif_ray.diffusion import schedules, solvers
 from redif_ray.models.protocol import ModelError
-from redif_ray.models.registry import load_model
+from redif_ray.models.registry import load_model, load_teacher
 
 pytestmark = pytest.mark.slow
+FINE_TUNES = Path(__file__).parents[2] / "docs" / "fine_tunes.md"
 STEPS, WIDE = 4, (24, 32)
 TIMES = [999.0, 700.0, 350.0, 100.0]
 KINDS = ("sigma", "alpha")
@@ -121,3 +124,35 @@ def test_a_card_needs_diffusers_alone(tmp_path: Path, monkeypatch: pytest.Monkey
     teacher = write_pixart(tmp_path / "teacher", dtype=torch.bfloat16)
     check_export(teacher, tmp_path / "student", monkeypatch, TIMES, Lora())
     run_alone([tmp_path / "student"])
+
+
+def test_a_lora_file_is_refused_and_peft_merges_it(folders: dict[str, Path], tmp_path: Path) -> None:
+    """The lines of docs/fine_tunes.md: the images are those of the pipeline with the adapters beside its weights."""
+    pipe = pipeline(folders["sigma"])
+    style = get_peft_model(pipe.transformer, LoraConfig(r=2, lora_alpha=3, target_modules=["to_q", "to_v"]))
+    with torch.no_grad():
+        for i, (name, weight) in enumerate(style.named_parameters()):
+            if "lora_" in name:
+                weight.copy_(0.5 * normal(*weight.shape, seed=i))
+    style.save_pretrained(tmp_path / "style")
+    file = tmp_path / "style" / "adapter_model.safetensors"
+    with pytest.raises(ModelError, match=r"reads no LoRA files; merge it .* name the new folder in teacher\.model"):
+        load_teacher(Teacher(model=str(folders["sigma"]), lora={str(file): 1.0}))
+
+    (code,) = re.findall(r"```python\n(from diffusers import PixArt.*?)```", FINE_TUNES.read_text(), re.DOTALL)
+    for name, path in {"pixart-sigma/": folders["sigma"], "style/": tmp_path / "style"}.items():
+        code = code.replace(f'"{name}"', repr(str(path)))
+    exec(code.replace('"pixart-style/"', repr(str(tmp_path / "merged"))), {})
+    model = load_model(tmp_path / "merged", size=(16, 16))
+    pipe.transformer = style.eval()
+    pipe.scheduler.set_timesteps(STEPS)
+    schedule, unit = (
+        schedules.explicit(model.process, pipe.scheduler.timesteps.tolist()),
+        normal(2, *model.latent_shape),
+    )
+    expected = called(pipe, (16, 16), CAPTIONS, latents=solvers.initial(schedule, unit), guidance_scale=4.5)
+    found = sampled(model, unit, schedule, 4.5, captions=CAPTIONS, solver="dpmpp_2m")
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)  # merged weights are rounded
+    assert not torch.allclose(
+        found, sampled(loaded(folders["sigma"]), unit, schedule, 4.5, solver="dpmpp_2m"), atol=1e-2
+    )
