@@ -193,7 +193,15 @@ def write_sdxl(
     return save(pipeline, folder, dtype)
 
 
-def write_sd3(folder: Path, *, with_t5: bool = True, shift: float = 3.0, dtype: torch.dtype = torch.float32) -> Path:
+def write_sd3(
+    folder: Path,
+    *,
+    with_t5: bool = True,
+    shift: float = 3.0,
+    dtype: torch.dtype = torch.float32,
+    widths: tuple[int, int] = (WIDTH, WIDTH),
+) -> Path:
+    """widths: of the two CLIPs, 2 WIDTH in all."""
     with torch.random.fork_rng(devices=[]):
         transformer = SD3Transformer2DModel(
             sample_size=8,
@@ -213,9 +221,9 @@ def write_sd3(folder: Path, *, with_t5: bool = True, shift: float = 3.0, dtype: 
     pipeline = StableDiffusion3Pipeline(
         transformer=transformer,
         vae=vae(8),
-        text_encoder=clip(1),
+        text_encoder=clip(1, width=widths[0]),
         tokenizer=clip_tokenizer(),
-        text_encoder_2=clip(2),
+        text_encoder_2=clip(2, width=widths[1]),
         tokenizer_2=clip_tokenizer(),
         text_encoder_3=encoder,
         tokenizer_3=tokenizer,

@@ -131,6 +131,61 @@ def original_z_image(network: Any) -> dict[str, Tensor]:
     return {f"model.diffusion_model.{renamed(name, names)}": value for name, value in state.items()}
 
 
+SD3 = {
+    "pos_embed.pos_embed": "pos_embed",
+    "pos_embed.proj": "x_embedder.proj",
+    "time_text_embed.timestep_embedder.linear_1": "t_embedder.mlp.0",
+    "time_text_embed.timestep_embedder.linear_2": "t_embedder.mlp.2",
+    "time_text_embed.text_embedder.linear_1": "y_embedder.mlp.0",
+    "time_text_embed.text_embedder.linear_2": "y_embedder.mlp.2",
+    "norm_out.linear": "final_layer.adaLN_modulation.1",
+    "proj_out": "final_layer.linear",
+    "transformer_blocks": "joint_blocks",
+}
+SD3_SIDES = {  # names in a block, for the image and for the caption
+    "x_block": {
+        "norm1.linear": "adaLN_modulation.1",
+        "attn.to_out.0": "attn.proj",
+        "ff.net.0.proj": "mlp.fc1",
+        "ff.net.2": "mlp.fc2",
+    },
+    "context_block": {
+        "norm1_context.linear": "adaLN_modulation.1",
+        "attn.to_add_out": "attn.proj",
+        "ff_context.net.0.proj": "mlp.fc1",
+        "ff_context.net.2": "mlp.fc2",
+    },
+}
+
+
+def original_sd3(network: Any) -> dict[str, Tensor]:
+    state, last = network.state_dict(), network.config.num_layers - 1
+    for name in [name for name in state if re.search(r"\.attn\.(to_q|add_q_proj)\.", name)]:
+        side = "x_block" if "to_q" in name else "context_block"
+        rows = torch.cat([state.pop(re.sub(r"(to_|add_)q", rf"\1{which}", name)) for which in "qkv"])
+        state[re.sub(r"attn\.(to_q|add_q_proj)", f"{side}.attn.qkv", name)] = rows
+    for name in [name for name in state if re.search(rf"(norm_out|\.{last}\.norm1_context)\.linear", name)]:
+        scale, shift = state[name].chunk(2)
+        state[name] = torch.cat([shift, scale])
+    made = {}
+    for name, value in state.items():
+        for side, names in SD3_SIDES.items():
+            for new, old in names.items():
+                name = re.sub(rf"(blocks\.\d+)\.{re.escape(new)}\.", rf"\1.{side}.{old}.", name)
+        made[f"model.diffusion_model.{renamed(name, SD3)}"] = value
+    return made
+
+
+def original_encoders(pipe: Any) -> dict[str, Tensor]:
+    """Return CLIP and T5 as Stable Diffusion 3 names them; T5's embedding, which it uses by two names, by one."""
+    small = original_clip(pipe.text_encoder, "text_encoders.clip_l.transformer.")
+    state = {name: value for name, value in small.items() if "text_projection" not in name}
+    for name, value in original_clip(pipe.text_encoder_2, "text_encoders.clip_g.transformer.").items():
+        state[name.replace("text_model.text_projection", "text_projection")] = value
+    t5 = {name: value for name, value in pipe.text_encoder_3.state_dict().items() if "embed_tokens" not in name}
+    return state | {f"text_encoders.t5xxl.transformer.{name}": value for name, value in t5.items()}
+
+
 def original(folder: Path) -> dict[str, Tensor]:
     """Return the weights of the pipeline of Stable Diffusion 1.5 or XL in `folder` by their original names."""
     pipe: Any = DiffusionPipeline.from_pretrained(folder)

@@ -29,7 +29,7 @@ from redif_ray.models.headers import weight_files
 from redif_ray.models.locate import ModelError, local_folder, missing, single_file
 from redif_ray.models.logging import quiet
 from redif_ray.models.protocol import SIZE_KEYS, DiffusionModel, OwnFamily, is_finite
-from redif_ray.models.single_file import SingleFile
+from redif_ray.models.single_file import LICENCES, SingleFile
 from redif_ray.user_code.errors import UserCodeError, failures_named
 from redif_ray.user_code.importing import import_function, source_sha256
 from redif_ray.user_code.state import state_kept
@@ -119,6 +119,8 @@ def model_folder(source: str | Path, base: str | Path | None = None) -> Path:
     """
     if (path := single_file(source)) is not None:
         return _converted(path, base)
+    if base is not None:
+        raise ModelError(f"--base {base}: {source} is whole without it; leave it out")
     return local_folder(source) or _downloaded(source)
 
 
@@ -158,7 +160,7 @@ def _downloaded(source: str | Path, *, weights: bool = True) -> Path:
     name, _, revision = str(source).partition("@")
     try:
         if not weights:
-            kinds = [f"*{kind}" for kind in KINDS if kind != ".safetensors"]
+            kinds = [*(f"*{kind}" for kind in KINDS if kind != ".safetensors"), *LICENCES]
             return Path(snapshot_download(name, revision=revision or None, allow_patterns=kinds))
         return Path(
             DiffusionPipeline.download(name, revision=revision or None, use_safetensors=True, trust_remote_code=False)

@@ -24,6 +24,7 @@ from diffusers.loaders.single_file_utils import fetch_diffusers_config
 from huggingface_hub.constants import HF_HOME
 from safetensors import safe_open
 from torch.nn import Module
+from transformers import PreTrainedModel
 
 from redif_ray.data.targets import content_hash
 from redif_ray.errors import words_of
@@ -86,6 +87,7 @@ class SingleFile:
         base: the folder of the base model. component: the name of its denoising network. names: the names of its other
         networks and its tokenisers.
         """
+        base = base.resolve()
         files = [self.path, *(path for path in sorted(base.rglob("*")) if path.is_file())]
         made_of = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
         folder = CACHE / f"{self.path.stem}-{content_hash([made_of, component, names])[:12]}"
@@ -105,6 +107,8 @@ class SingleFile:
         self._warn_of_others({weight for weights in own.values() for weight in weights})
         for name, weights in own.items():
             network = self._network(name, networks, base, self._dtype(weights))
+            if isinstance(network, PreTrainedModel):
+                network.tie_weights()  # of a weight with two names, files hold one
             if absent := [key for key, value in network.state_dict().items() if value.is_meta]:
                 raise ModelError(f"{self.path} lacks {name}'s {absent[0]} ({len(absent)} in all); it is none of {base}")
             with quiet():

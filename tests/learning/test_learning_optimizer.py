@@ -10,7 +10,7 @@ import torch
 from tiny_models import normal
 from torch.nn import Parameter
 
-from redif_ray.checkpoint import optimizer_tensors
+from redif_ray.checkpoint import load_checkpoint, optimizer_tensors, save_checkpoint
 from redif_ray.config import Config, ConfigError, Learner, load
 from redif_ray.learning.step import make_optimizer
 from redif_ray.loop import PlainLoop
@@ -71,7 +71,8 @@ def test_a_resumed_run_ends_with_the_same_weights(tmp_path: Path) -> None:
     config = recipe(tmp_path)
     loop = PlainLoop(config)
     loop.round(0)
-    state = loop.trainee.state()
+    save_checkpoint(tmp_path / "checkpoint", loop.trainee.state(), {})
+    state, _ = load_checkpoint(tmp_path / "checkpoint")
     assert any(value.dtype == torch.uint8 for value in state.values())
     loop.round(1)
     again = PlainLoop(config)

@@ -62,6 +62,7 @@ def test_its_image_is_that_of_the_ordinary_folder(name: str, tmp_path: Path) -> 
     assert type(own) is type(other) and torch.equal(image(own), image(other))
 
 
+@pytest.mark.slow
 def test_its_student_is_an_ordinary_pipeline(tmp_path: Path) -> None:
     found = modular(write_sdxl(tmp_path / "ordinary", zeros=False), tmp_path / "modular")
     teacher = load_model(found)

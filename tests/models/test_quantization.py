@@ -163,6 +163,7 @@ def test_the_export_has_the_base_in_whole_precision(folder: Path, tmp_path: Path
     assert weights_sha256(exported) == weights_sha256(merged(expected).state_dict())
 
 
+@pytest.mark.slow
 def test_doctor_counts_the_bits_where_the_base_is(folder: Path, tmp_path: Path) -> None:
     whole, less = (
         footprints(recipe(folder, tmp_path, f"networks.quantize={each}"), activations=False).roles

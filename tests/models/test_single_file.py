@@ -10,11 +10,19 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import StableDiffusionXLPipeline
+from diffusers import StableDiffusion3Pipeline, StableDiffusionXLPipeline
 from safetensors.torch import load_file
 from tiny_models import edit, normal
-from tiny_pipelines import write_sd, write_sdxl
-from tiny_single_files import original, original_unet, original_z_image, write_single
+from tiny_pipelines import write_sd, write_sd3, write_sdxl
+from tiny_single_files import (
+    original,
+    original_encoders,
+    original_sd3,
+    original_unet,
+    original_vae,
+    original_z_image,
+    write_single,
+)
 from tiny_z_image import write_z_image
 from torch import Tensor
 
@@ -64,6 +72,7 @@ def without_weights(folder: Path, out: Path) -> Path:
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WRITERS)
 def test_a_whole_file_needs_only_the_configuration_of_its_base(
     name: str, made: Callable[[str], tuple[Path, Path]], tmp_path: Path
@@ -75,6 +84,7 @@ def test_a_whole_file_needs_only_the_configuration_of_its_base(
     assert all(p.is_meta for p in teacher_outline(teacher, check=True).network.parameters())
 
 
+@pytest.mark.slow
 def test_the_image_is_that_of_diffusers_from_single_file(
     made: Callable[[str], tuple[Path, Path]],
 ) -> None:
@@ -88,13 +98,16 @@ def test_the_image_is_that_of_diffusers_from_single_file(
     assert torch.allclose(image(model), theirs, atol=3e-4)  # the sums of both are rounded in another order
 
 
+@pytest.mark.slow
 def test_it_is_converted_once_and_again_where_file_or_base_changed(
-    made: Callable[[str], tuple[Path, Path]], tmp_path: Path, cache: Path
+    made: Callable[[str], tuple[Path, Path]], tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, whole = made("sd")
     base, file = without_weights(folder, tmp_path / "base"), Path(shutil.copy(whole, tmp_path / "my.safetensors"))
     first = model_folder(file, base)
     assert first.parent == cache and first.name.startswith("my-")
+    monkeypatch.chdir(tmp_path)
+    assert model_folder("my.safetensors", "base") == first
     when = (first / "unet").stat().st_mtime_ns
     assert model_folder(file, base) == first and (first / "unet").stat().st_mtime_ns == when
     edit(base / "scheduler" / "scheduler_config.json", prediction_type="v_prediction")
@@ -122,6 +135,7 @@ def test_weights_keep_their_precision(made: Callable[[str], tuple[Path, Path]], 
     assert torch.equal(weight.float(), state["model.diffusion_model.input_blocks.0.0.weight"].float())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["original", "diffusers"])
 def test_what_a_file_lacks_is_its_base_s(layout: str, made: Callable[[str], tuple[Path, Path]], tmp_path: Path) -> None:
     folder, _ = made("sd")
@@ -135,6 +149,20 @@ def test_what_a_file_lacks_is_its_base_s(layout: str, made: Callable[[str], tupl
     assert torch.equal(image(load_model(model_folder(file, folder))), image(own))
 
 
+@pytest.mark.slow
+def test_stable_diffusion_3_with_its_three_encoders(tmp_path: Path) -> None:
+    folder = write_sd3(tmp_path / "sd3", widths=(12, 20))
+    pipe: Any = StableDiffusion3Pipeline.from_pretrained(folder)
+    with torch.no_grad():
+        pipe.text_encoder.text_projection.weight.copy_(torch.eye(12))  # diffusers takes it for this, the file has none
+    pipe.save_pretrained(folder)
+    state = original_sd3(pipe.transformer) | original_vae(pipe.vae) | original_encoders(pipe)
+    file = write_single(state, tmp_path / "sd3.safetensors")
+    base = without_weights(folder, tmp_path / "base")
+    assert torch.equal(image(load_teacher(Teacher(model=str(file), base=str(base)))), image(load_model(folder)))
+
+
+@pytest.mark.slow
 def test_a_transformer_of_z_image_alone(tmp_path: Path) -> None:
     """As fine-tunes for ComfyUI are: the caption's encoder and the VAE are files of their own there."""
     folder = write_z_image(tmp_path / "z")
@@ -156,6 +184,7 @@ def at_hub(patch: pytest.MonkeyPatch, folder: Path) -> list[tuple[str, str | Non
     return asked
 
 
+@pytest.mark.slow
 def test_the_base_is_the_hub_s_model_of_the_layout_at_one_commit(
     made: Callable[[str], tuple[Path, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -217,6 +246,7 @@ def test_other_formats_are_never_read(name: str, tmp_path: Path) -> None:
         model_folder(tmp_path / name)
 
 
+@pytest.mark.slow
 def test_a_file_may_say_that_it_predicts_v(made: Callable[[str], tuple[Path, Path]], tmp_path: Path) -> None:
     folder, file = made("sd")
     state, ones = load_file(file), torch.ones(1)
@@ -270,6 +300,7 @@ def test_a_student_starts_as_a_file_with_the_teacher_s_other_parts(
     assert torch.equal(start.network.conv_in.weight, network.conv_in.weight)
 
 
+@pytest.mark.slow
 def test_it_is_sampled_and_exported_as_a_folder_is(made: Callable[[str], tuple[Path, Path]], tmp_path: Path) -> None:
     folder, file = made("sdxl")
     (folder / "LICENSE").write_text("of the base")
@@ -283,7 +314,9 @@ def test_it_is_sampled_and_exported_as_a_folder_is(made: Callable[[str], tuple[P
     assert (tmp_path / "out" / "LICENSE").read_text() == "of the base"
 
 
-def test_a_base_is_for_a_file_alone() -> None:
+def test_a_base_is_for_a_file_alone(made: Callable[[str], tuple[Path, Path]]) -> None:
+    with pytest.raises(ModelError, match=r"--base x: .* is whole without it"):
+        model_folder(made("sd")[0], "x")
     with pytest.raises(ConfigError, match=r"teacher\.base=x: teacher\.model=emoji is whole without it"):
         load("emoji_4step", ["teacher.model=emoji", "teacher.base=x"])
 
