@@ -43,7 +43,7 @@ def quantize(model: DiffusionModel, kind: Quantization) -> None:
         sizes, bias = (linear.in_features, linear.out_features), linear.bias is not None
         options = {"compress_statistics": False, "quant_type": "nf4"}
         layer = nn.Linear4bit(*sizes, bias, compute_dtype=model.dtype, device="meta", **options)
-        layer.weight = nn.Params4bit(linear.weight.data, requires_grad=False, module=layer, **options)
+        layer.weight = nn.Params4bit(linear.weight.data, requires_grad=False, **options)
         layer.bias = linear.bias
         # On some CPUs it would round the scales once more, in calls without gradients alone: rollout would see
         # another network than the update.

@@ -116,6 +116,17 @@ def recipe(folder: Path, root: Path, *overrides: str) -> Config:
 
 
 @needs_package
+def test_a_student_holds_the_base_no_second_time(folder: Path) -> None:
+    model = quantized(folder)
+    student = make_student(model, LORA)
+    kind = bitsandbytes("test").nn.Linear4bit
+    layers = [module for module in student.network.modules() if isinstance(module, kind)]
+    mine = {id(layer.weight) for layer in layers}
+    assert mine and mine <= {id(p) for p in model.network.parameters()}
+    assert all(layer.quant_state is None or layer.quant_state is layer.weight.quant_state for layer in layers)
+
+
+@needs_package
 @pytest.mark.slow
 def test_a_run_trains_adapters_on_a_base_that_stays_what_it_is(folder: Path, tmp_path: Path) -> None:
     """Rollout and update see one base, so the ratios are 1; reward workers sample the teacher in whole precision."""
