@@ -282,6 +282,10 @@ CONFLICTS = [
         ["pipeline.colocate=true", "learner={workers: 2, fsdp: true}"],
         "cannot leave the GPU; expected learner.fsdp=false",
     ),
+    (
+        ["conditions.metadata=[tag]"],
+        r"metadata=\['tag'\]: only a function or a service of your own .*or leave metadata",
+    ),
     (["draft.last_steps=5"], "draft.last_steps=5: expected at most student.steps=4"),
     (["learner.workers=3"], "learner.workers=3: expected a divisor of rollout.groups=4"),
     (["learner.workers=2", "learner.gpus=0.5"], "learner.gpus=0.5 does not put one rank on each GPU .*0.6, or 1 for a"),

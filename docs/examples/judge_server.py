@@ -41,7 +41,8 @@ def judged(image: str, caption: str) -> float:
 
 
 def read(image: str, text: str) -> float:
-    found, wanted = ("".join(part.casefold().split()) for part in (ask(image, READ), text))
+    answer = ask(image, READ).strip()
+    found, wanted = ("".join(part.casefold().split()) for part in ("" if answer == "NONE" else answer, text))
     return max(0.0, 1 - distance(found, wanted) / max(1, len(wanted)))
 
 

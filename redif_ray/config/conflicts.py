@@ -212,6 +212,11 @@ def _student(c: Sections) -> Iterator[str]:
 
 
 def _reward_terms(c: Sections) -> Iterator[str]:
+    if c.conditions.metadata and not any({"callable", "url"} & {*term.options} for term in c.reward.terms.values()):
+        yield (
+            f"conditions.metadata={list(c.conditions.metadata)}: only a function or a service of your own reads "
+            "metadata, and reward.terms names none; add one with the option callable or url, or leave metadata out"
+        )
     normalised = next((f"reward.terms.{name}" for name, t in c.reward.terms.items() if t.normalise != "none"), None)
     if normalised and c.method == "draft":
         yield f"{normalised}.normalise=std: method=draft has no siblings to normalise over; expected none"

@@ -20,13 +20,16 @@ class ModelError(UserError, ValueError):
 def local_folder(source: str | Path) -> Path | None:
     """Return the folder of a path or shipped teacher; None for a hub id (org/name or org/name@revision), or one file.
 
-    Raises ModelError.
+    A name without a revision whose first part is a folder here is a path. Raises ModelError.
     """
     if single_file(source) is not None:
         return None
     for folder in (Path(source), TEACHERS / source):
         if folder.is_dir():
             return folder
+    parent, _, name = str(source).rpartition("/")
+    if parent and "@" not in name and Path(parent).is_dir():
+        raise ModelError(f"{missing(source)}; the folder {parent} has no {name}, and {source}@main is one of the hub")
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w-][\w./-]*)?", str(source)):
         raise ModelError(missing(source))
     return None

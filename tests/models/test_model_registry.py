@@ -216,3 +216,12 @@ def test_the_fingerprint_is_of_all_that_decides_an_image(tmp_path: Path) -> None
 def test_rectangles_keep_their_shape(tmp_path: Path) -> None:
     model = load_model(write_unet(tmp_path / "m", network={"sample_size": (4, 8)}))
     assert model.image_shape == (2, 4, 8)
+
+
+def test_a_name_below_a_folder_here_is_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not asked of the hub, which would take its time; with a revision it is."""
+    (tmp_path / "runs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelError, match=r"no model 'runs/nope': .*the folder runs has no nope, and runs/nope@main is"):
+        model_folder("runs/nope")
+    assert locate.local_folder("runs/nope@main") is None and locate.local_folder("org/name") is None

@@ -53,6 +53,7 @@ def scene() -> Image.Image:
         ([{"class": "dog"}, {"class": "apple", "count": 2, "position": ["left of", 0]}], 1),
         ([{"class": "dog"}, {"class": "apple", "count": 2, "position": ["above", 0]}], 0.5),
         ([{"class": "cat"}], 0),
+        ([], 1),
     ],
 )
 def test_the_share_of_demands_that_an_image_meets(example: Any, include: list[Any], share: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 import subprocess
 import sys
 import threading
@@ -36,6 +37,9 @@ TOLD = {"a cat": {"n": 1, "include": [{"class": "cat"}]}, "two dogs": {"n": 2, "
 LINES = "".join(json.dumps({"caption": caption, **row, "other": 0}) + "\n" for caption, row in TOLD.items())
 
 
+OWN = "reward.terms={mine: {options: {url: http://127.0.0.1:1}}}"
+
+
 def parquet() -> bytes:
     sink = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pylist([{"caption": caption, **row} for caption, row in TOLD.items()]), sink)
@@ -47,7 +51,7 @@ def shard() -> bytes:
 
 
 def read(source: Path, *columns: str, held_out: float = 0.0) -> Conditions:
-    wanted = load(None, [f"conditions.source={source}", f"conditions.metadata=[{', '.join(columns)}]"]).conditions
+    wanted = load(None, [f"conditions.source={source}", f"conditions.metadata=[{', '.join(columns)}]", OWN]).conditions
     wanted = wanted.model_copy(update={"held_out": held_out})
     return load_conditions(wanted, num_classes=None, captions=True, seed=0)
 
@@ -90,7 +94,7 @@ def test_metadata_that_cannot_be_given_is_named(tmp_path: Path) -> None:
     ):
         with pytest.raises(ConfigError, match=message):
             read(tmp_path / source, *columns)
-    labels = load(None, ["conditions.kind=class", "conditions.metadata=[n]"]).conditions
+    labels = load(None, ["conditions.kind=class", "conditions.metadata=[n]", OWN]).conditions
     with pytest.raises(ConfigError, match=r"conditions\.metadata=\['n'\]: the conditions are no captions"):
         load_conditions(labels, num_classes=3, captions=False, seed=0)
     make(tmp_path, {"twice.csv": "caption,n\na cat,1\na cat,2\nA cat,3\na dog,1\n"})
@@ -190,6 +194,13 @@ def test_the_example_server_asks_a_model_for_a_score_and_for_the_text(endpoint: 
     finally:
         process.terminate()
         process.wait()
+
+
+def test_an_image_without_text_agrees_with_no_text_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["judge_server.py", "http://127.0.0.1:1", "vlm", "0"])
+    example = runpy.run_path(str(EXAMPLES / "judge_server.py"))
+    monkeypatch.setitem(example["read"].__globals__, "ask", lambda image, question: " NONE\n")
+    assert example["read"]("", "no exit") == 0 and example["read"]("", "") == 1
 
 
 def recipe(tmp_path: Path, *overrides: str) -> Config:
