@@ -217,6 +217,11 @@ class Learner(Strict):
         return self.workers
 
     @property
+    def trains_every_step(self) -> bool:
+        """Tell whether each step has a loss, and not only those that explore."""
+        return self.anchor.weight > 0 or self.regulariser.kind == "mse"
+
+    @property
     def states_at_once(self) -> int:
         """Return `microbatch`, or a small number where none is chosen yet."""
         return self.microbatch or UNCHOSEN

@@ -27,7 +27,7 @@ class RoundBatch:
 
     rows: Tensor
     total_rows: int
-    latents: Tensor  # [N + 1, R, ...]; [N, R, ...], without the results, where the last step does not explore
+    latents: Tensor  # [at most N + 1, R, ...]: the first states, as many as are read
     means: Tensor | None  # [N, R, ...]: means of the behaviour policy at the steps where S > 0, if the loss reads them
     log_probs: Tensor  # [N, R]; 0 where S = 0
     advantages: Tensor  # [R]
@@ -42,7 +42,7 @@ class RoundBatch:
         steps, rows = self.log_probs.shape
         expected = {
             "rows": (self.rows, (rows,)),
-            "latents": (self.latents, (max(steps, min(len(self.latents), steps + 1)), rows)),
+            "latents": (self.latents, (min(len(self.latents), steps + 1), rows)),
             "means": (self.means, (steps, rows)),
             "advantages": (self.advantages, (rows,)),
             "anchors": (self.anchors, (steps, rows)),

@@ -59,8 +59,7 @@ class Objective:
     ) -> None:
         self.schedule, self.stds, self.config = schedule, stds, config
         self.reference, self.sharded, self.surrogate_of = reference, sharded, find_loss(config.loss)
-        every = config.anchor.weight > 0 or config.regulariser.kind == "mse"
-        self.steps = torch.arange(len(stds)) if every else torch.nonzero(stds > 0).flatten()
+        self.steps = torch.arange(len(stds)) if config.trains_every_step else torch.nonzero(stds > 0).flatten()
         if not len(self.steps):
             raise ValueError("S is 0 at every step and the anchor is off: nothing to train; raise exploration.eta")
         stochastic = int((stds > 0).sum())

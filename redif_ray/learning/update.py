@@ -114,6 +114,7 @@ class Updater:
                 "learner.anchor.weight is above 0, but the round carries no anchors; return them from the phase's score"
             )
         self._check_rows(batch)
+        self._check_states(batch)
         pairs = len(self.steps) * batch.total_rows
         minibatches = math.ceil(pairs / (self.config.minibatch or pairs))
         on_policy = behaviour is None and self.config.inner_epochs * minibatches == 1
@@ -158,6 +159,12 @@ class Updater:
             self.all_reduce([held])
         for row in torch.nonzero(held != 1).flatten().tolist():
             raise ValueError(f"row {row} of the round is held {int(held[row])} times; expected one rank to hold it")
+
+    def _check_states(self, batch: RoundBatch) -> None:
+        last = int(self.steps[-1])
+        read = last + 1 + bool(self.stds[last] > 0)  # an action is the state after its step
+        if len(batch.latents) < read:
+            raise ValueError(f"the round carries {len(batch.latents)} states a row; the steps that train read {read}")
 
     def _in_step(self, parts: Parts) -> Parts:
         """Append idle calls until every rank has as many parts as the rank that has the most."""

@@ -206,6 +206,11 @@ class Phase(ABC):
         return False
 
     @property
+    def reads_every_state(self) -> bool:
+        """Tell whether the update reads states after the last step that explores; otherwise these do not travel."""
+        return True
+
+    @property
     def reads_means(self) -> bool:
         """Tell whether the update reads the means of the rollout, so that trajectories carry them."""
         return True

@@ -37,6 +37,10 @@ class Policy(MethodPhase):
         return self.config.learner.anchor.weight > 0
 
     @property
+    def reads_every_state(self) -> bool:
+        return self.config.learner.trains_every_step
+
+    @property
     def reads_means(self) -> bool:
         """Tell whether the surrogate reads the rollout's means; a learner that recomputes densities has its own."""
         from redif_ray.learning.losses import WITHOUT_MEANS
@@ -72,7 +76,7 @@ class Policy(MethodPhase):
         played = rows * n - shared * ((n + c.exploration.last_step) / 2 if alone else 1)
         explored = 1 if alone else n - 1 + c.exploration.last_step  # steps of a trajectory
         substeps = c.learner.anchor.substeps if c.learner.anchor.weight else 0
-        if substeps or c.learner.regulariser.kind == "mse":  # every step is trained
+        if c.learner.trains_every_step:
             trained = played
         else:
             trained = groups if alone else rows * explored - shared

@@ -45,11 +45,19 @@ def rolled_out(
         final = episode.latents[-1].cpu().numpy().astype(travelling_dtype(config), copy=False)
     if not phase.asks_jumps and "trajectories" not in phase.learner_reads:
         return None, final
-    shared, acts = shared_steps(config, stds), phase.reads_last or bool(stds[-1] > 0)
-    states = (episode.latents if acts else episode.latents[:-1]).cpu().numpy()
+    shared = shared_steps(config, stds)
+    states = episode.latents[: _states(phase, stds)].cpu().numpy()
     means = episode.means.cpu().numpy() if phase.reads_means else None
     first = np.ascontiguousarray(states[:shared, :: unit.siblings])
     return Trajectories(unit, *made_by, first, states[shared:], episode.log_probs.cpu().numpy(), means), final
+
+
+def _states(phase: Phase, stds: Tensor) -> int:
+    """Return how many states of an episode are read, of N + 1; the last of these is read as an action alone."""
+    explored = torch.nonzero(stds).flatten().tolist()
+    if len(explored) and not phase.reads_every_state and not phase.reads_last:
+        return int(explored[-1]) + 2
+    return len(stds) + (phase.reads_last or bool(stds[-1] > 0))
 
 
 @dataclass(frozen=True, slots=True)

@@ -112,7 +112,9 @@ def test_strangers_are_refused() -> None:
 
 def test_shapes_that_do_not_fit_are_named() -> None:
     batch = assemble(UNITS, [part(s) for s in UNITS], weights_sha256="abc", encode=encode)
-    with pytest.raises(ValueError, match=r"latents has shape \[2, 10, 3\]; expected it to begin with \[3, 10\]"):
-        dataclasses.replace(batch, latents=batch.latents[:2])
+    with pytest.raises(ValueError, match=r"latents has shape \[4, 9, 3\]; expected it to begin with \[4, 10\]"):
+        dataclasses.replace(batch, latents=batch.latents[:, :9])
+    with pytest.raises(ValueError, match=r"latents has shape \[8, 10, 3\]; expected it to begin with \[4, 10\]"):
+        dataclasses.replace(batch, latents=torch.cat([batch.latents, batch.latents]))
     with pytest.raises(ValueError, match=r"encoded\[label\]"):
         dataclasses.replace(batch, encoded={"label": torch.zeros(3)})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
+from functools import partial
 
 import pytest
 import torch
@@ -185,6 +186,17 @@ def test_two_ranks_equal_one() -> None:
         assert metrics.keys() == alone.keys()
         for name in metrics.keys() - {"seconds"}:
             assert metrics[name] == pytest.approx(alone[name], rel=1e-3, abs=1e-6), name
+
+
+def test_states_that_the_round_lacks_are_an_error() -> None:
+    """The last state is read as the action of the step before it, where that explores."""
+    model = Tiny()
+    batch, stds = tiny_round(model)
+    last = int(torch.nonzero(stds)[-1])
+    run = partial(updater(model, stds, Learner()).run, round=0, seed=0, lr=0.0)
+    run(dataclasses.replace(batch, latents=batch.latents[: last + 2]))
+    with pytest.raises(ValueError, match=rf"carries {last + 1} states a row; the steps that train read {last + 2}"):
+        run(dataclasses.replace(batch, latents=batch.latents[: last + 1]))
 
 
 def test_rows_that_no_rank_holds_are_an_error() -> None:
