@@ -12,6 +12,7 @@ from diffusers import (
     DPMSolverMultistepScheduler,
     FlowMatchEulerDiscreteScheduler,
     Flux2Transformer2DModel,
+    Krea2Transformer2DModel,
     QwenImagePipeline,
     QwenImageTransformer2DModel,
     SanaTransformer2DModel,
@@ -28,10 +29,22 @@ from transformers import (
     Qwen2_5_VLForConditionalGeneration,
     Qwen3Config,
     Qwen3Model,
+    Qwen3VLConfig,
+    Qwen3VLModel,
 )
 
 FLUX_VAE = {"scaling_factor": 0.3611, "shift_factor": 0.1159, "use_quant_conv": False, "use_post_quant_conv": False}
 DYNAMIC = {"use_dynamic_shifting": True, "base_image_seq_len": 256, "base_shift": 0.5}
+TEMPLATE = QwenImagePipeline(None, None, None, None, None).prompt_template_encode  # Krea 2 has it, too
+QWEN3_4B: dict[str, Any] = {
+    "vocab_size": 151936,
+    "hidden_size": 2560,
+    "intermediate_size": 9728,
+    "num_hidden_layers": 36,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+}
 
 
 def z_image(folder: Path) -> Path:
@@ -88,8 +101,7 @@ def qwen_image(folder: Path) -> Path:
     diffusers_part(network, folder / "transformer")
     diffusers_part(own_vae, folder / "vae")
     transformers_part(encoder, folder / "text_encoder")
-    template = QwenImagePipeline(None, None, None, None, None).prompt_template_encode
-    qwen2_tokenizer(template).save_pretrained(folder / "tokenizer")
+    qwen2_tokenizer(TEMPLATE).save_pretrained(folder / "tokenizer")
     scheduler = FlowMatchEulerDiscreteScheduler(
         shift=1.0, max_shift=0.9, max_image_seq_len=8192, shift_terminal=0.02, **DYNAMIC
     )
@@ -102,6 +114,40 @@ def qwen_image(folder: Path) -> Path:
         text_encoder=["transformers", "Qwen2_5_VLForConditionalGeneration"],
         tokenizer=["transformers", "Qwen2Tokenizer"],
         scheduler=["diffusers", "FlowMatchEulerDiscreteScheduler"],
+    )
+
+
+def krea_2(folder: Path) -> Path:
+    """12.9 G parameters in the network; Qwen3-VL-4B encodes captions."""
+    with META:
+        network, own_vae = Krea2Transformer2DModel(), AutoencoderKLQwenImage()
+        encoder = Qwen3VLModel(
+            Qwen3VLConfig(
+                text_config=QWEN3_4B,
+                vision_config={
+                    "depth": 24,
+                    "hidden_size": 1024,
+                    "intermediate_size": 4096,
+                    "out_hidden_size": 2560,
+                    "deepstack_visual_indexes": [5, 11, 17],
+                },
+            )
+        )
+    diffusers_part(network, folder / "transformer")
+    diffusers_part(own_vae, folder / "vae")
+    transformers_part(encoder, folder / "text_encoder")
+    qwen2_tokenizer(TEMPLATE).save_pretrained(folder / "tokenizer")
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=1.0, max_shift=1.15, max_image_seq_len=6400, **DYNAMIC)
+    scheduler.save_pretrained(folder / "scheduler")
+    return index(
+        folder,
+        "Krea2Pipeline",
+        transformer=["diffusers", "Krea2Transformer2DModel"],
+        vae=["diffusers", "AutoencoderKLQwenImage"],
+        text_encoder=["transformers", "Qwen3VLModel"],
+        tokenizer=["transformers", "Qwen2Tokenizer"],
+        scheduler=["diffusers", "FlowMatchEulerDiscreteScheduler"],
+        is_distilled=False,
     )
 
 
@@ -146,18 +192,7 @@ def sana_1600m(folder: Path) -> Path:
 
 def _qwen3_pipeline(folder: Path, kind: str, network: str, vae: str, scheduler: Any, **options: Any) -> Path:
     with META:
-        encoder = Qwen3Model(
-            Qwen3Config(
-                vocab_size=151936,
-                hidden_size=2560,
-                intermediate_size=9728,
-                num_hidden_layers=36,
-                num_attention_heads=32,
-                num_key_value_heads=8,
-                head_dim=128,
-                tie_word_embeddings=True,
-            )
-        )
+        encoder = Qwen3Model(Qwen3Config(tie_word_embeddings=True, **QWEN3_4B))
     transformers_part(encoder, folder / "text_encoder")
     qwen_tokenizer().save_pretrained(folder / "tokenizer")
     scheduler.save_pretrained(folder / "scheduler")

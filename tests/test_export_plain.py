@@ -14,6 +14,7 @@ from cases import mostly_long
 from diffusers import DiffusionPipeline
 from tiny_flux import write_chroma, write_flux
 from tiny_flux_2 import write_flux_2_dev, write_flux_2_klein
+from tiny_krea_2 import write_krea_2
 from tiny_lumina_2 import write_lumina_2
 from tiny_pipelines import write_sd, write_sd3, write_sdxl
 from tiny_pixart import write_pixart
@@ -38,13 +39,14 @@ FAMILIES: dict[str, Callable[..., Path]] = {
     "chroma": write_chroma,
     "flux-2-klein": write_flux_2_klein,
     "flux-2-dev": write_flux_2_dev,
+    "krea-2": write_krea_2,
     "lumina-2": write_lumina_2,
     "pixart": write_pixart,
     "qwen-image": write_qwen_image,
     "sana": write_sana,
     "z-image": write_z_image,
 }
-WITHOUT_SIZE = ("flux", "chroma", "qwen-image", "z-image")  # in the network's configuration
+WITHOUT_SIZE = ("flux", "chroma", "krea-2", "qwen-image", "z-image")  # in the network's configuration
 HALVES = (torch.float16, torch.bfloat16)
 OFTEN = {"sdxl": torch.float16, "sd3": torch.bfloat16, "qwen-image": torch.float16}  # the last has nested dtypes
 

@@ -70,6 +70,22 @@ def qwen2_vl(tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLForConditionalGeneration:
     return model
 
 
+def qwen_vae() -> AutoencoderKLQwenImage:
+    """The VAE of Qwen-Image, which Krea 2 took over; its images have four times the latents' edge."""
+    with torch.random.fork_rng(devices=[]):
+        model = AutoencoderKLQwenImage(
+            base_dim=4,
+            z_dim=4,
+            dim_mult=[1, 2, 2],
+            num_res_blocks=1,
+            temperal_downsample=[False, True],
+            latents_mean=MEAN,
+            latents_std=STD,
+        )
+    randomise(model, 0.2)
+    return model
+
+
 def write_qwen_image(folder: Path, *, dtype: torch.dtype = torch.float32) -> Path:
     """Write a pipeline whose images have four times the edges of their latents, two of which are a token's edge."""
     with torch.random.fork_rng(devices=[]):
@@ -82,21 +98,11 @@ def write_qwen_image(folder: Path, *, dtype: torch.dtype = torch.float32) -> Pat
             joint_attention_dim=WIDTH,
             axes_dims_rope=(4, 6, 6),
         )
-        vae = AutoencoderKLQwenImage(
-            base_dim=4,
-            z_dim=4,
-            dim_mult=[1, 2, 2],
-            num_res_blocks=1,
-            temperal_downsample=[False, True],
-            latents_mean=MEAN,
-            latents_std=STD,
-        )
     randomise(transformer)
-    randomise(vae, 0.2)
     tokenizer = qwen2_tokenizer(QwenImagePipeline(None, None, None, None, None).prompt_template_encode)
     pipeline = QwenImagePipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(**SCHEDULER),
-        vae=vae,
+        vae=qwen_vae(),
         text_encoder=qwen2_vl(tokenizer),
         tokenizer=tokenizer,
         transformer=transformer,

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import diffusers
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, SchedulerMixin
+from diffusers import FlowMatchEulerDiscreteScheduler, ModelMixin, SchedulerMixin
 from pydantic import BaseModel, Field, FiniteFloat, PositiveInt, ValidationError
 from transformers import PreTrainedModel
 
@@ -131,7 +131,20 @@ def _skeleton(kind: Any, folder: Path, dtype: torch.dtype) -> Any:
             network = kind(kind.config_class.from_pretrained(folder, local_files_only=True))
         else:
             network = kind.from_config(kind.load_config(folder))
-        return network.to(dtype).eval().requires_grad_(False)
+        cast(network, dtype)
+        return network.eval().requires_grad_(False)
+
+
+def cast(network: Any, dtype: torch.dtype) -> None:
+    """Cast a network's weights in place to what they are when it is loaded in `dtype`.
+
+    diffusers keeps some of some networks in float32; it has no public name for them.
+    """
+    network.to(dtype)
+    kept = getattr(network, "_keep_in_fp32_modules", None) if isinstance(network, ModelMixin) else None
+    for name, module in network.named_modules():
+        if name.rpartition(".")[2] in (kept or ()):
+            module.float()
 
 
 def load_scheduler(folder: Path) -> Any:

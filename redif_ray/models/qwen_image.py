@@ -20,13 +20,13 @@ TOKENS = 512  # most states of a caption, with the five that the prompt's templa
 NO_CAPTION = " "  # the negative prompt that Qwen-Image's authors sample with
 
 
-class QwenImage(TextModel):
-    """The transformer of QwenImagePipeline: states of Qwen2.5-VL, as many as a caption has, and a mask of them."""
+class QwenVAETransformer(TextModel):
+    """A transformer whose token is a square of latents of Qwen-Image's VAE, which is one of videos.
 
-    pipeline_kind: ClassVar[Any] = QwenImagePipeline
-    network_kind: ClassVar[Any] = QwenImageTransformer2DModel
+    The scheduler may shift the levels by the number of tokens of an image, and the config.json names no size.
+    """
+
     patch: ClassVar[int] = EDGE
-    token_limits: ClassVar[Mapping[str, int]] = {"tokenizer": TOKENS}
     has_frames: ClassVar[bool] = True
 
     @classmethod
@@ -46,6 +46,28 @@ class QwenImage(TextModel):
     @property
     def scale(self) -> int:
         return int(2 ** len(self.frozen.configs[VAE].temperal_downsample))
+
+    def to_vae(self, latents: Tensor) -> Tensor:
+        mean, std = self._statistics(latents)
+        return latents * std + mean
+
+    def from_vae(self, z: Tensor) -> Tensor:
+        mean, std = self._statistics(z)
+        return (z - mean) / std
+
+    def _statistics(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and standard deviation of the VAE's latents, [C, 1, 1], on the device of `latents`."""
+        config = self.part(VAE).config
+        mean, std = torch.tensor([config.latents_mean, config.latents_std], device=latents.device)[..., None, None]
+        return mean, std
+
+
+class QwenImage(QwenVAETransformer):
+    """The transformer of QwenImagePipeline: states of Qwen2.5-VL, as many as a caption has, and a mask of them."""
+
+    pipeline_kind: ClassVar[Any] = QwenImagePipeline
+    network_kind: ClassVar[Any] = QwenImageTransformer2DModel
+    token_limits: ClassVar[Mapping[str, int]] = {"tokenizer": TOKENS}
 
     def encode_prompt(self, caption: str | None) -> Encoded:
         if self.device.type == "meta":  # there the pipeline cannot count the states of a caption
@@ -70,17 +92,3 @@ class QwenImage(TextModel):
     def pipeline_guidance(self, guidance: float) -> dict[str, Any]:
         scale: dict[str, Any] = {"true_cfg_scale": guidance}
         return scale if guidance == 1 else scale | {"negative_prompt": NO_CAPTION}
-
-    def to_vae(self, latents: Tensor) -> Tensor:
-        mean, std = self._statistics(latents)
-        return latents * std + mean
-
-    def from_vae(self, z: Tensor) -> Tensor:
-        mean, std = self._statistics(z)
-        return (z - mean) / std
-
-    def _statistics(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and standard deviation of the VAE's latents, [C, 1, 1], on the device of `latents`."""
-        config = self.part(VAE).config
-        mean, std = torch.tensor([config.latents_mean, config.latents_std], device=latents.device)[..., None, None]
-        return mean, std

@@ -48,6 +48,7 @@ FAMILIES = {  # imported on first use: some pipelines take seconds
     "FluxPipeline": "redif_ray.models.flux:Flux",
     "ChromaPipeline": "redif_ray.models.chroma:Chroma",
     "QwenImagePipeline": "redif_ray.models.qwen_image:QwenImage",
+    "Krea2Pipeline": "redif_ray.models.krea_2:Krea2",
     "SanaPipeline": "redif_ray.models.sana:Sana",
     "PixArtSigmaPipeline": "redif_ray.models.pixart:PixArtSigma",
     "PixArtAlphaPipeline": "redif_ray.models.pixart:PixArtAlpha",

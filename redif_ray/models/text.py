@@ -236,8 +236,8 @@ class TextModel(LatentModel):
 
     @property
     def _options(self) -> dict[str, Any]:
-        """The options in the index, without the classes of the parts."""
-        return {k: v for k, v in self.index.items() if not k.startswith("_") and not isinstance(v, list)}
+        """The options in the index, without the classes of the parts, which are lists of words."""
+        return {k: v for k, v in self.index.items() if not k.startswith("_") and not _is_class(v)}
 
     @torch.no_grad()
     def _encoded(self, condition: Condition) -> Encoded:
@@ -280,6 +280,11 @@ class TextModel(LatentModel):
         config = {k: v for k, v in self.config.items() if not k.startswith("_")}
         rules = [type(self).__name__, str(self.dtype), self.image_shape, config, self._options]
         self.store = EncodingStore(root, content_hash([self.frozen.files(self._encoders, digest), rules]))
+
+
+def _is_class(entry: Any) -> bool:
+    """Tell whether an entry of an index is the library and the class of a part, or null twice for an absent one."""
+    return isinstance(entry, list) and all(isinstance(word, str | None) for word in entry)
 
 
 def shifted_by_tokens(scheduler: Any, latent_shape: tuple[int, ...], patch: int) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from redif_ray.learning.discriminator import Images, student_loss, teacher_loss
+from redif_ray.models.folder import cast
 from redif_ray.models.logging import quiet
 from redif_ray.models.protocol import DiffusionModel
 from redif_ray.rewards.discriminator import DiscriminatorTerm
@@ -16,13 +17,13 @@ def ready(model: DiffusionModel) -> int:
 
     Trained weights get gradients, so that a peak leaves these out.
     """
-    others = [p for p in model.network.parameters() if p.dtype != model.dtype]
+    before = [(parameter, parameter.dtype) for parameter in model.network.parameters()]
     with quiet():
-        model.network.to(model.dtype)
+        cast(model.network, model.dtype)
     for parameter in model.network.parameters():
         if parameter.requires_grad:
             parameter.grad = torch.empty_like(parameter)
-    return sum(parameter.numel() * parameter.element_size() for parameter in others)
+    return sum(p.numel() * p.element_size() for p, dtype in before if p.dtype != dtype)
 
 
 @torch.no_grad()

@@ -19,6 +19,7 @@ from outcomes import NUMBERS, ODD, mutated
 from safetensors.torch import load_file, save_file
 from tiny_flux import write_chroma, write_flux
 from tiny_flux_2 import write_flux_2_klein
+from tiny_krea_2 import write_krea_2
 from tiny_lumina_2 import write_lumina_2
 from tiny_models import write_dit, write_unet
 from tiny_pipelines import write_edm, write_sd, write_sd3, write_sdxl
@@ -44,6 +45,7 @@ MORE = (
     write_flux,
     write_chroma,
     write_flux_2_klein,
+    write_krea_2,
     write_lumina_2,
     write_pixart,
     write_qwen_image,

@@ -11,6 +11,7 @@ from cases import mostly_long
 from diffusers import DiffusionPipeline
 from tiny_flux import write_chroma, write_flux
 from tiny_flux_2 import write_flux_2_klein
+from tiny_krea_2 import write_krea_2
 from tiny_lumina_2 import write_lumina_2
 from tiny_models import write_unet
 from tiny_pipelines import write_sd, write_sd3, write_sdxl
@@ -37,6 +38,7 @@ RIGHT: dict[str, tuple[Callable[[Path], Path], tuple[int, int] | None]] = {
     "flux 2 klein": (write_flux_2_klein, (32, 48)),
     "qwen image": (write_qwen_image, (32, 48)),
     "z image": (write_z_image, (32, 32)),
+    "krea 2": (write_krea_2, (32, 48)),
 }
 HEAD = """
 from dataclasses import replace

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ import torch
 from cases import mostly_long
 from short_runs import FAMILIES, SHORT, adapted, flat, rounds, told, written
 from smoke_runs import last_weights, plain_weights, smoke, summary
+from tiny_flux import write_flux
+from tiny_krea_2 import write_krea_2
 from tiny_models import write_dit
 from tiny_pipelines import write_sd
 from torch import Tensor
@@ -104,6 +107,13 @@ def test_rounds(overrides: tuple[str, ...], device: str, tmp_path: Path) -> None
 def test_families(name: str, device: str, tmp_path: Path) -> None:
     loop = same_on_both(device, tmp_path, *written(name, tmp_path), *adapted(name))
     assert all(p.device.type == device for part in loop.reward.teacher.parts.values() for p in part.parameters())
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("write", [write_flux, write_krea_2])
+def test_families_whose_tokens_have_positions(write: Callable[[Path], Path], device: str, tmp_path: Path) -> None:
+    teacher = f"teacher.model={write(tmp_path / 'teacher')}", "teacher.height=16", "teacher.width=16"
+    same_on_both(device, tmp_path, *teacher, *told(tmp_path), *adapted("sd3"))
 
 
 @pytest.mark.parametrize("name", mostly_long(FAMILIES, lambda name: name in ("sd", "dit")))

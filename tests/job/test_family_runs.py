@@ -13,6 +13,7 @@ import pytest
 import torch
 from smoke_runs import last_weights, smoke, summary
 from tiny_flux_2 import write_flux_2_klein
+from tiny_krea_2 import write_krea_2
 from tiny_qwen_image import write_qwen_image
 from tiny_sana import write_sana
 from tiny_z_image import write_z_image
@@ -32,6 +33,7 @@ WRITERS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "flux-2-klein": (write_flux_2_klein, "teacher.height=32 teacher.width=32"),
     "qwen-image": (write_qwen_image, "teacher.height=32 teacher.width=48"),
     "sana": (write_sana, ""),
+    "krea-2": (write_krea_2, "teacher.height=32 teacher.width=32"),
 }
 ALONE = r"""
 import re, sys

@@ -12,6 +12,7 @@ from tiny_dit import write_latent_dit
 from tiny_encoders import write_clip, write_dino
 from tiny_flux import write_flux
 from tiny_flux_2 import write_flux_2_klein
+from tiny_krea_2 import write_krea_2
 from tiny_loras import write_lora
 from tiny_pipelines import write_edm, write_sd, write_sd3, write_sdxl
 from tiny_qwen_image import write_qwen_image
@@ -35,6 +36,7 @@ RECIPES: dict[str, Callable[[Path], Path]] = {
     "flux1_dev_4step_lora": write_flux,
     "flux2_klein_4step_lora": write_flux_2_klein,
     "qwen_image_4step_lora": write_qwen_image,
+    "krea_2_4step_lora": write_krea_2,
     "sana_4step_lora": write_sana,
     "dit_xl_4step": write_latent_dit,
     **dict.fromkeys(EDM, lambda folder: write_edm(folder, channels=3)),

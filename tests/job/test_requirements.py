@@ -81,6 +81,7 @@ REAL: dict[str, tuple[Callable[[Path], Path], list[str]]] = {
     "z_image_4step_lora": (real_sizes_2025.z_image, []),
     "flux2_klein_4step_lora": (real_sizes_2025.flux_2_klein_4b, []),
     "qwen_image_4step_lora": (real_sizes_2025.qwen_image, []),
+    "krea_2_4step_lora": (real_sizes_2025.krea_2, []),
     "sana_4step_lora": (real_sizes_2025.sana_1600m, []),
     "flux1_dev_4step_lora": (flux_dev, []),
 }
