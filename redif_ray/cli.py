@@ -200,6 +200,9 @@ def sample(
     captions: Annotated[
         Path | None, typer.Option(help="A .txt file of captions, one a line, which are drawn in turn.")
     ] = None,
+    picture: Annotated[
+        Path | None, typer.Option(help="The picture that an editing model changes as the captions say.")
+    ] = None,
     height: Height = None,
     width: Width = None,
     device: Annotated[
@@ -241,6 +244,7 @@ def sample(
         label=label,
         caption=caption,
         captions=captions,
+        picture=picture,
         separate=images is not None,
         steps=steps,
         guidance=guidance,

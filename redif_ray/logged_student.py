@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import logging
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
 
 import mlflow
 import numpy as np
@@ -22,15 +22,21 @@ log = logging.getLogger(__name__)
 NAME = "student"
 CODE = Path(__file__).with_name("mlflow_model.py")
 REQUIREMENTS = ["torch", "diffusers", "transformers", "numpy", "pandas"]
-COLUMNS = {"label": (DataType.long, 0), "caption": (DataType.string, "a photo of a cat")}  # type, example
-Takes = Literal["label", "caption"] | None  # the column of conditions that a student takes
+PNG = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4//8/AAX+Av4N70a4AAAAAElFTkSuQmCC"  # a white pixel
+)
+COLUMNS = {  # type, example
+    "label": (DataType.long, 0),
+    "caption": (DataType.string, "a photo of a cat"),
+    "picture": (DataType.binary, PNG),
+}
 
 
 def log_student(
     tracker: Tracker,
     student: Path,
     *,
-    takes: Takes,
+    takes: Sequence[str],
     image_shape: Sequence[int],
     step: int,
     metrics: Mapping[str, float],
@@ -38,7 +44,7 @@ def log_student(
 ) -> None:
     """Log the folder of an exported student as a model that `mlflow.pyfunc.load_model` loads and samples from.
 
-    takes: the column of conditions in the model's input, beside `seed`. image_shape: (C, H, W) of its images.
+    takes: columns of conditions in the model's input, beside `seed`; of `COLUMNS`. image_shape: (C, H, W) of images.
     step: the policy's version. metrics: the trained student's own, which are shown with the run and with the model.
     name: of the registered model that gets a new version. A store without a registry gets the model alone.
     """
@@ -53,7 +59,7 @@ def log_student(
             artifacts={NAME: str(student)},
             pip_requirements=REQUIREMENTS,
             signature=signature(takes, image_shape),
-            input_example=pd.DataFrame({"seed": [0]} | ({takes: [COLUMNS[takes][1]]} if takes else {})),
+            input_example=pd.DataFrame({"seed": [0]} | {name: [COLUMNS[name][1]] for name in takes}),
             mlflow_model=Model(
                 artifact_path=model.artifact_location,
                 run_id=tracker.run_id,
@@ -68,11 +74,9 @@ def log_student(
     _register(tracker, model.model_id, name)
 
 
-def signature(takes: Takes, image_shape: Sequence[int]) -> ModelSignature:
+def signature(takes: Sequence[str], image_shape: Sequence[int]) -> ModelSignature:
     """Return what the model takes, a row an image, and what it gives; see `log_student`."""
-    columns = [ColSpec(DataType.long, "seed")]
-    if takes is not None:
-        columns.append(ColSpec(COLUMNS[takes][0], takes))
+    columns = [ColSpec(DataType.long, "seed"), *(ColSpec(COLUMNS[name][0], name) for name in takes)]
     images = TensorSpec(np.dtype(np.float32), (-1, *image_shape), "images")
     return ModelSignature(Schema(columns), Schema([images]))
 

@@ -1,11 +1,13 @@
 """The student as an MLflow model; MLflow logs this file as the model's code.
 
-`predict` takes rows with a `seed` and, if the student has classes, a `label`, or if it takes captions, a `caption`.
+`predict` takes rows with a `seed` and, if the student has classes, a `label`, or if it takes captions, a `caption`, and
+if it changes pictures, a `picture`, the bytes of an image file.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ import mlflow
 import numpy as np
 import pandas as pd
 import torch
+from PIL import Image, ImageOps
 
 
 class Student(mlflow.pyfunc.PythonModel):
@@ -35,21 +38,27 @@ class Student(mlflow.pyfunc.PythonModel):
     def predict(self, context: Any, model_input: pd.DataFrame, params: Any = None) -> np.ndarray:
         """Return images [n, C, H, W] float32 in [0, 1], one per row.
 
-        model_input: the columns of the model's signature, `seed`, and `label` or `caption` where the student takes
-            conditions.
+        model_input: the columns of the model's signature, `seed`, and `label`, or `caption` and `picture`, where the
+            student takes conditions.
         """
         generators = [torch.Generator().manual_seed(int(seed)) for seed in model_input["seed"]]
         if self.captions:
-            return self._captions(list(model_input["caption"]), generators)
+            pictures = list(model_input["picture"]) if "picture" in model_input else None
+            return self._captions(list(model_input["caption"]), generators, pictures)
         noise = torch.stack([torch.randn(self.student.shape, generator=generator) for generator in generators])
         labels = torch.tensor([int(v) for v in model_input["label"]]) if "label" in model_input else None
         images: np.ndarray = self.student(noise, labels).numpy()
         return images
 
-    def _captions(self, captions: list[str], generators: list[torch.Generator]) -> np.ndarray:
+    def _captions(
+        self, captions: list[str], generators: list[torch.Generator], pictures: list[bytes] | None
+    ) -> np.ndarray:
         """Sample with diffusers' own pipeline, as the code of the model card does."""
         call = self.settings["pipeline_call"].items()
         each = {key: [value] * len(captions) if isinstance(value, str) else value for key, value in call}
+        if pictures is not None:
+            size = self.settings["pipeline_call"]["width"], self.settings["pipeline_call"]["height"]
+            each["image"] = [ImageOps.fit(Image.open(io.BytesIO(data)).convert("RGB"), size) for data in pictures]
         images = self.pipeline(prompt=captions, generator=generators, output_type="np", **each).images
         return np.ascontiguousarray(images.transpose(0, 3, 1, 2))
 

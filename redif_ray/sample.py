@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemaining
 
 from redif_ray.config import Precision
 from redif_ray.data.captions import read_column
+from redif_ray.data.pictures import PictureStore
 from redif_ray.data.schedule_file import FoundFor, differences, read_schedule
 from redif_ray.diffusion import noise, schedules, solvers
 from redif_ray.diffusion.levels import VarianceExploding
@@ -26,6 +27,7 @@ from redif_ray.errors import UserError
 from redif_ray.evaluation.grids import as_picture, write_grid
 from redif_ray.models.captions import caption_warnings
 from redif_ray.models.device import sampling_device, sampling_dtype
+from redif_ray.models.edit import EditModel
 from redif_ray.models.folder import SETTINGS, student_settings
 from redif_ray.models.foreign import loading
 from redif_ray.models.protocol import DiffusionModel
@@ -36,7 +38,7 @@ from redif_ray.planning import factory
 from redif_ray.planning.paths import warn_of_differences
 from redif_ray.runs.deployed import deployed_weights
 from redif_ray.runs.folder import RunError, latest_checkpoint, stored_config
-from redif_ray.types import Condition
+from redif_ray.types import Condition, Edit, told
 
 COUNT = 40  # images where neither a number nor captions are given
 BATCH = 50  # images at once, fewer for a large model
@@ -65,23 +67,31 @@ class LoadedStudent:
         *,
         count: int | None = None,
         label: int | None = None,
+        picture: str | Path | None = None,
         seed: int = 0,
         guidance: float | None = None,
     ) -> list[Image.Image]:
         """Return images as PIL images, each from a noise of its own, which is the same for the same seed.
 
-        captions: what to draw, in turn. label: the only class to draw; None: the classes in turn.
+        captions: what to draw, in turn. label: the only class to draw; None: the classes in turn. picture: the file of
+        the picture that an editing model changes as the captions say.
         count: number of images; None: one for each caption or class, or one.
         guidance: classifier-free guidance; None: the student's own, or 1.
         Raises UserError for conditions or guidance that the model does not take.
         """
         texts = [captions] if isinstance(captions, str) else captions
         classes = 1 if label is not None else self.model.num_classes or 1
-        conditions = self.conditions(count or (classes if texts is None else len(texts)), label, texts)
+        conditions = self.conditions(count or (classes if texts is None else len(texts)), label, texts, picture)
         return [as_picture(image) for batch in self.batches(conditions, seed, guidance) for image in batch]
 
-    def conditions(self, number: int, label: int | None, captions: Sequence[str] | None) -> list[Condition]:
+    def conditions(
+        self, number: int, label: int | None, captions: Sequence[str] | None, picture: str | Path | None = None
+    ) -> list[Condition]:
         """Return the condition of each of `number` images. Raises UserError where the model does not take it."""
+        changes = isinstance(self.model, EditModel)
+        if changes != (picture is not None) or (changes and captions is None):
+            what = "changes a picture as a caption says; give --picture FILE and --caption TEXT"
+            raise UserError(f"{self.source} {what if changes else f'takes no picture; leave out --picture {picture}'}")
         classes = self.model.num_classes
         if label is not None and (classes is None or not 0 <= label < classes):
             has = "no classes" if classes is None else f"classes 0 to {classes - 1}"
@@ -93,10 +103,24 @@ class LoadedStudent:
         if captions is not None:
             for text in caption_warnings(self.model, captions):
                 log.warning("%s does not read all of what it is to draw: %s", self.source, text)
+            if picture is not None:
+                return self._edits(picture, [captions[i % len(captions)] for i in range(number)])
             return [captions[i % len(captions)] for i in range(number)]
         if classes is None:
             return [None] * number
         return [label if label is not None else i % classes for i in range(number)]
+
+    def _edits(self, picture: str | Path, captions: Sequence[str]) -> list[Condition]:
+        assert isinstance(self.model, EditModel)
+        _, height, width = self.model.image_shape
+        try:
+            data = Path(picture).read_bytes()
+        except OSError as error:
+            raise UserError(f"--picture {picture} cannot be read: {error}") from error
+        if self.model.pictures is None:
+            self.model.pictures = PictureStore()
+        name = self.model.pictures.keep(data, f"--picture {picture}", (height, width))
+        return [Edit(caption, name) for caption in captions]
 
     def batches(self, conditions: list[Condition], seed: int, guidance: float | None = None) -> Iterator[np.ndarray]:
         """Yield the images [b, C, H, W], float in [0, 1], of these conditions, some at a time."""
@@ -118,6 +142,7 @@ def sample(
     label: int | None = None,
     caption: str | None = None,
     captions: Path | None = None,
+    picture: Path | None = None,
     separate: bool = False,
     steps: int = 20,
     guidance: float | None = None,
@@ -134,6 +159,7 @@ def sample(
     count: number of images; None: one for each of `captions`, or `COUNT`.
     label, caption: the condition of all images; None: the classes in turn, or no condition.
     captions: a file of captions, one a line, which are drawn in turn.
+    picture: the file of the picture that an editing model changes as the captions say.
     separate: `out` is a new folder instead, with one PNG an image and `METADATA`, which names each file's condition.
     guidance: classifier-free guidance; None: the guidance of the student, or 1. The other arguments are those of
         `load`.
@@ -157,7 +183,7 @@ def sample(
     )
     texts = _captions(caption, captions)
     number = count or (COUNT if texts is None or captions is None else len(texts))
-    conditions = loaded.conditions(number, label, texts)
+    conditions = loaded.conditions(number, label, texts, picture)
     drawn = _counted(loaded.batches(conditions, seed, guidance), number, console or Console(quiet=True))
     if schedule is not None:
         _warn_of_other_guidance(schedule, loaded, guidance)
@@ -256,7 +282,7 @@ def _write_files(folder: Path, drawn: Iterator[np.ndarray], conditions: list[Con
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
     for i, image in enumerate(image for batch in drawn for image in batch):
-        name, condition = f"{i:05d}.png", conditions[i]
+        name, condition = f"{i:05d}.png", told(conditions[i])
         as_picture(image).save(folder / name)
         key = "caption" if isinstance(condition, str) else "label"
         rows.append({"file_name": name, **({} if condition is None else {key: condition})})

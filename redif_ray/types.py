@@ -12,14 +12,38 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
 from redif_ray.diffusion.noise import Stream
 
-Condition = int | str | None  # a class label, a caption, or nothing
 PICTURES = 10  # the first groups of a stream, whose images are kept as pictures
 LARGEST = 512  # most pixels along an edge of a picture
+
+
+class Edit(NamedTuple):
+    """The condition of an editing model: a picture, and the caption that says how it is to change.
+
+    picture: its name in the store of pictures (`redif_ray.data.pictures`), the hash of its file, so that messages carry
+    no pixels. An edit is a tuple, which JSON and thereby the names of stored targets have without another rule.
+    """
+
+    caption: str
+    picture: str
+
+
+Condition = int | str | Edit | None  # a class label, a caption, a caption for a picture, or nothing
+
+
+def from_json(value: int | str | list[str] | None) -> Condition:
+    """Return the condition that JSON holds as `value`: an edit is a list there."""
+    return Edit(*value) if isinstance(value, list) else value
+
+
+def told(condition: Condition) -> int | str | None:
+    """Return what rewards, judges and reports know of a condition: of an edit, its caption."""
+    return condition.caption if isinstance(condition, Edit) else condition
 
 
 @dataclass(frozen=True, slots=True)

@@ -129,7 +129,12 @@ def stable_diffusion_35_medium(folder: Path) -> Path:
     )
 
 
-def flux_dev(folder: Path) -> Path:
+def flux_kontext(folder: Path) -> Path:
+    """FLUX.1-dev's parts; 11.9 G parameters in the network."""
+    return flux_dev(folder, "FluxKontextPipeline")
+
+
+def flux_dev(folder: Path, kind: str = "FluxPipeline") -> Path:
     """11.9 G parameters in the network, 128 x 128 x 16 latents; `flux_family.py` loads it."""
     with META:
         network = FluxTransformer2DModel(guidance_embeds=True)
@@ -145,7 +150,7 @@ def flux_dev(folder: Path) -> Path:
     )
     return index(
         folder,
-        "FluxPipeline",
+        kind,
         transformer=["diffusers", "FluxTransformer2DModel"],
         vae=["diffusers", "AutoencoderKL"],
         text_encoder=["transformers", "CLIPTextModel"],

@@ -10,6 +10,8 @@ import pytest
 import second_device
 import torch
 from PIL import Image
+from tiny_edits import drawn
+from tiny_flux import write_kontext
 from tiny_models import normal, write_dit
 from tiny_pipelines import write_sd, write_sd3
 from tiny_pixart import write_pixart
@@ -25,6 +27,7 @@ from redif_ray.models.registry import load_model, load_teacher
 from redif_ray.models.student import get_weights, make_student, set_weights
 from redif_ray.planning import factory
 from redif_ray.sample import draw, sample
+from redif_ray.sample import load as load_student
 
 
 def pixels(path: Path) -> np.ndarray:
@@ -52,6 +55,33 @@ def test_each_caption_of_a_file_has_its_image(tmp_path: Path) -> None:
     np.testing.assert_array_equal(first, pixels(tmp_path / "each" / "00000.png"))
     sample(str(model), tmp_path / "one.png", seed=0, steps=2, caption="a cat", count=1, size=(16, 24))
     np.testing.assert_array_equal(pixels(tmp_path / "one.png")[::3, ::3], first)  # a picture enlarges small images
+
+
+def test_a_picture_is_changed_as_captions_say(tmp_path: Path) -> None:
+    model, options = write_kontext(tmp_path / "m"), {"seed": 0, "steps": 2, "size": (16, 24)}
+    for i in range(2):
+        drawn(i, (20, 24)).save(tmp_path / f"{i}.jpg")
+    loaded = load_student(str(model), steps=2, size=(16, 24))
+    first, same, other = (
+        np.array(loaded.sample("a cat", count=1, picture=tmp_path / f"{i}.jpg")[0]).astype(int) for i in (0, 0, 1)
+    )
+    np.testing.assert_array_equal(first, same)
+    assert not np.array_equal(first, other)
+    call = {**options, "caption": "a cat", "picture": tmp_path / "0.jpg", "count": 1}
+    assert sample(str(model), tmp_path / "each", separate=True, **call) == 1  # type: ignore[arg-type]
+    assert rows(tmp_path / "each") == [{"file_name": "00000.png", "caption": "a cat"}]
+    np.testing.assert_array_equal(pixels(tmp_path / "each" / "00000.png"), first)
+    (tmp_path / "no.png").write_text("no image")
+    for wrong, message in (
+        ({"picture": None}, "changes a picture as a caption says; give --picture FILE and --caption TEXT"),
+        ({"caption": None}, "changes a picture as a caption says"),
+        ({"picture": tmp_path / "absent.png"}, "absent.png cannot be read"),
+        ({"picture": tmp_path / "no.png"}, "no.png is not an image that can be read"),
+    ):
+        with pytest.raises(UserError, match=message):
+            sample(str(model), tmp_path / "no", separate=True, **call | wrong)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"takes no picture; leave out --picture .*0.jpg"):
+        sample(str(write_sd(tmp_path / "sd")), tmp_path / "x.png", **call)  # type: ignore[arg-type]
 
 
 def test_captions_that_are_read_in_part_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

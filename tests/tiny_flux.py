@@ -14,6 +14,7 @@ from diffusers import (
     ChromaPipeline,
     ChromaTransformer2DModel,
     FlowMatchEulerDiscreteScheduler,
+    FluxKontextPipeline,
     FluxPipeline,
     FluxTransformer2DModel,
 )
@@ -55,13 +56,18 @@ def vae() -> AutoencoderKL:
     return model
 
 
-def write_flux(folder: Path, *, dev: bool = True, dtype: torch.dtype = torch.float32) -> Path:
+def write_kontext(folder: Path, *, dtype: torch.dtype = torch.float32) -> Path:
+    """Write FLUX.1 Kontext, whose parts are those of FLUX.1-dev."""
+    return write_flux(folder, dtype=dtype, kind=FluxKontextPipeline)
+
+
+def write_flux(folder: Path, *, dev: bool = True, dtype: torch.dtype = torch.float32, kind: Any = FluxPipeline) -> Path:
     """Write FLUX.1-dev, or else FLUX.1-schnell."""
     with torch.random.fork_rng(devices=[]):
         transformer = FluxTransformer2DModel(**NETWORK, pooled_projection_dim=WIDTH, guidance_embeds=dev)
     randomise(transformer, 0.2)
     tokenizer, encoder = t5()
-    pipeline = FluxPipeline(
+    pipeline = kind(
         transformer=transformer,
         vae=vae(),
         text_encoder=clip(1, projection=False),

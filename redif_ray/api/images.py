@@ -59,6 +59,7 @@ def sample_images(
     *,
     count: int | None = None,
     label: int | None = None,
+    picture: str | Path | None = None,
     seed: int = 0,
     guidance: float | None = None,
     steps: int = 20,
@@ -73,6 +74,7 @@ def sample_images(
 
     model: a run, its folder, an exported student, a diffusers folder, a checkpoint in one file or a shipped teacher.
     captions: what to draw, in turn. label: the only class to draw; None: the classes in turn.
+    picture: the file of the picture that an editing model changes as the captions say.
     count: number of images; None: one for each caption or class, or one.
     guidance: classifier-free guidance; None: the student's own, or 1.
     steps: number of steps of a model that has no schedule of its own.
@@ -92,7 +94,7 @@ def sample_images(
         device=device,
         precision=precision,
     )
-    return loaded.sample(captions, count=count, label=label, seed=seed, guidance=guidance)
+    return loaded.sample(captions, count=count, label=label, picture=picture, seed=seed, guidance=guidance)
 
 
 def _name(model: str | Path | DistilledRun) -> str:

@@ -256,7 +256,8 @@ class Conditions(Strict):
     source: Uri | None = Field(
         None,
         description="Captions or labels: a file (.txt, .csv, .jsonl, .parquet or .tar), a folder of images with "
-        "captions or of such files, a URI or a shipped list. null is the shipped prompts, or all classes.",
+        "captions or of such files, a URI or a shipped list. null is the shipped prompts, or all classes. An editing "
+        "teacher takes the pictures too: a folder of images with captions, or Parquet with source_image.",
     )
     column: str | None = Field(
         None, description="Column of the source. null looks for a usual name, such as caption, text, label or class."

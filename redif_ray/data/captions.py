@@ -12,6 +12,7 @@ import pyarrow as pa
 from redif_ray.config import ConfigError
 from redif_ray.data.errors import DataError
 from redif_ray.data.findings import Findings
+from redif_ray.data.layouts import columns
 from redif_ray.data.layouts.files import File, is_uri, lines_of
 from redif_ray.data.layouts.rows import Row, Wanted
 from redif_ray.data.layouts.source import read_source
@@ -56,6 +57,22 @@ def read_captions(
     return [(caption, _metadata(row, wanted, where)) for caption, row in found]
 
 
+def read_edits(source: str, column: str | None, *, findings: Findings | None = None) -> Iterator[tuple[str, Row]]:
+    """Yield each caption in `source` with its row, whose image is the picture that it changes; see `read_column`.
+
+    Raises ConfigError naming the key, also for a source without pictures.
+    """
+    where = f"conditions.source={source}"
+    wanted = Wanted("captions", column=column, pictures=True)
+    for caption, row in _cells(source, wanted, str, where, findings or Findings(source)):
+        if row.image is None:
+            raise ConfigError(
+                f"{where} holds captions alone; this teacher changes pictures, so expected a folder of images with a "
+                f"metadata.jsonl of file_name and caption, or Parquet with {' or '.join(columns.SOURCES[:2])}"
+            )
+        yield caption, row
+
+
 def _metadata(row: Row, wanted: Wanted, where: str) -> Metadata:
     if row.metadata is None and wanted.metadata:
         columns = ", ".join(wanted.metadata)
@@ -74,9 +91,11 @@ def _as_json(value: Any, where: str) -> Any:
         ) from None
 
 
-def _cells(source: str, wanted: Wanted, kind: type[Value], where: str, findings: Findings) -> list[tuple[Value, Row]]:
-    """Return each value of `kind`, with the row that has it. Raises ConfigError."""
-    found: list[tuple[Value, Row]] = []
+def _cells(
+    source: str, wanted: Wanted, kind: type[Value], where: str, findings: Findings
+) -> Iterator[tuple[Value, Row]]:
+    """Yield each value of `kind`, with the row that has it. Raises ConfigError."""
+    empty = True
     try:
         for row in _rows(source, wanted, where, findings):
             cell = row.label if kind is int else row.caption
@@ -85,12 +104,12 @@ def _cells(source: str, wanted: Wanted, kind: type[Value], where: str, findings:
                     raise ConfigError(
                         f"{where} holds {brief(value)}; expected {_expected(kind)} in every row ({row.where})"
                     )
-                found.append((value, row))
+                empty = False
+                yield value, row
     except (DataError, OSError, pa.ArrowException) as error:
         raise ConfigError(f"{where} cannot be read: {error}") from error
-    if not found:
+    if empty:
         raise ConfigError(f"{where} holds nothing; expected {_expected(kind)} in every row")
-    return found
 
 
 def _expected(kind: type) -> str:

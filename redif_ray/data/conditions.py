@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import unicodedata
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
@@ -19,12 +19,13 @@ import numpy as np
 
 from redif_ray import config
 from redif_ray.config import ConfigError
-from redif_ray.data.captions import PROMPTS, Metadata, read_captions, read_column
+from redif_ray.data.captions import PROMPTS, Metadata, read_captions, read_column, read_edits
+from redif_ray.data.errors import DataError
 from redif_ray.data.findings import Findings
 from redif_ray.diffusion import noise
 from redif_ray.diffusion.noise import Stream
 from redif_ray.errors import brief
-from redif_ray.types import Condition
+from redif_ray.types import Condition, Edit, from_json, told
 
 CONDITIONS = "conditions.json"  # the file in a run folder
 REPORTED = (Stream.HELD_OUT, Stream.REFERENCE, Stream.DIVERSITY)  # streams of the final evaluation and its reference
@@ -60,8 +61,8 @@ class Conditions:
     def from_json(cls, text: str) -> Conditions:
         """Read the text that `to_json` returned. Raises ValueError."""
         fields = json.loads(text)
-        told = fields.get("metadata", {})
-        return cls(tuple(fields["training"]), tuple(fields["held_out"]), fields["seed"], metadata=told)
+        training, held_out = (tuple(map(from_json, fields[name])) for name in ("training", "held_out"))
+        return cls(training, held_out, fields["seed"], metadata=fields.get("metadata", {}))
 
 
 @lru_cache(maxsize=8)
@@ -79,24 +80,38 @@ def plain(caption: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", seen).split())
 
 
-def share(caption: str) -> float:
-    """Return the hash of a caption, the same for all its spellings, as a number in [0, 1)."""
-    return int.from_bytes(hashlib.sha256(plain(caption).encode()).digest()[:8]) / 2**64
+def share(condition: str | Edit) -> float:
+    """Return the hash of a caption, the same for all its spellings, or that of an edit's picture, in [0, 1)."""
+    text = f"picture {condition.picture}" if isinstance(condition, Edit) else plain(condition)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) / 2**64
 
 
-def load_conditions(wanted: config.Conditions, *, num_classes: int | None, captions: bool, seed: int) -> Conditions:
+def load_conditions(
+    wanted: config.Conditions,
+    *,
+    num_classes: int | None,
+    captions: bool,
+    seed: int,
+    keep: Callable[[bytes, str], str] | None = None,
+) -> Conditions:
     """Return the conditions of a run. Raises ConfigError naming the key.
 
-    num_classes: of the model; None: the model has no classes. captions: whether the model takes captions.
+    num_classes: of the model; None: the model has no classes. captions: whether the model takes captions. keep: for a
+    model that changes pictures, the function that keeps one, of the bytes of a file and its name in errors, and returns
+    the picture's name.
     """
     kind = wanted.kind
     if kind == "auto":
         kind = "text" if captions else "none" if num_classes is None else "class"
+    if keep is not None and kind != "text":
+        raise ConfigError(f"conditions.kind={kind}: this teacher changes pictures by captions; expected auto or text")
     if kind == "text":
         if not captions:
             possible = "none" if num_classes is None else "class"
             raise ConfigError(f"conditions.kind=text: this teacher takes no captions; expected auto or {possible}")
         _refuse(wanted, "classes", "a text-to-image teacher has no classes")
+        if keep is not None:
+            return _edits(wanted, seed, keep)
         source = wanted.source or PROMPTS
         findings = Findings(str(source))
         rows = read_captions(source, wanted.column, wanted.metadata, findings=findings)
@@ -116,25 +131,47 @@ def load_conditions(wanted: config.Conditions, *, num_classes: int | None, capti
     return _classes(wanted, num_classes, seed)
 
 
-def split(captions: Sequence[str], held_out: float, seed: int) -> Conditions:
+def _edits(wanted: config.Conditions, seed: int, keep: Callable[[bytes, str], str]) -> Conditions:
+    if wanted.source is None:
+        raise ConfigError(
+            "conditions.source is not set, and this teacher changes pictures; give a folder of images with a "
+            "metadata.jsonl of file_name and caption, or Parquet files with source_image and caption"
+        )
+    if wanted.metadata:
+        raise ConfigError(f"conditions.metadata={list(wanted.metadata)}: not read beside pictures; remove the key")
+    findings, found = Findings(str(wanted.source)), list[Edit]()
+    try:
+        for caption, row in read_edits(wanted.source, wanted.column, findings=findings):
+            assert row.image is not None
+            found.append(Edit(caption, keep(row.image(), row.where)))
+    except (DataError, OSError) as error:
+        raise ConfigError(f"conditions.source={wanted.source} cannot be read: {error}") from error
+    conditions = split(found, wanted.held_out, seed)
+    return replace(conditions, notes=(*conditions.notes, *findings.omissions()))
+
+
+def split(conditions: Sequence[str | Edit], held_out: float, seed: int) -> Conditions:
     """Split captions into training and held-out ones, whose `share` is below `held_out`; 0: all are both.
 
-    Of captions that are equal, or differ in spelling alone (`plain`), the first is kept.
+    Of captions that are equal, or differ in spelling alone (`plain`), the first is kept; so of edits of one picture. A
+    picture is held out with all its captions.
     """
-    first: dict[str, str] = {}
-    for caption in captions:
+    first: dict[tuple[str, str | None], str | Edit] = {}
+    for condition in conditions:
+        caption = told(condition)
         if not isinstance(caption, str) or not (spelling := plain(caption)):
             raise ConfigError(f"the caption {brief(caption)} is not a text of visible characters; leave it out")
         if any("\ud800" <= character <= "\udfff" for character in caption):
             raise ConfigError(
                 f"the caption {brief(caption)} is no valid text: it holds half of a surrogate pair; mend it"
             )
-        first.setdefault(spelling, caption)
+        first.setdefault((spelling, condition.picture if isinstance(condition, Edit) else None), condition)
     unique = list(first.values())
-    note = f"captions: {len(captions):,}"
-    if len(unique) < len(captions):
+    kind = "captions of pictures" if any(isinstance(each, Edit) for each in unique) else "captions"
+    note = f"{kind}: {len(conditions):,}"
+    if len(unique) < len(conditions):
         note += (
-            f", of which {len(captions) - len(unique):,} repeat another one, or differ in case, spaces or form alone"
+            f", of which {len(conditions) - len(unique):,} repeat another one, or differ in case, spaces or form alone"
         )
     if held_out == 0:
         return Conditions(tuple(unique), tuple(unique), seed, (f"{note}; {len(unique):,} train and evaluate",))

@@ -1,6 +1,7 @@
-"""The store of encoded captions: one compressed safetensors file a caption, found by the hash of its text.
+"""The store of encoded captions: one compressed safetensors file a caption, found by the hash of its text, and
+one for each picture with its caption.
 
-    <root>/<hash of the encoders>/<sha256 of the caption>.safetensors.zst
+    <root>/<hash of the encoders>/<sha256 of the condition>.safetensors.zst
 
 The first worker that needs a caption encodes it, and all others read the same bytes. Tensors keep the dtype in which
 the encoders made them, which is 16 bits where these compute in 16 bits. The states of padded tokens are stored, because
@@ -11,6 +12,7 @@ channels that CLIP's states lack beside T5's, takes no room once compressed. Fil
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from torch import Tensor
 
 from redif_ray.errors import UserError
 from redif_ray.files import atomic_file
+from redif_ray.types import Edit
 
 
 class EncodingStoreError(UserError, RuntimeError):
@@ -28,7 +31,7 @@ class EncodingStoreError(UserError, RuntimeError):
 
 
 class EncodingStore:
-    """A store of tensors by name for each caption; the caption None stands for no caption."""
+    """A store of tensors by name for each caption or edit; None stands for no caption."""
 
     def __init__(self, root: str | Path, identity: str) -> None:
         """Create the folder, named by `identity`, a hash of all that decides an encoding. Raises EncodingStoreError."""
@@ -41,11 +44,12 @@ class EncodingStore:
                 "that can be written"
             ) from error
 
-    def path(self, caption: str | None) -> Path:
-        name = "none" if caption is None else hashlib.sha256(caption.encode()).hexdigest()
+    def path(self, caption: str | Edit | None) -> Path:
+        text = json.dumps(caption) if isinstance(caption, Edit) else caption
+        name = "none" if text is None else hashlib.sha256(text.encode()).hexdigest()
         return self.folder / f"{name}.safetensors.zst"
 
-    def get(self, caption: str | None) -> dict[str, Tensor] | None:
+    def get(self, caption: str | Edit | None) -> dict[str, Tensor] | None:
         """Return a caption's tensors on the CPU, or None if none are stored yet. Raises EncodingStoreError."""
         path = self.path(caption)
         try:
@@ -56,7 +60,7 @@ class EncodingStore:
         except (SafetensorError, OSError) as error:
             raise EncodingStoreError(f"{path} is corrupt ({error}); delete it, and it is encoded again") from error
 
-    def put(self, caption: str | None, tensors: Mapping[str, Tensor]) -> None:
+    def put(self, caption: str | Edit | None, tensors: Mapping[str, Tensor]) -> None:
         """Store a caption's tensors. Raises EncodingStoreError if the disk fails."""
         path = self.path(caption)
         try:

@@ -15,18 +15,19 @@ import numpy as np
 from redif_ray.diffusion import noise
 from redif_ray.diffusion.noise import Stream
 from redif_ray.evaluation.features import Draw
+from redif_ray.types import Condition, told
 
 LEVEL = 0.95
 Statistic = Callable[..., float]
 
 
-def captions_of(conditions: Sequence[object]) -> list[str] | None:
+def captions_of(conditions: Sequence[Condition]) -> list[str] | None:
     """Return the samples' captions, the labels of their clusters, or None if any condition is not a caption.
 
     Captions are drawn from a larger population, so they are resampled. Classes are the whole population, so they are
     held fixed.
     """
-    captions = [condition for condition in conditions if isinstance(condition, str)]
+    captions = [condition for condition in map(told, conditions) if isinstance(condition, str)]
     return captions if captions and len(captions) == len(conditions) else None
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from redif_ray.evaluation.encoders import Encoder, embedded, fit
 from redif_ray.evaluation.paired import mse
-from redif_ray.types import LARGEST, PICTURES, Seen, WorkUnit
+from redif_ray.types import LARGEST, PICTURES, Seen, WorkUnit, told
 
 
 def see(
@@ -24,15 +24,16 @@ def see(
 
     terms: their reward terms, [G] each. encoder: the judge's encoder, which is on the images' device; None: no judge.
     """
+    conditions = tuple(told(condition) for condition in unit.conditions)
     features = None if encoder is None else embedded(encoder, images, images.device)
     shown = [i for i, group in enumerate(unit.groups) if group < PICTURES]
     return Seen(
-        unit.conditions,
+        conditions,
         mse(images, teacher),
         dict(terms),
         float(teacher.min()),
         features,
-        {} if encoder is None or features is None else fit(encoder, features, unit.conditions),
+        {} if encoder is None or features is None else fit(encoder, features, conditions),
         picture(images[shown]),
         picture(teacher[shown]),
     )

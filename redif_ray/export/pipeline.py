@@ -58,23 +58,32 @@ def pipeline_recipe(student: TextModel, schedule: Schedule, guidance: float) -> 
     whole = sampling_dtype(None, student.frozen.folder, "cuda") == torch.float32
     gpu_dtype = "float32" if whole else "bfloat16"  # which holds what overflows in a VAE's float16
     arguments = levels, student.pipeline_options, student.pipeline_guidance(guidance)
+    picture = student.image_shape[1:] if student.takes_pictures else None
     needs = NEEDS.format(more="".join(f" {name}" for name in student.also_needs))
     call = {name: value for each in arguments for name, value in each.items()}
-    return Recipe(scheduler, sigmas, _code(kind, arguments, gpu_dtype), needs, gpu_dtype=gpu_dtype, call=call)
+    return Recipe(scheduler, sigmas, _code(kind, arguments, gpu_dtype, picture), needs, gpu_dtype=gpu_dtype, call=call)
 
 
-def _code(kind: str, arguments: Iterable[Mapping[str, Any]], gpu_dtype: str) -> str:
-    """Return the card's Python. arguments: those of the pipeline's call, a line for each mapping."""
+def _code(
+    kind: str, arguments: Iterable[Mapping[str, Any]], gpu_dtype: str, picture: tuple[int, ...] | None = None
+) -> str:
+    """Return the card's Python. arguments: those of the pipeline's call, a line for each mapping.
+
+    picture: (height, width) of the picture that the model changes, if it takes one.
+    """
+    fitted = f'ImageOps.fit(Image.open("picture.png").convert("RGB"), {picture[::-1]})' if picture else None
     lines = [", ".join(f"{name}={_shown(value)}" for name, value in each.items()) for each in arguments if each]
     return "\n".join(
         [
             "import torch",
             f"from diffusers import {kind}",
+            *(["from PIL import Image, ImageOps"] if fitted else []),
             'folder = "."  # the folder of this file',
             f'device, dtype = ("cuda", torch.{gpu_dtype}) if torch.cuda.is_available() else ("cpu", torch.float32)',
             f"pipe = {kind}.from_pretrained(folder, {WHOLE}).to(device)",
             "image = pipe(",
             f'    prompt="{CAPTION}",',  # the first argument of some pipelines is an image
+            *([f"    image={fitted},  # to change"] if fitted else []),
             *(f"    {line}," for line in lines),
             "    generator=torch.Generator().manual_seed(0),",
             ").images[0]",

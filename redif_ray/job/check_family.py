@@ -6,29 +6,33 @@ Each check is a function of a `Subject` that returns what it measured, and raise
 
 from __future__ import annotations
 
+import io
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from redif_ray.config import Lora, Teacher
+from redif_ray.data.pictures import PictureStore
 from redif_ray.diffusion import schedules, solvers
 from redif_ray.diffusion.levels import Level, VarianceExploding
 from redif_ray.diffusion.schedules import Schedule
 from redif_ray.export import export_student
 from redif_ray.export.pipeline import pipeline_recipe
+from redif_ray.models.edit import EditModel
 from redif_ray.models.folder import component_folder
 from redif_ray.models.headers import variant_of
 from redif_ray.models.logging import quiet
-from redif_ray.models.protocol import DiffusionModel, ModelError
+from redif_ray.models.protocol import DiffusionModel, Encoded, ModelError
 from redif_ray.models.registry import fingerprint, load_model, load_teacher, model_folder, teacher_outline
 from redif_ray.models.student import make_student, trainable
 from redif_ray.models.text import TextModel
-from redif_ray.types import Condition
+from redif_ray.types import Condition, Edit
 
 CAPTIONS = ("a red fox", "two blue squares left of a large yellow circle, on a table by the window")
 STEPS, GUIDANCE = 4, 2.5
@@ -58,12 +62,30 @@ class Subject:
     model: DiffusionModel
     teacher: Teacher
     folder: Path
+    store: PictureStore = field(default_factory=PictureStore)  # of `pictures`
 
     @property
     def conditions(self) -> list[Condition]:
+        if self.model.takes_pictures:
+            kept = [self.store.keep(_png(picture), "a picture", picture.size[::-1]) for picture in self.pictures]
+            return [Edit(caption, name) for caption, name in zip(CAPTIONS, kept, strict=True)]
         if self.model.takes_captions:
             return list(CAPTIONS)
         return [None, None] if self.model.num_classes is None else [0, self.model.num_classes - 1]
+
+    @property
+    def pictures(self) -> list[Image.Image]:
+        """The pictures of an editing model's conditions: colours that grow to the bottom, and to the right."""
+        _, height, width = self.model.image_shape
+        ramps = torch.meshgrid(torch.linspace(0, 255, height), torch.linspace(0, 255, width), indexing="ij")
+        pixels = [torch.stack([one, 255 - one, other], 2).byte() for one, other in (ramps, ramps[::-1])]
+        return [Image.fromarray(each.numpy()) for each in pixels]
+
+    def encoded(self, model: DiffusionModel, rows: list[Condition]) -> Encoded:
+        """Return the encodings of conditions of this subject for one of its models."""
+        if isinstance(model, EditModel):
+            model.pictures = self.store
+        return model.encode(rows)
 
     @property
     def size(self) -> dict[str, int]:
@@ -96,7 +118,7 @@ class Subject:
         """Return x0_hat, float32, of the same noise at `level` for each of these conditions."""
         x = self.noise.to(model.device).repeat(len(rows), 1, 1, 1)
         with torch.no_grad():
-            return model.predict(x, self.level, model.encode(rows), guidance=guidance).x0
+            return model.predict(x, self.level, self.encoded(model, rows), guidance=guidance).x0
 
 
 def check_family(model: str, family: str | None = None, size: tuple[int, int] | None = None) -> Iterator[Finding]:
@@ -140,11 +162,13 @@ def _compared(subject: Subject, guidance: float) -> str:
     how = pipeline_recipe(model, schedule, guidance)
     worst = 0.0
     pipe = _pipeline(subject, how.scheduler)
-    for caption in CAPTIONS:
+    for i, condition in enumerate(subject.conditions):
+        own = {"image": subject.pictures[i]} if model.takes_pictures else {}
         with torch.no_grad(), quiet():
             noise = torch.Generator().manual_seed(0)
-            theirs = pipe(prompt=caption, generator=noise, output_type="pt", **subject.size | how.call).images
-            predict = model.predictor(model.encode([caption]), guidance)
+            call = subject.size | how.call | own
+            theirs = pipe(prompt=CAPTIONS[i], generator=noise, output_type="pt", **call).images
+            predict = model.predictor(subject.encoded(model, [condition]), guidance)
             ours = model.decode(solvers.sample("euler", predict, subject.noise, schedule))
         worst = max(worst, float((ours - theirs.cpu().float()).abs().max()))
     if not worst <= SAME_IMAGE:
@@ -165,6 +189,7 @@ def _default_levels(subject: Subject) -> str:
     for steps in (STEPS, STEPS + 3):
         with torch.no_grad(), quiet():
             options = subject.size | model.pipeline_options
+            options |= {"image": subject.pictures[0]} if model.takes_pictures else {}
             pipe(prompt=CAPTIONS[0], num_inference_steps=steps, output_type="latent", **options)
         seen.append(torch.as_tensor(pipe.scheduler.timesteps).double().cpu())
     for name in ("uniform_trailing", "flow_default", "uniform_leading"):
@@ -206,14 +231,18 @@ def _alone(subject: Subject) -> str:
 
 
 def _conditional(subject: Subject) -> str:
-    """The prediction depends on the condition."""
+    """The prediction depends on the condition, also where the pictures of two conditions alone differ."""
     rows = subject.conditions
     if rows[0] == rows[1]:
         return "the network is unconditional"
-    one, other = subject.predicted(subject.model, rows)
-    if torch.equal(one, other):
-        raise Failed("two conditions give the same prediction: look at what `output` gives to the network")
-    return f"largest difference between two conditions {float((one - other).abs().max()):.2g}"
+    alike = [Edit(CAPTIONS[0], row.picture) for row in rows if isinstance(row, Edit)]
+    apart = []
+    for pair in (rows, alike or rows):
+        one, other = subject.predicted(subject.model, list(pair))
+        if torch.equal(one, other):
+            raise Failed("two conditions give the same prediction: look at what `output` gives to the network")
+        apart.append(float((one - other).abs().max()))
+    return f"largest difference between two conditions {min(apart):.2g}"
 
 
 def _outline(subject: Subject) -> str:
@@ -223,7 +252,7 @@ def _outline(subject: Subject) -> str:
     hollow = {name: value.shape for name, value in outline.network.state_dict().items()}
     if own != hollow or any(not p.is_meta for p in outline.network.parameters()):
         raise Failed("the outline's weights have other names or shapes, or have data: look at `load`")
-    real, blank = subject.model.encode(subject.conditions), outline.blank(2)
+    real, blank = subject.encoded(subject.model, subject.conditions), outline.blank(2)
     if real.keys() != blank.keys():
         raise Failed(f"`blank` has {sorted(blank)}, `encode` has {sorted(real)}")
     for name, value in real.items():
@@ -243,7 +272,7 @@ def _fresh_student(subject: Subject) -> str:
         student = make_student(model, lora)
         _close(subject.predicted(student, rows), expected, "look at state outside of the network, and at `replace`")
         x = subject.noise.repeat(len(rows), 1, 1, 1)
-        student.predict(x, subject.level, student.encode(rows)).x0.square().mean().backward()
+        student.predict(x, subject.level, subject.encoded(student, rows)).x0.square().mean().backward()
         reached = [p for p in trainable(student).values() if p.grad is not None and bool(p.grad.any())]
         if len(reached) < 0.4 * len(trainable(student)):  # the first gradient of A is 0, as B is
             raise Failed(f"the gradient reaches {len(reached)} of {len(trainable(student))} weights (rank {lora.rank})")
@@ -303,6 +332,12 @@ def _close(one: Tensor, other: Tensor, look: str) -> str:
             f"the largest difference is {error:.2g} of the largest value; expected at most {SAME_WAY:g}: {look}"
         )
     return f"largest difference {error:.1e}"
+
+
+def _png(picture: Image.Image) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, "png")
+    return file.getvalue()
 
 
 CHECKS: tuple[Callable[[Subject], str], ...] = (

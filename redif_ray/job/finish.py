@@ -23,6 +23,7 @@ from redif_ray.job.session import Session, beside_driver
 from redif_ray.learner.compute import Accounts
 from redif_ray.learner.ray_train import Outcome
 from redif_ray.learner.validation import deployed_reward
+from redif_ray.models.protocol import DiffusionModel
 from redif_ray.models.registry import replaced
 from redif_ray.planning import factory
 from redif_ray.runs.deployed import BEST, checkpoint_key, deployed_weights
@@ -128,13 +129,19 @@ def _track(run: Session, summary: dict[str, Any]) -> None:
         log_student(
             tracker,
             folder / "student",
-            takes="caption" if run.teacher.takes_captions else "label" if run.teacher.num_classes else None,
+            takes=_columns(run.teacher),
             image_shape=run.teacher.image_shape,
             step=checked.policy_version,
             metrics=_verdict(checked),
             name=run.config.run.name,
         )
         tracker.finish()
+
+
+def _columns(model: DiffusionModel) -> list[str]:
+    """Return the columns of conditions in the input of a student of `model`, as a model of MLflow."""
+    takes = {"label": model.num_classes, "caption": model.takes_captions, "picture": model.takes_pictures}
+    return [name for name, taken in takes.items() if taken]
 
 
 def _verdict(summary: Summary) -> dict[str, float]:

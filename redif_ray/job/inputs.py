@@ -13,6 +13,7 @@ from redif_ray.evaluation.judge_source import judge_files, needs_reference
 from redif_ray.evaluation.reference import ReferenceImages
 from redif_ray.models.registry import teacher_folder
 from redif_ray.planning import factory
+from redif_ray.types import told
 
 if TYPE_CHECKING:  # MLflow takes seconds to import
     from redif_ray.tracking import Input
@@ -29,7 +30,7 @@ def inputs(config: Config, conditions: Conditions) -> list[Input]:
     digests, folder = factory.digests(config), teacher_folder(teacher)
     weights = {str(path.relative_to(folder)): digests(path) for path in _weights(folder)}
     steps = {"steps": teacher.steps, "solver": teacher.solver, "guidance": teacher.guidance}
-    first = conditions.training[0]
+    first = told(conditions.training[0])
     kind = "noises" if first is None else "captions" if isinstance(first, str) else "classes"
     counts = {"training": len(conditions.training), "held out": len(conditions.held_out)}
     drawn = hashlib.sha256(conditions.to_json().encode()).hexdigest()[:DIGITS]

@@ -29,6 +29,7 @@ from redif_ray.models.registry import replaced, teacher_folder, teacher_outline,
 from redif_ray.models.start import init_folder, init_settings
 from redif_ray.models.student import check_targets
 from redif_ray.planning import activations, factory
+from redif_ray.types import told
 from redif_ray.workers import runtime_env
 
 MOST_REPEATS = 10  # held-out noises of a caption above which the evaluation says little about other captions
@@ -118,7 +119,8 @@ def _check_named_functions(config: Config) -> None:
 
 
 def _warn_of_long_captions(teacher: DiffusionModel, conditions: Conditions) -> None:
-    captions = [c for c in dict.fromkeys((*conditions.training, *conditions.held_out)) if isinstance(c, str)]
+    every = map(told, (*conditions.training, *conditions.held_out))
+    captions = [caption for caption in dict.fromkeys(every) if isinstance(caption, str)]
     for text in caption_warnings(teacher, captions):
         log.warning("the teacher does not read all of what it is to draw: %s", text)
 
@@ -139,7 +141,7 @@ def _warn_of_other_guidance(config: Config) -> None:
 
 def _warn_of_few_captions(config: Config, conditions: Conditions) -> None:
     noises, captions = config.evaluation.held_out, len(conditions.held_out)
-    if isinstance(conditions.held_out[0], str) and noises > MOST_REPEATS * captions:
+    if isinstance(told(conditions.held_out[0]), str) and noises > MOST_REPEATS * captions:
         log.warning(
             "evaluation.held_out=%d noises share %d held-out captions, %d noises a caption, so the final numbers say "
             "little about other captions; give more captions in conditions.source%s, or fewer noises",

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from redif_ray.registry import found_or_imported
-from redif_ray.types import Condition
+from redif_ray.types import Condition, from_json
 
 DEAD = 1e-6  # a spread below this fraction of the largest |reward| counts as rounding error
 
@@ -77,7 +77,7 @@ class RunningStatistics:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         if state["size"] != self.size:
             raise ValueError(f"the saved running statistics have size={state['size']}; expected {self.size}")
-        self.buffers = {key: deque(values, maxlen=self.size) for key, values in state["buffers"]}
+        self.buffers = {from_json(key): deque(values, maxlen=self.size) for key, values in state["buffers"]}
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,15 +32,9 @@ class PackedTransformer(TextModel):
         return shifted_by_tokens(scheduler, latent_shape, PATCH)
 
     def output(self, x: Tensor, timestep: Tensor, encoded: Encoded) -> Tensor:
-        rows, columns = (torch.arange(edge // PATCH, device=x.device) for edge in x.shape[2:])
-        text = encoded["encoder_hidden_states"].shape[1]
-        found = self.call_network(
-            packed(x),
-            timestep.float() / 1000,
-            img_ids=torch.cartesian_prod(rows.new_zeros(1), rows, columns),
-            txt_ids=rows.new_zeros(text, 3),
-            **encoded,
-        )
+        cells = positions(x)
+        text = cells.new_zeros(encoded["encoder_hidden_states"].shape[1], 3)
+        found = self.call_network(packed(x), timestep.float() / 1000, img_ids=cells, txt_ids=text, **encoded)
         return unpacked(found.sample, x.shape)
 
 
@@ -75,6 +69,12 @@ class Flux(PackedTransformer):
             caption or "", None, device=self.device, max_sequence_length=self.token_limits["tokenizer_2"]
         )
         return {"encoder_hidden_states": states, "pooled_projections": pooled}
+
+
+def positions(x: Tensor) -> Tensor:
+    """Return the position ids (0, row, column) of the tokens of latents x [B, C, H, W], int64 [H W / 4, 3]."""
+    rows, columns = (torch.arange(edge // PATCH, device=x.device) for edge in x.shape[2:])
+    return torch.cartesian_prod(rows.new_zeros(1), rows, columns)
 
 
 def packed(x: Tensor) -> Tensor:

@@ -63,6 +63,7 @@ class DiffusionModel(ABC):
     family: OwnFamily | None = None  # None: a family of this package
 
     takes_captions: ClassVar[bool] = False  # True: conditions are captions
+    takes_pictures: ClassVar[bool] = False  # True: conditions are captions with a picture each
     timestep_argument: ClassVar[str] = "timestep"  # its name in the network's `forward`
 
     @property

@@ -46,6 +46,7 @@ FAMILIES = {  # imported on first use: some pipelines take seconds
     "Lumina2Pipeline": "redif_ray.models.lumina_2:Lumina2",
     "ZImagePipeline": "redif_ray.models.z_image:ZImage",
     "FluxPipeline": "redif_ray.models.flux:Flux",
+    "FluxKontextPipeline": "redif_ray.models.flux_kontext:FluxKontext",
     "ChromaPipeline": "redif_ray.models.chroma:Chroma",
     "QwenImagePipeline": "redif_ray.models.qwen_image:QwenImage",
     "Krea2Pipeline": "redif_ray.models.krea_2:Krea2",

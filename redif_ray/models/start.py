@@ -11,6 +11,7 @@ import torch
 
 from redif_ray.config import Teacher
 from redif_ray.diffusion.levels import NoiseProcess
+from redif_ray.models.edit import EditModel
 from redif_ray.models.folder import student_settings, without_weights
 from redif_ray.models.locate import single_file
 from redif_ray.models.protocol import DiffusionModel, ModelError
@@ -48,6 +49,8 @@ def starting_model(
         fields["frozen"] = teacher.frozen
     if isinstance(teacher, TextModel):
         fields |= {"store": teacher.store, "known": teacher.known}
+    if isinstance(teacher, EditModel):
+        fields["pictures"] = teacher.pictures
     return replace(model, **fields)
 
 

@@ -58,7 +58,7 @@ class TextModel(LatentModel):
     optional: ClassVar[tuple[str, ...]] = ()  # parts that may be absent
     patch: ClassVar[int] = 1  # edge of the square of latents whose channels the network takes as one token's
     also_needs: ClassVar[tuple[str, ...]] = ()  # packages of the pipeline beside torch, diffusers and transformers
-    known: dict[str | None, Encoded] = field(default_factory=dict, repr=False)  # by caption, newest last
+    known: dict[Condition, Encoded] = field(default_factory=dict, repr=False)  # by caption or edit, newest last
     store: EncodingStore | None = None  # encodings of all processes
 
     @classmethod
@@ -182,6 +182,11 @@ class TextModel(LatentModel):
         return parts
 
     @property
+    def encoding_parts(self) -> list[str]:
+        """The names of the parts that encode a condition."""
+        return self._encoders
+
+    @property
     def _encoders(self) -> list[str]:
         return [name for name in self.frozen.kinds if name != VAE]
 
@@ -241,9 +246,8 @@ class TextModel(LatentModel):
 
     @torch.no_grad()
     def _encoded(self, condition: Condition) -> Encoded:
-        """Encode one caption at a time, so that its encoding does not depend on the other captions of the batch."""
-        if not isinstance(condition, str | None):
-            raise ModelError(f"condition {condition!r}: expected a caption, or None for none")
+        """Encode one condition at a time, so that its encoding does not depend on the others of the batch."""
+        self.check_condition(condition)
         if condition not in self.known:
             encoding = self._stored(condition)
             capacity = REMEMBERED // sum(value.nbytes for value in encoding.values())
@@ -252,34 +256,43 @@ class TextModel(LatentModel):
             self.known[condition] = encoding
         return self.known[condition]
 
-    def _stored(self, caption: str | None) -> Encoded:
-        return self._without_data(caption) if self.frozen.empty else self._with_data(caption)
+    def check_condition(self, condition: Condition) -> None:
+        """Raise ModelError unless `condition` is one of this model's."""
+        if not isinstance(condition, str | None):
+            raise ModelError(f"condition {condition!r}: expected a caption, or None for none")
 
-    def _without_data(self, caption: str | None) -> Encoded:
+    def encode_condition(self, condition: Any) -> Encoded:
+        """Return the network's inputs for one condition: one row."""
+        return self.encode_prompt(condition)
+
+    def _stored(self, condition: Any) -> Encoded:
+        return self._without_data(condition) if self.frozen.empty else self._with_data(condition)
+
+    def _without_data(self, condition: Any) -> Encoded:
         """Return the shapes of an encoding; the encoders are there after it, and have been called once in a process."""
-        key = type(self), self.frozen.folder, self.dtype, self.image_shape, caption
+        key = type(self), self.frozen.folder, self.dtype, self.image_shape, condition
         if key not in SHAPES:
-            SHAPES[key] = self._with_data(caption)
+            SHAPES[key] = self._with_data(condition)
         self._checked_encoders()
         return {name: torch.empty_like(value) for name, value in SHAPES[key].items()}
 
-    def _with_data(self, caption: str | None) -> Encoded:
-        encoding = self.store.get(caption) if self.store else None
+    def _with_data(self, condition: Any) -> Encoded:
+        encoding = self.store.get(condition) if self.store else None
         if encoding is None:
             with quiet(), loading(f"a text encoder or tokeniser of {self.frozen.folder}"):
-                encoding = self.encode_prompt(caption)
+                encoding = self.encode_condition(condition)
             if self.store:
-                self.store.put(caption, encoding)
+                self.store.put(condition, encoding)
         return {name: value.to(self.device).float() for name, value in encoding.items()}
 
     def keep_encodings(self, root: Path, digest: Callable[[Path], str] = file_sha256) -> None:
         """Share encodings with other processes through a folder in `root`, named by the hash of all that decides them.
 
-        digest: sha256 of a file; the files of the text encoders are hashed.
+        digest: sha256 of a file; the files of the parts that encode are hashed.
         """
         config = {k: v for k, v in self.config.items() if not k.startswith("_")}
         rules = [type(self).__name__, str(self.dtype), self.image_shape, config, self._options]
-        self.store = EncodingStore(root, content_hash([self.frozen.files(self._encoders, digest), rules]))
+        self.store = EncodingStore(root, content_hash([self.frozen.files(self.encoding_parts, digest), rules]))
 
 
 def _is_class(entry: Any) -> bool:

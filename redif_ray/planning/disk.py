@@ -33,7 +33,7 @@ class Disk:
     """Bytes that a run writes at most; files in the store are compressed, and smaller.
 
     run: in the run folder: checkpoints, and the exported student, with its copy for MLflow. targets, captions: in the
-    store: the teacher's images, and encoded captions.
+    store: the teacher's images, and encoded captions with the pictures that they change.
     """
 
     run: int
@@ -78,6 +78,8 @@ def disk(
         known = every if conditions is None else (len(conditions.training), len(conditions.held_out))
         captions = 1 + sum(min(pair) for pair in zip(every, known, strict=True))  # 1: the empty caption
         captions *= caption_bytes(teacher, getattr(torch, config.networks.precision))
+        if teacher.takes_pictures:
+            captions += sum(known) * math.prod(teacher.image_shape)
     return Disk(checkpoints + exported, (training + held_out) * images, captions)
 
 

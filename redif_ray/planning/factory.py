@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ from redif_ray.config import LEARNED, Config, Reward, Student
 from redif_ray.data.captions import Metadata
 from redif_ray.data.conditions import CONDITIONS, Conditions, load_conditions
 from redif_ray.data.digests import Digests
+from redif_ray.data.pictures import PictureStore
 from redif_ray.data.targets import TargetStore
 from redif_ray.diffusion import schedules
 from redif_ray.diffusion.schedules import Schedule
+from redif_ray.models.edit import EditModel
 from redif_ray.models.protocol import DiffusionModel
 from redif_ray.models.quantization import quantize
 from redif_ray.models.registry import fingerprint, load_teacher
@@ -54,6 +57,8 @@ def model(config: Config, source: str | None, where: str) -> DiffusionModel:
     loaded = load_teacher(config.teacher, source, device=where, dtype=dtype)
     if isinstance(loaded, TextModel):
         loaded.keep_encodings(stores(config) / "captions", digests(config))
+    if isinstance(loaded, EditModel):
+        loaded.pictures = pictures(config)
     return loaded
 
 
@@ -99,10 +104,20 @@ def teacher_schedule(model: DiffusionModel, config: Config) -> Schedule:
 
 
 def conditions(config: Config, model: DiffusionModel) -> Conditions:
-    """Return the classes or captions of the run."""
+    """Return the classes or captions of the run; pictures that captions change are kept in their store."""
+    _, height, width = model.image_shape
     return load_conditions(
-        config.conditions, num_classes=model.num_classes, captions=model.takes_captions, seed=config.run.seed
+        config.conditions,
+        num_classes=model.num_classes,
+        captions=model.takes_captions,
+        seed=config.run.seed,
+        keep=partial(pictures(config).keep, size=(height, width)) if model.takes_pictures else None,
     )
+
+
+def pictures(config: Config) -> PictureStore:
+    """Return the store of the pictures that an editing model changes."""
+    return PictureStore(stores(config) / "pictures")
 
 
 def rewards(config: Config, model: DiffusionModel, where: str) -> Rewards:

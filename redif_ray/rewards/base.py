@@ -40,6 +40,7 @@ from redif_ray.rewards.psnr import Psnr
 from redif_ray.rewards.ssim import Ssim
 from redif_ray.rewards.term import RewardError, RewardInputs, RewardTerm, Setting
 from redif_ray.rewards.text_image import TextImage
+from redif_ray.types import told
 from redif_ray.user_code.errors import UserCodeError
 from redif_ray.user_code.state import state_kept
 
@@ -123,8 +124,9 @@ class Rewards:
         not finite, or lacks a gradient although the term is differentiable, or that alters its images or a global
         setting of torch. An exception of a term itself carries a note with the term's label.
         """
-        self._check_inputs(inputs)
-        given, raw = replace(inputs), {}  # which caches features, for the length of this call only
+        # A copy caches features, for the length of this call only.
+        given, raw = replace(inputs, conditions=[told(condition) for condition in inputs.conditions]), {}
+        self._check_inputs(given)
         for label, term in self.terms.items():
             try:
                 with state_kept():

@@ -230,7 +230,8 @@ class TeacherRewardWorker:
         if not self.teacher.takes_captions:
             return
         self.teacher.encode(unit.conditions)
-        if (self.config.student.guidance, self.config.teacher.guidance) != (1, 1):
+        scales = self.config.student.guidance, self.config.teacher.guidance
+        if any(self.teacher.calls_per_step(scale) > 1 for scale in scales):
             self.teacher.null_conditions(1)
 
     @torch.no_grad()

@@ -17,7 +17,8 @@ from damage import damaged
 from image_sets import Wrong
 from outcomes import NUMBERS, ODD, mutated
 from safetensors.torch import load_file, save_file
-from tiny_flux import write_chroma, write_flux
+from tiny_edits import write_edits
+from tiny_flux import write_chroma, write_flux, write_kontext
 from tiny_flux_2 import write_flux_2_klein
 from tiny_krea_2 import write_krea_2
 from tiny_lumina_2 import write_lumina_2
@@ -34,7 +35,7 @@ from redif_ray.job.launch import check
 from redif_ray.job.preflight import preflight
 from redif_ray.models.folder import component_folder
 from redif_ray.models.headers import weight_files
-from redif_ray.models.registry import fingerprint, load_teacher
+from redif_ray.models.registry import fingerprint
 from redif_ray.planning import factory
 from redif_ray.planning.paths import absolute
 from redif_ray.sample import draw
@@ -44,6 +45,7 @@ TEXT = {write_sd: 4, write_sdxl: 1, write_sd3: 2}
 MORE = (
     write_flux,
     write_chroma,
+    write_kontext,
     write_flux_2_klein,
     write_krea_2,
     write_lumina_2,
@@ -91,7 +93,9 @@ def configured(write: Any, folder: Path, root: Path, *overrides: str) -> Config:
         given += ["teacher.schedule=karras", "student.schedule=karras"]
     if write in MORE:
         given += [f"teacher.{edge}={32 if write is write_sana else 16}" for edge in ("height", "width")]
-    if write not in FEW:
+    if write is write_kontext:
+        given.append(f"conditions.source={write_edits(root / 'edits', 4)}")
+    elif write not in FEW:
         (root / "captions.txt").write_text("\n".join("abcdefgh"))
         given.append(f"conditions.source={root}/captions.txt")
     config: Config = load("smoke", [*given, *overrides])
@@ -104,7 +108,7 @@ def used(write: Any, folder: Path, root: Path, *overrides: str) -> None:
     check(config, resume=False)
     conditions = preflight(config)
     try:
-        teacher = load_teacher(config.teacher)
+        teacher = factory.model(config, None, "cpu")
         fingerprint(teacher)
         schedule = factory.teacher_schedule(teacher, config)
         images = draw(teacher, schedule, [0], [conditions.training[0]], 0, 1.0)

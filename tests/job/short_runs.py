@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tiny_flux import write_chroma, write_flux
+from tiny_edits import write_edits
+from tiny_flux import write_chroma, write_flux, write_kontext
 from tiny_flux_2 import write_flux_2_dev, write_flux_2_klein
+from tiny_krea_2 import write_krea_2
 from tiny_lumina_2 import write_lumina_2
 from tiny_models import write_dit, write_unet
 from tiny_pipelines import write_edm, write_sd, write_sd3, write_sdxl
@@ -27,16 +29,19 @@ TEXT = {"sd": write_sd, "sdxl": write_sdxl, "sd3": write_sd3}
 PIXELS = {"unet": partial(write_unet, beta_end=0.004), "dit": write_dit, "edm": write_edm}
 LATER = {  # text-to-image transformers since SD3, which share most of their code
     "flux": write_flux,
+    "flux-kontext": write_kontext,
     "chroma": write_chroma,
     "flux-2-klein": write_flux_2_klein,
     "flux-2-dev": write_flux_2_dev,
     "lumina-2": write_lumina_2,
     "pixart": write_pixart,
     "qwen-image": write_qwen_image,
+    "krea-2": write_krea_2,
     "sana": write_sana,
     "z-image": write_z_image,
 }
-WITHOUT_SIZE = ("flux", "chroma", "flux-2-klein", "flux-2-dev", "qwen-image", "z-image")  # in the config.json
+# Families whose config.json names no size.
+WITHOUT_SIZE = {*LATER} - {"lumina-2", "pixart", "sana"}
 FAMILIES = (*TEXT, *PIXELS, *LATER)
 KARRAS = ("teacher.solver=heun", "teacher.schedule=karras", "student.schedule=karras")
 ADAPTED = {"sd3": "to_q, to_v", "dit": "to_q, to_v"}  # attention, and convolutions of a UNet
@@ -48,7 +53,8 @@ def written(name: str, root: Path, **options: Any) -> tuple[str, ...]:
     folder = root / "teacher"
     if (write := (TEXT | LATER).get(name)) is not None:
         size = ("teacher.height=32", "teacher.width=32") if name in WITHOUT_SIZE else ()
-        return f"teacher.model={write(folder, **options)}", *size, *told(root)
+        edits = (f"conditions.source={write_edits(root / 'edits')}",) if name == "flux-kontext" else ()
+        return f"teacher.model={write(folder, **options)}", *size, *told(root), *edits
     return f"teacher.model={PIXELS[name](folder, **options)}", JUDGE, *(KARRAS if name == "edm" else ())
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from cases import mostly_long
 from diffusers import DiffusionPipeline
-from tiny_flux import write_chroma, write_flux
+from tiny_flux import write_chroma, write_flux, write_kontext
 from tiny_flux_2 import write_flux_2_klein
 from tiny_krea_2 import write_krea_2
 from tiny_lumina_2 import write_lumina_2
@@ -34,6 +34,7 @@ RIGHT: dict[str, tuple[Callable[[Path], Path], tuple[int, int] | None]] = {
     "pixart": (write_pixart, None),
     "lumina 2": (write_lumina_2, None),
     "flux": (write_flux, (32, 48)),
+    "flux kontext": (write_kontext, (32, 48)),
     "chroma": (write_chroma, (32, 48)),
     "flux 2 klein": (write_flux_2_klein, (32, 48)),
     "qwen image": (write_qwen_image, (32, 48)),
@@ -138,6 +139,19 @@ def test_a_wrong_family_is_refused_by_the_check_that_names_it(what: str, folder:
     body, check = WRONG[what]
     failed = [f for f in check_family(str(folder), own(body, tmp_path / "wrong.py")) if not f.passed]
     assert any(check in f.name for f in failed), failed
+
+
+def test_an_editing_family_that_does_not_see_its_picture_is_refused(tmp_path: Path) -> None:
+    family = tmp_path / "blind.py"
+    family.write_text(
+        "import torch\nfrom redif_ray.models.flux_kontext import FluxKontext\n\n\nclass Blind(FluxKontext):\n"
+        "    def output(self, x, t, encoded):\n"
+        "        return super().output(x, t, encoded | {'picture': torch.zeros_like(encoded['picture'])})\n\n\n"
+        "load = Blind.load\n"
+    )
+    folder = write_kontext(tmp_path / "kontext")
+    failed = [f.name for f in check_family(str(folder), f"{family}:load", size=(32, 48)) if not f.passed]
+    assert any("pictures of two conditions alone" in name for name in failed), failed
 
 
 def test_a_folder_of_16_bits_is_checked_in_float32(tmp_path: Path) -> None:

@@ -12,6 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 from smoke_runs import last_weights, smoke, summary
+from test_families import loaded
+from tiny_edits import drawn, write_edits
+from tiny_flux import write_kontext
 from tiny_flux_2 import write_flux_2_klein
 from tiny_krea_2 import write_krea_2
 from tiny_qwen_image import write_qwen_image
@@ -24,8 +27,10 @@ from redif_ray.diffusion.schedules import explicit
 from redif_ray.diffusion.solvers import sample
 from redif_ray.job.distill import distill
 from redif_ray.loop import PlainLoop
+from redif_ray.models.edit import EditModel
 from redif_ray.models.registry import load_model
 from redif_ray.models.student import make_student, set_weights
+from redif_ray.planning import factory
 
 pytestmark = [pytest.mark.cluster, pytest.mark.long, pytest.mark.usefixtures("cluster")]
 WRITERS: dict[str, tuple[Callable[[Path], Path], str]] = {
@@ -33,6 +38,7 @@ WRITERS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "flux-2-klein": (write_flux_2_klein, "teacher.height=32 teacher.width=32"),
     "qwen-image": (write_qwen_image, "teacher.height=32 teacher.width=48"),
     "sana": (write_sana, ""),
+    "flux-kontext": (write_kontext, "teacher.height=32 teacher.width=32 student.guidance=2.5"),
     "krea-2": (write_krea_2, "teacher.height=32 teacher.width=32"),
 }
 ALONE = r"""
@@ -46,12 +52,16 @@ exec(re.search(r"```python\n(.*?)```", open("README.md").read(), re.S).group(1),
 
 
 def recipe(root: Path, name: str, folder: Path, size: str) -> Config:
-    (root / "captions.txt").write_text("\n".join(f"a picture of {'many ' * (i % 7)}{i}" for i in range(40)))
+    if name == "flux-kontext":
+        source = write_edits(root / "edits")
+    else:
+        source = root / "captions.txt"
+        source.write_text("\n".join(f"a picture of {'many ' * (i % 7)}{i}" for i in range(40)))
     return smoke(
         root,
         name,
         f"teacher.model={folder}",
-        f"conditions.source={root / 'captions.txt'}",
+        f"conditions.source={source}",
         "evaluation.judge=random-features",
         "teacher.guidance=2.5",
         "student.lora={rank: 2}",
@@ -80,6 +90,7 @@ def test_a_run_ends_as_a_plain_loop_resumes_and_exports_what_diffusers_samples_a
     config = recipe(root, name, write(root / f"{name}-teacher"), size)
     folder = distill(config)
     ended, found = last_weights(folder), summary(folder)
+    assert {actor for actor, _ in loaded(root / f"{name}-teacher")} == {"RewardActor"}  # which encode and decode
     assert ended == plain(config)
     assert found["arms"]["student"]["nfe"] == 2
     student = make_student(load_model(config.teacher.model, size=config.teacher.size), config.student.lora)
@@ -87,13 +98,16 @@ def test_a_run_ends_as_a_plain_loop_resumes_and_exports_what_diffusers_samples_a
     exported = load_model(folder / "student")
     own = json.loads((folder / "student" / "redif.json").read_text())
     unit = torch.randn(2, *student.latent_shape, generator=torch.Generator().manual_seed(3))
-    images = []
+    images, guidance = [], config.student.guidance
     for model in (student, exported):
-        encoded = model.encode(["a picture of 3", "a picture of many many many 3"])
+        if isinstance(model, EditModel):
+            model.pictures = factory.pictures(config)
+        encoded = model.encode(factory.conditions(config, model).training[:2])
         with torch.no_grad():
             schedule = explicit(student.process, own["timesteps"])
-            images.append(model.decode(sample("euler", model.predictor(encoded, 1.0), unit, schedule)))
+            images.append(model.decode(sample("euler", model.predictor(encoded, guidance), unit, schedule)))
     assert float((images[0] - images[1]).abs().max()) < 1e-4
+    drawn(0).save(folder / "student" / "picture.png")
     done = subprocess.run([sys.executable, "-c", ALONE, str(folder / "student")], capture_output=True, text=True)
     assert done.returncode == 0 and (folder / "student" / "sample.png").is_file(), done.stderr
 

@@ -11,10 +11,13 @@ from cases import mostly_long
 from safetensors.torch import load_file
 from short_runs import FAMILIES, LATER, SHORT, adapted, flat, rounds, written
 from smoke_runs import smoke
+from tiny_edits import kept
 from tiny_models import normal
 from torch import Tensor
 
+from redif_ray.data.pictures import PictureStore
 from redif_ray.job.export import export_weights
+from redif_ray.models.edit import EditModel
 from redif_ray.models.protocol import DiffusionModel
 from redif_ray.models.registry import load_model, load_teacher
 
@@ -36,6 +39,9 @@ def images(model: DiffusionModel, guidance: float) -> tuple[Tensor, Tensor]:
     level = model.process.at(torch.tensor(5.0 if model.prediction_type == "sample" else 500.0))
     x = level.sigma.float() * normal(2, *model.latent_shape)
     conditions: list[Any] = ["a cat", None] if model.takes_captions else [0, 1] if model.num_classes else [None, None]
+    if isinstance(model, EditModel):
+        model.pictures = PictureStore()
+        conditions = list(kept(model.pictures, ["a cat", "a dog"], (model.image_shape[1], model.image_shape[2])))
     with torch.no_grad():
         x0 = model.predict(x, level, model.encode(conditions), guidance=guidance).x0
         return x0, model.decode(x0)

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from cases import mostly_long
 from tiny_dit import write_latent_dit
+from tiny_edits import write_edits
 from tiny_encoders import write_clip, write_dino
-from tiny_flux import write_flux
+from tiny_flux import write_flux, write_kontext
 from tiny_flux_2 import write_flux_2_klein
 from tiny_krea_2 import write_krea_2
 from tiny_loras import write_lora
@@ -34,6 +35,7 @@ RECIPES: dict[str, Callable[[Path], Path]] = {
     "sd35_text_4step": write_sd3,
     "z_image_4step_lora": write_z_image,
     "flux1_dev_4step_lora": write_flux,
+    "flux1_kontext_4step_lora": write_kontext,
     "flux2_klein_4step_lora": write_flux_2_klein,
     "qwen_image_4step_lora": write_qwen_image,
     "krea_2_4step_lora": write_krea_2,
@@ -51,6 +53,8 @@ def test_a_recipe_suits_its_family(name: str, tmp_path: Path) -> None:
     (tmp_path / "captions.jsonl").write_text("\n".join(lines))
     clip, teacher = write_clip(tmp_path / "clip"), RECIPES[name](tmp_path / "teacher")
     source = [] if name.startswith(("edm", "dit")) else [f"conditions.source={tmp_path / 'captions.jsonl'}"]
+    if "kontext" in name:
+        source = [f"conditions.source={write_edits(tmp_path / 'edits')}"]
     if load(name).teacher.size is not None:
         source += ["teacher.height=32", "teacher.width=32"]
     if "style" in name:

@@ -16,6 +16,7 @@ from real_sizes import (
     dit_xl_2,
     edm_imagenet_64,
     flux_dev,
+    flux_kontext,
     stable_diffusion_15,
     stable_diffusion_35_medium,
     stable_diffusion_xl,
@@ -84,6 +85,7 @@ REAL: dict[str, tuple[Callable[[Path], Path], list[str]]] = {
     "krea_2_4step_lora": (real_sizes_2025.krea_2, []),
     "sana_4step_lora": (real_sizes_2025.sana_1600m, []),
     "flux1_dev_4step_lora": (flux_dev, []),
+    "flux1_kontext_4step_lora": (flux_kontext, []),
 }
 
 

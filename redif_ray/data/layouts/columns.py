@@ -15,6 +15,8 @@ LABELS = (
     *("fine_label", "coarse_label", "cls", "class_name", "label_name"),
 )
 CAPTIONS = ("caption", "text", "prompt", "description", "sentence", "txt")
+INSTRUCTIONS = ("instruction", "edit_instruction", "edit_prompt")  # captions that say how a picture is to change
+SOURCES = ("source_image", "input_image", "original_image", "source", "input", "original")  # pictures that change
 FILES = ("file_name", "filename", "file_path", "filepath", "image_path", "path", "file", "image", "img")
 SPLITS = ("split",)
 NO_LABELS = "none"  # in place of a label column's name

@@ -36,14 +36,17 @@ def read_folder(folder: Path, wanted: Wanted, findings: Findings, table: Path | 
         _leave_out(files, {*images, *about, *texts.values()}, folder, findings)
         return _images(folder, images, about, stored, wanted, findings)
     if wanted.what != "images" and about:
-        opened = [tables.open_table(File.of(path)) for path in about]
-        return Layout(row for table in opened for row in values(table, wanted))
+        opened = [(tables.open_table(File.of(path)), metadata.pictures(folder, images, path)) for path in about]
+        return Layout(row for table, picture in opened for row in values(table, wanted, picture))
     if wanted.what == "captions" and texts:
         _leave_out(files, {*images, *texts.values()}, folder, findings)
         for path in images:
             if path not in texts:
                 findings.leave_out("images without a caption beside them", str(path.relative_to(folder)))
-        return Layout(Row(str(path), caption=text_of(File.of(path)).strip()) for path in texts.values())
+        return Layout(
+            Row(str(path), image=image.read_bytes, caption=text_of(File.of(path)).strip())
+            for image, path in texts.items()
+        )
     if stored:
         return _shards(folder, files, stored, wanted, findings)
     if wanted.what == "images":

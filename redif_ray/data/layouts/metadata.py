@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -11,7 +11,7 @@ from redif_ray.data.errors import DataError
 from redif_ray.data.findings import Findings
 from redif_ray.data.layouts import columns, tables
 from redif_ray.data.layouts.files import File
-from redif_ray.data.layouts.rows import Wanted, classes_of, label_of, number_in, picked
+from redif_ray.data.layouts.rows import Picture, Wanted, classes_of, label_of, number_in, picked
 from redif_ray.errors import brief, listed
 
 NAMES = [f"metadata{suffix}" for suffix in tables.SUFFIXES]
@@ -54,6 +54,18 @@ def labelled(
     for image in sorted(chosen - named):
         findings.leave_out("images that no metadata names", str(image.relative_to(folder)))
     return rows, names
+
+
+def pictures(folder: Path, images: Sequence[Path], table: Path) -> Picture:
+    """Return the function from a cell of `table` to the picture that it names. images: all below `folder`."""
+    find = _Finder(folder, images)
+
+    def picture(cell: Any, where: str) -> Callable[[], bytes]:
+        if (path := find(table.parent, str(cell))) is None:
+            raise DataError(f"{where} names {brief(cell)}, which is no image in {folder}")
+        return path.read_bytes
+
+    return picture
 
 
 class _Finder:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 from redif_ray.data.errors import DataError
@@ -29,19 +30,23 @@ class Row:
     metadata: Mapping[str, Any] | None = None
 
 
+Picture = Callable[[Any, str], Callable[[], bytes]]  # of a cell, and of where it is
+
+
 @dataclass(frozen=True, slots=True)
 class Wanted:
     """A choice of what is read from a source.
 
     what: images with their labels where there are any, or captions alone, or labels alone. split: the part of a source
     that has splits; None: all parts. column: the column of labels or captions; None: look for one. metadata: names of
-    further columns, of captions alone.
+    further columns, of captions alone. pictures: whether each caption is to come with the picture that it changes.
     """
 
     what: Literal["images", "captions", "labels"]
     split: str | None = None
     column: str | None = None
     metadata: tuple[str, ...] = ()
+    pictures: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +64,7 @@ class Layout:
 def value_column(table: Table, wanted: Wanted) -> str:
     """Return the column of captions, or of labels. Raises DataError if the table has none."""
     names = columns.CAPTIONS if wanted.what == "captions" else columns.LABELS
+    names = (*columns.INSTRUCTIONS, *names) if wanted.pictures else names
     found = wanted.column if wanted.column in table.columns else None
     if wanted.column is None:
         found = columns.find(table.columns, names)
@@ -69,18 +75,37 @@ def value_column(table: Table, wanted: Wanted) -> str:
     return found
 
 
-def values(table: Table, wanted: Wanted) -> Iterator[Row]:
-    """Yield the captions, or the labels, of a table."""
-    column = value_column(table, wanted)
+def values(table: Table, wanted: Wanted, picture: Picture | None = None) -> Iterator[Row]:
+    """Yield the captions, or the labels, of a table.
+
+    picture: function of a cell that names a picture; None: cells hold the bytes of pictures.
+    """
+    column, held = value_column(table, wanted), [_picture_column(table, picture)] if wanted.pictures else []
     if lacking := [name for name in wanted.metadata if name not in table.columns]:
         found = brief(list(table.columns))
         raise DataError(f"{table.name} has the columns {found}; expected {lacking[0]} for metadata")
-    for number, (cell, *further) in enumerate(table.read([column, *wanted.metadata])):
+    for number, (cell, *further) in enumerate(table.read([column, *held, *wanted.metadata])):
         where = f"{table.name} row {number}"
-        if wanted.what == "captions":
+        if wanted.pictures:
+            if picture is None:
+                yield Row(where, image=partial(encoded, further[0], where), caption=cell)
+            else:
+                yield Row(f"{where}, {further[0]}", image=picture(further[0], where), caption=cell)
+        elif wanted.what == "captions":
             yield Row(where, caption=cell, metadata=dict(zip(wanted.metadata, further, strict=True)))
         else:
             yield Row(where, label=cell if table.typed else number_in(cell))
+
+
+def _picture_column(table: Table, picture: Picture | None) -> str:
+    held = columns.IMAGES if picture is None else columns.FILES
+    found = columns.find(table.columns, (*columns.SOURCES, *held))
+    if found is None:
+        raise DataError(
+            f"{table.name} has the columns {brief(list(table.columns))}; expected {columns.SOURCES[0]} or {held[0]}, "
+            "the picture that a caption changes"
+        )
+    return found
 
 
 def number_in(text: str) -> int | str:

@@ -44,6 +44,11 @@ def is_shard(name: str) -> bool:
 
 def read_shards(files: Sequence[File], wanted: Wanted, findings: Findings) -> Layout:
     """Return the rows of tar shards. Raises DataError naming the shard."""
+    if wanted.pictures:
+        raise DataError(
+            f"{files[0].name} is a tar shard; the pictures that captions change are read from a folder of images with "
+            "a metadata.jsonl, or from Parquet files"
+        )
     findings.kind = f"{len(files)} WebDataset shards"
     return Layout(row for file in files for row in _examples(file, wanted, findings))
 

@@ -38,7 +38,7 @@ def _file(file: File, path: Path | None, wanted: Wanted, findings: Findings) -> 
         archive = "; unpack it first" if file.suffix in (".zip", ".7z", ".rar", ".gz") else ""
         formats = ", ".join((*tables.SUFFIXES, ".tar"))
         raise DataError(f"{file.name}: expected a folder, or a file that ends in {formats}{archive}")
-    if wanted.what == "images" and path is not None and file.suffix != ".parquet":
+    if (wanted.what == "images" or wanted.pictures) and path is not None and file.suffix != ".parquet":
         return read_folder(path.parent, wanted, findings, table=path)
     if wanted.what == "images" and path is not None:
         opened = tables.open_table(file)
