@@ -56,6 +56,15 @@ FAMILIES = {  # imported on first use: some pipelines take seconds
     "Flux2KleinPipeline": "redif_ray.models.flux_2:Flux2Klein",
     "Flux2Pipeline": "redif_ray.models.flux_2:Flux2Dev",
 }
+REFUSED = {  # pipelines that people ask for: why each is no teacher, and what to take
+    "SanaSprintPipeline": "its scheduler draws fresh noise in every step, so that its image is no function of the "
+    "start latent, which a student learns; distil SANA, from which Sprint was made, with a SanaPipeline",
+    **dict.fromkeys(
+        ("QwenImageEditPipeline", "QwenImageEditPlusPipeline"),
+        "it is guided by what it predicts for a picture without a caption, and pictures are not taken for that yet; "
+        "take an editing model whose guidance is an input of the network, a FluxKontextPipeline",
+    ),
+}
 
 
 def load_model(
@@ -209,6 +218,8 @@ def _load(folder: Path, dtype: torch.dtype, family: str | None) -> DiffusionMode
         with quiet():  # transformers logs each image processor that is not installed
             loader = resolve_name(FAMILIES[name]).load
         return loader(folder, dtype)
+    if name in REFUSED:
+        raise ModelError(f"{folder} is a {name}, which is no teacher: {REFUSED[name]}")
     known = ", ".join(sorted({*FAMILIES, *(point.name for point in entry_points(group=GROUP))}))
     raise ModelError(
         f"{folder} is a {name}; expected one of {known}; or code of your own that loads it: "

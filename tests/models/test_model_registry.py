@@ -123,6 +123,14 @@ def _weights(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[P
             lambda f: edit(f / "model_index.json", _class_name="KandinskyPipeline"),
             "is a KandinskyPipeline; expected one of .*DDIMPipeline, DDPMPipeline, DiTPipeline",
         ),
+        (
+            lambda f: edit(f / "model_index.json", _class_name="SanaSprintPipeline"),
+            "is a SanaSprintPipeline, which is no teacher: its scheduler draws fresh noise .* with a SanaPipeline",
+        ),
+        (
+            lambda f: edit(f / "model_index.json", _class_name="QwenImageEditPipeline"),
+            "is a QwenImageEditPipeline, which is no teacher: .* a FluxKontextPipeline",
+        ),
         (lambda f: shutil.rmtree(f / "unet"), "no unet/config.json; expected a UNet2DModel"),
         (lambda f: shutil.rmtree(f / "scheduler"), "no scheduler/scheduler_config.json"),
         (
