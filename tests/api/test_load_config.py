@@ -69,7 +69,8 @@ def test_a_list_of_mappings_is_captions_with_metadata(tmp_path: Path) -> None:
     told = {"a cat": [{"class": "cat"}], "two cats": [{"class": "cat", "count": 2}], "none": "nothing"}
     rows = [{"caption": caption, "include": include} for caption, include in told.items()]
     conditions = {"source": rows, "metadata": ["include"], "held_out": 0.0}
-    config = redif_ray.load_config("smoke", run={"root": str(tmp_path)}, conditions=conditions)
+    own = {"terms": {"own": {"options": {"url": "http://127.0.0.1:1"}}}}
+    config = redif_ray.load_config("smoke", run={"root": str(tmp_path)}, conditions=conditions, reward=own)
     found = load_conditions(config.conditions, num_classes=None, captions=True, seed=0)
     assert found.metadata == {caption: {"include": include} for caption, include in told.items()}
     for source in ([{"caption": "a"}, "b"], [{"caption": "a", "n": b""}], [b"", "a"]):

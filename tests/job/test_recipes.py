@@ -70,7 +70,8 @@ def test_a_recipe_suits_its_family(name: str, tmp_path: Path) -> None:
         ],
     )
     own = {label: term for label, term in config.reward.terms.items() if label == "clip"}
-    here = config.model_copy(update={"reward": config.reward.model_copy(update={"terms": own})})
+    without = config.conditions.model_copy(update={"metadata": ()})  # only the term that is left out here reads it
+    here = config.model_copy(update={"reward": config.reward.model_copy(update={"terms": own}), "conditions": without})
     drawn = preflight(here)
     assert len(drawn.training) > 1 and footprints(here).trained > 0
     assert {"clip", "dino"} <= set(config.reward.terms)
