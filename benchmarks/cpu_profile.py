@@ -3,8 +3,8 @@
     python -m benchmarks.cpu_profile [--out FOLDER]
 
 The recipe's own rounds, in one process of one thread, at 64 x 64 pixels. A second thread looks at the stack of the
-first every 10 ms, and a look counts for the first of these that is on it: network (forward, backward, an optimiser
-step), decode, reward. All other looks are the project's own work, shown by the function of this package that is on top.
+first every 10 ms, and a look counts for the first of these that is on it: network (forward or backward), optimiser,
+decode, reward. All other looks are the project's own work, shown by the function of this package that is on top.
 """
 
 from __future__ import annotations
@@ -14,17 +14,14 @@ import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import torch
 from rich.console import Console
 
-from benchmarks.gpu.random_pipelines import SD15
-from benchmarks.real_size import STEPS
+from benchmarks.real_size import settings
 from benchmarks.suite import Part, Suite
 from redif_ray.config import Config, load
 from redif_ray.interrupt import StopRequest
@@ -63,11 +60,14 @@ class Looks:
         self.counts: dict[str, Counter[str]] = {}
         self.seconds: dict[str, float] = defaultdict(float)
         self.ended = threading.Event()
+        self.ended.set()
 
     def within(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Return a function that does the same, and whose calls count for a part."""
+        """Return a function that does the same, and whose calls count for a part in a block of `looking`."""
 
         def counted(*args: Any, **options: Any) -> Any:
+            if self.ended.is_set():
+                return function(*args, **options)
             self.part, began = part, time.perf_counter()
             try:
                 return function(*args, **options)
@@ -80,6 +80,7 @@ class Looks:
     @contextmanager
     def looking(self) -> Iterator[None]:
         """Look while the block runs."""
+        self.ended.clear()
         looker = threading.Thread(target=self._look, daemon=True)
         looker.start()
         try:
@@ -99,7 +100,8 @@ def profile(
     root: Path, stop: StopRequest, console: Console, *, config: Config | None = None, rounds: tuple[int, ...] = (1, 3)
 ) -> Part:
     """config: of the run; the default is the recipe's. rounds: those that are looked at, one of each phase."""
-    loop, looks = PlainLoop(config or _recipe(root)), Looks()
+    loop = PlainLoop(config or load("sd15_coco_5step", settings(root, "profile", 24)))
+    looks = Looks()
     for part, owner, name in (
         ("rollout", loop.rollout, "rollout"),
         ("teacher's images", loop.reward, "sent_targets"),
@@ -109,13 +111,8 @@ def profile(
         setattr(owner, name, looks.within(part, getattr(owner, name)))
     for round in range(max(rounds) + 1):
         stop.check()
-        if round not in rounds:
+        with looks.looking() if round in rounds else nullcontext():
             loop.round(round)
-            looks.seconds.clear()
-            continue
-        with looks.looking():
-            loop.round(round)
-        looks.ended.clear()
     rows: list[list[str]] = []
     numbers: dict[str, float] = {}
     for part, counts in looks.counts.items():
@@ -133,14 +130,6 @@ def profile(
         numbers,
         [f"Rounds {' and '.join(map(str, rounds))}, looked at every {1000 * LOOK_SECONDS:g} ms."],
     )
-
-
-def _recipe(root: Path) -> Config:
-    small = replace(SD15, unet={**SD15.unet, "sample_size": 8}, vae={**SD15.vae, "sample_size": 64})
-    teacher = small.write(root / "teacher", dtype=torch.float16)
-    given = [*STEPS, f"teacher.model={teacher}", f"run.root={root}", "run.name=profile", "evaluation.held_out=24"]
-    config: Config = load("sd15_coco_5step", given)
-    return config
 
 
 SUITE = Suite("cpu_profile", "Where the CPU time of a round goes", {"profile": profile})

@@ -141,6 +141,19 @@ def role_of(title: str) -> str:
     return next((role for name, role in ROLES.items() if name in title), "other")
 
 
+def settings(root: Path, name: str, held_out: int) -> list[str]:
+    """Write the pipeline to a folder in `root`; return what a run of it, called `name`, sets in the recipe."""
+    small = replace(SD15, unet={**SD15.unet, "sample_size": 8}, vae={**SD15.vae, "sample_size": 64})
+    teacher = small.write(root / "teacher", dtype=torch.float16)
+    return [
+        *STEPS,
+        f"teacher.model={teacher}",
+        f"run.root={root}",
+        f"run.name={name}",
+        f"evaluation.held_out={held_out}",
+    ]
+
+
 def real_size(
     root: Path, stop: StopRequest, console: Console, *, whole: bool = False, name: str = "lora", held_out: int = 200
 ) -> Part:
@@ -148,9 +161,7 @@ def real_size(
 
     whole: train all weights instead of adapters. name: of the part. held_out: noises of the evaluation.
     """
-    small = replace(SD15, unet={**SD15.unet, "sample_size": 8}, vae={**SD15.vae, "sample_size": 64})
-    teacher = small.write(root / "teacher", dtype=torch.float16)
-    given = [*STEPS, f"teacher.model={teacher}", f"run.root={root}", "run.name=real", f"evaluation.held_out={held_out}"]
+    given = settings(root, "real", held_out)
     if whole:
         given.append("student.lora={rank: 0}")
     config: Config = load("sd15_coco_5step", given)

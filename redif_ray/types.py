@@ -88,12 +88,12 @@ class Trajectories:
     policy_version: int
     weights_sha256: str
     shared: np.ndarray  # [M, G, *latent]: the first M states, x_T being the first; siblings share them
-    latents: np.ndarray  # [S - M, R, *latent]: those after them, of S states that are read, at most N + 1
+    latents: np.ndarray  # [n - M, R, *latent]: those after them, of the n states that are read, at most N + 1
     log_probs: np.ndarray  # [N, R]: per-dimension mean log density of the action taken; 0 where S = 0
     means: np.ndarray | None  # [N, R, *latent]: the policy's mean of each transition, if the phase reads means
 
     def states(self) -> np.ndarray:
-        """Return the states of each row, [S, R, *latent]."""
+        """Return the states of each row that are read, [n, R, *latent]."""
         return np.concatenate([self.shared.repeat(self.unit.siblings, axis=1), self.latents])
 
 

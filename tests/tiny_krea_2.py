@@ -9,7 +9,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, Krea2Pipeline, Krea2Transformer2DModel, QwenImagePipeline
 from tiny_models import randomise
 from tiny_pipelines import WIDTH, save
-from tiny_qwen_image import qwen2_tokenizer, qwen_vae
+from tiny_qwen_image import qwen2_tokenizer, qwen_vae, vision_encoder
 from transformers import Qwen3VLConfig, Qwen3VLModel
 
 LAYERS = (1, 2, 3)  # whose states the network takes
@@ -24,31 +24,14 @@ SCHEDULER = {  # as Krea2Pipeline documents it, for images of other sizes
 
 
 def qwen3_vl(vocabulary: int) -> Qwen3VLModel:
-    """Return the encoder, with three layers that read text and one that reads images."""
-    config = Qwen3VLConfig(
-        text_config={
-            "vocab_size": vocabulary,
-            "hidden_size": WIDTH,
-            "intermediate_size": 16,
-            "num_hidden_layers": 3,
-            "num_attention_heads": 2,
-            "num_key_value_heads": 1,
-            "head_dim": 8,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 5e6, "mrope_section": [2, 1, 1]},
-        },
-        vision_config={
-            "depth": 1,
-            "hidden_size": 16,
-            "intermediate_size": 16,
-            "num_heads": 2,
-            "out_hidden_size": WIDTH,
-            "deepstack_visual_indexes": [0],
-        },
-    )
-    with torch.random.fork_rng(devices=[]):
-        model = Qwen3VLModel(config)
-    randomise(model, 0.5)
-    return model
+    """Return the encoder, with three layers that read text."""
+    text = {
+        "vocab_size": vocabulary,
+        "num_hidden_layers": 3,
+        "head_dim": 8,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 5e6, "mrope_section": [2, 1, 1]},
+    }
+    return vision_encoder(Qwen3VLModel, Qwen3VLConfig, text, {"deepstack_visual_indexes": [0]})
 
 
 def write_krea_2(folder: Path, *, dtype: torch.dtype = torch.float32, **options: Any) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import (
@@ -41,33 +42,27 @@ def qwen2_tokenizer(text: str) -> Qwen2Tokenizer:
     return Qwen2Tokenizer(vocab=vocab, merges=merges, extra_special_tokens=SPECIAL, model_max_length=131072)
 
 
-def qwen2_vl(tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLForConditionalGeneration:
-    """Return the encoder for this vocabulary, with two layers that read text and one that reads images."""
-    config = Qwen2_5_VLConfig(
-        text_config={
-            "vocab_size": len(tokenizer),
-            "bos_token_id": tokenizer.eos_token_id,
-            "eos_token_id": tokenizer.convert_tokens_to_ids("<|im_end|>"),
-            "hidden_size": WIDTH,
-            "intermediate_size": 16,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "num_key_value_heads": 1,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 1, 1]},
-        },
-        vision_config={
-            "depth": 1,
-            "hidden_size": 16,
-            "intermediate_size": 16,
-            "num_heads": 2,
-            "out_hidden_size": WIDTH,
-            "fullatt_block_indexes": [0],
-        },
-    )
+def vision_encoder(kind: Any, config: Any, text: dict[str, Any], vision: dict[str, Any]) -> Any:
+    """Return an encoder of text with one layer that reads images. text, vision: what the class alone has."""
+    text = {"hidden_size": WIDTH, "intermediate_size": 16, "num_attention_heads": 2, "num_key_value_heads": 1} | text
+    eyes = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": WIDTH} | vision
     with torch.random.fork_rng(devices=[]):
-        model = Qwen2_5_VLForConditionalGeneration(config)
+        model = kind(config(text_config=text, vision_config=eyes))
     randomise(model, 0.5)
     return model
+
+
+def qwen2_vl(tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLForConditionalGeneration:
+    """Return the encoder for this vocabulary, with two layers that read text."""
+    text = {
+        "vocab_size": len(tokenizer),
+        "bos_token_id": tokenizer.eos_token_id,
+        "eos_token_id": tokenizer.convert_tokens_to_ids("<|im_end|>"),
+        "num_hidden_layers": 2,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 1, 1]},
+    }
+    eyes = {"fullatt_block_indexes": [0]}
+    return vision_encoder(Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLConfig, text, eyes)
 
 
 def qwen_vae() -> AutoencoderKLQwenImage:

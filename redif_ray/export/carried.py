@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from redif_ray.models.folder import INDEX
-from redif_ray.models.foreign import is_known, is_name, resolved
+from redif_ray.models.foreign import LICENCES, is_known, is_name, resolved
 from redif_ray.models.headers import other_weights, variant_of, without_variant
 from redif_ray.models.protocol import DiffusionModel, ModelError
 from redif_ray.models.text import TextModel
 from redif_ray.models.vae import VAE, LatentModel
 
 SCHEDULER = "scheduler"
-LICENCES = ("LICENSE", "LICENSE.md", "LICENSE.txt", "NOTICE")
 DTYPES = {"dtype", "torch_dtype"}  # keys of transformers, new and old
 log = logging.getLogger(__name__)
 

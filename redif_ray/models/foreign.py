@@ -18,6 +18,7 @@ from redif_ray.errors import UserError, brief, in_words
 from redif_ray.models.locate import INDEX, MODULAR_INDEX, ModelError
 
 KINDS = (".json", ".safetensors", ".txt", ".model", ".jinja", ".tiktoken")  # of files that are read and copied
+LICENCES = ("LICENSE", "LICENSE.md", "LICENSE.txt", "NOTICE")  # which are copied besides
 ADAPTERS = "adapter_config.json"  # with this file beside it, transformers loads other weights than the network's own
 MOST_BYTES = 4 * 2**20  # of a JSON file that is parsed here; FLUX.1's index of shards has 0.1 MB
 MOST_VOCABULARY_BYTES = 128 * 2**20  # of another text file, which libraries parse; Gemma's tokeniser has 34 MB

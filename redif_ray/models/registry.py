@@ -24,12 +24,12 @@ from redif_ray.checkpoint import file_sha256, weights_sha256
 from redif_ray.config import Teacher
 from redif_ray.errors import in_words
 from redif_ray.models.folder import component_folder, read_index, student_settings, without_weights
-from redif_ray.models.foreign import KINDS, loading
+from redif_ray.models.foreign import KINDS, LICENCES, loading
 from redif_ray.models.headers import weight_files
 from redif_ray.models.locate import ModelError, local_folder, missing, single_file
 from redif_ray.models.logging import quiet
 from redif_ray.models.protocol import SIZE_KEYS, DiffusionModel, OwnFamily, is_finite
-from redif_ray.models.single_file import LICENCES, SingleFile
+from redif_ray.models.single_file import SingleFile
 from redif_ray.user_code.errors import UserCodeError, failures_named
 from redif_ray.user_code.importing import import_function, source_sha256
 from redif_ray.user_code.state import state_kept

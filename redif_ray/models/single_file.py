@@ -31,7 +31,7 @@ from redif_ray.errors import words_of
 from redif_ray.files import atomic_folder
 from redif_ray.models.components import part_kinds
 from redif_ray.models.folder import SCHEDULER
-from redif_ray.models.foreign import check_header, check_part, is_known, loading, read_index, resolved
+from redif_ray.models.foreign import LICENCES, check_header, check_part, is_known, loading, read_index, resolved
 from redif_ray.models.headers import REAL, check_kinds, other_weights
 from redif_ray.models.locate import INDEX, ModelError
 from redif_ray.models.logging import quiet
@@ -47,7 +47,6 @@ T5 = ("text_encoders.t5xxl.",)  # the second encoder of FLUX.1, the third of Sta
 ENCODERS = ("CLIPTextModel", "CLIPTextModelWithProjection", "T5EncoderModel")  # those that diffusers converts
 SCALES = ("scaled_fp8", ".scale_weight", ".weight_scale", ".absmax")  # ends of names of what undoes a quantization
 UNSAID = "stable-diffusion-2"  # in the hub ids of models whose files do not say whether they predict v or epsilon
-LICENCES = ("LICENSE", "LICENSE.md", "LICENSE.txt", "NOTICE")
 
 
 class SingleFile:

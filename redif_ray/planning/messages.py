@@ -55,7 +55,7 @@ def rolled_out(
 def _states(phase: Phase, stds: Tensor) -> int:
     """Return how many states of an episode are read, of N + 1; the last of these is read as an action alone."""
     explored = torch.nonzero(stds).flatten().tolist()
-    if len(explored) and not phase.reads_every_state and not phase.reads_last:
+    if explored and not phase.reads_every_state and not phase.reads_last:
         return int(explored[-1]) + 2
     return len(stds) + (phase.reads_last or bool(stds[-1] > 0))
 

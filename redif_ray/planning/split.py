@@ -14,15 +14,14 @@ from redif_ray.config import Config, ConfigError, override, validate
 from redif_ray.data.conditions import Conditions
 from redif_ray.evaluation.compute import decode_flops, prediction_flops
 from redif_ray.models.registry import teacher_outline
+from redif_ray.planning.batches import MARGIN
 from redif_ray.planning.calls import network_calls
 from redif_ray.planning.cost import GPU_FLOPS
 from redif_ray.planning.gpu_memory import fullest_gpu_mb
 from redif_ray.planning.memory import Footprint, workers
-from redif_ray.planning.nodes import Node, total
+from redif_ray.planning.nodes import ROLES, Node, total
 from redif_ray.planning.rounds import RoundPlan
 
-ROLES = ("rollout", "reward", "learner")
-FILLED = 0.9  # share of a GPU's memory that may be planned for, as in the choice of batches
 Seconds = Mapping[str, float]  # of the work of a mean round on one GPU, by role
 
 
@@ -129,7 +128,7 @@ def table(found: Sequence[Way], number: int, memory_mb: float | None) -> Table:
     view = Table(title=f"on {number} GPUs", title_justify="left", box=None, padding=(0, 1))
     for column in ("roles", "MB of a GPU", "seconds a round", "set"):
         view.add_column(column, justify="left" if column in ("roles", "set") else "right")
-    fits = next((way for way in found if memory_mb and way.memory_mb <= FILLED * memory_mb), None)
+    fits = next((way for way in found if memory_mb and way.memory_mb <= MARGIN * memory_mb), None)
     for way in found:
         name = f"[bold]{way.name}, proposed[/]" if way is fits else way.name
         if way.refused:

@@ -110,8 +110,7 @@ class UnitScoring(Scoring):
         started = time.perf_counter()
         if self.final is None or self.targets is None:
             raise ValueError(f"phase {self.unit.phase} asks for gradients; expected asks_images and teacher_images")
-        latents = sent(torch.from_numpy(self.final.astype(np.float32)), self.worker.device)
-        found = slopes(self.worker, self.unit, latents, self._teacher())
+        found = slopes(self.worker, self.unit, self._latents(self.final), self._teacher())
         self._add("rewards", started)
         return found
 
@@ -120,7 +119,7 @@ class UnitScoring(Scoring):
         if self.final is None:
             raise ValueError(f"phase {unit.phase} asks for denoised latents; expected asks_images=True in its class")
         teacher, guidance = worker.teacher, worker.config.teacher.guidance
-        final = sent(torch.from_numpy(self.final.astype(np.float32)), worker.device)
+        final = self._latents(self.final)
         groups = [g for g in unit.groups for _ in range(unit.siblings)]
         x_t, level = noised(final, groups, teacher.process, seed=worker.config.run.seed, round=unit.round, draw=0)
         encoded = repeated(teacher.encode(unit.conditions), unit.siblings)
@@ -157,9 +156,12 @@ class UnitScoring(Scoring):
         if self.final is None:
             raise ValueError(f"phase {self.unit.phase} asks for images; expected asks_images=True in its class")
         if self._student is None:
-            latents = torch.from_numpy(self.final.astype(np.float32))
-            self._student = self.worker.teacher.images(latents.to(self.worker.device))
+            self._student = self.worker.teacher.images(self._latents(self.final))
         return self._student
+
+    def _latents(self, final: np.ndarray) -> Tensor:
+        """Return last latents, which may have travelled in 16 bits, as float32 on the worker's device."""
+        return sent(torch.from_numpy(final.astype(np.float32)), self.worker.device)
 
     def _teacher(self) -> Tensor:
         """Return the teacher's image of each row, [R, C, H, W] in [0, 1]."""

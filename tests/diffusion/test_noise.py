@@ -127,7 +127,7 @@ def test_antithetic_siblings_are_opposite_pairs() -> None:
 
 
 def test_a_pair_is_drawn_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a pair whose first sibling is in another work unit, the second is drawn all the same."""
+    """The second sibling of a pair is drawn even where the first one is in another work unit."""
     drawn, normal = [], noise.normal
 
     def noted(count: int, stream: Stream, **ids: int) -> np.ndarray:

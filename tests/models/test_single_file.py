@@ -164,7 +164,7 @@ def test_stable_diffusion_3_with_its_three_encoders(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_transformer_of_z_image_alone(tmp_path: Path) -> None:
-    """As fine-tunes for ComfyUI are: the caption's encoder and the VAE are files of their own there."""
+    """Fine-tunes for ComfyUI are such files; it keeps the text encoder and the VAE in files of their own."""
     folder = write_z_image(tmp_path / "z")
     file = write_single(original_z_image(load_model(folder, size=(16, 16)).network), tmp_path / "z.safetensors")
     settings = Teacher(model=str(file), base=str(folder), height=16, width=16)

@@ -68,7 +68,7 @@ def measured(loop: PlainLoop, units: list[Any]) -> messages.Messages:
 
 @pytest.mark.parametrize("name", list(SETTINGS))
 def test_a_round_is_counted_as_it_is_measured(name: str, tmp_path: Path) -> None:
-    """Where each round explores at another step, the count is that of the largest one."""
+    """The count is that of the largest round, where each round explores at another step."""
     made = config(tmp_path, *SETTINGS[name])
     loop = PlainLoop(made)
     loop.reward.load_learned = lambda *_: ""  # type: ignore[method-assign]  # Ray's store

@@ -53,7 +53,7 @@ def test_each_way_is_a_configuration_with_that_many_gpus(number: int) -> None:
 
 
 def test_the_best_division_is_that_of_a_search_by_hand() -> None:
-    """With staleness the slowest role decides; without, the update follows rollout and rewards."""
+    """The slowest role decides with staleness; the update follows rollout and rewards without it."""
     for staleness in (0, 1):
         base = config(f"pipeline.staleness={staleness}")
         best = min(

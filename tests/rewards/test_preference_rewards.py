@@ -125,7 +125,7 @@ def test_grey_images_are_repeated(score):
 
 
 def test_hps_in_the_layouts_that_there_are(score, options, base, tmp_path):
-    """Of open_clip, alone or below the name `model`, and of transformers, which a folder holds."""
+    """Files have the names of open_clip, alone or below `model`, and folders have those of transformers."""
     given, expected = load_file(options["hps"]["model"]), score("hps", rows("hps", 1))
     save_file({f"model.{name}": weight for name, weight in given.items()}, tmp_path / "model.safetensors")
     assert torch.equal(score("hps", rows("hps", 1), model=str(tmp_path)), expected)
