@@ -197,7 +197,7 @@ def session(config: Config, conditions: Conditions, folder: RunFolder, stop: Sto
         finally:
             growth.stop()
             ray.wait([writer.flush.remote()], timeout=FLUSH_SECONDS)
-            for actor in [*rollout, *reward, coordinator, weights, writer]:
+            for actor in [coordinator, *rollout, *reward, weights, writer]:  # it would ask for lost workers again
                 ray.kill(actor)
 
 
