@@ -36,6 +36,7 @@ reference: $(VENV)/.installed
 
 docs: reference $(VENV)/.installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "open build/site/index.html in a browser"
 
 install: $(VENV)/.installed
 

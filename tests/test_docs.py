@@ -77,6 +77,13 @@ def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
     subprocess.run(command, cwd=ROOT, check=True, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"})
     assert (tmp_path / "site" / "source" / "redif_ray" / "loop.py.txt").exists()
+    pages = "".join(page.read_text() for page in (tmp_path / "site").rglob("*.html"))
+    fetched = re.findall(r'<script[^>]* src="([^"]+)"|<link[^>]* rel="stylesheet"[^>]* href="([^"]+)"', pages)
+    assert fetched and not [address for pair in fetched for address in pair if "//" in address]
+
+
+def test_the_readme_is_read_in_five_minutes() -> None:
+    assert len((ROOT / "README.md").read_text().split()) <= 1000
 
 
 def commands() -> list[tuple[str, str, list[str]]]:
