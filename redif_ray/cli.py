@@ -256,7 +256,7 @@ def sample(
         precision=precision,
         console=complaints,
     )
-    console.print(f"{number} images in {images or out}")
+    console.print(f"{number} image{'s' * (number != 1)} in {images or out}")
 
 
 @app.command(rich_help_panel=STUDENT)

@@ -10,6 +10,7 @@ LISTED = 20  # names in a message
 MOST_WORDS = 400  # characters of a library's error in a message
 OBJECT = re.compile(r"<[\w.]+ object at 0x[0-9a-f]+>")
 CLASS = re.compile(r"<class '(?:[\w.]+\.)?(\w+)'>")
+ADDRESS = re.compile(r"(?:\b(?:at|to|from)\s+)?\S*://\S*")
 
 
 def brief(value: object) -> str:
@@ -35,8 +36,7 @@ def words_of(error: BaseException) -> str:
 
     Classes are shown by their names. It is the name of the error's class where the error has no text.
     """
-    words = (word for word in CLASS.sub(r"\1", OBJECT.sub("", str(error))).split() if "://" not in word)
-    text = " ".join(words) or type(error).__name__
+    text = " ".join(ADDRESS.sub("", CLASS.sub(r"\1", OBJECT.sub("", str(error)))).split()) or type(error).__name__
     return text if len(text) <= MOST_WORDS else f"{text[: MOST_WORDS - 3]}..."
 
 

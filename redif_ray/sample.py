@@ -228,7 +228,7 @@ def load(
 def _counted(drawn: Iterator[np.ndarray], number: int, console: Console) -> Iterator[np.ndarray]:
     """Yield the batches; a bar on a terminal, or a line elsewhere, tells how many of all `number` images are drawn."""
     if not console.is_terminal:
-        console.print(f"drawing {number} images", highlight=False)
+        console.print(f"drawing {number} image{'s' * (number != 1)}", highlight=False)
         yield from drawn
         return
     with Progress(

@@ -15,6 +15,7 @@ def test_an_error_of_a_library_is_one_short_line_without_addresses() -> None:
     except UnidentifiedImageError as error:
         assert words_of(error) == "cannot identify image file"
     assert words_of(ValueError("a\n  b, see https://example.org/c and d")) == "a b, see and d"
+    assert words_of(OSError("no way to 'https://example.org' to load the files")) == "no way to load the files"
     assert len(words_of(ValueError("x" * 10_000))) == MOST_WORDS
     assert (words_of(KeyError()), in_words(KeyError())) == ("KeyError", "KeyError")
     assert words_of(TypeError(f"got: {Image.Image}, {int}")) == "got: Image, int"

@@ -39,7 +39,7 @@ def train_teacher(
     check(config, resume=resume)
     console = console or Console()
     images = look_at(config, console)
-    tell(console, [f"samples while it trains: {work / 'samples'}"])
+    tell(console, [f"samples after every {config.checkpoint_every:,} steps: {work / 'samples'}"])
     kept = f"{work} holds the training up to here; continue with the same command and --resume"
     with stop_requests(kept) as stop:
         train(

@@ -109,7 +109,8 @@ class SingleFile:
             if isinstance(network, PreTrainedModel):
                 network.tie_weights()  # of a weight with two names, files hold one
             if absent := [key for key, value in network.state_dict().items() if value.is_meta]:
-                raise ModelError(f"{self.path} lacks {name}'s {absent[0]} ({len(absent)} in all); it is none of {base}")
+                lacking = f"{self.path} lacks {name}'s {absent[0]} ({len(absent)} in all)"
+                raise ModelError(f"{lacking}; its layout is not that of {base}")
             with quiet():
                 network.save_pretrained(out / name, safe_serialization=True)
         for name in ("scheduler", *names):

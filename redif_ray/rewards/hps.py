@@ -33,7 +33,7 @@ class Hps(TextImage):
 
     def __post_init__(self) -> None:
         base = find_model(self.base, "base")
-        config = load_config(base, ("clip",))
+        config = load_config(base, ("clip",), "base")
         preparation = Padded(config.vision_config.image_size)
         weights = names_of_transformers(load_file_of(self.model))
         try:

@@ -25,6 +25,7 @@ from redif_ray.rewards.term import RewardError
 from redif_ray.rewards.weight_file import check_finite, load_weights
 
 FILE = "model.safetensors"
+FOLDER = "a folder that save_pretrained wrote with safetensors"
 SHIPPED = Path(__file__).parents[1] / "assets" / "encoders"
 PREPROCESSOR, PROCESSOR = "preprocessor_config.json", "processor_config.json"  # of transformers 4 and 5
 
@@ -120,18 +121,21 @@ def hub_file(model: str, name: str, *, required: bool = True) -> Any:
     return cached_file(source, name, revision=revision, _raise_exceptions_for_missing_entries=required)
 
 
-def load_config(model: str, kinds: Sequence[str]) -> Any:
-    """Load transformers' configuration of a model. Raises `RewardError` unless its `model_type` is one of `kinds`."""
+def load_config(model: str, kinds: Sequence[str], option: str = "model") -> Any:
+    """Load transformers' configuration of a model. Raises `RewardError` unless its `model_type` is one of `kinds`.
+
+    option: that names the model, for the message.
+    """
     import transformers
 
-    check_folder(model)
+    check_folder(model, option)
     source, revision = at_hub(model)
-    with _loading(model, "config.json"):
+    with _loading(model, "config.json", option):
         config = transformers.AutoConfig.from_pretrained(
             source, revision=revision, trust_remote_code=False, local_files_only=is_local(model)
         )
     if config.model_type not in kinds:
-        raise RewardError(f"model={model!r} is a {config.model_type}; expected one of: {', '.join(kinds)}")
+        raise RewardError(f"{option}={model!r} is a {config.model_type}; expected one of: {', '.join(kinds)}")
     return config
 
 
@@ -216,8 +220,8 @@ def is_local(model: str) -> bool:
 
 
 @contextmanager
-def _loading(model: str, what: str) -> Iterator[None]:
-    """Turn whatever transformers raises in this block into a RewardError that names the model."""
+def _loading(model: str, what: str, option: str = "model", expected: str = FOLDER) -> Iterator[None]:
+    """Turn whatever transformers raises in this block into a RewardError that names the model and what it may be."""
     try:
         with loading(model):
             yield
@@ -225,15 +229,15 @@ def _loading(model: str, what: str) -> Iterator[None]:
         where = "the folder" if is_local(model) else "no such folder, so it was looked for on the hub"
         reason = in_words(error.__cause__ or error)
         raise RewardError(
-            f"model={model!r} cannot be loaded ({what}; {where}): {reason}; give as `model` a folder that "
-            "save_pretrained wrote with safetensors, or fetch it first: hf download ID --local-dir DIR"
+            f"{option}={model!r} cannot be loaded ({what}; {where}): {reason}; give as `{option}` {expected}, "
+            "or fetch it first: hf download ID --local-dir DIR"
         ) from error
 
 
-def check_folder(model: str) -> None:
+def check_folder(model: str, option: str = "model") -> None:
     """Raise `RewardError` where `model` is a folder with a file that must not be read; see `models.foreign`."""
     if is_local(model):
-        with _loading(model, "config.json"):
+        with _loading(model, "config.json", option):
             check_part(Path(model), Path(model))
             read_settings(Path(model) / "config.json", Path(model))
 
@@ -246,7 +250,7 @@ def load_file_of(model: str) -> dict[str, Tensor]:
     if Path(model).suffix == ".safetensors" or Path(model).expanduser().is_file():
         return load_weights("model", model)
     found = find_model(model)
-    with _loading(found, FILE):
+    with _loading(found, FILE, expected="the .safetensors file"):
         file = hub_file(found, FILE)
     return load_weights("model", file)
 

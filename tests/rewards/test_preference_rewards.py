@@ -194,7 +194,7 @@ def test_what_is_beside_the_weights_and_does_not_fit(score, base, words, tmp_pat
         score("image_reward", rows("image_reward", 0), base="/no/such")
     with pytest.raises(RewardError, match=r"model='/no/such.safetensors': no such file"):
         score("hps", rows("hps", 0), model="/no/such.safetensors")
-    with pytest.raises(RewardError, match=rf"model='{words}' cannot be loaded \(config.json"):
+    with pytest.raises(RewardError, match=rf"base='{words}' cannot be loaded \(config.json.*give as `base`"):
         score("hps", rows("hps", 0), base=str(words))
 
 
