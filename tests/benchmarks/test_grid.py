@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -72,3 +73,59 @@ def test_a_run_of_other_settings_is_made_under_a_name_of_its_own(
         found = Results(results.path, results.root).of("a", "smoke", settings, seed=0, targets="a")
         assert found["settings"] == ["smoke", *settings]
     assert made[0] == "a" and len(made) == 2 and made[1].startswith("a-")
+
+
+ROOT = Path(__file__).parents[2]
+FIGURES = re.compile(r"[+-]\d+\.\d+")
+
+
+def above_the_teacher(steps: int, name: str) -> list[float]:
+    """The mean and the interval of the kept runs of a method, at the candidate that tuning chose."""
+    runs = json.loads((ROOT / "benchmarks" / "results" / "grid.json").read_text())
+
+    def frechet(run: Any, arm: str) -> float:
+        return float(run["arms"][arm]["frechet"])
+
+    tuned = {i: runs[f"{steps}-{name}-tune-{i}"] for i in range(5) if f"{steps}-{name}-tune-{i}" in runs}
+    best = grid.arms(steps)[name].candidates[min(tuned, key=lambda i: frechet(tuned[i], "student"))]
+    found = [
+        next(
+            run
+            for key, run in runs.items()
+            if key.startswith(f"{steps}-{name}-{seed}") and {*best} <= {*run["settings"]}
+        )
+        for seed in (1, 2, 3)
+    ]
+    interval = grid.interval([frechet(run, "student") - frechet(run, "teacher_full") for run in found])
+    return [float(figure) for figure in FIGURES.findall(interval)]
+
+
+def cells_of(page: str, first: str) -> list[list[str]]:
+    """The rows of a page's tables whose first cell begins with `first`."""
+    lines = [line for line in (ROOT / page).read_text().splitlines() if line.startswith(f"| {first}")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def figures() -> list[tuple[int, str, str]]:
+    """What the pages say of each method: the number of steps, the method and its cell."""
+    told = []
+    for _, method, four, two in cells_of("README.md", "a reward") + cells_of("README.md", "no reward"):
+        told += [
+            (4, method.strip("`").removeprefix("method="), four),
+            (2, method.strip("`").removeprefix("method="), two),
+        ]
+    names = [name.strip("`") for name in cells_of("docs/methods.md", "| `draft` | `output`")[0][1:]]
+    for steps in (4, 2):
+        (row,) = cells_of("docs/methods.md", f"{steps} steps")
+        told += [(steps, name, cell) for name, cell in zip(names, row[1:], strict=True) if cell]
+    return told
+
+
+def test_the_pages_have_figures() -> None:
+    assert len(figures()) == 2 * 3 + 8 + 5
+
+
+@pytest.mark.parametrize(("steps", "name", "cell"), figures())
+def test_the_figures_of_the_pages_are_those_of_the_kept_runs(steps: int, name: str, cell: str) -> None:
+    told = [float(figure) for figure in FIGURES.findall(cell)]
+    assert told == pytest.approx(above_the_teacher(steps, name), abs=0.0501)
