@@ -10,7 +10,7 @@ from typing import Any, overload
 Row = Mapping[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Table(Sequence[Row]):
     """Rows of a table, each a mapping from column to value."""
 
@@ -40,8 +40,8 @@ class Table(Sequence[Row]):
     def __iter__(self) -> Iterator[Row]:
         return iter(self.rows)
 
-    def __str__(self) -> str:
-        """Return the table as `print` shows it: a line for each row, columns beneath their names."""
+    def __repr__(self) -> str:
+        """Return the table as `print` and Python's prompt show it: a line for each row, columns beneath their names."""
         lines = [self.columns, *([_shown(row.get(name)) for name in self.columns] for row in self.rows)]
         widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
         return "\n".join("  ".join(map(str.ljust, cells, widths)).rstrip() for cells in lines)

@@ -140,7 +140,7 @@ def test_a_table_is_rows_that_pandas_and_a_notebook_take() -> None:
     assert (len(table), table.columns, table[1]["a"], len(table[1:])) == (2, ["a", "b", "c"], 2, 1)
     frame = table.to_pandas()
     assert list(frame.columns) == table.columns and frame["a"].tolist() == [1, 2]
-    assert str(table) == "a  b    c\n1  0.5\n2       <x>"
+    assert repr(table) == str(table) == "a  b    c\n1  0.5\n2       <x>"
     assert "[0.33333, 2]" in str(redif_ray.Table(({"interval": [1 / 3, 2]},)))
     assert "<td>0.5</td>" in table._repr_html_() and "&lt;x&gt;" in table._repr_html_()
 
