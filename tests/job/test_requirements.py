@@ -76,7 +76,7 @@ REAL: dict[str, tuple[Callable[[Path], Path], list[str]]] = {
     "sd15_coco_5step": (stable_diffusion_15, []),
     "sdxl_4step_lora": (stable_diffusion_xl, []),
     "sd35_4step_lora": (stable_diffusion_35_medium, []),
-    "flux": (flux_dev, [FLUX]),
+    "flux": (flux_dev, [FLUX, "teacher.height=null", "teacher.width=null"]),
     "edm_imagenet64_4step": (edm_imagenet_64, []),
     "dit_xl_4step": (dit_xl_2, []),
     "z_image_4step_lora": (real_sizes_2025.z_image, []),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,31 +112,45 @@ def test_a_work_unit_of_the_size_of_sdxl_is_measured(tmp_path: Path) -> None:
     made = absolute(load("sdxl_4step_lora", given))
     loop = PlainLoop(made)
     assert loop.student.latent_shape == (4, 128, 128)
-    units = loop.plan.units(0)
-    one, counted = measured(loop, units[:1]), messages.of_rounds(made, loop.rollout.teacher)["policy"]
+    counted = messages.of_rounds(made, loop.rollout.teacher)["policy"]
+    each = [(units, measured(loop, units[:1])) for units in map(loop.plan.units, range(made.student.steps))]
+    units, one = max(each, key=lambda found: found[1].total)  # rounds explore another step each
     assert (one.trajectories + one.final) * len(units) == pytest.approx(counted.trajectories + counted.final, rel=0.01)
-    images = 8 * 3 * 1024**2  # of a VAE that makes eight pixels of an edge where the small one makes two
-    assert (one.trajectories + one.final) * len(units) + images == pytest.approx(115.6e6, rel=0.01)
+    images = 32 * 3 * 1024**2  # of a VAE that makes eight pixels of an edge where the small one makes two
+    assert (one.trajectories + one.final) * len(units) + images == pytest.approx(201.5e6, rel=0.01)
+
+
+EVERY_STEP = ("exploration.one_step=false", "rollout={groups: 8, siblings: 12, unit_groups: 1}")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("write", "recipe", "round_mb", "before_mb"),
+    ("write", "recipe", "given", "round_mb", "before_mb"),
     [
-        (stable_diffusion_xl, "sdxl_4step_lora", 120, 430),
-        (stable_diffusion_35_medium, "sd35_4step_lora", 395, 1100),
+        (stable_diffusion_xl, "sdxl_4step_lora", (), 210, 1260),
+        (stable_diffusion_35_medium, "sd35_4step_lora", (), 160, 805),
+        (stable_diffusion_xl, "sdxl_4step_lora", EVERY_STEP, 120, 430),
+        (
+            stable_diffusion_35_medium,
+            "sd35_4step_lora",
+            (*EVERY_STEP, "teacher={height: 1024, width: 1024}"),
+            395,
+            1100,
+        ),
     ],
 )
-def test_rounds_of_real_size(write: Any, recipe: str, round_mb: float, before_mb: float, tmp_path: Path) -> None:
-    """The two recipes of docs/measurements.md: half of what a round was when it carried means and targets twice."""
-    made = load(recipe, [f"teacher.model={write(tmp_path)}", f"run.root={tmp_path}"])
+def test_rounds_of_real_size(
+    write: Any, recipe: str, given: Sequence[str], round_mb: float, before_mb: float, tmp_path: Path
+) -> None:
+    """The recipes of docs/measurements.md, and half of what a round was when it carried means and targets twice."""
+    made = load(recipe, [*given, f"teacher.model={write(tmp_path)}", f"run.root={tmp_path}"])
     with without_weights():
         model = load_teacher(made.teacher, device="meta", dtype=torch.bfloat16)
     found = messages.of_rounds(made, model)["policy"]
     assert 0.85 * round_mb < found.total / 1e6 < round_mb
-    rows, (steps, latent) = 8 * 12, (4, 4 * torch.Size(model.latent_shape).numel())
-    image = 4 * torch.Size(model.image_shape).numel()
-    before = rows * (2 * steps + 1) * latent + 2 * 8 * image
+    groups, latent = made.rollout.groups, 4 * torch.Size(model.latent_shape).numel()
+    rows, steps, image = groups * made.rollout.siblings, 4, 4 * torch.Size(model.image_shape).numel()
+    before = rows * (2 * steps + 1) * latent + 2 * groups * image
     assert before / 1e6 == pytest.approx(before_mb, rel=0.02)
 
 
