@@ -59,6 +59,10 @@ FAMILIES = {  # imported on first use: some pipelines take seconds
 REFUSED = {  # pipelines that people ask for: why each is no teacher, and what to take
     "SanaSprintPipeline": "its scheduler draws fresh noise in every step, so that its image is no function of the "
     "start latent, which a student learns; distil SANA, from which Sprint was made, with a SanaPipeline",
+    "LDMTextToImagePipeline": "its text encoder is a class of that pipeline alone; take Stable Diffusion 1.5, its "
+    "successor, with a StableDiffusionPipeline",
+    "LDMPipeline": "its decoder is vector-quantized, which no family here reads; take a model of pixels, with a "
+    "DDPMPipeline, or of classes, with a DiTPipeline",
     **dict.fromkeys(
         ("QwenImageEditPipeline", "QwenImageEditPlusPipeline"),
         "it is guided by what it predicts for a picture without a caption, and pictures are not taken for that yet; "

@@ -131,6 +131,14 @@ def _weights(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[P
             lambda f: edit(f / "model_index.json", _class_name="QwenImageEditPipeline"),
             "is a QwenImageEditPipeline, which is no teacher: .* a FluxKontextPipeline",
         ),
+        (
+            lambda f: edit(f / "model_index.json", _class_name="LDMTextToImagePipeline"),
+            "is a LDMTextToImagePipeline, which is no teacher: its text encoder .* with a StableDiffusionPipeline",
+        ),
+        (
+            lambda f: edit(f / "model_index.json", _class_name="LDMPipeline"),
+            "is a LDMPipeline, which is no teacher: its decoder .* a DDPMPipeline, or .* a DiTPipeline",
+        ),
         (lambda f: shutil.rmtree(f / "unet"), "no unet/config.json; expected a UNet2DModel"),
         (lambda f: shutil.rmtree(f / "scheduler"), "no scheduler/scheduler_config.json"),
         (
