@@ -1,33 +1,42 @@
 """Measure where the CPU time of rollout, reward and update goes, at the size of Stable Diffusion 1.5.
 
-    python -m benchmarks.cpu_profile [--out FOLDER]
+    python -m benchmarks.cpu_profile [profile] [processes] [--out FOLDER]
 
-The recipe's own rounds, in one process of one thread, at 64 x 64 pixels. A second thread looks at the stack of the
-first every 10 ms, and a look counts for the first of these that is on it: network (forward or backward), optimiser,
-decode, reward. All other looks are the project's own work, shown by the function of this package that is on top.
+The recipe's own rounds at 64 x 64 pixels. `profile`: in one process of one thread; a second thread looks at the stack
+of the first every 10 ms. `processes`: `redif distill` on Ray; py-spy, which comes with Ray, looks at every thread of a
+rollout worker, a reward worker and the learner that is at work. A look counts for the innermost of these on the stack:
+network (forward or backward), optimiser, decode, reward. All other looks are the project's own work, shown by the
+function of this package that is on top.
 """
 
 from __future__ import annotations
 
+import signal
+import subprocess
 import sys
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import psutil
 from rich.console import Console
 
-from benchmarks.real_size import settings
+from benchmarks.real_size import role_of, settings, start
 from benchmarks.suite import Part, Suite
 from redif_ray.config import Config, load
+from redif_ray.errors import UserError
 from redif_ray.interrupt import StopRequest
 from redif_ray.loop import PlainLoop
+from redif_ray.runs.jsonl import read_rows
 
 LOOK_SECONDS = 0.01
+LOOKS_A_SECOND = 20  # of py-spy, which pauses a process for each
+ROUNDS = 5
 PACKAGE = f"{Path('redif_ray')}/"
 KINDS = {  # by function name on the stack, and a part of the file's path
     "network": (("call_network", "models/protocol.py"), ("_engine_run_backward", "autograd/graph.py")),
@@ -38,18 +47,26 @@ KINDS = {  # by function name on the stack, and a part of the file's path
 HEAD = ["part", "seconds", *KINDS, "other", "most of the other"]
 
 
-def kind_of(frame: FrameType | None) -> str:
-    """Return a name of KINDS, or the innermost function of the package, as `file:function`."""
+def kind_of(stack: Iterable[tuple[str, str]]) -> str:
+    """Return a name of KINDS, or the innermost function of the package, as `file:function`.
+
+    stack: path and name of each function, from the innermost outwards.
+    """
     own = "outside"
-    while frame is not None:
-        path, name = frame.f_code.co_filename, frame.f_code.co_name
+    for path, name in stack:
         for kind, places in KINDS.items():
             if any(name == function and part in path for function, part in places):
                 return kind
         if own == "outside" and PACKAGE in path:
             own = f"{path.rpartition(PACKAGE)[2]}:{name}"
-        frame = frame.f_back
     return own
+
+
+def stack_of(frame: FrameType | None) -> Iterator[tuple[str, str]]:
+    """Yield path and name of the functions that a frame is in, from the innermost outwards."""
+    while frame is not None:
+        yield frame.f_code.co_filename, frame.f_code.co_name
+        frame = frame.f_back
 
 
 class Looks:
@@ -92,14 +109,19 @@ class Looks:
     def _look(self) -> None:
         while not self.ended.wait(LOOK_SECONDS):
             if self.part:
-                kind = kind_of(sys._current_frames().get(self.thread))
+                kind = kind_of(stack_of(sys._current_frames().get(self.thread)))
                 self.counts.setdefault(self.part, Counter())[kind] += 1
 
 
 def profile(
-    root: Path, stop: StopRequest, console: Console, *, config: Config | None = None, rounds: tuple[int, ...] = (1, 3)
+    root: Path,
+    stop: StopRequest,
+    console: Console,
+    *,
+    config: Config | None = None,
+    rounds: tuple[int, ...] = (1, 2, 3),
 ) -> Part:
-    """config: of the run; the default is the recipe's. rounds: those that are looked at, one of each phase."""
+    """config: of the run; the default is the recipe's. rounds: those that are looked at, some of each phase."""
     loop = PlainLoop(config or load("sd15_coco_5step", settings(root, "profile", 24)))
     looks = Looks()
     for part, owner, name in (
@@ -113,26 +135,90 @@ def profile(
         stop.check()
         with looks.looking() if round in rounds else nullcontext():
             loop.round(round)
+    told = f"Rounds {', '.join(map(str, rounds))}, looked at every {1000 * LOOK_SECONDS:g} ms."
+    return _part("profile", "Where CPU time goes, in one process", looks.seconds, looks.counts, told)
+
+
+def processes(
+    root: Path, stop: StopRequest, console: Console, *, recipe: str = "sd15_coco_5step", given: Sequence[str] = ()
+) -> Part:
+    """Look at the processes of `redif distill` from its second round to its `ROUNDS`th.
+
+    recipe, given: the run; by default that of real size.
+    """
+    given = given or [*settings(root, "processes", 24), f"learner.rounds={ROUNDS}", "learner.threads=1"]
+    run, spies = start("distill", recipe, *given), dict[str, Spy]()
+    while len(rounds := _rounds(root / "processes")) < ROUNDS:
+        stop.check()
+        if run.poll() is not None:
+            raise UserError("the run ended before it was looked at; see its output above")
+        if rounds and not spies:
+            workers = {role_of(" ".join(each.cmdline()[:1])): each for each in psutil.Process(run.pid).children(True)}
+            spies = {role: Spy(workers[role], root / role) for role in ("rollout", "reward", "learner")}
+        time.sleep(0.2)
+    ended = {role: spy.end() for role, spy in spies.items()}
+    run.send_signal(signal.SIGTERM)
+    run.wait()
+    return _part(
+        "processes",
+        "Where CPU time goes, by process of a run on Ray",
+        {role: seconds for role, (seconds, _) in ended.items()},
+        {role: counts for role, (_, counts) in ended.items()},
+        f"Rounds 1 to {ROUNDS - 1} of which {len([row for row in rounds if row['phase'] == 'policy'])} are of the "
+        f"policy's phase, looked at {LOOKS_A_SECOND} times a second. Seconds are the processor time of the process; "
+        "`threads without Python` is what no look saw of it: Ray's own threads.",
+    )
+
+
+class Spy:
+    """py-spy beside a process; it looks at threads that are at work, and pauses the process for each look."""
+
+    def __init__(self, process: psutil.Process, path: Path) -> None:
+        self.process, self.path, self.began = process, path, sum(process.cpu_times()[:2])
+        looking = ["--pid", f"{process.pid}", "--rate", f"{LOOKS_A_SECOND}", "--full-filenames", "--format", "raw"]
+        self.spy = subprocess.Popen(
+            [Path(sys.executable).with_name("py-spy"), "record", *looking, "--output", path], stdout=subprocess.DEVNULL
+        )
+
+    def end(self) -> tuple[float, Counter[str]]:
+        """Stop looking; return the process's seconds of processor time, and looks by kind."""
+        seconds = sum(self.process.cpu_times()[:2]) - self.began
+        self.spy.send_signal(signal.SIGINT)
+        self.spy.wait()
+        counts = Counter[str]()
+        for line in self.path.read_text().splitlines():
+            stack, _, count = line.rpartition(" ")
+            counts[kind_of(_frames(stack))] += int(count)
+        counts["threads without Python"] = max(0, round(seconds * LOOKS_A_SECOND) - counts.total())
+        return seconds, counts
+
+
+def _frames(stack: str) -> Iterator[tuple[str, str]]:
+    """Yield path and name of the functions of a line of py-spy, `outer (path:line);inner (path:line)`, as `kind_of`."""
+    for frame in reversed(stack.split(";")):
+        name, _, place = frame.partition(" (")
+        yield place.rpartition(":")[0], name
+
+
+def _rounds(run: Path) -> list[dict[str, Any]]:
+    return read_rows(run / "metrics.jsonl") if (run / "metrics.jsonl").exists() else []
+
+
+def _part(name: str, title: str, seconds: Mapping[str, float], looks: Mapping[str, Counter[str]], note: str) -> Part:
+    """Tell seconds and looks by part of a round, or by process."""
     rows: list[list[str]] = []
     numbers: dict[str, float] = {}
-    for part, counts in looks.counts.items():
+    for part, counts in looks.items():
         shares = {kind: counts[kind] / counts.total() for kind in KINDS}
         own = Counter({name: count for name, count in counts.items() if name not in KINDS})
         most = ", ".join(f"{name} {100 * count / counts.total():.1f} %" for name, count in own.most_common(2))
         numbers |= {f"{part}_other": own.total() / counts.total(), f"{part}_looks": counts.total()}
         shown = (f"{100 * share:.1f} %" for share in (*shares.values(), own.total() / counts.total()))
-        rows.append([part, f"{looks.seconds[part]:.1f}", *shown, most])
-    return Part(
-        "profile",
-        "Where CPU time goes",
-        HEAD,
-        rows,
-        numbers,
-        [f"Rounds {' and '.join(map(str, rounds))}, looked at every {1000 * LOOK_SECONDS:g} ms."],
-    )
+        rows.append([part, f"{seconds[part]:.1f}", *shown, most])
+    return Part(name, title, HEAD, rows, numbers, [note])
 
 
-SUITE = Suite("cpu_profile", "Where the CPU time of a round goes", {"profile": profile})
+SUITE = Suite("cpu_profile", "Where the CPU time of a round goes", {"profile": profile, "processes": processes})
 
 if __name__ == "__main__":
     SUITE.main(__doc__)

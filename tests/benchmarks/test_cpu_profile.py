@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from benchmarks.cpu_profile import KINDS, Looks, kind_of, profile
+from benchmarks.cpu_profile import KINDS, Looks, kind_of, processes, profile, stack_of
 from redif_ray.config import Config, load
 from redif_ray.interrupt import StopRequest
 from redif_ray.loop import PlainLoop
@@ -40,13 +40,13 @@ def test_a_network_call_is_told_from_the_project_s_own_work(tmp_path: Path, monk
     forward = network.forward
 
     def seen(*args: object, **options: object) -> object:
-        found.append(kind_of(sys._getframe()))
+        found.append(kind_of(stack_of(sys._getframe())))
         return forward(*args, **options)
 
     monkeypatch.setattr(network, "forward", seen)
     loop.trainee.start(loop.plan.phase(0))
     loop.round(0)
-    assert {*found} == {"network"} and kind_of(sys._getframe()) == "outside"
+    assert {*found} == {"network"} and kind_of(stack_of(sys._getframe())) == "outside"
 
 
 @pytest.mark.slow
@@ -55,3 +55,12 @@ def test_each_part_of_a_round_is_looked_at(tmp_path: Path) -> None:
     part = profile(tmp_path, StopRequest(), quiet, config=smoke(tmp_path), rounds=(0, 2))
     assert {row[0] for row in part.rows} >= {"teacher's images", "update"}
     assert all(0 <= part.numbers[f"{row[0]}_other"] <= 1 and len(row) == 4 + len(KINDS) for row in part.rows)
+
+
+@pytest.mark.cluster
+@pytest.mark.long
+def test_each_process_of_a_run_on_ray_is_looked_at(tmp_path: Path) -> None:
+    given = [f"run.root={tmp_path}", "run.name=processes", "tracking.uri=off", "learner.rounds=60"]
+    part = processes(tmp_path, StopRequest(), Console(file=io.StringIO()), recipe="smoke", given=given)
+    assert [row[0] for row in part.rows] == ["rollout", "reward", "learner"]
+    assert part.numbers["learner_looks"] > 0
