@@ -74,7 +74,7 @@ def scaling(
                 f"{m.seconds:.2f}",
                 f"{ideal:.2f}",
                 f"{ideal / m.seconds:.3f}",
-                f"{units * _megabytes(sizes, siblings):.0f}",
+                f"{units * _megabytes(sizes, siblings):.1f}",
                 f"{m.core_seconds:.2f}",
             ]
         )
@@ -86,10 +86,11 @@ def scaling(
         numbers,
         [
             f"Workers sleep {sizes.seconds:g} s a work unit of one group of {siblings}, at most {PROCESSES} processes "
-            f"share them, and return what {sizes.steps} steps leave; the real coordinator hands out "
-            f"work units, and this process reads every round as a learner does and touches each tensor once. Medians "
-            f"of {rounds} rounds. Core seconds: what all processes of this machine, which has {psutil.cpu_count()} "
-            "cores, used in a round; where workers come back at once, nearly all of it comes after the sleep."
+            f"share them, and return what {sizes.steps} steps leave, of which one in turn explores; the real "
+            "coordinator hands out work units, and this process reads every round as a learner does and touches each "
+            f"tensor once. Medians of {rounds} rounds. Core seconds: what all processes of this machine, which has "
+            f"{psutil.cpu_count()} cores, used in a round; where workers come back at once, nearly all of it comes "
+            "after the sleep."
         ],
     )
 
@@ -103,8 +104,13 @@ class _Measured:
 
 
 def _megabytes(sizes: Sizes, siblings: int) -> float:
-    """Return the MB that a work unit puts into the object store: states, last latents and the teacher's image."""
-    states = (1 + (sizes.steps - 1) * siblings) * np.prod(sizes.latent)
+    """Return the MB that a work unit puts into the object store: states, last latents and the teacher's image.
+
+    Siblings share the states before the step that explores, and those after the next one are not sent.
+    """
+    states = (np.mean([sizes.explored(round) + 1 for round in range(sizes.steps - 1)]) + siblings) * np.prod(
+        sizes.latent
+    )
     last = siblings * np.prod(sizes.latent) * np.dtype(sizes.dtype).itemsize
     return float(4 * states + last + np.prod(sizes.image) * np.dtype(sizes.image_dtype).itemsize) / 1e6
 

@@ -29,6 +29,10 @@ class Sizes:
     dtype: type[np.floating[Any]] = np.float32  # of last latents on their way
     image_dtype: type[np.generic] = np.float32
 
+    def explored(self, round: int) -> int:
+        """Return the step at which a round explores, as with `exploration.one_step`; the last step never does."""
+        return round % (self.steps - 1)
+
 
 class Sleepers:
     """A process of simulated workers."""
@@ -45,12 +49,13 @@ class Sleepers:
     def rollout(self, name: str, unit: WorkUnit, weights: Any, key: str) -> tuple[Meta, Trajectories, np.ndarray]:
         s = self.sizes
         time.sleep(s.seconds)
+        before = s.explored(unit.round) + 1
         made = Trajectories(
             unit,
             int(key.rpartition("-")[2]),
             "simulated",
-            np.zeros((1, len(unit.groups), *s.latent), np.float32),
-            np.zeros((s.steps - 1, unit.rows, *s.latent), np.float32),
+            np.zeros((before, len(unit.groups), *s.latent), np.float32),
+            np.zeros((1, unit.rows, *s.latent), np.float32),
             np.zeros((s.steps, unit.rows), np.float32),
             None,
         )
