@@ -1,12 +1,12 @@
 """Measure where the CPU time of rollout, reward and update goes, at the size of Stable Diffusion 1.5.
 
-    python -m benchmarks.cpu_profile [profile] [processes] [--out FOLDER]
+    python -m benchmarks.cpu_profile [processes] [profile] [--out FOLDER]
 
 The recipe's own rounds at 64 x 64 pixels. `profile`: in one process of one thread; a second thread looks at the stack
 of the first every 10 ms. `processes`: `redif distill` on Ray; py-spy, which comes with Ray, looks at every thread of a
 rollout worker, a reward worker and the learner that is at work. A look counts for the innermost of these on the stack:
-network (forward or backward), optimiser, decode, reward. All other looks are the project's own work, shown by the
-function of this package that is on top.
+network (forward or backward; text encoders, too), optimiser, decode, reward. All other looks are the project's own
+work, shown by the function of this package that is on top.
 """
 
 from __future__ import annotations
@@ -39,7 +39,11 @@ LOOKS_A_SECOND = 20  # of py-spy, which pauses a process for each
 ROUNDS = 5
 PACKAGE = f"{Path('redif_ray')}/"
 KINDS = {  # by function name on the stack, and a part of the file's path
-    "network": (("call_network", "models/protocol.py"), ("_engine_run_backward", "autograd/graph.py")),
+    "network": (
+        ("call_network", "models/protocol.py"),
+        ("_engine_run_backward", "autograd/graph.py"),
+        ("encode_prompt", "redif_ray/models/"),
+    ),
     "optimiser": (("step", "torch/optim/"),),
     "decode": (("decode", "redif_ray/models/"),),
     "reward": (("__call__", "redif_ray/rewards/"),),
@@ -218,7 +222,7 @@ def _part(name: str, title: str, seconds: Mapping[str, float], looks: Mapping[st
     return Part(name, title, HEAD, rows, numbers, [note])
 
 
-SUITE = Suite("cpu_profile", "Where the CPU time of a round goes", {"profile": profile, "processes": processes})
+SUITE = Suite("cpu_profile", "Where the CPU time of a round goes", {"processes": processes, "profile": profile})
 
 if __name__ == "__main__":
     SUITE.main(__doc__)

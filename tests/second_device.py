@@ -28,6 +28,7 @@ READING = (aten._local_scalar_dense.default, aten.nonzero.default, aten.masked_s
 # Conjugation and negation by a bit of a tensor, which nothing here would read, and by numbers.
 BY_A_BIT = {aten._conj.default: aten._conj_physical.default, aten._neg_view.default: aten.neg.default}
 WAITS: Counter[str] = Counter()  # operations for whose result the CPU would wait until the device has computed it
+CROSSINGS: Counter[str] = Counter()  # copies of a tensor to the device, "in", and back, "out"
 INDEXING = (aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._unsafe_index.Tensor)
 
 
@@ -91,6 +92,8 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     _check(func, args, kwargs)
     if _waits(func, args, kwargs):
         WAITS[str(func)] += 1
+    if func in COPIES:
+        CROSSINGS[_crosses(func, args, kwargs)] += 1
     device = kwargs.get("device")
     here, options = tree_map_only(There, lambda t: t.held, (args, kwargs))
     if device is not None:
@@ -122,14 +125,29 @@ def _check(func: Any, args: Any, kwargs: Any) -> None:
 
 
 def _waits(func: Any, args: Any, kwargs: Any) -> bool:
-    if func in COPIES[:1]:
-        return not isinstance(args[0], There) and isinstance(args[1], There)
+    """Tell whether CUDA would let the CPU wait: for a result, or for a copy between memories, either way.
+
+    Only a copy to the device that is asked not to block lets the CPU go on. The CPU's indices are copied first.
+    """
     if func in COPIES:
-        device = kwargs.get("device")
-        return isinstance(args[0], There) and device is not None and torch.device(device).type == "cpu"
+        blocks = not (kwargs.get("non_blocking") or (func is aten.copy_.default and args[2:3] == (True,)))
+        return (way := _crosses(func, args, kwargs)) == "out" or (way == "in" and blocks)
     if func in INDEXING:
-        return any(isinstance(index, There) and index.dtype == torch.bool for index in args[1] if index is not None)
+        given = [index for index in args[1] if index is not None]
+        counted = any(isinstance(index, There) and index.dtype == torch.bool for index in given)
+        return counted or (isinstance(args[0], There) and any(not isinstance(index, There) for index in given))
     return func in READING and isinstance(args[0], There)
+
+
+def _crosses(func: Any, args: Any, kwargs: Any) -> str:
+    """Return "in" for a copy to the device, "out" for one to main memory, "" for one within a memory."""
+    device = kwargs.get("device")
+    if func is aten.copy_.default:
+        leaves, arrives = isinstance(args[1], There), isinstance(args[0], There)
+    else:
+        leaves = isinstance(args[0], There)
+        arrives = leaves if device is None else torch.device(device).type == NAME
+    return "" if leaves == arrives else "in" if arrives else "out"
 
 
 def _any(kind: type, tree: Any) -> bool:
@@ -156,6 +174,9 @@ def _empty_strided(size: Any, stride: Any, *, dtype: Any = None, **_: Any) -> Th
 
 
 def _copy(target: There, source: Tensor, *_: Any) -> There:
+    if not isinstance(source, There):
+        CROSSINGS["in"] += 1
+        WAITS["copy_"] += 1
     target.held.copy_(source.held if isinstance(source, There) else source)
     return target
 

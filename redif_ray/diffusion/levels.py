@@ -14,6 +14,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from redif_ray.diffusion.transfer import sent
+
 
 @dataclass(frozen=True, slots=True)
 class Level:
@@ -28,13 +30,13 @@ class Level:
         """lambda = ln(alpha / sigma); +inf at the clean end, -inf at pure noise."""
         return torch.log(self.alpha) - torch.log(self.sigma)
 
-    def __getitem__(self, index: int | Tensor) -> Level:
+    def __getitem__(self, index: int | slice | Tensor) -> Level:
         return Level(self.alpha[index], self.sigma[index], self.timestep[index])
 
 
 def like(value: Tensor, x: Tensor) -> Tensor:
     """Return `value` ([] or [B]) in the dtype and on the device of `x` [B, ...], shaped to multiply it."""
-    return value.to(device=x.device, dtype=x.dtype).reshape(value.shape + (1,) * (x.ndim - value.ndim))
+    return sent(value, x.device, x.dtype).reshape(value.shape + (1,) * (x.ndim - value.ndim))
 
 
 class NoiseProcess(Protocol):

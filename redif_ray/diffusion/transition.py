@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from redif_ray.diffusion.levels import Level, like
+from redif_ray.diffusion.transfer import sent
 
 ExplorationKind = Literal["posterior", "cps"]
 DETERMINISTIC = torch.zeros((), dtype=torch.float64)  # S of a step that does not explore
@@ -59,6 +60,6 @@ def log_prob(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     if not bool((std > 0).all()):
         raise ValueError("log_prob of a deterministic step: the density exists only for S > 0")
     square = (x.float() - mean.float()).square().flatten(1).mean(1)
-    std = std.to(device=square.device, dtype=torch.float64).expand(square.shape)
+    std = sent(std, square.device, torch.float64).expand(square.shape)
     constant = torch.log(std) + 0.5 * math.log(2 * math.pi)
     return -square / (2 * std**2).float() - constant.float()

@@ -109,14 +109,14 @@ class DiscriminatorUpdater:
         for part in student.split(self.microbatch):
             loss, logits = student_loss(self.network, part)
             loss.backward()
-            values[0] += loss.item()
+            values[0] += loss.detach()
             of_student.append(logits.detach())
         for part in teacher.split(self.microbatch):
             loss, logits, squares = teacher_loss(self.network, part)
             penalty = squares.sum() / part.total
             (loss + self.r1 / 2 * penalty).backward()
-            values[1] += loss.item()
-            values[2] += penalty.item()
+            values[1] += loss.detach()
+            values[2] += penalty.detach()
             of_teacher.append(logits.detach())
         below, above = torch.cat(of_student), torch.cat(of_teacher)
         values[3], values[4] = (below < 0).sum() / student.total, (above > 0).sum() / teacher.total

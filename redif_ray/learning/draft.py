@@ -102,13 +102,16 @@ class DraftUpdater:
         reward, norms = 0.0, []
         for i, rows in enumerate(torch.arange(len(groups)).tensor_split(count)):
             where = f"round {round}, minibatch {i} of {count}"
-            loss = 0.0
+            sums = []
             self.optimizer.zero_grad(set_to_none=True)
             for r in rows.split(self.config.learner.states_at_once):
                 losses = self._losses([groups[j] for j in r], [conditions[j] for j in r], targets[r])
                 (losses.sum() * count / total * self.loss_scale).backward()
-                loss += float(losses.detach().sum()) * count / total
-                reward -= float(losses.detach().sum())
+                sums.append(losses.detach().sum())
+            loss = 0.0
+            for part in torch.stack(sums).tolist() if sums else []:
+                loss += part * count / total
+                reward -= part
             norms.append(
                 optimiser_step(
                     self.optimizer,

@@ -11,7 +11,7 @@ from torch import Tensor
 from redif_ray.checkpoint import load_optimizer, optimizer_tensors, pack, unpack
 from redif_ray.learning.matching import denoising_loss, noised
 from redif_ray.learning.round_update import Learning
-from redif_ray.learning.step import make_optimizer, optimiser_step
+from redif_ray.learning.step import make_optimizer, microbatches, optimiser_step
 from redif_ray.models.protocol import DiffusionModel
 from redif_ray.models.student import enable_checkpointing, get_weights, make_student, set_weights, trainable
 
@@ -50,7 +50,7 @@ class FakeScore:
     @torch.no_grad()
     def denoised(self, x_t: Tensor, level: Any, encoded: Mapping[str, Tensor]) -> Tensor:
         """Return the prediction of the clean image, [B, *latent], in microbatches."""
-        parts = torch.arange(len(x_t)).split(self.learning.config.learner.states_at_once)
+        parts = microbatches(len(x_t), self.learning.config.learner.states_at_once)
         return torch.cat([self._predict(x_t[r], level[r], {k: v[r] for k, v in encoded.items()}) for r in parts])
 
     def run(
@@ -64,12 +64,14 @@ class FakeScore:
         for step in range(self.settings.fake_steps):
             seed = learning.config.run.seed
             x_t, level = noised(x, groups, self.model.process, seed=seed, round=round, draw=1 + step)
-            for rows in torch.arange(len(x)).split(learning.config.learner.states_at_once):
+            parts = []
+            for rows in microbatches(len(x), learning.config.learner.states_at_once):
                 own = {name: value[rows] for name, value in encoded.items()}
                 denoised = self._predict(x_t[rows], level[rows], own)
                 loss = denoising_loss(denoised, x[rows], level[rows]).sum() / total
                 (loss * learning.loss_scale).backward()
-                losses[step] += loss.item()
+                parts.append(loss.detach())
+            losses[step] = sum(torch.stack(parts).tolist())
             where = f"round {round}, step {step} of the fake score"
             named = {NAME: float(losses[step])}
             largest = learning.config.learner.max_grad_norm

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from redif_ray.diffusion.levels import like
+from redif_ray.diffusion.transfer import picked
 from redif_ray.diffusion.transition import log_prob
 from redif_ray.learning.batch import RoundBatch
 from redif_ray.registry import found_or_imported
@@ -40,7 +41,7 @@ class Action:
     @property
     def taken(self) -> Tensor:
         """Return the next state that the rollout drew, [P, ...]."""
-        return self.batch.latents[self.steps + 1, self.rows]
+        return picked(self.batch.latents, self.steps + 1, self.rows)
 
     @property
     def log_prob(self) -> Tensor:
@@ -54,11 +55,13 @@ class Action:
             return self.mean.detach()
         if self.batch.means is None:
             raise ValueError("the loss reads means that the round does not carry; set reads_means=True in its phase")
-        return self.batch.means[self.steps, self.rows]
+        return picked(self.batch.means, self.steps, self.rows)
 
     def log_ratio(self, log_prob: Tensor) -> Tensor:
         """Return the log ratio of a density to the behaviour policy's, [P]; on-policy it is 0, with a gradient."""
-        return log_prob - (log_prob.detach() if self.batch.on_policy else self.batch.log_probs[self.steps, self.rows])
+        return log_prob - (
+            log_prob.detach() if self.batch.on_policy else picked(self.batch.log_probs, self.steps, self.rows)
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from torch import Tensor
 from redif_ray.config import Learner
 from redif_ray.diffusion.levels import like
 from redif_ray.diffusion.schedules import Schedule
+from redif_ray.diffusion.transfer import picked
 from redif_ray.learning.anchor import anchor_loss
 from redif_ray.learning.batch import RoundBatch
 from redif_ray.learning.losses import Action, Surrogate, default_clip, find_loss, step_weights
@@ -68,12 +69,12 @@ class Objective:
 
     def __call__(self, batch: RoundBatch, mean: Tensor, rows: Tensor, steps: Tensor) -> Loss:
         """Return the loss of P pairs, given by `rows` [P] and `steps` [P], whose policy means are `mean` [P, ...]."""
-        zero, moves = torch.zeros((), device=batch.latents.device), self.stds[steps] > 0
+        zero, moves = torch.zeros((), device=batch.latents.device), torch.nonzero(self.stds[steps] > 0).flatten()
         policy = zero if len(rows) else mean.sum()  # no pairs: a 0 whose backward pass the other ranks wait for
         surrogate = None
-        if bool(moves.any()):
+        if len(moves):
             w = self.undilute * self.weights[steps[moves]]
-            surrogate = self.surrogate(batch, mean[moves], rows[moves], steps[moves])
+            surrogate = self.surrogate(batch, picked(mean, moves), rows[moves], steps[moves])
             policy = (like(w, surrogate.loss) * surrogate.loss).sum()
         regulariser, calls = zero, 0
         if self.reference is not None and self.config.regulariser.kind != "none":
@@ -87,7 +88,7 @@ class Objective:
     def surrogate(self, batch: RoundBatch, mean: Tensor, rows: Tensor, steps: Tensor) -> Surrogate:
         """Return the surrogate L of P stochastic pairs."""
         action, clip = Action(batch, rows, steps, mean, self.stds[steps]), self.config.clip
-        return self.surrogate_of(action, batch.advantages[rows], clip or default_clip(batch.dimensions))
+        return self.surrogate_of(action, picked(batch.advantages, rows), clip or default_clip(batch.dimensions))
 
     def divergences(
         self, reference: Predict, batch: RoundBatch, mean: Tensor, rows: Tensor, steps: Tensor
@@ -97,8 +98,8 @@ class Objective:
         For `mse` every pair has a divergence, for other kinds each stochastic pair.
         """
         r = self.config.regulariser
-        keep = self.stds[steps] >= 0 if r.kind == "mse" else self.stds[steps] > 0
-        rows, steps, mean = rows[keep], steps[keep], mean[keep]
+        keep = torch.nonzero(self.stds[steps] >= 0 if r.kind == "mse" else self.stds[steps] > 0).flatten()
+        rows, steps, mean = rows[keep], steps[keep], picked(mean, keep)
         if not len(rows):
             if self.sharded:
                 with torch.no_grad():
@@ -112,5 +113,5 @@ class Objective:
 
     def anchors(self, batch: RoundBatch, jumps: Tensor, mean: Tensor, rows: Tensor, steps: Tensor) -> Tensor:
         """Return the loss of each pair's mean against the teacher's jump, [P]."""
-        gate = batch.gate[rows] if batch.gate is not None else None
-        return anchor_loss(mean, jumps[steps, rows], self.config.anchor.loss, self.config.anchor.delta, gate)
+        gate = picked(batch.gate, rows) if batch.gate is not None else None
+        return anchor_loss(mean, picked(jumps, steps, rows), self.config.anchor.loss, self.config.anchor.delta, gate)

@@ -24,7 +24,7 @@ from redif_ray.diffusion.transition import DETERMINISTIC, transition_mean
 from redif_ray.learning.policy import CAUSES, Predict, RatioError
 from redif_ray.learning.round_update import Learning
 from redif_ray.learning.rounding import ratio_tolerance
-from redif_ray.learning.step import AllReduce, idle_calls, optimiser_step
+from redif_ray.learning.step import AllReduce, idle_calls, microbatches, optimiser_step
 from redif_ray.rewards.combine import weighted_sum
 
 
@@ -169,12 +169,12 @@ class OutputUpdater:
             "seconds": time.perf_counter() - started,
         }
 
-    def _parts(self, count: int) -> Iterator[tuple[Tensor, bool]]:
+    def _parts(self, count: int) -> Iterator[tuple[slice, bool]]:
         """Yield this rank's rows in microbatches, and then its idle calls, which True marks."""
-        own = list(torch.arange(count).split(self.microbatch))
+        own = microbatches(count, self.microbatch)
         yield from ((rows, False) for rows in own)
         if not self.sharded or self.all_reduce is None:
             return
         device = self.optimizer.param_groups[0]["params"][0].device
         idle = idle_calls(len(own), self.rank, self.world, self.all_reduce, device)
-        yield from [(torch.zeros(1, dtype=torch.int64), True)] * idle
+        yield from [(slice(0, 1), True)] * idle

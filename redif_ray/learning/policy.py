@@ -10,6 +10,7 @@ from torch import Tensor
 
 from redif_ray.diffusion.levels import Level
 from redif_ray.diffusion.schedules import Schedule
+from redif_ray.diffusion.transfer import picked, sent
 from redif_ray.diffusion.transition import Prediction, log_prob, transition_mean
 from redif_ray.errors import UserError
 from redif_ray.learning.batch import RoundBatch
@@ -71,9 +72,9 @@ def states(batch: RoundBatch, rows: Tensor, steps: Tensor) -> States:
 def policy_mean(predict: Predict, batch: RoundBatch, schedule: Schedule, stds: Tensor, visited: States) -> Tensor:
     """Return the mean of the transition from the state of each pair, [P, ...]; each state is predicted once."""
     rows, steps = visited.rows, visited.steps
-    encoded = {name: value[rows] for name, value in batch.encoded.items()}
-    prediction = predict(batch.latents[steps, rows], schedule[steps], encoded)
-    return transition_mean(prediction, schedule[steps + 1], stds[steps])[visited.of]
+    encoded = {name: picked(value, rows) for name, value in batch.encoded.items()}
+    prediction = predict(picked(batch.latents, steps, rows), schedule[steps], encoded)
+    return picked(transition_mean(prediction, schedule[steps + 1], stds[steps]), visited.of)
 
 
 CHECKED_ROWS = 16  # a sample suffices: stale weights, other guidance, dropout or dtype move the ratio of every row
@@ -101,9 +102,10 @@ def replayed(
             mean = policy_mean(predict, batch, schedule, stds, part)
             predictions += len(part)
             if len(pairs):
-                means[step, pairs] = mean
-                action, std = batch.latents[step + 1, rows[pairs]], stds[step].expand(len(pairs))
-                log_probs[step, pairs] = log_prob(action, mean, std)
+                there = sent(pairs, means.device)
+                means[step, there] = mean
+                action, std = picked(batch.latents[step + 1], rows[pairs]), stds[step].expand(len(pairs))
+                log_probs[step, there] = log_prob(action, mean, std)
     return means, log_probs, predictions
 
 

@@ -19,6 +19,11 @@ FIRST_STEP = (
 AllReduce = Callable[[list[Tensor]], None]  # sums each tensor over all ranks, in place
 
 
+def microbatches(count: int, size: int) -> list[slice]:
+    """Return slices of at most `size` rows that together are `count` rows."""
+    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
+
+
 def make_optimizer(parameters: Iterable[Parameter], learner: Learner) -> torch.optim.Optimizer:
     """Return AdamW (Loshchilov & Hutter, arXiv 1711.05101) on `parameters`, with moments in 32 or 8 bits.
 
@@ -26,10 +31,12 @@ def make_optimizer(parameters: Iterable[Parameter], learner: Learner) -> torch.o
     less than 4,096 numbers keep 32. Each round's update sets the learning rate; nothing else reads `learner.lr` and
     `warm_start.lr`. Raises ConfigError where a package is missing.
     """
+    trained = list(parameters)
     if learner.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, weight_decay=learner.weight_decay)
+        fused = all(p.device.type == "cuda" for p in trained)
+        return torch.optim.AdamW(trained, weight_decay=learner.weight_decay, fused=fused)
     optim = bitsandbytes(f"learner.optimizer={learner.optimizer}").optim
-    made: torch.optim.Optimizer = optim.AdamW8bit(parameters, weight_decay=learner.weight_decay)
+    made: torch.optim.Optimizer = optim.AdamW8bit(trained, weight_decay=learner.weight_decay)
     return made
 
 

@@ -188,12 +188,13 @@ class TwoStepUpdater:
         with self.taught.during():
             ends = [endpoint(self.taught, x[r], steps, at[r], own) for r, own in batches]
         learning.optimizer.zero_grad(set_to_none=True)
-        loss = 0.0
+        parts = []
         for (r, own), end in zip(batches, ends, strict=True):
             mean = transition_mean(self.predict(x[r], steps.called[at[r]], own), steps.s[at[r]], DETERMINISTIC)
             part = (mean - end).square().flatten(1).mean(1).sum() / self.total
             (part * learning.loss_scale).backward()
-            loss += part.item()
+            parts.append(part.detach())
+        loss = sum(torch.stack(parts).tolist())
         where, most = f"round {self.round.number}, draw {draw}", config.learner.max_grad_norm
         norm = optimiser_step(
             learning.optimizer, {"regression": loss}, most, where, learning.all_reduce, learning.loss_scale

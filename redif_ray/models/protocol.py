@@ -17,6 +17,7 @@ from torch.nn import Module, ModuleDict, ModuleList
 from redif_ray.checkpoint import weights_sha256
 from redif_ray.diffusion.levels import Level, NoiseProcess
 from redif_ray.diffusion.solvers import Predict
+from redif_ray.diffusion.transfer import sent
 from redif_ray.diffusion.transition import Prediction
 from redif_ray.models.locate import ModelError as ModelError
 from redif_ray.models.prediction import to_prediction
@@ -219,7 +220,9 @@ class DiffusionModel(ABC):
         that embeds its guidance always does. Raises ModelError if the network has no conditions to guide by.
         """
         self._check(x, level, encoded)
-        timestep = level.timestep.to(x.device, torch.float32 if x.device.type == "mps" else None)  # it has no float64
+        timestep = sent(
+            level.timestep, x.device, torch.float32 if x.device.type == "mps" else None
+        )  # it has no float64
         timestep = timestep.expand(len(x))
         if self.embeds_guidance:
             scale = torch.full((len(x),), guidance, dtype=torch.float32, device=x.device)

@@ -96,10 +96,11 @@ class UnitScoring(Scoring):
         encoded, jumps = repeated(once, unit.siblings), list[Tensor]()
         for k in range(schedule.steps):
             alike = k < shared  # siblings share the states of the first steps
-            x = torch.from_numpy((visited.shared[k] if alike else visited.latents[k - shared]).copy()).to(worker.device)
+            x = visited.shared[k] if alike else visited.latents[k - shared]
+            x_t = sent(torch.from_numpy(x.copy()), worker.device)
             predict = teacher.predictor(once if alike else encoded, guidance)
             t, s = schedule.levels[k], schedule.levels[k + 1]
-            made = solvers.jump(predict, x, teacher.process, t, s, stds[k], substeps, solver)
+            made = solvers.jump(predict, x_t, teacher.process, t, s, stds[k], substeps, solver)
             jumps.append(made.repeat_interleave(unit.siblings if alike else 1, 0))
         calls = substeps * unit.predictions(schedule.steps, shared) * teacher.calls_per_step(guidance)
         anchors = torch.stack(jumps).cpu().numpy()

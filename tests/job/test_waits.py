@@ -41,8 +41,18 @@ def waits(folder: Path, *overrides: str) -> Counter[str]:
     return Counter(second_device.WAITS)
 
 
-def test_an_update_waits_once_for_all_of_its_parts(tmp_path: Path) -> None:
-    few, many = (waits(tmp_path / str(size), f"learner.microbatch={size}") for size in (64, 1))
+@pytest.mark.parametrize(
+    "method",
+    [
+        ("method=redif",),
+        ("method=output", "output.samples=8"),
+        ("method=sfd", "warm_start={rounds: 2, groups: 8, minibatch: 16}", "learner.rounds=0"),
+        pytest.param(("method=straight", "output.samples=8"), marks=pytest.mark.long),
+    ],
+    ids=lambda method: method[0].removeprefix("method="),
+)
+def test_an_update_waits_once_for_all_of_its_parts(method: tuple[str, ...], tmp_path: Path) -> None:
+    few, many = (waits(tmp_path / str(size), f"learner.microbatch={size}", *method) for size in (64, 1))
     assert few == many and few.total() > 0
 
 
