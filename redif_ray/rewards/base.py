@@ -162,7 +162,7 @@ def _check_images(role: str, images: Tensor, shape: tuple[int, ...]) -> None:
         raise RewardError(f"{role} images are {images.dtype}; expected float32 in [0, 1]")
     if not images.numel():
         raise RewardError(f"there are no {role} images; expected at least one")
-    low, high = (float(bound) for bound in torch.aminmax(images.detach()))
+    low, high = torch.stack(torch.aminmax(images.detach())).tolist()
     if not (low >= -TOLERANCE and high <= 1 + TOLERANCE):  # also true of NaN
         raise RewardError(
             f"{role} images span [{low:g}, {high:g}]; expected [0, 1]: map a model's [-1, 1] by (x + 1) / 2 and clamp"
@@ -182,7 +182,9 @@ def _checked(label: str, term: RewardTerm, value: object, student: Tensor) -> Te
         shape = list(value.shape)
         raise RewardError(f"reward term {label!r} returned shape {shape}; expected [{batch}], one value an image")
     own = value.to(student, copy=True)
-    for row in torch.nonzero(~torch.isfinite(own)).flatten().tolist():
+    finite = torch.isfinite(own).tolist()
+    if not all(finite):
+        row = finite.index(False)
         raise RewardError(
             f"reward term {label!r} is {value[row].item()} at row {row}; expected a finite number of {own.dtype}"
         )

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from redif_ray.diffusion.transfer import sent
+
 
 def gaussian_window(size: int, sigma: float, like: Tensor) -> Tensor:
     """Return weights [size] exp(-x^2 / (2 sigma^2)), x in pixels from the middle, with sum 1.
@@ -14,7 +16,7 @@ def gaussian_window(size: int, sigma: float, like: Tensor) -> Tensor:
     """
     x = torch.arange(size, dtype=torch.float64) - (size - 1) / 2
     weights = torch.exp(-x.square() / (2 * sigma**2))
-    return (weights / weights.sum()).to(like)
+    return sent(weights / weights.sum(), like.device, like.dtype)
 
 
 def smooth(images: Tensor, window: Tensor) -> Tensor:
