@@ -143,8 +143,8 @@ class Networks(Strict):
     )
     compile: bool = Field(
         False,
-        description="Whether to compile the denoising networks with torch.compile. It takes minutes at start and is "
-        "faster on GPUs.",
+        description="Whether to compile the denoising networks with torch.compile: the blocks that a network repeats, "
+        "each kind once, or all of it where it names none. First calls take longer, later ones are faster on GPUs.",
     )
 
 

@@ -86,8 +86,12 @@ def travelling_dtypes(config: Config, student: DiffusionModel) -> dict[str, torc
 
 
 def _compiled(model: DiffusionModel, config: Config) -> DiffusionModel:
+    """Compile the kinds of blocks that a network repeats, each once, or the whole network where it names none."""
     if config.networks.compile:
-        model.network.compile()
+        try:
+            model.network.compile_repeated_blocks()
+        except (AttributeError, ValueError):  # a network of another library, or one without such blocks
+            model.network.compile()
     return model
 
 
