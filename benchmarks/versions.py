@@ -46,7 +46,7 @@ STAGES = ("targets", "rollout", "score", "update", "validation", "evaluation")
 
 @dataclass(frozen=True, slots=True)
 class Timed:
-    """What a run took: seconds on the clock, the seconds of training's rounds on it, and those of work by stage.
+    """The seconds of a run: on the clock, of the rounds of training on it, and of work by stage.
 
     reward: that of the last validation, which shows that both checkouts train alike.
     """
