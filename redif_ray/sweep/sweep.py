@@ -27,6 +27,7 @@ from redif_ray.job.session import beside_driver
 from redif_ray.planning.paths import absolute
 from redif_ray.runs.backup import refuse
 from redif_ray.runs.folder import RunFolder
+from redif_ray.runs.status import duration
 from redif_ray.sweep.job import Job
 from redif_ray.sweep.plan import Plan, Trial
 from redif_ray.sweep.population import Population
@@ -120,10 +121,10 @@ def _run(job: Job, plan: Plan, journal_name: str) -> None:
 
     def report(trial: Trial) -> None:
         done = len(plan.trials)
-        left = (time.monotonic() - began) / max(1, done - restored) * (total - done)
+        left = duration((time.monotonic() - began) / max(1, done - restored) * (total - done))
         result = f"failed: {trial.error}" if trial.error else f"{trial.score:+.5f}"
         job.console.print(
-            f"{done:3d}/{total}  {trial.run:<14} {result}  {settings_text(trial.settings)}  {left:4.0f} s left",
+            f"{done:3d}/{total}  {trial.run:<14} {result}  {settings_text(trial.settings)}  about {left} left",
             highlight=False,
             soft_wrap=True,
         )
@@ -132,6 +133,12 @@ def _run(job: Job, plan: Plan, journal_name: str) -> None:
     restored = len(plan.trials)
     runs = job.folder.path / RUNS
     runs.mkdir(exist_ok=True)
+    if restored < total:
+        job.console.print(
+            f"{total - restored} of {total} runs to do in {runs}, each with what it prints in a .log beside it",
+            highlight=False,
+            soft_wrap=True,
+        )
     tracker = job.records.tracker
     with _board(job.stop) as board:
         trial = tune.with_parameters(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from smoke_runs import last_weights, rounds, smoke, summary
 
 from redif_ray.api import SweepResult
@@ -84,7 +86,10 @@ def test_in_a_population_the_worse_takes_up_the_better(cluster: None, root: Path
         "sweep.generations=2",
         "sweep.repeats=0",
     )
-    folder = sweep(config)
+    text = io.StringIO()
+    folder = sweep(config, console=Console(file=text, width=80))
+    told = text.getvalue()
+    assert f"4 of 4 runs to do in {folder / 'trials'}" in told and told.index("to do in") < told.index("member-00-0")
     rows = {row["run"]: row for row in read_rows(folder / "trials.jsonl")}
     assert all(row["error"] is None for row in rows.values()) and len(rows) == 4
     assert rows["member-00-1"]["source"] == rows["member-01-1"]["source"] == "member-00-0"
