@@ -37,6 +37,7 @@ from redif_ray.runs.jsonl import read_rows
 LOOK_SECONDS = 0.01
 LOOKS_A_SECOND = 20  # of py-spy, which pauses a process for each
 ROUNDS = 5
+OUTSIDE = "outside"
 PACKAGE = f"{Path('redif_ray')}/"
 KINDS = {  # by function name on the stack, and a part of the file's path
     "network": (
@@ -54,16 +55,18 @@ HEAD = ["part", "seconds", *KINDS, "other", "most of the other"]
 def kind_of(stack: Iterable[tuple[str, str]]) -> str:
     """Return a name of KINDS, or the innermost function of the package, as `file:function`.
 
+    Where no function is the package's, it is the innermost one of others, behind `outside, `.
     stack: path and name of each function, from the innermost outwards.
     """
-    own = "outside"
+    own = ""
     for path, name in stack:
+        own = own or f"{OUTSIDE}, {Path(path).name}:{name}"
         for kind, places in KINDS.items():
             if any(name == function and part in path for function, part in places):
                 return kind
-        if own == "outside" and PACKAGE in path:
+        if own.startswith(OUTSIDE) and PACKAGE in path:
             own = f"{path.rpartition(PACKAGE)[2]}:{name}"
-    return own
+    return own or OUTSIDE
 
 
 def stack_of(frame: FrameType | None) -> Iterator[tuple[str, str]]:
@@ -201,7 +204,7 @@ def _frames(stack: str) -> Iterator[tuple[str, str]]:
     """Yield path and name of the functions of a line of py-spy, `outer (path:line);inner (path:line)`, as `kind_of`."""
     for frame in reversed(stack.split(";")):
         name, _, place = frame.partition(" (")
-        yield place.rpartition(":")[0], name
+        yield place.rpartition(":")[0], name.rpartition(".")[2]
 
 
 def _rounds(run: Path) -> list[dict[str, Any]]:
@@ -215,7 +218,7 @@ def _part(name: str, title: str, seconds: Mapping[str, float], looks: Mapping[st
     for part, counts in looks.items():
         shares = {kind: counts[kind] / counts.total() for kind in KINDS}
         own = Counter({name: count for name, count in counts.items() if name not in KINDS})
-        most = ", ".join(f"{name} {100 * count / counts.total():.1f} %" for name, count in own.most_common(2))
+        most = ", ".join(f"{name} {100 * count / counts.total():.1f} %" for name, count in own.most_common(3))
         numbers |= {f"{part}_other": own.total() / counts.total(), f"{part}_looks": counts.total()}
         shown = (f"{100 * share:.1f} %" for share in (*shares.values(), own.total() / counts.total()))
         rows.append([part, f"{seconds[part]:.1f}", *shown, most])

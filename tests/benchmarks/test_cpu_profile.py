@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from benchmarks.cpu_profile import KINDS, Looks, kind_of, processes, profile, stack_of
+from benchmarks.cpu_profile import KINDS, Looks, _frames, kind_of, processes, profile, stack_of
 from redif_ray.config import Config, load
 from redif_ray.interrupt import StopRequest
 from redif_ray.loop import PlainLoop
+from redif_ray.models import protocol
 
 
 def smoke(root: Path) -> Config:
@@ -46,7 +47,7 @@ def test_a_network_call_is_told_from_the_project_s_own_work(tmp_path: Path, monk
     monkeypatch.setattr(network, "forward", seen)
     loop.trainee.start(loop.plan.phase(0))
     loop.round(0)
-    assert {*found} == {"network"} and kind_of(stack_of(sys._getframe())) == "outside"
+    assert {*found} == {"network"} and kind_of(stack_of(sys._getframe())).startswith("outside, test_cpu_profile.py:")
 
 
 @pytest.mark.slow
@@ -63,4 +64,13 @@ def test_each_process_of_a_run_on_ray_is_looked_at(tmp_path: Path) -> None:
     given = [f"run.root={tmp_path}", "run.name=processes", "tracking.uri=off", "learner.rounds=60"]
     part = processes(tmp_path, StopRequest(), Console(file=io.StringIO()), recipe="smoke", given=given)
     assert [row[0] for row in part.rows] == ["rollout", "reward", "learner"]
-    assert part.numbers["learner_looks"] > 0
+    assert part.numbers["learner_looks"] > 0 and part.numbers["learner_other"] < 0.95
+
+
+def test_a_line_of_py_spy_is_a_stack() -> None:
+    package = Path(protocol.__file__)
+    line = f"run (/usr/lib/threading.py:9);DiffusionModel.call_network ({package}:4);conv (torch/nn/conv.py:1)"
+    assert kind_of(_frames(line)) == "network"
+    assert (
+        kind_of(_frames("run (/usr/lib/threading.py:9);wait (/usr/lib/threading.py:3)")) == "outside, threading.py:wait"
+    )
