@@ -75,7 +75,7 @@ def timed(checkout: Path, recipe: str, root: Path) -> Timed:
     rows, spans = read_rows(root / "timed" / "metrics.jsonl"), read_rows(root / "timed" / SPANS)
     rewards = [row["validation/reward"] for row in rows if "validation/reward" in row]
     work = {stage: sum(span["seconds"] for span in spans if _of(span, stage)) for stage in STAGES}
-    return Timed(wall, sum(row["seconds/round"] for row in rows), work, rewards[-1])
+    return Timed(wall, sum(row.get("seconds/round", 0.0) for row in rows), work, rewards[-1])
 
 
 def _of(span: Mapping[str, Any], stage: str) -> bool:
