@@ -43,7 +43,7 @@ class Sleepers:
     def ready(self, name: str = "") -> str:
         return name
 
-    def targets(self, name: str, unit: WorkUnit) -> tuple[Meta, np.ndarray]:
+    def targets(self, name: str, unit: WorkUnit, block: WorkUnit | None = None) -> tuple[Meta, np.ndarray]:
         return self._did(name, unit, 0.0), np.zeros((len(unit.groups), *self.sizes.image), self.sizes.image_dtype)
 
     def rollout(self, name: str, unit: WorkUnit, weights: Any, key: str) -> tuple[Meta, Trajectories, np.ndarray]:
