@@ -37,6 +37,20 @@ from redif_ray.runs.jsonl import read_rows
 LOOK_SECONDS = 0.01
 LOOKS_A_SECOND = 20  # of py-spy, which pauses a process for each
 ROUNDS = 5
+# Innermost functions of threads that wait, which py-spy may take for work because they wait in code of C.
+WAITING = (
+    "wait",
+    "main_loop",
+    "_worker",
+    "select",
+    "poll",
+    "accept",
+    "recv",
+    "sleep",
+    "_recv_bytes",
+    "get",
+    "_monitor_target",
+)
 OUTSIDE = "outside"
 PACKAGE = f"{Path('redif_ray')}/"
 KINDS = {  # by function name on the stack, and a part of the file's path
@@ -195,7 +209,9 @@ class Spy:
         counts = Counter[str]()
         for line in self.path.read_text().splitlines():
             stack, _, count = line.rpartition(" ")
-            counts[kind_of(_frames(stack))] += int(count)
+            frames = list(_frames(stack))
+            if PACKAGE in frames[0][0] or frames[0][1] not in WAITING:
+                counts[kind_of(frames)] += int(count)
         counts["threads without Python"] = max(0, round(seconds * LOOKS_A_SECOND) - counts.total())
         return seconds, counts
 
