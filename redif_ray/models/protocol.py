@@ -220,9 +220,8 @@ class DiffusionModel(ABC):
         that embeds its guidance always does. Raises ModelError if the network has no conditions to guide by.
         """
         self._check(x, level, encoded)
-        timestep = sent(
-            level.timestep, x.device, torch.float32 if x.device.type == "mps" else None
-        )  # it has no float64
+        dtype = torch.float32 if x.device.type == "mps" else None  # it has no float64
+        timestep = sent(level.timestep, x.device, dtype)
         timestep = timestep.expand(len(x))
         if self.embeds_guidance:
             scale = torch.full((len(x),), guidance, dtype=torch.float32, device=x.device)
