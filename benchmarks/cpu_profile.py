@@ -26,13 +26,12 @@ from typing import Any
 import psutil
 from rich.console import Console
 
-from benchmarks.real_size import role_of, settings, start
+from benchmarks.real_size import role_of, rounds_of, settings, start
 from benchmarks.suite import Part, Suite
 from redif_ray.config import Config, load
 from redif_ray.errors import UserError
 from redif_ray.interrupt import StopRequest
 from redif_ray.loop import PlainLoop
-from redif_ray.runs.jsonl import read_rows
 
 LOOK_SECONDS = 0.01
 LOOKS_A_SECOND = 20  # of py-spy, which pauses a process for each
@@ -169,7 +168,7 @@ def processes(
     """
     given = given or [*settings(root, "processes", 24), f"learner.rounds={ROUNDS}", "learner.threads=1"]
     run, spies = start("distill", recipe, *given), dict[str, Spy]()
-    while len(rounds := _rounds(root / "processes")) < ROUNDS:
+    while len(rounds := rounds_of(root / "processes")) < ROUNDS:
         stop.check()
         if run.poll() is not None:
             raise UserError("the run ended before it was looked at; see its output above")
@@ -221,10 +220,6 @@ def _frames(stack: str) -> Iterator[tuple[str, str]]:
     for frame in reversed(stack.split(";")):
         name, _, place = frame.partition(" (")
         yield place.rpartition(":")[0], name.rpartition(".")[2]
-
-
-def _rounds(run: Path) -> list[dict[str, Any]]:
-    return read_rows(run / "metrics.jsonl") if (run / "metrics.jsonl").exists() else []
 
 
 def _part(name: str, title: str, seconds: Mapping[str, float], looks: Mapping[str, Counter[str]], note: str) -> Part:

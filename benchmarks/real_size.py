@@ -202,8 +202,7 @@ def _distilled(root: Path, given: Sequence[str], stop: StopRequest) -> Peaks:
     with watching(peaks.look, LOOK_SECONDS):
         while first.poll() is None:
             stop.check()
-            rows = read_rows(root / "real" / "metrics.jsonl") if (root / "real" / "metrics.jsonl").exists() else []
-            if any(row["phase"] == "policy" for row in rows):
+            if any(row["phase"] == "policy" for row in rounds_of(root / "real")):
                 first.send_signal(signal.SIGTERM)
                 first.wait(600)
             time.sleep(1)
@@ -214,6 +213,11 @@ def _distilled(root: Path, given: Sequence[str], stop: StopRequest) -> Peaks:
     with watching(peaks.look, LOOK_SECONDS):
         wait(second, stop)
     return peaks
+
+
+def rounds_of(run: Path) -> list[dict[str, Any]]:
+    """Return the rows of metrics that a run has written so far, none where it has not begun."""
+    return read_rows(run / "metrics.jsonl") if (run / "metrics.jsonl").exists() else []
 
 
 def start(*arguments: str, **environment: str) -> subprocess.Popen[bytes]:

@@ -23,7 +23,7 @@ from redif_ray.diffusion.solvers import initial
 from redif_ray.diffusion.transition import DETERMINISTIC, transition_mean
 from redif_ray.learning.policy import Predict
 from redif_ray.learning.rounding import images_received
-from redif_ray.learning.step import AllReduce, optimiser_step
+from redif_ray.learning.step import AllReduce, optimiser_step, values_of
 from redif_ray.models.protocol import DiffusionModel
 from redif_ray.rewards.base import RewardInputs, Rewards
 from redif_ray.rewards.combine import weighted_sum
@@ -109,7 +109,7 @@ class DraftUpdater:
                 (losses.sum() * count / total * self.loss_scale).backward()
                 sums.append(losses.detach().sum())
             loss = 0.0
-            for part in torch.stack(sums).tolist() if sums else []:
+            for part in values_of(sums):
                 loss += part * count / total
                 reward -= part
             norms.append(

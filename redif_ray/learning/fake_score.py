@@ -11,7 +11,7 @@ from torch import Tensor
 from redif_ray.checkpoint import load_optimizer, optimizer_tensors, pack, unpack
 from redif_ray.learning.matching import denoising_loss, noised
 from redif_ray.learning.round_update import Learning
-from redif_ray.learning.step import make_optimizer, microbatches, optimiser_step
+from redif_ray.learning.step import make_optimizer, microbatches, optimiser_step, values_of
 from redif_ray.models.protocol import DiffusionModel
 from redif_ray.models.student import enable_checkpointing, get_weights, make_student, set_weights, trainable
 
@@ -71,7 +71,7 @@ class FakeScore:
                 loss = denoising_loss(denoised, x[rows], level[rows]).sum() / total
                 (loss * learning.loss_scale).backward()
                 parts.append(loss.detach())
-            losses[step] = sum(torch.stack(parts).tolist())
+            losses[step] = sum(values_of(parts), 0.0)
             where = f"round {round}, step {step} of the fake score"
             named = {NAME: float(losses[step])}
             largest = learning.config.learner.max_grad_norm

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +23,11 @@ AllReduce = Callable[[list[Tensor]], None]  # sums each tensor over all ranks, i
 def microbatches(count: int, size: int) -> list[slice]:
     """Return slices of at most `size` rows that together are `count` rows."""
     return [slice(start, min(start + size, count)) for start in range(0, count, size)]
+
+
+def values_of(parts: Sequence[Tensor]) -> list[Any]:
+    """Return the numbers of tensors of one shape, one of each microbatch; a device is waited for once, for all."""
+    return torch.stack(list(parts)).tolist() if parts else []
 
 
 def make_optimizer(parameters: Iterable[Parameter], learner: Learner) -> torch.optim.Optimizer:

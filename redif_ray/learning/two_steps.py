@@ -30,7 +30,7 @@ from redif_ray.diffusion.transition import DETERMINISTIC, transition_mean
 from redif_ray.learning.policy import Predict
 from redif_ray.learning.round_update import Learning, Round
 from redif_ray.learning.rounding import images_received
-from redif_ray.learning.step import optimiser_step
+from redif_ray.learning.step import optimiser_step, values_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +194,7 @@ class TwoStepUpdater:
             part = (mean - end).square().flatten(1).mean(1).sum() / self.total
             (part * learning.loss_scale).backward()
             parts.append(part.detach())
-        loss = sum(torch.stack(parts).tolist())
+        loss = sum(values_of(parts), 0.0)
         where, most = f"round {self.round.number}, draw {draw}", config.learner.max_grad_norm
         norm = optimiser_step(
             learning.optimizer, {"regression": loss}, most, where, learning.all_reduce, learning.loss_scale

@@ -38,7 +38,7 @@ from redif_ray.learning.policy import (
     replayed,
     states,
 )
-from redif_ray.learning.step import AllReduce, idle_calls, optimiser_step
+from redif_ray.learning.step import AllReduce, idle_calls, optimiser_step, values_of
 
 LOSS_PARTS = ("policy", "regulariser", "anchor")  # parts of the loss, in the order of `Loss.parts`
 RATIOS = ("deviation", "deviation_square", "clipped", "kl")  # sums over a round's ratios, for metrics
@@ -193,7 +193,7 @@ class Updater:
             sums["backward"] += len(part)
             sums["stochastic"] += 0 if loss.surrogate is None else len(loss.surrogate.log_ratio)
             tallies.append(_tally(loss))
-        found = torch.stack(tallies).tolist() if tallies else []  # the device is waited for here, not at each part
+        found = values_of(tallies)
         losses = {name: sum(tally[i] for tally in found) for i, name in enumerate(LOSS_PARTS)}
         for name, value in losses.items():
             sums[f"loss_{name}"] += value

@@ -107,7 +107,7 @@ def cells_of(page: str, first: str) -> list[list[str]]:
 
 
 def figures() -> list[tuple[int, str, str]]:
-    """What the pages say of each method: the number of steps, the method and its cell."""
+    """Return what the pages say of each method: the number of steps, the method and its cell."""
     told = []
     for _, method, four, two in cells_of("README.md", "a reward") + cells_of("README.md", "no reward"):
         told += [

@@ -1,4 +1,4 @@
-"""With `networks.compile` a network's repeated blocks are compiled, which changes no prediction beyond rounding."""
+"""The blocks that a network repeats are compiled by `networks.compile`, and predictions change by rounding alone."""
 
 from __future__ import annotations
 
