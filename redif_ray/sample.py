@@ -271,7 +271,7 @@ def draw(
     guidance: float,
 ) -> torch.Tensor:
     """Return images [B, C, H, W] in [0, 1], on the CPU, from the groups' held-out noises, with a condition for each."""
-    unit = noise.initial_noise(groups, model.latent_shape, seed=seed, stream=Stream.HELD_OUT).to(model.device)
+    unit = noise.initial_noise(groups, model.latent_shape, seed=seed, stream=Stream.HELD_OUT, device=model.device)
     with loading(f"the {type(model).__name__} to sample"):  # values of a config.json that only a call looks at
         predict = model.predictor(model.encode(conditions), guidance)
         return model.images(solvers.sample("euler", predict, unit, schedule)).cpu()

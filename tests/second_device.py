@@ -102,7 +102,7 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     out = kwargs.get("out")
     if isinstance(out, There) and out.shape != out.held.shape:  # as `arange`, whose `out` is empty at first
         out.data = There(out.held)
-    if func in COPIES[:1] or func._schema.name.endswith("_") or "out" in kwargs:  # what was written to
+    if func in COPIES[:1] or func._schema.is_mutable:  # what was written to
         return out if out is not None else args[0] if func._schema.returns else None
     there = torch.device(device).type == NAME if device is not None else _any(There, (args, kwargs))
     return tree_map_only(Tensor, There, found) if there else found

@@ -113,8 +113,11 @@ class Lanes:
         visits = []
         if len(fresh):
             groups = [self.groups[lane] for lane in fresh]
-            unit = noise.initial_noise(groups, task.model.latent_shape, seed=task.seed, stream=task.stream)
-            visits.append(denoising.start(unit.to(task.model.device), self.first))
+            model = task.model
+            unit = noise.initial_noise(
+                groups, model.latent_shape, seed=task.seed, stream=task.stream, device=model.device
+            )
+            visits.append(denoising.start(unit, self.first))
         if len(goes):
             assert self.state is not None
             lanes = torch.from_numpy(goes)

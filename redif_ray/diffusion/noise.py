@@ -8,6 +8,7 @@ can draw any sample, twice, in any batch, and get the same bytes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from enum import IntEnum
 from typing import TYPE_CHECKING
@@ -51,6 +52,16 @@ def bits(
     count: int, stream: Stream, *, seed: int, round: int = 0, group: int = 0, sibling: int = 0, step: int = 0
 ) -> np.ndarray:
     """Return `count` uniform uint64 words for these ids, each in [0, 2^64), but the round in [0, 2^32)."""
+    key, counter = ids_as_words(stream, seed=seed, round=round, group=group, sibling=sibling, step=step)
+    return np.random.Philox(key=np.array(key, dtype=np.uint64), counter=np.array(counter, dtype=np.uint64)).random_raw(
+        count
+    )
+
+
+def ids_as_words(
+    stream: int, *, seed: int, round: int = 0, group: int = 0, sibling: int = 0, step: int = 0
+) -> tuple[list[int], list[int]]:
+    """Return Philox's key, two words, and its counter, four, before the first draw. Raises ValueError."""
     for name, value, limit in (
         ("round", round, 32),
         ("sibling", sibling, 64),
@@ -60,11 +71,7 @@ def bits(
     ):
         if not 0 <= value < 1 << limit:
             raise ValueError(f"noise id {name}={value} is outside [0, 2^{limit})")
-    key = [seed, int(stream) << 32 | round]
-    counter = [0, step, sibling, group]
-    return np.random.Philox(key=np.array(key, dtype=np.uint64), counter=np.array(counter, dtype=np.uint64)).random_raw(
-        count
-    )
+    return [seed, int(stream) << 32 | round], [0, step, sibling, group]
 
 
 def uniform(count: int, stream: Stream, **ids: int) -> np.ndarray:
@@ -88,14 +95,15 @@ def permutation(count: int, stream: Stream, **ids: int) -> np.ndarray:
 
 
 def initial_noise(
-    groups: Sequence[int], shape: Sequence[int], *, seed: int, stream: Stream = Stream.TRAIN
+    groups: Sequence[int],
+    shape: Sequence[int],
+    *,
+    seed: int,
+    stream: Stream = Stream.TRAIN,
+    device: str | torch.device = "cpu",
 ) -> torch.Tensor:
     """Return unit noise of each group, [len(groups), *shape] float32, which is the same in every round."""
-    import torch
-
-    size = int(np.prod(shape))
-    rows = [normal(size, stream, seed=seed, group=g) for g in groups]
-    return torch.from_numpy(np.stack(rows)).reshape(len(groups), *shape)
+    return rows(groups, [0] * len(groups), shape, stream, device, seed=seed)
 
 
 def exploration_noise(
@@ -107,6 +115,7 @@ def exploration_noise(
     round: int,
     step: int,
     antithetic: bool = False,
+    device: str | torch.device = "cpu",
 ) -> torch.Tensor:
     """Return the policy's z for each (group, sibling) row, [rows, *shape] float32.
 
@@ -114,12 +123,41 @@ def exploration_noise(
     """
     import torch
 
-    size = int(np.prod(shape))
-    rows, drawn = [], dict[tuple[int, int], np.ndarray]()
-    for group, sibling in zip(groups, siblings, strict=True):
-        source = sibling - sibling % 2 if antithetic else sibling
-        if (group, source) not in drawn:
-            z = normal(size, Stream.EXPLORATION, seed=seed, round=round, group=group, sibling=source, step=step)
-            drawn[group, source] = z
-        rows.append(-drawn[group, source] if source != sibling else drawn[group, source])
-    return torch.from_numpy(np.stack(rows)).reshape(len(rows), *shape)
+    from redif_ray.diffusion.transfer import picked, sent
+
+    pairs = [(group, k - k % 2 if antithetic else k) for group, k in zip(groups, siblings, strict=True)]
+    places = {pair: place for place, pair in enumerate(dict.fromkeys(pairs))}
+    drawn = [group for group, _ in places], [k for _, k in places]
+    z = rows(*drawn, shape, Stream.EXPLORATION, device, seed=seed, round=round, step=step)
+    z = picked(z, torch.tensor([places[pair] for pair in pairs]))
+    if not antithetic:
+        return z
+    signs = torch.tensor([1.0 if k % 2 == 0 else -1.0 for k in siblings]).reshape(-1, *[1] * len(shape))
+    return z * sent(signs, device)
+
+
+def rows(
+    groups: Sequence[int],
+    siblings: Sequence[int],
+    shape: Sequence[int],
+    stream: Stream,
+    device: str | torch.device,
+    **ids: int,
+) -> torch.Tensor:
+    """Return the normals of each (group, sibling), [rows, *shape] float32, on a device.
+
+    A GPU draws them itself; they then differ from `normal` by a unit in the last place at most (`device_noise`).
+    """
+    import torch
+
+    from redif_ray.diffusion import device_noise
+    from redif_ray.diffusion.transfer import sent
+
+    size = math.prod(shape)
+    if device_noise.draws_there(device):
+        words = [ids_as_words(stream, group=g, sibling=k, **ids) for g, k in zip(groups, siblings, strict=True)]
+        drawn = device_noise.normals(size, words[0][0], [counter for _, counter in words], device)
+    else:
+        each = [normal(size, stream, group=g, sibling=k, **ids) for g, k in zip(groups, siblings, strict=True)]
+        drawn = sent(torch.from_numpy(np.stack(each)), device)
+    return drawn.reshape(len(groups), *shape)

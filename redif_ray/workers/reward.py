@@ -16,7 +16,6 @@ from redif_ray.config import Config
 from redif_ray.diffusion import noise, schedules, solvers
 from redif_ray.diffusion.noise import Stream
 from redif_ray.diffusion.schedules import Schedule
-from redif_ray.diffusion.transfer import sent
 from redif_ray.evaluation.diversity import load_likeness, mean_distance
 from redif_ray.evaluation.encoders import Encoder, embedded, fit, knows, load_encoder, networks_of
 from redif_ray.evaluation.judge_source import judge_files, needs_reference
@@ -246,4 +245,4 @@ class TeacherRewardWorker:
     def _noise(self, model: DiffusionModel, unit: WorkUnit) -> Tensor:
         """Return the unit noise of a work unit's groups, [G, *latent], on the worker's device."""
         shape, seed = model.latent_shape, self.config.run.seed
-        return sent(noise.initial_noise(unit.groups, shape, seed=seed, stream=unit.stream), self.device)
+        return noise.initial_noise(unit.groups, shape, seed=seed, stream=unit.stream, device=self.device)

@@ -14,7 +14,6 @@ from torch.nn import Module
 from redif_ray.config import Config
 from redif_ray.diffusion import noise, solvers
 from redif_ray.diffusion.rollout import Guide, rollout
-from redif_ray.diffusion.transfer import sent
 from redif_ray.learning.exploration import shared_steps
 from redif_ray.methods import phases_by_name
 from redif_ray.models.protocol import repeated
@@ -66,11 +65,13 @@ class StudentRolloutWorker:
         predict = model.predictor(repeated(once, unit.siblings), config.student.guidance)
         stds = self.phases[unit.phase].stds(self.schedule, unit.round)
         shared = shared_steps(config, stds)
-        unit_noise = noise.initial_noise(unit.groups, model.latent_shape, seed=config.run.seed, stream=unit.stream)
-        x = sent(solvers.initial(self.schedule, unit_noise.repeat_interleave(unit.siblings, 0)), self.device)
+        unit_noise = noise.initial_noise(
+            unit.groups, model.latent_shape, seed=config.run.seed, stream=unit.stream, device=self.device
+        )
+        x = solvers.initial(self.schedule, unit_noise.repeat_interleave(unit.siblings, 0))
 
         def draw(step: int) -> Tensor:
-            z = noise.exploration_noise(
+            return noise.exploration_noise(
                 groups,
                 siblings,
                 model.latent_shape,
@@ -78,8 +79,8 @@ class StudentRolloutWorker:
                 round=unit.round,
                 step=step,
                 antithetic=config.exploration.antithetic,
+                device=self.device,
             )
-            return sent(z, self.device)
 
         teacher_guided = config.rollout.guided if unit.siblings > 1 else 0
         guided = torch.tensor([k >= unit.siblings - teacher_guided for k in siblings])
