@@ -25,8 +25,8 @@ from redif_ray.checkpoint import (
 from redif_ray.config import LEARNED, Config
 from redif_ray.evaluation.compute import forward_flops
 from redif_ray.learning.discriminator import TEACHER_PASS, DiscriminatorUpdater, Images, optimiser
+from redif_ray.learning.gradients import AllReduce
 from redif_ray.learning.round_update import Metas
-from redif_ray.learning.step import AllReduce
 from redif_ray.models.protocol import DiffusionModel
 from redif_ray.planning import factory
 from redif_ray.rewards.discriminator import DiscriminatorTerm

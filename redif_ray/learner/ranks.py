@@ -2,12 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
-from redif_ray.learning.step import AllReduce
+from redif_ray.learning.gradients import AllReduce
+
+
+class Sum:
+    """The sum over all ranks, of gradients of disjoint pairs that are each divided by the global count already.
+
+    Tensors of one dtype are sent together, in that dtype.
+    """
+
+    def __call__(self, tensors: list[Tensor]) -> None:
+        self.begin(tensors)()
+
+    def begin(self, tensors: list[Tensor]) -> Callable[[], None]:
+        by_dtype: dict[torch.dtype, list[Tensor]] = {}
+        for tensor in tensors:
+            by_dtype.setdefault(tensor.dtype, []).append(tensor)
+        flats = [torch.cat([t.reshape(-1) for t in alike]) for alike in by_dtype.values()]
+        works = [dist.all_reduce(flat, async_op=True) for flat in flats]
+
+        def end() -> None:
+            for alike, flat, work in zip(by_dtype.values(), flats, works, strict=True):
+                work.wait()
+                for tensor, summed in zip(alike, flat.split([t.numel() for t in alike]), strict=True):
+                    tensor.copy_(summed.view_as(tensor))
+
+        return end
 
 
 class Ranks:
@@ -22,26 +48,13 @@ class Ranks:
 
     @property
     def all_reduce(self) -> AllReduce | None:
-        """Return `sum`, for an update to call; None for a single rank."""
-        return self.sum if self.world > 1 else None
+        """Return the sum over all ranks; None for a single rank."""
+        return Sum() if self.world > 1 else None
 
     def sum(self, tensors: list[Tensor]) -> None:
-        """Sum tensors over ranks, in place: gradients of disjoint pairs, each already divided by the global count.
-
-        Tensors of one dtype are sent together, in that dtype. Gradients of sharded parameters (DTensor) are left alone:
-        the backward pass has summed them.
-        """
-        if self.world == 1:
-            return
-        by_dtype: dict[torch.dtype, list[Tensor]] = {}
-        for tensor in tensors:
-            if not isinstance(tensor, DTensor):
-                by_dtype.setdefault(tensor.dtype, []).append(tensor)
-        for alike in by_dtype.values():
-            flat = torch.cat([t.reshape(-1) for t in alike])
-            dist.all_reduce(flat)
-            for tensor, summed in zip(alike, flat.split([t.numel() for t in alike]), strict=True):
-                tensor.copy_(summed.view_as(tensor))
+        """Sum tensors over ranks, in place."""
+        if self.all_reduce is not None:
+            self.all_reduce(tensors)
 
     def any(self, flag: bool, device: torch.device) -> bool:
         """Tell whether `flag` is True on any rank."""

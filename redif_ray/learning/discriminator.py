@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from redif_ray.learning.step import AllReduce, optimiser_step
+from redif_ray.learning.gradients import AllReduce, Gradients
+from redif_ray.learning.step import optimiser_step
 from redif_ray.models.discriminator import Discriminator
 
 TEACHER_PASS = 6.5  # counted FLOPs of `teacher_loss` with its backward pass, in forward passes; `student_loss` takes 3
@@ -91,10 +92,11 @@ class DiscriminatorUpdater:
         self.network.requires_grad_(True)
         rows = []
         for step in range(self.steps):
-            values = self._backward(student, teacher)
+            gradients = Gradients(self.optimizer, self.all_reduce)
+            values = self._backward(gradients, student, teacher)
             rows.append(values)
             losses = {"student": float(values[0]), "teacher": float(values[1]), "penalty": float(values[2])}
-            optimiser_step(self.optimizer, losses, float("inf"), f"{where}, discriminator step {step}", self.all_reduce)
+            optimiser_step(gradients, losses, float("inf"), f"{where}, discriminator step {step}")
         self.network.requires_grad_(False)
         sums = torch.stack(rows)
         if self.all_reduce is not None:
@@ -103,18 +105,18 @@ class DiscriminatorUpdater:
         shares = dict(zip(("student_accuracy", "teacher_accuracy", "ranked"), sums[0, 3:].tolist(), strict=True))
         return {"loss": loss, "penalty": penalty, **shares, "seconds": time.perf_counter() - started}
 
-    def _backward(self, student: Images, teacher: Images) -> Tensor:
+    def _backward(self, gradients: Gradients, student: Images, teacher: Images) -> Tensor:
         """Add this rank's share to the gradients; return its shares of two losses, penalty, three fractions, [6]."""
         values, of_student, of_teacher = torch.zeros(6, dtype=torch.float64, device=student.images.device), [], []
         for part in student.split(self.microbatch):
             loss, logits = student_loss(self.network, part)
-            loss.backward()
+            gradients.add(loss, last=False)
             values[0] += loss.detach()
             of_student.append(logits.detach())
-        for part in teacher.split(self.microbatch):
+        for part in (parts := teacher.split(self.microbatch)):
             loss, logits, squares = teacher_loss(self.network, part)
             penalty = squares.sum() / part.total
-            (loss + self.r1 / 2 * penalty).backward()
+            gradients.add(loss + self.r1 / 2 * penalty, last=part is parts[-1])
             values[1] += loss.detach()
             values[2] += penalty.detach()
             of_teacher.append(logits.detach())

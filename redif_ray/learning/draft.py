@@ -21,9 +21,10 @@ from redif_ray.diffusion.noise import Stream
 from redif_ray.diffusion.schedules import Schedule
 from redif_ray.diffusion.solvers import initial
 from redif_ray.diffusion.transition import DETERMINISTIC, transition_mean
+from redif_ray.learning.gradients import AllReduce, Gradients
 from redif_ray.learning.policy import Predict
 from redif_ray.learning.rounding import images_received
-from redif_ray.learning.step import AllReduce, optimiser_step, values_of
+from redif_ray.learning.step import optimiser_step, values_of
 from redif_ray.models.protocol import DiffusionModel
 from redif_ray.rewards.base import RewardInputs, Rewards
 from redif_ray.rewards.combine import weighted_sum
@@ -102,26 +103,16 @@ class DraftUpdater:
         reward, norms = 0.0, []
         for i, rows in enumerate(torch.arange(len(groups)).tensor_split(count)):
             where = f"round {round}, minibatch {i} of {count}"
-            sums = []
-            self.optimizer.zero_grad(set_to_none=True)
-            for r in rows.split(self.config.learner.states_at_once):
+            gradients, sums = Gradients(self.optimizer, self.all_reduce, self.loss_scale), []
+            for r in (parts := rows.split(self.config.learner.states_at_once)):
                 losses = self._losses([groups[j] for j in r], [conditions[j] for j in r], targets[r])
-                (losses.sum() * count / total * self.loss_scale).backward()
+                gradients.add(losses.sum() * count / total * self.loss_scale, last=r is parts[-1])
                 sums.append(losses.detach().sum())
             loss = 0.0
             for part in values_of(sums):
                 loss += part * count / total
                 reward -= part
-            norms.append(
-                optimiser_step(
-                    self.optimizer,
-                    {"draft": loss},
-                    self.config.learner.max_grad_norm,
-                    where,
-                    self.all_reduce,
-                    self.loss_scale,
-                )
-            )
+            norms.append(optimiser_step(gradients, {"draft": loss}, self.config.learner.max_grad_norm, where))
         n, k = self.schedule.steps, self.config.draft.last_steps or self.schedule.steps
         return {
             "reward": reward / len(groups),
@@ -137,7 +128,7 @@ class DraftUpdater:
         student, config = self.student, self.config
         device = student.device
         shape, seed = student.latent_shape, config.run.seed
-        unit_noise = noise.initial_noise(groups, shape, seed=seed, stream=Stream.TRAIN).to(device)
+        unit_noise = noise.initial_noise(groups, shape, seed=seed, stream=Stream.TRAIN, device=device)
         teacher = targets.to(device)
 
         def score(latents: Tensor) -> Tensor:

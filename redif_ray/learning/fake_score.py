@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from redif_ray.checkpoint import load_optimizer, optimizer_tensors, pack, unpack
+from redif_ray.learning.gradients import Gradients
 from redif_ray.learning.matching import denoising_loss, noised
 from redif_ray.learning.round_update import Learning
 from redif_ray.learning.step import make_optimizer, microbatches, optimiser_step, values_of
@@ -64,18 +65,18 @@ class FakeScore:
         for step in range(self.settings.fake_steps):
             seed = learning.config.run.seed
             x_t, level = noised(x, groups, self.model.process, seed=seed, round=round, draw=1 + step)
-            parts = []
-            for rows in microbatches(len(x), learning.config.learner.states_at_once):
+            gradients, parts = Gradients(self.optimizer, learning.all_reduce, learning.loss_scale), []
+            for rows in (batches := microbatches(len(x), learning.config.learner.states_at_once)):
                 own = {name: value[rows] for name, value in encoded.items()}
                 denoised = self._predict(x_t[rows], level[rows], own)
                 loss = denoising_loss(denoised, x[rows], level[rows]).sum() / total
-                (loss * learning.loss_scale).backward()
+                gradients.add(loss * learning.loss_scale, last=rows is batches[-1])
                 parts.append(loss.detach())
             losses[step] = sum(values_of(parts), 0.0)
             where = f"round {round}, step {step} of the fake score"
             named = {NAME: float(losses[step])}
             largest = learning.config.learner.max_grad_norm
-            optimiser_step(self.optimizer, named, largest, where, learning.all_reduce, learning.loss_scale)
+            optimiser_step(gradients, named, largest, where)
         sums = losses.to(x.device)
         if learning.all_reduce is not None:
             learning.all_reduce([sums])

@@ -12,7 +12,7 @@ time, so that memory is that of one network call:
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
 
 import torch
@@ -21,10 +21,11 @@ from torch import Tensor
 from redif_ray.config import Term
 from redif_ray.diffusion.schedules import Schedule
 from redif_ray.diffusion.transition import DETERMINISTIC, transition_mean
+from redif_ray.learning.gradients import AllReduce, Gradients
 from redif_ray.learning.policy import CAUSES, Predict, RatioError
 from redif_ray.learning.round_update import Learning
 from redif_ray.learning.rounding import ratio_tolerance
-from redif_ray.learning.step import AllReduce, idle_calls, microbatches, optimiser_step
+from redif_ray.learning.step import idle_calls, microbatches, optimiser_step
 from redif_ray.rewards.combine import weighted_sum
 
 
@@ -49,12 +50,15 @@ def chain(
     states: Tensor,
     encoded: dict[str, Tensor],
     cotangent: Tensor,
+    gradients: Gradients,
     *,
+    last: bool,
     through_steps: bool = True,
 ) -> Tensor:
-    """Add the gradient of <F_theta(x_T), cotangent> to the parameters; return the largest error of a mean.
+    """Add the gradient of <F_theta(x_T), cotangent> to `gradients`; return the largest error of a mean.
 
-    through_steps: False gives c_N to every step instead, as if the steps after it were the identity.
+    last: whether this is the last chain before an optimiser step. through_steps: False gives c_N to every step instead,
+    as if the steps after it were the identity.
     states: x_0 .. x_N of the rollout, [N + 1, B, *latent]. cotangent: [B, *latent]. The error compares the mean of each
     step with the state that the rollout went on with: the largest mean square over a latent, [].
     """
@@ -63,7 +67,7 @@ def chain(
         x = states[k].detach().requires_grad_(through_steps and k > 0)
         mean = transition_mean(predict(x, schedule[k], encoded), schedule[k + 1], DETERMINISTIC)
         apart = torch.maximum(apart, (mean.detach() - states[k + 1]).square().flatten(1).mean(1).amax())
-        (mean * cotangent).sum().backward()
+        gradients.add((mean * cotangent).sum(), last=last and k == 0)
         if x.grad is not None:
             cotangent = x.grad
     return apart
@@ -132,15 +136,15 @@ class OutputUpdater:
         started = time.perf_counter()
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        self.optimizer.zero_grad(set_to_none=True)
-        apart = states.new_zeros(())
-        for rows, idle in self._parts(len(gradient)):
+        gradients = Gradients(self.optimizer, self.all_reduce, self.loss_scale)
+        apart, parts = states.new_zeros(()), self._parts(len(gradient))
+        for i, (rows, idle) in enumerate(parts, 1):
             cotangent = -gradient[rows] * (0.0 if idle else self.loss_scale / total)
             own = {name: value[rows] for name, value in encoded.items()}
-            error = chain(
-                self.predict, self.schedule, states[:, rows], own, cotangent, through_steps=self.through_steps
-            )
+            played = (self.predict, self.schedule, states[:, rows], own, cotangent, gradients)
+            error = chain(*played, last=i == len(parts), through_steps=self.through_steps)
             apart = torch.maximum(apart, error)
+        gradients.sum()
         sizes = torch.zeros(self.world, 2, dtype=torch.float64, device=states.device)
         sizes[self.rank, 0] = apart
         sizes[self.rank, 1] = gradient.double().square().flatten(1).mean(1).sqrt().sum() / total
@@ -154,9 +158,7 @@ class OutputUpdater:
                 f"{self.tolerance:g}. {CAUSES}"
             )
         losses = {"output": float(sizes[:, 1].sum())}
-        norm = optimiser_step(
-            self.optimizer, losses, self.max_grad_norm, f"round {round}", self.all_reduce, self.loss_scale
-        )
+        norm = optimiser_step(gradients, losses, self.max_grad_norm, f"round {round}")
         calls = float(total * self.schedule.steps)
         return {
             "grad_norm": norm,
@@ -169,12 +171,10 @@ class OutputUpdater:
             "seconds": time.perf_counter() - started,
         }
 
-    def _parts(self, count: int) -> Iterator[tuple[slice, bool]]:
-        """Yield this rank's rows in microbatches, and then its idle calls, which True marks."""
-        own = microbatches(count, self.microbatch)
-        yield from ((rows, False) for rows in own)
+    def _parts(self, count: int) -> list[tuple[slice, bool]]:
+        """Return this rank's rows in microbatches, and then its idle calls, which True marks."""
+        own = [(rows, False) for rows in microbatches(count, self.microbatch)]
         if not self.sharded or self.all_reduce is None:
-            return
+            return own
         device = self.optimizer.param_groups[0]["params"][0].device
-        idle = idle_calls(len(own), self.rank, self.world, self.all_reduce, device)
-        yield from [(slice(0, 1), True)] * idle
+        return own + [(slice(0, 1), True)] * idle_calls(len(own), self.rank, self.world, self.all_reduce, device)

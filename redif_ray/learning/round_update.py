@@ -21,8 +21,8 @@ from redif_ray.diffusion.schedules import Schedule
 from redif_ray.learning.advantages import Advantages, RunningStatistics, advantages
 from redif_ray.learning.batch import RoundBatch, assemble
 from redif_ray.learning.exploration import shared_steps
+from redif_ray.learning.gradients import AllReduce
 from redif_ray.learning.rounding import ratio_tolerance, rounds_apart
-from redif_ray.learning.step import AllReduce
 from redif_ray.learning.update import Updater
 from redif_ray.models.protocol import DiffusionModel
 from redif_ray.models.student import get_weights, with_weights

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,13 +11,13 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from redif_ray.config import Learner, WarmStart
+from redif_ray.learning.gradients import AllReduce, Gradients
 from redif_ray.models.quantization import bitsandbytes
 
 FIRST_STEP = (
     "This optimiser took no step before, so its learning rate is not the cause: choose networks.precision=float32 or "
     "bfloat16, which overflow later than float16, or check the weights"
 )
-AllReduce = Callable[[list[Tensor]], None]  # sums each tensor over all ranks, in place
 
 
 def microbatches(count: int, size: int) -> list[slice]:
@@ -46,26 +46,17 @@ def make_optimizer(parameters: Iterable[Parameter], learner: Learner) -> torch.o
     return made
 
 
-def optimiser_step(
-    optimizer: torch.optim.Optimizer,
-    losses: Mapping[str, float],
-    max_grad_norm: float,
-    where: str,
-    all_reduce: AllReduce | None = None,
-    loss_scale: float = 1.0,
-) -> float:
+def optimiser_step(gradients: Gradients, losses: Mapping[str, float], max_grad_norm: float, where: str) -> float:
     """Sum gradients over ranks, clip their norm, take a step and clear them; return the norm before clipping.
 
     losses: value of each part of the loss, to check. where: start of an error's text.
-    loss_scale: factor of the loss in the backward pass, by which the gradients are divided.
     Raises FloatingPointError, on every rank, where a loss or the norm is not finite; the weights stay unchanged.
     """
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    for p in parameters:  # a rank without pairs in the minibatch must take part in the same sum
-        p.grad = torch.zeros_like(p) if p.grad is None else p.grad.div_(loss_scale)
+    gradients.sum()
+    optimizer, parameters = gradients.optimizer, gradients.parameters
     values = torch.tensor(list(losses.values()), dtype=torch.float64, device=parameters[0].device)
-    if all_reduce is not None:
-        all_reduce([*(p.grad for p in parameters if p.grad is not None), values])
+    if gradients.all_reduce is not None:
+        gradients.all_reduce([values])
     norm = float(torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm))
     bad = [f"the {name} loss is {v}" for name, v in zip(losses, values.tolist(), strict=True) if not math.isfinite(v)]
     bad += [] if math.isfinite(norm) else [f"the gradient norm is {norm}"]

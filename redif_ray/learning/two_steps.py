@@ -27,6 +27,7 @@ from redif_ray.diffusion.levels import Level, NoiseProcess, like
 from redif_ray.diffusion.noise import Stream
 from redif_ray.diffusion.schedules import Schedule, sub_schedule
 from redif_ray.diffusion.transition import DETERMINISTIC, transition_mean
+from redif_ray.learning.gradients import Gradients
 from redif_ray.learning.policy import Predict
 from redif_ray.learning.round_update import Learning, Round
 from redif_ray.learning.rounding import images_received
@@ -187,16 +188,13 @@ class TwoStepUpdater:
         batches = list(zip(self.rows, self.encoded, strict=True))
         with self.taught.during():
             ends = [endpoint(self.taught, x[r], steps, at[r], own) for r, own in batches]
-        learning.optimizer.zero_grad(set_to_none=True)
-        parts = []
-        for (r, own), end in zip(batches, ends, strict=True):
+        gradients, parts = Gradients(learning.optimizer, learning.all_reduce, learning.loss_scale), []
+        for i, ((r, own), end) in enumerate(zip(batches, ends, strict=True), 1):
             mean = transition_mean(self.predict(x[r], steps.called[at[r]], own), steps.s[at[r]], DETERMINISTIC)
             part = (mean - end).square().flatten(1).mean(1).sum() / self.total
-            (part * learning.loss_scale).backward()
+            gradients.add(part * learning.loss_scale, last=i == len(batches))
             parts.append(part.detach())
         loss = sum(values_of(parts), 0.0)
         where, most = f"round {self.round.number}, draw {draw}", config.learner.max_grad_norm
-        norm = optimiser_step(
-            learning.optimizer, {"regression": loss}, most, where, learning.all_reduce, learning.loss_scale
-        )
+        norm = optimiser_step(gradients, {"regression": loss}, most, where)
         return loss, norm, self.taught.calls(steps, at)

@@ -26,19 +26,21 @@ from redif_ray.diffusion import noise
 from redif_ray.diffusion.noise import Stream
 from redif_ray.diffusion.schedules import Schedule
 from redif_ray.learning.batch import RoundBatch
+from redif_ray.learning.gradients import AllReduce, Gradients
 from redif_ray.learning.objective import Loss, Objective
 from redif_ray.learning.policy import (
     IDLE,
     NONE,
     Parts,
     Predict,
+    States,
     check_ratio,
     checked_rows,
     policy_mean,
     replayed,
     states,
 )
-from redif_ray.learning.step import AllReduce, idle_calls, optimiser_step, values_of
+from redif_ray.learning.step import idle_calls, optimiser_step, values_of
 
 LOSS_PARTS = ("policy", "regulariser", "anchor")  # parts of the loss, in the order of `Loss.parts`
 RATIOS = ("deviation", "deviation_square", "clipped", "kl")  # sums over a round's ratios, for metrics
@@ -166,7 +168,7 @@ class Updater:
         if len(batch.latents) < read:
             raise ValueError(f"the round carries {len(batch.latents)} states a row; the steps that train read {read}")
 
-    def _in_step(self, parts: Parts) -> Parts:
+    def _in_step(self, parts: Parts) -> list[tuple[States, Tensor]]:
         """Append idle calls until every rank has as many parts as the rank that has the most."""
         own = list(parts)
         if not self.sharded or self.all_reduce is None:
@@ -183,12 +185,12 @@ class Updater:
         local[batch.rows] = torch.arange(len(batch.rows))
         rows, steps = local[chosen // len(self.steps)], self.steps[chosen % len(self.steps)]
         rows, steps = rows[rows >= 0], steps[rows >= 0]
-        self.optimizer.zero_grad(set_to_none=True)
-        tallies = []
-        for part, pairs in self._in_step(states(batch, rows, steps).split(self.config.states_at_once)):
+        gradients, tallies = Gradients(self.optimizer, self.all_reduce, self.loss_scale), []
+        parts = self._in_step(states(batch, rows, steps).split(self.config.states_at_once))
+        for i, (part, pairs) in enumerate(parts, 1):
             mean = policy_mean(self.predict, batch, self.schedule, self.stds, part)
             loss = self.objective(batch, mean, rows[pairs], steps[pairs])
-            loss.total.div(len(chosen)).mul(self.loss_scale).backward()
+            gradients.add(loss.total / len(chosen) * self.loss_scale, last=i == len(parts))
             sums["forward"] += len(part) + loss.reference_calls
             sums["backward"] += len(part)
             sums["stochastic"] += 0 if loss.surrogate is None else len(loss.surrogate.log_ratio)
@@ -203,9 +205,7 @@ class Updater:
                 sums[name] += value
             sums["deviation_max"] = max(sums["deviation_max"], largest)
         sums["pairs"] += len(rows)
-        return optimiser_step(
-            self.optimizer, losses, self.config.max_grad_norm, where, self.all_reduce, self.loss_scale
-        )
+        return optimiser_step(gradients, losses, self.config.max_grad_norm, where)
 
     def _metrics(self, sums: dict[str, float], fresh: Tensor) -> dict[str, float]:
         names = (

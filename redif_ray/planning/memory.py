@@ -13,6 +13,7 @@ from functools import lru_cache, partial
 import torch
 
 from redif_ray.config import Config
+from redif_ray.learning.gradients import copies
 from redif_ray.methods import Phase, phases_of
 from redif_ray.models.protocol import DiffusionModel
 from redif_ray.models.quantization import saved_bytes
@@ -39,9 +40,9 @@ OVERHEAD_MB = 1200  # CUDA's context, cuBLAS and cuDNN workspaces, fragments
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """MB of one worker: `weights` of all networks, `training` (gradients, moments, average), `activations` at most.
+    """MB of one worker: `weights` of all networks, `training`, and `activations` of a call at most.
 
-    Activations are those of a call, or what an optimiser step takes for itself, for the two never meet.
+    training: gradients, moments, average, and copies of gradients that ranks are summing.
     start: MB while the worker loads whole networks, before it keeps only its share, or its dtype, of them.
     batch: a round's states.
     """
@@ -145,10 +146,7 @@ class Networks:
             calls["learner"].append(partial(train, self.second, states, 1.0))
         peaks = {role: max(map(peak_mb, made)) for role, made in calls.items()}
         peaks["rollout"] += self.cast / 1e6
-        roles = {
-            role: replace(held, activations=max(held.activations, peaks[role]))
-            for role, held in self.held.roles.items()
-        }
+        roles = {role: replace(held, activations=peaks[role]) for role, held in self.held.roles.items()}
         return replace(self.held, roles=roles)
 
     def _held(self, config: Config) -> Footprints:
@@ -157,8 +155,8 @@ class Networks:
         own = {id(p) for p in teacher.network.parameters()}
         added = sum(p.numel() * p.element_size() for p in student.network.parameters() if id(p) not in own)
         average = 4 if config.learner.ema or config.warm_start.ema else 0
-        trained = sum(p.numel() for p in trainable(student).values())
-        moments = moment_bytes(config.learner, trainable(student).values())
+        weights = list(trainable(student).values())
+        trained, moments = sum(p.numel() for p in weights), moment_bytes(config.learner, weights)
         saved = saved_bytes(teacher, config.networks.quantize)
         if config.student.init is not None:  # the student has a base of its own beside the teacher
             saved *= 2
@@ -197,7 +195,9 @@ class Networks:
             "reward": read["reward"],
             "learner": max(added + learned, read["learner"]),
         }
-        rollout, step = network + added - saved, _step(config, max(trained, second))
+        if config.learner.workers > 1 and not config.learner.fsdp:
+            training += max(copies(weights), copies(second_weights))
+        rollout = network + added - saved
         start = {role: (network + extra) / 1e6 for role, extra in starts.items()}
         if saved:  # the host holds the whole base before it is quantized, a GPU never does
             start |= {role: 0.0 for role, (_, gpus) in workers(config).items() if gpus and role != "reward"}
@@ -206,24 +206,13 @@ class Networks:
             "rollout": Footprint(rollout / 1e6, 0.0, 0.0, start=start["rollout"]),
             "reward": Footprint(reward / 1e6, 0.0, 0.0, start=start["reward"]),
             "learner": Footprint(
-                (held + learned + 4 * second) / 1e6, training / 1e6, step / 1e6, start=start["learner"], batch=batch
+                (held + learned + 4 * second) / 1e6, training / 1e6, 0.0, start=start["learner"], batch=batch
             ),
         }
         numbers = sum(p.numel() for p in teacher.network.parameters())
         beside_it = 0 if config.student.init is None else 4 * numbers  # the teacher, whose other parts are exported
         export = (4 * numbers + beside_it + mapped_bytes(files, 4 * numbers)) / 1e6
         return Footprints(roles, trained, numbers, math.prod(teacher.image_shape), export)
-
-
-def _step(config: Config, trained: int) -> int:
-    """Return the bytes that an optimiser step takes for itself.
-
-    On a GPU, AdamW in 32 bits makes one temporary of all weights at once. Several ranks sum a copy of all gradients.
-    """
-    learner = config.learner
-    if learner.workers == 1 and (not learner.gpus or learner.optimizer != "adamw"):
-        return 0
-    return 4 * trained // (learner.workers if learner.fsdp else 1)
 
 
 def _most_states(config: Config) -> int:

@@ -356,7 +356,7 @@ def test_the_demo_by_measurement() -> None:
     assert 4500 < main_memory_mb(demo, footprints(demo)) < 6500
 
 
-def test_the_batch_of_a_round_and_the_optimiser_step_are_counted() -> None:
+def test_the_batch_of_a_round_and_the_sums_over_ranks_are_counted() -> None:
     """The demo's rounds have 16 x 16 rows and four steps: five states and the teacher's four jumps from them."""
 
     def of(*overrides: str) -> Footprint:
@@ -369,7 +369,7 @@ def test_the_batch_of_a_round_and_the_optimiser_step_are_counted() -> None:
     least, most = (4 * rows * 28 * 28 * states / 1e6 for states in (steps + 1 + jumps, 2 * steps + 1 + jumps + 1))
     assert least <= alone.batch <= most and two.batch == pytest.approx(alone.batch / 2)
     weights = alone.training / 4  # gradients, two moments and the average
-    assert (alone.activations, two.activations) == (0, pytest.approx(weights)) and card.activations == two.activations
+    assert two.training == pytest.approx(alone.training + weights) and card.training == alone.training
 
 
 @pytest.mark.slow

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import threading
-
 import numpy as np
 import pytest
 import torch
 from learning_toy import values
+from thread_ranks import run_ranks
 from torch import Tensor
 
 from redif_ray.learning.discriminator import DiscriminatorUpdater, Images, optimiser, student_loss, teacher_loss
+from redif_ray.learning.gradients import AllReduce
 from redif_ray.models.discriminator import Discriminator
 
 SHAPE = (2, 6, 5)
@@ -98,29 +98,19 @@ def test_two_ranks_equal_one() -> None:
     labels, own = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1, 2]), torch.tensor([2, 0, 1])
     alone = network(3)
     expected = updater(alone).run(images(9, 1, labels=labels), images(3, 2, labels=own), where="here")
-    barrier, inbox, found = threading.Barrier(2, timeout=20), [[], []], {}
     nets = [network(3), network(3)]
 
-    def rank(i: int) -> None:
-        def all_reduce(tensors: list[Tensor]) -> None:
-            inbox[i] = [t.clone() for t in tensors]
-            barrier.wait()
-            for mine, first, second in zip(tensors, *inbox, strict=True):
-                mine.copy_(first + second)
-            barrier.wait()
-
+    def rank(i: int, all_reduce: AllReduce) -> dict[str, float]:
         rows, teachers = (slice(0, 3), slice(0, 1)) if i == 0 else (slice(3, 9), slice(1, 3))
         student = Images(images(9, 1).images[rows], labels[rows], 9)
         teacher = Images(images(3, 2).images[teachers], own[teachers], 3)
-        found[i] = updater(nets[i], all_reduce=all_reduce).run(student, teacher, where="here")
+        return updater(nets[i], all_reduce=all_reduce).run(student, teacher, where="here")
 
-    threads = [threading.Thread(target=rank, args=(i,)) for i in range(2)]
-    [t.start() for t in threads]
-    [t.join() for t in threads]
+    found = run_ranks(rank)
     for name, weight in alone.state_dict().items():
         assert torch.equal(nets[0].state_dict()[name], nets[1].state_dict()[name])
         torch.testing.assert_close(nets[0].state_dict()[name], weight, rtol=1e-4, atol=1e-5)
-    for metrics in (expected, *found.values()):
+    for metrics in (expected, *found):
         del metrics["seconds"]
     assert found[0] == found[1] == pytest.approx(expected, rel=1e-5)
 

@@ -13,6 +13,7 @@ from redif_ray.config import Term
 from redif_ray.diffusion import solvers
 from redif_ray.diffusion.transition import transition_mean
 from redif_ray.learning.draft import draft_loss
+from redif_ray.learning.gradients import Gradients
 from redif_ray.learning.output import OutputUpdater, ascent, chain
 from redif_ray.learning.policy import RatioError
 
@@ -30,10 +31,14 @@ def slope(states: Tensor) -> Tensor:
     return torch.autograd.grad(reward(x).sum(), x)[0]
 
 
+def of(w: Tensor) -> Gradients:
+    return Gradients(torch.optim.SGD([w]))
+
+
 def test_steps_one_at_a_time_have_the_gradient_of_the_whole_sampler() -> None:
     w, states = weights(), rolled_out(weights())
     student = Student(w)
-    apart = chain(student, schedule(), states, SCALE, -slope(states))
+    apart = chain(student, schedule(), states, SCALE, -slope(states), of(w), last=True)
     expected = torch.autograd.grad(draft_loss(Student(w2 := weights()), schedule(), states[0], SCALE, reward).sum(), w2)
     torch.testing.assert_close(w.grad, expected[0])
     assert float(apart) < 1e-12 and student.calls == 3
@@ -43,7 +48,7 @@ def test_the_straight_gradient_takes_each_step_alone() -> None:
     """Finite differences: the weight of a step moves its own mean, and what follows counts as the identity."""
     w, states, grid = weights(), rolled_out(weights()), schedule()
     cotangent = -slope(states)
-    chain(Student(w), grid, states, SCALE, cotangent, through_steps=False)
+    chain(Student(w), grid, states, SCALE, cotangent, of(w), last=True, through_steps=False)
 
     def mean(step: int, shift: float) -> Tensor:
         moved = w.detach().clone()

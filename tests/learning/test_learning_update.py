@@ -18,6 +18,7 @@ from redif_ray.diffusion.noise import Stream
 from redif_ray.diffusion.transition import log_prob
 from redif_ray.learning.advantages import advantages
 from redif_ray.learning.batch import RoundBatch
+from redif_ray.learning.gradients import Gradients
 from redif_ray.learning.policy import Predict, RatioError, check_ratio, checked_rows, replayed
 from redif_ray.learning.step import learning_rate, make_optimizer, optimiser_step
 from redif_ray.learning.update import Updater
@@ -154,10 +155,10 @@ def test_the_learning_rate_is_not_blamed_before_a_step_was_taken() -> None:
     weight = torch.nn.Parameter(torch.ones(3))
     optimizer = make_optimizer([weight], Learner())
     with pytest.raises(FloatingPointError, match=r"not the cause: choose networks\.precision"):
-        optimiser_step(optimizer, {"policy": math.inf}, 1.0, "round 0")
-    optimiser_step(optimizer, {"policy": 0.0}, 1.0, "round 0")
+        optimiser_step(Gradients(optimizer), {"policy": math.inf}, 1.0, "round 0")
+    optimiser_step(Gradients(optimizer), {"policy": 0.0}, 1.0, "round 0")
     with pytest.raises(FloatingPointError, match=r"Lower the learning rate$"):
-        optimiser_step(optimizer, {"policy": math.inf}, 1.0, "round 1")
+        optimiser_step(Gradients(optimizer), {"policy": math.inf}, 1.0, "round 1")
 
 
 def test_gradient_norm_is_reported_before_it_is_clipped() -> None:

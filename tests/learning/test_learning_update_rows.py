@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import threading
 from functools import partial
 
 import pytest
 import torch
 from learning_toy import FULL, Tiny, change, flat, play, schedule, tiny_round, updater, values
+from thread_ranks import run_ranks
 from torch import Tensor
 
 from redif_ray.config import Anchor, Learner, Regulariser
 from redif_ray.diffusion.levels import Level
 from redif_ray.diffusion.transition import Prediction
 from redif_ray.learning.batch import RoundBatch
+from redif_ray.learning.gradients import AllReduce
 from redif_ray.learning.policy import Predict
 from redif_ray.learning.update import Updater
 
@@ -136,16 +137,8 @@ def two_ranks(
     batch: RoundBatch, stds: Tensor, config: Learner, held: list[Tensor]
 ) -> list[tuple[Tensor, dict[str, float]]]:
     """Both ranks in threads that meet at every all-reduce."""
-    barrier, inbox, results = threading.Barrier(2, timeout=20), [[], []], {}
 
-    def rank(i: int) -> None:
-        def all_reduce(tensors: list[Tensor]) -> None:
-            inbox[i] = [t.clone() for t in tensors]
-            barrier.wait()
-            for t, a, b in zip(tensors, *inbox, strict=True):
-                t.copy_(a + b)
-            barrier.wait()
-
+    def rank(i: int, all_reduce: AllReduce) -> tuple[Tensor, dict[str, float]]:
         mine = RoundBatch(
             rows=held[i],
             total_rows=batch.total_rows,
@@ -159,12 +152,9 @@ def two_ranks(
         model = Tiny()
         run = updater(model, stds, config, reference=Tiny(2).predict, rank=i, world=2, all_reduce=all_reduce)
         metrics = run.run(mine, round=0, seed=0, lr=1.0)
-        results[i] = flat(model), metrics
+        return flat(model), metrics
 
-    threads = [threading.Thread(target=rank, args=(i,)) for i in range(2)]
-    [t.start() for t in threads]
-    [t.join() for t in threads]
-    return [results[0], results[1]]
+    return run_ranks(rank)
 
 
 def test_two_ranks_equal_one() -> None:
