@@ -79,7 +79,7 @@ class Parts:
             part = self._network(name) if name in self.configs else self._tokenizer(name)
             for change in self.changes:
                 change.apply(name, part)
-            self.loaded[name] = part.to(device) if name in self.configs else part
+            self.loaded[name] = _on(device, part, name) if name in self.configs else part
         return self.loaded.get(name)
 
     def change(self, change: Change) -> None:
@@ -129,6 +129,12 @@ class Parts:
         path = self.folder / name
         with loading(path, kind.__name__):
             return kind.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+
+
+def _on(device: str | torch.device, part: Module, name: str) -> Module:
+    """Return a network on a device. A GPU's convolutions are faster where channels are the last axis in memory."""
+    convolves = name == "vae" and torch.device(device).type == "cuda"
+    return part.to(device, memory_format=torch.channels_last) if convolves else part.to(device)
 
 
 def part_kinds(folder: Path, index: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:

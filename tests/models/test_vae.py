@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from second_device import NO_GPU
 from tiny_models import normal
 from tiny_pipelines import write_sd, write_sd3
 from torch import Tensor
@@ -19,15 +20,28 @@ from redif_ray.models.registry import load_model
 WRITERS: dict[str, Callable[[Path], Path]] = {"sd": write_sd, "sd3": write_sd3}
 
 
+@pytest.mark.parametrize("last", [False, True], ids=["as loaded", "channels last"])
 @pytest.mark.parametrize("name", WRITERS)
-def test_images_of_bfloat16_are_within_one_of_255_levels_in_the_mean(name: str, tmp_path: Path) -> None:
+def test_images_of_bfloat16_are_within_one_of_255_levels_in_the_mean(name: str, last: bool, tmp_path: Path) -> None:
+    """Also with the channels last in memory, as on a GPU."""
     folder = WRITERS[name](tmp_path / name)
     whole, half = load_model(folder), load_model(folder, dtype=torch.bfloat16)
+    if last:
+        half.part("vae").to(memory_format=torch.channels_last)
     z = normal(8, *whole.latent_shape)
     with torch.no_grad():
         expected, found = whole.decode(z), half.decode(z)
     assert found.dtype == torch.float32 and expected.std() > 0.02
     assert 0 < float((found - expected).abs().mean()) < 1 / 255
+
+
+@pytest.mark.gpu
+@NO_GPU
+def test_a_gpu_holds_the_channels_of_a_vae_last(tmp_path: Path) -> None:
+    model: Any = load_model(write_sd(tmp_path / "sd"), device="cuda", dtype=torch.bfloat16)
+    kernel = model.part("vae").decoder.conv_in.weight
+    assert kernel.is_contiguous(memory_format=torch.channels_last) and not kernel.is_contiguous()
+    assert model.images(normal(2, *model.latent_shape).to("cuda")).isfinite().all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
