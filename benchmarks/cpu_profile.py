@@ -18,7 +18,7 @@ import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -186,7 +186,7 @@ def processes(
         {role: counts for role, (_, counts) in ended.items()},
         f"Rounds 1 to {ROUNDS - 1} of which {len([row for row in rounds if row['phase'] == 'policy'])} are of the "
         f"policy's phase, looked at {LOOKS_A_SECOND} times a second. Seconds are the processor time of the process; "
-        "`threads without Python` is what no look saw of it: Ray's own threads.",
+        "`threads without Python` are Ray's own, and those of the process group.",
     )
 
 
@@ -194,7 +194,8 @@ class Spy:
     """py-spy beside a process; it looks at threads that are at work, and pauses the process for each look."""
 
     def __init__(self, process: psutil.Process, path: Path) -> None:
-        self.process, self.path, self.began = process, path, sum(process.cpu_times()[:2])
+        self.process, self.path = process, path
+        self.began, self.others = sum(process.cpu_times()[:2]), _others(process)
         looking = ["--pid", f"{process.pid}", "--rate", f"{LOOKS_A_SECOND}", "--full-filenames", "--format", "raw"]
         self.spy = subprocess.Popen(
             [Path(sys.executable).with_name("py-spy"), "record", *looking, "--output", path], stdout=subprocess.DEVNULL
@@ -202,7 +203,7 @@ class Spy:
 
     def end(self) -> tuple[float, Counter[str]]:
         """Stop looking; return the process's seconds of processor time, and looks by kind."""
-        seconds = sum(self.process.cpu_times()[:2]) - self.began
+        seconds, others = sum(self.process.cpu_times()[:2]) - self.began, _others(self.process) - self.others
         self.spy.send_signal(signal.SIGINT)
         self.spy.wait()
         counts = Counter[str]()
@@ -211,8 +212,19 @@ class Spy:
             frames = list(_frames(stack))
             if PACKAGE in frames[0][0] or frames[0][1] not in WAITING:
                 counts[kind_of(frames)] += int(count)
-        counts["threads without Python"] = max(0, round(seconds * LOOKS_A_SECOND) - counts.total())
+        counts["threads without Python"] = round(counts.total() * others / (seconds - others))
         return seconds, counts
+
+
+def _others(process: psutil.Process) -> float:
+    """Return the seconds of processor time of the threads that are not Python's: these are named as the process is."""
+    seconds, names = 0.0, Path(f"/proc/{process.pid}/task")
+    own = (names / f"{process.pid}/comm").read_text()
+    for thread in process.threads():
+        with suppress(OSError):  # it has ended meanwhile
+            other = (names / f"{thread.id}/comm").read_text() != own
+            seconds += (thread.user_time + thread.system_time) * other
+    return seconds
 
 
 def _frames(stack: str) -> Iterator[tuple[str, str]]:
