@@ -6,14 +6,14 @@ import base64
 import html
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from markdown_it import MarkdownIt
 from PIL import Image
 
-from redif_ray.types import Condition
+from redif_ray.types import Condition, told
 
 SIDE_BY_SIDE = "samples.png"  # the picture of the report in whose place the page has images of its own
 FAITHFUL = 128  # edge in pixels up to which an image is stored without loss
@@ -32,10 +32,16 @@ code { overflow-wrap: anywhere }
 """
 
 
-def write_page(folder: Path, arms: Sequence[tuple[str, np.ndarray]], conditions: Sequence[Condition]) -> Path:
+def write_page(
+    folder: Path,
+    arms: Sequence[tuple[str, np.ndarray]],
+    conditions: Sequence[Condition],
+    class_names: Mapping[int, str],
+) -> Path:
     """Write `report.html` into `folder` from its `report.md` and return the path.
 
     arms: (label, images uint8 [k, C, H, W]) of each, all of the same k noises. conditions: at least k of them.
+    class_names: of the classes that have one.
     """
     text = (folder / "report.md").read_text()
     body = MarkdownIt("commonmark", {"html": False}).enable("table").render(text)
@@ -44,7 +50,7 @@ def write_page(folder: Path, arms: Sequence[tuple[str, np.ndarray]], conditions:
     def shown(match: re.Match[str]) -> str:
         path, label = folder / match[1], match[2]
         if match[1] == SIDE_BY_SIDE:
-            return _arms(arms, conditions)
+            return _arms(arms, [_shown(condition, class_names) for condition in conditions])
         return f'<img src="{_uri(path.read_bytes(), "png")}" alt="{label}">' if path.is_file() else label
 
     title = html.escape(text.partition("\n")[0].lstrip("# "))
@@ -54,14 +60,18 @@ def write_page(folder: Path, arms: Sequence[tuple[str, np.ndarray]], conditions:
     return page
 
 
-def _arms(arms: Sequence[tuple[str, np.ndarray]], conditions: Sequence[Condition]) -> str:
+def _shown(condition: Condition, class_names: Mapping[int, str]) -> str:
+    """Return a caption, the name of a class, or nothing where there is no condition."""
+    known = told(condition)
+    return class_names.get(known, f"class {known}") if isinstance(known, int) else known or ""
+
+
+def _arms(arms: Sequence[tuple[str, np.ndarray]], conditions: Sequence[str]) -> str:
     """Return a table of images, with a column for each arm and a row for each noise."""
     rows = ["".join(f"<th>{html.escape(label)}</th>" for label in ("", *(label for label, _ in arms)))]
     for i in range(len(arms[0][1])):
-        condition = conditions[i]
-        told = "" if condition is None else condition if isinstance(condition, str) else f"class {condition}"
         cells = (f'<td><img class="{_size(images[i])}" src="{_image(images[i])}" alt=""></td>' for _, images in arms)
-        rows.append(f"<td>{html.escape(told)}</td>{''.join(cells)}")
+        rows.append(f"<td>{html.escape(conditions[i])}</td>{''.join(cells)}")
     return f'<table class="arms">{"".join(f"<tr>{row}</tr>" for row in rows)}</table>'
 
 

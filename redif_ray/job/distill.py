@@ -149,7 +149,7 @@ def _distill(
     expected = cost.estimate(config, conditions)
     console.print(cost.table(expected))
     told = {"rounds": expected.round_seconds, "evaluation": expected.seconds["evaluation"]}
-    folder.update_state(expected=told, progress={})
+    folder.update_state(expected=told, progress={}, until=until)
     console.print("starting Ray and the workers")
     started = time.monotonic()
     with connect(config) as ends, session(config, conditions, folder, stop) as run:

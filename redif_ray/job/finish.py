@@ -66,7 +66,7 @@ def finish(run: Session, outcome: Outcome, progress: Progress) -> None:
     plots.reward_curve(folder / "reward.png", *_rewards(run, metrics))
     plots.schedule(folder / "schedule.png", factory.student_schedule(run.teacher, config.student))
     write_report(folder, summary, metrics)
-    write_page(folder, measured.pictures, measured.conditions)
+    write_page(folder, measured.pictures, measured.conditions, run.teacher.class_names)
     shutil.rmtree(folder / ".train", ignore_errors=True)  # Ray Train's own files; the checkpoints are elsewhere
     _track(run, summary)
     run.folder.write("summary.json", json.dumps(summary, indent=1) + "\n")

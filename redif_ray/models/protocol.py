@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -76,6 +76,13 @@ class DiffusionModel(ABC):
     def embeds_guidance(self) -> bool:
         """The value is True where the network takes the guidance scale as an input, as `encoded["guidance"]`."""
         return False
+
+    @property
+    def class_names(self) -> dict[int, str]:
+        """The names of classes that the pipeline's index gives, by number."""
+        named = self.index.get("id2label")
+        pairs = named.items() if isinstance(named, Mapping) else ()
+        return {int(number): str(name) for number, name in pairs if str(number).isdecimal()}
 
     @property
     def parts(self) -> dict[str, Module]:

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from redif_ray.evaluation.page import write_page
+from redif_ray.types import Edit
 
 
 def test_the_page_needs_no_other_file_and_believes_no_caption(tmp_path: Path) -> None:
@@ -21,7 +22,7 @@ def test_the_page_needs_no_other_file_and_believes_no_caption(tmp_path: Path) ->
     )
     grey = np.full((2, 1, 4, 6), 9, np.uint8)
     arms = [("teacher", grey), ("student", grey + 1)]
-    text = write_page(tmp_path, arms, ["<script>alert(1)</script>", 3, None]).read_text()
+    text = write_page(tmp_path, arms, ["<script>alert(1)</script>", 3, None], {}).read_text()
     assert "<title>run: 4 steps</title>" in text and '<td style="text-align:right">4</td>' in text
     assert "<script>" not in text and "&lt;script&gt;" in text and "<b>" not in text and "class 3" in text
     sources = re.findall(r'src="([^"]*)"', text)
@@ -31,8 +32,15 @@ def test_the_page_needs_no_other_file_and_believes_no_caption(tmp_path: Path) ->
     assert "http" not in text
 
 
+def test_classes_have_names_and_edits_their_captions(tmp_path: Path) -> None:
+    (tmp_path / "report.md").write_text("# x\n\n![Images.](samples.png)\n")
+    grey = np.full((3, 1, 4, 6), 9, np.uint8)
+    text = write_page(tmp_path, [("teacher", grey)], [1, 2, Edit("in red", "picture")], {1: "boot & shoe"}).read_text()
+    assert re.findall("<tr><td>(.*?)</td>", text) == ["boot &amp; shoe", "class 2", "in red"]
+
+
 def test_large_images_are_stored_small(tmp_path: Path) -> None:
     (tmp_path / "report.md").write_text("# x\n\n![Images.](samples.png)\n")
     noise = np.random.default_rng(0).integers(0, 255, (1, 3, 256, 256), np.uint8)
-    text = write_page(tmp_path, [("teacher", noise)], [None]).read_text()
+    text = write_page(tmp_path, [("teacher", noise)], [None], {}).read_text()
     assert 'class="large" src="data:image/jpeg;base64,' in text
