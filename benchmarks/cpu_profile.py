@@ -34,7 +34,7 @@ from redif_ray.interrupt import StopRequest
 from redif_ray.loop import PlainLoop
 
 LOOK_SECONDS = 0.01
-LOOKS_A_SECOND = 20  # of py-spy, which pauses a process for each
+LOOKS_A_SECOND = 20  # of py-spy
 ROUNDS = 5
 # Innermost functions of threads that wait, which py-spy may take for work because they wait in code of C.
 WAITING = (
@@ -196,7 +196,9 @@ class Spy:
     def __init__(self, process: psutil.Process, path: Path) -> None:
         self.process, self.path = process, path
         self.began, self.others = sum(process.cpu_times()[:2]), _others(process)
-        looking = ["--pid", f"{process.pid}", "--rate", f"{LOOKS_A_SECOND}", "--full-filenames", "--format", "raw"]
+        # Pauses would cost each of Ray's threads time of its own.
+        looking = ["--nonblocking", "--pid", f"{process.pid}", "--rate", f"{LOOKS_A_SECOND}"]
+        looking += ["--full-filenames", "--format", "raw"]
         self.spy = subprocess.Popen(
             [Path(sys.executable).with_name("py-spy"), "record", *looking, "--output", path], stdout=subprocess.DEVNULL
         )
