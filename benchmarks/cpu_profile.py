@@ -214,12 +214,12 @@ class Spy:
             frames = list(_frames(stack))
             if PACKAGE in frames[0][0] or frames[0][1] not in WAITING:
                 counts[kind_of(frames)] += int(count)
-        counts["threads without Python"] = round(counts.total() * others / (seconds - others))
+        counts["threads without Python"] = round(counts.total() * max(0.0, others) / max(seconds - others, 1e-9))
         return seconds, counts
 
 
 def _others(process: psutil.Process) -> float:
-    """Return the seconds of processor time of the threads that are not Python's: these are named as the process is."""
+    """Return the seconds of processor time of the threads whose names are not the process's, which Python's have."""
     seconds, names = 0.0, Path(f"/proc/{process.pid}/task")
     own = (names / f"{process.pid}/comm").read_text()
     for thread in process.threads():

@@ -3,7 +3,8 @@
 Counter-based Philox (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011) followed by our own
 Box-Muller transform in float64. `torch.manual_seed` keeps 32 bits of a seed only and the bits of `torch.randn` depend
 on the CPU's vector width and on the batch; these numbers depend on nothing but their ids and their count, so any worker
-can draw any sample, twice, in any batch, and get the same bytes.
+can draw any sample, twice, in any batch, and get the same bytes. A GPU's normals may differ from a CPU's by one unit in
+the last place (`device_noise.py`).
 """
 
 from __future__ import annotations

@@ -149,7 +149,7 @@ def _distill(
     expected = cost.estimate(config, conditions)
     console.print(cost.table(expected))
     told = {"rounds": expected.round_seconds, "evaluation": expected.seconds["evaluation"]}
-    folder.update_state(expected=told, progress={}, until=until)
+    folder.update_state(expected=told, progress={}, part=None)
     console.print("starting Ray and the workers")
     started = time.monotonic()
     with connect(config) as ends, session(config, conditions, folder, stop) as run:
@@ -169,9 +169,11 @@ def _distill(
             raise stop.interrupted(f"stopped after round {outcome.round} of {run.plan.rounds}; continue with --resume")
         if own is not None:
             own.hand()  # the learner, whose uploads came before, has ended
-        if until is None:
-            with progress:
-                finish(run, outcome, progress)
+        if until is not None:
+            folder.update_state(part=until)
+            return
+        with progress:
+            finish(run, outcome, progress)
 
 
 def _open_tracking(

@@ -18,20 +18,21 @@ class Sum:
     """
 
     def __call__(self, tensors: list[Tensor]) -> None:
-        self.begin(tensors)()
+        for tensor, summed in zip(tensors, self.begin(tensors)(), strict=True):
+            tensor.copy_(summed)
 
-    def begin(self, tensors: list[Tensor]) -> Callable[[], None]:
+    def begin(self, tensors: list[Tensor]) -> Callable[[], list[Tensor]]:
         by_dtype: dict[torch.dtype, list[Tensor]] = {}
         for tensor in tensors:
             by_dtype.setdefault(tensor.dtype, []).append(tensor)
-        flats = [torch.cat([t.reshape(-1) for t in alike]) for alike in by_dtype.values()]
-        works = [dist.all_reduce(flat, async_op=True) for flat in flats]
+        flats = {dtype: torch.cat([t.reshape(-1) for t in alike]) for dtype, alike in by_dtype.items()}
+        works = [dist.all_reduce(flat, async_op=True) for flat in flats.values()]
 
-        def end() -> None:
-            for alike, flat, work in zip(by_dtype.values(), flats, works, strict=True):
+        def end() -> list[Tensor]:
+            for work in works:
                 work.wait()
-                for tensor, summed in zip(alike, flat.split([t.numel() for t in alike]), strict=True):
-                    tensor.copy_(summed.view_as(tensor))
+            sums = {dtype: iter(flat.split([t.numel() for t in by_dtype[dtype]])) for dtype, flat in flats.items()}
+            return [next(sums[tensor.dtype]).view_as(tensor) for tensor in tensors]
 
         return end
 

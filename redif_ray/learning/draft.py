@@ -24,7 +24,7 @@ from redif_ray.diffusion.transition import DETERMINISTIC, transition_mean
 from redif_ray.learning.gradients import AllReduce, Gradients
 from redif_ray.learning.policy import Predict
 from redif_ray.learning.rounding import images_received
-from redif_ray.learning.step import optimiser_step, values_of
+from redif_ray.learning.step import microbatches, optimiser_step, values_of
 from redif_ray.models.protocol import DiffusionModel
 from redif_ray.rewards.base import RewardInputs, Rewards
 from redif_ray.rewards.combine import weighted_sum
@@ -104,9 +104,11 @@ class DraftUpdater:
         for i, rows in enumerate(torch.arange(len(groups)).tensor_split(count)):
             where = f"round {round}, minibatch {i} of {count}"
             gradients, sums = Gradients(self.optimizer, self.all_reduce, self.loss_scale), []
-            for r in (parts := rows.split(self.config.learner.states_at_once)):
+            own = microbatches(len(rows), self.config.learner.states_at_once)
+            for microbatch in own:
+                r = rows[microbatch]
                 losses = self._losses([groups[j] for j in r], [conditions[j] for j in r], targets[r])
-                gradients.add(losses.sum() * count / total * self.loss_scale, last=r is parts[-1])
+                gradients.add(losses.sum() * count / total * self.loss_scale, last=microbatch is own[-1])
                 sums.append(losses.detach().sum())
             loss = 0.0
             for part in values_of(sums):

@@ -2,6 +2,8 @@
 
 A backward pass completes the gradients of the last layers first. They are sent in buckets, as torch's
 DistributedDataParallel sends them (Li et al., arXiv 2006.15704), while the gradients of earlier layers are computed.
+All ranks send them in one order, that of the network's own list of weights from its end. Where a network lists what it
+calls first at the end, as PixArt does, the first bucket is complete late and the others wait for it.
 """
 
 from __future__ import annotations
@@ -27,8 +29,8 @@ class AllReduce(Protocol):
         """Sum the tensors."""
         ...
 
-    def begin(self, tensors: list[Tensor]) -> Callable[[], None]:
-        """Start the sum; return a function that waits for it. The tensors must not change before that."""
+    def begin(self, tensors: list[Tensor]) -> Callable[[], list[Tensor]]:
+        """Start the sums of copies of the tensors; return a function that waits for the sums and returns them."""
         ...
 
 
@@ -46,7 +48,7 @@ class Gradients:
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self.buckets = [] if all_reduce is None else buckets(self.parameters)
         self.begun = 0  # buckets whose sum has been started, always the first ones
-        self.ends = deque[Callable[[], None]]()
+        self.ends = deque[Callable[[], None]]()  # of the buckets on their way
         self.summed = False
 
     def add(self, loss: Tensor, *, last: bool) -> None:
@@ -95,8 +97,15 @@ class Gradients:
         if len(self.ends) == ON_THEIR_WAY:
             self.ends.popleft()()
         assert self.all_reduce is not None
-        gradients = [p.grad for p in self.buckets[self.begun] if p.grad is not None]
-        self.ends.append(self.all_reduce.begin(gradients))
+        bucket = self.buckets[self.begun]
+        summed = self.all_reduce.begin([p.grad for p in bucket if p.grad is not None])
+
+        def end() -> None:
+            # Not in place: a gradient may share its memory with one that is still on its way through the pass.
+            for parameter, gradient in zip(bucket, summed(), strict=True):
+                parameter.grad = gradient
+
+        self.ends.append(end)
         self.begun += 1
 
 

@@ -132,9 +132,19 @@ class Parts:
 
 
 def _on(device: str | torch.device, part: Module, name: str) -> Module:
-    """Return a network on a device. A GPU's convolutions are faster where channels are the last axis in memory."""
-    convolves = name == "vae" and torch.device(device).type == "cuda"
-    return part.to(device, memory_format=torch.channels_last) if convolves else part.to(device)
+    """Return a network on a device; a VAE as `channels_last` on a GPU."""
+    return channels_last(part.to(device)) if name == "vae" and torch.device(device).type == "cuda" else part.to(device)
+
+
+def channels_last(network: Module) -> Module:
+    """Let the channels be the last axis in memory of a network in 16 bits, as a GPU's units for matrices read images.
+
+    A network of videos, whose convolutions have three dimensions, stays as it is: one image is then a single frame.
+    """
+    weights = list(network.parameters())
+    if any(weight.dim() > 4 or weight.dtype == torch.float32 for weight in weights):
+        return network
+    return network.to(memory_format=torch.channels_last)
 
 
 def part_kinds(folder: Path, index: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:

@@ -44,14 +44,11 @@ def life(path: Path, kept: Mapping[str, Any]) -> tuple[str, str]:
         return "finished", f"finished; in use by {held[0]}" if held and held[1] else "finished"
     if held and held[1]:
         return "running", f"running, {held[0]}, for {duration(time.time() - held[0].since)}"
-    if (until := kept.get("until")) is not None and _rounds(read_rows(path / "metrics.jsonl")) >= until:
-        return (
-            "finished",
-            f"finished with the {until} rounds that its sweep asked for; --resume goes on",
-        )
     if kept.get("failure"):
         anew = "it trained nothing, so the same command without --resume starts it anew"
         return "failed", f"failed: {kept['failure']}; {anew if failure_of_start(path) else 'continue with --resume'}"
+    if (part := kept.get("part")) is not None:
+        return "finished", f"finished with the {part} rounds that its sweep asked for; --resume goes on"
     gone = f": {held[0]} is gone" if held else ""
     return "stopped", f"stopped{gone}; continue with --resume"
 
@@ -67,7 +64,8 @@ def places(path: Path, config: Config, kept: Mapping[str, Any]) -> Lines:
 
 def _progress(config: Config, kept: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], word: str) -> Lines:
     plan = Phases(config)
-    trained, done = [row for row in rows if row["round"] >= 0], _rounds(rows)
+    trained = [row for row in rows if row["round"] >= 0]
+    done = trained[-1]["round"] + 1 if trained else 0
     if "calibration" not in kept:
         phase = "start-up and calibration"
     elif word == "finished":
@@ -83,11 +81,6 @@ def _progress(config: Config, kept: Mapping[str, Any], rows: Sequence[Mapping[st
         if word == "running" and (left := _left(plan, kept, trained, done)):
             lines["left"] = left
     return lines | _validation(rows)
-
-
-def _rounds(rows: Sequence[Mapping[str, Any]]) -> int:
-    """Return the number of rounds that are done; a row of the round -1 is the validation before them."""
-    return max((row["round"] + 1 for row in rows), default=0)
 
 
 def _left(plan: Phases, kept: Mapping[str, Any], trained: Sequence[Mapping[str, Any]], done: int) -> str:

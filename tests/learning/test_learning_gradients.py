@@ -8,7 +8,7 @@ import pytest
 import torch
 from thread_ranks import run_ranks
 from torch import Tensor
-from torch.nn import Linear, Sequential, Tanh
+from torch.nn import Linear, Module, Parameter, Sequential, Tanh
 
 from redif_ray.learning import gradients
 from redif_ray.learning.gradients import AllReduce, Gradients, buckets, copies
@@ -43,13 +43,14 @@ class Noted:
     def __call__(self, tensors: list[Tensor]) -> None:
         self.begin(tensors)()
 
-    def begin(self, tensors: list[Tensor]) -> Callable[[], None]:
+    def begin(self, tensors: list[Tensor]) -> Callable[[], list[Tensor]]:
         self.complete.append(len(found(self.model)))
         self.way += 1
         self.most = max(self.most, self.way)
 
-        def end() -> None:
+        def end() -> list[Tensor]:
             self.way -= 1
+            return [t.clone() for t in tensors]
 
         return end
 
@@ -72,11 +73,11 @@ def test_a_bucket_is_sent_before_the_backward_pass_is_over() -> None:
 def test_gradients_are_those_of_one_rank_with_all_rows() -> None:
     """Three ranks: one has two passes, one has one, one has no row at all."""
     x, scale = torch.randn(5, 8, generator=torch.Generator().manual_seed(1)), 2.0**16
-    alone = network()
+    alone, *models = (network() for _ in range(4))
     alone(x).square().sum().backward()
 
     def rank(number: int, all_reduce: AllReduce) -> list[Tensor]:
-        model = network()
+        model = models[number]
         own = made(model, all_reduce, scale)
         parts = ([x[:2], x[2:4]], [x[4:]], [])[number]
         for i, part in enumerate(parts, 1):
@@ -88,6 +89,42 @@ def test_gradients_are_those_of_one_rank_with_all_rows() -> None:
     for first, second, third, expected in zip(*ranks, found(alone), strict=True):
         assert torch.equal(first, second) and torch.equal(first, third)
         torch.testing.assert_close(first, expected)
+
+
+class Table(Module):
+    """A weight whose gradient torch keeps in the memory of the one that goes on to another, as in SANA's blocks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.early, self.middle, self.late = (Parameter(torch.randn(6, 6)) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = (x @ self.early + x @ self.middle).reshape(1, 6, 6)
+        return (self.late[None] + y).square().sum()
+
+
+def test_a_sum_does_not_reach_gradients_that_are_on_their_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gradients, "BUCKET_BYTES", 1)
+    monkeypatch.setattr(gradients, "ON_THEIR_WAY", 1)  # the last weight's sum ends before the first has a gradient
+    x = torch.randn(2, 6, 6, generator=torch.Generator().manual_seed(1))
+
+    def network() -> Table:
+        torch.manual_seed(0)
+        return Table()
+
+    alone, *models = network(), network(), network()
+    sum(alone(row) for row in x).backward()
+
+    def rank(number: int, all_reduce: AllReduce) -> dict[str, Tensor]:
+        model = models[number]
+        own = Gradients(torch.optim.SGD(model.parameters()), all_reduce)
+        own.add(model(x[number]), last=True)
+        own.sum()
+        return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+    for found in run_ranks(rank):
+        for name, parameter in alone.named_parameters():
+            torch.testing.assert_close(found[name], parameter.grad)
 
 
 def test_what_trains_in_no_pass_has_a_gradient_of_zero() -> None:

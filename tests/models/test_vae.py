@@ -11,9 +11,11 @@ import torch
 from second_device import NO_GPU
 from tiny_models import normal
 from tiny_pipelines import write_sd, write_sd3
+from tiny_qwen_image import write_qwen_image
 from torch import Tensor
 
 from redif_ray.models import latents
+from redif_ray.models.components import channels_last
 from redif_ray.models.latents import in_parts
 from redif_ray.models.registry import load_model
 
@@ -27,12 +29,20 @@ def test_images_of_bfloat16_are_within_one_of_255_levels_in_the_mean(name: str, 
     folder = WRITERS[name](tmp_path / name)
     whole, half = load_model(folder), load_model(folder, dtype=torch.bfloat16)
     if last:
-        half.part("vae").to(memory_format=torch.channels_last)
+        kernel = channels_last(half.part("vae")).decoder.conv_in.weight
+        assert kernel.is_contiguous(memory_format=torch.channels_last) and not kernel.is_contiguous()
     z = normal(8, *whole.latent_shape)
     with torch.no_grad():
         expected, found = whole.decode(z), half.decode(z)
     assert found.dtype == torch.float32 and expected.std() > 0.02
     assert 0 < float((found - expected).abs().mean()) < 1 / 255
+
+
+def test_a_vae_of_videos_or_in_32_bits_stays_as_it_is(tmp_path: Path) -> None:
+    videos: Any = load_model(write_qwen_image(tmp_path / "qwen"), dtype=torch.bfloat16, size=(32, 32)).part("vae")
+    whole: Any = load_model(write_sd(tmp_path / "sd")).part("vae")
+    for vae in (videos, whole):
+        assert all(weight.is_contiguous() for weight in channels_last(vae).parameters())
 
 
 @pytest.mark.gpu

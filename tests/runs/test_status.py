@@ -136,15 +136,15 @@ def test_how_a_run_ended(config: Config, folder: RunFolder) -> None:
 
 
 def test_a_run_of_a_sweep_is_over_after_the_rounds_that_were_asked_for(config: Config, folder: RunFolder) -> None:
-    folder.update_state(until=3)
+    folder.update_state(part=2)
     folder.close()
-    assert status(folder.path)[1]["state"] == "stopped; continue with --resume"
-    again = RunFolder.open(config, resume=True)
-    again.update_state(until=2)
-    again.close()
     word, lines = status(folder.path)
     assert word == "finished" and lines["state"].startswith("finished with the 2 rounds that its sweep asked for")
     assert (lines["round"], lines["phase"]) == ("2 of 4", "over")
+    again = RunFolder.open(config, resume=True)
+    again.keep_failure(UserError("the bucket is away"))
+    again.close()
+    assert status(folder.path)[0] == "failed"
 
 
 def test_a_run_whose_process_is_gone(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
