@@ -173,10 +173,10 @@ class Learner(Strict):
         description="States of one forward and backward pass, at least 1. null chooses the largest power of two up to "
         "32 that fits, when a run starts, and keeps it. Results of other numbers differ by rounding only.",
     )
-    activation_checkpointing: bool = Field(
-        False,
+    activation_checkpointing: bool | None = Field(
+        None,
         description="Whether to compute activations again in the backward pass, which saves memory and costs a third "
-        "more time.",
+        "more time. null is true where the microbatch, or 2 states where none is given, does not fit without.",
     )
     fsdp: bool = Field(
         False,

@@ -19,7 +19,7 @@ from redif_ray.runs.folder import stored_config
 def with_batches(
     config: Config, console: Console, *, resume: bool = False, roles: Sequence[str] = ROLES, runs: int = 1
 ) -> Config:
-    """Return the configuration with `learner.microbatch` and `evaluation.batch`, and print which ones were chosen.
+    """Return the configuration with what `planning.batches` chooses, and print which numbers these are.
 
     What is resumed keeps the numbers in its folder. roles: those whose workers there are. runs: runs at once that share
     the main memory of a node. Raises ConfigError where the cluster cannot be joined, and for too small a batch.
@@ -36,7 +36,8 @@ def _with_batches(config: Config, console: Console, resume: bool, roles: Sequenc
     folder = Path(config.run.root).resolve() / config.run.name
     if resume and (folder / "config.yaml").exists():
         stored = stored_config(folder)
-        return filled(config, stored.learner.microbatch, stored.evaluation.batch)
+        learner, evaluation = stored.learner, stored.evaluation
+        return filled(config, learner.microbatch, evaluation.batch, learner.activation_checkpointing)
     there = [replace(node, memory=node.memory / runs) for node in nodes(config)]
     own, why = chosen(config, there, roles)
     console.print(why, highlight=False, soft_wrap=True)

@@ -20,7 +20,7 @@ class Accounts:
     def __init__(self, config: Config) -> None:
         self.config = config
         self.flops = prediction_flops(teacher_outline(config.teacher))
-        lora, checkpointing = config.student.lora.rank > 0, config.learner.activation_checkpointing
+        lora, checkpointing = config.student.lora.rank > 0, bool(config.learner.activation_checkpointing)
         self.factor = update_factor(lora=lora, checkpointing=checkpointing)
         self.ledger = ComputeLedger()
 

@@ -22,7 +22,8 @@ def prices(config: Config, teacher: DiffusionModel) -> Prices:
     """Return the costs of the parts of a run, in network calls on one image; a guided call counts as two."""
     ours, theirs = (teacher.calls_per_step(side.guidance) for side in (config.student, config.teacher))
     target = solvers.network_calls(config.teacher.solver, config.teacher.steps) * theirs
-    backward = update_factor(lora=config.student.lora.rank > 0, checkpointing=config.learner.activation_checkpointing)
+    recompute = bool(config.learner.activation_checkpointing)
+    backward = update_factor(lora=config.student.lora.rank > 0, checkpointing=recompute)
     return Prices(ours, theirs, target, backward, replayed=rounds_apart(config))
 
 

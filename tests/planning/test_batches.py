@@ -9,7 +9,7 @@ import pytest
 from real_sizes import stable_diffusion_xl
 
 from redif_ray.config import Config, load
-from redif_ray.planning.batches import MARGIN, MOST, SIZES, Counted, chosen, filled
+from redif_ray.planning.batches import MARGIN, MOST, RECOMPUTE, SIZES, Counted, chosen, filled
 from redif_ray.planning.gpu_memory import tightest_gpu_mb
 from redif_ray.planning.host_memory import main_memory_mb
 from redif_ray.planning.memory import OVERHEAD_MB, Footprint, _most_states, footprints
@@ -49,7 +49,7 @@ def test_where_there_is_room_both_are_the_most() -> None:
     )
 
 
-def test_numbers_that_are_given_stay_and_count_nothing() -> None:
+def test_numbers_that_are_emojistay_and_count_nothing() -> None:
     given = load("smoke")
     assert chosen(given, []) == (given, "")
 
@@ -98,6 +98,26 @@ def test_roles_that_share_a_gpu_share_its_memory() -> None:
     assert f"a GPU of {card:,.0f} MB and 1,000,000 MB of main memory" in why
     small, _ = chosen(shared, [node(1e6, card * 1.00001, 80_000), node(1e6, 80_000)])
     assert numbers(small) == numbers(found)  # a worker may come to the smallest of them
+
+
+@pytest.mark.slow
+def test_activations_are_computed_again_only_where_two_states_do_not_fit_without() -> None:
+    """On a GPU that has room for two states without, for one, and for a given number or less than that."""
+    emoji = (*SHARED, "rollout.siblings=4", "teacher.model=emoji", "conditions.source=emoji")
+    shared = config(*emoji)
+    counted = Counted(shared, ROLES)
+
+    def on(states: int, *overrides: str) -> tuple[Config, str]:
+        card = tightest_gpu_mb(shared, counted.at(states, 1).roles, [node(1e6, 1e9)])[0] / MARGIN * 1.0001
+        return chosen(config(*emoji, *overrides), [node(1e6, card)])
+
+    without, with_, given = on(2), on(1), on(2, "learner.microbatch=2", "evaluation.batch=1")
+    assert without[0].learner.activation_checkpointing is False and "checkpointing" not in without[1]
+    assert with_[0].learner.activation_checkpointing is True and RECOMPUTE + "=true" in with_[1]
+    assert given[0].learner.activation_checkpointing is False and given[1].startswith(f"{RECOMPUTE}=false: what fits")
+    large = on(2, "learner.microbatch=8", "evaluation.batch=1")[0]
+    assert large.learner.activation_checkpointing is True and large.learner.microbatch == 8
+    assert on(1, f"{RECOMPUTE}=false")[0].learner.activation_checkpointing is False
 
 
 def test_a_gpu_that_ranks_share_with_workers_holds_one_of_each() -> None:
