@@ -82,6 +82,7 @@ def measure(run: Session, key: str, accounts: Accounts, progress: Progress) -> M
         varied = _diversity(run, key, accounts)
         if varied is not None:
             steps.done(DIVERSITY)
+    progress.at(1.0, "comparing the arms", line=True)
     calls = config.student.steps * run.teacher.calls_per_step(config.student.guidance)
     full_calls = solvers.network_calls(config.teacher.solver, config.teacher.steps)
     full_calls *= run.teacher.calls_per_step(config.teacher.guidance)

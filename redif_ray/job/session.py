@@ -16,6 +16,7 @@ import torch
 from ray import cloudpickle
 from ray.exceptions import RuntimeEnvSetupError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from threadpoolctl import threadpool_limits
 
 from redif_ray.cluster.elastic import Growth
 from redif_ray.cluster.placement import Places, reserved
@@ -203,11 +204,15 @@ def session(config: Config, conditions: Conditions, folder: RunFolder, stop: Sto
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Have torch compute in one thread in this process during the block, and in as many as before after it."""
+    """Have torch and NumPy compute in one thread in this process during the block, and in as many as before after it.
+
+    Two threads of NumPy's linear algebra wait for each other at every small matrix, and on a busy machine for long.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        yield
+        with threadpool_limits(1, "blas"):
+            yield
     finally:
         torch.set_num_threads(before)
 
