@@ -167,10 +167,13 @@ def doctor(
 
         console.print(report())
         return
-    from redif_ray.job import requirements
+    from redif_ray.job.launch import check_model
     from redif_ray.planning.paths import absolute
 
     resolved = absolute(load(config, overrides or []))
+    check_model(resolved)  # before torch and diffusers are imported
+    from redif_ray.job import requirements
+
     view, lacking = requirements.report(resolved)
     console.print(view)
     console.print(f"time: {requirements.duration(resolved)}", highlight=False)
@@ -232,7 +235,7 @@ def sample(
 
     Of a run that is not finished, the newest checkpoint is drawn.
 
-    Example: redif sample runs/demo --captions captions.txt --images samples/
+    Example: redif sample runs/emoji --captions captions.txt --images samples/
     """
     from redif_ray.sample import sample as draw
 

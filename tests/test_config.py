@@ -517,3 +517,11 @@ def test_the_tree_is_frozen_and_closed() -> None:
 
     for section in sections(Config):
         assert section.model_config["frozen"] and section.model_config["extra"] == "forbid"
+
+
+def test_a_configuration_does_not_change_and_shows_what_is_its_own() -> None:
+    config = load("smoke", ["learner.lr=0.5"])
+    with pytest.raises(ConfigError, match=r"lr=5: a configuration does not change; load_config\(config, 'SECTION.lr="):
+        config.learner.lr = 5
+    assert config.learner.lr == 0.5 and "lr: 0.5" in repr(config) == str(config)
+    assert yaml.safe_load(repr(load("smoke")))["run"] == {"name": "smoke"}

@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from redif_ray.api.commands import Recipe, resolved
+from redif_ray.busy import busy
 from redif_ray.classifiers.config import ClassifierConfig
 from redif_ray.interrupt import stop_requests
 from redif_ray.teacher.config import TeacherConfig
@@ -40,6 +41,8 @@ def train_teacher(
     console = console or Console()
     images = look_at(config, console)
     tell(console, [f"samples after every {config.checkpoint_every:,} steps: {work / 'samples'}"])
+    if (elsewhere := busy()) and config.threads != 1:
+        tell(console, [f"{elsewhere}; threads=1 is faster then, since threads wait for each other"])
     kept = f"{work} holds the training up to here; continue with the same command and --resume"
     with stop_requests(kept) as stop:
         train(

@@ -6,7 +6,7 @@ import difflib
 import os
 import re
 import unicodedata
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NoReturn
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
@@ -92,6 +92,12 @@ class Strict(BaseModel):
     """A section that takes no unknown keys, no infinite numbers, and no truth value in place of a number or text."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    def __setattr__(self, name: str, value: Any) -> NoReturn:
+        raise ConfigError(
+            f"{name}={value!r}: a configuration does not change; load_config(config, 'SECTION.{name}=...') makes "
+            "another one"
+        )
 
     @field_validator("*", mode="before")
     @classmethod

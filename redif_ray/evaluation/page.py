@@ -23,6 +23,7 @@ body { font: 16px/1.5 system-ui, sans-serif; max-width: 1280px; margin: 2rem aut
 table { border-collapse: collapse; margin: 1rem 0; display: block; overflow-x: auto }
 th, td { padding: .3rem .7rem; border-bottom: 1px solid #8884; font-variant-numeric: tabular-nums; white-space: nowrap }
 img { max-width: 100% } p > img { background: white }
+th { white-space: normal; vertical-align: bottom; text-align: left }
 .arms td { padding: .1rem; border: 0 } .arms td:first-child { max-width: 16rem; white-space: normal }
 .arms th { position: sticky; top: 0; background: Canvas; white-space: normal; vertical-align: bottom; text-align: left }
 .arms th { padding: .3rem .1rem; border: 0; max-width: 5rem }

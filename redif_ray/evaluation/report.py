@@ -97,7 +97,9 @@ def claims(summary: Summary) -> list[str]:
         elif share < 0:
             said.append(f"ends farther from the reference than {text} ({student:.4g}, from {first.frechet:.4g})")
         elif share > 1:
-            said.append(f"passes the full teacher ({student:.4g} to {full:.4g}), from {text} ({first.frechet:.4g})")
+            clear = arms.student.frechet_ci[1] < arms.teacher_full.frechet_ci[0]
+            found = "passes the full teacher" if clear else "is level with the full teacher, within the intervals,"
+            said.append(f"{found} ({student:.4g} to {full:.4g}), from {text} ({first.frechet:.4g})")
         else:
             said.append(f"closes {share:.0%} of the gap between {text} and the full teacher")
     return said

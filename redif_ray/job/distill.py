@@ -12,6 +12,7 @@ from typing import TypeAlias
 
 from rich.console import Console
 
+from redif_ray.busy import busy
 from redif_ray.cluster.connect import connect, warn_of_small_store
 from redif_ray.config import Config
 from redif_ray.data.conditions import Conditions
@@ -148,6 +149,8 @@ def _distill(
     )  # fails here with a clear error; the metrics writer's constructor could not report it
     expected = cost.estimate(config, conditions)
     console.print(cost.table(expected))
+    if elsewhere := busy():
+        console.print(elsewhere, highlight=False, soft_wrap=True)
     told = {"rounds": expected.round_seconds, "evaluation": expected.seconds["evaluation"]}
     folder.update_state(expected=told, progress={}, part=None)
     console.print("starting Ray and the workers")

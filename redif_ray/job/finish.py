@@ -138,6 +138,11 @@ def _track(run: Session, summary: dict[str, Any]) -> None:
         tracker.finish()
 
 
+def _asked(model: DiffusionModel) -> str:
+    """Return the options of `redif sample` that say what a student of `model` draws."""
+    return '--caption "..."' if model.takes_captions else "--count 16"
+
+
 def _columns(model: DiffusionModel) -> list[str]:
     """Return the columns of conditions in the input of a student of `model`, as a model of MLflow."""
     takes = {"label": model.num_classes, "caption": model.takes_captions, "picture": model.takes_pictures}
@@ -171,7 +176,7 @@ def _closing_words(run: Session, summary: dict[str, Any]) -> str:
         ),
         f"run folder   {folder}",
         f"report       {folder / 'report.html'}",
-        f"sample       redif sample {quote(str(folder))} --count 16 --out samples.png",
+        f"sample       redif sample {quote(str(folder))} {_asked(run.teacher)} --out {quote(run.config.run.name)}.png",
         *(f"{'' if i else 'MLflow':<12} {line}" for i, line in enumerate(mlflow_page(run.config, run.folder.state))),
     ]
     return "\n".join(lines)

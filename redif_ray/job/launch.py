@@ -49,12 +49,7 @@ def distill(
 def check(config: Config, *, resume: bool) -> None:
     """Raise UserError or RunFinished for what is wrong with a run and can be told without torch."""
     revealed(config.model_dump(), "")
-    for model in filter(None, (config.teacher.model, config.teacher.base)):
-        if (folder := local_folder(model)) is not None:
-            read_index(folder)
-    for file in config.teacher.lora:
-        if not Path(file).exists():
-            raise ConfigError(f"teacher.lora={file}: no such file or folder; expected a LoRA's .safetensors")
+    check_model(config)
     if config.networks.quantize != "none":
         check_installed(f"networks.quantize={config.networks.quantize}")
     if config.learner.optimizer != "adamw":
@@ -66,6 +61,16 @@ def check(config: Config, *, resume: bool) -> None:
         path = RunFolder.place(config, resume=resume)
         if resume:
             check_unfinished(path)
+
+
+def check_model(config: Config) -> None:
+    """Raise UserError where a teacher or a LoRA of the configuration is not there, or has no index."""
+    for model in filter(None, (config.teacher.model, config.teacher.base)):
+        if (folder := local_folder(model)) is not None:
+            read_index(folder)
+    for file in config.teacher.lora:
+        if not Path(file).exists():
+            raise ConfigError(f"teacher.lora={file}: no such file or folder; expected a LoRA's .safetensors")
 
 
 @contextmanager

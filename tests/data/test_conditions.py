@@ -195,7 +195,7 @@ def test_labels_from_a_file_keep_their_shares(name: str, tmp_path: Path) -> None
     [
         ("a.txt", b"", "holds nothing; expected a text"),
         ("a.txt", b"\xff\xfe", "cannot be read: 'utf-8'"),
-        ("a.docx", b"caption\na\n", "expected a folder, or a file that ends in .parquet, .jsonl"),
+        ("a.docx", b"caption\na\n", "expected a folder, or a file that ends in .txt, .parquet, .jsonl"),
         ("a.parquet", b"PAR1", "cannot be read"),
         ("a.jsonl", b'{"caption": "a"}\n{"caption": \n', "cannot be read"),
         ("a.jsonl", b'{"caption": "a"}\n{"caption": null}\n', "holds None; expected a text in every row"),

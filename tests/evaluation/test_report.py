@@ -175,7 +175,9 @@ def reported(folder: Path, student: float = 14.0, **changes: Any) -> str:
 
 def test_no_gap_is_promised_that_is_not_there(tmp_path: Path) -> None:
     assert "104" not in (text := reported(tmp_path, student=9.2))
-    assert "passes the full teacher (9.2 to 10), from the untrained student (30)" in text
+    assert "is level with the full teacher, within the intervals, (9.2 to 10), from the untrained student (30)" in text
+    clear = reported(tmp_path, student=7.5)
+    assert "passes the full teacher (7.5 to 10), from the untrained student (30)" in clear
     worse = reported(tmp_path, student=35.0)
     assert "ends farther from the reference than the untrained student (35, from 30)" in worse and "-25%" not in worse
     arms = RESULT["arms"] | {"teacher_few": arm(8.0)}

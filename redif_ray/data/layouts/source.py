@@ -36,7 +36,8 @@ def _file(file: File, path: Path | None, wanted: Wanted, findings: Findings) -> 
         return shards.read_shards([file], wanted, findings)
     if file.suffix not in tables.SUFFIXES:
         archive = "; unpack it first" if file.suffix in (".zip", ".7z", ".rar", ".gz") else ""
-        formats = ", ".join((*tables.SUFFIXES, ".tar"))
+        lines = () if wanted.what == "images" else (".txt",)  # one caption or label a line, which `captions.py` reads
+        formats = ", ".join((*lines, *tables.SUFFIXES, ".tar"))
         raise DataError(f"{file.name}: expected a folder, or a file that ends in {formats}{archive}")
     if (wanted.what == "images" or wanted.pictures) and path is not None and file.suffix != ".parquet":
         return read_folder(path.parent, wanted, findings, table=path)
