@@ -160,7 +160,7 @@ def _distill(
         costs = [expected.round_seconds[run.plan.phase(r).name] for r in range(run.plan.rounds)][:until]
         progress = Progress(console, stages(expected.seconds, sum(costs), whole=until is None), folder.keep_progress)
         with training(run, until, wait=not ends) as fit:
-            run.ready()
+            run.ready(console.print)
             run.coordinator.begin.remote(calibration.calibration(run, console))
             console.print(f"start-up took {time.monotonic() - started:.0f} s; training")
             for i, line in enumerate(mlflow_page(config, folder.state)):

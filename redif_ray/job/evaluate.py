@@ -60,7 +60,7 @@ def evaluate(
         conditions = folder.conditions() or factory.conditions(config, teacher)
         folder.keep_conditions(conditions)
         with connect(config), session(config, conditions, folder, stop) as opened:
-            opened.ready()
+            opened.ready(console.print)
             opened.growth.start()
             with Progress(console, {EVALUATION: 1.0}, known=False) as progress:
                 measured = measure(opened, checkpoint_key(checkpoint, version), Accounts(config), progress)

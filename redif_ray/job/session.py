@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -42,7 +43,7 @@ from redif_ray.weights.store import WeightStore, learned_key
 from redif_ray.workers import runtime_env
 from redif_ray.workers.actors import RewardActor, RolloutActor
 
-POLL_SECONDS = 0.5
+POLL_SECONDS, TOLD_SECONDS = 0.5, 20.0
 AT_ONCE = 2  # calls in flight per reward worker: one that runs and one that waits
 FLUSH_SECONDS = 5  # time for the tracking store to take the last metrics at the end
 
@@ -74,9 +75,9 @@ class Session:
         self.publisher.look_after()
         self.growth.look_after()
 
-    def ready(self) -> None:
-        """Wait until all workers that the run starts with are ready. Raises as `all_ready`."""
-        all_ready(self.started, self.stop, self.look_after)
+    def ready(self, tell: Callable[[str], object]) -> None:
+        """Wait until all workers that the run starts with are ready, and tell how many are. Raises as `all_ready`."""
+        all_ready(self.started, self.stop, self.look_after, tell)
 
     def ask_reward(self, method: str, calls: Iterable[tuple[Any, ...]]) -> tuple[list[Meta], list[Any]]:
         """Return the metas and data of calls to the reward workers; see `ask`."""
@@ -140,12 +141,24 @@ def get(references: Any, stop: StopRequest, meanwhile: Callable[[], object] = la
         raise (inner if isinstance(inner, UserError | OSError) else error) from None
 
 
-def all_ready(actors: Iterable[Any], stop: StopRequest, meanwhile: Callable[[], object] = lambda: None) -> None:
-    """Wait until every actor has loaded its data. Raises the error of the first actor that fails, and as `get`."""
-    waiting = [actor.ready.remote() for actor in actors]
+def all_ready(
+    actors: Iterable[Any],
+    stop: StopRequest,
+    meanwhile: Callable[[], object] = lambda: None,
+    tell: Callable[[str], object] = lambda _: None,
+) -> None:
+    """Wait until every actor has loaded its data. Raises the error of the first actor that fails, and as `get`.
+
+    tell: is told every `TOLD_SECONDS` how many are ready.
+    """
+    waiting, last = [actor.ready.remote() for actor in actors], time.monotonic()
+    count = len(waiting)
     while waiting:
         stop.check()
         ready, waiting = ray.wait(waiting, num_returns=1, timeout=POLL_SECONDS)
+        if (now := time.monotonic()) - last >= TOLD_SECONDS:
+            last = now
+            tell(f"{count - len(waiting)} of {count} workers are ready")
         try:
             get(ready, stop, meanwhile)
         except RuntimeEnvSetupError as error:
