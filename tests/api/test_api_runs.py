@@ -19,7 +19,7 @@ from redif_ray.planning.paths import absolute
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("cluster")]
 PAGE = Path(__file__).parents[2] / "docs" / "python.md"
-SMALL = {'"fashion_mnist",': '"smoke", "tracking.uri=off",', "10000": "50"}  # what takes minutes becomes seconds
+SMALL = {'"fashion_mnist_output",': '"smoke", "tracking.uri=off",', "10000": "50"}  # what takes minutes becomes seconds
 
 
 @pytest.fixture(scope="module")
