@@ -191,7 +191,7 @@ def processes(
 
 
 class Spy:
-    """py-spy beside a process; it looks at threads that are at work, and pauses the process for each look."""
+    """py-spy beside a process; it looks at threads that are at work, and pauses none of them."""
 
     def __init__(self, process: psutil.Process, path: Path) -> None:
         self.process, self.path = process, path

@@ -10,8 +10,8 @@ def sent(values: Tensor, device: str | torch.device, dtype: torch.dtype | None =
     """Return `values` on `device`, in `dtype` where one is given; those of the device already are not copied.
 
     From memory that the kernel may move, a GPU copies only once its earlier work is done, and the CPU waits for that;
-    from pinned memory the copy is queued behind that work. So the CPU queues the network calls of the next
-    steps while the GPU computes.
+    from pinned memory the copy is queued behind that work. So the CPU queues the network calls of the next steps while
+    the GPU computes.
     """
     target = torch.device(device)
     if values.device.type == target.type or target.type == "mps":  # MPS may read memory that has been let go

@@ -32,8 +32,7 @@ def noised(
     ids = {"seed": seed, "round": round, "step": draw}
     drawn = [float(noise.uniform(1, Stream.MATCHING, group=g, sibling=1, **ids)[0]) for g in groups]
     level = grid.levels[torch.tensor([1 + int(u * (grid.steps - 1)) for u in drawn])]
-    rows = [torch.from_numpy(noise.normal(x[0].numel(), Stream.MATCHING, group=g, **ids)) for g in groups]
-    eps = torch.stack(rows).reshape(x.shape).to(x)
+    eps = noise.rows(groups, [0] * len(groups), x.shape[1:], Stream.MATCHING, "cpu", **ids).to(x)
     return like(level.alpha, x) * x + like(level.sigma, x) * eps, level
 
 

@@ -90,10 +90,10 @@ def drawn(
     groups: Sequence[int], steps: int, shape: Sequence[int], *, seed: int, round: int, draw: int
 ) -> tuple[Tensor, Tensor]:
     """Return noise [G, *shape] and the numbers of steps, of `steps`, [G] int64, which depend on the ids alone."""
-    ids, size = {"seed": seed, "round": round, "step": draw}, int(np.prod(shape))
+    ids = {"seed": seed, "round": round, "step": draw}
     at = [int(steps * noise.uniform(1, Stream.NOISED, group=g, sibling=1, **ids)[0]) for g in groups]
-    eps = [torch.from_numpy(noise.normal(size, Stream.NOISED, group=g, **ids)) for g in groups]
-    return torch.stack(eps).reshape(len(groups), *shape), torch.tensor(at)
+    eps = noise.rows(groups, [0] * len(groups), shape, Stream.NOISED, "cpu", **ids)
+    return eps, torch.tensor(at)
 
 
 @dataclass(frozen=True, slots=True)

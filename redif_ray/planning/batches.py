@@ -76,7 +76,7 @@ def chosen(config: Config, nodes: Sequence[Node], roles: Sequence[str] = ROLES) 
     recompute = False
     if RECOMPUTE in keys and states < FEWEST:
         with suppress(ModelError):  # of a network that cannot
-            counted, states, images = _fitting(with_checkpointing(config), roles, nodes)
+            counted, states, images = _fitting(filled(config, None, None, True), roles, nodes)
             recompute = True
     what = "what fits" if keys == [RECOMPUTE] else f"the largest power of two up to {MOST} that fits"
     why = f"{what} in {_memory(config, counted.at(states, images), nodes)}"
@@ -95,11 +95,6 @@ def _fitting(config: Config, roles: Sequence[str], nodes: Sequence[Node]) -> tup
     both = _largest(lambda n: fits(n, n))
     states = _largest(lambda n: fits(n, both))
     return counted, states, _largest(lambda n: fits(states, n))
-
-
-def with_checkpointing(config: Config) -> Config:
-    learner = config.learner.model_copy(update={"activation_checkpointing": True})
-    return config.model_copy(update={"learner": learner})
 
 
 class Counted:
