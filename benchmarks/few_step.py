@@ -16,37 +16,17 @@ same noises.
 from __future__ import annotations
 
 import argparse
-import functools
-import json
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-import torch
-from torch import Tensor
-
-from benchmarks.grid import BUDGET, arms, chosen, interval, settings
+from benchmarks.grid import BUDGET, arms, interval, settings
+from benchmarks.in_process import GRID, PAIR, Kept, Point, candidate
 from benchmarks.kept import Results
-from redif_ray.config import Config, load
-from redif_ray.diffusion.noise import Stream
-from redif_ray.evaluation.features import Draw, shuffled
-from redif_ray.evaluation.judge import Judge
-from redif_ray.evaluation.prdc import prdc
 from redif_ray.evaluation.report import markdown_table
-from redif_ray.evaluation.seen import joined
-from redif_ray.job.export import export_weights
-from redif_ray.learning.ema import ExponentialAverage
-from redif_ray.loop import PlainLoop
-from redif_ray.models.registry import load_teacher
-from redif_ray.models.student import trainable
-from redif_ray.planning.rounds import reference_units
 
-GRID = Path("benchmarks/results/grid.json")
 USUAL = 158  # rounds of configs/fashion_mnist_output.yaml
-PAIR = ("mse", "gradient_mse", "blurred_mse")
 LOW = "learner.lr=2e-5"  # a tenth of the recipe's
-Point = dict[str, float]
 
 
 def by(*terms: str) -> str:
@@ -58,107 +38,6 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "class, low rate": (by("classifier"), LOW),
     "class and pair, low rate": (by("classifier", *PAIR), LOW),
 }
-
-
-def fine(images: Tensor) -> float:
-    """Return the mean power of images [B, C, H, W] at spatial frequencies above half of Nyquist's."""
-    spectrum = torch.fft.fft2(images.double(), norm="ortho").abs().square()
-    rows, columns = (torch.fft.fftfreq(size) for size in images.shape[2:])
-    return float(spectrum[..., torch.hypot(rows[:, None], columns[None]) > 0.25].mean())
-
-
-class Run:
-    """A run in one process, and measurements of its deployed student."""
-
-    def __init__(self, config: Config) -> None:
-        self.config, self.loop = config, PlainLoop(config)
-        self.average = ExponentialAverage(trainable(self.loop.student), config.learner.ema)
-
-    def train(self, measured: Sequence[int]) -> list[Point]:
-        """Train, and return the measurements after these rounds, up to where the guard of a run would stop it."""
-        points = [self.measure(0)] if 0 in measured else []
-        for round in range(self.loop.plan.rounds):
-            self.loop.round(round)
-            self.average.update(trainable(self.loop.student))
-            if round + 1 in measured:
-                points.append(self.measure(round + 1))
-                print(json.dumps(points[-1]), flush=True)
-                if points[-1]["recall"] < self.config.guard.recall_floor * points[0]["recall"]:
-                    break
-        return points
-
-    def measure(self, after: int) -> Point:
-        """Return the measurements of the average after so many rounds, on the held-out noises."""
-        loop, weights, count = self.loop, self.average.weights(), self.config.evaluation.held_out
-        images, parts = list[Tensor](), []
-        for unit in loop.plan.deploy(Stream.HELD_OUT, count):
-            _, _, final = loop.rollout.rollout(unit, weights, f"deploy-{after}")
-            images.append(loop.student.images(torch.from_numpy(np.array(final, np.float32))))
-            parts.append(loop.reward.score(unit, final)[1].seen)
-        seen, (judge, of_teacher) = joined([part for part in parts if part is not None]), self.reference
-        rows = shuffled(len(judge.reference), Draw.REFERENCE, self.config.run.seed)[:count]
-        return {
-            "rounds": after,
-            "frechet": judge.frechet(seen.judged),
-            "recall": prdc(seen.judged, judge.reference[rows])["recall"],
-            "pixel_mse": float(seen.pixel_mse.mean()),
-            "fine": fine(torch.cat(images)) / of_teacher,
-            **{name: float(values.mean()) for name, values in seen.terms.items()},
-        }
-
-    @functools.cached_property
-    def reference(self) -> tuple[Judge, float]:
-        """Return the judge, and `fine` of the teacher's images of the held-out noises."""
-        plan, reward, count = self.loop.plan, self.loop.reward, self.config.evaluation.held_out
-        parts = [reward.reference(unit)[1] for unit in reference_units(plan, count)]
-        teacher = [np.array(reward.targets(unit)[1]) for unit in plan.deploy(Stream.HELD_OUT, count)]
-        return Judge.of(parts), fine(torch.from_numpy(np.concatenate(teacher)))
-
-    def export(self, folder: Path) -> None:
-        export_weights(load_teacher(self.config.teacher), self.config, self.average.weights(), folder, None)
-
-
-class Kept:
-    """The measurements of runs in one JSON file. root: where 4-step students and the teacher's images go."""
-
-    def __init__(self, path: Path, root: Path) -> None:
-        self.path, self.root = path, root
-        self.runs: dict[str, list[Point]] = json.loads(path.read_text()) if path.exists() else {}
-
-    def of(
-        self, name: str, seed: int, recipe: str, given: Sequence[str], measured: Sequence[int] = (), *, four: bool
-    ) -> list[Point]:
-        """Return the points of a run, found or made.
-
-        measured: rounds after which it is measured; none: the last. four: whether it starts as the 4-step student.
-        """
-        if (key := f"{name}, seed {seed}") not in self.runs:
-            run = self._run(seed, recipe, [*given, *([f"student.init={self._four(seed)}"] if four else [])])
-            self._keep(key, run.train(measured or [run.loop.plan.rounds]))
-        return self.runs[key]
-
-    def _four(self, seed: int) -> Path:
-        """Return the folder of the 4-step student of a seed, which is made where it is missing."""
-        folder, given = self.root / f"four-{seed}", settings(4, arms(4)["output"], candidate(4), BUDGET[4])
-        if not folder.exists():
-            run = self._run(seed, "fashion_mnist", given)
-            self._keep(f"4 steps, seed {seed}", run.train([run.loop.plan.rounds]))
-            run.export(folder)
-        return folder
-
-    def _keep(self, key: str, points: list[Point]) -> None:
-        self.runs[key] = points
-        self.path.write_text(json.dumps(self.runs, indent=1) + "\n")
-
-    def _run(self, seed: int, recipe: str, given: Sequence[str]) -> Run:
-        place = (f"run.seed={seed}", f"run.root={self.root}", f"teacher.store={self.root}/.targets")
-        return Run(load(recipe, [*given, *place, "learner.threads=1"]))
-
-
-@functools.cache
-def candidate(steps: int) -> tuple[str, ...]:
-    """Return the settings that the grid chose for the method `output`."""
-    return chosen(steps, "output", Results(GRID, GRID.parent))
 
 
 def start(kept: Kept, seeds: Sequence[int]) -> str:

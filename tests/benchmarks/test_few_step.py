@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import few_step
-from benchmarks.few_step import Kept, Run, fine, start
+from benchmarks import in_process
+from benchmarks.few_step import start
+from benchmarks.in_process import Kept, Point, Run, fine
 from redif_ray.config import load
 from redif_ray.models.start import starting_model
 from redif_ray.models.student import get_weights
@@ -40,14 +41,14 @@ def test_a_student_is_measured_as_deployed_kept_and_exported(tmp_path: Path, mon
     assert all(torch.equal(exported[name], value) for name, value in averages.items())
     kept = Kept(tmp_path / "kept.json", tmp_path)
     made = kept.of("a", 0, "smoke", SMALL, four=False)
-    monkeypatch.setattr(few_step, "Run", None)  # nothing is made again
+    monkeypatch.setattr(in_process, "Run", None)  # nothing is made again
     assert Kept(kept.path, tmp_path).of("a", 0, "smoke", SMALL, four=False) == made
 
 
 def test_differences_are_paired_by_seed(tmp_path: Path) -> None:
     """The 2-step students of the grid are those of B; Student's t for two seeds is 12.706."""
 
-    def point(frechet: float) -> list[few_step.Point]:
+    def point(frechet: float) -> list[Point]:
         return [{"frechet": frechet, "recall": 0.9, "pixel_mse": 0.003}]
 
     made = {f"from 4 steps, B, seed {seed}": point(15.0 + seed) for seed in (1, 2)}
