@@ -11,6 +11,7 @@ from rich.markup import escape
 from typer.core import TyperGroup
 
 from redif_ray import __version__
+from redif_ray.busy import share_cores
 from redif_ray.commands import own_models, runs, searches, students
 from redif_ray.commands.arguments import complaints, console
 from redif_ray.errors import Notice, UserError, brief
@@ -71,6 +72,7 @@ def redif(
 def main() -> None:
     """Run the console script `redif`."""
     keep_streams()
+    share_cores()
     try:
         app()
     except Notice as notice:

@@ -1,12 +1,14 @@
-"""A busy machine is told, an idle one is not."""
+"""A busy machine is told, an idle one is not, and threads leave its cores to others while they wait."""
 
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 
 import pytest
 
-from redif_ray.busy import busy
+from redif_ray.busy import busy, share_cores
 
 
 @pytest.mark.parametrize(("load", "told"), [(0.4, False), (6.0, False), (6.1, True), (15.0, True)])
@@ -14,3 +16,29 @@ def test_a_load_above_the_cores_is_told(load: float, told: bool, monkeypatch: py
     monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0))
     monkeypatch.setattr(os, "cpu_count", lambda: 4)
     assert bool(text := busy()) == told and (f"a load of {load:.0f} on 4 cores" in text) == told
+
+
+@pytest.mark.parametrize(("own", "expected"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_waiting_threads_sleep_unless_the_user_says_otherwise(
+    own: str | None, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_WAIT_POLICY", own or "")
+    if own is None:
+        monkeypatch.delenv("OMP_WAIT_POLICY")
+    share_cores()
+    assert os.environ["OMP_WAIT_POLICY"] == expected
+
+
+def test_the_command_line_says_so_before_torch_reads_it() -> None:
+    code = """
+import os, sys
+from redif_ray.cli import main
+sys.argv = ["redif", "--version"]
+try:
+    main()
+except SystemExit:
+    print(os.environ["OMP_WAIT_POLICY"], "torch" in sys.modules)
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    found = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert found.stdout.split()[-2:] == ["PASSIVE", "False"]

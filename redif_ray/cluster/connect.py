@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
+from redif_ray.busy import SLEEPING_THREADS
+
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_V2_ENABLED": "1",
@@ -18,6 +20,7 @@ ENVIRONMENT = {
     "RAY_DEDUP_LOGS": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
+    **SLEEPING_THREADS,
 }
 for _name, _value in ENVIRONMENT.items():
     os.environ.setdefault(_name, _value)
@@ -102,7 +105,7 @@ def join(address: Uri) -> None:
                 address=address.reveal("ray.address"),
                 log_to_driver=False,
                 logging_level=logging.ERROR,
-                runtime_env={"env_vars": ENVIRONMENT},
+                runtime_env={"env_vars": {name: os.environ[name] for name in ENVIRONMENT}},
             )
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise ConfigError(
