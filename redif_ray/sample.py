@@ -81,7 +81,8 @@ class LoadedStudent:
         """
         texts = [captions] if isinstance(captions, str) else captions
         classes = 1 if label is not None else self.model.num_classes or 1
-        conditions = self.conditions(count or (classes if texts is None else len(texts)), label, texts, picture)
+        number = count if count is not None else classes if texts is None else len(texts)
+        conditions = self.conditions(number, label, texts, picture)
         return [as_picture(image) for batch in self.batches(conditions, seed, guidance) for image in batch]
 
     def conditions(
@@ -92,13 +93,15 @@ class LoadedStudent:
         if changes != (picture is not None) or (changes and captions is None):
             what = "changes a picture as a caption says; give --picture FILE and --caption TEXT"
             raise UserError(f"{self.source} {what if changes else f'takes no picture; leave out --picture {picture}'}")
+        if number < 1:
+            raise UserError(f"count {number}: expected the number of images, at least 1")
         classes = self.model.num_classes
-        if label is not None and (classes is None or not 0 <= label < classes):
+        if label is not None and (not isinstance(label, int) or classes is None or not 0 <= label < classes):
             has = "no classes" if classes is None else f"classes 0 to {classes - 1}"
-            raise UserError(f"--label {label}: {self.source} has {has}")
+            raise UserError(f"label {label!r}: {self.source} has {has}")
         if captions is not None and not self.model.takes_captions:
             raise UserError(
-                f"--caption {captions[0]!r}: {self.source} takes no captions; leave captions out, or use --label"
+                f"caption {captions[0]!r}: {self.source} takes no captions; leave captions out, or give a label"
             )
         if captions is not None:
             for text in caption_warnings(self.model, captions):

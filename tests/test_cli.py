@@ -16,9 +16,12 @@ from tiny_pipelines import write_sd
 
 from redif_ray import __version__
 from redif_ray.cli import main
-from redif_ray.config import dump, load
+from redif_ray.config import ConfigError, dump, load
+from redif_ray.job.launch import check
+from redif_ray.planning.paths import absolute
 from redif_ray.rewards.base import TERMS
 from redif_ray.rewards.names import NAMES
+from redif_ray.runs.folder import RunFinished
 
 pytestmark = pytest.mark.slow
 
@@ -104,7 +107,7 @@ def test_sample_draws_what_a_caption_says(tmp_path: Path) -> None:
         drawn.append(Image.open(out).tobytes())
     assert len(set(drawn)) == 3
     done = here("sample", "fashion-mnist", *options, "--caption", "a boot")
-    assert done.returncode == 2 and "--caption 'a boot': fashion-mnist takes no captions" in one_line(done.stderr)
+    assert done.returncode == 2 and "caption 'a boot': fashion-mnist takes no captions" in one_line(done.stderr)
 
 
 def test_doctor_reports() -> None:
@@ -128,12 +131,22 @@ def test_doctor_looks_at_mlflow_s_own_store_and_creates_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_finished_run_is_said_to_be_finished_only_of_its_own_settings(tmp_path: Path) -> None:
+    config = absolute(load("smoke", [f"run.root={tmp_path}", "run.name=done"]))
+    (tmp_path / "done").mkdir()
+    chosen = config.model_copy(update={"learner": config.learner.model_copy(update={"activation_checkpointing": True})})
+    (tmp_path / "done" / "config.yaml").write_text(dump(chosen))
+    (tmp_path / "done" / "summary.json").write_text("{}")
+    given = [f"run.root={tmp_path}", "run.name=done"]
+    with pytest.raises(RunFinished, match="is finished; its results are in"):
+        check(load("smoke", given), resume=True)
+    with pytest.raises(ConfigError, match=r"another run.name for this one\s+learner.lr: 0.0001 then, 0.0003 now"):
+        check(load("smoke", [*given, "learner.lr=3e-4"]), resume=True)
+
+
 def test_what_is_wrong_is_known_before_torch_and_ray_are_there(tmp_path: Path) -> None:
-    done, empty = tmp_path / "done", tmp_path / "empty"
-    done.mkdir()
+    empty = tmp_path / "empty"
     empty.mkdir()
-    (done / "config.yaml").write_text(dump(load("smoke", [f"run.root={tmp_path}", "run.name=done"])))
-    (done / "summary.json").write_text("{}")
     cases = [
         (["reward.terms.mes.weight=1"], False, "unknown reward term 'mes' (did you mean 'mse'?)"),
         (["reward.terms.mine.options.callable=no.py:f"], False, "cannot import no.py: FileNotFoundError: no such file"),
@@ -141,7 +154,6 @@ def test_what_is_wrong_is_known_before_torch_and_ray_are_there(tmp_path: Path) -
         (["teacher.lora=no.safetensors"], False, "teacher.lora=no.safetensors: no such file"),
         (["tracking.uri=env:NO_SUCH"], False, "the environment variable NO_SUCH is not set; set it"),
         (["checkpoint.upload=s3://***@bucket/x"], False, "the secret in place of *** is kept nowhere; give it again"),
-        (["run.name=done"], True, "is finished; its results are in"),
         (["run.name=never"], True, "holds no run to resume"),
     ]
     script = f"""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from redif_ray.api.results import DistilledRun
 from redif_ray.config import Precision
 from redif_ray.errors import UserError
+from redif_ray.models.locate import local_folder
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -35,6 +36,7 @@ def load_student(
     precision: None: on a GPU 16 bits where the model's files have them or it is large, and float32 elsewhere.
     Raises UserError where it cannot be loaded, or is no student.
     """
+    local_folder(_name(student))  # raises for a model that is not there, before torch is imported
     from redif_ray.sample import load
 
     loaded = load(
@@ -82,6 +84,7 @@ def sample_images(
         `load_student`.
     Raises UserError for conditions, guidance, sizes or devices that cannot be used.
     """
+    local_folder(_name(model))
     from redif_ray.sample import load
 
     loaded = load(

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class DistilledRun:
     """A finished run.
 
@@ -29,6 +29,9 @@ class DistilledRun:
     summary: Mapping[str, Any]
     arms: Table
     rounds: Table
+
+    def __repr__(self) -> str:
+        return f"DistilledRun in {self.folder}\n{self.arms!r}"
 
     @classmethod
     def read(cls, folder: str | Path) -> DistilledRun:
@@ -47,8 +50,8 @@ class DistilledRun:
 
     @property
     def report(self) -> Path:
-        """The report of the run, in Markdown with pictures beside it."""
-        return self.folder / "report.md"
+        """The report of the run, a page with its pictures for a browser; `report.md` beside it is the same text."""
+        return self.folder / "report.html"
 
     @property
     def picture(self) -> Image:
@@ -56,7 +59,7 @@ class DistilledRun:
         return _picture(self.folder / "samples.png")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Evaluation:
     """Another measurement of a run.
 
@@ -67,6 +70,9 @@ class Evaluation:
     result: Mapping[str, Any]
     arms: Table
 
+    def __repr__(self) -> str:
+        return f"Evaluation in {self.file}\n{self.arms!r}"
+
     @classmethod
     def read(cls, file: Path) -> Evaluation:
         """Read the JSON file of an evaluation."""
@@ -74,7 +80,7 @@ class Evaluation:
         return cls(file, result, _arms(result))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class FoundSchedules:
     """The result of a search for step schedules.
 
@@ -86,13 +92,16 @@ class FoundSchedules:
     file: Path
     schedules: Table
 
+    def __repr__(self) -> str:
+        return f"FoundSchedules in {self.folder}\n{self.schedules!r}"
+
     @classmethod
     def read(cls, folder: Path) -> FoundSchedules:
         """Read a finished search from its folder. Raises RunError where there is none."""
         return cls(folder, folder / "schedule.yaml", Table(tuple(_summary(folder)["schedules"])))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class SweepResult:
     """The result of a sweep.
 
@@ -104,6 +113,9 @@ class SweepResult:
     best: Path
     trials: Table
     held_out: Table
+
+    def __repr__(self) -> str:
+        return f"SweepResult in {self.folder}\n{self.trials!r}"
 
     @classmethod
     def read(cls, folder: Path) -> SweepResult:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
@@ -96,10 +97,11 @@ def check_family(
     size = size_of(height, width)
     from redif_ray.job.check_family import check_family as findings
 
-    failed = 0
+    marks = {True: "[green]ok[/]      ", False: "[bold red]wrong[/]   ", None: "[yellow]not made[/]"}
+    counts = Counter[bool | None]()
     for finding in findings(model, family, size):
-        failed += not finding.passed
-        mark = "[green]ok[/]    " if finding.passed else "[bold red]wrong[/] "
-        console.print(f"{mark} {escape(finding.name)}: {escape(finding.text)}", highlight=False)
-    if failed:
-        raise UserError(f"{failed} checks failed; a run with this family would go wrong without a word")
+        counts[finding.passed] += 1
+        console.print(f"{marks[finding.passed]} {escape(finding.name)}: {escape(finding.text)}", highlight=False)
+    if counts[False]:
+        raise UserError(f"{counts[False]} checks failed; a run with this family would go wrong without a word")
+    console.print(f"{counts[True]} checks passed" + (f", {counts[None]} could not be made" if counts[None] else ""))

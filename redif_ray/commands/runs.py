@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from redif_ray import api
+from redif_ray.busy import busy
 from redif_ray.commands.arguments import (
     ConfigFile,
     Height,
@@ -91,15 +92,19 @@ def doctor(
         console.print(report())
         return
     from redif_ray.job.launch import check_model
+
+    given = load(config, overrides or [])
+    check_model(given)
+    from redif_ray.job import requirements  # torch and diffusers take seconds
     from redif_ray.planning.paths import absolute
 
-    resolved = absolute(load(config, overrides or []))
-    check_model(resolved)  # before torch and diffusers are imported
-    from redif_ray.job import requirements
+    resolved = absolute(given)
 
     view, lacking = requirements.report(resolved)
     console.print(view)
     console.print(f"time: {requirements.duration(resolved)}", highlight=False)
+    if elsewhere := busy():
+        console.print(elsewhere, highlight=False, soft_wrap=True)
     if lacking:
         names = ", ".join(need.what for need in lacking)
         memory = any("memory" in need.what for need in lacking)
@@ -107,3 +112,4 @@ def doctor(
             f"this run does not fit: it needs more than there is of {names}. Fewer workers need fewer devices"
             f"{LESS_MEMORY if memory else ''}"
         )
+    console.print("this run fits", highlight=False)

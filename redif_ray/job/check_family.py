@@ -42,17 +42,21 @@ SAME_WAY = 1e-4  # largest difference of a prediction that has to be the same, r
 IN_16_BITS = 0.05  # mean difference of a prediction in bfloat16, relative to its standard deviation
 
 
+class NotMade(Exception):
+    """A check that cannot be made of such a model; the message says why."""
+
+
 class Failed(AssertionError):
     """A check that found the family wrong; the message says what to look at."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """The result of a check: what it measured, or what is wrong."""
+    """The result of a check: what it measured, or what is wrong. passed: None where the check could not be made."""
 
     name: str
     text: str
-    passed: bool
+    passed: bool | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +138,8 @@ def check_family(model: str, family: str | None = None, size: tuple[int, int] | 
         name = (check.__doc__ or "").partition("\n")[0].rstrip(".")
         try:
             yield Finding(name, check(subject), True)
+        except NotMade as reason:
+            yield Finding(name, str(reason), None)
         except (Failed, ModelError) as error:
             yield Finding(name, str(error), False)
         except Exception as error:  # the family's own code may raise anything
@@ -151,14 +157,14 @@ def _guided(subject: Subject) -> str:
     try:
         model.check_guidance()
     except ModelError:
-        return "the network has no guidance"
+        raise NotMade("the network has no guidance") from None
     return _compared(subject, GUIDANCE)
 
 
 def _compared(subject: Subject, guidance: float) -> str:
     model, schedule = subject.model, subject.schedule
     if not isinstance(model, TextModel):
-        return "no pipeline of diffusers takes levels for such a model; compare it by a test of your own"
+        raise NotMade("no pipeline of diffusers takes levels for such a model; compare it by a test of your own")
     how = pipeline_recipe(model, schedule, guidance)
     worst = 0.0
     pipe = _pipeline(subject, how.scheduler)
@@ -183,7 +189,7 @@ def _default_levels(subject: Subject) -> str:
     """The levels of uniform_trailing, or of flow_default, are the pipeline's own where a user names none."""
     model = subject.model
     if not isinstance(model, TextModel):
-        return "not compared, as the image"
+        raise NotMade("as the image, it cannot be compared")
     seen: list[Tensor] = []
     pipe = _pipeline(subject, model.scheduler)
     for steps in (STEPS, STEPS + 3):
@@ -234,7 +240,7 @@ def _conditional(subject: Subject) -> str:
     """The prediction depends on the condition, also where the pictures of two conditions alone differ."""
     rows = subject.conditions
     if rows[0] == rows[1]:
-        return "the network is unconditional"
+        raise NotMade("the network is unconditional")
     alike = [Edit(CAPTIONS[0], row.picture) for row in rows if isinstance(row, Edit)]
     apart = []
     for pair in (rows, alike or rows):

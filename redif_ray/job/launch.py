@@ -20,7 +20,7 @@ from redif_ray.models.foreign import read_index
 from redif_ray.models.locate import local_folder
 from redif_ray.models.quantization import check_installed
 from redif_ray.rewards.names import problem
-from redif_ray.runs.folder import RunFolder, check_unfinished
+from redif_ray.runs.folder import RunFolder, check_same, check_unfinished
 from redif_ray.runs.round_report import RoundReport
 from redif_ray.workers.lazy_import import imported
 
@@ -47,7 +47,7 @@ def distill(
 
 
 def check(config: Config, *, resume: bool) -> None:
-    """Raise UserError or RunFinished for what is wrong with a run and can be told without torch."""
+    """Raise UserError or RunFinished for what is wrong with a run and can be told without Ray, mostly without torch."""
     revealed(config.model_dump(), "")
     check_model(config)
     if config.networks.quantize != "none":
@@ -59,7 +59,10 @@ def check(config: Config, *, resume: bool) -> None:
             raise ConfigError(wrong)
     if config.checkpoint.upload is None:  # with an upload, the folder to resume may have to be fetched first
         path = RunFolder.place(config, resume=resume)
-        if resume:
+        if resume and (path / "summary.json").exists():
+            from redif_ray.planning.paths import absolute  # imports torch
+
+            check_same(path, absolute(config))
             check_unfinished(path)
 
 

@@ -162,8 +162,8 @@ class HttpTerm:
                 break
         if answer is None:
             raise RewardError(
-                f"{self.url} does not answer, {self.retries + 1} attempts; start the service, then continue with "
-                f"--resume. {masked(failure)[:300]}"
+                f"{self.url} does not answer, {self.retries + 1} attempts; start the service and run the command "
+                f"again, with --resume if the run had begun. {masked(failure)[:300]}"
             )
         return answer
 

@@ -26,6 +26,7 @@ from redif_ray.runs.lock import LOCK, Lock
 
 log = logging.getLogger(__name__)
 UPLOADED = "upload.json"  # state of the copies at `checkpoint.upload`: the last complete one, and the error since
+CHOSEN = ("learner.microbatch", "learner.activation_checkpointing", "evaluation.batch")  # by a run, if not given
 SHOWN = 6  # differences of two configurations in an error; the others are counted
 
 
@@ -106,21 +107,9 @@ class RunFolder:
         self._lock.close()
 
     def _check(self, config: Config, finished: bool) -> None:
+        check_same(self.path, config)
         if not finished:
             check_unfinished(self.path)
-        stored = stored_config(self.path)
-        changed = [
-            f"{key}: {old!r} then, {new!r} now"
-            for key, old, new in _differences(stored.model_dump(), config.model_dump())
-            if not may_differ(key, "resume")
-        ]
-        if changed:
-            more = [f"and {len(changed) - SHOWN} more"] if len(changed) > SHOWN else []
-            lines = "\n  ".join([*changed[:SHOWN], *more])
-            anew = " or, since it trained nothing, leave --resume out" if failure_of_start(self.path) else ""
-            raise ConfigError(
-                f"{self.path} was started with another configuration; resume it with that one{anew}\n  {lines}"
-            )
 
     def write(self, name: str, text: str) -> None:
         """Write a file, which may lie in a folder of the run folder, whole or not at all. Raises RunError."""
@@ -188,6 +177,26 @@ class RunFolder:
 
     def update_state(self, **values: Any) -> None:
         self.write("run.json", json.dumps({**self.state, **values}, indent=1) + "\n")
+
+
+def check_same(path: Path, config: Config) -> None:
+    """Raise ConfigError where the run in `path` was started with a configuration that a resume may not have changed.
+
+    config: with absolute paths; what a run chooses where it is not given may be missing.
+    """
+    changed = [
+        f"{key}: {old!r} then, {new!r} now"
+        for key, old, new in _differences(stored_config(path).model_dump(), config.model_dump())
+        if not may_differ(key, "resume") and not (new is None and key in CHOSEN)
+    ]
+    if changed:
+        more = [f"and {len(changed) - SHOWN} more"] if len(changed) > SHOWN else []
+        lines = "\n  ".join([*changed[:SHOWN], *more])
+        anew = "; since it trained nothing, you may leave --resume out" if failure_of_start(path) else ""
+        raise ConfigError(
+            f"{path} was started with another configuration; resume it with that one, or choose another run.name for "
+            f"this one{anew}\n  {lines}"
+        )
 
 
 def check_unfinished(path: Path) -> None:

@@ -80,10 +80,29 @@ def test_a_finished_run_is_returned_as_it_is(
     ((config, options),) = calls
     assert config == load("smoke", [f"run.root={finished.parent}"]) and options["resume"]
     assert "smoke is finished; its results are in" in " ".join(capsys.readouterr().out.split())
-    assert (run.folder, run.student, run.report) == (finished, finished / "student", finished / "report.md")
+    assert (run.folder, run.student, run.report) == (finished, finished / "student", finished / "report.html")
     assert [row["arm"] for row in run.arms] == ["teacher_full", "student"] and run.config == config
     assert run.arms[-1]["frechet"] == 4.5 and run.arms[0]["paired_pixel_mse"] == 0.25 and run.picture.size == (4, 4)
     assert [row["round"] for row in run.rounds] == [-1, 0] and run == redif_ray.DistilledRun.read(finished)
+
+
+def test_a_result_shows_its_folder_and_its_table(finished: Path) -> None:
+    run = redif_ray.DistilledRun.read(finished)
+    assert repr(run) == f"DistilledRun in {finished}\n{run.arms!r}"
+
+
+def test_a_student_that_is_not_there_is_told_without_torch(tmp_path: Path) -> None:
+    code = """
+import sys
+import redif_ray
+for call in (redif_ray.load_student, redif_ray.sample_images):
+    try:
+        call("nope")
+    except redif_ray.UserError as error:
+        assert "no model 'nope'" in str(error)
+assert "torch" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, timeout=60)
 
 
 def test_sections_reach_an_evaluation_as_typed_overrides_do(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:

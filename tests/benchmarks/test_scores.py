@@ -77,7 +77,7 @@ def test_a_stand_in_has_a_gradient(name: str) -> None:
     assert found.shape == (2,) and gradient.isfinite().all() and gradient.abs().sum() > 0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_network_learns_a_score(tmp_path: Path) -> None:
     torch.manual_seed(1)
     images = torch.nn.functional.interpolate(torch.rand(200, 1, 4, 4), size=28, mode="bilinear")

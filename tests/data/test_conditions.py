@@ -213,6 +213,12 @@ def test_what_cannot_be_read_is_named(name: str, content: bytes, pattern: str, t
         conditions(f"source={source}")
 
 
+def test_captions_for_a_teacher_of_classes_say_so(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"caption": "a cat"}\n')
+    with pytest.raises(ConfigError, match="the teacher draws classes, and these are captions"):
+        conditions(f"source={tmp_path / 'a.jsonl'}", classes=3, captions=False)
+
+
 def test_a_list_that_is_not_there() -> None:
     with pytest.raises(ConfigError, match=r"conditions.source=emojis: no such file .*a shipped list \(.*prompts"):
         conditions("source=emojis")

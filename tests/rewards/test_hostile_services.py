@@ -74,7 +74,7 @@ def raw(text: bytes) -> Sent:
 HEAD = b"HTTP/1.1 200 OK\r\n"
 CHUNKS = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
 AWAY = "does not answer, 2 attempts"
-LATE = rf"{AWAY}; start the service, .*timed out after 0\.15 s"
+LATE = rf"{AWAY}; start the service and run the command again, .*timed out after 0\.15 s"
 HOSTILE: dict[str, tuple[Sent, str | None, int]] = {  # -> what is sent, the error or None, and the attempts made
     "plain": (answers(GOOD), None, 1),
     "as text": (answers(GOOD, "Content-Type: text/html; charset=latin-1"), None, 1),

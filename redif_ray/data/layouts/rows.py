@@ -71,6 +71,8 @@ def value_column(table: Table, wanted: Wanted) -> str:
     if found is None:
         expected = wanted.column or " or ".join(names[:3])
         more = "" if wanted.column else ", or conditions.column to name another"
+        if wanted.what == "labels" and columns.find(table.columns, columns.CAPTIONS) is not None:
+            more += "; the teacher draws classes, and these are captions"
         raise DataError(f"{table.name} has the columns {brief(list(table.columns))}; expected {expected}{more}")
     return found
 
