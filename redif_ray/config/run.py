@@ -236,7 +236,11 @@ class Exploration(Strict):
         description="Whether a round explores at one step alone, each in turn. Siblings then share the steps before, "
         "which costs fewer calls.",
     )
-    last_step: bool = Field(False, description="Whether to explore at the last step too. Students of one step need it.")
+    last_step: bool = Field(
+        False,
+        description="Whether to explore at the last step too. Students of one step need it by "
+        "the method redif, whose only step is the last.",
+    )
     antithetic: bool = Field(
         True,
         description="Whether sibling 2k + 1 uses minus the noise of sibling 2k, which lowers the variance of the "
