@@ -99,10 +99,19 @@ def test_the_best_of_each_group_is_imitated() -> None:
     ("override", "error", "message"),
     [
         ("method=nowhere.py:Phase", ConfigError, r"method=.*nowhere\.py:Phase: cannot import"),
-        ("method=own_loss.py:unclipped", ConfigError, r"expected a class derived from redif_ray\.methods\.Phase"),
+        pytest.param(
+            *("method=own_loss.py:unclipped", ConfigError, r"expected a class derived from redif_ray\.methods\.Phase"),
+            marks=pytest.mark.long,
+        ),
         ("learner.loss=own_loss.py:clipped", UserCodeError, r"learner\.loss=.*has no function 'clipped'"),
-        ("learner.advantage=own_loss.py:ranks", UserCodeError, r"learner\.advantage=.*or one of global_std"),
-        ("learner.regulariser.kind=own_loss.py:js", UserCodeError, r"learner\.regulariser\.kind=.*or one of kl"),
+        pytest.param(
+            *("learner.advantage=own_loss.py:ranks", UserCodeError, r"learner\.advantage=.*or one of global_std"),
+            marks=pytest.mark.long,
+        ),
+        pytest.param(
+            *("learner.regulariser.kind=own_loss.py:js", UserCodeError, r"learner\.regulariser\.kind=.*or one of kl"),
+            marks=pytest.mark.long,
+        ),
     ],
 )
 def test_what_cannot_be_had_is_said_before_a_run(

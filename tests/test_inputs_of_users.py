@@ -189,7 +189,9 @@ def refused(*_: Any) -> Any:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", BEFORE_RAY)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.long if name == "alters" else ()) for name in BEFORE_RAY]
+)
 def test_what_needs_no_network_is_told_before_ray_starts(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

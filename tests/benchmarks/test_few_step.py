@@ -27,7 +27,7 @@ def test_fine_is_the_power_above_half_of_the_nyquist_frequency(cycles: int, expe
     assert fine(0.5 + wave) * outside / (32 * 32) == pytest.approx(expected / 2, abs=1e-12)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_student_is_measured_as_deployed_kept_and_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = Run(load("smoke", [*SMALL, f"run.root={tmp_path}", "learner.ema=0.5"]))
     points = run.train([0, run.loop.plan.rounds])

@@ -17,7 +17,7 @@ import pytest
 
 from redif_ray.cluster.private import ray_folder
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+pytestmark = [pytest.mark.cluster, pytest.mark.long]  # `make test` has its parts without Ray
 SECRETS = {name: f"hunter-{name}-4711" for name in ("query", "header", "store", "user", "environment")}
 
 
