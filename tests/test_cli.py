@@ -140,7 +140,7 @@ def test_a_finished_run_is_said_to_be_finished_only_of_its_own_settings(tmp_path
     given = [f"run.root={tmp_path}", "run.name=done"]
     with pytest.raises(RunFinished, match="is finished; its results are in"):
         check(load("smoke", given), resume=True)
-    with pytest.raises(ConfigError, match=r"another run.name for this one\s+learner.lr: 0.0001 then, 0.0003 now"):
+    with pytest.raises(ConfigError, match=r"another run.name\s+learner.lr: 0.0001 then, 0.0003 now"):
         check(load("smoke", [*given, "learner.lr=3e-4"]), resume=True)
 
 

@@ -10,7 +10,6 @@ import typer
 from redif_ray import api
 from redif_ray.commands.arguments import Family, Height, Width, complaints, console, size_of
 from redif_ray.config import Precision
-from redif_ray.models.locate import local_folder
 
 
 def sample(
@@ -61,7 +60,6 @@ def sample(
 
     Example: redif sample runs/emoji --captions captions.txt --images samples/
     """
-    local_folder(model)  # raises for a model that is not there, before torch is imported
     from redif_ray.sample import sample as draw
 
     number = draw(

@@ -71,7 +71,7 @@ class Progress:
         """Tell that `share` of the stage is done. line: whether `text` is worth a line, on a terminal too."""
         self.share = min(1.0, share)
         left, now = self.left(), time.monotonic()
-        time_left = "" if left is None or left < 1 else f"about {duration(left)} left"
+        time_left = "" if left is None else f"about {duration(left)} left"
         if left is not None and (whole := now - self.began + left):
             self.bar.update(self.task, completed=(now - self.began) / whole)
         self.bar.update(self.task, text=f"{time_left}  {text}".strip())  # a narrow terminal cuts off its end

@@ -192,11 +192,9 @@ def check_same(path: Path, config: Config) -> None:
     if changed:
         more = [f"and {len(changed) - SHOWN} more"] if len(changed) > SHOWN else []
         lines = "\n  ".join([*changed[:SHOWN], *more])
-        anew = "; since it trained nothing, you may leave --resume out" if failure_of_start(path) else ""
-        raise ConfigError(
-            f"{path} was started with another configuration; resume it with that one, or choose another run.name for "
-            f"this one{anew}\n  {lines}"
-        )
+        nothing = failure_of_start(path) is not None
+        other = " or, since it trained nothing, leave --resume out" if nothing else ", or choose another run.name"
+        raise ConfigError(f"{path} was started with another configuration; resume it with that one{other}\n  {lines}")
 
 
 def check_unfinished(path: Path) -> None:
