@@ -3,8 +3,9 @@
     python -m benchmarks.two_threads [--others 0 2 8] [--steps 10]
 
 A step is a forward and a backward pass of the shipped Fashion-MNIST teacher on 64 images. Each row is a process of its
-own, since OpenMP reads how threads wait when torch is imported; the other processes do nothing but count. "active" is
-OpenMP's default, "passive" what `redif_ray.busy` sets. Columns: seconds of a step, and seconds of a core in it.
+own, since OpenMP reads how threads wait when torch is imported; the other processes do nothing but count. "long" is
+OpenMP's default, "short" what `redif_ray.busy` sets, and "asleep" OMP_WAIT_POLICY=PASSIVE. Columns: seconds of a step, and seconds of a
+core in it.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from redif_ray.busy import SHORT_WAITS
 from redif_ray.evaluation.report import markdown_table
 
-WAYS = ((1, "passive"), (2, "active"), (2, "passive"))  # threads, and how they wait
+WAYS = ((1, "short"), (2, "long"), (2, "short"), (2, "asleep"))  # threads, and how they wait
+WAITING = {"long": {}, "short": SHORT_WAITS, "asleep": {"OMP_WAIT_POLICY": "PASSIVE"}}
 ROWS = 64
 
 
@@ -66,9 +69,8 @@ def beside(others: int) -> Iterator[None]:
 def row(threads: int, waiting: str, steps: int) -> list[str]:
     """Return the cells of a process of its own."""
     command = [sys.executable, "-m", "benchmarks.two_threads", "--threads", str(threads), "--steps", str(steps)]
-    environment = os.environ | {"OMP_WAIT_POLICY": waiting}
-    if waiting == "active":
-        del environment["OMP_WAIT_POLICY"]  # the default spins for a while; ACTIVE would do so for ever
+    environment = {name: value for name, value in os.environ.items() if name not in ("OMP_WAIT_POLICY", *SHORT_WAITS)}
+    environment |= WAITING[waiting]
     found = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
     return [str(threads), waiting, *found.stdout.split()]
 

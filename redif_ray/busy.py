@@ -2,8 +2,9 @@
 
 The threads of one process wait for each other at every operation. By default OpenMP's threads keep their cores busy
 meanwhile, some 300,000 times around a loop. Where other processes want these cores, the thread that is waited for is
-not running, and both are slow: on two cores with a load of 30, training with two threads took 4.5 times as long as
-with threads that sleep, and four times the processor time. `benchmarks/two_threads.py` measures it.
+not running, and both are slow: beside eight other processes on two cores, training with two threads took four times
+as long as on one, and seven times the processor time. 1,000 times around cost next to nothing on
+an idle machine. `benchmarks/two_threads.py` measures it.
 """
 
 from __future__ import annotations
@@ -11,12 +12,12 @@ from __future__ import annotations
 import os
 
 MUCH = 1.5  # processes that want a core, for each core
-SLEEPING_THREADS = {"OMP_WAIT_POLICY": "PASSIVE"}  # read when torch is imported; a user's own value goes before
+SHORT_WAITS = {"GOMP_SPINCOUNT": "1000"}  # read when torch is imported; a user's own value goes before
 
 
 def share_cores() -> None:
-    """Let the threads of this process, and of those that it starts, sleep while they wait; call before torch loads."""
-    for name, value in SLEEPING_THREADS.items():
+    """Let waiting threads of this process, and of those that it starts, soon sleep; call before torch loads."""
+    for name, value in SHORT_WAITS.items():
         os.environ.setdefault(name, value)
 
 

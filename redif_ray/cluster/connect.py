@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-from redif_ray.busy import SLEEPING_THREADS
+from redif_ray.busy import SHORT_WAITS
 
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -20,7 +20,7 @@ ENVIRONMENT = {
     "RAY_DEDUP_LOGS": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
-    **SLEEPING_THREADS,
+    **SHORT_WAITS,
 }
 for _name, _value in ENVIRONMENT.items():
     os.environ.setdefault(_name, _value)
