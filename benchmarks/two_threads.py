@@ -4,8 +4,8 @@
 
 A step is a forward and a backward pass of the shipped Fashion-MNIST teacher on 64 images. Each row is a process of its
 own, since OpenMP reads how threads wait when torch is imported; the other processes do nothing but count. "long" is
-OpenMP's default, "short" what `redif_ray.busy` sets, and "asleep" OMP_WAIT_POLICY=PASSIVE. Columns: seconds of a step, and seconds of a
-core in it.
+OpenMP's default, "short" what `redif_ray.busy` sets, and "asleep" OMP_WAIT_POLICY=PASSIVE. Columns: seconds
+of a step, and seconds of a core in it.
 """
 
 from __future__ import annotations
