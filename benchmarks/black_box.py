@@ -30,8 +30,6 @@ from benchmarks.grid import TUNING_SEED, cost, interval
 from benchmarks.in_process import PAIR, Kept, Point, Run
 from redif_ray.config import load
 from redif_ray.diffusion.noise import Stream
-from redif_ray.evaluation.features import Draw, shuffled
-from redif_ray.evaluation.prdc import prdc
 from redif_ray.evaluation.report import markdown_table
 
 RECIPE, CALLS = "fashion_mnist_output", 30_000
@@ -91,12 +89,9 @@ class BlackBox:
         for i, condition in enumerate(seen.conditions):
             rows.setdefault(str(condition), []).append(i)
         fives = [five for of in rows.values() for five in _parts(of, CHOICES)]
-        score, (judge, _) = seen.terms["score"], run.reference
+        score = seen.terms["score"]
         taken = [max(five, key=lambda i: score[i]) if best else five[0] for five in fives]
-        reference = judge.reference[shuffled(len(judge.reference), Draw.REFERENCE, seed)[: len(taken)]]
-        features = seen.judged[taken]
-        recall = prdc(features, reference)["recall"]
-        return {"score": float(score[taken].mean()), "recall": recall, "frechet": judge.frechet(features)}
+        return {"score": float(score[taken].mean()), **run.judged(seen.judged[taken])}
 
     def _trained(self, arm: str, seed: int, candidate: Candidate, calls: int, label: str = "") -> Point:
         def train() -> Point:

@@ -62,16 +62,19 @@ class Run:
     def measure(self, after: int) -> Point:
         """Return the measurements of the average after so many rounds, on the held-out noises."""
         images, seen = self.deployed(Stream.HELD_OUT, self.config.evaluation.held_out, after)
-        judge, of_teacher = self.reference
-        rows = shuffled(len(judge.reference), Draw.REFERENCE, self.config.run.seed)[: len(images)]
         return {
             "rounds": after,
-            "frechet": judge.frechet(seen.judged),
-            "recall": prdc(seen.judged, judge.reference[rows])["recall"],
+            **self.judged(seen.judged),
             "pixel_mse": float(seen.pixel_mse.mean()),
-            "fine": fine(images) / of_teacher,
+            "fine": fine(images) / self.reference[1],
             **{name: float(values.mean()) for name, values in seen.terms.items()},
         }
+
+    def judged(self, features: np.ndarray) -> Point:
+        """Return {"frechet", "recall"} of the judge's features [n, D] of n images."""
+        judge, _ = self.reference
+        rows = shuffled(len(judge.reference), Draw.REFERENCE, self.config.run.seed)[: len(features)]
+        return {"frechet": judge.frechet(features), "recall": prdc(features, judge.reference[rows])["recall"]}
 
     def deployed(self, stream: Stream, count: int, after: int) -> tuple[Tensor, Seen]:
         """Return the images [count, C, H, W] of the average after so many rounds, and what is seen of them."""

@@ -16,7 +16,7 @@ RELATIVE = re.compile(r"\]\((?!https?:|#)([^)\s]+)\)")
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """Add each file that a page links to, once, as source/<its path>.txt, which browsers show."""
+    """Add CONTRIBUTING.md as a page, and other files that a page links to as texts, source/<path>.txt."""
     text = RELATIVE.sub(lambda match: f"]({_from_docs(match[1])})", CONTRIBUTING.read_text())
     files.append(File.generated(config, PAGE, content=text))
     for page in list(files.documentation_pages()):

@@ -2,9 +2,9 @@
 
 The threads of one process wait for each other at every operation. By default OpenMP's threads keep their cores busy
 meanwhile, some 300,000 times around a loop. Where other processes want these cores, the thread that is waited for is
-not running, and both are slow: beside eight other processes on two cores, training with two threads took four times
-as long as on one, and seven times the processor time. 1,000 times around cost next to nothing on
-an idle machine. `benchmarks/two_threads.py` measures it.
+not running, and both are slow: beside eight other processes on two cores, training on two threads took four times as
+long as on one, and seven times the processor time. Threads that sleep after 1,000 turns do not, and cost next to
+nothing on an idle machine. `benchmarks/two_threads.py` measures it.
 """
 
 from __future__ import annotations

@@ -107,7 +107,7 @@ def test_sample_draws_what_a_caption_says(tmp_path: Path) -> None:
         drawn.append(Image.open(out).tobytes())
     assert len(set(drawn)) == 3
     done = here("sample", "fashion-mnist", *options, "--caption", "a boot")
-    assert done.returncode == 2 and "caption 'a boot': fashion-mnist takes no captions" in one_line(done.stderr)
+    assert done.returncode == 2 and "error: caption 'a boot': fashion-mnist takes no captions" in one_line(done.stderr)
 
 
 def test_doctor_reports() -> None:
@@ -132,12 +132,11 @@ def test_doctor_looks_at_mlflow_s_own_store_and_creates_nothing(
 
 
 def test_a_finished_run_is_said_to_be_finished_only_of_its_own_settings(tmp_path: Path) -> None:
-    config = absolute(load("smoke", [f"run.root={tmp_path}", "run.name=done"]))
+    given = [f"run.root={tmp_path}", "run.name=done", "learner.microbatch=null"]
     (tmp_path / "done").mkdir()
-    chosen = config.model_copy(update={"learner": config.learner.model_copy(update={"activation_checkpointing": True})})
+    chosen = absolute(load("smoke", [*given, "learner.microbatch=5", "learner.activation_checkpointing=true"]))
     (tmp_path / "done" / "config.yaml").write_text(dump(chosen))
     (tmp_path / "done" / "summary.json").write_text("{}")
-    given = [f"run.root={tmp_path}", "run.name=done"]
     with pytest.raises(RunFinished, match="is finished; its results are in"):
         check(load("smoke", given), resume=True)
     with pytest.raises(ConfigError, match=r"another run.name\s+learner.lr: 0.0001 then, 0.0003 now"):

@@ -99,7 +99,6 @@ def doctor(
     from redif_ray.planning.paths import absolute
 
     resolved = absolute(given)
-
     view, lacking = requirements.report(resolved)
     console.print(view)
     console.print(f"time: {requirements.duration(resolved)}", highlight=False)

@@ -60,9 +60,10 @@ def check(config: Config, *, resume: bool) -> None:
     if config.checkpoint.upload is None:  # with an upload, the folder to resume may have to be fetched first
         path = RunFolder.place(config, resume=resume)
         if resume and (path / "summary.json").exists():
-            from redif_ray.planning.paths import absolute  # imports torch
+            from redif_ray.job.batches import with_batches  # imports torch
+            from redif_ray.planning.paths import absolute
 
-            check_same(path, absolute(config))
+            check_same(path, with_batches(absolute(config), Console(quiet=True), resume=True))
             check_unfinished(path)
 
 

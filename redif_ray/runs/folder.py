@@ -26,7 +26,6 @@ from redif_ray.runs.lock import LOCK, Lock
 
 log = logging.getLogger(__name__)
 UPLOADED = "upload.json"  # state of the copies at `checkpoint.upload`: the last complete one, and the error since
-CHOSEN = ("learner.microbatch", "learner.activation_checkpointing", "evaluation.batch")  # by a run, if not given
 SHOWN = 6  # differences of two configurations in an error; the others are counted
 
 
@@ -180,14 +179,14 @@ class RunFolder:
 
 
 def check_same(path: Path, config: Config) -> None:
-    """Raise ConfigError where the run in `path` was started with a configuration that a resume may not have changed.
+    """Raise ConfigError where the run in `path` was started with another configuration than a resume may have.
 
-    config: with absolute paths; what a run chooses where it is not given may be missing.
+    config: with absolute paths and the numbers of `job.batches`, as a run folder keeps it.
     """
     changed = [
         f"{key}: {old!r} then, {new!r} now"
         for key, old, new in _differences(stored_config(path).model_dump(), config.model_dump())
-        if not may_differ(key, "resume") and not (new is None and key in CHOSEN)
+        if not may_differ(key, "resume")
     ]
     if changed:
         more = [f"and {len(changed) - SHOWN} more"] if len(changed) > SHOWN else []
