@@ -1,6 +1,6 @@
 # Two commands for newcomers: `make demo` distils the shipped Fashion-MNIST teacher, `make test` checks that all
 # of it works. `make test-all` adds what is for more confidence: every family, every store, every kill, every resume.
-# `make fast` is for after an edit: it leaves out each test of more than half a second, and names those that take one.
+# `make fast` is for after an edit: it leaves out each test of more than a tenth of a second, and names those that take one.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin

@@ -29,6 +29,7 @@ def test_waiting_threads_sleep_unless_the_user_says_otherwise(
     assert os.environ["GOMP_SPINCOUNT"] == expected
 
 
+@pytest.mark.slow
 def test_the_command_line_says_so_before_torch_reads_it() -> None:
     code = """
 import os, sys

@@ -26,13 +26,12 @@ from redif_ray.runs.folder import RunFinished
 pytestmark = pytest.mark.slow
 
 
-def redif(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+def redif(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "redif_ray.cli", *words],
         capture_output=True,
         text=True,
         timeout=120,
-        cwd=cwd,
         check=False,
     )
 
@@ -88,7 +87,7 @@ def test_sample_draws_the_shipped_teacher(tmp_path: Path) -> None:
     from PIL import Image
 
     out = tmp_path / "samples.png"
-    done = redif("sample", "fashion-mnist", "--count", "4", "--steps", "2", "--label", "1", "--out", str(out))
+    done = here("sample", "fashion-mnist", "--count", "4", "--steps", "2", "--label", "1", "--out", str(out))
     assert done.returncode == 0, done.stderr
     assert Image.open(out).size == (2 * 84, 2 * 84)
     done = here("sample", "fashion-mnist", "--label", "10", "--out", str(out))
@@ -111,7 +110,7 @@ def test_sample_draws_what_a_caption_says(tmp_path: Path) -> None:
 
 
 def test_doctor_reports() -> None:
-    done = redif("doctor")
+    done = here("doctor")
     assert done.returncode == 0, done.stderr
     for word in ("torch", "CUDA", "Ray", "MLflow", "fashion-mnist", "classifier-a", "random-features"):
         assert word in done.stdout

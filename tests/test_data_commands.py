@@ -75,6 +75,7 @@ def test_a_dry_run_says_what_was_found_and_writes_nothing(images: Path, tmp_path
     assert [path.name for path in tmp_path.iterdir()] == ["my images"]
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_the_training(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def pressed(step: int, *rest: object) -> float:
         if step == 9:
@@ -110,6 +111,7 @@ def test_what_a_user_can_mend_is_one_error(words: list[str], message: str, image
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_judge_of_ones_own_images_judges(images: Path, tmp_path: Path) -> None:
     """What two commands write passes the checks of a run, and tells an arm like the real images from another."""
     judge = tmp_path / "my judge"
@@ -139,6 +141,7 @@ def features(encoder: object, images: np.ndarray) -> np.ndarray:
     return embedded(encoder, torch.from_numpy(images).float() / 255, "cpu")  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_a_reference_is_what_the_judge_takes(images: Path, tmp_path: Path) -> None:
     """Grey images become RGB for a judge of colours, and are resized; colours do not become grey."""
     from redif_ray.models.classifier import Classifier

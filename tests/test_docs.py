@@ -156,6 +156,7 @@ def test_the_keys_of_the_concepts_exist() -> None:
     assert all(key in KEYS for row in cells("concepts.md") for key in words(row[-1]))
 
 
+@pytest.mark.slow
 def test_each_message_of_the_troubleshooting_page_is_one_of_the_code() -> None:
     texts = {
         node.value

@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[1]
 HEADLESS = {"What", "Of", "Where", "Whether", "Those", "That", "Who", "Which", "How", "When", "It", "They"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("room", ["redif_ray", "jobs", "benchmarks", "docs/examples"])
 def test_no_docstring_begins_without_a_subject(room: str) -> None:
     found = []

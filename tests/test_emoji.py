@@ -49,6 +49,7 @@ def test_the_teacher_and_its_distillation_hold_the_same_captions_out() -> None:
     assert [caption for caption in everything if held_out(caption)] == list(drawn.held_out)
 
 
+@pytest.mark.slow
 def test_every_caption_fits_the_tokenizer(teacher: Any) -> None:
     tokenizer = teacher.pipeline.tokenizer
     assert len(tokenizer("red apple").input_ids) > 3  # start, end, and more than one token

@@ -95,10 +95,14 @@ def test_the_best_of_each_group_is_imitated() -> None:
     assert torch.equal(found, torch.tensor([[0.0, 3.0, 0.0], [3.0, 0.0, 0.0]]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("override", "error", "message"),
     [
-        ("method=nowhere.py:Phase", ConfigError, r"method=.*nowhere\.py:Phase: cannot import"),
+        pytest.param(
+            *("method=nowhere.py:Phase", ConfigError, r"method=.*nowhere\.py:Phase: cannot import"),
+            marks=pytest.mark.long,
+        ),
         pytest.param(
             *("method=own_loss.py:unclipped", ConfigError, r"expected a class derived from redif_ray\.methods\.Phase"),
             marks=pytest.mark.long,

@@ -159,6 +159,7 @@ def test_the_card_samples_what_the_student_does(
     assert settings["steps"] == 4 and settings["guidance"] == guidance
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("write", "options", "times"),
     [(write_dit, {}, [999, 600, 100]), (write_unet, MILD, [999, 600, 100]), (write_edm, {}, [80.0, 9.5, 1.25])],
@@ -211,6 +212,7 @@ def test_zero_terminal_snr_is_close(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     torch.testing.assert_close(images, ours(student, schedule, unit, 1.0), rtol=0, atol=2e-3)
 
 
+@pytest.mark.slow
 def test_diffusers_own_euler_step_agrees_where_float32_lets_it(tmp_path: Path) -> None:
     """The loop of diffusers' documentation, on the exported scheduler as it stands."""
     student = trained(load_model(write_unet(tmp_path / "teacher", **MILD)))
@@ -273,6 +275,7 @@ def test_the_pipeline_class_reads_the_folder(tmp_path: Path) -> None:
         assert torch.equal(pipeline.transformer.state_dict()[name], value)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_exported_leaves_nothing_behind(tmp_path: Path) -> None:
     student = trained(load_model(write_unet(tmp_path / "teacher")))
     schedule = schedules.build(student.process, 2, "uniform_trailing")
@@ -296,6 +299,7 @@ def test_what_cannot_be_exported_leaves_nothing_behind(tmp_path: Path) -> None:
     assert load_model(tmp_path / "student").num_classes is None
 
 
+@pytest.mark.slow
 def test_a_teachers_card_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     teacher = write_unet(tmp_path / "teacher")
     student = load_model(teacher)
@@ -322,6 +326,7 @@ class Own(PixelUNet):
     """A family of another package: it alone knows what its parts are for."""
 
 
+@pytest.mark.slow
 def test_parts_of_pixels_and_of_another_packages_family(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     teacher = put_in_index(write_unet(tmp_path / "teacher"), extra=["own", "Part"], sizes=[1, 2], empty=[])
     (teacher / "extra" / "deep").mkdir(parents=True)

@@ -112,6 +112,7 @@ def test_all_is_on_the_disk_before_it_gets_its_name(
         assert len(before) == 1
 
 
+@pytest.mark.slow
 @both
 def test_a_killed_process_leaves_the_old(write: Writer, tmp_path: Path) -> None:
     with write(tmp_path / "x", "old"):

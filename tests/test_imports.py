@@ -10,6 +10,8 @@ import pytest
 
 from redif_ray.workers.lazy_import import imported
 
+pytestmark = pytest.mark.slow
+
 CONTROL = (
     "workers.actors",
     "coordinator.coordinator",

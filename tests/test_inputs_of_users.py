@@ -98,6 +98,7 @@ def put(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
+@pytest.mark.slow
 def test_statistics_of_a_vae_count_as_in_its_pipeline(tmp_path: Path) -> None:
     model = write_sdxl(tmp_path / "m")
     put(model / "vae" / "config.json", latents_mean=[0.5, -0.3, 0.2, 0.1], latents_std=[1.5, 0.7, 1.2, 0.9])
@@ -113,6 +114,7 @@ def test_statistics_of_a_vae_count_as_in_its_pipeline(tmp_path: Path) -> None:
     assert np.abs(drawn(model, tmp_path / "images") - 255 * kept.images[0]).max() <= 1
 
 
+@pytest.mark.slow
 def test_a_key_that_a_scheduler_does_not_know_changes_no_image(tmp_path: Path) -> None:
     model = write_sdxl(tmp_path / "m")
     config = {**diffusers.DDIMScheduler.from_pretrained(model / "scheduler").config, "clip_sample": True}
@@ -135,6 +137,7 @@ def test_an_override_is_the_text_that_was_typed(monkeypatch: pytest.MonkeyPatch,
         assert found["run"]["root"] == expected and found["learner"]["rounds"] == 100
 
 
+@pytest.mark.slow
 def test_a_schedule_of_another_model_is_told_by_sample_and_doctor(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -248,6 +251,7 @@ def test_what_a_run_would_fail_of_is_told_before_it_has_a_folder(
     assert not (tmp_path / "runs").exists() and not (tmp_path / "ran").exists()
 
 
+@pytest.mark.slow
 def test_a_deleted_experiment_is_told_with_its_remedies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mlflow import MlflowClient
 

@@ -140,6 +140,7 @@ def test_a_family_that_exits_ends_no_command_in_silence(
     assert end.value.code == 2 and f"{path}:5, in load: {exit}" in error and not (tmp_path / "x.png").exists()
 
 
+@pytest.mark.slow
 def test_an_os_exit_of_this_package_ends_the_process() -> None:
     code = (
         "from redif_ray.user_code.errors import hard_exits_named\n"

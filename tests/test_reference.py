@@ -23,11 +23,13 @@ def generate() -> ModuleType:
     return module
 
 
+@pytest.mark.slow
 def test_the_reference_is_that_of_the_code(generate: ModuleType) -> None:
     stale = [name for name, page in generate.PAGES.items() if (DOCS / name).read_text() != page()]
     assert not stale, "run `make reference`"
 
 
+@pytest.mark.slow
 def test_every_key_of_a_run_is_in_the_reference(generate: ModuleType) -> None:
     page = generate.configuration()
     keys = [key for key in descriptions() if key != "reward.terms.*"]  # any name

@@ -29,6 +29,8 @@ from redif_ray.planning import factory
 from redif_ray.sample import draw, sample
 from redif_ray.sample import load as load_student
 
+pytestmark = pytest.mark.slow
+
 
 def pixels(path: Path) -> np.ndarray:
     with Image.open(path) as image:

@@ -136,6 +136,7 @@ def test_words_in_a_query_are_no_secret_elsewhere() -> None:
     assert masked("runs/clip-large-model of plain-words") == f"runs/clip-large-model of {MASK}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", KEYS)
 def test_a_planted_secret_is_used_and_shown_nowhere(key: str, tmp_path: Path) -> None:
     """In what a command prints, in its errors, in what is written of a configuration, and in a traceback."""
@@ -162,6 +163,7 @@ def test_a_planted_secret_is_used_and_shown_nowhere(key: str, tmp_path: Path) ->
             assert SECRET not in "".join(traceback.format_exception_only(told.value))
 
 
+@pytest.mark.slow
 def test_a_planted_secret_is_not_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
     planted = [f"{key}={FORMS[i].format(SECRET)}" for i, key in enumerate(uri_keys())]
     options = [f"reward.terms.mine.options.{name}" for name in ("url=https://here/x?k=", "api_key=", "auth_token=")]

@@ -93,6 +93,7 @@ def test_on_another_device_it_trains_alike(config: Any, tmp_path: Path) -> None:
     assert apart < 0.01 * size  # 56 steps of Adam, of two roundings
 
 
+@pytest.mark.slow
 def test_a_training_that_was_cut_short_ends_with_the_same_weights(config: Any, tmp_path: Path) -> None:
     whole = weights(train(config(out=str(tmp_path / "whole"))))
     with pytest.raises(Cut):
@@ -106,6 +107,7 @@ def test_a_training_that_was_cut_short_ends_with_the_same_weights(config: Any, t
     assert sorted(p.name for p in tmp_path.iterdir()) == ["images.parquet", "out", "whole"]
 
 
+@pytest.mark.slow
 def test_the_folder_is_one_that_diffusers_loads(config: Any) -> None:
     rows: list[dict[str, float]] = []
     out = train(config(steps=60), report=rows.append)
@@ -127,6 +129,7 @@ def parts(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor
     return unpack("network", tensors), unpack("ema", tensors)
 
 
+@pytest.mark.slow
 def test_the_average_follows_the_weights_with_a_decay_that_warms_up(config: Any, tmp_path: Path) -> None:
     """Step index i: average = d average + (1 - d) weights, d = min(ema, (1 + i) / (10 + i))."""
     for every in (48, 49):
@@ -138,6 +141,7 @@ def test_the_average_follows_the_weights_with_a_decay_that_warms_up(config: Any,
         assert torch.allclose(average.double(), expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_what_is_saved_is_the_average(config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed after the last checkpoint and before the folder is written; the resumed run only writes it."""
 
@@ -163,6 +167,7 @@ def test_images_without_labels_and_in_colour(labelled: bool, channels: int, conf
     assert json.loads((out / "scheduler" / "scheduler_config.json").read_text())["prediction_type"] == "epsilon"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["out", "out.training"])
 def test_what_exists_is_not_overwritten(name: str, config: Any, tmp_path: Path) -> None:
     if name == "out":
@@ -177,6 +182,7 @@ def test_what_exists_is_not_overwritten(name: str, config: Any, tmp_path: Path) 
     assert {p: p.read_bytes() for p in (tmp_path / name).rglob("*") if p.is_file()} == before
 
 
+@pytest.mark.slow
 def test_a_resume_needs_the_same_training(config: Any, tmp_path: Path) -> None:
     with pytest.raises(TeacherError, match=r"out.training holds no checkpoint to resume; leave --resume out"):
         train(config(), resume=True)
@@ -301,6 +307,7 @@ def test_the_learning_rate_warms_up_and_falls_to_zero(config: Any) -> None:
     assert all(a > b for a, b in itertools.pairwise(found[4:]))
 
 
+@pytest.mark.slow
 def test_one_image_is_learnt(config: Any, tmp_path: Path) -> None:
     """Predicting zero costs E v^2 = alpha^2 + sigma^2 E x0^2 = 1 on a black image; the network must do much better."""
     write_parquet(tmp_path / "images.parquet", ImageSet(np.zeros((2, 1, 8, 8), np.uint8), None, ()))
@@ -309,6 +316,7 @@ def test_one_image_is_learnt(config: Any, tmp_path: Path) -> None:
     assert losses[-1] < 0.4 < losses[0] < 1, losses
 
 
+@pytest.mark.slow
 def test_a_training_that_is_asked_to_stop_leaves_a_checkpoint_and_ends_alike(config: Any, tmp_path: Path) -> None:
     whole = weights(train(config(out=str(tmp_path / "whole"))))
     asked = iter([False] * 30 + [True])
@@ -317,6 +325,7 @@ def test_a_training_that_is_asked_to_stop_leaves_a_checkpoint_and_ends_alike(con
     assert equal(weights(train(config(), resume=True)), whole)
 
 
+@pytest.mark.slow
 def test_samples_are_drawn_beside_each_checkpoint_from_the_average(config: Any, tmp_path: Path) -> None:
     """Untrained weights predict v = 0, so x stays the noise times the product of cosines: grey, and not black."""
     with pytest.raises(Cut):
@@ -327,6 +336,7 @@ def test_samples_are_drawn_beside_each_checkpoint_from_the_average(config: Any, 
     assert first.shape == (3 * 8, 4 * 8) and not np.array_equal(first, second)  # a row for each class
 
 
+@pytest.mark.slow
 def test_a_resume_needs_the_same_images(config: Any, tmp_path: Path) -> None:
     with pytest.raises(Cut):
         train(config(), report=cut)

@@ -78,6 +78,7 @@ def rows(file: Path, tracker: Tracker) -> list[tuple[str, int, float]]:
     return found
 
 
+@pytest.mark.slow
 def test_a_run_s_metrics_arrive_once(tracker: Tracker, file: Path) -> None:
     tracker.metrics({"reward": -0.25, "recall": 1}, step=-1)  # the untrained student
     tracker.metrics({"reward": 0.1 + 0.2}, step=0)
@@ -129,6 +130,7 @@ def test_values_that_are_not_finite_are_left_out(tracker: Tracker, file: Path) -
     assert [k for k, _, _ in rows(file, tracker)] == ["c", "round"]
 
 
+@pytest.mark.slow
 def test_what_the_store_did_not_take_is_written_later(
     tracker: Tracker, file: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -176,6 +178,7 @@ def test_a_batch_holds_whole_rounds(width: int, tracker: Tracker, file: Path, mo
         assert [m for batch in written[:3] for m in batch] == [0] * 20
 
 
+@pytest.mark.slow
 def test_more_metrics_than_one_call_takes(tracker: Tracker, file: Path) -> None:
     for step in range(3):
         tracker.metrics({f"m{i}": float(i) for i in range(600)}, step)
@@ -265,6 +268,7 @@ def test_a_logged_student_has_its_own_metrics(
     assert not caplog.records and not Path("mlflow.db").exists()
 
 
+@pytest.mark.slow
 def test_the_machine_is_sampled_into_the_run(tracker: Tracker, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A thread that left, as MLflow's does where the store is away, is started again and counts on."""
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.1")

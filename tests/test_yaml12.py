@@ -40,6 +40,7 @@ BOUNDED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("text", "problem"), BOUNDED, ids=[problem[:30] for _, problem in BOUNDED])
 def test_what_is_bounded_is_one_line_at_once(text: str, problem: str, tmp_path: Path) -> None:
     began = time.monotonic()

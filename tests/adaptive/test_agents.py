@@ -103,6 +103,7 @@ def row(distance: np.ndarray, calls: np.ndarray, static: list[float]) -> dict[st
     return compared(goal, {"distance": distance + base, "calls": calls}, front, resamples=60, seed=0)
 
 
+@pytest.mark.slow
 def test_an_agent_is_compared_at_its_own_mean_number_of_calls(tmp_path: Path) -> None:
     calls = np.array([2, 4, 3, 3] * 25)
     same = row(np.full(100, 0.3), calls, [0.4, 0.2])

@@ -25,6 +25,7 @@ from redif_ray.runs.folder import RunError, RunFinished
 PACKAGE = Path(redif_ray.__file__).parent
 
 
+@pytest.mark.slow
 def test_the_import_costs_next_to_nothing() -> None:
     script = """
 import time
@@ -164,6 +165,7 @@ def test_a_table_is_rows_that_pandas_and_a_notebook_take() -> None:
     assert "<td>0.5</td>" in table._repr_html_() and "&lt;x&gt;" in table._repr_html_()
 
 
+@pytest.mark.slow
 def test_images_of_a_teacher(tmp_path: Path) -> None:
     model = write_dit(tmp_path / "m")
     one_each = redif_ray.sample_images(model, steps=2)

@@ -31,9 +31,10 @@ def test_a_part_has_the_looks_of_its_own_calls() -> None:
         slower(0.3)
     assert {*looks.counts} == {"slow", "slower"} == {*looks.seconds}
     assert looks.counts["slower"].total() > 1.5 * looks.counts["slow"].total() > 0
-    assert looks.seconds["slow"] == pytest.approx(0.1, abs=0.05)
+    assert 0.1 <= looks.seconds["slow"] < looks.seconds["slower"]
 
 
+@pytest.mark.slow
 def test_a_network_call_is_told_from_the_project_s_own_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = []
     loop = PlainLoop(smoke(tmp_path))

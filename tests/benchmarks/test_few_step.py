@@ -45,6 +45,7 @@ def test_a_student_is_measured_as_deployed_kept_and_exported(tmp_path: Path, mon
     assert Kept(kept.path, tmp_path).of("a", 0, "smoke", SMALL, four=False) == made
 
 
+@pytest.mark.slow
 def test_differences_are_paired_by_seed(tmp_path: Path) -> None:
     """The 2-step students of the grid are those of B; Student's t for two seeds is 12.706."""
 

@@ -61,6 +61,7 @@ ON_CPU = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("architecture", "parameters"), [(SD15, 859_520_964), (SDXL, 2_567_463_684)])
 def test_networks_have_the_published_size(architecture: Architecture, parameters: int) -> None:
     with torch.device("meta"):

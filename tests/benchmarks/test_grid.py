@@ -14,6 +14,7 @@ from benchmarks.kept import Results
 from redif_ray.config import Config, load
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", grid.BUDGET)
 def test_every_arm_has_as_many_candidates_that_load(steps: int) -> None:
     for name, arm in grid.arms(steps).items():

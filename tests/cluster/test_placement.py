@@ -173,6 +173,7 @@ def test_a_worker_without_needs_has_no_bundle() -> None:
     assert places.options("rollout", config.rollout, 2)["scheduling_strategy"].placement_group is None
 
 
+@pytest.mark.slow
 def test_doctor_counts_custom_resources(up: dict[str, float]) -> None:
     roles = dict.fromkeys(("rollout", "reward", "learner"), Footprint(1, 1, 1))
     del up["spot"]

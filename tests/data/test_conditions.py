@@ -72,6 +72,7 @@ def test_the_evaluation_alone_draws_what_is_held_out() -> None:
         assert drawn == (apart if stream in EVALUATED else set(CAPTIONS) - apart)
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(
     st.lists(st.text(st.characters(exclude_categories=["C", "Z"]), min_size=1), min_size=30, unique_by=plain),
@@ -95,6 +96,7 @@ def test_share_is_the_published_hash() -> None:
     assert share("emoji") == int(digest, 16) / 2**64
 
 
+@pytest.mark.slow
 def test_every_epoch_has_each_caption_once_in_an_order_of_its_own() -> None:
     found = split(CAPTIONS, 0.1, seed=3)
     n = len(found.training)

@@ -234,6 +234,7 @@ def test_names_of_any_bytes_are_read_and_shown(tmp_path: Path) -> None:
         load_images(tmp_path)
 
 
+@pytest.mark.slow
 def test_folders_in_folders_have_no_end_but_the_systems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Deeper than Python can recurse; so deep a folder is removed from its end, which pytest does not."""
     monkeypatch.chdir(tmp_path)

@@ -41,6 +41,7 @@ FULL = f"cannot go on: {NO_SPACE}; free space, and continue with --resume"
 LOST = "lost what is needed to go on: score was lost 5 times; continue with --resume"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("raised", "kind", "code", "words"),
     [

@@ -78,6 +78,7 @@ def test_a_latent_run_at_another_size(cluster: None, root: Path) -> None:
     assert distance["student"] != own["arms"]["student"]["paired"]["pixel_mse"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("write", "override", "size", "message"),
     [

@@ -83,6 +83,7 @@ def test_all_comes_back_to_a_device_as_it_was(rank: int, device: str) -> None:
         assert known == [id(p) for p in networks[0].parameters() if p.requires_grad]
 
 
+@pytest.mark.slow
 def test_the_networks_of_all_terms_are_found_once() -> None:
     emoji = load("emoji_4step", ["reward.terms.discriminator={normalise: std}"])
     teacher = load_model("emoji")

@@ -15,6 +15,8 @@ from redif_ray.errors import UserError
 from redif_ray.evaluation.judge_source import JUDGES, REFERENCE
 from redif_ray.job.distill import distill
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(
     ("override", "message"),
@@ -59,14 +61,12 @@ def test_a_run_without_rounds_is_refused(overrides: list[str], tmp_path: Path) -
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.slow
 def test_a_judge_of_other_images_is_named_with_what_to_use(tmp_path: Path) -> None:
     config = load("smoke", [f"run.root={tmp_path}", f"teacher.model={write_dit(tmp_path / 'small')}"])
     with pytest.raises(UserError, match=r"takes images of \(1, 28, 28\), the teacher makes \(1, 8, 8\); .*random-feat"):
         distill(config)
 
 
-@pytest.mark.slow
 def test_a_student_that_diffusers_could_not_sample(tmp_path: Path) -> None:
     teacher = write_sdxl(tmp_path / "teacher", clip_sample=True)
     judge = "evaluation.judge=random-features"
@@ -80,7 +80,6 @@ def test_a_student_that_diffusers_could_not_sample(tmp_path: Path) -> None:
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.slow
 def test_what_an_export_would_not_copy(tmp_path: Path) -> None:
     """A part that leads out of the teacher's folder, a link that does, and a licence that could not be read."""
     checker = ["stable_diffusion", "StableDiffusionSafetyChecker"]
@@ -131,7 +130,6 @@ def test_few_held_out_captions_are_a_warning(tmp_path: Path, caplog: pytest.LogC
     assert "conditions.source (now the shipped list)" in caplog.text
 
 
-@pytest.mark.slow
 def test_captions_whose_end_is_not_seen_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     from redif_ray.job.preflight import preflight
 

@@ -85,7 +85,7 @@ def test_every_kind_of_code_is_imported(key: str, tmp_path: Path) -> None:
         here(config, tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_crash_is_named_with_the_last_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a module beside a notebook, too, where "" in `sys.path` stands for the working directory."""
     code = "import os; print('last words', flush=True); os.abort()\n"
@@ -97,7 +97,7 @@ def test_a_crash_is_named_with_the_last_words(tmp_path: Path, monkeypatch: pytes
         rehearse(load("smoke", ["reward.terms.mine.options.callable=beside_me:score"]))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_hang_that_no_signal_interrupts_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -52,7 +52,7 @@ def test_what_a_node_says_of_a_package_is_told() -> None:
     assert found.endswith("No matching distribution found for nosuch") and len(found) < 600
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_driver_builds_no_term_where_the_workers_have_more(tmp_path: Path) -> None:
     with pytest.raises(RewardError, match=r"terms.mine: callable 'nowhere:score': cannot import nowhere"):
         preflight(smoke(tmp_path, "run", only_there("nowhere")))

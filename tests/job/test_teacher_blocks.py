@@ -56,6 +56,7 @@ def test_units_that_no_block_holds_whole_are_sampled_alone(override: str, tmp_pa
     assert all(found.sampled_with(unit) == unit for round in range(found.rounds) for unit in found.units(round))
 
 
+@pytest.mark.slow
 def test_features_are_kept_apart_by_what_images_were_sampled_with(tmp_path: Path) -> None:
     """Their last bits differ, so that a run would depend on another that shared its store."""
     clip = write_clip(tmp_path / "clip")
@@ -79,6 +80,7 @@ def test_a_deployed_unit_has_no_block(tmp_path: Path) -> None:
     assert meta.work[0].network_calls == 2 * 2 and images.shape == (2, 1, 28, 28)
 
 
+@pytest.mark.slow
 def test_who_asks_first_does_not_matter_and_the_others_read(tmp_path: Path) -> None:
     """Also after the store is lost: the whole block is sampled again, so that rounding stays what it was."""
     found = plan(tmp_path)
@@ -107,6 +109,7 @@ def test_the_images_are_those_of_smaller_batches_up_to_rounding(tmp_path: Path) 
     assert np.abs(alone - together).max() < 1e-5
 
 
+@pytest.mark.slow
 def test_a_run_samples_every_image_once(tmp_path: Path) -> None:
     loop = PlainLoop(config(tmp_path, "learner.rounds=2"))
     calls = []
@@ -116,6 +119,7 @@ def test_a_run_samples_every_image_once(tmp_path: Path) -> None:
     assert calls == [8 * 2, 0, 0, 0, 4 * 2, 0]  # the last block ends with the phase
 
 
+@pytest.mark.slow
 def test_captions_of_a_block_are_encoded_with_it(tmp_path: Path) -> None:
     teacher = write_sd(tmp_path / "teacher")
     given = (f"teacher.model={teacher}", "conditions.source=emoji", "evaluation.judge=random-features")

@@ -5,12 +5,15 @@ from __future__ import annotations
 from itertools import pairwise
 from pathlib import Path
 
+import pytest
+
 from redif_ray.config import load
 from redif_ray.loop import PlainLoop
 from redif_ray.models.student import get_weights
 from redif_ray.planning.paths import absolute
 
 
+@pytest.mark.slow
 def test_rewards_and_jumps_are_booked_one_after_the_other(tmp_path: Path) -> None:
     config = absolute(load("smoke", [f"run.root={tmp_path}", "tracking.uri=off", "learner.anchor.gated=true"]))
     loop = PlainLoop(config)

@@ -13,6 +13,8 @@ from smoke_runs import smoke
 from redif_ray.loop import PlainLoop
 from redif_ray.planning import factory
 
+pytestmark = pytest.mark.slow
+
 GPUS = tuple(f"{role}.gpus=1" for role in ("rollout", "reward", "learner"))
 
 

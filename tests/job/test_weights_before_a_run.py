@@ -59,6 +59,7 @@ def test_every_file_of_weights_is_looked_through(tmp_path: Path) -> None:
         path.write_bytes(whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2"])
 def test_weights_of_every_dtype(dtype: str, tmp_path: Path) -> None:
     """Also where a tensor is larger than the block in which files are read."""

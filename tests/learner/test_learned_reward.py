@@ -58,6 +58,7 @@ def equal(one: dict[str, Tensor], two: dict[str, Tensor]) -> bool:
     return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 
 
+@pytest.mark.slow
 def test_taken_up_from_a_checkpoint_it_learns_on_alike() -> None:
     whole, cut = learned(config()), learned(config())
     for round in range(3):
@@ -100,6 +101,7 @@ def test_images_of_another_round_are_refused() -> None:
         of.update(1, played(config(), of, 1)[0], played(config(), of, 0)[1])
 
 
+@pytest.mark.slow
 def test_siblings_that_the_teacher_guided_are_not_the_students() -> None:
     """The last 2 of 4 change nothing; the first 2 do."""
     guided = config("rollout.guided=2")
@@ -131,6 +133,7 @@ def test_flops_and_metrics_of_a_round() -> None:
     assert found["discriminator/flops"] == forward * (8 + 4 * (3 * 8 + 6.5 * 2))
 
 
+@pytest.mark.slow
 def test_a_worker_scores_with_the_version_that_it_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Backwards and forwards, on one worker; the images that it scored go with the scores, decoded once."""
     settings = config(f"run.root={tmp_path}")

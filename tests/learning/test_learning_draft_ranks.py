@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from thread_ranks import run_ranks
 from torch import Tensor
@@ -17,6 +18,7 @@ from redif_ray.planning import factory
 from redif_ray.types import WorkUnit
 
 
+@pytest.mark.slow
 def test_a_rank_without_groups_in_a_minibatch_takes_part_in_its_sum() -> None:
     config: Config = load("smoke", ["method=draft", "draft.minibatch=1", "draft.groups=3"])
     students = [make_student(load_model("fashion-mnist"), config.student.lora) for _ in range(2)]

@@ -108,6 +108,7 @@ def steps(fake: FakeScore, round: int) -> float:
     return fake.run(x, fake.model.encode([0, 1, 2, 3]), (0, 1, 2, 3), total=4, round=round)["loss"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lora", [(), ("distribution_matching.lora={rank: 2}",)])
 def test_a_restored_fake_score_goes_on_as_the_first(lora: tuple[str, ...]) -> None:
     """Its weights and its optimiser's moments are the whole of its state; the teacher stays as it is."""
@@ -126,12 +127,14 @@ def test_a_restored_fake_score_goes_on_as_the_first(lora: tuple[str, ...]) -> No
     assert all(torch.equal(value, before[name]) for name, value in teacher.network.state_dict().items())
 
 
+@pytest.mark.slow
 def test_the_fake_score_learns_the_images_that_it_sees() -> None:
     fake = fake_score("distribution_matching.fake_lr=1e-3")
     losses = [steps(fake, round) for round in range(8)]
     assert sum(losses[-3:]) < 0.7 * sum(losses[:3])
 
 
+@pytest.mark.slow
 def test_rounds_are_the_same_again_whatever_the_microbatch() -> None:
     def trained(*overrides: str) -> tuple[str, dict[str, float]]:
         own = ("method=distribution_matching", "distribution_matching.groups=4", "learner.rounds=2")

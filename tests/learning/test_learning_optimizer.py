@@ -86,6 +86,7 @@ def test_a_resumed_run_ends_with_the_same_weights(tmp_path: Path) -> None:
     assert again.checksum() == loop.checksum()
 
 
+@pytest.mark.slow
 def test_doctor_counts_its_moments(tmp_path: Path) -> None:
     eight, full = (
         footprints(recipe(tmp_path, f"learner.optimizer={kind}"), activations=False) for kind in ("adamw_8bit", "adamw")

@@ -42,6 +42,7 @@ def test_a_whole_frame_has_the_gradient_of_a_quadratic_reward() -> None:
     torch.testing.assert_close(found, -2 * (X - 0.3), atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [pytest.param(1, marks=pytest.mark.long), 3])
 def test_the_estimate_is_unbiased_for_a_reward_without_a_gradient(count: int) -> None:
     """R is 1 where the first coordinate is positive: J is the share of a ball of radius S sqrt(3) on that side."""
@@ -56,6 +57,7 @@ def test_the_estimate_is_unbiased_for_a_reward_without_a_gradient(count: int) ->
     assert bool((error < 0.02).all())
 
 
+@pytest.mark.slow
 def test_orthogonal_directions_vary_less_than_independent_ones() -> None:
     """For a linear reward the variance of H orthogonal directions is D / H - 1, and of others more, (D + 1) / H."""
     slope = torch.ones(12).reshape(SHAPE)

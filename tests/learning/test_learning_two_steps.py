@@ -116,6 +116,7 @@ def test_the_second_network_takes_the_second_step_alone() -> None:
     assert one.calls(steps, at) == 2 * 6 + 3
 
 
+@pytest.mark.slow
 def test_the_first_level_shows_no_image() -> None:
     """Sampling starts there from noise alone; at Stable Diffusion's levels .07 of the image would show through."""
     loop = PlainLoop(load("smoke", ["method=consistency", "consistency={groups: 16, draws: 1}", "warm_start.rounds=0"]))
@@ -172,6 +173,7 @@ def test_an_earlier_student_is_in_place_for_a_block() -> None:
     assert all(torch.equal(value, moved[name]) for name, value in get_weights(student).items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method", ["consistency={groups: 4, draws: 2}", "progressive={groups: 4, draws: 2, halvings: 2}"]
 )
@@ -218,6 +220,7 @@ def test_a_latent_model_is_noised_in_the_latents_of_its_vae(tmp_path: Path) -> N
     assert loop.round(0)["update/loss"] == pytest.approx(float((mean - end).square().mean()), rel=1e-3)
 
 
+@pytest.mark.slow
 def test_the_average_begins_anew_in_each_stage() -> None:
     """It holds nothing of the students that were trained for finer steps."""
     given = ("learner={rounds: 4, ema: 0.9}", "progressive={groups: 4, draws: 1, halvings: 2}", "warm_start.rounds=0")

@@ -43,6 +43,7 @@ def test_microbatches_change_nothing(loss: str) -> None:
         torch.testing.assert_close(found[0], other, rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("microbatch", [1, 5, 64])
 @pytest.mark.parametrize("kind", ["js", "mse"])
 def test_siblings_share_their_first_step(kind: str, microbatch: int) -> None:
@@ -157,6 +158,7 @@ def two_ranks(
     return run_ranks(rank)
 
 
+@pytest.mark.slow
 def test_two_ranks_equal_one() -> None:
     """Also where a minibatch has no pair of one rank: minibatches of two pairs make that certain."""
     config = Learner(

@@ -38,6 +38,7 @@ def drawn(model: Any, unit: torch.Tensor, steps: int, guidance: float) -> torch.
         return model.images(solvers.sample("euler", predict, unit, schedule))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("guidance", [1.0, 4.0])
 def test_images_are_the_pipeline_s(folder: Path, guidance: float) -> None:
     model = load_model(folder)
@@ -101,12 +102,14 @@ def test_a_student_of_another_start_has_the_teacher_s_vae(folder: Path, tmp_path
     assert isinstance(started, LatentDiT) and started.frozen is teacher.frozen
 
 
+@pytest.mark.slow
 def test_the_fingerprint_sees_the_vae(folder: Path, tmp_path: Path) -> None:
     assert fingerprint(load_model(folder)) == fingerprint(load_model(write_latent_dit(tmp_path / "same")))
     edit(tmp_path / "same" / "vae" / "config.json", scaling_factor=0.6)
     assert fingerprint(load_model(folder)) != fingerprint(load_model(tmp_path / "same"))
 
 
+@pytest.mark.slow
 def test_what_is_wrong_with_a_folder_is_told_before_weights_are_read(folder: Path, tmp_path: Path) -> None:
     outline = teacher_outline(Teacher(model=str(folder)), check=True)
     assert outline.device.type == "meta" and outline.image_shape == (3, 16, 16)

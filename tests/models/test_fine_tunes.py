@@ -28,6 +28,8 @@ from redif_ray.planning import factory
 from redif_ray.planning.disk import CHECKPOINT_BYTES, disk
 from redif_ray.planning.paths import absolute
 
+pytestmark = pytest.mark.slow
+
 WRITERS: dict[str, Callable[..., Path]] = {"sd": write_sd, "sdxl": write_sdxl, "sd3": write_sd3}
 CAPTIONS = ["a cat", "two red dogs"]
 EXACT = 3e-4  # of a pixel's range: the sums of both are rounded in another order

@@ -126,6 +126,7 @@ def test_guidance_is_as_the_pipeline_s(name: str, folders: dict[str, Path]) -> N
     model.check_guidance()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_sizes(name: str, folders: dict[str, Path]) -> None:
     with pytest.raises(ModelError, match=r"has no sample_size; set teacher.height and teacher.width"):
@@ -173,6 +174,7 @@ def test_outlines_have_the_shapes_of_real_encodings(name: str, folders: dict[str
     assert real["encoder_hidden_states"].shape == (2, 256 if name == "schnell" else 512, 32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TWO)
 def test_a_caption_s_encoding_does_not_depend_on_its_company(name: str, folders: dict[str, Path]) -> None:
     first, second = model_of(folders[name]), model_of(folders[name])
@@ -184,6 +186,7 @@ def test_a_caption_s_encoding_does_not_depend_on_its_company(name: str, folders:
     assert first.cut_short([*CAPTIONS, long]) == [long]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", TWO)
 def test_a_fresh_student_predicts_as_the_teacher(name: str, dtype: torch.dtype, folders: dict[str, Path]) -> None:
@@ -213,6 +216,7 @@ def test_a_fresh_student_predicts_as_the_teacher(name: str, dtype: torch.dtype, 
         make_student(teacher, Lora(rank=2, targets=("to_kv",)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TWO)
 def test_checkpointing_changes_no_prediction_and_no_gradient(name: str, folders: dict[str, Path]) -> None:
     """Also not where a microbatch of other captions is predicted before the backward pass."""

@@ -19,6 +19,8 @@ from redif_ray.models.protocol import DiffusionModel, ModelError
 from redif_ray.models.registry import fingerprint, load_model, teacher_outline
 from redif_ray.models.student import make_student
 
+pytestmark = pytest.mark.slow
+
 
 def image(model: DiffusionModel, conditions: list[str | int | None]) -> torch.Tensor:
     schedule = schedules.build(model.process, 3, "uniform_trailing")

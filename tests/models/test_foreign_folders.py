@@ -26,6 +26,8 @@ from redif_ray.job.preflight import preflight
 from redif_ray.models.registry import model_folder
 from redif_ray.planning.paths import absolute
 
+pytestmark = pytest.mark.slow
+
 UNET, ENCODER = "unet/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"
 CONFIGS = ("model_index.json", "scheduler/scheduler_config.json", "unet/config.json", "vae/config.json")
 TEXTS = (*CONFIGS, "text_encoder/config.json", "tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json")

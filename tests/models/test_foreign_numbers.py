@@ -21,6 +21,8 @@ from redif_ray.models.folder import load_scheduler
 from redif_ray.models.protocol import ModelError
 from redif_ray.models.registry import load_model
 
+pytestmark = pytest.mark.slow
+
 KINDS = [
     name
     for name in dir(diffusers)

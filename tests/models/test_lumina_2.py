@@ -27,6 +27,8 @@ from redif_ray.models.registry import load_model, teacher_outline
 from redif_ray.models.student import make_student, trainable
 from redif_ray.planning.timing import hollow
 
+pytestmark = pytest.mark.slow
+
 CAPTIONS = ["a cat", "a very long caption about dogs that run through a field"]
 STEPS, OWN, WIDE = 4, (64, 64), (48, 80)
 ADAPTERS = Lora(rank=2, alpha=6.0)

@@ -209,6 +209,7 @@ def test_another_package_adds_a_family(unet_folder: Path, tmp_path: Path, monkey
         load_model(folder)
 
 
+@pytest.mark.slow
 def test_the_fingerprint_is_of_all_that_decides_an_image(tmp_path: Path) -> None:
     """Equal for a copy; another for other weights, betas, prediction type, clipping, end or width of the heads."""
     base = load_model(write_dit(tmp_path / "a"))

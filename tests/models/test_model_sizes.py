@@ -30,6 +30,8 @@ from redif_ray.planning import factory
 from redif_ray.planning.memory import footprints
 from redif_ray.search.search import _check_size
 
+pytestmark = pytest.mark.slow
+
 STEPS = 3
 TEXT: dict[str, Callable[[Path], Path]] = {"sd": write_sd, "sdxl": write_sdxl, "sd3": write_sd3}
 CAPTIONS = ["a cat", "dogs"]

@@ -73,6 +73,7 @@ def test_its_student_is_an_ordinary_pipeline(tmp_path: Path) -> None:
     assert DiffusionPipeline.from_pretrained(tmp_path / "out").text_encoder_2 is not None
 
 
+@pytest.mark.slow
 def test_parts_elsewhere_are_named(tmp_path: Path) -> None:
     found = modular(write_sdxl(tmp_path / "ordinary"), tmp_path / "modular")
     shutil.rmtree(found / "vae")

@@ -68,6 +68,7 @@ def test_an_index_that_does_not_fit_its_shards_is_found_by_the_check(
         teacher_outline(Teacher(model=str(tmp_path / "teacher")), check=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("key", "value"), [("eos_token", "<end>"), ("unk_token", "")])
 def test_a_special_token_that_the_text_encoder_does_not_know(key: str, value: str, tmp_path: Path) -> None:
     folder = write_sd(tmp_path / "teacher")

@@ -117,6 +117,7 @@ def test_it_is_converted_once_and_again_where_file_or_base_changed(
     assert model_folder(file, base) not in (first, second)
 
 
+@pytest.mark.slow
 def test_weights_keep_their_precision(made: Callable[[str], tuple[Path, Path]], tmp_path: Path) -> None:
     """A file may have each network in a precision of its own, and 8 bits fit into bfloat16."""
     folder, whole = made("sd")
@@ -223,6 +224,7 @@ def test_a_file_of_something_else_is_refused(
         model_folder(write_single(state, tmp_path / "other.safetensors"), folder)
 
 
+@pytest.mark.slow
 def test_a_file_of_another_network_is_refused(made: Callable[[str], tuple[Path, Path]], tmp_path: Path) -> None:
     """diffusers only warns of weights that it leaves out, and leaves weights that are absent without values."""
     folder, file = made("sd")
@@ -287,6 +289,7 @@ def test_networks_are_never_guessed(
         model_folder(file)
 
 
+@pytest.mark.slow
 def test_a_student_starts_as_a_file_with_the_teacher_s_other_parts(
     made: Callable[[str], tuple[Path, Path]], tmp_path: Path
 ) -> None:
@@ -321,6 +324,7 @@ def test_a_base_is_for_a_file_alone(made: Callable[[str], tuple[Path, Path]]) ->
         load("emoji_4step", ["teacher.model=emoji", "teacher.base=x"])
 
 
+@pytest.mark.slow
 def test_a_file_that_holds_more_is_read_and_says_so(
     made: Callable[[str], tuple[Path, Path]], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -52,6 +52,7 @@ def predicted(model: DiffusionModel, captions: list[str]) -> torch.Tensor:
         return model.predict(normal(2, *model.latent_shape), level, model.encode(captions)).x0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 2])
 def test_the_student_predicts_as_the_other_model_does(rank: int, pair: tuple[Path, Path]) -> None:
     teacher, few = (load_model(folder) for folder in pair)
@@ -84,6 +85,7 @@ def predicted_alone(model: DiffusionModel) -> torch.Tensor:
         return model.predict(normal(2, *model.latent_shape), model.process.at(torch.tensor(400)), {}).x0
 
 
+@pytest.mark.slow
 def test_models_that_start_no_student_of_this_teacher_are_refused(tmp_path: Path, pair: tuple[Path, Path]) -> None:
     unet = write_unet(tmp_path / "unet")
     others = {
@@ -112,6 +114,7 @@ def test_models_that_start_no_student_of_this_teacher_are_refused(tmp_path: Path
         starting_model(load_model(unet), Teacher(model=str(unet)), str(tmp_path / "nan"))
 
 
+@pytest.mark.slow
 def test_a_family_from_a_file_starts_as_another_model_of_that_family(pair: tuple[Path, Path], tmp_path: Path) -> None:
     """Its class is made anew at each load."""
     file = tmp_path / "mine.py"
@@ -124,6 +127,7 @@ def test_a_family_from_a_file_starts_as_another_model_of_that_family(pair: tuple
     )
 
 
+@pytest.mark.slow
 def test_a_model_that_reads_captions_otherwise_is_refused(tmp_path: Path) -> None:
     dev, schnell = write_flux(tmp_path / "dev"), write_flux(tmp_path / "schnell", dev=False)
     size = {"height": 32, "width": 32}
@@ -131,6 +135,7 @@ def test_a_model_that_reads_captions_otherwise_is_refused(tmp_path: Path) -> Non
         starting_model(load_teacher(Teacher(model=str(dev), **size)), Teacher(model=str(dev), **size), str(schnell))
 
 
+@pytest.mark.slow
 def test_adapters_on_another_network_are_not_written_alone(pair: tuple[Path, Path], tmp_path: Path) -> None:
     config = absolute(recipe(pair, tmp_path, "student.lora.rank=2"))
     start = starting_model(load_model(pair[0]), config.teacher, config.student.init)
@@ -142,6 +147,7 @@ def test_adapters_on_another_network_are_not_written_alone(pair: tuple[Path, Pat
     )
 
 
+@pytest.mark.slow
 def test_doctor_reads_the_levels_of_the_other_model(pair: tuple[Path, Path], tmp_path: Path) -> None:
     fixed = [
         "smoke",
@@ -175,6 +181,7 @@ def test_the_levels_of_the_other_model_are_kept_by_name(pair: tuple[Path, Path],
             absolute(recipe(pair, tmp_path, "student.schedule=init", wrong))
 
 
+@pytest.mark.slow
 def test_preflight_reads_the_other_model_and_warns_of_its_guidance(
     pair: tuple[Path, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -187,6 +194,7 @@ def test_preflight_reads_the_other_model_and_warns_of_its_guidance(
         preflight(absolute(recipe(pair, tmp_path, "student.init=nowhere")))
 
 
+@pytest.mark.slow
 def test_a_student_with_adapters_holds_the_other_network_beside_the_teachers(
     pair: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -199,6 +207,7 @@ def test_a_student_with_adapters_holds_the_other_network_beside_the_teachers(
     assert own - alone == pytest.approx(4 * numbers / 1e6, rel=0.02)
 
 
+@pytest.mark.slow
 def test_rounds_go_on_from_the_other_model(pair: tuple[Path, Path], tmp_path: Path) -> None:
     """The first round is fresh, so its ratio is 1, and its weights are the other model's before the update."""
     loop = PlainLoop(absolute(recipe(pair, tmp_path, "warm_start.rounds=0", "learner.rounds=2")))

@@ -22,6 +22,7 @@ from redif_ray.models.registry import load_model
 WRITERS: dict[str, Callable[[Path], Path]] = {"sd": write_sd, "sd3": write_sd3}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("last", [False, True], ids=["as loaded", "channels last"])
 @pytest.mark.parametrize("name", WRITERS)
 def test_images_of_bfloat16_are_within_one_of_255_levels_in_the_mean(name: str, last: bool, tmp_path: Path) -> None:
@@ -38,6 +39,7 @@ def test_images_of_bfloat16_are_within_one_of_255_levels_in_the_mean(name: str, 
     assert 0 < float((found - expected).abs().mean()) < 1 / 255
 
 
+@pytest.mark.slow
 def test_a_vae_of_videos_or_in_32_bits_stays_as_it_is(tmp_path: Path) -> None:
     videos: Any = load_model(write_qwen_image(tmp_path / "qwen"), dtype=torch.bfloat16, size=(32, 32)).part("vae")
     whole: Any = load_model(write_sd(tmp_path / "sd")).part("vae")
@@ -54,6 +56,7 @@ def test_a_gpu_holds_the_channels_of_a_vae_last(tmp_path: Path) -> None:
     assert model.images(normal(2, *model.latent_shape).to("cuda")).isfinite().all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_latents_of_images_are_those_of_the_vae_in_float32(dtype: torch.dtype, tmp_path: Path) -> None:
     model: Any = load_model(write_sd3(tmp_path / "sd3"), dtype=dtype)
@@ -80,6 +83,7 @@ def test_a_call_has_as_many_images_as_its_pixels_hold(monkeypatch: pytest.Monkey
     assert seen == [1] * 7
 
 
+@pytest.mark.slow
 def test_images_do_not_depend_on_the_images_of_their_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Up to the rounding of another batch."""
     model = load_model(write_sd(tmp_path / "sd"))
@@ -91,6 +95,7 @@ def test_images_do_not_depend_on_the_images_of_their_call(tmp_path: Path, monkey
     assert float((together - alone).abs().max()) < 1e-5
 
 
+@pytest.mark.slow
 def test_images_that_overflow_are_the_decoder_s_fault(tmp_path: Path) -> None:
     model: Any = load_model(write_sd(tmp_path / "sd"))
     z = normal(1, *model.latent_shape)

@@ -28,6 +28,8 @@ from redif_ray.models.student import enable_checkpointing, make_student, trainab
 from redif_ray.models.z_image import TOKENS
 from redif_ray.planning.timing import hollow
 
+pytestmark = pytest.mark.slow
+
 CAPTIONS = ["a cat", "a very long caption about dogs that run through a field"]  # of 32 tokens and of 96, as padded
 STEPS, SIZE = 4, (24, 16)
 ADAPTERS = Lora(rank=2, alpha=6.0)

@@ -22,6 +22,7 @@ def config(root: Path, teacher: str, *overrides: str) -> Config:
     return made
 
 
+@pytest.mark.slow
 def test_repeated_blocks_are_compiled_and_networks_without_them_as_a_whole(tmp_path: Path) -> None:
     own = config(tmp_path, str(write_sd(tmp_path / "sd")), "conditions.source=emoji", "student.lora.rank=2")
     teacher = factory.frozen(own, "cpu")

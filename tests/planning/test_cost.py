@@ -24,6 +24,7 @@ CLASSES = Conditions(tuple(range(10)), tuple(range(10)))
 REGRESSION = ("method=sfd", "warm_start={rounds: 10, groups: 64}", "learner.threads=1")  # two work units a round
 
 
+@pytest.mark.slow
 def test_rounds_share_the_seconds_of_their_phase() -> None:
     found = estimate(load("smoke"), CLASSES)
     seconds = found.seconds
@@ -103,6 +104,7 @@ def test_the_update_of_the_policy_counted_by_hand() -> None:
         assert found.seconds["policy gradient, update"] * 1e3 == pytest.approx(int(rounds * calls))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("even")
 def test_roles_work_at_once() -> None:
     """One worker of each role: the round takes as long as the slower one, and the other for one of two units."""
@@ -152,6 +154,7 @@ def test_decoding_and_the_reference_are_counted(big: dict[str, Path]) -> None:
     assert found.seconds["evaluation"] == pytest.approx((arms + chosen) * found.forward_ms / 1e3 / 2)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize(
     ("recipe", "tflops", "gpus"),
@@ -202,6 +205,7 @@ def test_adapters_are_counted_as_they_are_made(big: dict[str, Path]) -> None:
         assert trained_numbers(teacher.network, lora) == sum(p.numel() for p in made)
 
 
+@pytest.mark.slow
 def test_threads_of_the_process_stay_as_they_were() -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(2)

@@ -26,6 +26,7 @@ def config(root: Path, *overrides: str) -> Config:
     return load("smoke", [f"run.root={root}", f"teacher.model={root / 'teacher'}", "tracking.uri=off", *overrides])
 
 
+@pytest.mark.slow
 def test_captions_are_stored_in_the_encoders_dtype_and_come_back_to_the_bit(tmp_path: Path) -> None:
     """With T5, whose padded tokens have states of their own."""
     made = config(tmp_path, "networks.precision=bfloat16")
@@ -43,6 +44,7 @@ def test_captions_are_stored_in_the_encoders_dtype_and_come_back_to_the_bit(tmp_
     assert all(torch.equal(read[name], value) and value.dtype == torch.float32 for name, value in fresh.items())
 
 
+@pytest.mark.slow
 def test_as_many_captions_are_counted_as_are_drawn_or_known(tmp_path: Path) -> None:
     made = config(tmp_path, "warm_start.rounds=2", "learner.rounds=3", "evaluation.judge=random-features")
     teacher = load_teacher(made.teacher)

@@ -21,6 +21,8 @@ from redif_ray.models.student import get_weights
 from redif_ray.planning import messages
 from redif_ray.planning.paths import absolute
 
+pytestmark = pytest.mark.slow
+
 BIG = ("rollout.groups=4", "rollout.unit_groups=2", "rollout.siblings=16", "warm_start.groups=64")
 SETTINGS = {
     "ratios": ("learner.loss=ppo_clip", "learner.anchor.weight=0"),
@@ -123,7 +125,6 @@ def test_a_work_unit_of_the_size_of_sdxl_is_measured(tmp_path: Path) -> None:
 EVERY_STEP = ("exploration.one_step=false", "rollout={groups: 8, siblings: 12, unit_groups: 1}")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("write", "recipe", "given", "round_mb", "before_mb"),
     [

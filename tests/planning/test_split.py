@@ -72,6 +72,7 @@ def test_more_groups_where_there_are_more_gpus_than_groups() -> None:
     assert "rollout.groups=64" in found.settings and found.seconds == pytest.approx(64 / 24 * 13 / 64)
 
 
+@pytest.mark.slow
 def test_work_of_a_round_is_counted() -> None:
     """A longer student takes more of the rollout, and nothing more of the teacher."""
     few, more = (split.work(load("fashion_mnist", [f"student.steps={n}", "warm_start.rounds=0"])) for n in (2, 4))

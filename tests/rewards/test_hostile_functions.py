@@ -155,6 +155,7 @@ def test_every_end_is_an_error_with_its_line(line: str, message: str, mine: Any,
     assert "mine.py:9, in score" in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["call", "import"])
 @pytest.mark.parametrize("code", HANGS.values(), ids=HANGS)
 def test_a_hang_ends_at_its_line(code: str, where: str, mine: Any, pair: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -90,6 +90,7 @@ def rows(name: str, column: int) -> Tensor:
     return original.images(original.SIZES[name])[column].expand(len(original.CAPTIONS), -1, -1, -1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "column"), CASES)
 def test_the_score_is_that_of_the_original_package(name, column, score):
     expected = torch.tensor([each[column] for each in KEPT[name]["scores"]])
@@ -118,12 +119,14 @@ def test_the_gradient_is_that_of_finite_differences(name, build, options):
     assert torch.autograd.gradcheck(lambda x: rewards(replace(given, student=x))[name], images, fast_mode=True)
 
 
+@pytest.mark.slow
 def test_grey_images_are_repeated(score):
     for name in KEPT:
         grey = rows(name, 1)[:, :1]
         torch.testing.assert_close(score(name, grey), score(name, grey.expand(-1, 3, -1, -1)))
 
 
+@pytest.mark.slow
 def test_hps_in_the_layouts_that_there_are(score, options, base, tmp_path):
     """Files have the names of open_clip, alone or below `model`, and folders have those of transformers."""
     given, expected = load_file(options["hps"]["model"]), score("hps", rows("hps", 1))
@@ -147,6 +150,7 @@ def test_image_reward_has_more_in_its_file_than_is_read(score, options, tmp_path
     assert torch.equal(score("image_reward", rows("image_reward", 0), model=str(tmp_path)), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "lost", "message"),
     [
@@ -172,6 +176,7 @@ def test_a_file_that_lacks_a_weight(name, lost, message, score, options, tmp_pat
         score(name, rows(name, 0), model=str(tmp_path / "part.safetensors"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(KEPT))
 def test_the_published_checkpoint_is_converted_by_the_command_that_is_told(name, score, options, tmp_path, monkeypatch):
     """HPSv2's is nested below `state_dict`; neither is read here."""

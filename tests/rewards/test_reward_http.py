@@ -208,6 +208,7 @@ def test_options_that_cannot_be_are_named(options: dict[str, Any], message: str,
     assert "hush" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_the_example_server_scores(pair: Any, build: Any) -> None:
     port = free_port()
     process = subprocess.Popen([sys.executable, str(EXAMPLE), str(port)], stderr=subprocess.DEVNULL)

@@ -7,8 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from redif_ray.config import load
-from redif_ray.job.distill import distill
 from redif_ray.rewards.base import RewardError
 
 ALTERATIONS = {
@@ -116,11 +114,3 @@ def test_an_exit_is_an_error_that_names_the_line(word, tmp_path, pair, build):
         build(terms={"mine": term(tmp_path, word, at_import=True)})
     with pytest.raises(RewardError, match=r"reward term 'mine': .*failed: SystemExit.*\n.*in score"):
         build(terms={"mine": term(tmp_path, word)})(pair(dtype=torch.float32))
-
-
-def test_a_run_does_not_start_with_a_file_that_exits(tmp_path):
-    options = term(tmp_path, "sys.exit()", at_import=True)
-    config = load("smoke", [f"run.root={tmp_path}/runs", f"reward.terms.mine.options.callable={options['callable']}"])
-    with pytest.raises(RewardError, match=r"reward.terms.mine: .*SystemExit"):
-        distill(config)
-    assert not (tmp_path / "runs" / "smoke").exists()

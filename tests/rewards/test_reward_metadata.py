@@ -231,6 +231,7 @@ def test_a_round_scores_captions_with_what_belongs_to_them(tmp_path: Path) -> No
     assert loop.checksum() != before
 
 
+@pytest.mark.slow
 def test_workers_read_what_the_run_folder_keeps(tmp_path: Path) -> None:
     config = recipe(tmp_path)
     teacher = factory.teacher(config, "cpu")
@@ -244,6 +245,7 @@ def test_workers_read_what_the_run_folder_keeps(tmp_path: Path) -> None:
             run.keep_conditions(factory.conditions(config, teacher))
 
 
+@pytest.mark.slow
 def test_the_evaluation_of_a_renamed_run_reads_its_own_columns(tmp_path: Path, monkeypatch: Any) -> None:
     config = recipe(tmp_path)
     teacher = factory.teacher(config, "cpu")

@@ -121,6 +121,7 @@ def test_loading_is_quiet(build, clip_folder, capfd):
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.slow
 def test_text_image_is_the_cosine_with_the_rows_caption(inputs, build, clip_folder):
     rewards = build(terms={"text_image": {"model": str(clip_folder)}}, shape=SHAPE, captions=True)
     captions = caption_embeddings(clip_folder, CAPTIONS)
@@ -129,6 +130,7 @@ def test_text_image_is_the_cosine_with_the_rows_caption(inputs, build, clip_fold
     assert np.ptp(cosine(captions, captions[:1])) > 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shard", ["10GB", "5KB"])
 def test_pick_score_is_the_logit_of_the_whole_model(inputs, build, clip_folder, shard, tmp_path):
     """PickScore's program takes logit_scale.exp() * (text_embs @ image_embs.T), as transformers' CLIP does."""
@@ -241,6 +243,7 @@ def test_gradient_equals_finite_differences(name, pair, every):
     assert torch.autograd.gradcheck(lambda x: rewards(replace(given, student=x))[name], student)
 
 
+@pytest.mark.slow
 def test_terms_that_look_through_one_network_share_it_and_its_features(inputs, every):
     rewards, rows = every(), []
     clips = [rewards.terms[name]._images for name in ("clip", "text_image", "aesthetic")]
@@ -278,6 +281,7 @@ def test_shared_features_carry_every_terms_gradient(inputs, every):
     assert all(gradient.abs().sum() > 0 for gradient in alone)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [1, 3])
 def test_how_many_images_a_forward_changes_nothing(batch, inputs, every):
     whole, parts = every(), every(batch=batch)
@@ -289,6 +293,7 @@ def test_how_many_images_a_forward_changes_nothing(batch, inputs, every):
     assert max(rows) == batch
 
 
+@pytest.mark.slow
 def test_images_may_be_of_another_precision_than_the_network(inputs, every):
     double = replace(inputs, student=inputs.student.double(), teacher=inputs.teacher.double())
     for name, values in every()(double).items():
@@ -296,6 +301,7 @@ def test_images_may_be_of_another_precision_than_the_network(inputs, every):
         torch.testing.assert_close(values.float(), every()(inputs)[name], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_grey_images_are_repeated(inputs, every):
     grey = RewardInputs(inputs.student[:, :1], inputs.teacher[:, :1], CAPTIONS)
     colour = RewardInputs(*(x.expand(-1, 3, -1, -1) for x in (grey.student, grey.teacher)), CAPTIONS)

@@ -34,6 +34,7 @@ def options(*overrides: str) -> dict[str, object]:
     return absolute(load("smoke", list(overrides))).reward.terms["clip"].options
 
 
+@pytest.mark.slow
 def test_a_run_keeps_the_commit_that_it_began_with(hub: Path, build, pair) -> None:
     model = options("reward.terms.clip.options.model=org/clip")["model"]
     assert model == f"org/clip@{OLD}"

@@ -77,6 +77,7 @@ UNIT = st.sampled_from([0.0, 1.0]) | st.floats(0, 1, width=32)
 IMAGE = arrays(np.float32, (2, 1, 8, 8), elements=UNIT, fill=UNIT)
 
 
+@pytest.mark.slow
 @given(student=IMAGE, teacher=IMAGE)
 @settings(max_examples=60, deadline=None, derandomize=True)
 def test_values_stay_in_the_documented_range_and_below_the_teachers_own(student, teacher):

@@ -91,6 +91,7 @@ def test_the_gradient_of_what_is_told_is_that_of_finite_differences() -> None:
     assert torch.autograd.gradcheck(loss, tuple(at), eps=1e-6, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_descent_finds_what_the_network_should_be_told() -> None:
     process = PROCESSES[1]
     base = schedules.build(process, 3, "karras")

@@ -101,6 +101,7 @@ class Tuned:
             cut = None if cut is None else cut - 1
 
 
+@pytest.mark.slow
 def test_a_search_that_was_cut_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole.jsonl", tmp_path / "parts.jsonl"
     Tuned(whole)
