@@ -106,10 +106,10 @@ def _threaded(call: Callable[[], object], threads: int) -> float:
 
     Threads may help or not, so this lies between 1 and their number, also on a machine that is busy with other work.
     """
-    one = _timed(call, 1)
+    one = _timed(call, 1, time.perf_counter)
     torch.set_num_threads(threads)
     try:
-        return min(float(threads), max(1.0, threads * _timed(call, 1) / one))
+        return min(float(threads), max(1.0, threads * _timed(call, 1, time.perf_counter) / one))
     finally:
         torch.set_num_threads(1)
 
@@ -120,16 +120,22 @@ def _product_rate(dtype: torch.dtype, together: int, size: int = 512) -> float:
     return 2 * size**3 / _timed(lambda: a @ a, together)
 
 
-def _timed(call: Callable[[], object], together: int, repeats: int = 5) -> float:
-    """Return the measured seconds of a call, on the slowest of `together` threads that make it at the same time."""
+def _timed(
+    call: Callable[[], object], together: int, clock: Callable[[], float] = time.thread_time, repeats: int = 5
+) -> float:
+    """Return the measured seconds of a call, on the slowest of `together` threads that make it at the same time.
+
+    clock: by default, seconds in which a core computed, so that other work on the machine does not count. A call that
+        waits for other threads of torch needs another clock.
+    """
 
     @torch.no_grad()
     def one(_: int) -> float:
         call()
-        started = time.perf_counter()
+        started = clock()
         for _ in range(repeats):
             call()
-        return (time.perf_counter() - started) / repeats
+        return (clock() - started) / repeats
 
     with ThreadPoolExecutor(together) as pool:
         return max(pool.map(one, range(together)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from redif_ray.models.folder import without_weights
 from redif_ray.models.registry import load_model, teacher_outline
 from redif_ray.planning import timing
 from redif_ray.planning.timing import cpu_speed, hollow
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -37,6 +40,18 @@ def test_a_hollow_network_computes_as_one_whose_weights_are_zeros(name: str, tmp
     assert all(value.is_meta for value in [*outline.network.parameters(), *outline.network.buffers()])
     with pytest.raises((NotImplementedError, RuntimeError)):
         outline.predict(x, level, encoded)
+
+
+def test_what_else_the_machine_does_is_not_counted() -> None:
+    """Sleep stands for the time in which other processes have the core."""
+
+    def call() -> None:
+        began = time.thread_time()
+        while time.thread_time() - began < 0.01:
+            pass
+        time.sleep(0.1)
+
+    assert 0.01 <= timing._timed(call, 1) < 0.05
 
 
 def test_each_way_to_measure_a_speed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
