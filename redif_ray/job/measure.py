@@ -82,7 +82,7 @@ def measure(run: Session, key: str, accounts: Accounts, progress: Progress) -> M
         varied = _diversity(run, key, accounts)
         if varied is not None:
             steps.done(DIVERSITY)
-    progress.at(1.0, "comparing the arms", line=True)
+    progress.tell("comparing the arms", line=True)
     calls = config.student.steps * run.teacher.calls_per_step(config.student.guidance)
     full_calls = solvers.network_calls(config.teacher.solver, config.teacher.steps)
     full_calls *= run.teacher.calls_per_step(config.teacher.guidance)
@@ -96,7 +96,9 @@ def measure(run: Session, key: str, accounts: Accounts, progress: Progress) -> M
         ("student", student, calls),
     ):
         run.stop.check()
+        progress.tell(f"comparing the arms: {ARMS[arm]}")
         arms[arm] = None if seen is None else evaluate_arm(seen, judge, nfe=nfe, teacher=teacher, **draws)
+    progress.tell("comparing the student with its starts")
     starts = {"over the untrained student": few, "over the warm start": warm}
     gains = {text: changes(judge, student, seen, **draws) for text, seen in starts.items() if seen is not None}
     rows = [("teacher", teacher), (ARMS["teacher_few"], few), (ARMS["warm_start"], warm), (ARMS["student"], student)]

@@ -75,12 +75,22 @@ class Progress:
         if left is not None and (whole := now - self.began + left):
             self.bar.update(self.task, completed=(now - self.began) / whole)
         self.bar.update(self.task, text=f"{time_left}  {text}".strip())  # a narrow terminal cuts off its end
-        if line or (not drawn(self.console) and now - self.printed >= LINE_SECONDS):
-            self.printed = now
-            self.console.print(f"{text}  {time_left}".rstrip(), highlight=False, markup=False, soft_wrap=True)
+        self._print(f"{text}  {time_left}".rstrip(), line)
         if now - self.kept >= KEEP_SECONDS:
             self.kept = now
             self.keep({"stage": self.stage, "share": self.share, "left": left})
+
+    def tell(self, text: str, *, line: bool = False) -> None:
+        """Tell what is being done, without a time, where nobody knows how long it takes. line: as in `at`."""
+        self.bar.update(self.task, text=text)
+        self._print(text, line)
+
+    def _print(self, text: str, line: bool) -> None:
+        """Print a line if `text` is worth one, or if the last one is long ago and nothing else shows progress."""
+        now = time.monotonic()
+        if line or (not drawn(self.console) and now - self.printed >= LINE_SECONDS):
+            self.printed = now
+            self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def left(self) -> float | None:
         """Return the seconds until all stages are over, or None while no pace is known."""

@@ -37,7 +37,7 @@ from redif_ray.models.student import enable_checkpointing, get_weights
 from redif_ray.planning import factory
 from redif_ray.planning.rounds import Phases
 from redif_ray.runs.backup_thread import uploader
-from redif_ray.runs.folder import check_seen, latest_checkpoint, prune_checkpoints
+from redif_ray.runs.folder import check_seen, latest_checkpoint, prune_checkpoints, round_of
 from redif_ray.runs.gauges import RoundGauges
 from redif_ray.runs.timeline import Stages, spans
 from redif_ray.weights.publisher import Publisher
@@ -109,7 +109,8 @@ class Learner:
         check_seen(self.token)
         calibration = ray.get(self.coordinator.begun_with.remote())
         if calibration is None:
-            return Outcome(self.round, True, self.accounts.ledger.state())
+            newest = latest_checkpoint(self.folder / "checkpoints")
+            return Outcome(0 if newest is None else round_of(newest), True, self.accounts.ledger.state())
         if self.ranks.first:
             judge = judge_of(self.coordinator, self.config.validation.groups, self.accounts)
             self.validator = Validator(self.config, calibration, judge)

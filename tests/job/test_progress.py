@@ -41,6 +41,17 @@ def whole(console: Console, **options: Any) -> Progress:
     return Progress(console, stages({"evaluation": 50.0}, 100.0, whole=True), **options)
 
 
+def test_what_nobody_can_time_is_told_without_a_time(clock: Clock) -> None:
+    console, text = log()
+    progress = whole(console)
+    progress.tell("comparing", line=True)
+    clock.now += 29
+    progress.tell("one")
+    clock.now += 1
+    progress.tell("another")
+    assert text.getvalue() == "comparing\nanother\n"
+
+
 def test_the_time_left_counts_evaluation_and_report(clock: Clock) -> None:
     """100 s of rounds, 50 s of evaluation and 15 s of the end were expected; all takes twice as long."""
     progress = whole(log()[0])
