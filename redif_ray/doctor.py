@@ -80,7 +80,9 @@ def _ray() -> str:
     addresses = sorted(find_gcs_addresses())
     if not addresses:
         return "no cluster runs here; ray.address=local starts a private one"
-    return f"running at {', '.join(addresses)} (ray.address=auto joins it)"
+    if len(addresses) > 1:
+        return f"{len(addresses)} clusters run here, at {', '.join(addresses)}; name the one to join in ray.address"
+    return f"running at {addresses[0]} (ray.address=auto joins it)"
 
 
 def _mlflow() -> str:

@@ -102,6 +102,10 @@ def test_an_unknown_key_names_the_nearest(override: str, nearest: str) -> None:
     assert message(override) == f"{key}: unknown key; did you mean {nearest}?"
 
 
+def test_a_word_that_is_like_no_key_is_told_the_sections() -> None:
+    assert message("data=cats").startswith("data: unknown key; expected one of method, run, ray, teacher, student, ")
+
+
 @pytest.mark.parametrize("old", RENAMED)
 def test_a_renamed_key_is_unknown_and_its_new_name_is_said(old: str) -> None:
     with pytest.raises(UnknownKeyError) as caught:
@@ -296,6 +300,7 @@ def test_every_key_is_explained_in_a_sentence() -> None:
     assert not [key for key, text in known.items() if not text.endswith(".") or "  " in text]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
 def test_an_explained_configuration_is_the_same(path: Path, write: Any) -> None:
     model = TeacherConfig if path.stem.startswith("teacher_") else Config
@@ -358,6 +363,7 @@ json_values = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     st.builds(Run, name=words, root=paths, seed=st.integers(0, 2**63 - 1)),

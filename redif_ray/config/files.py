@@ -105,8 +105,10 @@ def _explain(error: Any, model: type[BaseModel]) -> str:
         if model is Config and key in RENAMED:
             return f"{name}: unknown key; it is now {RENAMED[key]}"
         known = _named(descriptions(model), path)
-        near = [k for k in known if k.endswith(f".{key}")] or difflib.get_close_matches(key, known, n=1, cutoff=0.3)
-        return f"{name}: unknown key" + (f"; did you mean {' or '.join(near)}?" if near else "")
+        alike = 0.3 if "." in key else 0.7  # a word alone is like many others
+        near = [k for k in known if k.endswith(f".{key}")] or difflib.get_close_matches(key, known, n=1, cutoff=alike)
+        said = f"did you mean {' or '.join(near)}?" if near else f"expected one of {', '.join(model.model_fields)}"
+        return f"{name}: unknown key; {said}"
     if error["type"] == "value_error":
         return str(error["ctx"]["error"])
     if error["type"] == "missing":

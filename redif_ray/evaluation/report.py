@@ -228,8 +228,12 @@ def _term(summary: Summary, name: str) -> str:
 
 
 def _calibration(summary: Summary) -> str:
-    rows = [[n, _number(c.self), _number(c.other_seed), _number(c.init)] for n, c in summary.calibration.items()]
-    return markdown_table(["term", "teacher with itself", "with its other seeds", "untrained student"], rows)
+    head = ["term", "teacher with itself", "with its other seeds", "untrained student", "to gain"]
+    rows = [
+        [name, *(_number(value) for value in (c.self, c.other_seed, c.init, c.self - c.init))]
+        for name, c in summary.calibration.items()
+    ]
+    return markdown_table(head, rows)
 
 
 def _gains(summary: Summary) -> str:
@@ -280,7 +284,9 @@ def _run(summary: Summary, metrics: Sequence[Mapping[str, Any]]) -> str:
     if (best := notes.get("teacher_best")) is not None:
         lines.append(f"- the teacher's best named schedule at the same NFE: {best}")
     if (lost := notes.get("lost")) is not None:
-        lines.append("- lost on the way: " + (", ".join(f"{n} {what}" for what, n in lost.items()) or "nothing"))
+        counts = ", ".join(f"{n} {what}" for what, n in lost.items())
+        again = f"{counts}; started again, and no result has changed" if lost else "nothing"
+        lines.append(f"- lost on the way: {again}")
     return "\n".join(lines)
 
 

@@ -66,7 +66,8 @@ def needs(config: Config, found: Footprints, cluster: Sequence[Node]) -> list[Ne
 
 def _devices(kind: str, asked: float, up: float, wait: bool) -> Need:
     """Return the need of devices. With `ray.wait`, more than is up is unknown, because an autoscaler may add nodes."""
-    return Need(f"{kind}s" if kind in ("CPU", "GPU") else kind, asked, "", None if wait and up < asked else up)
+    names = {"CPU": "logical CPUs", "GPU": "GPUs"}
+    return Need(names.get(kind, kind), asked, "", None if wait and up < asked else up)
 
 
 def report(config: Config) -> tuple[Group, list[Need]]:
@@ -110,7 +111,7 @@ def _split(config: Config, found: Footprints, cluster: Sequence[Node]) -> list[T
 def _machines(cluster: Sequence[Node]) -> Table:
     """Return a table of the nodes, those that are alike in one row."""
     view = Table(box=None, padding=(0, 1))
-    for column in ("nodes", "CPUs", "GPUs", "MB of main memory", "of object store"):
+    for column in ("nodes", "logical CPUs", "GPUs", "MB of main memory", "of object store"):
         view.add_column(column, justify="left" if column == "GPUs" else "right")
     for row, count in Counter(map(_machine, cluster)).items():
         view.add_row(str(count), *row)

@@ -78,7 +78,7 @@ class RunFolder:
         """Return the folder's path. Raises RunError where a new run's folder exists, or a run to resume does not."""
         path = Path(config.run.root).resolve() / config.run.name
         if not resume and path.exists() and not _only_begun(path) and failure_of_start(path) is None:
-            raise RunError(f"{path} exists; continue it with --resume, or choose another run.name")
+            raise _taken(path)
         if resume and not (path / "config.yaml").exists():
             raise RunError(f"{path} holds no run to resume; leave --resume out to start it")
         return path
@@ -90,7 +90,7 @@ class RunFolder:
             remove_start(self.path)
             (self.path / "checkpoints").mkdir()
         elif not _only_begun(self.path):
-            raise RunError(f"{self.path} exists; continue it with --resume, or choose another run.name")
+            raise _taken(self.path)
 
     @classmethod
     @contextmanager
@@ -176,6 +176,13 @@ class RunFolder:
 
     def update_state(self, **values: Any) -> None:
         self.write("run.json", json.dumps({**self.state, **values}, indent=1) + "\n")
+
+
+def _taken(path: Path) -> RunError:
+    """Return the error of a new run whose folder holds another one."""
+    if (path / "summary.json").exists():
+        return RunError(f"{path} holds a finished run; read its report.html, or choose another run.name")
+    return RunError(f"{path} exists; continue it with --resume, or choose another run.name")
 
 
 def check_same(path: Path, config: Config) -> None:

@@ -33,7 +33,8 @@ def status(path: Path) -> tuple[str, Lines]:
     if (uploaded := _upload(path / UPLOADED)) is not None:
         lines["upload"] = uploaded
     lost = Counter(row["lost"] for row in read_rows(path / "lost.jsonl"))
-    lines["lost"] = ", ".join(f"{count} {what}" for what, count in lost.items()) or "nothing"
+    counts = ", ".join(f"{count} {what}" for what, count in lost.items())
+    lines["lost"] = f"{counts}; started again, and no result has changed" if lost else "nothing"
     return word, lines | places(path, config, kept)
 
 

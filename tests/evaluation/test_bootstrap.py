@@ -52,6 +52,7 @@ def test_difference_is_paired() -> None:
     assert (high - low) / 2 == pytest.approx(half, rel=0.12)
 
 
+@pytest.mark.slow
 def test_rows_of_a_cluster_are_drawn_together() -> None:
     """Five equal rows a cluster are one observation: the interval is that of the clusters, sqrt(5) times the rows'."""
     x = normals(80, 1, 9)[:, 0].repeat(5)

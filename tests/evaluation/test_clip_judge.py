@@ -49,6 +49,7 @@ def test_features_and_captions_are_transformers_own(folder: str, images: torch.T
     assert float(cosines.std()) > 1e-3
 
 
+@pytest.mark.slow
 def test_an_arm_says_how_its_images_fit_their_captions(folder: str, images: torch.Tensor) -> None:
     options: dict[str, Any] = {"nfe": 4, "resamples": 40, "seed": 0}
     for source, conditions in ((folder, CAPTIONS), (folder, [None] * 12), ("random-features", CAPTIONS)):

@@ -226,9 +226,12 @@ def test_report_says_what_the_summary_says(tmp_path: Path) -> None:
     ]
     assert "after warm start" not in text
     assert "| total | 42 | 4,000 | 5e+12 |" in lines
-    assert "| mse | 0 | -0.08 | -0.03 |" in lines
+    assert "| mse | 0 | -0.08 | -0.03 | 0.03 |" in lines
     assert "| frechet, over the warm start | -3.61 | [-4.6, -2.65] |" in lines
-    assert "| rollout-0 | 87% | 64 |" in lines and "- lost on the way: 1 rollout" in lines
+    assert (
+        "| rollout-0 | 87% | 64 |" in lines
+        and "- lost on the way: 1 rollout; started again, and no result has changed" in lines
+    )
     assert "- 80 rounds; policy version 120" in lines
     assert "- the teacher's best named schedule at the same NFE: euler on karras" in lines
     assert "An image takes one worker 6.1 ms with the student, 31.2 ms with the full-step teacher." in lines

@@ -252,6 +252,7 @@ def test_an_earlier_student_and_its_encoder_are_counted(tmp_path: Path) -> None:
     assert written[0] - written[1] == kept * 4 * trained
 
 
+@pytest.mark.slow
 def test_gradients_are_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """They are part of `training`, so they are there before activations are counted."""
     seen: list[bool] = []
@@ -336,6 +337,7 @@ def test_the_disk_of_an_export(tmp_path: Path, uri: str, copies: int) -> None:
     assert requirements.disk_mb(tracked, replace(found, network=2 * 10**6)) - before == pytest.approx(5 * copies)
 
 
+@pytest.mark.slow
 def test_what_is_too_little_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     found = Footprints(ROLES | {"rollout": replace(ROLES["rollout"], weights=1e9)}, 10**6, 10**6, 1000, 4.0)
 
@@ -344,7 +346,7 @@ def test_what_is_too_little_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         return {need.what: need for need in requirements.needs(run, found, nodes(run))}
 
     few = needs()
-    assert not few["main memory"].met and few["disk"].met and few["CPUs"].met and "GPUs" not in few
+    assert not few["main memory"].met and few["disk"].met and few["logical CPUs"].met and "GPUs" not in few
     gpus = needs("rollout.gpus=64")
     assert not gpus["GPUs"].met and gpus["GPUs"].needed == 64 and gpus["main memory"].met
 
@@ -356,6 +358,7 @@ def test_the_demo_by_measurement() -> None:
     assert 4500 < main_memory_mb(demo, footprints(demo)) < 6500
 
 
+@pytest.mark.slow
 def test_the_batch_of_a_round_and_the_sums_over_ranks_are_counted() -> None:
     """The demo's rounds have 16 x 16 rows and four steps: five states and the teacher's four jumps from them."""
 
@@ -413,6 +416,7 @@ def test_blocks_are_gathered_two_at_a_time(tmp_path: Path) -> None:
     assert everything / 5 < weight_bytes._gathered(student) < everything * 0.9
 
 
+@pytest.mark.slow
 def test_a_run_without_rounds_has_footprints() -> None:
     """A run that only evaluates has none."""
     found = footprints(config("fashion-mnist", "warm_start.rounds=0", "learner.rounds=0"))

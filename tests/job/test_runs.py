@@ -133,7 +133,7 @@ def test_ranks_that_share_the_student_agree_with_one(root: Path) -> None:
 
 def test_a_name_is_never_overwritten(first: Path, root: Path) -> None:
     before = (first / "summary.json").read_bytes()
-    with pytest.raises(RunError, match="exists; continue it with --resume"):
+    with pytest.raises(RunError, match="holds a finished run; read its report"):
         distill(smoke(root, "first"))
     with pytest.raises(RunFinished, match="is finished"):
         distill(smoke(root, "first"), resume=True)

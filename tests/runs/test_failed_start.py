@@ -15,6 +15,7 @@ from redif_ray.runs.jsonl import append_rows
 from redif_ray.runs.status import status
 
 EXISTS = "exists; continue it with --resume, or choose another run.name"
+FINISHED = "holds a finished run; read its report"
 MENDED = "reward.terms.mine.options.callable=mended.py:score"
 
 
@@ -83,8 +84,9 @@ WORTH: dict[str, Any] = {
 def test_what_is_worth_keeping_is_kept(make: Any, failed: Path, tmp_path: Path) -> None:
     make(failed)
     before = files(failed)
+    message = FINISHED if (failed / "summary.json").exists() else EXISTS
     for refused in (RunFolder.place, RunFolder.open):
-        with pytest.raises(RunError, match=EXISTS):
+        with pytest.raises(RunError, match=message):
             refused(configured(tmp_path, MENDED), resume=False)
     assert files(failed) == before
 

@@ -48,6 +48,9 @@ def test_a_name_is_used_once(config: Any, started: Path) -> None:
     before = (started / "config.yaml").read_bytes()
     with pytest.raises(RunError, match=f"{started} exists; continue it with --resume, or choose another run.name"):
         RunFolder.open(config("run.seed=3"), resume=False)
+    (started / "summary.json").touch()
+    with pytest.raises(RunError, match=f"{started} holds a finished run; read its report.html, or choose another"):
+        RunFolder.open(config("run.seed=3"), resume=False)
     assert (started / "config.yaml").read_bytes() == before
 
 

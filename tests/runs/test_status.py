@@ -74,7 +74,11 @@ def test_a_run_at_work(folder: RunFolder) -> None:
     assert lines["left"] == "about 4 s of training, then the evaluation"
     assert lines["validation"] == "reward -0.25 (start -0.5), recall 0.75 (start 0.5), after round 2"
     assert lines["checkpoint"] == "round-000002, 2.0 min ago"
-    assert lines["lost"] == "1 rollout, 2 unit" and lines["results"] == "none yet" and "MLflow" not in lines
+    assert (
+        lines["lost"] == "1 rollout, 2 unit; started again, and no result has changed"
+        and lines["results"] == "none yet"
+        and "MLflow" not in lines
+    )
     folder.close()
 
 
@@ -116,6 +120,7 @@ def test_phases(config: Config, folder: RunFolder) -> None:
     folder.close()
 
 
+@pytest.mark.slow
 def test_how_a_run_ended(config: Config, folder: RunFolder) -> None:
     folder.close()
     assert status(folder.path)[1]["state"] == "stopped; continue with --resume"
