@@ -41,6 +41,7 @@ from redif_ray.runs.folder import RunError, latest_checkpoint, stored_config
 from redif_ray.types import Condition, Edit, told
 
 COUNT = 40  # images where neither a number nor captions are given
+MOST_COLUMNS = 12  # classes for which each has a column of the picture
 BATCH = 50  # images at once, fewer for a large model
 BATCH_NUMBERS = 50_000  # limit of the numbers in the latents of a batch
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")  # ends of names that Pillow knows
@@ -193,8 +194,14 @@ def sample(
     if separate:
         _write_files(out, drawn, conditions)
     else:
-        write_grid(out, np.concatenate(list(drawn)))
+        write_grid(out, np.concatenate(list(drawn)), _columns(conditions))
     return len(conditions)
+
+
+def _columns(conditions: list[Condition]) -> int | None:
+    """Return the number of classes that are drawn in turn, where each can have a column; else None."""
+    classes = {condition for condition in conditions if isinstance(condition, int)}
+    return len(classes) if 1 < len(classes) <= MOST_COLUMNS else None
 
 
 def load(

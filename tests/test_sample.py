@@ -111,6 +111,13 @@ def test_labels_are_named_too_and_grey_images_stay_grey(tmp_path: Path) -> None:
         sample(str(tmp_path / "m"), tmp_path / "out", count=4, seed=0, separate=True)
 
 
+def test_each_class_has_a_column(tmp_path: Path) -> None:
+    sample("fashion-mnist", tmp_path / "all.png", count=11, seed=0, steps=1)
+    picture = np.asarray(Image.open(tmp_path / "all.png"))
+    assert picture.shape == (2 * 84, 10 * 84, 3)
+    assert picture[84:, :84].min() < 255 and picture[84:, 84:].min() == 255  # the eleventh is of class 0, too
+
+
 def test_captions_that_cannot_be_drawn(tmp_path: Path) -> None:
     (tmp_path / "captions.txt").write_text("a cat\n")
     with pytest.raises(UserError, match="takes no captions"):

@@ -33,9 +33,10 @@ def as_picture(image: np.ndarray) -> Image.Image:
     return Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
 
 
-def write_grid(path: str | Path, images: np.ndarray) -> None:
-    """Write images [n, C, H, W] float in [0, 1] as a PNG, about square; white fills up the last row."""
-    columns = 10 if len(images) % 10 == 0 else math.ceil(math.sqrt(len(images)))
+def write_grid(path: str | Path, images: np.ndarray, columns: int | None = None) -> None:
+    """Write images [n, C, H, W] float in [0, 1] as a PNG, about square by default; white fills up the last row."""
+    if columns is None:
+        columns = 10 if len(images) % 10 == 0 else math.ceil(math.sqrt(len(images)))
     missing = -len(images) % columns
     filled = np.concatenate([images, np.ones((missing, *images.shape[1:]), images.dtype)])
     Path(path).parent.mkdir(parents=True, exist_ok=True)
