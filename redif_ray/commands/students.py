@@ -23,7 +23,9 @@ def sample(
         int | None, typer.Option(min=1, help="Number of images. Default: one for each of --captions, or 40.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
-    label: Annotated[int | None, typer.Option(help="The only class to draw. Default: all in turn, each of up to 12 in its column.")] = None,
+    label: Annotated[
+        int | None, typer.Option(help="The only class to draw. Default: all in turn, each of up to 12 in its column.")
+    ] = None,
     caption: Annotated[str | None, typer.Option(help="The caption that a text-to-image model draws.")] = None,
     captions: Annotated[
         Path | None, typer.Option(help="A .txt file of captions, one a line, which are drawn in turn.")

@@ -47,17 +47,11 @@ def plain(root: Path) -> str:
 
 @pytest.fixture(scope="session")
 def first(cluster: None, root: Path) -> Path:
-    """One run with one worker of each kind, tracked in a store of its own."""
-    return distill(smoke(root, "first", f"tracking.uri=sqlite:///{root}/mlflow.db"))
-
-
-@pytest.fixture(scope="session")
-def job(cluster: None, root: Path) -> Path:
-    """The same run as a Ray job, with two workers of each kind, which take turns at their device."""
-    options = (f"run.root={root}", "run.name=job", "tracking.uri=off", "pipeline.colocate=true")
-    workers = ("rollout.max_workers=2", "reward.max_workers=2")
+    """A run as a Ray job, with two workers of each kind, which take turns at their device, tracked in a new store."""
+    options = (f"run.root={root}", "run.name=first", f"tracking.uri=sqlite:///{root}/mlflow.db")
+    workers = ("rollout.max_workers=2", "reward.max_workers=2", "pipeline.colocate=true")
     assert "run folder" in ran("jobs/distill.py", "smoke", *options, *workers)
-    return root / "job"
+    return root / "first"
 
 
 @pytest.fixture(scope="session")

@@ -26,7 +26,7 @@ from redif_ray.models.protocol import DiffusionModel
 from redif_ray.models.registry import load_model
 from redif_ray.models.student import make_student, set_weights
 
-pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("cluster")]
+pytestmark = [pytest.mark.cluster, pytest.mark.long, pytest.mark.usefixtures("cluster")]
 
 CAPTIONS = [f"a picture of {i}" for i in range(40)]
 GUIDED = ("teacher.guidance=2.5", "student.guidance=2.5")
@@ -58,7 +58,6 @@ def resumed(config: Config, folder: Path) -> str:
     return last_weights(distill(config, resume=True))
 
 
-@pytest.mark.long
 def test_edm_with_heun_karras_and_adapters(root: Path) -> None:
     """Class-conditional EDM: Heun's teacher, ancestral student, LoRA, a judge without data; what the export holds."""
     teacher = write_edm(root / "edm", channels=3)
@@ -88,10 +87,8 @@ def test_edm_with_heun_karras_and_adapters(root: Path) -> None:
     ("name", "write", "lora"),
     [
         (WHOLE, write_sd, "student.lora={rank: 2, alpha: 5, targets: [to_v, conv1]}"),
-        pytest.param("sdxl", write_sdxl, "student.lora={rank: 0}", marks=pytest.mark.long),
-        pytest.param(
-            "sd3", write_sd3, "student.lora={rank: 2, alpha: 5, targets: [to_q, to_v]}", marks=pytest.mark.long
-        ),
+        ("sdxl", write_sdxl, "student.lora={rank: 0}"),
+        ("sd3", write_sd3, "student.lora={rank: 2, alpha: 5, targets: [to_q, to_v]}"),
     ],
 )
 def test_text_to_image(root: Path, name: str, write: Callable[[Path], Path], lora: str) -> None:

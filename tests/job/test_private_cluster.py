@@ -43,6 +43,7 @@ def test_signals_to_the_command_s_group_do_not_reach_it() -> None:
     assert os.getpgid(0) not in groups
 
 
+@pytest.mark.long
 def test_ranks_of_one_node_listen_on_loopback_alone(tmp_path: Path) -> None:
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer

@@ -101,8 +101,12 @@ def test_the_logged_model_samples(first: Path, root: Path) -> None:
         model.predict(pd.DataFrame({"seed": [1]}))
 
 
-def test_a_plain_loop_ends_with_the_same_weights(first: Path, plain: str) -> None:
+def test_a_plain_loop_ends_with_the_weights_of_a_job_of_two_workers_each(first: Path, plain: str) -> None:
     assert last_weights(first) == plain
+    workers = summary(first)["notes"]["workers"]
+    assert sorted(workers) == ["reward-0", "reward-1", "rollout-0", "rollout-1"]
+    assert all(worker["units"] > 0 for worker in workers.values())
+    assert not list(first.glob(".seen-*"))
 
 
 @pytest.mark.long
