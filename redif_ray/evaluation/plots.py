@@ -41,8 +41,8 @@ def reward_curve(path: str | Path, rows: Sequence[Mapping[str, Any]], best: floa
     """Plot reward against round to a PNG.
 
     rows: rows of metrics.jsonl, with `round`, `phase` and any of the keys of `CURVES`, whose rewards have one unit.
-    best: reward of the teacher's own images. Where no reward reaches it, what is left to it is plotted on a
-        logarithmic axis; None: the rewards themselves are plotted.
+    best: the most that a student can have, the reward of the teacher's own images. Where no reward reaches it, what is
+        left to it is plotted on a logarithmic axis; None: the rewards themselves are plotted.
     Training rewards jump from round to round, so their running median is drawn over them.
     Raises ValueError if no row has a reward.
     """

@@ -26,6 +26,7 @@ from redif_ray.learner.validation import deployed_reward
 from redif_ray.models.protocol import DiffusionModel
 from redif_ray.models.registry import replaced
 from redif_ray.planning import factory
+from redif_ray.rewards.calibration import by_agreement
 from redif_ray.runs.deployed import BEST, checkpoint_key, deployed_weights
 from redif_ray.runs.jsonl import read_rows
 from redif_ray.runs.mlflow_page import mlflow_page
@@ -76,10 +77,11 @@ def finish(run: Session, outcome: Outcome, progress: Progress) -> None:
 
 
 def _rewards(run: Session, metrics: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], float | None]:
-    """Return the rows of metrics with all rewards in the unit of validation, and the teacher's own reward in it.
+    """Return the rows of metrics with all rewards in the unit of validation, and the most that a student can have.
 
     In training, terms may be divided by their spread in each round, which no two rounds share. A run whose only reward
-    is learned has no such unit.
+    is learned has no such unit. The teacher's own images have most where all terms measure agreement with them; of
+    other terms nobody knows it, and it is None.
     """
     terms, calibration = list(run.config.reward.fixed), run.folder.state["calibration"]
     if not terms:
@@ -91,8 +93,10 @@ def _rewards(run: Session, metrics: list[dict[str, Any]]) -> tuple[list[dict[str
         means = {name: row[f"reward/{name}"] for name in terms}
         return row | {"reward/mean": deployed_reward(run.config, calibration, means)}
 
-    best = deployed_reward(run.config, calibration, {name: calibration[name]["self"] for name in terms})
-    return [in_unit(row) for row in metrics], best
+    rows = [in_unit(row) for row in metrics]
+    if not all(by_agreement(calibration[name]) for name in terms if run.config.reward.terms[name].weight):
+        return rows, None
+    return rows, deployed_reward(run.config, calibration, {name: calibration[name]["self"] for name in terms})
 
 
 def _work(run: Session) -> dict[str, Any]:

@@ -42,6 +42,14 @@ def check_range(darkest: float) -> None:
         )
 
 
+def by_agreement(point: Mapping[str, float]) -> bool:
+    """Tell whether a term measures agreement of two images, so that the teacher's own image has the highest value.
+
+    point: the term's calibration. Such a term gives the teacher's image of another noise far less.
+    """
+    return point["self"] - point["other_seed"] > 0.2 * abs(point["self"] - point["init"])
+
+
 def table(calibration: Mapping[str, Mapping[str, float]]) -> str:
     """Return a text table with a line per term: its mean values, the possible gain (self - init), and the spread."""
     width = max(len("term"), *(len(label) for label in calibration))

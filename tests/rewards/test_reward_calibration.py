@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import torch
 
 from redif_ray.rewards.base import RewardError
-from redif_ray.rewards.calibration import calibrate, check_range, table
+from redif_ray.rewards.calibration import by_agreement, calibrate, check_range, table
 
 
 def test_points_are_the_means_of_their_own_images(pair, build):
@@ -45,3 +46,15 @@ def test_table_names_every_number():
     assert first.split() == ["mse", "0", "-0.25", "-0.125", "0.125", "0.5"]
     assert second.split() == ["histogram_kl", "0", "-3.5", "-1", "1", "2"]
     assert len({len(line) for line in text.splitlines()}) == 1
+
+
+def test_the_teacher_s_image_is_the_best_of_a_term_that_compares_with_it_alone() -> None:
+    images = torch.rand(64, 1, 8, 8, generator=torch.Generator().manual_seed(0)).numpy()
+    others, near = images[::-1], images * 0.8
+    terms = {
+        "mse": lambda own, teacher: -((own - teacher) ** 2).mean((1, 2, 3)),
+        "bright": lambda own, teacher: own.mean((1, 2, 3)),
+    }
+    pairs = ((images, images), (others, images), (near, images))
+    found = calibrate(*({name: term(*pair) for name, term in terms.items()} for pair in pairs))
+    assert by_agreement(found["mse"]) and not by_agreement(found["bright"])
