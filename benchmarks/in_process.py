@@ -40,17 +40,21 @@ def fine(images: Tensor) -> float:
 
 
 class Run:
-    """A run in one process, and measurements of its deployed student."""
+    """A run in one process, and measurements of its deployed student.
+
+    metrics: of each round that was trained.
+    """
 
     def __init__(self, config: Config) -> None:
         self.config, self.loop = config, PlainLoop(config)
+        self.metrics: list[dict[str, float]] = []
         self.average = ExponentialAverage(trainable(self.loop.student), config.learner.ema)
 
     def train(self, measured: Sequence[int]) -> list[Point]:
         """Train, and return the measurements after these rounds, up to where the guard of a run would stop it."""
         points = [self.measure(0)] if 0 in measured else []
         for round in range(self.loop.plan.rounds):
-            self.loop.round(round)
+            self.metrics.append(self.loop.round(round))
             self.average.update(trainable(self.loop.student))
             if round + 1 in measured:
                 points.append(self.measure(round + 1))
