@@ -116,14 +116,14 @@ def figures() -> list[tuple[int, str, str]]:
             (2, method.strip("`").removeprefix("method="), two),
         ]
     names = [name.strip("`") for name in cells_of("docs/methods.md", "| `draft` | `output`")[0][1:]]
-    for steps in (4, 2):
+    for steps in (8, 4, 2):
         (row,) = cells_of("docs/methods.md", f"{steps} steps")
         told += [(steps, name, cell) for name, cell in zip(names, row[1:], strict=True) if cell]
     return told
 
 
 def test_the_pages_have_figures() -> None:
-    assert len(figures()) == 2 * 3 + 8 + 5
+    assert len(figures()) == 2 * 3 + 3 + 8 + 5
 
 
 @pytest.mark.parametrize(("steps", "name", "cell"), figures())
