@@ -4,6 +4,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Tests start some hundred processes, each of which would compile some thousand modules anew if none were kept.
+export PYTHONDONTWRITEBYTECODE :=
 # A process for each core. Each takes a stretch of the tests, so that a fixture is made in one of them as a rule.
 SPREAD := --numprocesses=logical --dist=worksteal
 

@@ -59,6 +59,7 @@ def test_every_caption_fits_the_tokenizer(teacher: Any) -> None:
     assert tokenizer.unk_token_id not in tokenizer("Ω 日本", add_special_tokens=False).input_ids
 
 
+@pytest.mark.slow
 def test_text_encoder_of_the_teacher_is_the_one_of_clip_a(teacher: Any) -> None:
     model, tokenizer = clip("a")
     own = teacher.encode(["red apple"])["encoder_hidden_states"]

@@ -95,27 +95,15 @@ def test_the_best_of_each_group_is_imitated() -> None:
     assert torch.equal(found, torch.tensor([[0.0, 3.0, 0.0], [3.0, 0.0, 0.0]]))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("override", "error", "message"),
     [
-        pytest.param(
-            *("method=nowhere.py:Phase", ConfigError, r"method=.*nowhere\.py:Phase: cannot import"),
-            marks=pytest.mark.long,
-        ),
-        pytest.param(
-            *("method=own_loss.py:unclipped", ConfigError, r"expected a class derived from redif_ray\.methods\.Phase"),
-            marks=pytest.mark.long,
-        ),
+        ("method=nowhere.py:Phase", ConfigError, r"method=.*nowhere\.py:Phase: cannot import"),
+        ("method=own_loss.py:unclipped", ConfigError, r"expected a class derived from redif_ray\.methods\.Phase"),
         ("learner.loss=own_loss.py:clipped", UserCodeError, r"learner\.loss=.*has no function 'clipped'"),
-        pytest.param(
-            *("learner.advantage=own_loss.py:ranks", UserCodeError, r"learner\.advantage=.*or one of global_std"),
-            marks=pytest.mark.long,
-        ),
-        pytest.param(
-            *("learner.regulariser.kind=own_loss.py:js", UserCodeError, r"learner\.regulariser\.kind=.*or one of kl"),
-            marks=pytest.mark.long,
-        ),
+        ("learner.advantage=own_loss.py:ranks", UserCodeError, r"learner\.advantage=.*or one of global_std"),
+        ("learner.regulariser.kind=own_loss.py:js", UserCodeError, r"learner\.regulariser\.kind=.*or one of kl"),
     ],
 )
 def test_what_cannot_be_had_is_said_before_a_run(

@@ -22,6 +22,7 @@ file.write("all was printed")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "end", ["| head -1", "2>&1 | head -1", "> /dev/full 2>&1", ">&-", "<&- >&- 2>&-", "| (sleep 0.3; exit)"]
 )
@@ -34,6 +35,7 @@ def test_what_cannot_be_printed_is_left_out(end: str, tmp_path: Path) -> None:
     assert done.stdout == ("Fréchet 0\n" if "head" in end else "")
 
 
+@pytest.mark.slow
 def test_every_character_is_printed_and_a_reader_is_waited_for(tmp_path: Path) -> None:
     code = "import os; os.set_blocking(1, False)" + PRINTS.format(path=str(tmp_path / "last"))
     command = shlex.join(["env", "PYTHONIOENCODING=ascii", sys.executable, "-c", code])

@@ -96,6 +96,7 @@ def test_a_run_s_metrics_arrive_once(tracker: Tracker, file: Path) -> None:
     assert MlflowClient(tracker.uri).get_run(tracker.run_id).data.metrics["reward"] == 0.1 + 0.2
 
 
+@pytest.mark.slow
 def test_a_resumed_run_neither_doubles_nor_loses_a_step(tracker: Tracker, file: Path, uri: str) -> None:
     for step in range(4):
         tracker.metrics({"a": step}, step)
@@ -395,6 +396,7 @@ def test_a_look_at_a_store_creates_nothing(uri: str, file: Path, tracker: Tracke
     assert secret not in "".join(traceback.format_exception(told.value))
 
 
+@pytest.mark.slow
 def test_a_logged_model_leaves_mlflow_s_own_uri_as_it_was(tracker: Tracker, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     logged = tracker.client.create_logged_model(tracker.experiment, "student", tracker.run_id)

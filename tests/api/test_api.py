@@ -92,6 +92,7 @@ def test_a_result_shows_its_folder_and_its_table(finished: Path) -> None:
     assert repr(run) == f"DistilledRun in {finished}\n{run.arms!r}"
 
 
+@pytest.mark.slow
 def test_a_student_that_is_not_there_is_told_without_torch(tmp_path: Path) -> None:
     code = """
 import sys

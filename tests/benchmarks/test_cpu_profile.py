@@ -22,6 +22,7 @@ def smoke(root: Path) -> Config:
     return found
 
 
+@pytest.mark.slow
 def test_a_part_has_the_looks_of_its_own_calls() -> None:
     looks = Looks()
     slow, slower = looks.within("slow", time.sleep), looks.within("slower", time.sleep)

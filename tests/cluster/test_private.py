@@ -117,6 +117,7 @@ def test_a_token_is_asked_for_and_only_its_user_reads_it(home: Path) -> None:
     assert token.read_text() == first and mode(token) == 0o600
 
 
+@pytest.mark.slow
 def test_first_commands_that_start_at_once_have_one_token(home: Path) -> None:
     path = home / ".ray" / "auth_token"
     path.parent.mkdir()

@@ -93,6 +93,7 @@ def test_what_a_lost_worker_had_begun_another_does() -> None:
     assert sorted(one.done + two.done) == [0, 0, 1]
 
 
+@pytest.mark.slow
 def test_work_that_kills_every_worker_is_given_up() -> None:
     worker = Worker([RayActorError()] * ATTEMPTS)
     with pytest.raises(RayError, match=f"lost {ATTEMPTS} times"):
@@ -112,6 +113,7 @@ def test_the_others_go_on_without_a_worker_that_does_not_come_back(monkeypatch: 
     assert one.done == [0]
 
 
+@pytest.mark.slow
 def test_an_error_says_that_no_worker_came_back(monkeypatch: pytest.MonkeyPatch) -> None:
     worker = Worker([RayActorError()])
     elsewhere = RayTaskError("ready", "", RunError("node N does not see it")).as_instanceof_cause()
@@ -149,6 +151,7 @@ def test_a_worker_joins_late_and_takes_no_work_before() -> None:
     assert not lost
 
 
+@pytest.mark.slow
 def test_a_worker_leaves_and_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a limit of time, while the least are there; the time away is no time there."""
     monkeypatch.setattr("redif_ray.coordinator.pool.BACK_SECONDS", 0.05)
@@ -168,6 +171,7 @@ def test_a_worker_leaves_and_comes_back(monkeypatch: pytest.MonkeyPatch) -> None
     asyncio.run(run())
 
 
+@pytest.mark.slow
 def test_too_few_for_too_long_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """Those that are left work on meanwhile."""
     monkeypatch.setattr("redif_ray.coordinator.pool.BACK_SECONDS", 0.4)
@@ -184,6 +188,7 @@ def test_too_few_for_too_long_is_an_error(monkeypatch: pytest.MonkeyPatch) -> No
     asyncio.run(run())
 
 
+@pytest.mark.slow
 def test_enough_in_time_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("redif_ray.coordinator.pool.BACK_SECONDS", 0.4)
     one, two = Worker(), Worker([RayActorError()], leaves=True)
@@ -230,6 +235,7 @@ def test_a_worker_that_hangs_is_killed_and_its_work_done_again(monkeypatch: pyte
     assert sorted(good.done) == [0, 1]
 
 
+@pytest.mark.slow
 def test_who_joins_may_take_long_to_load_but_not_to_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
     killed: list[Any] = []
     monkeypatch.setattr("ray.kill", lambda worker, no_restart: killed.append(worker))

@@ -33,6 +33,7 @@ def images() -> torch.Tensor:
     return torch.from_numpy(np.random.default_rng(0).uniform(size=(12, 3, 16, 16))).float()
 
 
+@pytest.mark.slow
 def test_features_and_captions_are_transformers_own(folder: str, images: torch.Tensor) -> None:
     network, tokens = CLIPModel.from_pretrained(folder).eval(), CLIPTokenizer.from_pretrained(folder)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (CLIP_MEAN, CLIP_STD))

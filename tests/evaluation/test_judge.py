@@ -24,6 +24,7 @@ from redif_ray.models.classifier import Classifier, ClassifierError
 Real = tuple[torch.Tensor, list[int]]
 
 
+@pytest.mark.slow
 def test_shipped_judge_knows_the_whole_test_set(encoder: Encoder, shipped: ImageSet) -> None:
     assert encoder.name == "fashion-mnist-b" and reference_count("fashion-mnist", 7) == 10_000
     assert shipped.labels is not None

@@ -41,6 +41,7 @@ def test_an_error_that_is_not_clear_is_bad(text: str) -> None:
         tally.check()
 
 
+@pytest.mark.slow
 def test_time_and_memory_are_limited() -> None:
     with pytest.raises(Exceeded, match="more than 0 s"), limited(seconds=0.15):
         time.sleep(1)

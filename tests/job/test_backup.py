@@ -85,6 +85,7 @@ def test_a_copy_is_named_last(run: RunFolder, own: Uploader, disk: SlowDisk) -> 
     assert names.index("copy.json") == len(names) - 1 and len(names) > 4
 
 
+@pytest.mark.slow
 def test_nobody_waits_for_a_disk_that_hangs(
     run: RunFolder, own: Uploader, disk: SlowDisk, remote: Remote, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -50,6 +50,7 @@ def test_only_what_is_whole_comes_back_from_a_bucket(part: str, config: Config, 
     assert not (tmp_path / "fetched").exists()
 
 
+@pytest.mark.slow
 def test_a_bucket_that_is_not_there(bucket: Bucket, tmp_path: Path) -> None:
     config = configured(tmp_path / "runs", f"checkpoint.upload={bucket.at('runs', 'other')}")
     with pytest.raises(UploadError, match=r"://.*other/runs/first cannot be written \(.*check that the bucket"):
@@ -62,7 +63,7 @@ PATIENT = pytest.mark.parametrize("bucket", ["gs", S3], indirect=True)
 
 
 @PATIENT
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_store_that_does_not_answer(bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Left to itself, the client of Google Cloud Storage tries for a quarter of an hour a call."""
     monkeypatch.setattr(remotes, "GS_RETRY_SECONDS", 1)

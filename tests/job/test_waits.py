@@ -46,9 +46,12 @@ def waits(folder: Path, *overrides: str) -> Counter[str]:
 @pytest.mark.parametrize(
     "method",
     [
-        ("method=redif",),
+        pytest.param(("method=redif",), marks=pytest.mark.long),
         ("method=output", "output.samples=8"),
-        ("method=sfd", "warm_start={rounds: 2, groups: 8, minibatch: 16}", "learner.rounds=0"),
+        pytest.param(
+            ("method=sfd", "warm_start={rounds: 2, groups: 8, minibatch: 16}", "learner.rounds=0"),
+            marks=pytest.mark.long,
+        ),
         pytest.param(("method=straight", "output.samples=8"), marks=pytest.mark.long),
     ],
     ids=lambda method: method[0].removeprefix("method="),

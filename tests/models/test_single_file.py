@@ -207,6 +207,7 @@ def test_the_base_is_the_hub_s_model_of_the_layout_at_one_commit(
     assert torch.equal(image(load_teacher(config.teacher)), image(load_model(folder)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("state", "words"),
     [

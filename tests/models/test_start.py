@@ -68,6 +68,7 @@ def test_the_student_predicts_as_the_other_model_does(rank: int, pair: tuple[Pat
     assert torch.equal(predicted(again, captions), predicted(few, captions))
 
 
+@pytest.mark.slow
 def test_without_init_the_student_starts_as_its_teacher(pair: tuple[Path, Path]) -> None:
     teacher = load_model(pair[0])
     assert starting_model(teacher, Teacher(model=str(pair[0])), None) is teacher

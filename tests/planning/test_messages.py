@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from cases import mostly_long
 from real_sizes import stable_diffusion_35_medium, stable_diffusion_xl
 from tiny_pipelines import write_sdxl
 
@@ -69,7 +70,7 @@ def measured(loop: PlainLoop, units: list[Any]) -> messages.Messages:
     return total
 
 
-@pytest.mark.parametrize("name", list(SETTINGS))
+@pytest.mark.parametrize("name", mostly_long(SETTINGS, lambda name: name in ("means", "one step", "learned")))
 def test_a_round_is_counted_as_it_is_measured(name: str, tmp_path: Path) -> None:
     """The count is that of the largest round, where each round explores at another step."""
     made = config(tmp_path, *SETTINGS[name])

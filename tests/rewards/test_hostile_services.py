@@ -185,6 +185,7 @@ def score(url: str, build: Any, pair: Any, **options: Any) -> torch.Tensor:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", HOSTILE)
 def test_each_answer_ends_in_rewards_or_one_error(what: str, service: Service, build: Any, pair: Any) -> None:
     service.send, message, attempts = HOSTILE[what]
@@ -199,6 +200,7 @@ def test_each_answer_ends_in_rewards_or_one_error(what: str, service: Service, b
     assert service.attempts == attempts and time.monotonic() - started < 4
 
 
+@pytest.mark.slow
 def test_all_attempts_and_batches_of_a_call_share_one_limit(
     service: Service, build: Any, pair: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

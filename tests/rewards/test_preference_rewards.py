@@ -99,6 +99,7 @@ def test_the_score_is_that_of_the_original_package(name, column, score):
     assert expected.unique().numel() == 3 and expected[:3].diff().abs().min() > 2 * close
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(KEPT))
 def test_how_many_images_a_forward_changes_nothing(name, score):
     images = torch.cat([rows(name, 0)[:2], 1 - rows(name, 0)[:2]])

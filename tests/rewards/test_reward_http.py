@@ -177,6 +177,7 @@ def test_answers_that_are_no_rewards_are_named(
     assert len(server.asked) == attempts and len(str(error.value)) < 600
 
 
+@pytest.mark.slow
 def test_a_service_that_is_away_or_slow_stops_the_run(
     server: Server, pair: Any, build: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -180,6 +180,7 @@ def endpoint() -> Iterator[str]:
     listening.server_close()
 
 
+@pytest.mark.slow
 def test_the_example_server_asks_a_model_for_a_score_and_for_the_text(endpoint: str) -> None:
     port = free_port()
     command = [sys.executable, str(EXAMPLES / "judge_server.py"), endpoint, "vlm", str(port)]

@@ -107,6 +107,7 @@ def inputs(pair) -> RewardInputs:
     return RewardInputs(made.student, made.teacher[[0, 0, 1, 1]], CAPTIONS)
 
 
+@pytest.mark.slow
 def test_clip_is_the_cosine_of_transformers_own_image_features(inputs, build, clip_folder):
     rewards = build(terms={"clip": {"model": str(clip_folder)}}, shape=SHAPE)
     expected = cosine(clip_embeddings(clip_folder, inputs.student), clip_embeddings(clip_folder, inputs.teacher))
