@@ -17,7 +17,7 @@ from redif_ray.checkpoint import load_checkpoint
 from redif_ray.loop import PlainLoop
 from redif_ray.planning.paths import absolute
 
-pytestmark = [pytest.mark.cluster, pytest.mark.long, pytest.mark.usefixtures("cluster")]
+pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("cluster")]
 PAGE = Path(__file__).parents[2] / "docs" / "python.md"
 SMALL = {'"fashion_mnist_output",': '"smoke", "tracking.uri=off",', "10000": "50"}  # what takes minutes becomes seconds
 
@@ -52,6 +52,7 @@ def test_the_page_says_what_happens(notebook: dict[str, Any]) -> None:
     assert [image.tobytes() for image in drawn] == [image.tobytes() for image in again]
 
 
+@pytest.mark.long
 def test_an_interrupted_cell_is_gone_on_with(tmp_path: Path) -> None:
     """SIGINT is what a notebook sends; the same function from another session is the same file."""
     source = re.findall(r"```python\n(.*?)\nrewards = ", PAGE.read_text(), re.DOTALL)[0]
