@@ -83,6 +83,7 @@ def test_no_recipe_is_left_out() -> None:
     own = {
         "fashion_mnist",
         "fashion_mnist_2step",
+        "fashion_mnist_8step",
         "fashion_mnist_paper",
         "fashion_mnist_searched",
         "fashion_mnist_regression",
