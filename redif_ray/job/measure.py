@@ -98,7 +98,7 @@ def measure(run: Session, key: str, accounts: Accounts, progress: Progress) -> M
         run.stop.check()
         progress.tell(f"comparing the arms: {ARMS[arm]}")
         arms[arm] = None if seen is None else evaluate_arm(seen, judge, nfe=nfe, teacher=teacher, **draws)
-    progress.tell("comparing the student with its starts")
+    progress.tell("comparing the student with its start")
     starts = {"over the untrained student": few, "over the warm start": warm}
     gains = {text: changes(judge, student, seen, **draws) for text, seen in starts.items() if seen is not None}
     rows = [("teacher", teacher), (ARMS["teacher_few"], few), (ARMS["warm_start"], warm), (ARMS["student"], student)]
