@@ -9,6 +9,7 @@ from typing import Any
 from redif_ray.evaluation.judge_source import RANDOM_FEATURES
 from redif_ray.evaluation.summary import Arm, Summary
 from redif_ray.files import atomic_file
+from redif_ray.learning.unlearned import unlearned
 
 ARMS = {
     "teacher_full": "teacher, full steps",
@@ -278,6 +279,8 @@ def _run(summary: Summary, metrics: Sequence[Mapping[str, Any]]) -> str:
         f"- {sum(row['round'] >= 0 for row in metrics)} rounds; policy version {summary.policy_version}",
         f"- weights sha256 `{summary.weights_sha256}`",
     ]
+    if idle := sum(unlearned(row) for row in metrics):
+        lines.append(f"- {idle} of these rounds had nothing to learn from: the reward told no images of a group apart")
     if summary.mlflow and summary.mlflow.run_id:
         lines.append(f"- MLflow run `{summary.mlflow.run_id}` at `{summary.mlflow.tracking_uri}`")
     notes = summary.notes or {}

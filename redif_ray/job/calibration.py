@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 
 from rich.console import Console
@@ -11,6 +12,7 @@ from redif_ray.job.session import Session
 from redif_ray.rewards import calibration as rewards_calibration
 from redif_ray.runs.deployed import INITIAL
 
+log = logging.getLogger(__name__)
 Calibration = dict[str, dict[str, float]]
 
 
@@ -28,6 +30,9 @@ def calibration(run: Session, console: Console) -> Calibration:
         "reward of the teacher's image with itself, with its image of another noise, and with the untrained student's"
     )
     console.print(rewards_calibration.table(result), highlight=False, soft_wrap=True)
+    for name in rewards_calibration.blind(result):
+        if run.config.reward.terms[name].weight:
+            log.warning("reward.terms.%s gives all images the same value, so nothing can be learned from it yet", name)
     return result
 
 

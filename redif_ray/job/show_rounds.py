@@ -13,6 +13,7 @@ from redif_ray.cluster.placement import Telling, learner_waits
 from redif_ray.coordinator.client import ask_to_stop
 from redif_ray.job.progress import TRAINING, Progress
 from redif_ray.job.session import POLL_SECONDS, Session
+from redif_ray.learning.unlearned import Streak
 from redif_ray.runs.jsonl import read_rows
 from redif_ray.runs.round_report import RoundReport
 
@@ -40,7 +41,7 @@ def show_rounds(
     last = max((row["round"] for row in rows), default=-1)
     reward = next((row[REWARD] for row in reversed(rows) if REWARD in row), None)
     begin = partial(run.coordinator.begin.remote, run.folder.state["calibration"])
-    answer, telling, measured = begin(), Telling(), False
+    answer, telling, measured, streak = begin(), Telling(), False, Streak()
     while thread.is_alive():
         thread.join(POLL_SECONDS)
         if ray.wait([answer], timeout=0)[0]:
@@ -58,6 +59,8 @@ def show_rounds(
                 measured = True
             report = RoundReport(last + 1, len(cost), row["phase"], row, reward, progress.left())
             progress.at(share, _line(run, report), line=REWARD in row or report.done == report.rounds)
+            if (warning := streak.warning(row)) is not None:
+                log.warning("%s", warning)
             on_round(report)
 
 

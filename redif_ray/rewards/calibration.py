@@ -42,6 +42,15 @@ def check_range(darkest: float) -> None:
         )
 
 
+def blind(calibration: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """Return the terms that gave every image of the calibration the same value."""
+    return [
+        name
+        for name, point in calibration.items()
+        if point["self"] == point["other_seed"] == point["init"] and point["spread"] == 0
+    ]
+
+
 def by_agreement(point: Mapping[str, float]) -> bool:
     """Tell whether a term measures agreement of two images, so that the teacher's own image has the highest value.
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from redif_ray.rewards.base import RewardError
-from redif_ray.rewards.calibration import by_agreement, calibrate, check_range, table
+from redif_ray.rewards.calibration import blind, by_agreement, calibrate, check_range, table
 
 
 def test_points_are_the_means_of_their_own_images(pair, build):
@@ -58,3 +59,6 @@ def test_the_teacher_s_image_is_the_best_of_a_term_that_compares_with_it_alone()
     pairs = ((images, images), (others, images), (near, images))
     found = calibrate(*({name: term(*pair) for name, term in terms.items()} for pair in pairs))
     assert by_agreement(found["mse"]) and not by_agreement(found["bright"])
+    assert blind(found) == []
+    verdict = {"verdict": np.zeros(4, np.float32)}
+    assert blind(calibrate(verdict, verdict, verdict)) == ["verdict"]
