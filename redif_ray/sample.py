@@ -41,7 +41,7 @@ from redif_ray.runs.folder import RunError, latest_checkpoint, stored_config
 from redif_ray.types import Condition, Edit, told
 
 COUNT = 40  # images where neither a number nor captions are given
-MOST_COLUMNS = 12  # classes for which each has a column of the picture
+MOST_COLUMNS = 12  # classes for which each has columns of the picture to itself
 BATCH = 50  # images at once, fewer for a large model
 BATCH_NUMBERS = 50_000  # limit of the numbers in the latents of a batch
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")  # ends of names that Pillow knows
@@ -199,9 +199,11 @@ def sample(
 
 
 def _columns(conditions: list[Condition]) -> int | None:
-    """Return the number of classes that are drawn in turn, where each can have a column; else None."""
-    classes = {condition for condition in conditions if isinstance(condition, int)}
-    return len(classes) if 1 < len(classes) <= MOST_COLUMNS else None
+    """Return a multiple of the number of classes that are drawn in turn, so that each has its columns, if it can."""
+    classes = len({condition for condition in conditions if isinstance(condition, int)})
+    if not 1 < classes <= MOST_COLUMNS:
+        return None
+    return classes * max(1, round(math.sqrt(len(conditions)) / classes))  # about square
 
 
 def load(

@@ -116,6 +116,8 @@ def test_each_class_has_a_column(tmp_path: Path) -> None:
     picture = np.asarray(Image.open(tmp_path / "all.png"))
     assert picture.shape == (2 * 84, 10 * 84, 3)
     assert picture[84:, :84].min() < 255 and picture[84:, 84:].min() == 255  # the eleventh is of class 0, too
+    sample(str(write_dit(tmp_path / "m")), tmp_path / "three.png", count=40, seed=0, steps=1)
+    assert Image.open(tmp_path / "three.png").size == (6 * 64, 7 * 64)  # two columns for each of three classes
 
 
 def test_captions_that_cannot_be_drawn(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ def sample(
     ] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     label: Annotated[
-        int | None, typer.Option(help="The only class to draw. Default: all in turn, each of up to 12 in its column.")
+        int | None, typer.Option(help="The only class to draw. Default: all in turn, each of up to 12 in its columns.")
     ] = None,
     caption: Annotated[str | None, typer.Option(help="The caption that a text-to-image model draws.")] = None,
     captions: Annotated[
