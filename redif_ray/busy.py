@@ -11,7 +11,10 @@ from __future__ import annotations
 
 import os
 
+import psutil
+
 MUCH = 1.5  # processes that want a core, for each core
+TAKEN, LOOK_SECONDS = 75, 0.5  # per cent of all cores, and the time for which they are looked at
 SHORT_WAITS = {"GOMP_SPINCOUNT": "1000"}  # read when torch is imported; a user's own value goes before
 
 
@@ -22,9 +25,12 @@ def share_cores() -> None:
 
 
 def busy() -> str:
-    """Return a sentence where other processes keep this machine's cores busy, or an empty text."""
+    """Return a sentence where other processes keep this machine's cores busy, or an empty text.
+
+    The load is that of the last minute, so it counts what has just ended; the cores are looked at besides.
+    """
     load, cores = os.getloadavg()[0], os.cpu_count() or 1
-    if load <= MUCH * cores:
+    if load <= MUCH * cores or psutil.cpu_percent(LOOK_SECONDS) < TAKEN:
         return ""
     return (
         f"other processes are at work on this machine (a load of {load:.0f} on {cores} cores), so all takes longer "

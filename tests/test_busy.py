@@ -6,15 +6,21 @@ import os
 import subprocess
 import sys
 
+import psutil
 import pytest
 
 from redif_ray.busy import busy, share_cores
 
 
-@pytest.mark.parametrize(("load", "told"), [(0.4, False), (6.0, False), (6.1, True), (15.0, True)])
-def test_a_load_above_the_cores_is_told(load: float, told: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("load", "taken", "told"),
+    [(0.4, 100, False), (6.0, 100, False), (6.1, 100, True), (15.0, 80, True), (15.0, 50, False)],
+    ids=["idle", "a few", "busy", "very busy", "what was busy has ended"],
+)
+def test_a_load_above_the_cores_is_told(load: float, taken: int, told: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0))
     monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(psutil, "cpu_percent", lambda _: taken)
     assert bool(text := busy()) == told and (f"a load of {load:.0f} on 4 cores" in text) == told
 
 

@@ -40,7 +40,7 @@ def train_teacher(
     check(config, resume=resume)
     console = console or Console()
     images = look_at(config, console)
-    tell(console, [f"samples after every {config.checkpoint_every:,} steps: {work / 'samples'}"])
+    tell(console, [f"samples after every {config.checkpoint_every:,} steps, until it ends: {work / 'samples'}"])
     if (elsewhere := busy()) and config.threads != 1:
         tell(console, [f"{elsewhere}; threads=1 is faster then, since threads wait for each other"])
     kept = f"{work} holds the training up to here; continue with the same command and --resume"

@@ -87,7 +87,10 @@ class ImageSet:
         counts = [] if self.labels is None else np.bincount(self.labels, minlength=len(self.classes)).tolist()
         yield from self.findings.lines(len(self), Counter(dict(zip(self.classes, counts, strict=True))))
         _, channels, height, width = self.images.shape
-        yield f"  used as: {width} x {height} pixels, {'grey' if channels == 1 else 'RGB'}"
+        made = (
+            "" if self.findings.sizes.keys() <= {(width, height)} else ", cut to the square in their middle and resized"
+        )
+        yield f"  used as: {width} x {height} pixels, {'grey' if channels == 1 else 'RGB'}{made}"
 
 
 def load_images(

@@ -34,7 +34,7 @@ from redif_ray.planning.paths import absolute
 from redif_ray.runs import timeline
 from redif_ray.runs.backup import complete, prepare, uploading
 from redif_ray.runs.backup_thread import Uploader
-from redif_ray.runs.folder import RunFinished, RunFolder, latest_checkpoint
+from redif_ray.runs.folder import RunFinished, RunFolder, latest_checkpoint, round_of
 from redif_ray.runs.jsonl import read_rows
 from redif_ray.runs.mlflow_page import charts, mlflow_page
 from redif_ray.runs.round_report import RoundReport
@@ -143,12 +143,14 @@ def _distill(
     own: Uploader | None,
     on_round: OnRound,
 ) -> None:
-    latest_checkpoint(folder.path / "checkpoints")
+    newest = latest_checkpoint(folder.path / "checkpoints")
     read_rows(
         folder.path / "metrics.jsonl"
     )  # fails here with a clear error; the metrics writer's constructor could not report it
     expected = cost.estimate(config, conditions)
     console.print(cost.table(expected))
+    if newest is not None:
+        console.print(f"{round_of(newest)} rounds of this are done already", highlight=False)
     if elsewhere := busy():
         console.print(elsewhere, highlight=False, soft_wrap=True)
     told = {"rounds": expected.round_seconds, "evaluation": expected.seconds["evaluation"]}

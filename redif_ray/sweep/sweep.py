@@ -19,11 +19,13 @@ from rich.console import Console
 from redif_ray.cluster.connect import connect, needed
 from redif_ray.cluster.placement import bundles
 from redif_ray.config import Config, dump
+from redif_ray.data.conditions import Conditions
 from redif_ray.errors import UserError
 from redif_ray.interrupt import Interrupted, StopRequest, stop_requests
 from redif_ray.job.batches import with_batches
 from redif_ray.job.preflight import check_rounds, preflight
 from redif_ray.job.session import beside_driver
+from redif_ray.planning import cost
 from redif_ray.planning.paths import absolute
 from redif_ray.runs.backup import refuse
 from redif_ray.runs.folder import RunFolder
@@ -133,9 +135,11 @@ def _run(job: Job, plan: Plan, journal_name: str) -> None:
     restored = len(plan.trials)
     runs = job.folder.path / RUNS
     runs.mkdir(exist_ok=True)
-    if restored < total:
+    if (lacking := total - restored) > 0:
+        alone = sum(cost.estimate(job.recipe, Conditions((None,), (None,))).seconds.values())
         job.console.print(
-            f"{total - restored} of {total} runs to do in {runs}, each with what it prints in a .log beside it",
+            f"{lacking} of {total} whole runs are to be done, about {duration(alone)} each alone and "
+            f"{duration(lacking * alone)} one after the other, in {runs}, each with what it prints in a .log beside it",
             highlight=False,
             soft_wrap=True,
         )

@@ -262,7 +262,7 @@ def test_the_summary_says_what_was_found_and_what_was_not(tmp_path: Path) -> Non
         "  modes: RGB 1, L 1",
         "  left out: 1 hidden (.git)",
         "  left out: 1 files .txt (dog/notes.txt)",
-        "  used as: 4 x 4 pixels, RGB",
+        "  used as: 4 x 4 pixels, RGB, cut to the square in their middle and resized",
     ]
 
 

@@ -89,7 +89,8 @@ def test_in_a_population_the_worse_takes_up_the_better(cluster: None, root: Path
     text = io.StringIO()
     folder = sweep(config, console=Console(file=text, width=80))
     told = text.getvalue()
-    assert f"4 of 4 runs to do in {folder / 'trials'}" in told and told.index("to do in") < told.index("member-00-0")
+    assert "4 of 4 whole runs are to be done, about " in told and f"in {folder / 'trials'}" in told
+    assert told.index("to be done") < told.index("member-00-0")
     rows = {row["run"]: row for row in read_rows(folder / "trials.jsonl")}
     assert all(row["error"] is None for row in rows.values()) and len(rows) == 4
     assert rows["member-00-1"]["source"] == rows["member-01-1"]["source"] == "member-00-0"
