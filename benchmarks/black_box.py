@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import functools
 import itertools
-import json
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -101,12 +100,7 @@ class BlackBox:
         return self._measured(f"{arm}{label}", seed, train)
 
     def _measured(self, name: str, seed: int, measure: Callable[[], Point]) -> Point:
-        """Return the measurements that are kept under a name, made where they are missing."""
-        key = f"{self.score}, {name}, seed {seed}"
-        if key not in self.kept.runs:
-            self.kept.keep(key, [measure()])
-            print(key, json.dumps(self.kept.runs[key][0]), flush=True)
-        return self.kept.runs[key][0]
+        return self.kept.point(f"{self.score}, {name}, seed {seed}", measure)
 
     def _run(self, arm: str, seed: int, candidate: Candidate = AGREEMENT, calls: int = CALLS) -> Run:
         weight, rate = candidate

@@ -33,14 +33,14 @@ def arm(epochs: int) -> Arm:
 
 def trained(kept: Kept, epochs: int, seed: int, candidate: Sequence[str], budget: float) -> Point:
     """Return the measurements of a student, and the share of the losses that the clip bounded, over its rounds."""
-    key = f"{epochs} passes, {' '.join(candidate)}, budget {budget:,.0f}, seed {seed}"
-    if key not in kept.runs:
+
+    def train() -> Point:
         run = kept.run(seed, "fashion_mnist", settings(STEPS, arm(epochs), candidate, budget))
         point = run.train([run.loop.plan.rounds])[-1]
         shares = [metrics[CLIPPED] for metrics in run.metrics if CLIPPED in metrics]
-        kept.keep(key, [point | {"clipped": statistics.fmean(shares)}])
-        print(key, kept.runs[key][0], flush=True)
-    return kept.runs[key][0]
+        return point | {"clipped": statistics.fmean(shares)}
+
+    return kept.point(f"{epochs} passes, {' '.join(candidate)}, budget {budget:,.0f}, seed {seed}", train)
 
 
 def chosen(kept: Kept, epochs: int) -> tuple[str, ...]:

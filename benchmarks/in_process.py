@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -133,6 +133,13 @@ class Kept:
             self.keep(f"4 steps, seed {seed}", run.train([run.loop.plan.rounds]))
             run.export(folder)
         return folder
+
+    def point(self, key: str, make: Callable[[], Point]) -> Point:
+        """Return the point that is kept under a key, made and told where it is missing."""
+        if key not in self.runs:
+            self.keep(key, [make()])
+            print(key, json.dumps(self.runs[key][0]), flush=True)
+        return self.runs[key][0]
 
     def keep(self, key: str, points: list[Point]) -> None:
         self.runs[key] = points

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from redif_ray.evaluation.judge_source import RANDOM_FEATURES
+from redif_ray.evaluation.losses import losses
 from redif_ray.evaluation.summary import Arm, Summary
 from redif_ray.files import atomic_file
 from redif_ray.learning.unlearned import unlearned
@@ -287,9 +288,7 @@ def _run(summary: Summary, metrics: Sequence[Mapping[str, Any]]) -> str:
     if (best := notes.get("teacher_best")) is not None:
         lines.append(f"- the teacher's best named schedule at the same NFE: {best}")
     if (lost := notes.get("lost")) is not None:
-        counts = ", ".join(f"{n} {what}" for what, n in lost.items())
-        again = f"{counts}; started again, and no result has changed" if lost else "nothing"
-        lines.append(f"- lost on the way: {again}")
+        lines.append(f"- lost on the way: {losses(lost)}")
     return "\n".join(lines)
 
 

@@ -96,8 +96,9 @@ def measure(run: Session, key: str, accounts: Accounts, progress: Progress) -> M
         ("student", student, calls),
     ):
         run.stop.check()
-        progress.tell(f"comparing the arms: {ARMS[arm]}")
-        arms[arm] = None if seen is None else evaluate_arm(seen, judge, nfe=nfe, teacher=teacher, **draws)
+        if seen is not None:
+            progress.tell(f"comparing the arms: {ARMS[arm]}")
+            arms[arm] = evaluate_arm(seen, judge, nfe=nfe, teacher=teacher, **draws)
     progress.tell("comparing the student with its start")
     starts = {"over the untrained student": few, "over the warm start": warm}
     gains = {text: changes(judge, student, seen, **draws) for text, seen in starts.items() if seen is not None}
@@ -108,7 +109,7 @@ def measure(run: Session, key: str, accounts: Accounts, progress: Progress) -> M
         "size": list(run.teacher.image_shape[1:]),
         "judge": judge.name,
         "reference": "teacher" if own else "real",
-        "arms": {name: arms[name] for name in ARMS},
+        "arms": {name: arms.get(name) for name in ARMS},
         "limits": None if own else limits(judge, count, config.run.seed),
         "diversity": varied,
     }

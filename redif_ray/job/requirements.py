@@ -14,7 +14,6 @@ from rich.table import Table
 from redif_ray.cluster.connect import needed
 from redif_ray.cluster.nodes import nodes
 from redif_ray.config import Config
-from redif_ray.data.conditions import Conditions
 from redif_ray.job.preflight import checked_models
 from redif_ray.models.registry import teacher_outline
 from redif_ray.planning import cost, messages, split
@@ -128,7 +127,7 @@ def _machine(node: Node) -> tuple[str, ...]:
 
 def duration(config: Config) -> str:
     """Return the estimated time of a run, in words."""
-    return cost.duration(cost.estimate(config, Conditions((None,), (None,))))
+    return cost.duration(cost.estimate(config))
 
 
 def disk_mb(config: Config, found: Footprints) -> float:

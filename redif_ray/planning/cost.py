@@ -25,6 +25,7 @@ from redif_ray.planning.timing import Speed, cpu_speed
 
 GPU_FLOPS = {"float32": 20e12, "bfloat16": 100e12, "float16": 100e12}  # FLOP/s of one GPU: assumed, not measured
 START_SECONDS = 45
+UNREAD = Conditions((None,), (None,))  # where the conditions are not read yet; each group may have one of its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +45,12 @@ class Estimate:
     forward_ms: float
     gpu_flops: float
 
+    @property
+    def total_seconds(self) -> float:
+        return sum(self.seconds.values())
 
-def estimate(config: Config, conditions: Conditions) -> Estimate:
+
+def estimate(config: Config, conditions: Conditions = UNREAD) -> Estimate:
     """Return the estimate of a run, in a few seconds for a network of any size.
 
     Network calls are counted on a network without weights. One is timed if it runs on CPUs and the network is small.
@@ -183,7 +188,7 @@ def duration(e: Estimate) -> str:
     if e.gpu_flops:
         rates = f"{GPU_FLOPS['float32'] / 1e12:.0f} TFLOP/s in float32, {GPU_FLOPS['bfloat16'] / 1e12:.0f} in 16 bits"
         pace += f"; {e.gpu_flops / 1e12:,.0f} TFLOPs on GPUs, if each GPU reaches {rates} (assumed, not timed)"
-    return f"{_span(sum(e.seconds.values()))} {pace}  ({parts}); rewards come on top"
+    return f"{_span(e.total_seconds)} {pace}  ({parts}); rewards come on top"
 
 
 def table(e: Estimate) -> Table:

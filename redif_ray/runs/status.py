@@ -11,6 +11,7 @@ from typing import Any
 
 from redif_ray.checkpoint import MANIFEST
 from redif_ray.config import Config
+from redif_ray.evaluation.losses import losses
 from redif_ray.planning.rounds import Phases
 from redif_ray.runs.failed_start import failure_of_start
 from redif_ray.runs.folder import UPLOADED, stored_config, stored_state
@@ -32,9 +33,7 @@ def status(path: Path) -> tuple[str, Lines]:
         lines["checkpoint"] = checkpoint
     if (uploaded := _upload(path / UPLOADED)) is not None:
         lines["upload"] = uploaded
-    lost = Counter(row["lost"] for row in read_rows(path / "lost.jsonl"))
-    counts = ", ".join(f"{count} {what}" for what, count in lost.items())
-    lines["lost"] = f"{counts}; started again, and no result has changed" if lost else "nothing"
+    lines["lost"] = losses(Counter(row["lost"] for row in read_rows(path / "lost.jsonl")))
     return word, lines | places(path, config, kept)
 
 

@@ -218,13 +218,14 @@ def _tuned(job: Job, starts: dict[int, dict[str, Schedule]]) -> list[Finalist]:
     journal = Journal(plan, job.folder.path / TRIALS, report)
     restored = len(plan.trials)
     job.folder.update_state(trials=total)
-    which = ", ".join(map(str, starts))
-    job.console.print(
-        f"{total - restored} of {total} schedules of {which} steps are to be tried, in {job.folder.path}; best: the "
-        "least distance of their images from the teacher's, by the reward's terms",
-        highlight=False,
-        soft_wrap=True,
-    )
+    if restored < total:
+        which = ", ".join(map(str, starts))
+        job.console.print(
+            f"{total - restored} of {total} schedules of {which} steps are to be tried, in {job.folder.path}; best: "
+            "the least distance of their images from the teacher's, by the reward's terms",
+            highlight=False,
+            soft_wrap=True,
+        )
     with job.records.timed("tune"):
         trainable = tune.with_parameters(
             Evaluation, evaluator=job.evaluator, rungs=config.search.rungs, weights=job.weights

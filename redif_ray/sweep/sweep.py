@@ -19,7 +19,6 @@ from rich.console import Console
 from redif_ray.cluster.connect import connect, needed
 from redif_ray.cluster.placement import bundles
 from redif_ray.config import Config, dump
-from redif_ray.data.conditions import Conditions
 from redif_ray.errors import UserError
 from redif_ray.interrupt import Interrupted, StopRequest, stop_requests
 from redif_ray.job.batches import with_batches
@@ -136,7 +135,7 @@ def _run(job: Job, plan: Plan, journal_name: str) -> None:
     runs = job.folder.path / RUNS
     runs.mkdir(exist_ok=True)
     if (lacking := total - restored) > 0:
-        alone = sum(cost.estimate(job.recipe, Conditions((None,), (None,))).seconds.values())
+        alone = cost.estimate(job.recipe).total_seconds
         job.console.print(
             f"{lacking} of {total} whole runs are to be done, about {duration(alone)} each alone and "
             f"{duration(lacking * alone)} one after the other, in {runs}, each with what it prints in a .log beside it",

@@ -86,7 +86,9 @@ def test_resumed_with_fewer_workers_it_loses_each_of_its_parts_and_ends_alike(
     assert {"rollout", "reward"} <= set(counts) and all(counts[what] == 1 for what in OTHERS)
     assert last_weights(stopped) == plain_weights(config)
     assert last_round(stopped) == 7
-    assert [row.get("staleness") for row in read_rows(stopped / "metrics.jsonl")] == [None, 0, *[1] * 6]
+    rows = read_rows(stopped / "metrics.jsonl")
+    assert [row.get("staleness") for row in rows] == [None, 0, *[1] * 6]
+    assert not any("seconds/offload" in row for row in rows)  # its workers and learner take no turns
 
 
 @pytest.mark.long
