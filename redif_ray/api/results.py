@@ -137,8 +137,10 @@ def _summary(folder: Path) -> dict[str, Any]:
 
 
 def _arms(result: Mapping[str, Any]) -> Table:
-    rows = ({"arm": name, **_flat(arm)} for name, arm in result["arms"].items() if arm is not None)
-    return Table(tuple(rows))
+    from redif_ray.evaluation.report import ARMS
+
+    measured = {name: arm for name, arm in result["arms"].items() if arm is not None}
+    return Table(tuple({"arm": name, "what": ARMS[name], **_flat(arm)} for name, arm in measured.items()))
 
 
 def _flat(arm: Mapping[str, Any]) -> dict[str, Any]:

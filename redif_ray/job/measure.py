@@ -5,6 +5,7 @@ The images stay in the reward workers; what reaches the driver does not grow wit
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,23 +15,24 @@ import numpy as np
 
 from redif_ray.checkpoint import check_checkpoint, find_checkpoint
 from redif_ray.config import LEARNED
-from redif_ray.diffusion import schedules, solvers
+from redif_ray.diffusion import solvers
 from redif_ray.diffusion.noise import Stream
 from redif_ray.evaluation.arm import evaluate_arm, limits
 from redif_ray.evaluation.changes import changes
 from redif_ray.evaluation.diversity import diversity
 from redif_ray.evaluation.judge_source import needs_reference
 from redif_ray.evaluation.report import ARMS
+from redif_ray.job.best_teacher import best_teacher, ways_of
 from redif_ray.job.progress import Progress
 from redif_ray.job.session import Session
-from redif_ray.job.steps import Step, Steps, units_done
+from redif_ray.job.steps import Step, Steps, cost, units_done
 from redif_ray.learner.compute import Accounts
 from redif_ray.learner.judge import judge_of
 from redif_ray.learner.learned_reward import last_learned
 from redif_ray.planning.calls import prices
 from redif_ray.planning.rounds import reference_units
 from redif_ray.runs.deployed import INITIAL, checkpoint_key
-from redif_ray.types import Condition, Seen, Way
+from redif_ray.types import Condition, Seen, Way, WorkUnit
 from redif_ray.weights.store import learned_key
 
 REFERENCE, BEST_WAY = "the judge's reference", "the teacher's best schedule and solver"
@@ -60,7 +62,9 @@ def measure(run: Session, key: str, accounts: Accounts, progress: Progress) -> M
     accounts: takes the cost of the evaluation.
     """
     config, count = run.config, run.config.evaluation.held_out
-    with Steps(_steps(run), partial(units_done, run.coordinator), progress) as steps:
+    expected = _steps(run, _stored(run))
+    progress.shorten(cost(expected) / cost(_steps(run, {})))
+    with Steps(expected, partial(units_done, run.coordinator), progress) as steps:
         judge = judge_of(run.coordinator, count, accounts, run.get)
         steps.done(REFERENCE)
         _take_learned(run)
@@ -118,26 +122,47 @@ def measure(run: Session, key: str, accounts: Accounts, progress: Progress) -> M
     return Measured(fields, pictures, teacher.conditions[: len(teacher.pictures)], notes)
 
 
-def _steps(run: Session) -> dict[str, Step]:
-    """Return the steps of `measure` with their costs; the teacher's images are made with those of the first arm."""
+def _teacher_units(run: Session) -> dict[Stream, list[WorkUnit]]:
+    """Return the work units whose images of the teacher an evaluation needs, by their stream."""
+    config, plan = run.config, run.plan
+    counts = {Stream.HELD_OUT: config.evaluation.held_out, Stream.SEARCH: config.evaluation.search}
+    if alike := config.evaluation.diversity.count:
+        counts[Stream.DIVERSITY] = alike
+    units = {stream: plan.deploy(stream, count) for stream, count in counts.items()}
+    if needs_reference(config.evaluation.judge):
+        units[Stream.REFERENCE] = reference_units(plan, config.evaluation.held_out)
+    return units
+
+
+def _stored(run: Session) -> dict[Stream, float]:
+    """Return the share of the teacher's images of each stream that the store has already."""
+    units = _teacher_units(run)
+    _, found = run.ask_reward("stored", [(each,) for each in units.values()])
+    return {stream: sum(each) / len(each) for stream, each in zip(units, found, strict=True)}
+
+
+def _steps(run: Session, stored: Mapping[Stream, float]) -> dict[str, Step]:
+    """Return the steps of `measure` with their costs; the teacher's images are made with those of the first arm.
+
+    stored: the shares of the teacher's images that are made already.
+    """
     config, count = run.config, run.config.evaluation.held_out
     search = config.evaluation.search
-    every = prices(config, run.teacher)
-    own, full = config.student.steps * every.student, every.target
-    units = len(run.plan.deploy(Stream.HELD_OUT, count))
-    tried = len(run.plan.deploy(Stream.SEARCH, search))
-    ways = len(_ways(run))
-    brought = not needs_reference(config.evaluation.judge)
+    every, made = prices(config, run.teacher), _teacher_units(run)
+    own = config.student.steps * every.student
+    full = {stream: every.target * (1 - stored.get(stream, 0.0)) for stream in made}
+    units, tried, ways = len(made[Stream.HELD_OUT]), len(made[Stream.SEARCH]), len(ways_of(run))
+    reference = count * full[Stream.REFERENCE] if Stream.REFERENCE in full else 0.5 * count
     alike = config.evaluation.diversity.count
     return {
-        REFERENCE: Step(0.5 * count if brought else count * full, len(reference_units(run.plan, count))),
-        ARMS["teacher_few"]: Step(count * (own + full), units),
+        REFERENCE: Step(reference, len(reference_units(run.plan, count))),
+        ARMS["teacher_few"]: Step(count * (own + full[Stream.HELD_OUT]), units),
         **({ARMS["warm_start"]: Step(count * own, units)} if _warmed(run) else {}),
         ARMS["student"]: Step(count * own, units),
         ARMS["teacher_full"]: Step(0.5 * count, units),
-        BEST_WAY: Step(search * (full + ways * own), ways * tried),
+        BEST_WAY: Step(search * (full[Stream.SEARCH] + ways * own), ways * tried),
         ARMS["teacher_best"]: Step(count * own, units),
-        **({DIVERSITY: Step(alike * (own + full), len(run.plan.deploy(Stream.DIVERSITY, alike)))} if alike else {}),
+        **({DIVERSITY: Step(alike * (own + full[Stream.DIVERSITY]), len(made[Stream.DIVERSITY]))} if alike else {}),
     }
 
 
@@ -174,42 +199,6 @@ def _warm_start(run: Session, accounts: Accounts) -> Seen | None:
     if path is None:
         return None
     return _held_out(run, checkpoint_key(WARM, check_checkpoint(path)[1]["version"]), accounts)
-
-
-def best_teacher(run: Session, accounts: Accounts) -> tuple[str, Way]:
-    """Return the teacher's best named schedule, solver and guidance at the student's NFE, with a label.
-
-    The best has the least paired mse on the search noises. The candidates have the student's guidance, or the teacher's
-    guidance with as many steps as the same NFE allows.
-    """
-    config = run.config
-    units = run.plan.deploy(Stream.SEARCH, config.evaluation.search)
-    scores: dict[Way, float] = {}
-    for way in _ways(run):
-        seen, metas = run.see(units, [way] * len(units), judged=False)
-        accounts.add_evaluation(metas)
-        scores[way] = float(seen.pixel_mse.mean())
-    best = min(scores, key=lambda way: scores[way])
-    guided = f", {best.steps} steps at guidance {best.guidance:g}" if len(_guidances(run)) > 1 else ""
-    return f"{best.solver} on {best.schedule}{guided}", best
-
-
-def _ways(run: Session) -> list[Way]:
-    """Return the teacher's schedules, solvers and guidances that are tried."""
-    return [
-        Way(solver, name, steps, guidance)
-        for guidance, steps in _guidances(run).items()
-        for solver in ("euler", "dpmpp_2m")
-        for name in schedules.named(run.teacher.process, steps)
-    ]
-
-
-def _guidances(run: Session) -> dict[float, int]:
-    """Return {guidance scale to try: number of steps that the student's NFE allows with it}."""
-    student, calls = run.config.student, run.teacher.calls_per_step
-    nfe = student.steps * calls(student.guidance)
-    allowed = {w: nfe // calls(w) for w in (student.guidance, run.config.teacher.guidance)}
-    return {guidance: steps for guidance, steps in allowed.items() if steps}
 
 
 def seconds_per_image(run: Session) -> dict[str, float]:

@@ -67,6 +67,10 @@ class Progress:
         self.stage, self.first, self.share, self.since = stage, share, share, time.monotonic()
         self.bar.update(self.task, description=stage)
 
+    def shorten(self, share: float) -> None:
+        """Expect the present stage to take `share` of the time that was expected of it."""
+        self.stages[self.stage] *= share
+
     def at(self, share: float, text: str, *, line: bool = False) -> None:
         """Tell that `share` of the stage is done. line: whether `text` is worth a line, on a terminal too."""
         self.share = min(1.0, share)

@@ -23,6 +23,11 @@ class Step:
     units: int
 
 
+def cost(steps: Mapping[str, Step]) -> float:
+    """Return the cost of all steps, in network calls on one image."""
+    return sum(step.cost for step in steps.values())
+
+
 class Steps:
     """The steps of an evaluation, in their order; a thread watches how many work units of the present one are done.
 
@@ -31,7 +36,7 @@ class Steps:
 
     def __init__(self, steps: Mapping[str, Step], units: Callable[[], int], progress: Progress) -> None:
         self.left, self.units, self.progress = dict(steps), units, progress
-        self.total = sum(step.cost for step in steps.values())
+        self.total = cost(steps)
         self.passed = 0.0
         self.began, self.before = time.monotonic(), units()
         self.over, self.lock = threading.Event(), threading.Lock()

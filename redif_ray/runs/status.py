@@ -18,6 +18,7 @@ from redif_ray.runs.folder import UPLOADED, stored_config, stored_state
 from redif_ray.runs.jsonl import read_rows
 from redif_ray.runs.lock import holder
 from redif_ray.runs.mlflow_page import mlflow_page
+from redif_ray.runs.timeline import TRACE
 
 RECENT = 20  # number of rounds that the speed is averaged over
 END_SECONDS = 15.0  # of the export, the report and MLflow at the end of a run, as a rule
@@ -55,8 +56,11 @@ def life(path: Path, kept: Mapping[str, Any]) -> tuple[str, str]:
 
 def places(path: Path, config: Config, kept: Mapping[str, Any]) -> Lines:
     """Return the lines that say where the results are."""
-    names = ("report.html", "report.md", "schedule.yaml", "student", "timeline.json")
-    lines = {"results": ", ".join(name for name in names if (path / name).exists()) or "none yet", "folder": str(path)}
+    names = ("report.html", "report.md", "schedule.yaml", "student")
+    lines = {"results": ", ".join(name for name in names if (path / name).exists()) or "none yet"}
+    if (path / TRACE).exists():
+        lines["timeline"] = TRACE
+    lines["folder"] = str(path)
     if page := mlflow_page(config, kept):
         lines["MLflow"] = "\n".join(page)
     return lines

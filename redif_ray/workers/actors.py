@@ -78,6 +78,9 @@ class RewardActor(Actor):
     def targets(self, *arguments: Any) -> Any:
         return self._worker.sent_targets(*arguments)
 
+    def stored(self, *arguments: Any) -> Any:
+        return self._resting.stored(*arguments)
+
     def encode(self, *arguments: Any) -> Any:
         return self._worker.encode(*arguments)
 

@@ -89,6 +89,11 @@ class TeacherRewardWorker:
         meta, images = self.targets(unit, block)
         return meta, images_as_sent(images, self.config)
 
+    def stored(self, units: Sequence[WorkUnit]) -> tuple[Meta, list[bool]]:
+        """Return of each work unit whether the store has the teacher's images of its groups."""
+        found = [self.store.path(unit.stream, unit.groups, unit.conditions).exists() for unit in units]
+        return Meta(units[0], self.name, ()), found
+
     def encode(self, unit: WorkUnit) -> tuple[Meta, None]:
         """Encode a work unit's captions into the store from which rollout workers and the learner read them."""
         started = time.perf_counter()

@@ -107,6 +107,16 @@ def test_without_an_estimate_no_time_is_told_at_first(clock: Clock) -> None:
     assert text.getvalue().splitlines() == ["first", "second  about 30 s left"]
 
 
+def test_a_stage_that_finds_work_done_is_expected_to_take_less(clock: Clock) -> None:
+    progress = whole(log()[0])
+    progress.begin(EVALUATION)
+    before = progress.left()
+    progress.shorten(0.5)
+    after = progress.left()
+    assert before is not None and after is not None
+    assert before - after == pytest.approx(0.5 * 50.0)
+
+
 def test_what_status_shows_is_kept_now_and_then(clock: Clock) -> None:
     kept: list[dict[str, Any]] = []
     progress = whole(log()[0], keep=kept.append)

@@ -75,9 +75,11 @@ def test_features_are_kept_apart_by_what_images_were_sampled_with(tmp_path: Path
 
 def test_a_deployed_unit_has_no_block(tmp_path: Path) -> None:
     found, worker = plan(tmp_path), TeacherRewardWorker("reward-0", config(tmp_path))
-    unit = found.units(0)[0]
+    unit, other = found.units(0)[:2]
+    assert worker.stored([unit, other])[1] == [False, False]
     meta, images = worker.targets(unit)
     assert meta.work[0].network_calls == 2 * 2 and images.shape == (2, 1, 28, 28)
+    assert worker.stored([unit, other])[1] == [True, False]
 
 
 @pytest.mark.slow

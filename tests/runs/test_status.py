@@ -131,6 +131,8 @@ def test_how_a_run_ended(config: Config, folder: RunFolder) -> None:
     again = RunFolder.open(config, resume=True)
     assert again.state["failure"] is None and status(folder.path)[0] == "running"
     again.close()
+    (folder.path / "timeline.json").write_text("{}")
+    assert status(folder.path)[1]["results"] == "none yet" and status(folder.path)[1]["timeline"] == "timeline.json"
     for name in ("report.md", "summary.json"):
         (folder.path / name).write_text("{}")
     word, lines = status(folder.path)
