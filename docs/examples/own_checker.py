@@ -1,7 +1,7 @@
 """A reward that checks what a caption asks for: whether most of what is not white has the colour that the source names.
 
     redif distill CONFIG conditions.source=prompts.jsonl conditions.metadata=[colour]
-        reward.terms.colour.options.callable=own_checker.py:right_colour
+        "reward.terms.colour.options={callable: own_checker.py:right_colour, teacher: false}"
 
 A line of prompts.jsonl: {"caption": "two red circles", "colour": [255, 0, 0]}
 """

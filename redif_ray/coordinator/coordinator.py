@@ -219,8 +219,13 @@ class Coordinator:
     def _prefetch(self, round: int) -> None:
         if round < self.plan.rounds:
             for unit in self.plan.units(round):
-                if self.phases[unit.phase].teacher_images or self.captions:
+                if self._begins_ahead(unit):
                     self._ahead(unit)
+
+    def _begins_ahead(self, unit: WorkUnit) -> bool:
+        """Tell whether a reward worker has work for a unit before, or in place of, its rollout."""
+        phase = self.phases[unit.phase]
+        return phase.teacher_images or self.captions or not phase.plays
 
     def _ahead(self, unit: WorkUnit) -> asyncio.Future[tuple[Any, ...]]:
         """Call reward workers, once, for a unit's work that needs no weights: teacher images, or captions alone.
@@ -262,7 +267,7 @@ class Coordinator:
 
     async def _made(self, unit: WorkUnit, key: str, learned: str | None) -> Parts:
         at, phase, metas, made = urgency(unit), self.phases[unit.phase], [], {}
-        ahead = self._ahead(unit) if phase.teacher_images or self.captions else None
+        ahead = self._ahead(unit) if self._begins_ahead(unit) else None
         if phase.plays:
             if self.captions and ahead is not None:
                 await ahead

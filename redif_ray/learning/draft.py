@@ -86,11 +86,12 @@ class DraftUpdater:
         self.rewards, self.all_reduce, self.loss_scale = rewards, all_reduce, loss_scale
 
     def run(
-        self, parts: Sequence[tuple[WorkUnit, np.ndarray]], *, total: int, round: int, lr: float
+        self, parts: Sequence[tuple[WorkUnit, np.ndarray | None]], *, total: int, round: int, lr: float
     ) -> dict[str, float]:
         """Train on a round; return its metrics.
 
-        parts: this rank's work units, each with the teacher's images of its groups. total: groups of the whole round.
+        parts: this rank's work units, each with the teacher's images of its groups, or None where no term reads them.
+        total: groups of the whole round.
         Every minibatch takes the next part of each rank's groups; gradients are divided by its count over all ranks.
         """
         started = time.perf_counter()
@@ -98,7 +99,8 @@ class DraftUpdater:
             group["lr"] = lr
         groups = [g for unit, _ in parts for g in unit.groups]
         conditions = [c for unit, _ in parts for c in unit.conditions]
-        targets = images_received(np.concatenate([images for _, images in parts]))
+        made = [images for _, images in parts if images is not None]
+        targets = images_received(np.concatenate(made)) if made else None
         count = math.ceil(total / self.config.draft.minibatch)
         reward, norms = 0.0, []
         for i, rows in enumerate(torch.arange(len(groups)).tensor_split(count)):
@@ -107,7 +109,8 @@ class DraftUpdater:
             own = microbatches(len(rows), self.config.learner.states_at_once)
             for microbatch in own:
                 r = rows[microbatch]
-                losses = self._losses([groups[j] for j in r], [conditions[j] for j in r], targets[r])
+                teacher = None if targets is None else targets[r].to(self.student.device)
+                losses = self._losses([groups[j] for j in r], [conditions[j] for j in r], teacher)
                 gradients.add(losses.sum() * count / total * self.loss_scale, last=microbatch is own[-1])
                 sums.append(losses.detach().sum())
             loss = 0.0
@@ -126,12 +129,11 @@ class DraftUpdater:
             "network_calls_backward": float(k * total),
         }
 
-    def _losses(self, groups: Sequence[int], conditions: Sequence[Condition], targets: Tensor) -> Tensor:
+    def _losses(self, groups: Sequence[int], conditions: Sequence[Condition], teacher: Tensor | None) -> Tensor:
         student, config = self.student, self.config
         device = student.device
         shape, seed = student.latent_shape, config.run.seed
         unit_noise = noise.initial_noise(groups, shape, seed=seed, stream=Stream.TRAIN, device=device)
-        teacher = targets.to(device)
 
         def score(latents: Tensor) -> Tensor:
             raw = self.rewards(RewardInputs(student.images(latents), teacher, conditions))

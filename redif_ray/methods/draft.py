@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from redif_ray.methods.phase import Calls, MethodPhase, Prices
+from redif_ray.methods.phase import Calls, Prices, RewardedPhase
 
 if TYPE_CHECKING:
     from redif_ray.learning.round_update import Learning, Round
     from redif_ray.rewards.base import Rewards
 
 
-class Draft(MethodPhase):
+class Draft(RewardedPhase):
     """The rounds of DRaFT."""
 
     name, title, plays = "draft", "back-propagation", False
@@ -33,7 +33,7 @@ class Draft(MethodPhase):
         rows, n = self.rounds * self.groups, self.config.student.steps
         last = self.config.draft.last_steps or n
         return Calls(
-            reward=rows * prices.target,
+            reward=rows * self.teacher_images * prices.target,
             learner=int(rows * prices.student * (n + last * prices.backward)),  # backward recomputes the last steps
         )
 

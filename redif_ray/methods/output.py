@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from redif_ray.methods.phase import Calls, MethodPhase, Prices, Scoring
+from redif_ray.methods.phase import Calls, Prices, RewardedPhase, Scoring
 from redif_ray.types import Scored
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def sampled_terms(config: Config) -> list[str]:
     return [name for name, weight in config.reward.weights.items() if weight and name not in exact]
 
 
-class Output(MethodPhase):
+class Output(RewardedPhase):
     """The rounds of the policy gradient at the output."""
 
     name, title, reads_means, reads_last = "output", "policy gradient at the output", False, True
@@ -60,7 +60,9 @@ class Output(MethodPhase):
     def calls(self, prices: Prices) -> Calls:
         groups, n = self.rounds * self.groups, self.config.student.steps
         own = groups * n * prices.student
-        return Calls(rollout=own, reward=groups * prices.target, learner=int(own * prices.backward))
+        return Calls(
+            rollout=own, reward=groups * self.teacher_images * prices.target, learner=int(own * prices.backward)
+        )
 
     def update(self, learning: Learning, round: Round) -> dict[str, float]:
         """Ascend the weighted reward by its gradients at the student's images, in one optimiser step."""

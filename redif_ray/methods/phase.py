@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from redif_ray.diffusion.noise import Stream
+from redif_ray.rewards.names import read_teacher
 from redif_ray.types import Scored, Seen, Slopes, Trajectories, WorkUnit
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ class Scoring(ABC):
     unit: WorkUnit
     final: np.ndarray | None  # [R, *latent]: the last latents, if the phase asks for images
     trajectories: Trajectories | None  # if the phase asks for jumps
-    targets: np.ndarray | None  # [G, C, H, W]: the teacher's images, which `learning.rounding.images_received` takes
+    targets: np.ndarray | None  # [G, C, H, W]: the teacher's images, if the phase needs them, as they travel
 
     @abstractmethod
     def terms(self) -> dict[str, np.ndarray]:
@@ -139,7 +140,6 @@ class Phase(ABC):
 
     name: ClassVar[str]  # used in metrics, checkpoints and work units
     title: ClassVar[str]  # used in texts for people
-    teacher_images: ClassVar[bool] = True  # whether each group needs the teacher's image
     plays: ClassVar[bool] = True  # whether workers roll out trajectories and score them
     asks_images: ClassVar[bool] = True  # whether `score` asks for the student's images or for rewards
     reads_last: ClassVar[bool] = False  # whether trajectories carry the last latents where no step explores
@@ -175,6 +175,11 @@ class Phase(ABC):
     def unit_groups(self) -> int:
         """Return the number of groups in a work unit, which has as many rows as a unit of the policy phase."""
         return self.config.rollout.unit_groups * self.config.rollout.siblings // self.siblings
+
+    @property
+    def teacher_images(self) -> bool:
+        """Tell whether each group needs the teacher's image."""
+        return True
 
     @property
     def decodes(self) -> int:
@@ -251,6 +256,14 @@ class MethodPhase(Phase):
     @property
     def ema(self) -> float:
         return self.config.learner.ema
+
+
+class RewardedPhase(MethodPhase):
+    """The phase of a built-in method that needs the teacher's images only where a reward term reads them."""
+
+    @property
+    def teacher_images(self) -> bool:
+        return read_teacher(self.config.reward.terms)
 
 
 class Deploy(Phase):

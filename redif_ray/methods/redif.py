@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from redif_ray.methods.phase import Calls, MethodPhase, Prices, Scoring
+from redif_ray.methods.phase import Calls, Prices, RewardedPhase, Scoring
 from redif_ray.types import Scored
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from redif_ray.learning.round_update import Learning, Round
 
 
-class Policy(MethodPhase):
+class Policy(RewardedPhase):
     """The rounds of the policy gradient."""
 
     name, title, trains_rewards = "policy", "policy gradient", True
@@ -31,6 +31,10 @@ class Policy(MethodPhase):
     @property
     def siblings(self) -> int:
         return self.config.rollout.siblings
+
+    @property
+    def teacher_images(self) -> bool:
+        return super().teacher_images or self.config.learner.anchor.gated
 
     @property
     def asks_jumps(self) -> bool:
@@ -88,7 +92,7 @@ class Policy(MethodPhase):
             replayed = self.rounds * (first + (explored - 1) * checked)  # of the first step, siblings share the state
         return Calls(
             rollout=int(played * prices.student),
-            reward=int(played * substeps * prices.teacher) + groups * prices.target,
+            reward=int(played * substeps * prices.teacher) + groups * self.teacher_images * prices.target,
             learner=int(prices.student * (trained * c.learner.inner_epochs * prices.backward + replayed)),
         )
 

@@ -141,8 +141,9 @@ class Rewards:
 
     def _check_inputs(self, inputs: RewardInputs) -> None:
         batch, shape = len(inputs.conditions), self.setting.image_shape
-        for role, images in (("student", inputs.student), ("teacher", inputs.teacher)):
-            _check_images(role, images, (batch, *shape))
+        for role, images in (("student", inputs.student), ("teacher", inputs.paired)):
+            if images is not None:
+                _check_images(role, images, (batch, *shape))
         if any("caption" in term.needs for term in self.terms.values()):
             for row, condition in enumerate(inputs.conditions):
                 if not isinstance(condition, str):

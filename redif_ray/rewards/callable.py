@@ -29,12 +29,15 @@ class CallableTerm:
     settings, end the process or take longer than half of `pipeline.timeout_s`; otherwise the run stops. Before each
     call the images seed the global random generators.
     callable: the function, as `package.module:function` or `path/to/file.py:function`.
+    teacher: whether it reads the teacher's images; False: it gets None in their place, and training makes none where no
+        other term reads them either.
     differentiable: True: a gradient must flow from the value to `student`, otherwise the run stops; False: the function
         gets `student` without a gradient.
     """
 
     setting: Setting
     callable: str
+    teacher: bool = True
     differentiable: bool = False
     needs: ClassVar[frozenset[str]] = frozenset({"teacher"})
 
@@ -58,7 +61,7 @@ class CallableTerm:
         told = {"metadata": self.setting.metadata_of(inputs.conditions)} if self._gets_metadata else {}
         seeded = generators_seeded(_seed(inputs), student.device)
         with within(self.setting.patience_s, self.callable), seeded, failures_named(f"{self.callable} failed"):
-            value = self._function(student, given.teacher, given.conditions, **told)
+            value = self._function(student, given.teacher if self.teacher else None, given.conditions, **told)
         check_unaltered(given, inputs)
         return value.detach() if isinstance(value, Tensor) and not self.differentiable else value
 

@@ -40,7 +40,8 @@ AGAIN = (429, 500, 502, 503, 504)  # HTTP statuses after which a request is trie
 class HttpTerm:
     """The value that the service at `url` gives an image; no gradient.
 
-    format: encoding of the images in a request. teacher: send the teacher's images too. batch: images per request.
+    format: encoding of the images in a request. teacher: send the teacher's images too; training makes none where no
+        term reads them. batch: images per request.
     timeout: seconds after which a request whose answer is not there to its last byte has failed.
     retries: number of further attempts after a failed connection, a time-out or a status of `AGAIN`, with pauses of 0,
         2, 4, ... seconds between them. A service that is down pauses the run, and stops it after the last attempt, or
@@ -85,7 +86,8 @@ class HttpTerm:
             async with asyncio.timeout(self.setting.patience_s), self._session() as session:
                 for i in range(0, len(inputs.conditions), self.batch):
                     rows = slice(i, i + self.batch)
-                    part = inputs.student[rows], inputs.teacher[rows], inputs.conditions[rows]
+                    teacher = inputs.teacher[rows] if self.teacher else None
+                    part = inputs.student[rows], teacher, inputs.conditions[rows]
                     values += await self._score(session, *part)
         except TimeoutError:
             done = f"{len(values)} of {len(inputs.conditions)} rewards in {self.setting.patience_s:g} s"
@@ -120,13 +122,13 @@ class HttpTerm:
         return aiohttp.ClientSession(headers=headers, connector=anew, trust_env=False, auto_decompress=False)
 
     async def _score(
-        self, session: aiohttp.ClientSession, student: Tensor, teacher: Tensor, conditions: Sequence[Any]
+        self, session: aiohttp.ClientSession, student: Tensor, teacher: Tensor | None, conditions: Sequence[Any]
     ) -> list[float]:
         write = _png if self.format == "png" else _npy
         body: dict[str, Any] = {
             "format": self.format,
             "student": encoded(student, write),
-            "teacher": encoded(teacher, write) if self.teacher else None,
+            "teacher": None if teacher is None else encoded(teacher, write),
             "conditions": list(conditions),
         }
         if self.setting.metadata is not None:

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from redif_ray.config import Term
+
 NAMES = (
     "mse",
     "psnr",
@@ -28,6 +30,14 @@ NAMES = (
     "aesthetic",
     "discriminator",
 )
+ALONE = frozenset(  # terms that score the student's image without the teacher's
+    ("classifier", "jpeg_compressibility", "text_image", "pick_score", "hps", "image_reward", "aesthetic")
+)
+
+
+def read_teacher(terms: Mapping[str, Term]) -> bool:
+    """Tell whether a term reads the teacher's images; a function or a service does without `teacher: false`."""
+    return any(label not in ALONE and term.options.get("teacher", True) for label, term in terms.items())
 
 
 def problem(label: str, options: Mapping[str, Any]) -> str | None:

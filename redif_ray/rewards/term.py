@@ -76,16 +76,24 @@ class Kept(Protocol):
 class RewardInputs:
     """The images that reward terms score.
 
-    student, teacher: images [B, C, H, W] in [0, 1], float32 or float64; row i of both is of one group.
+    student: images [B, C, H, W] in [0, 1], float32 or float64. paired: the teacher's, alike; row i of both is of one
+    group. None: no term of the run reads them, so they are not made.
     conditions: the B conditions of the rows.
     kept: store that keeps features of the teacher's images for later calls; None: they are not kept.
     """
 
     student: Tensor
-    teacher: Tensor
+    paired: Tensor | None
     conditions: Sequence[Condition]
     kept: Kept | None = None
     _made: Once = field(init=False, repr=False, compare=False, default_factory=Once)  # `replace` makes an empty one
+
+    @property
+    def teacher(self) -> Tensor:
+        """The teacher's images, [B, C, H, W]. Raises RewardError where there are none."""
+        if self.paired is None:
+            raise RewardError("the teacher's images are not made for these terms, and one of them reads them")
+        return self.paired
 
     def of_student(self, encode: Callable[[Tensor], Tensor]) -> Tensor:
         """Return encode(student), [B, ...] with its gradient, computed once for all terms with the same `encode`."""

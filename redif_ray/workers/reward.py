@@ -181,13 +181,13 @@ class TeacherRewardWorker:
         work.append(Work("evaluation", time.perf_counter() - started, 0))
         return Meta(unit, self.name, tuple(work)), Reference(judge.name, found, fits)
 
-    def terms_of(self, unit: WorkUnit, images: Tensor, teacher: Tensor) -> dict[str, np.ndarray]:
-        """Return the reward terms of images [R, C, H, W], one for each row of a unit, beside the teacher's."""
+    def terms_of(self, unit: WorkUnit, images: Tensor, teacher: Tensor | None) -> dict[str, np.ndarray]:
+        """Return the reward terms of images [R, C, H, W], one for each row of a unit, beside the teacher's, if any."""
         terms = self.raw_terms(unit, images, teacher)
         return {name: value.cpu().numpy().astype(np.float32) for name, value in terms.items()}
 
     def raw_terms(
-        self, unit: WorkUnit, images: Tensor, teacher: Tensor, names: Sequence[str] | None = None
+        self, unit: WorkUnit, images: Tensor, teacher: Tensor | None, names: Sequence[str] | None = None
     ) -> dict[str, Tensor]:
         """Return reward terms as `terms_of` does, on the device and with their gradient. names: of these; None: all."""
         rounded = "float32"

@@ -76,11 +76,13 @@ class UnitScoring(Scoring):
     def terms(self) -> dict[str, np.ndarray]:
         started = time.perf_counter()
         self.learned_sha256 = self.worker.load_learned(*self._learned)
-        return self._scored(self._decoded(), started)
+        teacher = None if self.targets is None else self._teacher()
+        return self._scored(self._decoded(), teacher, started)
 
     def teacher_terms(self) -> dict[str, np.ndarray]:
         started = time.perf_counter()
-        return self._scored(self._teacher(), started)
+        teacher = self._teacher()
+        return self._scored(teacher, teacher, started)
 
     def images(self) -> np.ndarray:
         return self._decoded().cpu().numpy()
@@ -109,9 +111,10 @@ class UnitScoring(Scoring):
 
     def gradients(self) -> Slopes:
         started = time.perf_counter()
-        if self.final is None or self.targets is None:
-            raise ValueError(f"phase {self.unit.phase} asks for gradients; expected asks_images and teacher_images")
-        found = slopes(self.worker, self.unit, self._latents(self.final), self._teacher())
+        if self.final is None:
+            raise ValueError(f"phase {self.unit.phase} asks for gradients; expected asks_images=True in its class")
+        teacher = None if self.targets is None else self._teacher()
+        found = slopes(self.worker, self.unit, self._latents(self.final), teacher)
         self._add("rewards", started)
         return found
 
@@ -146,9 +149,9 @@ class UnitScoring(Scoring):
         self._add("evaluation", started)
         return np.stack(found, 1)
 
-    def _scored(self, images: Tensor, started: float) -> dict[str, np.ndarray]:
+    def _scored(self, images: Tensor, teacher: Tensor | None, started: float) -> dict[str, np.ndarray]:
         """Return the reward terms of `images`, one a row, beside the teacher's."""
-        terms = self.worker.terms_of(self.unit, images, self._teacher())
+        terms = self.worker.terms_of(self.unit, images, teacher)
         self._add("rewards", started)
         return terms
 

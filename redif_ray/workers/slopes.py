@@ -27,30 +27,32 @@ class Scorer(Protocol):
     rewards: Rewards
 
     def raw_terms(
-        self, unit: WorkUnit, images: Tensor, teacher: Tensor, names: Sequence[str] | None = None
+        self, unit: WorkUnit, images: Tensor, teacher: Tensor | None, names: Sequence[str] | None = None
     ) -> dict[str, Tensor]: ...
 
 
-def slopes(worker: Scorer, unit: WorkUnit, latents: Tensor, teacher: Tensor) -> Slopes:
+def slopes(worker: Scorer, unit: WorkUnit, latents: Tensor, teacher: Tensor | None) -> Slopes:
     """Return the terms and gradients at latents [G, *latent], the last of a unit without siblings.
 
-    teacher: the teacher's images, [G, C, H, W] in [0, 1]. A differentiable term is differentiated unless
-    `output.sampled`; the gradient of any other term is estimated from scores (`learning.smoothing`).
+    teacher: the teacher's images, [G, C, H, W] in [0, 1]; None: no term reads them. A differentiable term is
+    differentiated unless `output.sampled`; the gradient of any other term is estimated from scores
+    (`learning.smoothing`).
     """
     sampled = sampled_terms(worker.config)
     rest = [name for name in worker.config.reward.weights if name not in sampled]
     found = []
     for i, (group, condition) in enumerate(zip(unit.groups, unit.conditions, strict=True)):
         alone = replace(unit, groups=(group,), conditions=(condition,))
-        exact = _exact(worker, alone, latents[i], teacher[i : i + 1], rest)
-        found.append(_joined(exact, _sampled(worker, alone, latents[i], teacher[i : i + 1], sampled)))
+        beside = None if teacher is None else teacher[i : i + 1]
+        exact = _exact(worker, alone, latents[i], beside, rest)
+        found.append(_joined(exact, _sampled(worker, alone, latents[i], beside, sampled)))
     return Slopes(*(_stacked([each[part] for each in found]) for part in range(3)))
 
 
 Found = tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]  # terms, gradients and spreads of one group
 
 
-def _exact(worker: Scorer, unit: WorkUnit, x: Tensor, teacher: Tensor, names: Sequence[str]) -> Found:
+def _exact(worker: Scorer, unit: WorkUnit, x: Tensor, teacher: Tensor | None, names: Sequence[str]) -> Found:
     """Return the terms at x [*latent], and the gradients of those that have a weight."""
     if not names:
         return {}, {}, {}
@@ -66,7 +68,7 @@ def _exact(worker: Scorer, unit: WorkUnit, x: Tensor, teacher: Tensor, names: Se
 
 
 @torch.no_grad()
-def _sampled(worker: Scorer, unit: WorkUnit, x: Tensor, teacher: Tensor, names: Sequence[str]) -> Found:
+def _sampled(worker: Scorer, unit: WorkUnit, x: Tensor, teacher: Tensor | None, names: Sequence[str]) -> Found:
     """Return the mean of each term around x [*latent], the estimate of its gradient, and its std there."""
     if not names:
         return {}, {}, {}
@@ -75,7 +77,7 @@ def _sampled(worker: Scorer, unit: WorkUnit, x: Tensor, teacher: Tensor, names: 
     scores: dict[str, list[Tensor]] = {name: [] for name in names}
     for part in mirrored(x, z, output.std).split(worker.config.evaluation.images_at_once):
         rows = replace(unit, siblings=len(part))
-        beside = teacher.expand(len(part), *teacher.shape[1:])
+        beside = None if teacher is None else teacher.expand(len(part), *teacher.shape[1:])
         for name, values in worker.raw_terms(rows, worker.teacher.images(part), beside, names).items():
             scores[name].append(values)
     joined = {name: torch.cat(values) for name, values in scores.items()}

@@ -77,6 +77,20 @@ def test_captions_are_encoded_before_a_unit_is_rolled_out(captions: bool, tmp_pa
     asyncio.run(run())
 
 
+@pytest.mark.parametrize(("method", "calls"), [("redif", ["rollout", "score"]), ("draft", ["encode"])])
+def test_nobody_is_asked_for_images_that_no_reward_reads(method: str, calls: list[str], tmp_path: Path) -> None:
+    found = coordinator(tmp_path, f"method={method}", "reward.terms={classifier: {}}", "warm_start.rounds=0")
+
+    async def run() -> None:
+        data = await found.round_for(0, 0, 1)
+        order = [method for method, unit in found.reward.workers[0].order if unit == 0]
+        await asyncio.gather(*found.ahead.values(), *(batch.whole for batch in found.rounds.values()))
+        assert order[: len(calls)] == calls and "targets" not in order
+        assert len(data.metas) == len(data.references) == len(found.plan.units(0)) and all(data.metas)
+
+    asyncio.run(run())
+
+
 @pytest.mark.parametrize(
     ("override", "kept"),
     [("pipeline.staleness=0", {2}), ("pipeline.staleness=1", {3}), ("pipeline.colocate=true", set())],

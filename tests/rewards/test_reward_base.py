@@ -50,7 +50,13 @@ def test_terms_come_back_by_label_in_the_order_of_the_configuration(pair, build)
 def test_images_that_no_term_may_see(role, spoil, message, pair, build):
     inputs = pair()
     with pytest.raises(RewardError, match=f"{role} images.*{message}"):
-        build("mse")(replace(inputs, **{role: spoil(getattr(inputs, role))}))
+        build("mse")(replace(inputs, **{role.replace("teacher", "paired"): spoil(getattr(inputs, role))}))
+
+
+def test_a_term_that_reads_the_teacher_s_images_says_that_they_are_absent(pair, build):
+    alone = replace(pair(), paired=None)
+    with pytest.raises(RewardError, match="the teacher's images are not made for these terms"):
+        build("mse")(alone)
 
 
 def test_rounding_outside_the_range_is_allowed(pair, build):

@@ -29,13 +29,13 @@ def test_version_0_tells_no_images_apart_and_a_loaded_one_does(pair, build):
     alone = torch.cat(
         [
             rewards(
-                replace(inputs, student=inputs.student[i : i + 1], teacher=inputs.teacher[i : i + 1], conditions=[0])
+                replace(inputs, student=inputs.student[i : i + 1], paired=inputs.teacher[i : i + 1], conditions=[0])
             )["discriminator"]
             for i in range(3)
         ]
     )
     torch.testing.assert_close(alone, found, rtol=1e-5, atol=1e-6)
-    assert torch.equal(rewards(replace(inputs, teacher=inputs.student))["discriminator"], found)  # the student's alone
+    assert torch.equal(rewards(replace(inputs, paired=inputs.student))["discriminator"], found)  # the student's alone
     assert build("mse").learned is None
 
 

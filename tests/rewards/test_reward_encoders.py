@@ -48,10 +48,10 @@ def test_feature_cosine_of_the_teacher_is_one_and_each_row_meets_its_own_teacher
     inputs = pair(shape=(4, *SHAPE), dtype=torch.float32)
     rewards = build(terms={"feature_cosine": {"path": str(classifier_folder)}}, shape=SHAPE)
     siblings = inputs.teacher[[0, 0, 1, 0]]  # the first teacher comes back after another
-    own = rewards(replace(inputs, student=siblings, teacher=siblings))["feature_cosine"]
+    own = rewards(replace(inputs, student=siblings, paired=siblings))["feature_cosine"]
     np.testing.assert_allclose(own, 1, rtol=1e-6)
     rows = [RewardInputs(inputs.student[i : i + 1], siblings[i : i + 1], [0]) for i in range(4)]
-    together = rewards(replace(inputs, teacher=siblings))["feature_cosine"]
+    together = rewards(replace(inputs, paired=siblings))["feature_cosine"]
     torch.testing.assert_close(together, torch.cat([rewards(row)["feature_cosine"] for row in rows]))
 
 
@@ -59,7 +59,7 @@ def test_the_teachers_features_are_computed_once_a_group(pair, build, classifier
     inputs = pair(shape=(4, *SHAPE), dtype=torch.float32)
     rewards, rows = build(terms={"feature_cosine": {"path": str(classifier_folder)}}, shape=SHAPE), []
     rewards.terms["feature_cosine"]._encoder.body.register_forward_hook(lambda *args: rows.append(len(args[-1])))
-    rewards(replace(inputs, teacher=inputs.teacher[[0, 0, 1, 1]]))
+    rewards(replace(inputs, paired=inputs.teacher[[0, 0, 1, 1]]))
     assert sorted(rows) == [2, 4]
 
 

@@ -110,7 +110,7 @@ def by_hand(weights: dict[str, Tensor], student: Tensor, teacher: Tensor) -> np.
 @pytest.mark.parametrize("batch", [64, 3])
 def test_lpips_by_hand(batch, term, weights, pair):
     made = pair(shape=(4, 3, 64, 68), dtype=torch.float32)
-    inputs = replace(made, teacher=made.teacher[[0, 0, 1, 0]])  # the first teacher comes back after another
+    inputs = replace(made, paired=made.teacher[[0, 0, 1, 0]])  # the first teacher comes back after another
     got = term(batch=batch)(inputs)["lpips"]
     np.testing.assert_allclose(got, -by_hand(weights, inputs.student, inputs.teacher), rtol=1e-4)
     assert (got < -0.01).all() and term()(replace(inputs, student=inputs.teacher))["lpips"].abs().max() < 1e-9
@@ -129,7 +129,7 @@ def test_siblings_share_the_teachers_features(term, pair):
     made = pair(shape=(4, 3, 64, 68), dtype=torch.float32)
     rewards, rows = term(), []
     rewards.terms["lpips"]._backbone.network.net.register_forward_hook(lambda *args: rows.append(len(args[-1][0])))
-    rewards(replace(made, teacher=made.teacher[[0, 0, 1, 1]]))
+    rewards(replace(made, paired=made.teacher[[0, 0, 1, 1]]))
     assert sorted(rows) == [2, 4]
 
 

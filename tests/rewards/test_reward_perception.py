@@ -74,7 +74,7 @@ def test_perception_is_the_cosine_of_the_whole_images_embeddings(timm, pair, bui
         x, y = embedding(student), embedding(teacher)
         expected.append(x @ y / np.linalg.norm(x) / np.linalg.norm(y))
     np.testing.assert_allclose(rewards(inputs)["perception"], expected, atol=1e-5)
-    double = replace(inputs, student=inputs.student.double(), teacher=inputs.teacher.double())
+    double = replace(inputs, student=inputs.student.double(), paired=inputs.teacher.double())
     np.testing.assert_allclose(rewards(double)["perception"], expected, atol=1e-5)
 
 

@@ -268,7 +268,7 @@ def test_the_teacher_is_looked_at_only_where_a_term_asks(inputs, every):
 
 
 def test_no_gradient_flows_to_the_teacher(inputs, every):
-    given = replace(inputs, teacher=inputs.teacher.clone().requires_grad_())
+    given = replace(inputs, paired=inputs.teacher.clone().requires_grad_())
     assert not any(value.requires_grad for value in every("clip", "dino")(given).values())
 
 
@@ -296,7 +296,7 @@ def test_how_many_images_a_forward_changes_nothing(batch, inputs, every):
 
 @pytest.mark.slow
 def test_images_may_be_of_another_precision_than_the_network(inputs, every):
-    double = replace(inputs, student=inputs.student.double(), teacher=inputs.teacher.double())
+    double = replace(inputs, student=inputs.student.double(), paired=inputs.teacher.double())
     for name, values in every()(double).items():
         assert values.dtype == torch.float64
         torch.testing.assert_close(values.float(), every()(inputs)[name], rtol=1e-5, atol=1e-5)
