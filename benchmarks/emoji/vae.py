@@ -45,7 +45,7 @@ def pixels(images: np.ndarray) -> Tensor:
 
 
 def latents(vae: Any, images: np.ndarray) -> Tensor:
-    """Means of the posterior, scaled as the denoising network sees them, [n, 4, 16, 16]."""
+    """Means of the posterior, scaled as the denoising network sees them, [n, C, h, w]."""
     with torch.no_grad():
         parts = [vae.encode(pixels(images[i : i + 64])).latent_dist.mean for i in range(0, len(images), 64)]
     return torch.cat(parts) * vae.config.scaling_factor
@@ -61,7 +61,8 @@ def reconstructed(vae: Any, images: np.ndarray) -> np.ndarray:
 
 def decode_milliseconds(vae: Any, count: int = 16, repeats: int = 5) -> float:
     """An image, on one thread, in batches of `count`."""
-    z = torch.zeros(count, 4, 16, 16)
+    edge = data.SIZE >> (len(vae.config.block_out_channels) - 1)
+    z = torch.zeros(count, vae.config.latent_channels, edge, edge)
     with torch.no_grad():
         vae.decode(z)
         started = time.monotonic()
@@ -74,23 +75,29 @@ def load(folder: Path = OUT) -> Any:
     return AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32).eval().requires_grad_(False)
 
 
+def fitted(vae: Any, images: np.ndarray, fit: Fit, work: Path) -> float:
+    """Train an autoencoder on images, uint8 [n, 3, h, w]; its latents are not scaled yet. Returns the seconds."""
+
+    def loss(step: int) -> Tensor:
+        x = pixels(images[rows_of(step, len(images), fit)])
+        posterior = vae.encode(x).latent_dist
+        eps = noise.normal(posterior.mean.numel(), Stream.TEACHER_NOISE, seed=fit.seed, round=step)
+        z = posterior.mean + posterior.std * torch.from_numpy(eps).reshape(posterior.mean.shape)
+        return (vae.decode(z).sample - x).abs().mean() + KL_WEIGHT * posterior.kl().mean() / posterior.mean[0].numel()
+
+    seconds = train(vae, loss, fit, work)
+    vae.eval().requires_grad_(False)
+    vae.register_to_config(scaling_factor=1.0)
+    return seconds
+
+
 def main() -> None:
     single_thread()
     emoji, tones = data.load(data.OUT / "emoji.parquet"), data.load(data.OUT / "tones.parquet")
     kept, others = emoji.split(held=False), emoji.split(held=True)
     images = np.concatenate([kept.images, tones.split(held=False).images])
     vae: Any = fresh(build, seed=0)
-
-    def loss(step: int) -> Tensor:
-        x = pixels(images[rows_of(step, len(images), FIT)])
-        posterior = vae.encode(x).latent_dist
-        eps = noise.normal(posterior.mean.numel(), Stream.TEACHER_NOISE, seed=FIT.seed, round=step)
-        z = posterior.mean + posterior.std * torch.from_numpy(eps).reshape(posterior.mean.shape)
-        return (vae.decode(z).sample - x).abs().mean() + KL_WEIGHT * posterior.kl().mean() / posterior.mean[0].numel()
-
-    seconds = train(vae, loss, FIT, data.OUT / "vae.training")
-    vae.eval().requires_grad_(False)
-    vae.register_to_config(scaling_factor=1.0)
+    seconds = fitted(vae, images, FIT, data.OUT / "vae.training")
     vae.register_to_config(scaling_factor=round(1 / latents(vae, kept.images).std().item(), 5))
     save_half(vae, OUT)
 

@@ -1,0 +1,48 @@
+"""The scenes that teacher and autoencoder are trained on, and the captions of both kinds.
+
+    python -m benchmarks.scenes.pictures
+
+writes `runs/scenes/captions.txt`, from which students are trained, and `held_out.txt`, which nothing is trained on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.scenes.scenes import Scene, every_scene, picture
+
+OUT = Path("runs/scenes")
+SINGLE = 0.15  # share of the pictures with one group
+
+
+def captions(*, held_out: bool) -> list[Scene]:
+    """Return the scenes that are held out from all training, or the others."""
+    return [scene for scene in every_scene() if scene.held_out == held_out]
+
+
+def drawn(scenes: Sequence[Scene], count: int, seed: int) -> list[Scene]:
+    """Return `count` of the scenes, with repetition, of which a share of `SINGLE` has one group."""
+    draws = np.random.default_rng(seed)
+    by_groups = [[s for s in scenes if s.second is None], [s for s in scenes if s.second is not None]]
+    kinds = (draws.random(count) >= SINGLE).astype(int)
+    return [by_groups[kind][draws.integers(len(by_groups[kind]))] for kind in kinds]
+
+
+def pictures(scenes: Sequence[Scene], seed: int) -> np.ndarray:
+    """Return a picture of each scene, uint8 [n, 3, 32, 32]."""
+    return np.stack([(picture(scene, seed, i) * 255).round().astype(np.uint8) for i, scene in enumerate(scenes)])
+
+
+def main() -> None:
+    OUT.mkdir(parents=True, exist_ok=True)
+    for name, held_out in (("captions", False), ("held_out", True)):
+        found = captions(held_out=held_out)
+        (OUT / f"{name}.txt").write_text("".join(f"{scene}\n" for scene in found))
+        print(f"{len(found)} captions in {OUT / name}.txt")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,189 @@
+"""The scenes' teacher: a small text-to-image latent diffusion model in the layout of a StableDiffusionPipeline.
+
+    python -m benchmarks.scenes.teacher             # trains; goes on where it was cut short
+    python -m benchmarks.scenes.teacher --export    # only writes what the last checkpoint holds
+
+A UNet with cross-attention (Rombach et al., arXiv 2112.10752) on the latents of `vae.py` and a text encoder that is
+trained with it; v-prediction (Salimans & Ho, arXiv 2202.00512), captions dropped so that it can be guided (Ho &
+Salimans, arXiv 2207.12598).
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
+from torch import Tensor
+from torch.nn import Module
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from benchmarks.emoji.clip import token_ids
+from benchmarks.emoji.fit import Fit, fresh, load_average, rows_of, single_thread, train
+from benchmarks.emoji.teacher import build_scheduler
+from benchmarks.emoji.vae import latents, load
+from benchmarks.scenes import vae
+from benchmarks.scenes.pictures import OUT, captions, drawn, pictures
+from benchmarks.scenes.scenes import COLOURS, COUNTS, RELATIONS, SHAPES
+from redif_ray.diffusion import noise
+from redif_ray.diffusion.noise import Stream
+
+TEACHER = OUT / "teacher"
+WORK = OUT / "teacher.training"
+COUNT, SEED = 60_000, 3  # pictures
+FIT = Fit(steps=20_000, batch=64, lr=1e-3, ema=0.9995, seed=SEED)
+CAPTION_DROPOUT = 0.1
+TOKENS, WIDTH, LAYERS = 16, 128, 2  # of the text encoder; a caption has at most 8 words, its start and its end
+
+
+def build_tokenizer() -> CLIPTokenizer:
+    """Return a tokenizer in CLIP's format, for which each word of the grammar is one token."""
+    words = [*COUNTS, *COLOURS, *SHAPES, *(f"{shape}s" for shape in SHAPES), *" ".join(RELATIONS).split(" ")]
+    merges: list[tuple[str, str]] = []
+    for word in dict.fromkeys(words):
+        parts = [*word[:-1], f"{word[-1]}</w>"]
+        for merge in merges:
+            parts = _merged(parts, merge)
+        while len(parts) > 1:
+            merges.append((parts[0], parts[1]))
+            parts = _merged(parts, merges[-1])
+    letters = sorted(set("".join(words)))
+    tokens = [*letters, *(f"{letter}</w>" for letter in letters), *("".join(pair) for pair in merges)]
+    tokens += ["<|startoftext|>", "<|endoftext|>"]
+    vocabulary = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=TOKENS)
+
+
+def _merged(parts: list[str], merge: tuple[str, str]) -> list[str]:
+    """Return the parts of a word with each neighbouring pair that is `merge` joined."""
+    joined: list[str] = []
+    for part in parts:
+        if joined and (joined[-1], part) == merge:
+            joined[-1] += part
+        else:
+            joined.append(part)
+    return joined
+
+
+def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    end = tokenizer.eos_token_id
+    return CLIPTextModel(
+        CLIPTextConfig(
+            hidden_size=WIDTH,
+            intermediate_size=2 * WIDTH,
+            num_hidden_layers=LAYERS,
+            num_attention_heads=4,
+            projection_dim=WIDTH,
+            hidden_act="gelu",
+            vocab_size=len(tokenizer),
+            max_position_embeddings=TOKENS,
+            eos_token_id=end,
+            pad_token_id=end,
+            bos_token_id=tokenizer.bos_token_id,
+        )
+    )
+
+
+def build_network() -> UNet2DConditionModel:
+    """Return the UNet. `attention_head_dim` is the number of heads, as diffusers reads it."""
+    return UNet2DConditionModel(
+        sample_size=8,
+        in_channels=8,
+        out_channels=8,
+        block_out_channels=(64, 96),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        norm_num_groups=32,
+        attention_head_dim=4,
+        cross_attention_dim=WIDTH,
+    )
+
+
+class Denoiser(Module):
+    """The UNet and the text encoder that tells it what to draw."""
+
+    def __init__(self, tokenizer: CLIPTokenizer) -> None:
+        super().__init__()
+        self.text, self.unet = build_text_encoder(tokenizer), build_network()
+
+    def forward(self, x: Tensor, t: Tensor, ids: Tensor) -> Tensor:
+        """Return v, [B, 8, 8, 8]. x: latents at timesteps t [B]. ids: tokens of captions, int64 [B, 16]."""
+        states = self.text(input_ids=ids).last_hidden_state
+        output: Tensor = self.unet(x, t, encoder_hidden_states=states).sample
+        return output
+
+
+class Examples:
+    """Training examples of step i as a pure function of i."""
+
+    def __init__(self, clean: Tensor, ids: Tensor, nothing: Tensor, alphas_cumprod: Tensor) -> None:
+        self.clean, self.ids, self.nothing, self.alphas_cumprod = clean, ids, nothing, alphas_cumprod
+
+    def __call__(self, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return x_t [B, 8, 8, 8], t [B] int64, tokens [B, 16] and v [B, 8, 8, 8]."""
+        rows = torch.from_numpy(rows_of(step, len(self.clean), FIT))
+        x0, ids = self.clean[rows], self.ids[rows]
+        eps = noise.normal(x0.numel(), Stream.TEACHER_NOISE, seed=SEED, round=step)
+        unit = torch.from_numpy(eps).reshape(x0.shape)
+        # One level in each of B equal slices of [0, T): the same expectation as uniform draws, less variance.
+        shift = noise.uniform(1, Stream.TEACHER_LEVEL, seed=SEED, round=step)
+        levels = (np.arange(FIT.batch) + shift) / FIT.batch
+        t = torch.from_numpy((levels * len(self.alphas_cumprod)).astype(np.int64))
+        alpha = self.alphas_cumprod[t].sqrt()[:, None, None, None]
+        sigma = (1 - self.alphas_cumprod[t]).sqrt()[:, None, None, None]
+        dropped = noise.uniform(FIT.batch, Stream.TEACHER_DROPOUT, seed=SEED, round=step) < CAPTION_DROPOUT
+        ids[torch.from_numpy(dropped)] = self.nothing
+        return alpha * x0 + sigma * unit, t, ids, alpha * unit - sigma * x0
+
+
+def export(denoiser: Any, tokenizer: CLIPTokenizer) -> None:
+    """Write the teacher's folder, in half precision."""
+    autoencoder = load(vae.FOLDER)
+    autoencoder.register_to_config(_name_or_path="")
+    pipeline: Any = StableDiffusionPipeline(
+        vae=autoencoder,
+        text_encoder=denoiser.text,
+        tokenizer=tokenizer,
+        unet=denoiser.unet,
+        scheduler=build_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.to(torch.float16).save_pretrained(TEACHER)
+
+
+def main() -> None:
+    if sys.argv[1:] not in ([], ["--export"]):
+        raise SystemExit(__doc__)
+    single_thread()
+    tokenizer = build_tokenizer()
+    denoiser: Any = fresh(lambda: Denoiser(tokenizer), seed=SEED).eval()
+    if sys.argv[1:]:
+        print(f"step {load_average(denoiser, WORK)} of {FIT.steps}")
+        export(denoiser, tokenizer)
+        return
+    scenes = drawn(captions(held_out=False), COUNT, SEED)
+    ids = token_ids(tokenizer, [*map(str, scenes), ""])
+    examples = Examples(
+        latents(load(vae.FOLDER), pictures(scenes, SEED)), ids[:-1], ids[-1], build_scheduler().alphas_cumprod
+    )
+    denoiser.unet.set_attn_processor(AttnProcessor())  # the fused one's backward takes a third of a step on a CPU
+
+    def loss(step: int) -> Tensor:
+        x, t, tokens, v = examples(step)
+        with torch.autocast("cpu", torch.bfloat16):
+            output = denoiser(x, t, tokens)
+        return (output.float() - v).square().mean()
+
+    seconds = train(denoiser, loss, FIT, WORK)
+    print(f"{sum(p.numel() for p in denoiser.parameters()):,} parameters, {seconds:.0f} s of training")
+    export(denoiser, tokenizer)
+
+
+if __name__ == "__main__":
+    main()
