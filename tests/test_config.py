@@ -134,7 +134,8 @@ def test_a_last_part_that_several_sections_have_names_them_all() -> None:
             "method=ppo",
             [
                 "method='ppo'",
-                "redif, output, sfd, draft, straight, distribution_matching, consistency, progressive, or your own",
+                "redif, output, contrast, sfd, draft, straight, distribution_matching, consistency, progressive, or ",
+                "your own",
             ],
         ),
         ("student.levels=[999,x]", ["student.levels.1='x'", "number"]),

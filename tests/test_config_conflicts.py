@@ -87,6 +87,16 @@ CONFLICTS = [
         ["learner.fsdp=true", "learner.workers=2", "method=progressive"],
         "fsdp=true: ranks cannot share the earlier student of method=progressive",
     ),
+    (["method=contrast", "contrast.groups=20"], "contrast.groups=20: expected a multiple of contrast.noises=16"),
+    (
+        ["method=contrast", "conditions.pool=960", "rollout.unit_groups=16"],
+        "pool=960: passes over a pool keep .* hold 256; .*or rollout.unit_groups=1",
+    ),
+    (["method=contrast", "learner.advantage=running"], "advantage=running: method=contrast compares images of one"),
+    (
+        ["method=contrast", "learner.workers=3", "rollout={groups: 3, unit_groups: 4}"],
+        "workers=3: contrast.groups=128 in work units of 64 groups are 2 units",
+    ),
     (["method=progressive", "learner.rounds=2"], "halvings=3: learner.rounds=2 leave a stage without a round"),
     (
         ["method=consistency", "learner.workers=2", "consistency.groups=8", "rollout.siblings=8"],

@@ -146,7 +146,11 @@ def _own_rounds(c: Sections) -> Iterator[str]:
             f"progressive.halvings={c.progressive.halvings}: learner.rounds={c.learner.rounds} leave a stage without a "
             "round; expected at most as many"
         )
+    if c.method == "contrast":
+        yield from _contrast(c)
     section, siblings = ("output", 1) if c.method in ("output", "straight") else (c.method, c.rollout.siblings)
+    if c.method == "contrast":
+        siblings = c.contrast.noises
     groups, unit = getattr(c, section).groups, c.rollout.unit_groups * siblings
     units = -(-groups // unit)
     if units < c.learner.workers:
@@ -154,6 +158,20 @@ def _own_rounds(c: Sections) -> Iterator[str]:
             f"learner.workers={c.learner.workers}: {section}.groups={groups} in work units of {unit} groups are "
             f"{units} units a round; expected at least one for each rank"
         )
+
+
+def _contrast(c: Sections) -> Iterator[str]:
+    groups, noises, pool = c.contrast.groups, c.contrast.noises, c.conditions.pool
+    unit = c.rollout.unit_groups * noises
+    if groups % noises:
+        yield f"contrast.groups={groups}: expected a multiple of contrast.noises={noises}, whose rewards are compared"
+    elif pool is not None and (groups % unit or pool % unit):
+        yield (
+            f"conditions.pool={pool}: passes over a pool keep the images of work units together, which hold {unit}; "
+            f"expected contrast.groups={groups} and the pool to be multiples of it, or rollout.unit_groups=1"
+        )
+    if c.learner.advantage == "running":
+        yield "learner.advantage=running: method=contrast compares images of one round; expected global_std"
 
 
 def _pipeline(c: Sections) -> Iterator[str]:
@@ -282,7 +300,7 @@ def _fsdp(c: Sections) -> Iterator[str]:
             "learner.fsdp=true: the second network of method=distribution_matching cannot be shared among ranks; "
             "expected false, or distribution_matching.lora for less memory"
         )
-    if c.method in ("consistency", "progressive"):
+    if c.method in ("contrast", "consistency", "progressive"):
         yield f"learner.fsdp=true: ranks cannot share the earlier student of method={c.method}; expected false"
     if c.networks.compile:
         yield (

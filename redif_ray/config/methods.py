@@ -48,6 +48,28 @@ class Output(Strict):
     )
 
 
+class Contrast(Strict):
+    """The method contrast: better of the student's own images against worse ones of the same condition."""
+
+    groups: Positive = Field(128, description="Images of a round, a multiple of contrast.noises.")
+    noises: int = Field(
+        16,
+        ge=2,
+        description="Images of each condition, whose rewards are compared, at least 2. Raise it where high rewards are "
+        "rare.",
+    )
+    draws: Positive = Field(
+        4, description="Optimiser steps of a round, at least 1, each on new noise on the round's images."
+    )
+    decay: float = Field(
+        0.8,
+        ge=0,
+        lt=1,
+        description="Decay per round of the averaged student that holds the student back, from 0 to below 1. Raise it "
+        "where images degrade.",
+    )
+
+
 class DistributionMatching(Strict):
     """The method distribution_matching."""
 

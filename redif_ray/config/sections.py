@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from redif_ray.config.base import ALWAYS, ON_RESUME, Strict, choice, may_change
-from redif_ray.config.methods import Consistency, DistributionMatching, Draft, Output, Progressive
+from redif_ray.config.methods import Consistency, Contrast, DistributionMatching, Draft, Output, Progressive
 from redif_ray.config.roles import Pipeline, Reward, Rollout
 from redif_ray.config.run import (
     Checkpoint,
@@ -32,6 +32,7 @@ from redif_ray.config.training import (
 BUILT_IN = (
     "redif",
     "output",
+    "contrast",
     "sfd",
     "draft",
     "straight",
@@ -45,9 +46,9 @@ class Sections(Strict):
     method: Annotated[str, choice(*BUILT_IN)] = Field(
         "redif",
         description="What follows the warm start: redif (policy gradient at every step), output (policy gradient at "
-        "the image), sfd (nothing), draft (back-propagation through the reward), straight (the reward's gradient "
-        "given to each step), distribution_matching (DMD2), consistency and progressive (all three without reward), or "
-        "your own as path/to/file.py:MyPhase.",
+        "the image), contrast (better of its own images against worse ones), sfd (nothing), draft (back-propagation "
+        "through the reward), straight (the reward's gradient given to each step), distribution_matching (DMD2), "
+        "consistency and progressive (all three without reward), or your own as path/to/file.py:MyPhase.",
     )
     run: Run = Run()
     ray: Ray = Field(Ray(), json_schema_extra=ALWAYS)
@@ -63,6 +64,7 @@ class Sections(Strict):
     pipeline: Pipeline = Pipeline()
     draft: Draft = Draft()
     output: Output = Output()
+    contrast: Contrast = Contrast()
     distribution_matching: DistributionMatching = DistributionMatching()
     consistency: Consistency = Consistency()
     progressive: Progressive = Progressive()

@@ -28,6 +28,7 @@ PHASES = {  # name, tint
     "draft": ("back-propagation", "#CC79A7"),
     "straight": ("straight gradient", "#E69F00"),
     "output": ("policy gradient at the output", "#009E73"),
+    "contrast": ("contrast of own images", "#44AA99"),
     "distribution_matching": ("distribution matching", "#D55E00"),
     "consistency": ("consistency distillation", "#999999"),
     "progressive": ("progressive distillation", "#882255"),

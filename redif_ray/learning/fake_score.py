@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from redif_ray.checkpoint import load_optimizer, optimizer_tensors, pack, unpack
-from redif_ray.learning.gradients import Gradients
+from redif_ray.diffusion.levels import Level
 from redif_ray.learning.matching import denoising_loss, noised
+from redif_ray.learning.regression import regress
 from redif_ray.learning.round_update import Learning
-from redif_ray.learning.step import make_optimizer, microbatches, optimiser_step, values_of
+from redif_ray.learning.step import make_optimizer, microbatches
 from redif_ray.models.protocol import DiffusionModel
 from redif_ray.models.student import enable_checkpointing, get_weights, make_student, set_weights, trainable
 
@@ -65,18 +66,14 @@ class FakeScore:
         for step in range(self.settings.fake_steps):
             seed = learning.config.run.seed
             x_t, level = noised(x, groups, self.model.process, seed=seed, round=round, draw=1 + step)
-            gradients, parts = Gradients(self.optimizer, learning.all_reduce, learning.loss_scale), []
-            for rows in (batches := microbatches(len(x), learning.config.learner.states_at_once)):
-                own = {name: value[rows] for name, value in encoded.items()}
-                denoised = self._predict(x_t[rows], level[rows], own)
-                loss = denoising_loss(denoised, x[rows], level[rows]).sum() / total
-                gradients.add(loss * learning.loss_scale, last=rows is batches[-1])
-                parts.append(loss.detach())
-            losses[step] = sum(values_of(parts), 0.0)
+
+            def own(rows: slice, x_t: Tensor = x_t, level: Level = level) -> Tensor:
+                conditions = {name: value[rows] for name, value in encoded.items()}
+                return denoising_loss(self._predict(x_t[rows], level[rows], conditions), x[rows], level[rows])
+
+            batches = microbatches(len(x), learning.config.learner.states_at_once)
             where = f"round {round}, step {step} of the fake score"
-            named = {NAME: float(losses[step])}
-            largest = learning.config.learner.max_grad_norm
-            optimiser_step(gradients, named, largest, where)
+            losses[step], _ = regress(learning, self.optimizer, own, batches, total=total, name=NAME, where=where)
         sums = losses.to(x.device)
         if learning.all_reduce is not None:
             learning.all_reduce([sums])

@@ -141,17 +141,22 @@ def batch_of(
     return batch, sorted((scored for _, scored in round.parts.values()), key=lambda scored: scored.unit.index)
 
 
-def relative_rewards(learning: Learning, metas: Metas) -> tuple[Advantages, dict[str, float]]:
-    """Combine the reward terms of a round and compare siblings; return advantages [G, K] and reward metrics."""
+def relative_rewards(
+    learning: Learning, metas: Metas, count: int, *, pairs: bool
+) -> tuple[Advantages, dict[str, float]]:
+    """Combine the reward terms of a round and compare rows of one condition; return advantages [G, K] and metrics.
+
+    count: K, the number of consecutive rows that are compared. pairs: whether rows 2k and 2k + 1 are antithetic.
+    """
     config, terms = learning.config, joined([unit_metas[-1].terms for unit_metas in metas])
-    combined = combine(terms, config.reward.terms, siblings=config.rollout.siblings)
+    combined = combine(terms, config.reward.terms, siblings=count)
     relative = advantages(
-        combined.rewards.view(-1, config.rollout.siblings),
+        combined.rewards.view(-1, count),
         config.learner.advantage,
         config.learner.advantage_clip,
-        pair_baseline=config.exploration.antithetic,
+        pair_baseline=pairs,
         running=learning.running,
-        keys=[condition for unit_metas in metas for condition in unit_metas[0].unit.conditions],
+        keys=[c for unit_metas in metas for c in unit_metas[0].unit.per_row()[2]][::count],
     )
     return relative, _reward_metrics(terms, combined, relative)
 

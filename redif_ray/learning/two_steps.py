@@ -27,11 +27,10 @@ from redif_ray.diffusion.levels import Level, NoiseProcess, like
 from redif_ray.diffusion.noise import Stream
 from redif_ray.diffusion.schedules import Schedule, sub_schedule
 from redif_ray.diffusion.transition import DETERMINISTIC, transition_mean
-from redif_ray.learning.gradients import Gradients
 from redif_ray.learning.policy import Predict
+from redif_ray.learning.regression import regress
 from redif_ray.learning.round_update import Learning, Round
 from redif_ray.learning.rounding import images_received
-from redif_ray.learning.step import optimiser_step, values_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,13 +187,14 @@ class TwoStepUpdater:
         batches = list(zip(self.rows, self.encoded, strict=True))
         with self.taught.during():
             ends = [endpoint(self.taught, x[r], steps, at[r], own) for r, own in batches]
-        gradients, parts = Gradients(learning.optimizer, learning.all_reduce, learning.loss_scale), []
-        for i, ((r, own), end) in enumerate(zip(batches, ends, strict=True), 1):
+
+        def losses(i: int) -> Tensor:
+            r, own = batches[i]
             mean = transition_mean(self.predict(x[r], steps.called[at[r]], own), steps.s[at[r]], DETERMINISTIC)
-            part = (mean - end).square().flatten(1).mean(1).sum() / self.total
-            gradients.add(part * learning.loss_scale, last=i == len(batches))
-            parts.append(part.detach())
-        loss = sum(values_of(parts), 0.0)
-        where, most = f"round {self.round.number}, draw {draw}", config.learner.max_grad_norm
-        norm = optimiser_step(gradients, {"regression": loss}, most, where)
+            return (mean - ends[i]).square().flatten(1).mean(1)
+
+        where, parts = f"round {self.round.number}, draw {draw}", range(len(batches))
+        loss, norm = regress(
+            learning, learning.optimizer, losses, parts, total=self.total, name="regression", where=where
+        )
         return loss, norm, self.taught.calls(steps, at)

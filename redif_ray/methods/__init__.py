@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 from redif_ray.config import Config, ConfigError
 from redif_ray.methods.consistency import Consistency
+from redif_ray.methods.contrast import Contrast
 from redif_ray.methods.distribution_matching import DistributionMatching
 from redif_ray.methods.draft import Draft
 from redif_ray.methods.output import Output
@@ -24,6 +25,7 @@ __all__ = ["METHODS", "Calls", "Companion", "Deploy", "Phase", "Prices", "Scorin
 METHODS: Mapping[str, type[Phase] | None] = {
     "redif": Policy,
     "output": Output,
+    "contrast": Contrast,
     "sfd": None,
     "draft": Draft,
     "straight": Straight,

@@ -172,6 +172,11 @@ class Phase(ABC):
         return 1
 
     @property
+    def alike(self) -> int:
+        """Return the number of consecutive groups that have the same condition, and noises of their own."""
+        return 1
+
+    @property
     def unit_groups(self) -> int:
         """Return the number of groups in a work unit, which has as many rows as a unit of the policy phase."""
         return self.config.rollout.unit_groups * self.config.rollout.siblings // self.siblings

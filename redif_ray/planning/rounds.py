@@ -70,11 +70,11 @@ class RoundPlan(Phases):
         size = teacher_block(self.config, phase)
         if size <= len(unit.groups):
             return unit
-        pool = self.config.conditions.pool
-        origin, count = (0, pool) if pool is not None else (phase.first_group, phase.rounds * phase.groups)
+        pool, origin = self.config.conditions.pool, self._origin(phase)
+        count = pool if pool is not None else phase.rounds * phase.groups
         start = (unit.groups[0] - origin) // size * size
         groups = tuple(range(origin + start, origin + min(start + size, count)))
-        return replace(unit, groups=groups, conditions=tuple(self.conditions.of(unit.stream, g) for g in groups))
+        return replace(unit, groups=groups, conditions=tuple(self._condition(unit.stream, g, phase) for g in groups))
 
     def deploy(self, stream: Stream, count: int, *, round: int = 0, size: int | None = None) -> list[WorkUnit]:
         """Return work units that sample `count` groups of a stream the way the student is deployed.
@@ -99,16 +99,25 @@ class RoundPlan(Phases):
         order = noise.permutation(pool // together, Stream.CONDITION, **ids)
         return int(order[block]) * together + inside
 
+    def _origin(self, phase: Phase) -> int:
+        """Return the least group of a phase."""
+        return phase.first_group if self.config.conditions.pool is None else 0
+
     def _cut(
         self, round: int, phase: str, stream: Stream, groups: Sequence[int], size: int, siblings: int
     ) -> list[WorkUnit]:
         parts = [tuple(groups[i : i + size]) for i in range(0, len(groups), size)]
+        of = self.named(phase) if stream == Stream.TRAIN else None
         return [
-            WorkUnit(round, index, phase, stream, part, tuple(self._condition(stream, g) for g in part), siblings)
+            WorkUnit(round, index, phase, stream, part, tuple(self._condition(stream, g, of) for g in part), siblings)
             for index, part in enumerate(parts)
         ]
 
-    def _condition(self, stream: Stream, group: int) -> Condition:
+    def _condition(self, stream: Stream, group: int, phase: Phase | None) -> Condition:
+        """Return the condition of a group. phase: of a training group."""
+        if phase is not None:
+            first = self._origin(phase)
+            return self.conditions.of(stream, first + (group - first) // phase.alike)
         alike = self.config.evaluation.diversity.noises if stream == Stream.DIVERSITY else 1
         return self.conditions.of(stream, group // alike)
 

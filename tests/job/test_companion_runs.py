@@ -35,10 +35,10 @@ def test_an_interrupted_run_of_distribution_matching_ends_as_a_plain_loop(root: 
     assert len(rows) == 3 and all(row["fake_score/loss"] > 0 for row in rows)
 
 
-@pytest.mark.parametrize("method", ["consistency", "progressive"])
+@pytest.mark.parametrize("method", ["contrast", "consistency", "progressive"])
 def test_an_interrupted_run_with_an_earlier_student_ends_as_a_plain_loop(method: str, root: Path) -> None:
     """Progressive distillation is interrupted within its second stage."""
-    own = "substeps: 3" if method == "consistency" else "halvings: 2"
+    own = {"contrast": "noises: 4", "consistency": "substeps: 3", "progressive": "halvings: 2"}[method]
     given = ("warm_start.rounds=0", f"{method}={{groups: 8, draws: 2, {own}}}", "learner.microbatch=8")
     config = smoke(root, method, f"method={method}", *given, "learner.rounds=4", "checkpoint={every: 1, keep: 4}")
     train(config, until=3)

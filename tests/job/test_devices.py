@@ -85,6 +85,7 @@ def same_on_both(device: str, root: Path, *overrides: str) -> PlainLoop:
             "output.groups=2",
             "reward.terms={jpeg_compressibility: {}, mse: {}}",
         ),
+        ("method=contrast", "learner.anchor.weight=0", "contrast={groups: 4, noises: 2, draws: 2}"),
         ("method=distribution_matching", "learner.anchor.weight=0", "distribution_matching.groups=2"),
         ("method=consistency", "learner.anchor.weight=0", "consistency={groups: 2, draws: 2}"),
         (
@@ -93,7 +94,18 @@ def same_on_both(device: str, root: Path, *overrides: str) -> PlainLoop:
             "progressive={groups: 2, draws: 2, halvings: 2}",
         ),
     ],
-    ids=["rewards", "one step", "regulariser", "gate", "draft", "output", "matching", "consistency", "progressive"],
+    ids=[
+        "rewards",
+        "one step",
+        "regulariser",
+        "gate",
+        "draft",
+        "output",
+        "contrast",
+        "matching",
+        "consistency",
+        "progressive",
+    ],
 )
 def test_rounds(overrides: tuple[str, ...], device: str, tmp_path: Path) -> None:
     teacher = () if "classifier" in overrides[0] else (f"teacher.model={write_dit(tmp_path / 'teacher')}",)

@@ -89,6 +89,7 @@ def test_no_recipe_is_left_out() -> None:
         "fashion_mnist_regression",
         "fashion_mnist_draft",
         "fashion_mnist_output",
+        "fashion_mnist_contrast",
         "fashion_mnist_matching",
         "fashion_mnist_consistency",
         "fashion_mnist_progressive",
