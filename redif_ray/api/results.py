@@ -139,8 +139,14 @@ def _summary(folder: Path) -> dict[str, Any]:
 def _arms(result: Mapping[str, Any]) -> Table:
     from redif_ray.evaluation.report import ARMS
 
-    measured = {name: arm for name, arm in result["arms"].items() if arm is not None}
-    return Table(tuple({"arm": name, "what": ARMS[name], **_flat(arm)} for name, arm in measured.items()))
+    measured = {name: _flat(arm) for name, arm in result["arms"].items() if arm is not None}
+    told = {column for arm in measured.values() for column, value in arm.items() if value is not None}
+    return Table(
+        tuple(
+            {"arm": name, "what": ARMS[name]} | {column: value for column, value in arm.items() if column in told}
+            for name, arm in measured.items()
+        )
+    )
 
 
 def _flat(arm: Mapping[str, Any]) -> dict[str, Any]:

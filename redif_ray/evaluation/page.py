@@ -8,6 +8,7 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 from markdown_it import MarkdownIt
@@ -35,14 +36,14 @@ code { overflow-wrap: anywhere }
 
 def write_page(
     folder: Path,
-    arms: Sequence[tuple[str, np.ndarray]],
-    conditions: Sequence[Condition],
-    class_names: Mapping[int, str],
+    arms: Sequence[tuple[str, np.ndarray]] = (),
+    conditions: Sequence[Condition] = (),
+    class_names: Mapping[int, str] = MappingProxyType({}),
 ) -> Path:
     """Write `report.html` into `folder` from its `report.md` and return the path.
 
-    arms: (label, images uint8 [k, C, H, W]) of each, all of the same k noises. conditions: at least k of them.
-    class_names: of the classes that have one.
+    arms: (label, images uint8 [k, C, H, W]) of each, all of the same k noises, for a report with `samples.png`.
+    conditions: at least k of them. class_names: of the classes that have one.
     """
     text = (folder / "report.md").read_text()
     body = MarkdownIt("commonmark", {"html": False}).enable("table").render(text)

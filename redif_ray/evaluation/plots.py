@@ -145,7 +145,7 @@ def scatter(
     points: {setting: number or choice}, one per value.
     label: name of the values.
     line: value to compare with, drawn as a dashed line; None: no line.
-    Positive numbers that span more than a factor of ten get a logarithmic axis.
+    Positive numbers that span more than a factor of three get a logarithmic axis.
     """
     names = list(points[0])
     figure = Figure(figsize=(3.2 * len(names) + 0.8, 3.2), dpi=DPI, layout="constrained")
@@ -153,11 +153,13 @@ def scatter(
         x = [point[name] for point in points]
         if not all(isinstance(at, int | float) and not isinstance(at, bool) for at in x):
             x = [str(at) for at in x]
-        elif min(x) > 0 and max(x) > 10 * min(x):
+        elif min(x) > 0 and max(x) > 3 * min(x):
             axes.set_xscale("log")
         axes.scatter(x, values, color=COLOURS[0], s=28, zorder=3)
         if line is not None:
-            axes.axhline(line, color=COLOURS[1], linewidth=1.3, linestyle="--")
+            axes.axhline(line, color=COLOURS[1], linewidth=1.3, linestyle="--", label="the recipe")
+            axes.legend(fontsize="small")
+        axes.tick_params(axis="x", which="both", labelrotation=45)
         axes.grid(color="#DDDDDD", linewidth=0.8)
         axes.set_axisbelow(True)
         axes.set(xlabel=name, ylabel=label if i == 0 else "")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from shlex import quote
@@ -23,9 +24,11 @@ from redif_ray.evaluation import plots
 from redif_ray.evaluation.arm import evaluate_arm
 from redif_ray.evaluation.bootstrap import captions_of, difference, interval
 from redif_ray.evaluation.judge import Judge
+from redif_ray.evaluation.page import write_page
 from redif_ray.models.registry import teacher_folder
 from redif_ray.models.sketch import found_for
 from redif_ray.runs.jsonl import append_rows, read_rows
+from redif_ray.runs.status import duration
 from redif_ray.search.job import Job
 from redif_ray.search.report import report, table
 from redif_ray.types import Condition, Seen
@@ -62,13 +65,21 @@ def measure(job: Job, finalists: list[Finalist]) -> list[dict[str, Any]]:
     known = {(row["steps"], row["name"]) for row in rows}
     missing = [f for f in finalists if (f.steps, f.name) not in known]
     if missing:
-        job.console.print(f"{len(missing)} schedules on {job.config.evaluation.held_out} held-out noises")
+        job.console.print(
+            f"{len(missing)} schedules are to be measured on {job.config.evaluation.held_out} held-out noises"
+        )
         judge = Judge.of(job.get(job.evaluator.reference.remote()))
         teacher = job.get(job.evaluator.seen.remote(None))
-    for finalist in missing:
+    began = time.monotonic()
+    for done, finalist in enumerate(missing, 1):
         row = asdict(finalist) | _measured(job, finalist, teacher, judge)
         rows.append(row)
         append_rows(path, [row])
+        left = duration((time.monotonic() - began) / done * (len(missing) - done))
+        line = (
+            f"  {done:2d}/{len(missing)}  N={finalist.steps} {finalist.name}: {row['distance']:.5f}  about {left} left"
+        )
+        job.console.print(line, highlight=False, soft_wrap=True)
     order = {(f.steps, f.name): i for i, f in enumerate(finalists)}
     return sorted(
         (row for row in rows if (row["steps"], row["name"]) in order), key=lambda row: order[row["steps"], row["name"]]
@@ -157,14 +168,15 @@ def write_results(job: Job, rows: list[dict[str, Any]]) -> None:
         "schedules": slim,
     }
     (folder / "report.md").write_text(report(summary, config))
+    page = write_page(folder)
     metrics = {f"final/{r['steps']}/{_plain(r['name'])}/distance": r["distance"] for r in rows}
-    files = [folder / "schedule.yaml", folder / "report.md", *sorted(folder.glob("*.png"))]
+    files = [folder / "schedule.yaml", page, folder / "report.md", *sorted(folder.glob("*.png"))]
     job.records.summary(metrics, files)
     job.folder.write("summary.json", json.dumps(summary, indent=1) + "\n")
     job.console.print(table(slim))
     words = [
         f"schedules    {folder / 'schedule.yaml'}",
-        f"report       {folder / 'report.md'}",
+        f"report       {page}",
         f"distil on it redif distill CONFIG {quote('student.schedule=' + str(folder / 'schedule.yaml'))}",
     ]
     job.console.print("\n".join(words), highlight=False, soft_wrap=True)

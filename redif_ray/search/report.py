@@ -39,16 +39,16 @@ def report(summary: Mapping[str, Any], config: Config) -> str:
     rows, s = summary["schedules"], config.search
     seconds = ", ".join(f"{name} {taken:.0f} s" for name, taken in summary["seconds"].items())
     searched = s.student or config.teacher.model
-    terms = " + ".join(f"{weight:.4g} x -{name}" for name, weight in summary["weights"].items())
+    terms = " + ".join(f"{weight:.4g} x {name}" for name, weight in summary["weights"].items())
     chosen = f"on a bank of {summary['bank']} noises"
     if s.frechet.weight:
         chosen += f", by it + {s.frechet.weight:g} x the Fréchet distance to the teacher's images ({s.frechet.encoder})"
     parts = [
         f"# {summary['name']}: schedules for {', '.join(sorted({str(r['steps']) for r in rows}, key=int))} steps",
         f"Schedules for `{searched}` with the solver {s.solver}. The distance to the teacher's image of the same noise "
-        f"({config.teacher.steps} steps of {config.teacher.solver}) is {terms}. Schedules were chosen {chosen}; the "
-        f"tables show them on {summary['held_out']:,} held-out noises, seed {summary['seed']}, with 95 % bootstrap "
-        "intervals. Fréchet distance (not FID) and recall are in the features of the judge "
+        f"({config.teacher.steps} steps of {config.teacher.solver}) is minus the reward, -({terms}). Schedules were "
+        f"chosen {chosen}; the tables show them on {summary['held_out']:,} held-out noises, seed {summary['seed']}, "
+        "with 95 % bootstrap intervals. Fréchet distance (not FID) and recall are in the features of the judge "
         f"`{config.evaluation.judge}`. The search took {seconds}, on at most {config.reward.max_workers} workers.",
     ]
     for n in sorted({row["steps"] for row in rows}):

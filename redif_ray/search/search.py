@@ -102,6 +102,7 @@ def searched(config: Config) -> Config:
     config = absolute(config)
     tree = config.model_dump()
     tree["run"]["name"] += SEARCH
+    tree["tracking"]["experiment"] += SEARCH  # a run for each trial would hide the others on the experiment's page
     tree["rollout"] |= {"cpus": 0, "gpus": 0, "resources": {}, "labels": {}}
     tree["learner"] |= {"workers": 1, "fsdp": False, "cpus": 0, "gpus": 0, "resources": {}, "labels": {}}
     tree["reward"]["terms"] = {name: tree["reward"]["terms"][name] for name in config.reward.fixed}
@@ -212,7 +213,7 @@ def _tuned(job: Job, starts: dict[int, dict[str, Schedule]]) -> list[Finalist]:
         if done % 20 == 0 or done == total:
             left = (time.monotonic() - began) / max(1, done - restored) * (total - done)
             best = "  ".join(f"N={n} {_best_so_far(plan, n)}" for n in starts)
-            line = f"trial {done:4d}/{total}  best {best}  {left:4.0f} s left"
+            line = f"trial {done:4d}/{total}  best {best}  {left:4.0f} s of trials left"
             job.console.print(line, highlight=False, soft_wrap=True)
 
     journal = Journal(plan, job.folder.path / TRIALS, report)
@@ -222,7 +223,8 @@ def _tuned(job: Job, starts: dict[int, dict[str, Schedule]]) -> list[Finalist]:
         which = ", ".join(map(str, starts))
         job.console.print(
             f"{total - restored} of {total} schedules of {which} steps are to be tried, in {job.folder.path}; best: "
-            "the least distance of their images from the teacher's, by the reward's terms",
+            "the least distance of their images from the teacher's, by the reward's terms. The best are measured on "
+            "held-out noises then, beside the named ones",
             highlight=False,
             soft_wrap=True,
         )

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from rich.table import Table
 from scipy.stats import t as student_t
 
 from redif_ray.evaluation import plots
+from redif_ray.evaluation.page import write_page
 from redif_ray.evaluation.report import markdown_table
 from redif_ray.evaluation.summary import Summary
 from redif_ray.sweep.job import Job
@@ -59,19 +61,24 @@ def write_results(job: Job, plan: Selection | Population, repeats: Repeats) -> N
     recipe_score = next((t.score for t in trials if not t.settings), None)
     plots.scatter(folder / "trials.png", points, [t.score for t in trials], job.config.sweep.metric, recipe_score)
     (folder / "report.md").write_text(report(summary))
+    page = write_page(folder)
     final = {
         f"final/{kind}/{name}": values["mean"]
         for kind, spreads in summary["spread"].items()
         for name, values in spreads.items()
     }
-    job.records.summary(final, [folder / "report.md", folder / "best.yaml", *folder.glob("*.png")])
+    job.records.summary(final, [page, folder / "report.md", folder / "best.yaml", *folder.glob("*.png")])
     job.folder.write("summary.json", json.dumps(summary, indent=1) + "\n")
     if summary["spread"]:
-        job.console.print(f"seeds {_seeds(summary)}: mean and its 95 % interval", highlight=False)
+        job.console.print(f"seeds {_seeds(summary)}: means, and the difference's 95 % interval", highlight=False)
         job.console.print(_table(summary))
-    job.console.print(
-        f"report       {folder / 'report.md'}\nbest         {folder / 'best.yaml'}", highlight=False, soft_wrap=True
-    )
+        job.console.print(verdict(summary), highlight=False, soft_wrap=True)
+    words = [
+        f"report       {page}",
+        f"best         {folder / 'best.yaml'}",
+        f"distil it    redif distill {quote(str(folder / 'best.yaml'))}",
+    ]
+    job.console.print("\n".join(words), highlight=False, soft_wrap=True)
 
 
 def _held_out(run: Path) -> dict[str, float]:
@@ -120,13 +127,33 @@ def _rows(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 
 def _table(summary: Mapping[str, Any]) -> Table:
-    head, rows = _rows(summary)
+    """Return the table for 80 columns of a terminal, in which the best and the recipe have no intervals."""
+    kinds, gain = summary["spread"], summary["gain"]
     view = Table(box=None, padding=(0, 1), pad_edge=False)
-    for column in head:
+    for column in ("held out", *kinds, *(["best - recipe"] if gain else [])):
         view.add_column(column, no_wrap=True)
-    for row in rows:
-        view.add_row(*row)
+    for name in next(iter(kinds.values())):
+        means = [f"{kinds[kind][name]['mean']:.4g}" for kind in kinds]
+        view.add_row(name, *means, *([_cell(gain[name])] if gain else []))
     return view
+
+
+def verdict(summary: Mapping[str, Any]) -> str:
+    """Return in words whether the best settings are better than the recipe by the Fréchet distance, lower is better."""
+    if not summary["gain"]:
+        return "No settings were better than the unchanged recipe."
+    best, recipe = (summary["spread"][kind]["frechet"]["mean"] for kind in (BEST, RECIPE))
+    gain = summary["gain"]["frechet"]
+    if gain["high"] < 0:
+        shown = "below 0: the best settings are better"
+    elif gain["low"] > 0:
+        shown = "above 0: the best settings are worse"
+    else:
+        shown = "not apart from 0: no improvement is shown"
+    return (
+        f"The Fréchet distance is {best:.4g} with the best settings and {recipe:.4g} with the recipe; the difference, "
+        f"{_cell(gain)}, is {shown}."
+    )
 
 
 def _seeds(summary: Mapping[str, Any]) -> str:
@@ -141,7 +168,8 @@ def report(summary: Mapping[str, Any]) -> str:
     seconds = ", ".join(f"{name} {taken:.0f} s" for name, taken in summary["seconds"].items())
     parts = [
         f"# {summary['name']}: {len(trials)} runs",
-        f"Compared by `{metric}` (higher is better) on validation noises, seed {summary['seed']}; {seconds}.",
+        f"Compared by the best `{metric}` (higher is better) of each run's validations, seed {summary['seed']}; "
+        f"{seconds}.",
     ]
     if summary["spread"]:
         head, rows = _rows(summary)
@@ -155,6 +183,7 @@ def report(summary: Mapping[str, Any]) -> str:
             f"{what}, run with seeds {_seeds(summary)}, which had no part in choosing the settings. The figures are on "
             "held-out noises: means over seeds with their 95 % intervals (Student's t), differences paired by seed. "
             "An interval that contains 0 shows no improvement.",
+            verdict(summary),
             markdown_table(head, rows),
         ]
     if len(summary["best"]) > 1:

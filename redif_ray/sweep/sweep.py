@@ -38,12 +38,12 @@ from redif_ray.sweep.selection import Selection
 from redif_ray.sweep.space import configured, read_space
 from redif_ray.sweep.trial import Board, RunTrial
 from redif_ray.trials.journal import Journal
-from redif_ray.trials.names import SWEEP, TRIALS
+from redif_ray.trials.names import SWEEP, TESTS, TRIALS
 from redif_ray.trials.records import Records
 from redif_ray.trials.tuning import TRIAL, run_trials
 from redif_ray.workers.runtime_env import handed_over
 
-RUNS, REPEATS = "trials", "repeats.jsonl"
+RUNS = "trials"
 RETRIES = 3  # restarts of a trial whose process is lost; the run resumes from its checkpoint
 POLL_SECONDS = 0.5
 
@@ -91,13 +91,18 @@ def _cpus(config: Config) -> dict[str, Any]:
 def _sweep(job: Job, plan: Selection | Population) -> None:
     job.folder.update_state(trials=len(plan.slots))
     with connect(job.config):
+        expected = cost.estimate(job.recipe)
+        trained = expected.total_seconds - expected.seconds["evaluation"]  # the rest of a run is the same
+        tests = 2 * job.config.sweep.repeats * expected.total_seconds
         with job.records.timed("trials"):
-            _run(job, plan, TRIALS)
+            _run(job, plan, TRIALS, "runs are to be trained", trained, after=tests)
         best = plan.best()
         job.console.print(f"best: {best.run}, {job.config.sweep.metric} {best.score:+.5f}", highlight=False)
         repeats = Repeats(job.config, plan.history())
+        job.folder.update_state(tests=len(repeats.slots))
+        what = "whole runs are to test the best settings and the recipe, on seeds that had no part in the choice"
         with job.records.timed("repeats"):
-            _run(job, repeats, REPEATS)
+            _run(job, repeats, TESTS, what, expected.total_seconds)
     shutil.rmtree(job.folder.path / ".tune", ignore_errors=True)
     job.folder.write(
         "best.yaml",
@@ -116,13 +121,17 @@ def _sweep(job: Job, plan: Selection | Population) -> None:
     write_results(job, plan, repeats)
 
 
-def _run(job: Job, plan: Plan, journal_name: str) -> None:
-    """Run the trials that a plan still lacks. Raises UserError where every trial failed."""
+def _run(job: Job, plan: Plan, journal_name: str, what: str, each: float, after: float = 0.0) -> None:
+    """Run the trials that a plan still lacks. Raises UserError where every trial failed.
+
+    what: in words. each: the expected seconds of a trial; after: of what follows them.
+    """
     total, began = len(plan.slots), time.monotonic()
 
     def report(trial: Trial) -> None:
         done = len(plan.trials)
-        left = duration((time.monotonic() - began) / max(1, done - restored) * (total - done))
+        taken = (time.monotonic() - began) / max(1, done - restored)
+        left = duration(taken * (total - done) + after * taken / each)
         result = f"failed: {trial.error}" if trial.error else f"{trial.score:+.5f}"
         job.console.print(
             f"{done:3d}/{total}  {trial.run:<14} {result}  {settings_text(trial.settings)}  about {left} left",
@@ -135,10 +144,10 @@ def _run(job: Job, plan: Plan, journal_name: str) -> None:
     runs = job.folder.path / RUNS
     runs.mkdir(exist_ok=True)
     if (lacking := total - restored) > 0:
-        alone = cost.estimate(job.recipe).total_seconds
+        then = f", and about {duration(after)} of tests follow" if after else ""
         job.console.print(
-            f"{lacking} of {total} whole runs are to be done, about {duration(alone)} each alone and "
-            f"{duration(lacking * alone)} one after the other, in {runs}, each with what it prints in a .log beside it",
+            f"{lacking} of {total} {what}: about {duration(each)} each and {duration(lacking * each)} one after the "
+            f"other{then}. They are in {runs}, each with what it prints in a .log beside it",
             highlight=False,
             soft_wrap=True,
         )

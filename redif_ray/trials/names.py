@@ -2,3 +2,4 @@
 
 SEARCH, SWEEP = "-search", "-sweep"  # suffixes of the folder, after run.name
 TRIALS = "trials.jsonl"  # a line for each finished trial
+TESTS = "repeats.jsonl"  # a line for each finished run that tests the best settings of a sweep

@@ -18,7 +18,7 @@ from redif_ray.errors import UserError, in_words
 from redif_ray.runs import status as run
 from redif_ray.runs.folder import RunError, stored_config, stored_state
 from redif_ray.runs.jsonl import read_rows
-from redif_ray.trials.names import SEARCH, SWEEP, TRIALS
+from redif_ray.trials.names import SEARCH, SWEEP, TESTS, TRIALS
 
 FOLLOW_SECONDS = 3.0
 MLFLOW = "MLflow"  # label of the lines that say how to open the run's page
@@ -79,6 +79,8 @@ def _told(path: Path, config: Config) -> tuple[str, run.Lines]:
     lines = {"state": text, "trials": f"{len(trials)} of {kept.get('trials', '?')}"}
     if failed := sum(trial["error"] is not None for trial in trials):
         lines["failed"] = f"{failed} trials"
+    if "tests" in kept:
+        lines["tests"] = f"{len(read_rows(path / TESTS))} of {kept['tests']}"
     done = [trial for trial in trials if trial["error"] is None and trial["scores"]]
     return word, lines | best(config, done, kept) | run.places(path, config, kept)
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import math
 import random
 from collections.abc import Callable
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from redif_ray.config import Config, load
 from redif_ray.errors import UserError
@@ -14,7 +16,7 @@ from redif_ray.runs.jsonl import read_rows
 from redif_ray.sweep.plan import Plan, Run, Slot
 from redif_ray.sweep.population import FACTORS, Population
 from redif_ray.sweep.repeats import Repeats
-from redif_ray.sweep.report import spread
+from redif_ray.sweep.report import _table, spread, verdict
 from redif_ray.sweep.selection import Selection
 from redif_ray.sweep.space import read_space
 from redif_ray.sweep.trial import score_at
@@ -210,6 +212,38 @@ def test_a_score_is_that_of_the_student_that_would_be_deployed() -> None:
     assert score_at(rows, 4, "validation/reward") == 2
     assert score_at(rows, 6, "validation/mse") == -1
     assert score_at(rows, 8, "validation/reward") is None
+
+
+def summary(best: list[float], recipe: list[float]) -> dict[str, Any]:
+    """Return the parts of a sweep's summary that its verdict is told by."""
+    pairs = [a - b for a, b in zip(best, recipe, strict=True)]
+    names = ("frechet", "structural_similarity")
+    return {
+        "spread": {"best": dict.fromkeys(names, spread(best)), "recipe": dict.fromkeys(names, spread(recipe))},
+        "gain": dict.fromkeys(names, spread(pairs)),
+    }
+
+
+@pytest.mark.parametrize(
+    ("best", "said"),
+    [
+        ([13.0, 13.1, 12.9], "below 0: the best settings are better"),
+        ([15.0, 15.1, 14.9], "above 0: the best settings are worse"),
+        ([13.0, 15.0, 14.1], "not apart from 0: no improvement is shown"),
+    ],
+)
+def test_a_sweep_says_whether_its_best_is_better(best: list[float], said: str) -> None:
+    found = summary(best, [14.0, 14.0, 14.0])
+    assert verdict(found).endswith(f"is {said}.") and "14 with the recipe" in verdict(found)
+    console = Console(file=io.StringIO(), width=80)
+    console.print(_table(found))
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "…" not in shown and "structural_similarity" in shown and "best - recipe" in shown
+
+
+def test_one_seed_shows_no_improvement() -> None:
+    assert "no improvement is shown" in verdict(summary([1.0], [14.0]))
+    assert verdict({"gain": {}}) == "No settings were better than the unchanged recipe."
 
 
 def test_intervals_over_seeds_are_students() -> None:
