@@ -149,20 +149,22 @@ def all_ready(
 ) -> None:
     """Wait until every actor has loaded its data. Raises the error of the first actor that fails, and as `get`.
 
-    tell: is told every `TOLD_SECONDS` how many are ready.
+    tell: is told every `TOLD_SECONDS` how many are ready, and then that all are.
     """
-    waiting, last = [actor.ready.remote() for actor in actors], time.monotonic()
+    waiting, last, told = [actor.ready.remote() for actor in actors], time.monotonic(), False
     count = len(waiting)
     while waiting:
         stop.check()
         ready, waiting = ray.wait(waiting, num_returns=1, timeout=POLL_SECONDS)
         if (now := time.monotonic()) - last >= TOLD_SECONDS:
-            last = now
+            last, told = now, bool(waiting)
             tell(f"{count - len(waiting)} of {count} workers are ready")
         try:
             get(ready, stop, meanwhile)
         except RuntimeEnvSetupError as error:
             raise ConfigError(runtime_env.failed(error)) from error
+    if told:
+        tell(f"all {count} workers are ready")
 
 
 @contextmanager
