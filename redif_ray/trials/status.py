@@ -79,7 +79,7 @@ def _told(path: Path, config: Config) -> tuple[str, run.Lines]:
     lines = {"state": text, "trials": f"{len(trials)} of {kept.get('trials', '?')}"}
     if failed := sum(trial["error"] is not None for trial in trials):
         lines["failed"] = f"{failed} trials"
-    if "tests" in kept:
+    if kept.get("tests"):
         lines["tests"] = f"{len(read_rows(path / TESTS))} of {kept['tests']}"
     done = [trial for trial in trials if trial["error"] is None and trial["scores"]]
     return word, lines | best(config, done, kept) | run.places(path, config, kept)

@@ -90,7 +90,7 @@ def test_in_a_population_the_worse_takes_up_the_better(cluster: None, root: Path
     folder = sweep(config, console=Console(file=text, width=80))
     told = text.getvalue()
     assert "4 of 4 runs are to be trained: about " in told and f"They are in {folder / 'trials'}" in told
-    assert told.index("to be done") < told.index("member-00-0")
+    assert told.index("to be trained") < told.index("member-00-0")
     rows = {row["run"]: row for row in read_rows(folder / "trials.jsonl")}
     assert all(row["error"] is None for row in rows.values()) and len(rows) == 4
     assert rows["member-00-1"]["source"] == rows["member-01-1"]["source"] == "member-00-0"
