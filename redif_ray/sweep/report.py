@@ -23,6 +23,7 @@ from redif_ray.sweep.repeats import BEST, RECIPE, Repeats
 from redif_ray.sweep.selection import Selection
 from redif_ray.sweep.space import current
 
+LOWER = ("frechet", "pixel_mse")  # figures of which lower values are better
 Spread = dict[str, float]  # "mean", and "low" and "high" of its 95 % interval
 
 
@@ -104,6 +105,11 @@ def _gain(held_out: Mapping[str, list[dict[str, float]]]) -> dict[str, Spread]:
     return {name: spread([a[name] - b[name] for a, b in pairs]) for name in pairs[0][0] if name != "seed"}
 
 
+def _with_arrow(name: str) -> str:
+    """Return the name of a figure with an arrow towards better values."""
+    return f"{name} {'↓' if name in LOWER else '↑'}"
+
+
 def _cell(value: Spread) -> str:
     if not np.isfinite(value["low"]):
         return f"{value['mean']:.4g}"
@@ -117,7 +123,7 @@ def _rows(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     head = ["held out", *kinds, *(["best - recipe"] if summary["gain"] else [])]
     rows = [
         [
-            name,
+            _with_arrow(name),
             *(_cell(summary["spread"][kind][name]) for kind in kinds),
             *([_cell(summary["gain"][name])] if summary["gain"] else []),
         ]
@@ -134,7 +140,7 @@ def _table(summary: Mapping[str, Any]) -> Table:
         view.add_column(column, no_wrap=True)
     for name in next(iter(kinds.values())):
         means = [f"{kinds[kind][name]['mean']:.4g}" for kind in kinds]
-        view.add_row(name, *means, *([_cell(gain[name])] if gain else []))
+        view.add_row(_with_arrow(name), *means, *([_cell(gain[name])] if gain else []))
     return view
 
 
