@@ -160,14 +160,13 @@ def coverage(shape: str, x: float, y: float, half: float, size: int = SIZE) -> n
     return inside.reshape(size, FINE, size, FINE).mean((1, 3), dtype=np.float32)
 
 
-def rendered(objects: list[Drawn], colours: np.ndarray | None = None) -> np.ndarray:
-    """Return the picture of objects, float32 [3, 32, 32] in [0, 1]. colours: [n, 3] in [0, 1]; None: their own."""
-    if colours is None:
-        colours = np.array([COLOURS[each.colour] for each in objects])
+def rendered(objects: list[Drawn]) -> np.ndarray:
+    """Return the picture of objects, float32 [3, 32, 32] in [0, 1]."""
     picture = np.empty((3, SIZE, SIZE), np.float32)
     picture[:] = np.array(BACKGROUND, np.float32)[:, None, None]
-    for each, colour in zip(objects, colours.astype(np.float32), strict=True):
-        picture += coverage(each.shape, each.x, each.y, each.half) * (colour[:, None, None] - picture)
+    for each in objects:
+        colour = np.array(COLOURS[each.colour], np.float32)[:, None, None]
+        picture += coverage(each.shape, each.x, each.y, each.half) * (colour - picture)
     return picture
 
 

@@ -2,13 +2,13 @@
 
     python -m benchmarks.scenes.vae
 
-It is trained on shapes in all colours, not on the grammar's scenes, so that it reconstructs what is held out as well as
-anything else, and the denoiser alone decides what is drawn.
+It is trained on pictures of every scene, without captions: what is held out is held out from the denoiser and the text
+encoder, which decide what is drawn. Trained on the other scenes alone, it kept 77 % of the held-out ones right, and on
+shapes in random colours 8 % of all.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from benchmarks.emoji.fit import Fit, fresh, save_half, single_thread
 from benchmarks.emoji.vae import decode_milliseconds, fitted, latents, load, reconstructed
 from benchmarks.scenes.checker import verdict
 from benchmarks.scenes.pictures import OUT, captions, drawn, pictures
-from benchmarks.scenes.scenes import SHAPES, SIZE, every_scene, layout, rendered
+from benchmarks.scenes.scenes import SIZE, every_scene
 from redif_ray.evaluation.grids import write_grid
 
 FOLDER = OUT / "vae"
@@ -40,19 +40,9 @@ def build() -> AutoencoderKL:
     )
 
 
-def coloured(count: int, seed: int) -> np.ndarray:
-    """Return pictures of shapes in any colours, at the places of random scenes, uint8 [n, 3, 32, 32]."""
-    pictures = np.empty((count, 3, SIZE, SIZE), np.uint8)
-    for i, scene in enumerate(drawn(every_scene(), count, seed)):
-        draws = np.random.default_rng((seed, i))
-        objects = [replace(each, shape=SHAPES[draws.integers(3)]) for each in layout(scene, draws)]
-        pictures[i] = (rendered(objects, draws.random((len(objects), 3))) * 255).round()
-    return pictures
-
-
 def main() -> None:
     single_thread()
-    images = coloured(COUNT, SEED)
+    images = pictures(drawn(every_scene(), COUNT, SEED), SEED)
     vae: Any = fresh(build, seed=0)
     seconds = fitted(vae, images, FIT, OUT / "vae.training")
     vae.register_to_config(scaling_factor=round(1 / latents(vae, images).std().item(), 5))
