@@ -150,8 +150,10 @@ def _arms(result: Mapping[str, Any]) -> Table:
 
 
 def _flat(arm: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an arm's figures with the paired ones beside the others, as `paired_<name>`."""
-    paired = {f"paired_{name}": value for name, value in arm["paired"].items()}
+    """Return an arm's figures with the paired ones beside the others, as `paired_<name>` and `reward_<term>`."""
+    from redif_ray.evaluation.summary import AGREEMENT
+
+    paired = {f"{'paired' if name in AGREEMENT else 'reward'}_{name}": v for name, v in arm["paired"].items()}
     return {name: value for name, value in arm.items() if name != "paired"} | paired
 
 

@@ -13,6 +13,9 @@ from pydantic import ConfigDict, Field
 from redif_ray.config import Fraction, Positive, Strict
 
 
+AGREEMENT = ("pixel_mse", "pixel_psnr", "judge_cosine")  # in `Arm.paired`; what else is there is a reward term
+
+
 class Arm(Strict):
     """One way to make images from the held-out noises. Lower distances to the judge's reference images are better."""
 

@@ -59,7 +59,13 @@ def finished(tmp_path: Path) -> Path:
     folder = tmp_path / "smoke"
     folder.mkdir()
     (folder / "config.yaml").write_text(dump(load("smoke", [f"run.root={tmp_path}"])))
-    arm = {"nfe": 2, "frechet": 3.5, "frechet_ci": [3, 4], "class_accuracy": None, "paired": {"pixel_mse": 0.25}}
+    arm = {
+        "nfe": 2,
+        "frechet": 3.5,
+        "frechet_ci": [3, 4],
+        "class_accuracy": None,
+        "paired": {"pixel_mse": 0.25, "mse": -0.25},
+    }
     summary = {"arms": {"teacher_full": arm, "warm_start": None, "student": {**arm, "frechet": 4.5}}}
     (folder / "summary.json").write_text(json.dumps(summary))
     (folder / "metrics.jsonl").write_text('{"round": -1}\n{"round": 0, "phase": "policy", "validation/reward": -1}\n')
@@ -84,6 +90,7 @@ def test_a_finished_run_is_returned_as_it_is(
     assert (run.folder, run.student, run.report) == (finished, finished / "student", finished / "report.html")
     assert [row["arm"] for row in run.arms] == ["teacher_full", "student"] and run.config == config
     assert run.arms[-1]["frechet"] == 4.5 and run.arms[0]["paired_pixel_mse"] == 0.25 and run.picture.size == (4, 4)
+    assert run.arms.columns == ["arm", "what", "nfe", "frechet", "frechet_ci", "paired_pixel_mse", "reward_mse"]
     assert [row["round"] for row in run.rounds] == [-1, 0] and run == redif_ray.DistilledRun.read(finished)
 
 
