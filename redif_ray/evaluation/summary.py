@@ -12,7 +12,6 @@ from pydantic import ConfigDict, Field
 
 from redif_ray.config import Fraction, Positive, Strict
 
-
 AGREEMENT = ("pixel_mse", "pixel_psnr", "judge_cosine")  # in `Arm.paired`; what else is there is a reward term
 
 
