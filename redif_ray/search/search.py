@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,7 +40,7 @@ from redif_ray.search.plan import Plan, Trial
 from redif_ray.search.records import Records
 from redif_ray.trials.journal import Journal
 from redif_ray.trials.names import SEARCH, TRIALS
-from redif_ray.trials.tuning import TRIAL, run_trials
+from redif_ray.trials.tuning import TRIAL, run_trials, tidy
 
 # Names of the searched schedules in the table -> whether the network's timesteps differ from those of the levels.
 KINDS = {"searched": False, "searched, network timesteps": True}
@@ -139,7 +138,7 @@ def _search(
         stop.check()
         result = measure(job, sorted(finalists, key=lambda finalist: finalist.steps))
         write_results(job, result)
-    shutil.rmtree(folder.path / ".tune", ignore_errors=True)
+    tidy(folder.path)
 
 
 @contextmanager

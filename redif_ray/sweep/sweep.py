@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -40,7 +39,7 @@ from redif_ray.sweep.trial import Board, RunTrial
 from redif_ray.trials.journal import Journal
 from redif_ray.trials.names import SWEEP, TESTS, TRIALS
 from redif_ray.trials.records import Records
-from redif_ray.trials.tuning import TRIAL, run_trials
+from redif_ray.trials.tuning import TRIAL, run_trials, tidy
 from redif_ray.workers.runtime_env import handed_over
 
 RUNS = "trials"
@@ -103,7 +102,7 @@ def _sweep(job: Job, plan: Selection | Population) -> None:
         what = "whole runs are to test the best settings and the recipe, on seeds that had no part in the choice"
         with job.records.timed("repeats"):
             _run(job, repeats, TESTS, what, expected.total_seconds)
-    shutil.rmtree(job.folder.path / ".tune", ignore_errors=True)
+    tidy(job.folder.path)
     job.folder.write(
         "best.yaml",
         dump(

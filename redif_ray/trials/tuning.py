@@ -7,6 +7,9 @@ the last means that the trial was asked to stop before it had a score.
 from __future__ import annotations
 
 import os
+import shutil
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
@@ -23,6 +26,7 @@ from redif_ray.trials.journal import Journal
 
 # A trial only waits for workers, but Tune places no trial without resources; a byte of memory is free on every node.
 TRIAL = {"memory": 1}
+STORAGE = ".tune"  # folder of Tune's own files, in that of the search or sweep
 
 
 class _Proposals(Searcher):
@@ -61,6 +65,13 @@ class _Cuts(FIFOScheduler):
         return TrialScheduler.CONTINUE if go_on else TrialScheduler.STOP
 
 
+def tidy(folder: Path) -> None:
+    """Remove what only a running search or sweep needs in its folder: Tune's own storage, and a run's empty folder."""
+    shutil.rmtree(folder / STORAGE, ignore_errors=True)
+    with suppress(OSError):  # it holds something, or is gone
+        (folder / "checkpoints").rmdir()
+
+
 def run_trials(
     journal: Journal,
     trainable: Any,
@@ -89,7 +100,7 @@ def run_trials(
         ),
         run_config=tune.RunConfig(
             name="tune",
-            storage_path=str(journal.path.parent / ".tune"),
+            storage_path=str(journal.path.parent / STORAGE),
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=retries),
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),

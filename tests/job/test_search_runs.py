@@ -56,6 +56,7 @@ def test_the_answer_is_never_worse_on_the_bank_than_a_start(whole: Path) -> None
         assert (times.network_timesteps is not None) == (best == "searched, network timesteps")
         assert np.isfinite([r["distance"] for r in rows]).all()
     assert (whole / "report.md").read_text().count("the best named schedule here") >= 4  # both engines at both N
+    assert (whole / "report.html").is_file() and not (whole / "checkpoints").exists()
     told = FoundSchedules.read(whole).schedules
     assert {row["steps"] for row in told} == {2, 3} and {"name", "timesteps", "distance", "bank"} <= {*told.columns}
     with pytest.raises(RunFinished):
