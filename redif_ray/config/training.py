@@ -132,7 +132,8 @@ class Learner(Strict):
     clip: float | None = Field(
         None,
         gt=0,
-        description="Clip range of the ratio, above 0. null is 1e-4 sqrt(16384 / D) for D latent dimensions.",
+        description="Clip range of the ratio, above 0. It acts where learner.inner_epochs is above 1, in minibatches "
+        "and on stale rounds. null is 1e-4 sqrt(16384 / D) for D latent dimensions.",
     )
     step_weight: Literal["none", "std"] = Field(
         "none",

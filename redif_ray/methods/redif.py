@@ -1,8 +1,9 @@
-"""ReDiF (arXiv 2512.22802): a clipped policy gradient on the agreement of student and teacher images.
+"""ReDiF (arXiv 2512.22802): a policy gradient on the agreement of student and teacher images.
 
 The student is a policy, its denoising trajectory an episode, and the reward compares its image with the teacher's from
 the same noise and condition. A round has G groups of K siblings. Siblings share the start latent, the condition and the
 teacher's image and explore with different noise, so the rewards of a group tell which of its trajectories did better.
+With one pass over a fresh round ratios are 1, so that the loss's clip bounds nothing and the update is REINFORCE's.
 """
 
 from __future__ import annotations

@@ -44,3 +44,9 @@ def test_each_number_of_passes_has_the_rate_that_its_tuning_seed_chose(tmp_path:
         f"| 2 | {best[2]} | 30.0% | 14.0, 15.0, 16.0 | -0.50 [-0.50, -0.50] | +0.00 [+0.00, +0.00] "
         "| +0.00 [+0.00, +0.00] |"
     )
+
+
+def test_the_page_has_the_table_of_the_kept_runs() -> None:
+    root = Path(__file__).parents[2]
+    kept = Kept(root / "benchmarks" / "results" / "clipped.json", root)
+    assert clipped.table(kept, (1, 4), (1, 2, 3)).strip() in (root / "docs" / "measurements.md").read_text()
