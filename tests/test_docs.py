@@ -21,7 +21,8 @@ from redif_ray.teacher.config import TeacherConfig
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-FRONT = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "benchmarks/README.md", "benchmarks/emoji/README.md")]
+FRONT = [ROOT / name for name in ("README.md", "CONTRIBUTING.md")]
+FRONT += [ROOT / "benchmarks" / name for name in ("README.md", "emoji/README.md", "scenes/README.md")]
 PAGES = [*sorted(DOCS.rglob("*.md")), *FRONT]
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 FENCE = re.compile(r"```.*?```", re.DOTALL)
