@@ -141,20 +141,19 @@ def batch_of(
     return batch, sorted((scored for _, scored in round.parts.values()), key=lambda scored: scored.unit.index)
 
 
-def relative_rewards(
-    learning: Learning, metas: Metas, count: int, *, pairs: bool
-) -> tuple[Advantages, dict[str, float]]:
+def relative_rewards(learning: Learning, metas: Metas, alike: int | None = None) -> tuple[Advantages, dict[str, float]]:
     """Combine the reward terms of a round and compare rows of one condition; return advantages [G, K] and metrics.
 
-    count: K, the number of consecutive rows that are compared. pairs: whether rows 2k and 2k + 1 are antithetic.
+    alike: K, the number of consecutive groups without siblings that are compared; None: the siblings of each group.
     """
     config, terms = learning.config, joined([unit_metas[-1].terms for unit_metas in metas])
+    count = config.rollout.siblings if alike is None else alike
     combined = combine(terms, config.reward.terms, siblings=count)
     relative = advantages(
         combined.rewards.view(-1, count),
         config.learner.advantage,
         config.learner.advantage_clip,
-        pair_baseline=pairs,
+        pair_baseline=config.exploration.antithetic and alike is None,
         running=learning.running,
         keys=[c for unit_metas in metas for c in unit_metas[0].unit.per_row()[2]][::count],
     )

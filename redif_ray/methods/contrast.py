@@ -61,7 +61,7 @@ class Contrast(RewardedPhase):
         from redif_ray.learning.contrast import ContrastUpdater
         from redif_ray.learning.step import learning_rate
 
-        relative, metrics = learn.relative_rewards(learning, round.metas, self.alike, pairs=False)
+        relative, metrics = learn.relative_rewards(learning, round.metas, self.alike)
         batch, scored = learn.batch_of(learning, round, self.stds(learning.schedule, round.number), relative.values)
         groups = [group for each in scored for group in each.unit.groups]
         updater = ContrastUpdater(learning, batch, groups, round.number)

@@ -103,8 +103,7 @@ class Policy(RewardedPhase):
         from redif_ray.learning.step import learning_rate
 
         config = self.config.learner
-        antithetic = self.config.exploration.antithetic
-        relative, metrics = learn.relative_rewards(learning, round.metas, self.siblings, pairs=antithetic)
+        relative, metrics = learn.relative_rewards(learning, round.metas)
         gate = learn.anchor_gate(learning, round.metas) if config.anchor.gated else None
         stds, lr = self.stds(learning.schedule, round.number), learning_rate(config, round.number - self.first_round)
         return metrics | learn.update_on_trajectories(learning, round, stds, config, lr, relative.values, gate)

@@ -79,7 +79,7 @@ class RewardActor(Actor):
         return self._worker.sent_targets(*arguments)
 
     def stored(self, *arguments: Any) -> Any:
-        return self._resting.stored(*arguments)
+        return self._worker.stored(*arguments)
 
     def encode(self, *arguments: Any) -> Any:
         return self._worker.encode(*arguments)
