@@ -27,7 +27,9 @@ def calibration(run: Session, console: Console) -> Calibration:
         result = _measure(run)
         run.folder.update_state(calibration=result)
     console.print(
-        "reward of the teacher's image with itself, with its image of another noise, and with the untrained student's"
+        "reward of the teacher's image with itself, with its image of another noise, and with the untrained student's; "
+        "spread is the standard deviation of the last",
+        soft_wrap=True,
     )
     console.print(rewards_calibration.table(result), highlight=False, soft_wrap=True)
     for name in rewards_calibration.blind(result):

@@ -183,12 +183,13 @@ def _share(config: Config, role: str, batches: Batches) -> float:
 
 def duration(e: Estimate) -> str:
     """Return the estimated time in words, with its parts."""
-    parts = "; ".join(f"{name} {_span(s)}" for name, s in e.seconds.items() if s >= 0.5)
+    rolled = {name: f"{name}, rollouts" for name in e.seconds if f"{name}, update" in e.seconds}
+    parts = "; ".join(f"{rolled.get(name, name)} {_span(s)}" for name, s in e.seconds.items() if s >= 0.5)
     pace = f"at {e.forward_ms:.1f} ms a network call"
     if e.gpu_flops:
         rates = f"{GPU_FLOPS['float32'] / 1e12:.0f} TFLOP/s in float32, {GPU_FLOPS['bfloat16'] / 1e12:.0f} in 16 bits"
         pace += f"; {e.gpu_flops / 1e12:,.0f} TFLOPs on GPUs, if each GPU reaches {rates} (assumed, not timed)"
-    return f"{_span(e.total_seconds)} {pace}  ({parts}); rewards come on top"
+    return f"{_span(e.total_seconds)} {pace}  ({parts}), without the time of the rewards"
 
 
 def table(e: Estimate) -> Table:
