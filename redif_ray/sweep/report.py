@@ -189,7 +189,7 @@ def report(summary: Mapping[str, Any]) -> str:
             f"{what}, run with seeds {_seeds(summary)}, which had no part in choosing the settings. The figures are on "
             "held-out noises: means over seeds with their 95 % intervals (Student's t), differences paired by seed. "
             "An interval that contains 0 shows no improvement.",
-            verdict(summary),
+            *([verdict(summary)] if summary["gain"] else []),
             markdown_table(head, rows),
         ]
     if len(summary["best"]) > 1:
