@@ -84,6 +84,35 @@ def phrase_states(encoder: Any, tokenizer: Any, emoji: Emoji) -> Tensor:
     return torch.stack(found, 1)
 
 
+def noised(x0: Tensor, alphas_cumprod: Tensor, step: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return x_t [B, *latent], t [B] int64 and v [B, *latent] of a step of training, a function of step and seed."""
+    eps = noise.normal(x0.numel(), Stream.TEACHER_NOISE, seed=seed, round=step)
+    unit = torch.from_numpy(eps).reshape(x0.shape)
+    # One level in each of B equal slices of [0, T): the same expectation as uniform draws, less variance.
+    shift = noise.uniform(1, Stream.TEACHER_LEVEL, seed=seed, round=step)
+    levels = (np.arange(len(x0)) + shift) / len(x0)
+    t = torch.from_numpy((levels * len(alphas_cumprod)).astype(np.int64))
+    alpha = alphas_cumprod[t].sqrt()[:, None, None, None]
+    sigma = (1 - alphas_cumprod[t]).sqrt()[:, None, None, None]
+    return alpha * x0 + sigma * unit, t, alpha * unit - sigma * x0
+
+
+def save_pipeline(folder: Path, *, autoencoder: Any, text_encoder: Any, tokenizer: CLIPTokenizer, network: Any) -> None:
+    """Write a pipeline's folder in half precision: files are half as long, and images the same to the eye."""
+    autoencoder.register_to_config(_name_or_path="")
+    pipeline: Any = StableDiffusionPipeline(
+        vae=autoencoder,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        unet=network,
+        scheduler=build_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.to(torch.float16).save_pretrained(folder)
+
+
 class Examples:
     """Training examples of step i as a pure function of i."""
 
@@ -93,22 +122,14 @@ class Examples:
     def __call__(self, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """x_t [B, 4, 16, 16], t [B] int64, text states [B, 16, width], v [B, 4, 16, 16]."""
         rows = torch.from_numpy(rows_of(step, len(self.latents), FIT))
-        x0 = self.latents[rows]
-        eps = noise.normal(x0.numel(), Stream.TEACHER_NOISE, seed=FIT.seed, round=step)
-        unit = torch.from_numpy(eps).reshape(x0.shape)
-        # One level in each of B equal slices of [0, T): the same expectation as uniform draws, less variance.
-        shift = noise.uniform(1, Stream.TEACHER_LEVEL, seed=FIT.seed, round=step)
-        levels = (np.arange(FIT.batch) + shift) / FIT.batch
-        t = torch.from_numpy((levels * len(self.alphas_cumprod)).astype(np.int64))
-        alpha = self.alphas_cumprod[t].sqrt()[:, None, None, None]
-        sigma = (1 - self.alphas_cumprod[t]).sqrt()[:, None, None, None]
+        x, t, v = noised(self.latents[rows], self.alphas_cumprod, step, FIT.seed)
         drop, tagged, which = noise.uniform(3 * FIT.batch, Stream.TEACHER_DROPOUT, seed=FIT.seed, round=step).reshape(
             3, FIT.batch
         )
         phrase = np.where(tagged < 0.5, 0, 1 + (which * (PHRASES - 1)).astype(np.int64))
         states = self.states[rows, torch.from_numpy(phrase)]
         states[torch.from_numpy(drop < CAPTION_DROPOUT)] = self.nothing
-        return alpha * x0 + sigma * unit, t, states, alpha * unit - sigma * x0
+        return x, t, states, v
 
 
 def text_encoder() -> Any:
@@ -117,20 +138,9 @@ def text_encoder() -> Any:
 
 
 def export(network: Any) -> None:
-    """The teacher's folder, in half precision: its files are half as long, and its images the same to the eye."""
-    autoencoder = vae.load()
-    autoencoder.register_to_config(_name_or_path="")
-    pipeline: Any = StableDiffusionPipeline(
-        vae=autoencoder,
-        text_encoder=text_encoder(),
-        tokenizer=CLIPTokenizer.from_pretrained(CLIP_A),
-        unet=network,
-        scheduler=build_scheduler(),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    pipeline.to(torch.float16).save_pretrained(TEACHER)
+    """Write the teacher's folder."""
+    tokenizer = CLIPTokenizer.from_pretrained(CLIP_A)
+    save_pipeline(TEACHER, autoencoder=vae.load(), text_encoder=text_encoder(), tokenizer=tokenizer, network=network)
 
 
 def main() -> None:

@@ -13,9 +13,8 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-import numpy as np
 import torch
-from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor
 from torch.nn import Module
@@ -23,7 +22,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from benchmarks.emoji.clip import token_ids
 from benchmarks.emoji.fit import Fit, fresh, load_average, rows_of, single_thread, train
-from benchmarks.emoji.teacher import build_scheduler
+from benchmarks.emoji.teacher import build_scheduler, noised, save_pipeline
 from benchmarks.emoji.vae import latents, load
 from benchmarks.scenes import vae
 from benchmarks.scenes.pictures import OUT, captions, drawn, pictures
@@ -126,35 +125,22 @@ class Examples:
     def __call__(self, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return x_t [B, 8, 8, 8], t [B] int64, tokens [B, 16] and v [B, 8, 8, 8]."""
         rows = torch.from_numpy(rows_of(step, len(self.clean), FIT))
-        x0, ids = self.clean[rows], self.ids[rows]
-        eps = noise.normal(x0.numel(), Stream.TEACHER_NOISE, seed=SEED, round=step)
-        unit = torch.from_numpy(eps).reshape(x0.shape)
-        # One level in each of B equal slices of [0, T): the same expectation as uniform draws, less variance.
-        shift = noise.uniform(1, Stream.TEACHER_LEVEL, seed=SEED, round=step)
-        levels = (np.arange(FIT.batch) + shift) / FIT.batch
-        t = torch.from_numpy((levels * len(self.alphas_cumprod)).astype(np.int64))
-        alpha = self.alphas_cumprod[t].sqrt()[:, None, None, None]
-        sigma = (1 - self.alphas_cumprod[t]).sqrt()[:, None, None, None]
+        x, t, v = noised(self.clean[rows], self.alphas_cumprod, step, SEED)
+        ids = self.ids[rows]
         dropped = noise.uniform(FIT.batch, Stream.TEACHER_DROPOUT, seed=SEED, round=step) < CAPTION_DROPOUT
         ids[torch.from_numpy(dropped)] = self.nothing
-        return alpha * x0 + sigma * unit, t, ids, alpha * unit - sigma * x0
+        return x, t, ids, v
 
 
 def export(denoiser: Any, tokenizer: CLIPTokenizer) -> None:
-    """Write the teacher's folder, in half precision."""
-    autoencoder = load(vae.FOLDER)
-    autoencoder.register_to_config(_name_or_path="")
-    pipeline: Any = StableDiffusionPipeline(
-        vae=autoencoder,
+    """Write the teacher's folder."""
+    save_pipeline(
+        TEACHER,
+        autoencoder=load(vae.FOLDER),
         text_encoder=denoiser.text,
         tokenizer=tokenizer,
-        unet=denoiser.unet,
-        scheduler=build_scheduler(),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
+        network=denoiser.unet,
     )
-    pipeline.to(torch.float16).save_pretrained(TEACHER)
 
 
 def main() -> None:
