@@ -27,6 +27,7 @@ from redif_ray.methods import phases_of
 from redif_ray.models.registry import teacher_outline
 from redif_ray.planning.calls import phase_calls, prices
 
+RECIPE = "fashion_mnist"
 TUNING_SEED = 0
 BUDGET = {1: 120_000, 2: 60_000, 4: 60_000, 8: 60_000}  # forward passes on one image, by the student's steps
 POOL, VALIDATIONS = 1024, 8
@@ -144,17 +145,20 @@ def settings(steps: int, arm: Arm, candidate: Sequence[str], budget: float) -> t
     given = (*COMMON, pool, f"student.steps={steps}", "warm_start.rounds=0", *arm.fixed, *candidate)
     if arm.warm:
         first = ("method=sfd", "warm_start.schedule=cosine")
-        given += (f"warm_start.rounds={_most((*given, *first), 'warm_start.rounds', arm.warm * budget)}",)
-    rounds = _most(given, arm.key, budget)
+        given += (f"warm_start.rounds={most_rounds(RECIPE, (*given, *first), 'warm_start.rounds', arm.warm * budget)}",)
+    rounds = most_rounds(RECIPE, given, arm.key, budget)
     every = -(-rounds // VALIDATIONS)
     return (*given, f"{arm.key}={rounds}", f"validation.every={every}", f"checkpoint.every={every}")
 
 
-def _most(given: Sequence[str], key: str, budget: float) -> int:
-    """Return the most rounds that the budget pays for. Raises ValueError where it pays for fewer than LEAST."""
+def most_rounds(recipe: str, given: Sequence[str], key: str, budget: float) -> int:
+    """Return the most rounds that the budget pays for. Raises ValueError where it pays for fewer than LEAST.
+
+    key: that of the number of rounds.
+    """
 
     def within(rounds: int) -> bool:
-        return cost(load("fashion_mnist", [*given, f"{key}={rounds}"])) <= budget
+        return cost(load(recipe, [*given, f"{key}={rounds}"])) <= budget
 
     low, high = LEAST, 2 * LEAST
     if not within(low):
@@ -177,7 +181,7 @@ def chosen(steps: int, name: str, results: Results) -> tuple[str, ...]:
         )
         label = f"{steps} steps, {name}, {' '.join(candidate)}"
         try:
-            found = results.of(f"{steps}-{name}-tune-{i}", "fashion_mnist", given, seed=TUNING_SEED, targets=name)
+            found = results.of(f"{steps}-{name}-tune-{i}", RECIPE, given, seed=TUNING_SEED, targets=name)
         except FloatingPointError as error:
             print(f"{label}: {error}", flush=True)
             continue
@@ -237,7 +241,7 @@ def main() -> None:
                     continue
                 given = settings(steps, arm, chosen(steps, name, results), BUDGET[steps])
                 made = [
-                    results.of(f"{steps}-{name}-{seed}", "fashion_mnist", given, seed=seed, targets=name)
+                    results.of(f"{steps}-{name}-{seed}", RECIPE, given, seed=seed, targets=name)
                     for seed in options.seeds
                 ]
                 found |= {name: made} if made else {}

@@ -110,7 +110,11 @@ class Kept:
 
     def __init__(self, path: Path, root: Path) -> None:
         self.path, self.root = path, root
-        self.runs: dict[str, list[Point]] = json.loads(path.read_text()) if path.exists() else {}
+
+    @property
+    def runs(self) -> dict[str, list[Point]]:
+        """The measurements by run, read anew each time, since another process may make other arms."""
+        return json.loads(self.path.read_text()) if self.path.exists() else {}
 
     def of(
         self, name: str, seed: int, recipe: str, given: Sequence[str], measured: Sequence[int] = (), *, four: bool
@@ -142,8 +146,7 @@ class Kept:
         return self.runs[key][0]
 
     def keep(self, key: str, points: list[Point]) -> None:
-        self.runs[key] = points
-        self.path.write_text(json.dumps(self.runs, indent=1) + "\n")
+        self.path.write_text(json.dumps(self.runs | {key: points}, indent=1) + "\n")
 
     def run(self, seed: int, recipe: str, given: Sequence[str]) -> Run:
         place = (f"run.seed={seed}", f"run.root={self.root}", f"teacher.store={self.root}/.targets")

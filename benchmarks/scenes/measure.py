@@ -1,14 +1,16 @@
-"""The share of a model's pictures that are right, whole and by kind, on compositions that it was trained on and others.
+"""The share of a model's pictures that are right, whole and by kind, and how different those of one caption are.
 
     python -m benchmarks.scenes.measure FOLDER [--steps 20] [--guidance 1 2 3] [--count 1000]
 
-FOLDER: a teacher, an exported student or a run. Pictures are sampled with DDIM, a student's on its own schedule. The
-captions are drawn with repetition, each picture from a noise of its own; both are the same for every model.
+FOLDER: a teacher, an exported student or a run. Pictures are sampled with DDIM, a student's on its own schedule. Each
+has a noise of its own, and captions and noises are the same for every model. "trained" and "held out" are compositions
+that captions of the training have and others.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,14 +18,20 @@ import numpy as np
 import torch
 
 from benchmarks.emoji.fit import single_thread
-from benchmarks.scenes.checker import KINDS, verdict
+from benchmarks.scenes.checker import KINDS, objects, verdict
 from benchmarks.scenes.pictures import OUT, captions, drawn
-from benchmarks.scenes.scenes import Scene
+from benchmarks.scenes.scenes import SIZE, Scene
+from redif_ray.evaluation.diversity import mean_distance
+from redif_ray.evaluation.encoders import embedded, load_encoder
 from redif_ray.evaluation.grids import write_grid
+from redif_ray.evaluation.report import markdown_table
 from redif_ray.sample import LoadedStudent, load
 
 SEED = 7  # of captions and noises
 SHOWN = 50
+VARIED, NOISES = 150, 8  # captions of which several pictures are drawn, and how many of each
+CELLS = 4  # along each edge of a picture, in which places of objects are counted
+JUDGE = "emoji_clip_b"  # gives no reward here
 
 
 def sampled(model: LoadedStudent, scenes: Sequence[Scene], seed: int, guidance: float | None) -> np.ndarray:
@@ -45,6 +53,47 @@ def shares(pictures: np.ndarray, scenes: Sequence[Scene]) -> dict[str, float]:
     return by_kind | by_count
 
 
+def variety(pictures: np.ndarray, scenes: Sequence[Scene]) -> dict[str, float]:
+    """Return how different the pictures of one scene are, those of a scene one after the other, `NOISES` of each.
+
+    distance: the mean distance 1 - cosine of two pictures of a scene in the judge's features. entropy: of the places of
+    objects in right pictures, in bits, in the mean over relations and first or second group.
+    """
+    features = torch.from_numpy(embedded(load_encoder(JUDGE, pictures.shape[1:]), torch.from_numpy(pictures), "cpu"))
+    return {"distance": float(mean_distance(features, NOISES).mean()), "entropy": _entropy(pictures, scenes)}
+
+
+def _entropy(pictures: np.ndarray, scenes: Sequence[Scene]) -> float:
+    places = defaultdict[tuple[str | None, int], Counter[tuple[int, int]]](Counter)
+    for picture, scene in zip(pictures, scenes, strict=True):
+        if not verdict(picture, scene)["whole"]:
+            continue
+        for each in objects(picture):
+            group = [one.pair for one in scene.groups].index((str(each.colour), str(each.shape)))
+            places[scene.relation, group][int(each.x * CELLS / SIZE), int(each.y * CELLS / SIZE)] += 1
+    return float(np.mean([bits([*found.values()]) for found in places.values()]))
+
+
+def bits(counts: Sequence[int]) -> float:
+    """Return an estimate of the entropy behind counts, in bits, with the correction of Miller (1955) for few counts."""
+    share = np.array(counts) / sum(counts)
+    return float(-(share * np.log2(share)).sum() + (len(counts) - 1) / (2 * sum(counts) * np.log(2)))
+
+
+def measured(model: LoadedStudent, guidance: float | None = None, *, count: int = 1000) -> dict[str, float]:
+    """Return `shares` of `count` pictures each, named as "trained whole" and "held out whole", and `variety`."""
+    found = dict[str, float]()
+    for name, held_out in (("trained", False), ("held out", True)):
+        scenes = drawn(captions(held_out=held_out), count, SEED)
+        pictures = sampled(model, scenes, SEED, guidance)
+        found |= {f"{name} {kind}": share for kind, share in shares(pictures, scenes).items()}
+        scale = model.guidance if guidance is None else guidance
+        OUT.mkdir(parents=True, exist_ok=True)
+        write_grid(OUT / f"{name.replace(' ', '_')}.guidance{scale:g}.png", pictures[:SHOWN])
+    scenes = [scene for scene in drawn(captions(held_out=True), VARIED, SEED + 1) for _ in range(NOISES)]
+    return found | variety(sampled(model, scenes, SEED + 1, guidance), scenes)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder")
@@ -54,20 +103,9 @@ def main() -> None:
     options = parser.parse_args()
     single_thread()
     model: Any = load(options.folder, steps=options.steps)
-    OUT.mkdir(parents=True, exist_ok=True)
-    head: list[str] = []
-    for guidance in options.guidance or [None]:
-        for name, held_out in (("trained", False), ("held_out", True)):
-            scenes = drawn(captions(held_out=held_out), options.count, SEED)
-            pictures = sampled(model, scenes, SEED, guidance)
-            found = shares(pictures, scenes)
-            if not head:
-                head = ["guidance", "compositions", *found]
-                print(f"| {' | '.join(head)} |\n|---|---{'|---:' * len(found)}|")
-            scale = model.guidance if guidance is None else guidance
-            row = [f"{scale:g}", name, *(f"{share:.1f}" for share in found.values())]
-            print(f"| {' | '.join(row)} |", flush=True)
-            write_grid(OUT / f"{name}.guidance{scale:g}.png", pictures[:SHOWN])
+    found = [measured(model, guidance, count=options.count) for guidance in options.guidance or [model.guidance]]
+    head = ["", *(f"guidance {guidance:g}" for guidance in options.guidance or [model.guidance])]
+    print(markdown_table(head, [[name, *(f"{each[name]:.4g}" for each in found)] for name in found[0]]))
 
 
 if __name__ == "__main__":

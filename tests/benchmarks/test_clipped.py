@@ -29,7 +29,7 @@ def test_each_number_of_passes_has_the_rate_that_its_tuning_seed_chose(tmp_path:
     for epochs in (1, 2):
         for rate in rates:
             distance = 10.0 if rate == best[epochs] else 11.0
-            kept.runs[f"{epochs} passes, {rate}, budget 15,000, seed 0"] = [{"frechet": distance}]
+            kept.keep(f"{epochs} passes, {rate}, budget 15,000, seed 0", [{"frechet": distance}])
         for seed in (1, 2, 3):
             point = {
                 "frechet": 14.0 + seed - epochs / 2,
@@ -37,7 +37,7 @@ def test_each_number_of_passes_has_the_rate_that_its_tuning_seed_chose(tmp_path:
                 "pixel_mse": 0.002,
                 "clipped": 0.3 * (epochs - 1),
             }
-            kept.runs[f"{epochs} passes, {best[epochs]}, budget 60,000, seed {seed}"] = [point]
+            kept.keep(f"{epochs} passes, {best[epochs]}, budget 60,000, seed {seed}", [point])
     _, _, one, two = clipped.table(kept, (1, 2), (1, 2, 3)).splitlines()
     assert one == f"| 1 | {best[1]} | 0.0% | 14.5, 15.5, 16.5 |  |  |  |"
     assert two == (
