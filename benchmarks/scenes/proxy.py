@@ -37,7 +37,7 @@ def described(caption: str) -> Tensor:
 
 
 class Verdicts(nn.Module):
-    """What is in an image times what the caption asks for. Calls return the logit of the verdict, [B]."""
+    """A network that multiplies what is in an image with what the caption asks for. Calls return logits, [B]."""
 
     def __init__(self, width: int = 24, features: int = 256) -> None:
         super().__init__()

@@ -240,8 +240,9 @@ def _reward_terms(c: Sections) -> Iterator[str]:
         yield f"{normalised}.normalise=std: method=draft has no siblings to normalise over; expected none"
     if normalised and _has_policy(c) and c.rollout.siblings == 1:
         yield f"{normalised}.normalise=std: rollout.siblings=1 leaves no siblings to normalise over; expected none"
-    unrewarded = ("sfd", "distribution_matching", "consistency", "progressive")
-    if c.method not in unrewarded and c.learner.rounds and not any(c.reward.weights.values()):
+    unrewarded = c.method in ("sfd", "consistency", "progressive")
+    unrewarded |= c.method == "distribution_matching" and not c.distribution_matching.reward_weight
+    if not unrewarded and c.learner.rounds and not any(c.reward.weights.values()):
         yield (
             f"reward.terms: every term has weight 0, so method={c.method} has no reward to raise; give one a weight, "
             "or use method=sfd"

@@ -85,6 +85,12 @@ class DistributionMatching(Strict):
         description="Learning rate of the fake score, above 0. Raise it where the student moves faster than the fake "
         "score can follow.",
     )
+    reward_weight: float = Field(
+        0.0,
+        ge=0,
+        description="Factor of the reward's gradient at the student's image beside the way to the teacher's "
+        "distribution; 0 asks for no reward. Raise it where the reward should gain more, at the cost of likeness.",
+    )
     lora: Lora = Field(
         Lora(), description="Adapters of the fake score; rank 0 trains a copy of the teacher, which needs more memory."
     )

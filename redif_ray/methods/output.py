@@ -13,6 +13,10 @@ from redif_ray.methods.phase import Calls, Prices, RewardedPhase, Scoring
 from redif_ray.types import Scored
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
     from redif_ray.config import Config
     from redif_ray.learning.round_update import Learning, Round
 
@@ -66,21 +70,28 @@ class Output(RewardedPhase):
 
     def update(self, learning: Learning, round: Round) -> dict[str, float]:
         """Ascend the weighted reward by its gradients at the student's images, in one optimiser step."""
-        from redif_ray.learning.output import OutputUpdater, ascent
-        from redif_ray.learning.round_update import batch_of, joined
+        from redif_ray.learning.output import OutputUpdater
+        from redif_ray.learning.round_update import batch_of
         from redif_ray.learning.step import learning_rate
-        from redif_ray.rewards.combine import weighted_sum
 
-        config, student = self.config, learning.student
         batch, scored = batch_of(learning, round, self.stds(learning.schedule, round.number))
-        gradients = joined([each.gradients for each in scored], student.device)
-        total, spreads = ascent(gradients, joined([m[-1].spreads for m in round.metas]), config.reward.terms)
-        terms = joined([m[-1].terms for m in round.metas])
-        lr = learning_rate(config.learner, round.number - self.first_round)
+        total, found = self.ascent(learning, round, scored)
+        lr = learning_rate(self.config.learner, round.number - self.first_round)
         updater = OutputUpdater.of(learning, through_steps=self.through_steps)
         metrics = updater.run(batch.latents, batch.encoded, total, total=batch.total_rows, round=round.number, lr=lr)
-        reward = weighted_sum(terms, config.reward.weights)
-        found = {"reward/mean": float(reward.mean()), "reward/std": float(reward.std(correction=0))}
-        found |= {f"reward/{name}": float(values.mean()) for name, values in terms.items()}
-        found |= {f"reward/{name}_spread": spread for name, spread in spreads.items()}
         return found | {f"update/{name}": value for name, value in metrics.items()}
+
+    def ascent(self, learning: Learning, round: Round, scored: Sequence[Scored]) -> tuple[Tensor, dict[str, float]]:
+        """Return the gradient of the weighted reward at this rank's images, [G', *latent], and the reward's metrics."""
+        from redif_ray.learning.output import ascent
+        from redif_ray.learning.round_update import joined
+        from redif_ray.rewards.combine import weighted_sum
+
+        reward, metas = self.config.reward, round.metas
+        gradients = joined([each.gradients for each in scored], learning.student.device)
+        total, spreads = ascent(gradients, joined([m[-1].spreads for m in metas]), reward.terms)
+        terms = joined([m[-1].terms for m in metas])
+        values = weighted_sum(terms, reward.weights)
+        found = {"reward/mean": float(values.mean()), "reward/std": float(values.std(correction=0))}
+        found |= {f"reward/{name}": float(of.mean()) for name, of in terms.items()}
+        return total, found | {f"reward/{name}_spread": spread for name, spread in spreads.items()}

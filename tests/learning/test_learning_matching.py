@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from redif_ray.config import load
+from redif_ray.config import ConfigError, load
 from redif_ray.diffusion.levels import FlowMatching, Level, NoiseProcess, VarianceExploding, VariancePreserving, like
 from redif_ray.learning.advantages import RunningStatistics
 from redif_ray.learning.fake_score import FakeScore
 from redif_ray.learning.matching import LEVELS, denoising_loss, direction, noised
+from redif_ray.learning.output import OutputUpdater
 from redif_ray.learning.round_update import Learning
 from redif_ray.learning.step import make_optimizer
 from redif_ray.loop import PlainLoop
@@ -148,3 +150,38 @@ def test_rounds_are_the_same_again_whatever_the_microbatch() -> None:
     for name in ("fake_score/loss", "update/grad_norm"):
         assert close[name] == pytest.approx(metrics[name], rel=1e-3)
     assert metrics["update/network_calls_forward"] == 4 * (2 + 1 + 5)
+
+
+@pytest.mark.slow
+def test_a_reward_adds_its_gradient_at_the_students_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole is distribution matching's own, plus the weight over the numbers of an image times that of `output`."""
+    kept: list[Tensor] = []
+    run = OutputUpdater.run
+
+    def keeping(self: OutputUpdater, states: Tensor, encoded: Any, gradient: Tensor, **rest: Any) -> dict[str, float]:
+        kept.append(gradient.clone())
+        return run(self, states, encoded, gradient, **rest)
+
+    monkeypatch.setattr(OutputUpdater, "run", keeping)
+
+    def first_round(*given: str) -> tuple[Tensor, dict[str, float]]:
+        own = ("output={groups: 4, samples: 8, sampled: true}", "rollout={groups: 4, siblings: 1, unit_groups: 2}")
+        metrics = PlainLoop(load("smoke", ["warm_start.rounds=0", *own, *given])).round(0)
+        return kept.pop(), metrics
+
+    def matching(weight: float) -> tuple[Tensor, dict[str, float]]:
+        settings = f"distribution_matching={{groups: 4, reward_weight: {weight}}}"
+        return first_round("method=distribution_matching", settings)
+
+    (alone, silent), (both, metrics), (reward, _) = matching(0), matching(2.5), first_round("method=output")
+    assert reward.abs().sum() > 0 and alone.abs().sum() > 0
+    torch.testing.assert_close(both - alone, reward * 2.5 / reward[0].numel(), rtol=1e-4, atol=1e-9)
+    assert "reward/mean" in metrics and "reward/mean" not in silent
+    assert metrics["fake_score/loss"] == silent["fake_score/loss"]
+
+
+def test_a_reward_without_a_weight_is_told() -> None:
+    given = ["method=distribution_matching", "reward.terms={mse: {weight: 0}}"]
+    load("smoke", given)
+    with pytest.raises(ConfigError, match="every term has weight 0, so method=distribution_matching"):
+        load("smoke", [*given, "distribution_matching.reward_weight=1"])

@@ -1,4 +1,4 @@
-"""A verdict on samples of a mixture in the plane: the contrast of own images moves them to where it is right."""
+"""A verdict on samples of a mixture in the plane: they move to where it is right, and stay where the teacher draws."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mixture_family import CENTRES, STD
 
 from redif_ray.config import Config, load
 from redif_ray.diffusion.noise import Stream
@@ -64,6 +65,12 @@ def share(found: np.ndarray) -> float:
     return float((found[:, 0] > 0).mean())
 
 
+def near(found: np.ndarray) -> float:
+    """Return the share of samples within four standard deviations of one of the mixture's centres."""
+    distances = np.linalg.norm(found[:, None] - CENTRES.numpy(), axis=2)
+    return float((distances.min(1) < 4 * STD).mean())
+
+
 @pytest.mark.long
 def test_a_verdict_moves_the_images_to_where_it_is_right(tmp_path: Path) -> None:
     before, after = trained(tmp_path)
@@ -77,3 +84,22 @@ def test_without_the_weights_of_the_verdict_nothing_is_learned(tmp_path: Path) -
     before, after = trained(tmp_path, "learner.advantage_clip=1.0e+9")
     print(f"right: {share(before):.3f} before, {share(after):.3f} after")
     assert abs(share(after) - share(before)) < 0.05
+
+
+LEARNER = "learner={rounds: 80, lr: 3.0e-3, schedule: cosine, microbatch: 1024}"
+SCORES = "samples: 4, std: 0.1, sampled: true"
+
+
+@pytest.mark.long
+def test_a_verdict_alone_leaves_the_law_and_beside_distribution_matching_keeps_it(tmp_path: Path) -> None:
+    found = {}
+    matching = "distribution_matching={groups: 128, fake_steps: 10, fake_lr: 3.0e-3, reward_weight: 0.5}"
+    for name, given in {
+        "alone": ("method=output", LEARNER, f"output={{groups: 128, {SCORES}}}"),
+        "beside": ("method=distribution_matching", LEARNER, matching, f"output={{{SCORES}}}"),
+    }.items():
+        (tmp_path / name).mkdir()
+        _, found[name] = trained(tmp_path / name, *given)
+        print(f"{name}: right {share(found[name]):.3f}, near a centre {near(found[name]):.3f}")
+    assert share(found["alone"]) > 0.95 and near(found["alone"]) < 0.2
+    assert share(found["beside"]) > 0.95 and near(found["beside"]) > 0.6

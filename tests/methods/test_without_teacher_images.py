@@ -26,6 +26,7 @@ METHODS = {
     "output": ("method=output", "output={groups: 4, samples: 4}"),
     "straight": ("method=straight", "output.groups=4"),
     "draft": ("method=draft", "draft={groups: 4, minibatch: 4}"),
+    "distribution_matching": ("method=distribution_matching", "distribution_matching={groups: 4, reward_weight: 1}"),
 }
 
 
