@@ -49,7 +49,7 @@ def descend(
     optimiser = torch.optim.Adam([moving], lr=lr)
     iterates: list[Tensor] = []
     for i in range(iterations):
-        value = loss(continuous(process, base, moving[0], _bounded(moving[1]) if network_timesteps else None), i)
+        value = loss(continuous(process, base, moving[0], bounded(moving[1]) if network_timesteps else None), i)
         optimiser.zero_grad()
         value.backward()
         optimiser.step()
@@ -65,10 +65,10 @@ def descend(
     for end in range(iterations, 0, -quarter):
         mean = torch.stack(iterates[max(0, end - quarter) : end]).mean(0)
         schedule = warped(process, base, mean[0], floor(process, base))
-        candidates.append(shifted(process, schedule, _bounded(mean[1])) if network_timesteps else schedule)
+        candidates.append(shifted(process, schedule, bounded(mean[1])) if network_timesteps else schedule)
     return candidates
 
 
-def _bounded(values: Tensor) -> Tensor:
+def bounded(values: Tensor) -> Tensor:
     """Map any values to the range of shifts that trials search."""
     return SHIFT[1] * torch.tanh(values)
