@@ -23,7 +23,7 @@ def rates(*values: float) -> tuple[tuple[str, ...], ...]:
 def paired() -> tuple[tuple[str, ...], ...]:
     """Return the candidates with agreement in the reward: its weight in units of the spreads, and the rate."""
     made = []
-    for weight, rate in itertools.product((0.3, 1.0), (5e-5, 1e-4)):
+    for weight, rate in itertools.product((0.3, 1.0), (1e-4, 2e-4)):
         terms = (
             f"{{{CHECKER.replace('right: {', 'right: {normalise: std, ')}, mse: {{weight: {weight}, normalise: std}}}}"
         )
@@ -32,13 +32,13 @@ def paired() -> tuple[tuple[str, ...], ...]:
 
 
 ARMS = {
-    "verdict": Arm((), rates(*RATES)),
+    "verdict": Arm((), rates(5e-5, 1e-4, 2e-4, 4e-4)),
     "verdict, pair": Arm((), paired()),
     "steps": Arm(
         (
             "method=redif",
             "exploration={eta: 1.0, one_step: true}",
-            "rollout={groups: 32, siblings: 16, unit_groups: 4}",
+            "rollout={groups: 8, siblings: 16, unit_groups: 4}",
         ),
         rates(*RATES),
     ),
