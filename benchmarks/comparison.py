@@ -19,10 +19,10 @@ import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.grid import TUNING_SEED, untuned
 from benchmarks.kept import Result, Results, training_cost
 from redif_ray.errors import Notice
 
-TUNING_SEED = 0
 METRICS = {  # column: (key, factor, digits)
     "Fréchet ↓": ("frechet", 1, 1),
     "1000 KID ↓": ("kid", 1000, 1),
@@ -146,11 +146,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, default=Path("runs/comparison"), help="where the run folders go")
     parser.add_argument("--results", type=Path, help="default: <root>/results.json")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--seeds", type=untuned, nargs="+", default=[1, 2, 3])
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
     options = parser.parse_args()
-    if TUNING_SEED in options.seeds:
-        parser.error(f"seed {TUNING_SEED} tunes the arms; expected others")
     results = Results(options.results or options.root / "results.json", options.root)
     summaries: dict[str, list[Result]] = {arm: [] for arm in options.arms}
     try:

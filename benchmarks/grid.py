@@ -190,6 +190,13 @@ def chosen(steps: int, name: str, results: Results) -> tuple[str, ...]:
     return min(distances, key=lambda candidate: distances[candidate])
 
 
+def untuned(text: str) -> int:
+    """Read a seed of a command. Raises ArgumentTypeError for the one that tunes."""
+    if (seed := int(text)) == TUNING_SEED:
+        raise argparse.ArgumentTypeError(f"seed {TUNING_SEED} tunes what is compared; expected others")
+    return seed
+
+
 def interval(values: Sequence[float]) -> str:
     """Return the mean and its 95 % interval by Student's t over seeds."""
     mean = statistics.fmean(values)
@@ -227,11 +234,9 @@ def main() -> None:
     parser.add_argument("--root", type=Path, default=Path("runs/grid"), help="where the run folders go")
     parser.add_argument("--results", type=Path, default=Path("benchmarks/results/grid.json"))
     parser.add_argument("--steps", type=int, nargs="+", choices=list(BUDGET), default=list(BUDGET))
-    parser.add_argument("--seeds", type=int, nargs="*", default=[1, 2, 3])
+    parser.add_argument("--seeds", type=untuned, nargs="*", default=[1, 2, 3])
     parser.add_argument("--arms", nargs="+", choices=list(arms(4)), help="default: all; not every N has every arm")
     options = parser.parse_args()
-    if TUNING_SEED in options.seeds:
-        parser.error(f"seed {TUNING_SEED} tunes the arms; expected others")
     results = Results(options.results, options.root)
     try:
         for steps in options.steps:

@@ -140,10 +140,12 @@ class Kept:
 
     def point(self, key: str, make: Callable[[], Point]) -> Point:
         """Return the point that is kept under a key, made and told where it is missing."""
-        if key not in self.runs:
-            self.keep(key, [make()])
-            print(key, json.dumps(self.runs[key][0]), flush=True)
-        return self.runs[key][0]
+        if (kept := self.runs.get(key)) is not None:
+            return kept[0]
+        made = make()
+        self.keep(key, [made])
+        print(key, json.dumps(made), flush=True)
+        return made
 
     def keep(self, key: str, points: list[Point]) -> None:
         self.path.write_text(json.dumps(self.runs | {key: points}, indent=1) + "\n")

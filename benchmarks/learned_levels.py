@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.grid import BUDGET, RECIPE, TUNING_SEED, arms, interval, settings
+from benchmarks.grid import BUDGET, RECIPE, TUNING_SEED, arms, interval, settings, untuned
 from benchmarks.in_process import Kept, Point, Run, candidate
 from redif_ray.diffusion.levels import Level
 from redif_ray.diffusion.schedules import Schedule, shifted, warped
@@ -156,10 +156,8 @@ def main() -> None:
     parser.add_argument("--root", type=Path, default=Path("runs/learned-levels"), help="where the teacher's images go")
     parser.add_argument("--results", type=Path, default=Path("benchmarks/results/learned_levels.json"))
     parser.add_argument("--steps", type=int, nargs="+", choices=list(STARTS["uniform_trailing"]), default=[2, 4, 8])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--seeds", type=untuned, nargs="+", default=[1, 2, 3])
     options = parser.parse_args()
-    if TUNING_SEED in options.seeds:
-        parser.error(f"seed {TUNING_SEED} tunes the rates; expected others")
     print(table(Kept(options.results, options.root), options.steps, options.seeds))
 
 

@@ -9,7 +9,7 @@ import io
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -99,7 +99,25 @@ SCORES: dict[str, Callable[[Tensor, Tensor, Any], Tensor]] = {
 }
 
 
-class Fitted(nn.Module):
+class Proxy(nn.Module):
+    """A network that stands for a score, in a file beside a module whose function `score` calls it."""
+
+    def save(self, path: Path) -> None:
+        """Write the network to `path`, and the module beside it, with the same name and `.py`."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(self.state_dict(), path)
+        own = type(self).__name__
+        text = f"from {type(self).__module__} import {own}\n\nscore = {own}.read({str(path.resolve())!r}).forward\n"
+        path.with_suffix(".py").write_text(text)
+
+    @classmethod
+    def read(cls, path: str | Path) -> Self:
+        network = cls()
+        network.load_state_dict(load_file(path))
+        return network.requires_grad_(False).eval()
+
+
+class Fitted(Proxy):
     """A network fitted to a score of the student's image beside the teacher's. Calls return its estimate, [B]."""
 
     def __init__(self, width: int = 32) -> None:
@@ -113,12 +131,6 @@ class Fitted(nn.Module):
     def forward(self, student: Tensor, teacher: Tensor, conditions: Any = None) -> Tensor:
         found: Tensor = self.layers(torch.cat([student, teacher], 1) * 2 - 1)[:, 0]
         return found
-
-    @classmethod
-    def read(cls, path: str | Path) -> Fitted:
-        network = cls()
-        network.load_state_dict(load_file(path))
-        return network.requires_grad_(False).eval()
 
 
 def fit(name: str, student: Tensor, teacher: Tensor, path: Path, *, std: float, steps: int = 2000) -> float:
@@ -146,6 +158,5 @@ def fit(name: str, student: Tensor, teacher: Tensor, path: Path, *, std: float, 
     with torch.no_grad():
         own, other, score = batch(torch.arange(len(student) - held, len(student)))
         left = (network(own, other) - score).square().mean() / score.var()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(network.state_dict(), path)
+    network.save(path)
     return 1 - float(left)

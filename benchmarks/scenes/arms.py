@@ -13,7 +13,7 @@ CALLS_OF_A_PICTURE = 4  # of a student
 POOL = 1024  # noises of an arm that reads pictures or steps of the teacher, at the whole number of calls
 FITTED = 10_000  # pictures of the student before to which a network is fitted
 RATES = (2e-5, 5e-5, 1e-4, 2e-4)
-CHECKER = "right: {options: {callable: 'benchmarks/scenes/checker.py:right', teacher: false}}"
+CHECKER = "options: {callable: 'benchmarks/scenes/checker.py:right', teacher: false}"
 
 
 def rates(*values: float) -> tuple[tuple[str, ...], ...]:
@@ -24,9 +24,8 @@ def paired() -> tuple[tuple[str, ...], ...]:
     """Return the candidates with agreement in the reward: its weight in units of the spreads, and the rate."""
     made = []
     for weight, rate in itertools.product((0.3, 1.0), (1e-4, 2e-4)):
-        terms = (
-            f"{{{CHECKER.replace('right: {', 'right: {normalise: std, ')}, mse: {{weight: {weight}, normalise: std}}}}"
-        )
+        pair = f"mse: {{weight: {weight}, normalise: std}}"
+        terms = f"{{right: {{normalise: std, {CHECKER}}}, {pair}}}"
         made.append((f"reward.terms={terms}", f"learner.lr={rate:g}"))
     return tuple(made)
 

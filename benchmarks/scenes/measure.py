@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -80,16 +81,21 @@ def bits(counts: Sequence[int]) -> float:
     return float(-(share * np.log2(share)).sum() + (len(counts) - 1) / (2 * sum(counts) * np.log(2)))
 
 
-def measured(model: LoadedStudent, guidance: float | None = None, *, count: int = 1000) -> dict[str, float]:
-    """Return `shares` of `count` pictures each, named as "trained whole" and "held out whole", and `variety`."""
+def measured(
+    model: LoadedStudent, guidance: float | None = None, *, count: int = 1000, shown: Path | None = None
+) -> dict[str, float]:
+    """Return `shares` of `count` pictures each, named as "trained whole" and "held out whole", and `variety`.
+
+    shown: the folder for some of the pictures; None: they are not written.
+    """
     found = dict[str, float]()
     for name, held_out in (("trained", False), ("held out", True)):
         scenes = drawn(captions(held_out=held_out), count, SEED)
         pictures = sampled(model, scenes, SEED, guidance)
         found |= {f"{name} {kind}": share for kind, share in shares(pictures, scenes).items()}
-        scale = model.guidance if guidance is None else guidance
-        OUT.mkdir(parents=True, exist_ok=True)
-        write_grid(OUT / f"{name.replace(' ', '_')}.guidance{scale:g}.png", pictures[:SHOWN])
+        if shown is not None:
+            scale = model.guidance if guidance is None else guidance
+            write_grid(shown / f"{name.replace(' ', '_')}.guidance{scale:g}.png", pictures[:SHOWN])
     scenes = [scene for scene in drawn(captions(held_out=True), VARIED, SEED + 1) for _ in range(NOISES)]
     return found | variety(sampled(model, scenes, SEED + 1, guidance), scenes)
 
@@ -103,8 +109,10 @@ def main() -> None:
     options = parser.parse_args()
     single_thread()
     model: Any = load(options.folder, steps=options.steps)
-    found = [measured(model, guidance, count=options.count) for guidance in options.guidance or [model.guidance]]
-    head = ["", *(f"guidance {guidance:g}" for guidance in options.guidance or [model.guidance])]
+    OUT.mkdir(parents=True, exist_ok=True)
+    guidances = options.guidance or [model.guidance]
+    found = [measured(model, guidance, count=options.count, shown=OUT) for guidance in guidances]
+    head = ["", *(f"guidance {guidance:g}" for guidance in guidances)]
     print(markdown_table(head, [[name, *(f"{each[name]:.4g}" for each in found)] for name in found[0]]))
 
 

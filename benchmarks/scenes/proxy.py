@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.scenes.checker import right
 from benchmarks.scenes.scenes import COLOURS, COUNTS, RELATIONS, SHAPES, Scene
+from benchmarks.scores import Proxy
 
 PARTS = (len(COUNTS), len(COLOURS), len(SHAPES))
 FEATURES = 2 * sum(PARTS) + len(RELATIONS)
@@ -36,7 +36,7 @@ def described(caption: str) -> Tensor:
     return torch.cat([*words, relation])
 
 
-class Verdicts(nn.Module):
+class Verdicts(Proxy):
     """A network that multiplies what is in an image with what the caption asks for. Calls return logits, [B]."""
 
     def __init__(self, width: int = 24, features: int = 256) -> None:
@@ -53,12 +53,6 @@ class Verdicts(nn.Module):
         asked = torch.stack([described(caption) for caption in conditions]).to(student)
         found: Tensor = self.last(self.image(student * 2 - 1) * self.caption(asked))[:, 0]
         return found
-
-    @classmethod
-    def read(cls, path: str | Path) -> Verdicts:
-        network = cls()
-        network.load_state_dict(load_file(path))
-        return network.requires_grad_(False).eval()
 
 
 def fit(pictures: np.ndarray, captions: list[str], path: Path) -> float:
@@ -81,6 +75,5 @@ def fit(pictures: np.ndarray, captions: list[str], path: Path) -> float:
         schedule.step()
     with torch.no_grad():
         found, of = network(images[fitted:], images[fitted:], captions[fitted:]), wanted[fitted:] > 0.5
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(network.state_dict(), path)
+    network.save(path)
     return float((found[of, None] > found[None, ~of]).float().mean())

@@ -29,7 +29,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.emoji.fit import single_thread
-from benchmarks.grid import TUNING_SEED, interval
+from benchmarks.grid import TUNING_SEED, interval, untuned
 from benchmarks.in_process import Kept, Point, Run
 from benchmarks.scenes import measure, proxy
 from benchmarks.scenes.arms import ARMS, BEFORE, CALLS, FITTED, RECIPE, settings
@@ -60,7 +60,6 @@ class Students:
 
     def chosen(self, name: str) -> tuple[str, ...]:
         """Return the candidate of an arm with the most right pictures on the tuning seed."""
-
         candidates = ARMS[name].candidates
         found = [
             self.kept.point(f"{name}, candidate {i}, seed {TUNING_SEED}", partial(self._tuned, name, i))
@@ -125,9 +124,6 @@ class Students:
             pictures = measure.sampled(load(str(self.before(seed))), scenes, PICTURES + 1 + seed, None)
             ranked = proxy.fit(pictures, [str(scene) for scene in scenes], path)
             print(f"seed {seed}: the network ranks {ranked:.1%} of right pictures above wrong ones", flush=True)
-            path.with_suffix(".py").write_text(
-                f"from benchmarks.scenes.proxy import Verdicts\n\nscore = Verdicts.read({str(path)!r}).forward\n"
-            )
         return path.with_suffix(".py")
 
     def _trained(self, run: Run, folder: Path) -> float:
@@ -170,10 +166,8 @@ def main() -> None:
     parser.add_argument("--root", type=Path, default=Path("runs/scenes/students"), help="where students go")
     parser.add_argument("--results", type=Path, default=Path("benchmarks/results/scenes.json"))
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--seeds", type=untuned, nargs="+", default=[1, 2, 3])
     options = parser.parse_args()
-    if TUNING_SEED in options.seeds:
-        parser.error(f"seed {TUNING_SEED} tunes the arms; expected others")
     single_thread()
     print(table(Students(Kept(options.results, options.root)), options.arms, options.seeds))
 

@@ -24,7 +24,7 @@ from redif_ray.search.gradient import bounded, continuous
 
 
 def test_the_gradient_of_the_levels_is_that_of_finite_differences() -> None:
-    """Of <F(x_T), g> for a fixed g, to the logits of the increments and to the shifts of what the network is told."""
+    """The gradient is that of <F(x_T), g>, for a fixed g, to the logits of the increments and the timesteps' shifts."""
     torch.set_num_threads(1)
     config = load("smoke", ["student.steps=3"])
     student = factory.student(config, load_teacher(config.teacher))

@@ -36,7 +36,7 @@ def test_all_candidates_of_all_arms_take_the_same_calls(name: str, tmp_path: Pat
 
 
 def test_entropy_of_counts() -> None:
-    """Of uniform draws from eight cells the estimate is 3 bits, where the plain one is .03 too low."""
+    """The estimate for uniform draws from eight cells is 3 bits, where the plain one is .03 too low."""
     draws = np.random.default_rng(0)
     counts = [np.bincount(draws.integers(8, size=160)) for _ in range(200)]
     found = [bits(each.tolist()) for each in counts]
@@ -61,7 +61,7 @@ def test_each_caption_has_a_description_of_its_own() -> None:
 
 
 def test_a_fitted_network_gives_the_verdicts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of pictures of two captions, half of them told the other one, it knows the right ones, and has a gradient."""
+    """The network tells pictures of two captions apart, half of which are told the other one, and has a gradient."""
     monkeypatch.setattr(proxy, "STEPS", 60)
     monkeypatch.setattr(proxy, "BATCH", 48)
     monkeypatch.setattr(proxy, "CHECKED", 100)
