@@ -10,28 +10,26 @@ gradient; what stands beside it is
     network    a network fitted to the score around the student's images, with its exact gradient
     agreement  nothing
 and `best of 5` draws five images from the student before for each condition and keeps the one with the best score. An
-arm has six candidates of weight and learning rate, which are trained on seed 0 at a quarter of the calls. The one with
-the highest score on held-out noises whose recall is at most two points below that of the student before is trained on
-the other seeds. A run whose result is kept is not made again.
+arm has six candidates of weight and learning rate, which are trained on seed 0 for a quarter of the rounds. The one
+with the highest score on held-out noises whose recall is at most two points below that of the student before is
+trained on the other seeds. A run whose result is kept is not made again.
 """
 
 from __future__ import annotations
 
 import argparse
-import functools
 import itertools
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks import scores
-from benchmarks.grid import TUNING_SEED, cost, interval, untuned
+from benchmarks.grid import TUNING_SEED, interval, untuned
 from benchmarks.in_process import PAIR, Kept, Point, Run
-from redif_ray.config import load
 from redif_ray.diffusion.noise import Stream
 from redif_ray.evaluation.report import markdown_table
 
-RECIPE, CALLS = "fashion_mnist_output", 30_000
+RECIPE, ROUNDS = "fashion_mnist_output", 66  # 36,953 forward passes on one image, the teacher's images included
 ARMS = ("score", "stand-in", "network")
 Candidate = tuple[float, float]  # weight of the score beside agreement, learning rate
 CANDIDATES: tuple[Candidate, ...] = tuple(itertools.product((0.5, 2.0, 8.0), (5e-5, 2e-4)))
@@ -67,7 +65,7 @@ class BlackBox:
     def chosen(self, arm: str) -> Candidate:
         """Return the candidate of an arm that the tuning seed chooses; if none keeps recall, that which keeps most."""
         least = self.before(TUNING_SEED)["recall"] - LOST
-        found = {each: self._trained(arm, TUNING_SEED, each, CALLS // 4, f", {each}") for each in CANDIDATES}
+        found = {each: self._trained(arm, TUNING_SEED, each, ROUNDS // 4, f", {each}") for each in CANDIDATES}
         kept = [each for each in found if found[each]["recall"] >= least]
         if not kept:
             return max(found, key=lambda each: found[each]["recall"])
@@ -75,7 +73,7 @@ class BlackBox:
 
     def after(self, arm: str, seed: int) -> Point:
         """Return the measurements of an arm's student."""
-        return self._trained(arm, seed, AGREEMENT if arm == "agreement" else self.chosen(arm), CALLS)
+        return self._trained(arm, seed, AGREEMENT if arm == "agreement" else self.chosen(arm), ROUNDS)
 
     def drawn(self, seed: int, which: str) -> Point:
         """Return the measurements of the "first" or the "best" of five images of each condition, before training."""
@@ -92,9 +90,9 @@ class BlackBox:
         taken = [max(five, key=lambda i: score[i]) if best else five[0] for five in fives]
         return {"score": float(score[taken].mean()), **run.judged(seen.judged[taken])}
 
-    def _trained(self, arm: str, seed: int, candidate: Candidate, calls: int, label: str = "") -> Point:
+    def _trained(self, arm: str, seed: int, candidate: Candidate, rounds: int, label: str = "") -> Point:
         def train() -> Point:
-            run = self._run(arm, seed, candidate, calls)
+            run = self._run(arm, seed, candidate, rounds)
             return run.train([run.loop.plan.rounds])[-1]
 
         return self._measured(f"{arm}{label}", seed, train)
@@ -102,7 +100,7 @@ class BlackBox:
     def _measured(self, name: str, seed: int, measure: Callable[[], Point]) -> Point:
         return self.kept.point(f"{self.score}, {name}, seed {seed}", measure)
 
-    def _run(self, arm: str, seed: int, candidate: Candidate = AGREEMENT, calls: int = CALLS) -> Run:
+    def _run(self, arm: str, seed: int, candidate: Candidate = AGREEMENT, rounds: int = ROUNDS) -> Run:
         weight, rate = candidate
         network = self.kept.root / f"networks/{self.score}_{seed}.safetensors"
         if arm == "network" and not network.exists():
@@ -111,7 +109,7 @@ class BlackBox:
             f"student.init={self.kept.four(seed)}",
             rewards(self.score, arm, weight, network),
             f"learner.lr={rate}",
-            f"learner.rounds={rounds(calls)}",
+            f"learner.rounds={rounds}",
             "output.sampled=false",
         )
         return self.kept.run(seed, RECIPE, given)
@@ -127,12 +125,6 @@ class BlackBox:
 def _parts(rows: Sequence[int], size: int) -> list[Sequence[int]]:
     """Return the rows in parts of a size; what remains is left out, for a part of fewer has less to choose from."""
     return [rows[i : i + size] for i in range(0, len(rows) - size + 1, size)]
-
-
-@functools.cache
-def rounds(calls: int) -> int:
-    """Return the most rounds of an arm that take so many network calls."""
-    return int(100 * calls // cost(load(RECIPE, ["learner.rounds=100"])))
 
 
 def table(box: BlackBox, seeds: Sequence[int]) -> str:
