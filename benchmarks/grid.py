@@ -1,4 +1,4 @@
-"""Methods at the same cost and with the same tuning, for students of 1, 2, 4 and 8 steps; it can be resumed.
+"""Methods at the same cost and with as many candidates each, for students of 1, 2, 4 and 8 steps; it can be resumed.
 
     python -m benchmarks.grid [--steps 4] [--arms output straight] [--seeds 1 2 3]
 
@@ -197,13 +197,13 @@ def untuned(text: str) -> int:
     return seed
 
 
-def interval(values: Sequence[float]) -> str:
-    """Return the mean and its 95 % interval by Student's t over seeds."""
+def interval(values: Sequence[float], digits: int = 2) -> str:
+    """Return the mean and its 95 % interval by Student's t over seeds, with so many digits after the point."""
     mean = statistics.fmean(values)
     if len(values) < 2:
-        return f"{mean:+.2f}"
+        return f"{mean:+.{digits}f}"
     half = float(student_t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / len(values) ** 0.5
-    return f"{mean:+.2f} [{mean - half:+.2f}, {mean + half:+.2f}]"
+    return f"{mean:+.{digits}f} [{mean - half:+.{digits}f}, {mean + half:+.{digits}f}]"
 
 
 def table(found: dict[str, list[Result]]) -> str:

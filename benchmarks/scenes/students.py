@@ -1,4 +1,4 @@
-"""4-step students of the scenes' teacher that learn from the checker's verdict, and what gains as much without it.
+"""4-step students of the scenes' teacher that learn from the checker's verdict, and what learns without it.
 
     python -m benchmarks.scenes.students [--seeds 1 2 3] [--arms NAME ...]
 
