@@ -32,6 +32,7 @@ def paired() -> tuple[tuple[str, ...], ...]:
 
 ARMS = {
     "verdict": Arm((), rates(5e-5, 1e-4, 2e-4, 4e-4)),
+    "verdict, wider": Arm(("conditions.source=runs/scenes/asked.txt",), rates(5e-5, 1e-4, 2e-4, 4e-4)),
     "verdict, pair": Arm((), paired()),
     "steps": Arm(
         (

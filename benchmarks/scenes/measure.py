@@ -54,6 +54,14 @@ def shares(pictures: np.ndarray, scenes: Sequence[Scene]) -> dict[str, float]:
     return by_kind | by_count
 
 
+def by_held_out(whole: np.ndarray, scenes: Sequence[Scene]) -> dict[str, float]:
+    """Return the share of pictures that are right by what is held out, in percent. whole: bool [n]."""
+    never = np.array([scene.never_asked for scene in scenes])
+    if not never.any():
+        return {"trained whole": 100 * float(whole.mean())}
+    return {"held out whole": 100 * float(whole.mean()), "never asked whole": 100 * float(whole[never].mean())}
+
+
 def variety(pictures: np.ndarray, scenes: Sequence[Scene]) -> dict[str, float]:
     """Return how different the pictures of one scene are, those of a scene one after the other, `NOISES` of each.
 
@@ -86,6 +94,10 @@ def measured(
 ) -> dict[str, float]:
     """Return `shares` of `count` pictures each, named as "trained whole" and "held out whole", and `variety`.
 
+    "never asked whole" is the share of held-out compositions that no student is asked for.
+
+    "never asked whole" is the share of those that are held out from `asked`, too.
+
     shown: the folder for some of the pictures; None: they are not written.
     """
     found = dict[str, float]()
@@ -93,6 +105,11 @@ def measured(
         scenes = drawn(captions(held_out=held_out), count, SEED)
         pictures = sampled(model, scenes, SEED, guidance)
         found |= {f"{name} {kind}": share for kind, share in shares(pictures, scenes).items()}
+        whole = [verdict(picture, scene)["whole"] for picture, scene in zip(pictures, scenes, strict=True)]
+        found |= by_held_out(np.array(whole), scenes)
+        if held_out:
+            never = [i for i, scene in enumerate(scenes) if scene.never_asked]
+            found["never asked whole"] = shares(pictures[never], [scenes[i] for i in never])["whole"]
         if shown is not None:
             scale = model.guidance if guidance is None else guidance
             write_grid(shown / f"{name.replace(' ', '_')}.guidance{scale:g}.png", pictures[:SHOWN])

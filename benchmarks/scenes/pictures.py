@@ -2,7 +2,8 @@
 
     python -m benchmarks.scenes.pictures
 
-writes `runs/scenes/captions.txt`, from which students are trained, and `held_out.txt`, which nothing is trained on.
+writes `runs/scenes/captions.txt`, from which teacher and students are trained, `held_out.txt`, which no picture of the
+training shows, and `asked.txt`: the captions and half of what is held out, for students that need no picture.
 """
 
 from __future__ import annotations
@@ -23,6 +24,11 @@ def captions(*, held_out: bool) -> list[Scene]:
     return [scene for scene in every_scene() if scene.held_out == held_out]
 
 
+def asked() -> list[Scene]:
+    """Return the scenes that a student may be asked for whose reward needs no picture."""
+    return [scene for scene in every_scene() if not scene.never_asked]
+
+
 def drawn(scenes: Sequence[Scene], count: int, seed: int) -> list[Scene]:
     """Return `count` of the scenes, with repetition, of which a share of `SINGLE` has one group."""
     draws = np.random.default_rng(seed)
@@ -38,8 +44,8 @@ def pictures(scenes: Sequence[Scene], seed: int) -> np.ndarray:
 
 def main() -> None:
     OUT.mkdir(parents=True, exist_ok=True)
-    for name, held_out in (("captions", False), ("held_out", True)):
-        found = captions(held_out=held_out)
+    lists = {"captions": captions(held_out=False), "held_out": captions(held_out=True), "asked": asked()}
+    for name, found in lists.items():
         (OUT / f"{name}.txt").write_text("".join(f"{scene}\n" for scene in found))
         print(f"{len(found)} captions in {OUT / name}.txt")
 

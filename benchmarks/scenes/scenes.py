@@ -25,6 +25,7 @@ SPLIT = (13.0, 19.0)  # where the line between two groups may lie, in pixels
 FINE = 4  # points of a pixel along each edge, whose mean is its colour
 HELD_OUT_PAIRS = (("blue", "triangle"), ("yellow", "circle"))  # colours and shapes that no training caption joins
 HELD_OUT_GROUPS = ((2, "green", "square"), (2, "red", "triangle"))  # counts that no training caption gives this pair
+NEVER_ASKED = (HELD_OUT_PAIRS[1], HELD_OUT_GROUPS[1])  # of these no student is asked, even where a verdict is enough
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,10 @@ class Group:
     @property
     def held_out(self) -> bool:
         return self.pair in HELD_OUT_PAIRS or (self.count, *self.pair) in HELD_OUT_GROUPS
+
+    @property
+    def never_asked(self) -> bool:
+        return self.pair in NEVER_ASKED or (self.count, *self.pair) in NEVER_ASKED
 
     def __str__(self) -> str:
         return f"{COUNTS[self.count - 1]} {self.colour} {self.shape}{'s' if self.count > 1 else ''}"
@@ -67,6 +72,11 @@ class Scene:
     def held_out(self) -> bool:
         """True where no training caption has one of the groups, so that a right picture takes what was never seen."""
         return any(group.held_out for group in self.groups)
+
+    @property
+    def never_asked(self) -> bool:
+        """True where a group is held out from students, too, that are asked for more than the teacher was shown."""
+        return any(group.never_asked for group in self.groups)
 
     def __str__(self) -> str:
         return str(self.first) if self.second is None else f"{self.first} {self.relation} {self.second}"

@@ -13,7 +13,7 @@ from benchmarks.in_process import Kept
 from benchmarks.scenes import proxy
 from benchmarks.scenes.arms import ARMS, CALLS, FITTED, RECIPE, TAUGHT, settings
 from benchmarks.scenes.checker import verdict
-from benchmarks.scenes.measure import bits, variety
+from benchmarks.scenes.measure import bits, by_held_out, variety
 from benchmarks.scenes.pictures import captions, drawn, pictures
 from benchmarks.scenes.scenes import Scene, every_scene
 from redif_ray.config import load
@@ -33,6 +33,14 @@ def test_all_candidates_of_all_arms_take_the_same_calls(name: str, tmp_path: Pat
             assert 0.9 * calls < cost(config) + fitted <= calls
             assert (config.conditions.pool is not None) == (name in TAUGHT)
             assert config.student.init == str(tmp_path / "before")
+
+
+def test_shares_by_what_is_held_out() -> None:
+    trained, held = captions(held_out=False)[:4], captions(held_out=True)
+    scenes = [*[s for s in held if s.never_asked][:3], *[s for s in held if not s.never_asked][:1]]
+    found = by_held_out(np.array([True, False, False, True]), scenes)
+    assert found == {"held out whole": 50.0, "never asked whole": pytest.approx(100 / 3)}
+    assert by_held_out(np.array([True, False, True, True]), trained) == {"trained whole": 75.0}
 
 
 def test_entropy_of_counts() -> None:

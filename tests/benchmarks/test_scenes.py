@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks.scenes.checker import right, verdict
-from benchmarks.scenes.pictures import captions, drawn
+from benchmarks.scenes.pictures import asked, captions, drawn
 from benchmarks.scenes.scenes import COLOURS, COUNTS, RELATIONS, SHAPES, Group, Scene, every_scene, picture
 from benchmarks.scenes.teacher import build_tokenizer
 
@@ -83,6 +83,13 @@ def test_held_out_compositions_share_no_group_with_the_others() -> None:
     assert all(any(group not in seen for group in scene.groups) for scene in held)
     assert {group.colour for group in seen} == {*COLOURS} and {group.shape for group in seen} == {*SHAPES}
     assert {scene.relation for scene in trained} == {None, *RELATIONS} and len(trained) + len(held) == 2136
+
+
+def test_half_of_what_is_held_out_is_never_asked() -> None:
+    wider, never = {*asked()}, [scene for scene in every_scene() if scene.never_asked]
+    assert wider > {*captions(held_out=False)} and not wider & {*never} and len(wider) + len(never) == 2136
+    assert {*never} < {*captions(held_out=True)} and 400 < len(never) < 600
+    assert not {g for scene in wider for g in scene.groups} & {g for s in never for g in s.groups if g.never_asked}
 
 
 def test_the_reward_is_the_verdict() -> None:
