@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from redif_ray.config.base import Positive, Strict
@@ -40,6 +42,12 @@ class Output(Strict):
         gt=0,
         description="S, the distance of these images from the final latent in each dimension, in latent units, above "
         "0. Raise it for a reward with steps, such as a rounded or compressed one, until it crosses some.",
+    )
+    directions: Literal["white", "teacher"] = Field(
+        "white",
+        description="Where these images lie. white: in random directions, so that the estimate has no bias. teacher: "
+        "the first pair towards the teacher's image and away from it, so that 4 images are enough where that is a "
+        "sensible guess of what raises the reward; the others are random.",
     )
     sampled: bool = Field(
         False,

@@ -94,7 +94,7 @@ def checked_models(config: Config) -> tuple[DiffusionModel, DiffusionModel]:
         for model in {id(each): each for each in (teacher, start)}.values():
             activations.predict(model, 1, 1.0)
         activations.decode(teacher, 1)
-        if any(phase.encodes_images for phase in phases_of(config)):
+        if any(phase.encodes_images or phase.encodes_in_worker for phase in phases_of(config)):
             activations.encode_images(teacher, 1)  # raises for a family without it
     return teacher, start
 

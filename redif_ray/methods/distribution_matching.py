@@ -42,6 +42,10 @@ class DistributionMatching(Output):
         return self.rewarded and super().teacher_images
 
     @property
+    def encodes_in_worker(self) -> bool:
+        return self.rewarded and super().encodes_in_worker
+
+    @property
     def decodes(self) -> int:
         return super().decodes if self.rewarded else 0
 

@@ -45,6 +45,15 @@ class Output(RewardedPhase):
         return self.config.rollout.unit_groups
 
     @property
+    def teacher_images(self) -> bool:
+        return super().teacher_images or self.encodes_in_worker
+
+    @property
+    def encodes_in_worker(self) -> bool:
+        """Tell whether scores are taken along the way to the teacher's image."""
+        return self.config.output.directions == "teacher" and bool(sampled_terms(self.config))
+
+    @property
     def decodes(self) -> int:
         """Return the images that a reward worker decodes for a group: those around its final latent, and its own."""
         sampled = sampled_terms(self.config)

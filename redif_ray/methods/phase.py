@@ -197,6 +197,11 @@ class Phase(ABC):
         return 0
 
     @property
+    def encodes_in_worker(self) -> bool:
+        """Tell whether a reward worker turns the teacher's image of each group into a latent."""
+        return False
+
+    @property
     def ema(self) -> float:
         """Return the decay of the averaged weights, in [0, 1); 0 keeps no average."""
         return 0.0

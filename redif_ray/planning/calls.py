@@ -43,8 +43,9 @@ def network_calls(config: Config, teacher: DiffusionModel, plan: RoundPlan, deco
     work: dict[str, Calls] = {}
     for phase in plan.phases:
         calls, groups = phase_calls(config, phase, every), phase.rounds * phase.groups
-        seen = groups * (phase.teacher_images + phase.decodes + phase.differentiates)  # back costs as much as forth
-        learnt = groups * (phase.scores_in_learner * backward + phase.encodes_images)  # to encode costs as to decode
+        # To encode costs as much as to decode, and so does the way back through it.
+        seen = groups * (phase.teacher_images + phase.encodes_in_worker + phase.decodes + phase.differentiates)
+        learnt = groups * (phase.scores_in_learner * backward + phase.encodes_images)
         work[phase.title] = {"rollout": calls.rollout, "reward": calls.reward + seen * decode}
         work[f"{phase.title}, update"] = {"learner": calls.learner + learnt * decode}
     checks, validated = 1 + plan.rounds // config.validation.every, config.validation.groups

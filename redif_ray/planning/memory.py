@@ -139,6 +139,8 @@ class Networks:
         }
         for role, images in back.items():
             calls[role] += [partial(decode_and_back, self.teacher, images)] if images else []
+        if any(phase.encodes_in_worker for phase in phases):
+            calls["reward"].append(partial(encode_images, self.teacher, 1))
         if any(phase.encodes_images for phase in phases):
             calls["learner"].append(partial(encode_images, self.teacher, states))
             calls["learner"].append(partial(predict, self.teacher, states, config.teacher.guidance))

@@ -69,11 +69,15 @@ def _exact(worker: Scorer, unit: WorkUnit, x: Tensor, teacher: Tensor | None, na
 
 @torch.no_grad()
 def _sampled(worker: Scorer, unit: WorkUnit, x: Tensor, teacher: Tensor | None, names: Sequence[str]) -> Found:
-    """Return the mean of each term around x [*latent], the estimate of its gradient, and its std there."""
+    """Return the mean of each term around x [*latent], the estimate of its gradient, and its std there.
+
+    Along a guess the scores differ by more than around x, so that the estimate tells how far a step of S changes them.
+    """
     if not names:
         return {}, {}, {}
-    output, seed = worker.config.output, worker.config.run.seed
-    z = sent(directions(unit.groups[0], output.samples // 2, x.shape, seed=seed, round=unit.round), x.device)
+    output, seed, guess = worker.config.output, worker.config.run.seed, _guess(worker, x, teacher)
+    drawn = directions(unit.groups[0], output.samples // 2, x.shape, seed=seed, round=unit.round, guess=guess)
+    z = sent(drawn, x.device)
     scores: dict[str, list[Tensor]] = {name: [] for name in names}
     for part in mirrored(x, z, output.std).split(worker.config.evaluation.images_at_once):
         rows = replace(unit, siblings=len(part))
@@ -81,11 +85,20 @@ def _sampled(worker: Scorer, unit: WorkUnit, x: Tensor, teacher: Tensor | None, 
         for name, values in worker.raw_terms(rows, worker.teacher.images(part), beside, names).items():
             scores[name].append(values)
     joined = {name: torch.cat(values) for name, values in scores.items()}
-    return (
-        {name: values.mean() for name, values in joined.items()},
-        {name: smoothed_gradient(values, z, output.std) for name, values in joined.items()},
-        {name: values.std(correction=0) for name, values in joined.items()},
-    )
+    guessed = guess is not None
+    slopes = {name: smoothed_gradient(values, z, output.std, guessed=guessed) for name, values in joined.items()}
+    spreads = {
+        name: output.std * slopes[name].norm() if guessed else values.std(correction=0)
+        for name, values in joined.items()
+    }
+    return {name: values.mean() for name, values in joined.items()}, slopes, spreads
+
+
+def _guess(worker: Scorer, x: Tensor, teacher: Tensor | None) -> Tensor | None:
+    """Return the way from x [*latent] to the teacher's image [1, C, H, W], if scores are taken along it."""
+    if worker.config.output.directions == "white" or teacher is None:
+        return None
+    return worker.teacher.encode_images(teacher)[0].to(x) - x
 
 
 def _joined(one: Found, other: Found) -> Found:

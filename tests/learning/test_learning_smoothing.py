@@ -68,3 +68,31 @@ def test_orthogonal_directions_vary_less_than_independent_ones() -> None:
     together = torch.stack([estimate(reward, X, 0.1, group=g, count=6) for g in range(2000)])
     variance = float((together - slope).square().flatten(1).sum(1).mean()) / 12
     assert variance == pytest.approx(12 / 6 - 1, rel=0.1)  # independent ones: 13 / 6
+
+
+def test_the_first_direction_may_be_a_guess() -> None:
+    """It lies along the guess, the others stay orthogonal to it, and a guess of 0 changes nothing."""
+    z = directions(3, 4, SHAPE, seed=1, round=2, guess=X).flatten(1).double()
+    torch.testing.assert_close(z @ z.T, 12 * torch.eye(4, dtype=torch.float64), atol=1e-5, rtol=0)
+    assert float(torch.cosine_similarity(z[0], X.flatten().double(), dim=0)) ** 2 == pytest.approx(1)
+    drawn = directions(3, 4, SHAPE, seed=1, round=2)
+    assert torch.equal(directions(3, 4, SHAPE, seed=1, round=2, guess=torch.zeros(SHAPE)), drawn)
+    assert not torch.allclose(drawn.flatten(1).double(), z)
+
+
+def test_along_a_guess_the_estimate_is_the_projection_of_the_gradient() -> None:
+    """One pair along the gradient finds it whole; any pairs find what of it lies in their span."""
+
+    def reward(images: Tensor) -> Tensor:
+        return -(images - 0.3).square().flatten(1).sum(1)
+
+    gradient = -2 * (X - 0.3)
+    for guess, count in ((0.3 - X, 1), (X, 1), (X.flip(2), 5)):
+        z = directions(7, count, SHAPE, seed=0, round=0, guess=guess)
+        found = smoothed_gradient(reward(mirrored(X, z, 0.1)), z, 0.1, guessed=True)
+        frame = z.flatten(1) / math.sqrt(12)
+        expected = (frame.T @ (frame @ gradient.flatten())).reshape(SHAPE)
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    along = directions(7, 1, SHAPE, seed=0, round=0, guess=0.3 - X)
+    exact = smoothed_gradient(reward(mirrored(X, along, 0.1)), along, 0.1, guessed=True)
+    torch.testing.assert_close(exact, gradient, atol=1e-4, rtol=1e-4)
