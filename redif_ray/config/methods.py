@@ -18,6 +18,12 @@ class Draft(Strict):
         description="The last steps through which draft back-propagates, from 1 to student.steps. null is all; fewer "
         "need less memory.",
     )
+    recompute: bool = Field(
+        True,
+        description="Whether the activations of a step are computed again in the backward pass, so that those of one "
+        "step are held at a time. false holds those of all steps and makes a quarter fewer network calls; set it for a "
+        "small network.",
+    )
     groups: Positive = Field(48, description="Trajectories of a draft round, at least 1.")
     minibatch: Positive = Field(48, description="Trajectories of an optimiser step of draft, at least 1.")
 

@@ -38,12 +38,14 @@ def draft_loss(
     encoded: dict[str, Tensor],
     reward: Callable[[Tensor], Tensor],
     last_steps: int | None = None,
+    *,
+    recompute: bool = True,
 ) -> Tensor:
     """Return minus the reward of the deterministic sample from x = x_T [B, ...]: [B], differentiable.
 
     reward: differentiable function from final latents [B, ...] to [B]. last_steps: number k in 1..N of last steps that
-    carry gradients (DRaFT-K in the paper); None: all N. These steps are recomputed in the backward pass, so memory is
-    that of one network call: N + k calls forward, k backward.
+    carry gradients (DRaFT-K in the paper); None: all N. recompute: whether these steps are recomputed in the backward
+    pass, so that memory is that of one network call and not of k: N + k calls forward and not N, k backward.
     Raises ValueError for k outside 1..N, and for a reward that is not differentiable.
     """
     n = schedule.steps
@@ -58,7 +60,7 @@ def draft_loss(
         for k in range(first):
             x = step(x, k)
     for k in range(first, n):
-        x = checkpoint(step, x, k, use_reentrant=False, preserve_rng_state=False)
+        x = checkpoint(step, x, k, use_reentrant=False, preserve_rng_state=False) if recompute else step(x, k)
     value = reward(x)
     if value.shape != x.shape[:1] or not value.requires_grad:
         raise ValueError(
@@ -125,7 +127,7 @@ class DraftUpdater:
             "optimiser_steps": len(norms),
             "learning_rate": lr,
             "seconds": time.perf_counter() - started,
-            "network_calls_forward": float((n + k) * total),
+            "network_calls_forward": float((n + k * self.config.draft.recompute) * total),
             "network_calls_backward": float(k * total),
         }
 
@@ -141,4 +143,5 @@ class DraftUpdater:
 
         predict = partial(student.predict, guidance=config.student.guidance)
         x, encoded = initial(self.schedule, unit_noise), student.encode(conditions)
-        return draft_loss(predict, self.schedule, x, encoded, score, config.draft.last_steps)
+        draft = config.draft
+        return draft_loss(predict, self.schedule, x, encoded, score, draft.last_steps, recompute=draft.recompute)

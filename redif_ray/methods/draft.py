@@ -30,12 +30,17 @@ class Draft(RewardedPhase):
         rewards.require_differentiable("method=draft")
 
     def calls(self, prices: Prices) -> Calls:
-        rows, n = self.rounds * self.groups, self.config.student.steps
-        last = self.config.draft.last_steps or n
+        rows, n, draft = self.rounds * self.groups, self.config.student.steps, self.config.draft
+        last = draft.last_steps or n
+        forward = n if draft.recompute else n - last  # of the last steps, beside that which `backward` has
         return Calls(
             reward=rows * self.teacher_images * prices.target,
-            learner=int(rows * prices.student * (n + last * prices.backward)),  # backward recomputes the last steps
+            learner=int(rows * prices.student * (forward + last * prices.backward)),
         )
+
+    @property
+    def steps_held(self) -> int:
+        return 1 if self.config.draft.recompute else self.config.draft.last_steps or self.config.student.steps
 
     def update(self, learning: Learning, round: Round) -> dict[str, float]:
         """Maximise the reward of the deterministic sample by its own gradient."""

@@ -197,6 +197,11 @@ class Phase(ABC):
         return 0
 
     @property
+    def steps_held(self) -> int:
+        """Return the number of steps of a microbatch's trajectories whose activations the learner holds at a time."""
+        return 1
+
+    @property
     def encodes_in_worker(self) -> bool:
         """Tell whether a reward worker turns the teacher's image of each group into a latent."""
         return False

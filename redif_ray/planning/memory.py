@@ -121,8 +121,9 @@ class Networks:
     def footprints(self, config: Config) -> Footprints:
         """Return the footprints with the activations of a configuration's batches."""
         batch, states = config.evaluation.images_at_once, min(config.learner.states_at_once, _most_states(config))
-        rows = max(config.rollout.unit_groups * config.rollout.siblings, batch)
-        made = max(rows, *(teacher_block(config, phase) for phase in phases_of(config) if phase.teacher_images), 0)
+        phases, rows = phases_of(config), max(config.rollout.unit_groups * config.rollout.siblings, batch)
+        held = states * max((phase.steps_held for phase in phases), default=1)
+        made = max(rows, *(teacher_block(config, phase) for phase in phases if phase.teacher_images), 0)
         learned = partial(learn, self.learned, states, min(states, config.rollout.groups))
         calls = {
             "rollout": [partial(predict, self.student, rows, config.student.guidance)],
@@ -130,9 +131,8 @@ class Networks:
                 partial(predict, self.teacher, made, config.teacher.guidance),
                 partial(decode, self.teacher, made),
             ],
-            "learner": [partial(train, self.student, states, config.student.guidance), learned],
+            "learner": [partial(train, self.student, held, config.student.guidance), learned],
         }
-        phases = phases_of(config)
         back = {
             "reward": max((phase.differentiates for phase in phases), default=0),
             "learner": states * any(phase.scores_in_learner for phase in phases),

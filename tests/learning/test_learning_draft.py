@@ -62,6 +62,10 @@ def test_last_steps(last: int) -> None:
     torch.testing.assert_close(gradients[1][-last:], gradients[0][-last:])
     assert not gradients[1][:-last].any() and bool((gradients[0].abs() > 1e-3).all())
     assert calls == [3, 6, 3, 3 + last]  # every step with a gradient is recomputed
+    w = weights()
+    student = Student(w)
+    kept = torch.autograd.grad(draft_loss(student, schedule(), X, SCALE, reward, last, recompute=False).sum(), w)[0]
+    assert torch.equal(kept, gradients[1]) and student.calls == 3
 
 
 def test_what_cannot_be_back_propagated_is_refused() -> None:
