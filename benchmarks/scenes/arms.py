@@ -6,6 +6,7 @@ import itertools
 from pathlib import Path
 
 from benchmarks.grid import Arm, most_rounds
+from benchmarks.scenes.pictures import OUT
 
 RECIPE, CALLS = "benchmarks/scenes/student.yaml", 300_000
 BEFORE = ("method=sfd",)
@@ -32,7 +33,7 @@ def paired() -> tuple[tuple[str, ...], ...]:
 
 ARMS = {
     "verdict": Arm((), rates(5e-5, 1e-4, 2e-4, 4e-4)),
-    "verdict, wider": Arm(("conditions.source=runs/scenes/asked.txt",), rates(5e-5, 1e-4, 2e-4, 4e-4)),
+    "verdict, shown": Arm((f"conditions.source={OUT}/captions.txt",), rates(5e-5, 1e-4, 2e-4, 4e-4)),
     "verdict, pair": Arm((), paired()),
     "steps": Arm(
         (
@@ -64,7 +65,8 @@ def settings(name: str, candidate: tuple[str, ...], calls: int, before: Path, ne
     before: the folder of the student before. network: the file with the fitted network, for the arm of that name.
     """
     arm = ARMS[name]
-    given = (f"student.init={before}", "warm_start.rounds=0", *arm.fixed, *candidate)
+    asked = f"conditions.source={OUT}/asked.txt"
+    given = (f"student.init={before}", "warm_start.rounds=0", asked, *arm.fixed, *candidate)
     left: float = calls
     if name in TAUGHT:
         given += (f"conditions.pool={POOL * calls // CALLS}",)

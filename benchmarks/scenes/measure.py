@@ -59,7 +59,8 @@ def by_held_out(whole: np.ndarray, scenes: Sequence[Scene]) -> dict[str, float]:
     never = np.array([scene.never_asked for scene in scenes])
     if not never.any():
         return {"trained whole": 100 * float(whole.mean())}
-    return {"held out whole": 100 * float(whole.mean()), "never asked whole": 100 * float(whole[never].mean())}
+    parts = {"held out": whole, "asked": whole[~never], "never asked": whole[never]}
+    return {f"{name} whole": 100 * float(part.mean()) for name, part in parts.items()}
 
 
 def variety(pictures: np.ndarray, scenes: Sequence[Scene]) -> dict[str, float]:
@@ -94,7 +95,8 @@ def measured(
 ) -> dict[str, float]:
     """Return `shares` of `count` pictures each, named as "trained whole" and "held out whole", and `variety`.
 
-    "never asked whole" is the share of held-out compositions that no student is asked for.
+    "asked whole" and "never asked whole" are the shares of held-out compositions that students may be asked for, and of
+    the others.
 
     "never asked whole" is the share of those that are held out from `asked`, too.
 

@@ -3,9 +3,9 @@
     python -m benchmarks.scenes.students [--seeds 1 2 3] [--arms NAME ...]
 
 A regression on the guided teacher gives the student before, without guidance. Each arm trains it on with as many
-network calls, in one process:
+network calls, in one process, and asks for half of the compositions that no picture of the teacher's training has, too:
     verdict         contrast of own pictures by the verdict, which reads no picture of the teacher
-    verdict, wider  the same, also for half of the compositions that no picture of the training has
+    verdict, shown  the same, without these compositions
     verdict, pair   the same as the first, with agreement with the teacher's picture of the same noise in the reward
     steps           policy gradient by the verdict, which explores at one step with eta 1
     output          policy gradient by the verdict, which explores at the output
@@ -14,8 +14,8 @@ network calls, in one process:
     regression      more of the regression
 `best of 10` keeps, of ten pictures of the student before, one that is right: the calls of the guided teacher's one.
 Each arm has four candidates, which are trained on seed 0 at a quarter of the calls; the one with the most right
-pictures of compositions that it was trained on, on other noises, is trained on the other seeds. Nothing but the last
-measurement sees held-out compositions, and "verdict, wider" half of them. A run whose result is kept is not made again.
+pictures of what all are asked for, on other noises, is trained on the other seeds. Nothing but the last measurement
+sees the compositions that nobody is asked for. A run whose result is kept is not made again.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from benchmarks.in_process import Kept, Point, Run
 from benchmarks.scenes import measure, proxy
 from benchmarks.scenes.arms import ARMS, BEFORE, CALLS, FITTED, RECIPE, settings
 from benchmarks.scenes.checker import verdict
-from benchmarks.scenes.pictures import captions, drawn
+from benchmarks.scenes.pictures import asked, captions, drawn
 from benchmarks.scenes.teacher import TEACHER
 from redif_ray.config import load as load_config
 from redif_ray.evaluation.report import markdown_table
@@ -43,7 +43,7 @@ from redif_ray.sample import load
 
 VALIDATED = 1000  # pictures by which a candidate is chosen
 CHOICES = 10  # pictures of the student before among which the checker chooses: the calls of one guided picture
-SHARES = ("trained", "held out", "never asked")
+SHARES = ("trained", "asked", "never asked")
 PICTURES = measure.SEED + 10  # seeds of captions and noises from here on measure nothing in the end
 
 
@@ -110,7 +110,7 @@ class Students:
         """Return the measurements of candidate i of an arm, on noises that measure nothing else."""
         folder = self.kept.root / f"{_file(name)}-candidate-{i}"
         seconds = self._trained(self._run(name, TUNING_SEED, ARMS[name].candidates[i], CALLS // 4), folder)
-        scenes = drawn(captions(held_out=False), VALIDATED, PICTURES)
+        scenes = drawn(asked(), VALIDATED, PICTURES)
         pictures = measure.sampled(load(str(folder)), scenes, PICTURES, None)
         return measure.shares(pictures, scenes) | {"seconds": seconds}
 
@@ -122,7 +122,7 @@ class Students:
         """Return the file whose function `score` is the network of a seed, which is fitted where it is missing."""
         path = (self.kept.root / f"networks/{seed}.safetensors").resolve()
         if not path.exists():
-            scenes = drawn(captions(held_out=False), FITTED, PICTURES + 1 + seed)
+            scenes = drawn(asked(), FITTED, PICTURES + 1 + seed)
             pictures = measure.sampled(load(str(self.before(seed))), scenes, PICTURES + 1 + seed, None)
             ranked = proxy.fit(pictures, [str(scene) for scene in scenes], path)
             print(f"seed {seed}: the network ranks {ranked:.1%} of right pictures above wrong ones", flush=True)
@@ -144,20 +144,18 @@ def _file(name: str) -> str:
 def table(students: Students, names: Sequence[str], seeds: Sequence[int]) -> str:
     """Return the arms as a Markdown table.
 
-    Gains are those over the student before, paired by seed. They and what is above the teacher are of compositions that
-    no arm is asked for.
+    Gains are those over the student before, paired by seed.
     """
     before, teacher = [students.start(seed) for seed in seeds], students.teacher()
     found = {"student before": before} | {name: [students.after(name, seed) for seed in seeds] for name in names}
-    head = ["", *SHARES, "gain", "above the teacher", "distance", "entropy", "seconds"]
+    head = ["", *SHARES, *(f"gain, {name}" for name in SHARES[1:]), "distance", "entropy", "seconds"]
     rows = [["teacher", *(f"{teacher[f'{name} whole']:.1f}" for name in SHARES), "", "", *_varied([teacher]), ""]]
     best = [students.best(seed) for seed in seeds]
     for name, points in (found | {f"best of {CHOICES}": best}).items():
-        whole = [point["never asked whole"] for point in points]
-        gains = [own - other["never asked whole"] for own, other in zip(whole, before, strict=True)]
         rows.append([name, *(f"{statistics.fmean(p[f'{kind} whole'] for p in points):.1f}" for kind in SHARES)])
-        rows[-1] += ["" if points is before else interval(gains)]
-        rows[-1] += [interval([own - teacher["never asked whole"] for own in whole])]
+        for kind in SHARES[1:]:
+            gains = [own[f"{kind} whole"] - other[f"{kind} whole"] for own, other in zip(points, before, strict=True)]
+            rows[-1] += ["" if points is before else interval(gains, 1)]
         rows[-1] += _varied(points) if "distance" in points[0] else ["", ""]
         rows[-1] += [f"{statistics.fmean(p['seconds'] for p in points):.0f}" if "seconds" in points[0] else ""]
     return markdown_table(head, rows)

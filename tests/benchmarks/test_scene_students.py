@@ -39,7 +39,7 @@ def test_shares_by_what_is_held_out() -> None:
     trained, held = captions(held_out=False)[:4], captions(held_out=True)
     scenes = [*[s for s in held if s.never_asked][:3], *[s for s in held if not s.never_asked][:1]]
     found = by_held_out(np.array([True, False, False, True]), scenes)
-    assert found == {"held out whole": 50.0, "never asked whole": pytest.approx(100 / 3)}
+    assert found == {"held out whole": 50.0, "asked whole": 100.0, "never asked whole": pytest.approx(100 / 3)}
     assert by_held_out(np.array([True, False, True, True]), trained) == {"trained whole": 75.0}
 
 
