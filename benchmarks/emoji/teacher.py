@@ -84,13 +84,19 @@ def phrase_states(encoder: Any, tokenizer: Any, emoji: Emoji) -> Tensor:
     return torch.stack(found, 1)
 
 
-def noised(x0: Tensor, alphas_cumprod: Tensor, step: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return x_t [B, *latent], t [B] int64 and v [B, *latent] of a step of training, a function of step and seed."""
+def noised(
+    x0: Tensor, alphas_cumprod: Tensor, step: int, seed: int, *, noisier: float = 0.0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return x_t [B, *latent], t [B] int64 and v [B, *latent] of a step of training, a function of step and seed.
+
+    noisier: the share of the batch whose level is among the noisiest 30 %; that of the others is anywhere.
+    """
     eps = noise.normal(x0.numel(), Stream.TEACHER_NOISE, seed=seed, round=step)
     unit = torch.from_numpy(eps).reshape(x0.shape)
     # One level in each of B equal slices of [0, T): the same expectation as uniform draws, less variance.
     shift = noise.uniform(1, Stream.TEACHER_LEVEL, seed=seed, round=step)
     levels = (np.arange(len(x0)) + shift) / len(x0)
+    levels = np.where(levels < noisier, 0.7 + 0.3 * levels / max(noisier, 1e-9), (levels - noisier) / (1 - noisier))
     t = torch.from_numpy((levels * len(alphas_cumprod)).astype(np.int64))
     alpha = alphas_cumprod[t].sqrt()[:, None, None, None]
     sigma = (1 - alphas_cumprod[t]).sqrt()[:, None, None, None]

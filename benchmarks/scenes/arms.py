@@ -6,13 +6,13 @@ import itertools
 from pathlib import Path
 
 from benchmarks.grid import Arm, most_rounds
-from benchmarks.scenes.pictures import OUT
+from benchmarks.scenes.pictures import ASKED
 
-RECIPE, CALLS = "benchmarks/scenes/student.yaml", 300_000
+RECIPE, CALLS = "benchmarks/scenes/student.yaml", 150_000
 BEFORE = ("method=sfd",)
 CALLS_OF_A_PICTURE = 4  # of a student
-POOL = 1024  # noises of an arm that reads pictures or steps of the teacher, at the whole number of calls
-FITTED = 10_000  # pictures of the student before to which a network is fitted
+POOL = 512  # noises of an arm that reads pictures or steps of the teacher, at the whole number of calls
+FITTED = 5_000  # pictures of the student before to which a network is fitted
 RATES = (2e-5, 5e-5, 1e-4, 2e-4)
 CHECKER = "options: {callable: 'benchmarks/scenes/checker.py:right', teacher: false}"
 
@@ -33,7 +33,7 @@ def paired() -> tuple[tuple[str, ...], ...]:
 
 ARMS = {
     "verdict": Arm((), rates(5e-5, 1e-4, 2e-4, 4e-4)),
-    "verdict, shown": Arm((f"conditions.source={OUT}/captions.txt",), rates(5e-5, 1e-4, 2e-4, 4e-4)),
+    "verdict, shown": Arm(("conditions.source=scenes",), rates(5e-5, 1e-4, 2e-4, 4e-4)),
     "verdict, pair": Arm((), paired()),
     "steps": Arm(
         (
@@ -65,8 +65,7 @@ def settings(name: str, candidate: tuple[str, ...], calls: int, before: Path, ne
     before: the folder of the student before. network: the file with the fitted network, for the arm of that name.
     """
     arm = ARMS[name]
-    asked = f"conditions.source={OUT}/asked.txt"
-    given = (f"student.init={before}", "warm_start.rounds=0", asked, *arm.fixed, *candidate)
+    given = (f"student.init={before}", "warm_start.rounds=0", f"conditions.source={ASKED}", *arm.fixed, *candidate)
     left: float = calls
     if name in TAUGHT:
         given += (f"conditions.pool={POOL * calls // CALLS}",)

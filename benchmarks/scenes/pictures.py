@@ -2,8 +2,8 @@
 
     python -m benchmarks.scenes.pictures
 
-writes `runs/scenes/captions.txt`, from which teacher and students are trained, `held_out.txt`, which no picture of the
-training shows, and `asked.txt`: the captions and half of what is held out, for students that need no picture.
+writes the shipped list of captions that the teacher is trained on, and `runs/scenes/asked.txt`: these and half of what
+is held out, for students that need no picture.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.scenes.scenes import Scene, every_scene, picture
+from redif_ray.data.captions import SHIPPED
 
 OUT = Path("runs/scenes")
+CAPTIONS, ASKED = SHIPPED / "scenes.txt", OUT / "asked.txt"
 SINGLE = 0.15  # share of the pictures with one group
 
 
@@ -44,10 +46,9 @@ def pictures(scenes: Sequence[Scene], seed: int) -> np.ndarray:
 
 def main() -> None:
     OUT.mkdir(parents=True, exist_ok=True)
-    lists = {"captions": captions(held_out=False), "held_out": captions(held_out=True), "asked": asked()}
-    for name, found in lists.items():
-        (OUT / f"{name}.txt").write_text("".join(f"{scene}\n" for scene in found))
-        print(f"{len(found)} captions in {OUT / name}.txt")
+    for path, found in ((CAPTIONS, captions(held_out=False)), (ASKED, asked())):
+        path.write_text("".join(f"{scene}\n" for scene in found))
+        print(f"{len(found)} captions in {path}")
 
 
 if __name__ == "__main__":

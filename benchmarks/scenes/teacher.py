@@ -10,7 +10,10 @@ Salimans, arXiv 2207.12598).
 
 from __future__ import annotations
 
+import functools
 import sys
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,15 +30,30 @@ from benchmarks.emoji.vae import latents, load
 from benchmarks.scenes import vae
 from benchmarks.scenes.pictures import OUT, captions, drawn, pictures
 from benchmarks.scenes.scenes import COLOURS, COUNTS, RELATIONS, SHAPES
+from redif_ray.checkpoint import find_checkpoint
 from redif_ray.diffusion import noise
 from redif_ray.diffusion.noise import Stream
 
-TEACHER = OUT / "teacher"
-WORK = OUT / "teacher.training"
-COUNT, SEED = 60_000, 3  # pictures
-FIT = Fit(steps=16_000, batch=64, lr=1e-3, ema=0.9995, seed=SEED)
+TEACHER = Path("redif_ray/assets/teachers/scenes")
+COUNT = 60_000  # pictures of a phase
 CAPTION_DROPOUT = 0.1
 TOKENS, WIDTH, LAYERS = 16, 128, 2  # of the text encoder; a caption has at most 8 words, its start and its end
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A part of the training, with pictures of its own. noisier: as `noised` reads it."""
+
+    fit: Fit
+    work: Path
+    noisier: float
+
+
+PHASES = (
+    Phase(Fit(steps=16_000, batch=64, lr=1e-3, ema=0.9995, seed=3), OUT / "teacher.training", 0.0),
+    # Where an object stands is decided among the noisiest levels.
+    Phase(Fit(steps=6_000, batch=64, lr=1e-3, ema=0.9995, seed=4), OUT / "teacher.training.noisier", 0.5),
+)
 
 
 def build_tokenizer() -> CLIPTokenizer:
@@ -117,17 +135,22 @@ class Denoiser(Module):
 
 
 class Examples:
-    """Training examples of step i as a pure function of i."""
+    """Training examples of step i of a phase as a pure function of i."""
 
-    def __init__(self, clean: Tensor, ids: Tensor, nothing: Tensor, alphas_cumprod: Tensor) -> None:
-        self.clean, self.ids, self.nothing, self.alphas_cumprod = clean, ids, nothing, alphas_cumprod
+    def __init__(self, phase: Phase, tokenizer: CLIPTokenizer) -> None:
+        scenes = drawn(captions(held_out=False), COUNT, phase.fit.seed)
+        ids = token_ids(tokenizer, [*map(str, scenes), ""])
+        self.ids, self.nothing = ids[:-1], ids[-1]
+        self.clean = latents(load(vae.FOLDER), pictures(scenes, phase.fit.seed))
+        self.phase, self.alphas_cumprod = phase, build_scheduler().alphas_cumprod
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return x_t [B, 8, 8, 8], t [B] int64, tokens [B, 16] and v [B, 8, 8, 8]."""
-        rows = torch.from_numpy(rows_of(step, len(self.clean), FIT))
-        x, t, v = noised(self.clean[rows], self.alphas_cumprod, step, SEED)
+        fit = self.phase.fit
+        rows = torch.from_numpy(rows_of(step, len(self.clean), fit))
+        x, t, v = noised(self.clean[rows], self.alphas_cumprod, step, fit.seed, noisier=self.phase.noisier)
         ids = self.ids[rows]
-        dropped = noise.uniform(FIT.batch, Stream.TEACHER_DROPOUT, seed=SEED, round=step) < CAPTION_DROPOUT
+        dropped = noise.uniform(fit.batch, Stream.TEACHER_DROPOUT, seed=fit.seed, round=step) < CAPTION_DROPOUT
         ids[torch.from_numpy(dropped)] = self.nothing
         return x, t, ids, v
 
@@ -143,32 +166,33 @@ def export(denoiser: Any, tokenizer: CLIPTokenizer) -> None:
     )
 
 
+def fitted(denoiser: Any, phase: Phase, tokenizer: CLIPTokenizer) -> float:
+    """Train by one phase; the weights become their average over steps. Returns seconds."""
+    examples = functools.cache(lambda: Examples(phase, tokenizer))  # a phase that is finished needs none
+
+    def loss(step: int) -> Tensor:
+        x, t, tokens, v = examples()(step)
+        with torch.autocast("cpu", torch.bfloat16):
+            output = denoiser(x, t, tokens)
+        return (output.float() - v).square().mean()
+
+    return train(denoiser, loss, phase.fit, phase.work)
+
+
 def main() -> None:
     if sys.argv[1:] not in ([], ["--export"]):
         raise SystemExit(__doc__)
     single_thread()
     tokenizer = build_tokenizer()
-    denoiser: Any = fresh(lambda: Denoiser(tokenizer), seed=SEED).eval()
+    denoiser: Any = fresh(lambda: Denoiser(tokenizer), seed=PHASES[0].fit.seed).eval()
     if sys.argv[1:]:
-        print(f"step {load_average(denoiser, WORK)} of {FIT.steps}")
-        export(denoiser, tokenizer)
-        return
-    scenes = drawn(captions(held_out=False), COUNT, SEED)
-    ids = token_ids(tokenizer, [*map(str, scenes), ""])
-    examples = Examples(
-        latents(load(vae.FOLDER), pictures(scenes, SEED)), ids[:-1], ids[-1], build_scheduler().alphas_cumprod
-    )
-    denoiser.unet.set_attn_processor(AttnProcessor())  # the fused ones' backward takes a third of a step on a CPU
-    denoiser.text.set_attn_implementation("eager")
-
-    def loss(step: int) -> Tensor:
-        x, t, tokens, v = examples(step)
-        with torch.autocast("cpu", torch.bfloat16):
-            output = denoiser(x, t, tokens)
-        return (output.float() - v).square().mean()
-
-    seconds = train(denoiser, loss, FIT, WORK)
-    print(f"{sum(p.numel() for p in denoiser.parameters()):,} parameters, {seconds:.0f} s of training")
+        begun = [phase for phase in PHASES if find_checkpoint(phase.work)][-1]
+        print(f"{begun.work}: step {load_average(denoiser, begun.work)} of {begun.fit.steps}")
+    else:
+        denoiser.unet.set_attn_processor(AttnProcessor())  # the fused ones' backward takes a third of a step on a CPU
+        denoiser.text.set_attn_implementation("eager")
+        seconds = [fitted(denoiser, phase, tokenizer) for phase in PHASES]
+        print(f"{sum(p.numel() for p in denoiser.parameters()):,} parameters, {sum(seconds):.0f} s of training")
     export(denoiser, tokenizer)
 
 

@@ -21,25 +21,25 @@ from redif_ray.config import load
 
 @pytest.mark.parametrize("name", list(ARMS))
 def test_all_candidates_of_all_arms_take_the_same_calls(name: str, tmp_path: Path) -> None:
-    recipe = tmp_path / "student.yaml"
-    text = Path(RECIPE).read_text()
-    recipe.write_text(text.replace("runs/scenes/teacher", "emoji").replace("runs/scenes/captions.txt", "emoji"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("benchmarks.scenes.arms.RECIPE", str(recipe))
-        for candidate, calls in ((ARMS[name].candidates[0], CALLS // 4), (ARMS[name].candidates[-1], CALLS)):
-            network = tmp_path / "network.py" if name == "network" else None
-            config = load(str(recipe), settings(name, candidate, calls, tmp_path / "before", network))
-            fitted = 4 * FITTED * calls / CALLS if network else 0
-            assert 0.9 * calls < cost(config) + fitted <= calls
-            assert (config.conditions.pool is not None) == (name in TAUGHT)
-            assert config.student.init == str(tmp_path / "before")
+    for candidate, calls in ((ARMS[name].candidates[0], CALLS // 4), (ARMS[name].candidates[-1], CALLS)):
+        network = tmp_path / "network.py" if name == "network" else None
+        config = load(RECIPE, settings(name, candidate, calls, tmp_path / "before", network))
+        fitted = 4 * FITTED * calls / CALLS if network else 0
+        assert 0.9 * calls < cost(config) + fitted <= calls
+        assert (config.conditions.pool is not None) == (name in TAUGHT)
+        assert config.student.init == str(tmp_path / "before")
 
 
 def test_shares_by_what_is_held_out() -> None:
     trained, held = captions(held_out=False)[:4], captions(held_out=True)
     scenes = [*[s for s in held if s.never_asked][:3], *[s for s in held if not s.never_asked][:1]]
     found = by_held_out(np.array([True, False, False, True]), scenes)
-    assert found == {"held out whole": 50.0, "asked whole": 100.0, "never asked whole": pytest.approx(100 / 3)}
+    assert found | {"held out whole": 50.0, "asked whole": 100.0, "never asked whole": pytest.approx(100 / 3)} == found
+    texts = ("one blue triangle", "two red triangles", "one red circle above two green squares")
+    scenes = [Scene.of(text) for text in (*texts, "one blue triangle left of two red triangles")]
+    found = by_held_out(np.array([True, False, True, True]), scenes)
+    groups = {"blue triangle whole": 100.0, "two red triangles whole": 0.0, "two green squares whole": 100.0}
+    assert {name: found[name] for name in found if name.split()[-2] not in ("out", "asked")} == groups
     assert by_held_out(np.array([True, False, True, True]), trained) == {"trained whole": 75.0}
 
 
