@@ -147,6 +147,9 @@ class Networks:
         if self.second is not None:
             calls["learner"].append(partial(train, self.second, states, 1.0))
         peaks = {role: max(map(peak_mb, made)) for role, made in calls.items()}
+        if held > states and back["learner"]:  # the steps are held while the gradient goes through the decoder
+            own = partial(train, self.student, held, config.student.guidance)
+            peaks["learner"] = peak_mb(own) + peak_mb(partial(decode_and_back, self.teacher, states))
         peaks["rollout"] += self.cast / 1e6
         roles = {role: replace(held, activations=peaks[role]) for role, held in self.held.roles.items()}
         return replace(self.held, roles=roles)

@@ -5,12 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from tiny_pipelines import write_sd
 
 from redif_ray.config import load
 from redif_ray.loop import PlainLoop
 from redif_ray.methods import phases_of
+from redif_ray.models.registry import teacher_outline
+from redif_ray.planning.activations import decode_and_back
 from redif_ray.planning.calls import phase_calls, prices
 from redif_ray.planning.memory import footprints
+from redif_ray.planning.peak import peak_mb
 
 
 @pytest.mark.parametrize("last", [1, None])
@@ -44,11 +48,15 @@ def test_the_student_is_the_same_and_the_calls_are_those_that_are_counted(last: 
 
 
 def test_the_activations_of_all_steps_are_counted(tmp_path: Path) -> None:
-    def activations(*given: str) -> float:
+    def activations(folder: str | Path, *given: str) -> float:
         own = ("method=draft", "student.steps=4", "learner.microbatch=16", "warm_start.rounds=0", "draft.groups=16")
-        config = load("smoke", [f"run.root={tmp_path}", *own, *given])
+        config = load("smoke", [f"run.root={tmp_path}", f"teacher.model={folder}", *own, *given])
         return footprints(config).roles["learner"].activations
 
-    one, four = activations(), activations("draft.recompute=false")
-    assert activations("draft={groups: 16, recompute: false, last_steps: 1}") == one
-    assert 3.5 < four / one < 4.01
+    one, four = activations("fashion-mnist"), activations("fashion-mnist", "draft.recompute=false")
+    assert activations("fashion-mnist", "draft={groups: 16, recompute: false, last_steps: 1}") == one
+    assert 3.5 < four / one < 4.1
+    latent = write_sd(tmp_path / "m")
+    decoded = peak_mb(lambda: decode_and_back(teacher_outline(load("smoke", [f"teacher.model={latent}"]).teacher), 16))
+    step = activations(latent, "method=straight", "output.groups=16")
+    assert activations(latent, "draft.recompute=false") > decoded + 3 * step
