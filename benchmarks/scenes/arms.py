@@ -6,7 +6,7 @@ import itertools
 from pathlib import Path
 
 from benchmarks.grid import Arm, most_rounds
-from benchmarks.scenes.pictures import ASKED
+from benchmarks.scenes.pictures import ASKED, CAPTIONS
 
 RECIPE, CALLS = "benchmarks/scenes/student.yaml", 150_000
 BEFORE = ("method=sfd",)
@@ -33,7 +33,7 @@ def paired() -> tuple[tuple[str, ...], ...]:
 
 ARMS = {
     "verdict": Arm((), rates(5e-5, 1e-4, 2e-4, 4e-4)),
-    "verdict, shown": Arm(("conditions.source=scenes",), rates(5e-5, 1e-4, 2e-4, 4e-4)),
+    "verdict, shown": Arm((f"conditions.source={CAPTIONS}",), rates(5e-5, 1e-4, 2e-4, 4e-4)),
     "verdict, pair": Arm((), paired()),
     "steps": Arm(
         (

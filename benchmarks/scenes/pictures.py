@@ -2,7 +2,7 @@
 
     python -m benchmarks.scenes.pictures
 
-writes the shipped list of captions that the teacher is trained on, and `runs/scenes/asked.txt`: these and half of what
+writes `captions.txt`, on which the teacher is trained, and `runs/scenes/asked.txt`: these and half of what
 is held out, for students that need no picture.
 """
 
@@ -14,10 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.scenes.scenes import Scene, every_scene, picture
-from redif_ray.data.captions import SHIPPED
 
 OUT = Path("runs/scenes")
-CAPTIONS, ASKED = SHIPPED / "scenes.txt", OUT / "asked.txt"
+CAPTIONS, ASKED = Path("benchmarks/scenes/captions.txt"), OUT / "asked.txt"
 SINGLE = 0.15  # share of the pictures with one group
 
 

@@ -34,7 +34,7 @@ from redif_ray.checkpoint import find_checkpoint
 from redif_ray.diffusion import noise
 from redif_ray.diffusion.noise import Stream
 
-TEACHER = Path("redif_ray/assets/teachers/scenes")
+TEACHER = Path("benchmarks/scenes/model")
 COUNT = 60_000  # pictures of a phase
 CAPTION_DROPOUT = 0.1
 TOKENS, WIDTH, LAYERS = 16, 128, 2  # of the text encoder; a caption has at most 8 words, its start and its end

@@ -16,6 +16,7 @@ from benchmarks.scenes.checker import verdict
 from benchmarks.scenes.measure import bits, by_held_out, variety
 from benchmarks.scenes.pictures import captions, drawn, pictures
 from benchmarks.scenes.scenes import Scene, every_scene
+from benchmarks.scenes.students import Students, table
 from redif_ray.config import load
 
 
@@ -93,3 +94,11 @@ def test_two_processes_may_keep_runs_in_one_file(tmp_path: Path) -> None:
     first.keep("a", [{"x": 1.0}])
     second.keep("b", [{"x": 2.0}])
     assert first.point("b", dict) == {"x": 2.0} and second.point("a", dict) == {"x": 1.0}
+
+
+def test_the_page_has_the_kept_figures(tmp_path: Path) -> None:
+    folder = Path(__file__).parents[2] / "benchmarks"
+    page = (folder / "scenes" / "README.md").read_text().splitlines()
+    made = table(Students(Kept(folder / "results" / "scenes.json", tmp_path)), ["verdict"], [1, 2, 3])
+    rows = made.splitlines()[2:]
+    assert len(rows) == 4 and {*rows} <= {*page}

@@ -11,23 +11,23 @@ import pytest
 from tiny_pipelines import run_alone
 
 from benchmarks.scenes.checker import verdict
-from benchmarks.scenes.pictures import captions, drawn
-from redif_ray.data.captions import SHIPPED
+from benchmarks.scenes.pictures import CAPTIONS, captions, drawn
+from benchmarks.scenes.teacher import TEACHER
 from redif_ray.diffusion import schedules
 from redif_ray.models.registry import load_model
 from redif_ray.sample import draw
 
-TEACHER = Path(__file__).parent.parent / "redif_ray" / "assets" / "teachers" / "scenes"
+ROOT = Path(__file__).parents[2]
 GUIDANCE = 2.0
 
 
 @pytest.fixture(scope="module")
 def teacher() -> Any:
-    return load_model("scenes")
+    return load_model(ROOT / TEACHER)
 
 
 def test_the_shipped_captions_are_those_of_the_training() -> None:
-    shipped = (SHIPPED / "scenes.txt").read_text(encoding="utf-8").splitlines()
+    shipped = (ROOT / CAPTIONS).read_text(encoding="utf-8").splitlines()
     assert shipped == [str(scene) for scene in captions(held_out=False)]
 
 
@@ -45,6 +45,6 @@ def test_pictures_are_right(teacher: Any, held_out: bool, least: float) -> None:
 
 @pytest.mark.long
 def test_its_card_runs_by_itself(tmp_path: Path) -> None:
-    folder = copytree(TEACHER, tmp_path / "own")
+    folder = copytree(ROOT / TEACHER, tmp_path / "own")
     run_alone([folder])
     assert (folder / "sample.png").is_file()
