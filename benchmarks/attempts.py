@@ -1,6 +1,6 @@
 """Attempts to come closer to the teacher at the same cost, beside the method `output` as the grid tuned it.
 
-    python -m benchmarks.attempts [--steps 4 2] [--seeds 1 2 3] [--names "half the rate" features ...]
+    python -m benchmarks.attempts [--steps 4 2] [--seeds 1 2 3] [--names "half the rate" ...]
 
 Every attempt changes one thing of the chosen settings of `benchmarks.grid` and has the same budget. All are run on the
 tuning seed first; the others tell which of them hold. A run whose result is kept is not made again.
@@ -14,9 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.emoji.fit import single_thread
-from benchmarks.grid import BUDGET, RECIPE, TUNING_SEED, Arm, arms, chosen, interval, settings, untuned
-from benchmarks.in_process import GRID, PAIR, Kept, Point
-from benchmarks.kept import Results
+from benchmarks.grid import BUDGET, RECIPE, TUNING_SEED, Arm, arms, interval, settings, untuned
+from benchmarks.in_process import PAIR, Kept, Point, candidate
 from redif_ray.evaluation.report import markdown_table
 
 KEPT = "as tuned"
@@ -29,7 +28,7 @@ def _reward(terms: Sequence[str]) -> str:
 
 def _rate(steps: int, method: str) -> float:
     """Return the learning rate that the grid chose for a method."""
-    (rate,) = (given.removeprefix("learner.lr=") for given in chosen(steps, method, Results(GRID, GRID.parent)))
+    (rate,) = (given.removeprefix("learner.lr=") for given in candidate(steps, method))
     return float(rate)
 
 

@@ -156,6 +156,6 @@ class Kept:
 
 
 @functools.cache
-def candidate(steps: int) -> tuple[str, ...]:
-    """Return the settings that the grid chose for the method `output`."""
-    return chosen(steps, "output", Results(GRID, GRID.parent))
+def candidate(steps: int, method: str = "output") -> tuple[str, ...]:
+    """Return the settings that the grid chose for a method."""
+    return chosen(steps, method, Results(GRID, GRID.parent))

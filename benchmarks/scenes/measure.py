@@ -46,9 +46,13 @@ def framed(pictures: np.ndarray) -> np.ndarray:
     return np.pad(pictures, ((0, 0), (0, 0), (1, 1), (1, 1)), constant_values=0.4)
 
 
-def shares(pictures: np.ndarray, scenes: Sequence[Scene]) -> dict[str, float]:
-    """Return the share of pictures that are right by kind, and whole by the number of objects, in percent."""
-    found = [verdict(each, scene) for each, scene in zip(pictures, scenes, strict=True)]
+def judged(pictures: np.ndarray, scenes: Sequence[Scene]) -> list[dict[str, bool]]:
+    """Return the verdict on each picture."""
+    return [verdict(each, scene) for each, scene in zip(pictures, scenes, strict=True)]
+
+
+def shares(found: Sequence[dict[str, bool]], scenes: Sequence[Scene]) -> dict[str, float]:
+    """Return the share of right verdicts by kind, and whole by the number of objects, in percent."""
     by_kind = {kind: 100 * float(np.mean([each[kind] for each in found])) for kind in KINDS}
     counts = sorted({scene.objects for scene in scenes})
     by_count = {
@@ -121,12 +125,9 @@ def measured(
     for name, held_out in (("trained", False), ("held out", True)):
         scenes = drawn(captions(held_out=held_out), count, SEED)
         pictures = sampled(model, scenes, SEED, guidance)
-        found |= {f"{name} {kind}": share for kind, share in shares(pictures, scenes).items()}
-        whole = [verdict(picture, scene)["whole"] for picture, scene in zip(pictures, scenes, strict=True)]
-        found |= by_held_out(np.array(whole), scenes)
-        if held_out:
-            never = [i for i, scene in enumerate(scenes) if scene.never_asked]
-            found["never asked whole"] = shares(pictures[never], [scenes[i] for i in never])["whole"]
+        verdicts = judged(pictures, scenes)
+        found |= {f"{name} {kind}": share for kind, share in shares(verdicts, scenes).items()}
+        found |= by_held_out(np.array([each["whole"] for each in verdicts]), scenes)
         if shown is not None:
             scale = model.guidance if guidance is None else guidance
             write_grid(shown / f"{name.replace(' ', '_')}.guidance{scale:g}.png", framed(pictures[:SHOWN]))

@@ -34,7 +34,6 @@ from benchmarks.grid import TUNING_SEED, interval, untuned
 from benchmarks.in_process import Kept, Point, Run
 from benchmarks.scenes import measure, proxy
 from benchmarks.scenes.arms import ARMS, BEFORE, CALLS, FITTED, RECIPE, settings
-from benchmarks.scenes.checker import verdict
 from benchmarks.scenes.pictures import asked, captions, drawn
 from benchmarks.scenes.teacher import TEACHER
 from redif_ray.config import load as load_config
@@ -99,8 +98,8 @@ class Students:
             model, found = load(str(self.before(seed))), dict[str, float]()
             for held_out in (False, True):
                 scenes = [s for s in drawn(captions(held_out=held_out), 300, PICTURES) for _ in range(CHOICES)]
-                pictures = measure.sampled(model, scenes, PICTURES, None)
-                whole = [verdict(p, s)["whole"] for p, s in zip(pictures, scenes, strict=True)]
+                verdicts = measure.judged(measure.sampled(model, scenes, PICTURES, None), scenes)
+                whole = [each["whole"] for each in verdicts]
                 found |= measure.by_held_out(np.any(np.reshape(whole, (-1, CHOICES)), axis=1), scenes[::CHOICES])
             return found
 
@@ -111,8 +110,8 @@ class Students:
         folder = self.kept.root / f"{_file(name)}-candidate-{i}"
         seconds = self._trained(self._run(name, TUNING_SEED, ARMS[name].candidates[i], CALLS // 4), folder)
         scenes = drawn(asked(), VALIDATED, PICTURES)
-        pictures = measure.sampled(load(str(folder)), scenes, PICTURES, None)
-        return measure.shares(pictures, scenes) | {"seconds": seconds}
+        verdicts = measure.judged(measure.sampled(load(str(folder)), scenes, PICTURES, None), scenes)
+        return measure.shares(verdicts, scenes) | {"seconds": seconds}
 
     def _run(self, name: str, seed: int, candidate: tuple[str, ...], calls: int) -> Run:
         network = self._network(seed) if name == "network" else None

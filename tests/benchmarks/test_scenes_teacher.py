@@ -1,4 +1,4 @@
-"""The shipped teacher of scenes: its captions, and pictures that the checker calls right."""
+"""The teacher of scenes: its captions, and pictures that the checker calls right."""
 
 from __future__ import annotations
 
